@@ -1,0 +1,1 @@
+"""Load tests of an edge beside its peers: `python -m benchmarks`."""

@@ -1,0 +1,5 @@
+"""`python -m fedproxy` is the `fedproxy` command."""
+
+from fedproxy.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The control plane: probes, reload, operators' intent."""

@@ -1,0 +1,1 @@
+"""An embedded federation to look at: toy BinderHubs and the edge in front."""

@@ -1,0 +1,1 @@
+"""aiohttp: the pages for visitors and operators, and the admin API."""
