@@ -1,0 +1,234 @@
+"""The `fedproxy` command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import uvloop
+
+from fedproxy import __version__
+from fedproxy.config import convert, load, not_in_force
+from fedproxy.errors import ConfigError
+from fedproxy.web.page import render_page
+
+if TYPE_CHECKING:
+    from fedproxy.config import Config
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """The edge for a federation of BinderHubs."""
+
+
+def _load(file: Path) -> Config:
+    try:
+        return load(file, os.environ)
+    except ConfigError as error:
+        for fault in error.faults:
+            click.echo(f"{file}: {fault}", err=True)
+        raise SystemExit(2) from None
+
+
+@main.command()
+@click.option("--config", "file", required=True, type=_FILE, help="The config, YAML or JSON.")
+@click.option("--workers", type=click.IntRange(1), help="How many processes serve; over what the config says.")
+def serve(file: Path, workers: int | None) -> None:
+    """Run the edge until SIGTERM or SIGINT."""
+    config = _load(file)
+    if workers is not None:
+        config = config.model_copy(update={"workers": workers})
+    _say(f"fedproxy {__version__}: {len(config.members)} members from {file}")
+    for key in not_in_force(config):
+        _say(f"{file}: {key}: accepted, not in force yet")
+    try:
+        uvloop.run(_serve(config))
+    except OSError as error:
+        raise SystemExit(f"fedproxy: {error.strerror or error}") from None
+
+
+async def _serve(config: Config) -> None:
+    from fedproxy.serve.service import Service
+
+    service = Service(config)
+    stop = _until_told_to_stop()
+    await service.start()
+    for host, port in service.addresses:
+        _say(f"listening on {_shown(host)}:{port}")
+    _say(f"admin on {_shown(service.admin_address[0])}:{service.admin_address[1]}")
+    try:
+        await stop.wait()
+        stop.clear()
+        _say(f"draining for at most {config.timeouts.drain:g} s; a second signal ends it at once")
+        draining = asyncio.ensure_future(service.stop(config.timeouts.drain))
+        again = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        if not draining.done():
+            draining.cancel()
+        await asyncio.gather(draining, again, return_exceptions=True)
+    finally:
+        await service.stop()
+
+
+def _until_told_to_stop() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+@main.command()
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--members", default=3, show_default=True, type=click.IntRange(1, 12))
+def demo(port: int, members: int) -> None:
+    """Run toy BinderHubs on loopback and the edge in front of them."""
+    from fedproxy.demo.run import run
+
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        uvloop.run(run(port, members))
+    except KeyboardInterrupt:
+        pass
+    except OSError as error:
+        raise SystemExit(f"fedproxy demo: {error.strerror or error}; another port: --port N") from None
+
+
+@main.command()
+@click.argument("file", type=_FILE)
+def check(file: Path) -> None:
+    """Validate a config: exit 0, or 2 with every fault."""
+    config = _load(file)
+    for key in not_in_force(config):
+        click.echo(f"{file}: {key}: accepted, not in force yet")
+    click.echo(f"{file}: valid, {len(config.members)} members")
+
+
+@main.command("import")
+@click.argument("file", type=_FILE)
+def import_(file: Path) -> None:
+    """Print a federation-redirect config.json as a fedproxy config."""
+    try:
+        click.echo(convert(file.read_text(encoding="utf-8")), nl=False)
+    except ConfigError as error:
+        for fault in error.faults:
+            click.echo(f"{file}: {fault}", err=True)
+        raise SystemExit(2) from None
+    except (OSError, UnicodeDecodeError) as error:
+        click.echo(f"{file}: cannot be read: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+@main.command()
+@click.option("--config", "file", required=True, type=_FILE)
+@click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
+def page(file: Path, form: str) -> None:
+    """Print the federation's member page."""
+    click.echo(render_page(_load(file), form))
+
+
+_ADMIN = click.option(
+    "--admin",
+    envvar="FEDPROXY_ADMIN",
+    default="http://127.0.0.1:8081",
+    show_default=True,
+    help="The admin listener's URL (FEDPROXY_ADMIN).",
+)
+
+
+def _ask(admin: str, path: str, change: dict[str, Any] | None = None) -> Any:
+    """Asks the admin API; ends the program with a message that says what to do if that fails."""
+    headers = {"Content-Type": "application/json"}
+    if token := os.environ.get("FEDPROXY_ADMIN_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    body = None if change is None else json.dumps(change).encode()
+    if not admin.startswith(("http://", "https://")):
+        raise SystemExit(f"--admin is {admin!r}, expected an http:// or https:// URL")
+    request = urllib.request.Request(  # noqa: S310 -- the scheme is checked above
+        admin.rstrip("/") + path, data=body, headers=headers, method="GET" if change is None else "PATCH"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        try:
+            detail = json.load(error).get("detail", "")
+        except (ValueError, AttributeError):
+            detail = ""
+        hint = " (set FEDPROXY_ADMIN_TOKEN)" if error.code == 401 else ""
+        raise SystemExit(f"{admin}: {error.code} {detail or error.reason}{hint}") from None
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{admin}: {getattr(error, 'reason', error)}: is the edge running there?") from None
+
+
+@main.command()
+@_ADMIN
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def members(admin: str, as_json: bool) -> None:
+    """Show the members."""
+    found = _ask(admin, "/members")
+    rows = found["members"] if isinstance(found, dict) else found
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
+    for row in rows:
+        table.add_row(
+            row["name"] + (" (prime)" if row["prime"] else ""),
+            row["state"],
+            "well" if row["healthy"] else ", ".join(row["reasons"]) or "ill",
+            row["breaker"],
+            f"{row['weight']:g}",
+            f"{row.get('share', 0):.0%}",
+            str(row["in_flight"]),
+            str(row["launches"]),
+        )
+    Console().print(table)
+
+
+def _changes(state: str, words: str) -> None:
+    @main.command(state, help=words)
+    @_ADMIN
+    @click.argument("name")
+    def command(name: str, admin: str) -> None:
+        _ask(admin, f"/members/{name}", {"state": state})
+        click.echo(f"{name}: {state}")
+
+
+_changes("ready", "Send a member visitors again.")
+_changes("drain", "Send a member no new visitors; those it has stay.")
+_changes("maint", "Send a member nobody.")
+
+
+@main.command()
+@_ADMIN
+@click.argument("name")
+@click.argument("number", type=click.FloatRange(min=0))
+def weight(name: str, number: float, admin: str) -> None:
+    """Set a member's weight."""
+    _ask(admin, f"/members/{name}", {"weight": number})
+    click.echo(f"{name}: weight {number:g}")
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _say(text: str) -> None:
+    click.echo(text, file=sys.stderr)

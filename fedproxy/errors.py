@@ -1,0 +1,248 @@
+"""Every error of the edge, in one tree.
+
+    FedproxyError
+    ├── ConfigError                  an operator's input is wrong; carries every fault at once
+    └── ExchangeError                one request cannot be served as asked
+        ├── VisitorError             the visitor is to blame; answered, never retried
+        ├── MemberError              the member is to blame; may be retried, charged to its breaker
+        └── EdgeError                nobody is to blame: no member, or the edge is full
+
+An `ExchangeError` knows who is to blame and in which phase, and from that follow the status that the
+visitor sees, the label in the metrics and the two characters in the access log. A subclass is a row
+of the fault table, so what a fault means is said here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class FedproxyError(Exception):
+    """What fedproxy raises on purpose."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a config: where, what, and what was expected."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ConfigError(FedproxyError):
+    """An operator's input is wrong. `faults` holds every fault that was found, in the order of the file."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("; ".join(map(str, faults)))
+        self.faults = faults
+
+
+class ExchangeError(FedproxyError):
+    """A request that cannot be served as asked.
+
+    `status`: what the visitor is answered, if nothing was sent yet. `reason`: the metrics label, a fixed
+    small set. `termination`: who ended it and in which phase, as in the access log. `detail`: one fixed
+    line for the visitor, which echoes nothing of the request.
+    """
+
+    status: ClassVar[int] = 500
+    reason: ClassVar[str] = "internal"
+    termination: ClassVar[str] = "PH"
+    detail: ClassVar[str] = "The edge could not serve this request."
+
+
+class VisitorError(ExchangeError):
+    """The visitor's request is refused."""
+
+    status = 400
+    reason = "malformed"
+    termination = "PR"
+    detail = "The request is malformed."
+
+
+class BadRequest(VisitorError):
+    """Malformed, ambiguous or smuggled (RFC 9112 sections 2.2, 3, 5.1, 6)."""
+
+
+class MethodRefused(VisitorError):
+    """TRACE and CONNECT are not proxied."""
+
+    status = 405
+    reason = "method"
+    detail = "This method is not allowed here."
+
+
+class Banned(VisitorError):
+    """Network, user agent or repository is on the operator's list."""
+
+    status = 403
+    reason = "banned"
+    detail = "Access from here is not allowed."
+
+
+class TooManyLaunches(VisitorError):
+    """The client address asked for more launches than its rate allows."""
+
+    status = 429
+    reason = "rate"
+    detail = "Too many launches from this address. Please try again later."
+
+
+class HeadTimeout(VisitorError):
+    """The request's head was not complete in time."""
+
+    status = 408
+    reason = "head_timeout"
+    termination = "cR"
+    detail = "The request took too long to arrive."
+
+
+class BodyTimeout(VisitorError):
+    """The request's body stopped arriving."""
+
+    status = 408
+    reason = "body_timeout"
+    termination = "cR"
+    detail = "The request's body stopped arriving."
+
+
+class HeadTooLarge(VisitorError):
+    """The header block is over `limits.request_head` (RFC 6585 section 5)."""
+
+    status = 431
+    reason = "head_too_large"
+    detail = "The request's header fields are too large."
+
+
+class TargetTooLong(VisitorError):
+    """The request line alone is over `limits.request_head`."""
+
+    status = 414
+    reason = "target_too_long"
+    detail = "The request's target is too long."
+
+
+class BodyTooLarge(VisitorError):
+    """The body is over `limits.request_body`."""
+
+    status = 413
+    reason = "body_too_large"
+    detail = "The request's body is too large."
+
+
+class VisitorGone(VisitorError):
+    """The visitor closed the connection before the response was complete; nobody's fault."""
+
+    status = 499
+    reason = "visitor_gone"
+    termination = "CD"
+    detail = "The visitor closed the connection."
+
+
+class MemberError(ExchangeError):
+    """The member failed. `delivered`: whether the member may have seen (a part of) the request."""
+
+    status = 502
+    reason = "member"
+    termination = "SH"
+    detail = "The member that serves you could not be reached."
+    delivered: ClassVar[bool] = True
+
+
+class ConnectFailed(MemberError):
+    """Refused or unreachable."""
+
+    reason = "connect"
+    termination = "SC"
+    delivered = False
+
+
+class NameFailed(ConnectFailed):
+    """The member's name does not resolve."""
+
+    reason = "dns"
+
+
+class TLSFailed(ConnectFailed):
+    """The member's certificate or handshake is not acceptable."""
+
+    reason = "tls"
+
+
+class ConnectTimeout(ConnectFailed):
+    """No connection in `timeouts.connect`."""
+
+    status = 504
+    reason = "connect_timeout"
+    termination = "sC"
+    detail = "The member that serves you did not answer in time."
+
+
+class ResponseTimeout(MemberError):
+    """No response head in `timeouts.response_head`."""
+
+    status = 504
+    reason = "response_timeout"
+    termination = "sH"
+    detail = "The member that serves you did not answer in time."
+
+
+class ResponseLost(MemberError):
+    """Closed or reset before a whole response head."""
+
+    reason = "reset"
+    detail = "The member that serves you closed the connection without an answer."
+
+
+class StaleConnection(ResponseLost):
+    """A reused connection was closed as the request was sent, with not one byte of an answer."""
+
+    reason = "stale"
+
+
+class BadResponse(MemberError):
+    """The member's response is malformed or ambiguous."""
+
+    reason = "bad_response"
+    termination = "PH"
+    detail = "The member that serves you sent an answer that makes no sense."
+
+
+class BodyLost(MemberError):
+    """The member broke off after its head was passed on: the visitor's connection is aborted."""
+
+    reason = "truncated"
+    termination = "SD"
+
+
+class BodyStalled(MemberError):
+    """The member's response stopped for longer than `timeouts.response_idle`."""
+
+    reason = "stalled"
+    termination = "sD"
+
+
+class EdgeError(ExchangeError):
+    """Nobody is to blame."""
+
+
+class NoMember(EdgeError):
+    """No member is available, not even as a last resort."""
+
+    status = 503
+    reason = "no_member"
+    termination = "PQ"
+    detail = "No member of the federation is available at the moment. Please try again in a minute."
+
+
+class AllFull(EdgeError):
+    """Every available member has as many requests in flight as it may."""
+
+    status = 503
+    reason = "full"
+    termination = "PQ"
+    detail = "Every member of the federation is busy at the moment. Please try again in a minute."

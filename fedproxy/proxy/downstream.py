@@ -1,0 +1,580 @@
+"""A visitor's connection: HTTP/1.1 in, HTTP/1.1 out (RFC 9112).
+
+    idle ──► head ──► exchange ──► idle        a kept connection goes round
+               │          └──────► lingering   the response is out, what is still unread is thrown away
+               └── refused ──────► lingering
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from http import HTTPStatus
+from typing import TYPE_CHECKING, cast
+
+from fedproxy.decide.breaker import Outcome
+from fedproxy.decide.federation import Lease
+from fedproxy.decide.route import Fixed, Local, Redirect
+from fedproxy.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ExchangeError,
+    HeadTimeout,
+    HeadTooLarge,
+    TargetTooLong,
+    VisitorError,
+)
+from fedproxy.proxy.exchange import Exchange
+from fedproxy.wire.answer import render
+from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
+from fedproxy.wire.request import with_host
+
+if TYPE_CHECKING:
+    from fedproxy.decide.route import Action
+    from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.wire.request import HeaderBlock
+    from fedproxy.wire.response import ResponseHead
+
+_UNTIL_CLOSE = 2  # how the response's end is told: by its head, ...
+_CHUNK = 1  # ... by chunks that are made here, ...
+_AS_SENT = 0  # ... as the member sent it
+# A closing connection reads on for so long, so that no reset overtakes the answer (RFC 9112 section 9.6).
+_LINGER = 5.0
+_SMALL = 16 * 1024
+
+
+class Downstream(asyncio.Protocol):
+    """One connection from a visitor."""
+
+    transport: asyncio.Transport
+    exchange: Exchange | None = None
+    held = b""  # an unfinished head, or what came after the request under way
+    left = 0  # bytes of the request's body still to come
+    chunks: Chunked | None = None
+    reading = True
+    keep = True
+    framing = _AS_SENT
+    linger_until: float | None = None
+    head_since: float | None = None
+    idle_since = 0.0
+    request_id = b""
+    made_trace = b""
+    trusted = False
+    secure = False
+
+    def __init__(self, edge: Edge, *, secure: bool = False) -> None:
+        self.edge = edge
+        self.tls = self.secure = secure
+
+    def __repr__(self) -> str:
+        state = "lingering" if self.linger_until is not None else "serving" if self.exchange else "idle"
+        return f"<Downstream {self.client.decode('latin-1')} {state} {self.exchange or ''}>"
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.write = self.transport.write
+        edge = self.edge
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple):
+            self.peer = self.client = peer[0].partition("%")[0].encode("ascii")
+            self.trusted = bool(edge.policy.trusted) and _is_in(self.peer, edge)
+        else:
+            # Who may open the unix socket is this machine's own proxy.
+            self.peer = self.client = b"127.0.0.1"
+            self.trusted = True
+        self.forwarded = self._forwarded_lines(self.client, self.peer, self.secure)
+        self.idle_since = edge.clock()
+        edge.counts.connections += 1
+        edge.connections.add(self)
+        if len(edge.connections) > edge.policy.limits.connections:
+            edge.counts.rejected["connections"] += 1
+            self.transport.abort()
+
+    @staticmethod
+    def _forwarded_lines(client: bytes, addresses: bytes, secure: bool) -> bytes:
+        return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Real-IP: %b\r\n" % (
+            addresses,
+            b"https" if secure else b"http",
+            client,
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        if self.exchange is not None:
+            exchange, self.exchange = self.exchange, None
+            exchange.on_visitor_gone()
+
+    def _forget(self) -> None:
+        edge = self.edge
+        if self in edge.connections:
+            edge.connections.discard(self)
+            edge.counts.connections -= 1
+
+    def eof_received(self) -> None:
+        # A visitor who closes half is taken for gone, as browsers only ever close whole.
+        return None
+
+    def abort(self) -> None:
+        """Drops the connection at once: whatever it was sent does not look complete."""
+        self.transport.abort()
+
+    # The request
+
+    def data_received(self, data: bytes) -> None:
+        if self.exchange is not None:
+            self._read_on(self.exchange, data)
+        elif self.linger_until is None:
+            if self.held:
+                data, self.held = self.held + data, b""
+            self._read_head(data)
+
+    def _read_head(self, data: bytes) -> None:
+        edge = self.edge
+        end = data.find(b"\r\n\r\n") + 4
+        limit = edge.policy.limits.request_head
+        if end < 4 or end > limit or data[0] in b"\r\n":
+            data = self._unusual_head(data, limit)
+            if not data:
+                return
+            end = data.find(b"\r\n\r\n") + 4
+        self.head_since = None
+        line_end = data.find(b"\r\n")
+        try:
+            ask = edge.asks[data[:line_end]]
+            raw = data[line_end + 2 : end]
+            block = edge.trusted_blocks[raw] if self.trusted else edge.blocks[raw]
+            if ask.line.authority is not None:
+                block = edge.blocks[with_host(raw, ask.line.authority)]
+            if not block.plain or ask.line.http10 or edge.draining:
+                self._check(ask, block)
+            else:
+                self.keep = True
+        except VisitorError as error:
+            self._refuse(error)
+            return
+        edge.counts.requests += 1
+        self._identify(block)
+        if self.trusted:
+            self._believe(block)
+        if not ask.proxied and edge.only(ask, block) is None:
+            self._answer_here(ask, block, data)
+            return
+        exchange = self.exchange = Exchange(edge, self, ask, block, edge.clock())
+        if block.chunked or block.length:
+            self._start_body(exchange, block, data[end:])
+        elif len(data) > end:
+            self._hold(data[end:])
+        exchange.begin(self.client)
+
+    def _unusual_head(self, data: bytes, limit: int) -> bytes:
+        """A head that is not whole yet is held; empty if there is nothing to do now."""
+        # RFC 9112 section 2.2: an empty line before the request line is passed over; more than a few is nonsense.
+        blank = 0
+        while blank < 4 and data.startswith(b"\r\n"):
+            data = data[2:]
+            blank += 1
+        if not data or data == b"\r":
+            self.held = data
+            return b""
+        end = data.find(b"\r\n\r\n") + 4
+        if 4 <= end <= limit:
+            if data[0] in b"\r\n \t":
+                self._refuse(BadRequest())
+                return b""
+            return data
+        if end > limit or len(data) > limit:
+            line_end = data.find(b"\r\n")
+            self._refuse(TargetTooLong() if line_end < 0 or line_end > limit // 2 else HeadTooLarge())
+            return b""
+        if b"\n" in data.replace(b"\r\n", b"") or b"\0" in data or data[0] in b"\r\n \t":
+            # It cannot become a valid head, so there is no use in waiting for its end.
+            self._refuse(BadRequest())
+            return b""
+        if self.head_since is None:
+            self.head_since = self.edge.clock()
+        self.held = data
+        return b""
+
+    def _check(self, ask: Ask, block: HeaderBlock) -> None:
+        """What only line and block together can say. Raises `VisitorError`."""
+        line = ask.line
+        if line.http10:
+            # RFC 9112 section 6.1: a 1.0 message has no transfer codings.
+            if block.chunked:
+                raise BadRequest
+            self.keep = block.keep_alive
+        else:
+            if block.host is None:
+                raise BadRequest
+            self.keep = not block.close
+        if self.edge.draining:
+            self.keep = False
+        if block.length is not None and block.length > self.edge.policy.limits.request_body:
+            raise BodyTooLarge
+
+    def _identify(self, block: HeaderBlock) -> None:
+        """The id that the request has everywhere: the visitor's, or the trace's, or a new one."""
+        trace = block.traceparent
+        if trace is None:
+            made = b"%032x" % self.edge.rng.getrandbits(128)
+            self.request_id = block.request_id or made
+            self.made_trace = b"X-Request-ID: %b\r\ntraceparent: 00-%b-%b-00\r\n" % (
+                self.request_id,
+                made,
+                made[:16],
+            )
+        else:
+            self.request_id = block.request_id or trace[3:35]
+            self.made_trace = b"X-Request-ID: %b\r\ntraceparent: %b\r\n" % (self.request_id, trace)
+
+    def _believe(self, block: HeaderBlock) -> None:
+        """The peer is a trusted proxy: who the visitor is and how they came is what it says."""
+        said = block.forwarded
+        client, addresses = self.peer, self.peer
+        if said.addresses is not None:
+            addresses = said.addresses + b", " + self.peer
+            for address in reversed(said.addresses.split(b",")):
+                client = address.strip()
+                if not _is_in(client, self.edge):
+                    break
+        elif said.real_ip is not None:
+            client = said.real_ip
+            addresses = said.real_ip + b", " + self.peer
+        if not _is_address(client):
+            client = self.peer
+        self.client = client
+        self.secure = said.proto == b"https" if said.proto is not None else self.tls
+        self.forwarded = self._forwarded_lines(client, addresses, self.secure)
+
+    def _start_body(self, exchange: Exchange, block: HeaderBlock, data: bytes) -> None:
+        exchange.expect_body()
+        if block.chunked:
+            self.chunks = Chunked()
+        else:
+            self.left = block.length or 0
+        if data:
+            self._read_body(exchange, data)
+
+    def _read_on(self, exchange: Exchange, data: bytes) -> None:
+        if exchange.body_done:
+            self._hold(data)
+        else:
+            self._read_body(exchange, data)
+
+    def _read_body(self, exchange: Exchange, data: bytes) -> None:
+        if self.chunks is None:
+            left = self.left = self.left - len(data)
+            if left < 0:
+                self._hold(data[left:])
+                data = data[:left]
+                self.left = left = 0
+            exchange.send_body(data, left == 0)
+            return
+        chunks = self.chunks
+        try:
+            out = chunks.feed(data)
+        except BodyError:
+            self.keep = False
+            exchange.cut(BadRequest())
+            return
+        if chunks.size > self.edge.policy.limits.request_body:
+            self.keep = False
+            exchange.cut(BodyTooLarge())
+            return
+        if chunks.done:
+            self.chunks = None
+            if chunks.rest:
+                self._hold(chunks.rest)
+        exchange.send_body(out, chunks.done)
+
+    def _hold(self, data: bytes) -> None:
+        """The next request, or what belongs to a tunnel that is not there yet, has to wait."""
+        self.held += data
+        if len(self.held) > self.edge.policy.limits.request_head:
+            self.pause()
+
+    # Answers of the edge's own
+
+    def _refuse(self, error: VisitorError) -> None:
+        """The head is not acceptable: answered with one fixed line, and closed."""
+        self.keep = False
+        self.held = b""
+        self.request_id = b"%032x" % self.edge.rng.getrandbits(128)
+        self.edge.counts.rejected[error.reason] += 1
+        self._answer(error.status, error.detail, None, build=False, is_head=False)
+        self.edge.log_request(self, None, None, status=error.status, termination=error.termination)
+        self._end_here()
+
+    def _answer(self, status: int, detail: str, accept: bytes | None, *, build: bool, is_head: bool) -> None:
+        answer = render(status, detail, self.request_id.decode("ascii"), accept, build)
+        lines = [
+            _status_line(answer.status),
+            b"Content-Type: " + answer.content_type,
+            b"Content-Length: %d" % len(answer.body),
+            b"Cache-Control: no-store",
+            b"X-Request-ID: " + self.request_id,
+        ]
+        if status in (429, 503):
+            lines.append(b"Retry-After: 30")
+        self._write_answer(lines, b"" if is_head else answer.body)
+
+    def _write_answer(self, lines: list[bytes], body: bytes) -> None:
+        if not self.keep:
+            lines.append(b"Connection: close")
+        self.write(b"\r\n".join((*lines, b"", body)))
+
+    def _answer_here(self, ask: Ask, block: HeaderBlock, data: bytes) -> None:
+        action: Action = ask.action
+        if isinstance(action, Local):
+            self._hand_over(ask, block, data)
+            return
+        if isinstance(action, Fixed):
+            status, location = action.status, None
+        elif isinstance(action, Redirect):
+            status, location = action.status, action.location.encode("latin-1")
+        else:
+            status, location = self._redirect_to_member(ask, block)
+        if block.chunked or block.length:
+            self.keep = False
+        if status >= 400 and location is None:
+            self._answer(
+                status,
+                HTTPStatus(status).phrase,
+                block.value(b"accept"),
+                build=ask.build,
+                is_head=ask.line.is_head,
+            )
+        else:
+            lines = [_status_line(status), b"Content-Length: 0", b"X-Request-ID: " + self.request_id]
+            if location is not None:
+                lines.append(b"Location: " + location)
+            self._write_answer(lines, b"")
+        self.edge.log_request(self, ask.line, block, status=status, termination="--")
+        self._next_or_end(data[data.find(b"\r\n\r\n") + 4 :])
+
+    def _redirect_to_member(self, ask: Ask, block: HeaderBlock) -> tuple[int, bytes | None]:
+        """307 to the member that would have served it, with the target as it came."""
+        now = self.edge.clock()
+        lease = self.edge.choose(ask, block, self.client, now)
+        if not isinstance(lease, Lease):
+            return 503, None
+        self.edge.federation.settle(lease, Outcome.IGNORED, now)
+        return 307, lease.member.url.rstrip("/").encode("ascii") + ask.line.target
+
+    def _hand_over(self, ask: Ask, block: HeaderBlock, data: bytes) -> None:
+        """One of the edge's own pages: the transport and all that was read go to aiohttp's server."""
+        edge = self.edge
+        if edge.local is None:
+            self._refuse(BadRequest())
+            return
+        end = data.find(b"\r\n\r\n")
+        # The page's server knows no other routes, so the connection ends with its answer.
+        lines = [
+            line
+            for line in data[:end].split(b"\r\n")
+            if not line.lower().startswith((b"connection:", b"x-request-id:", b"x-forwarded-"))
+        ]
+        lines += [b"Connection: close", b"X-Request-ID: " + self.request_id]
+        self._forget()
+        handler = edge.local()
+        self.transport.set_protocol(handler)
+        handler.connection_made(self.transport)
+        handler.data_received(b"\r\n".join(lines) + b"\r\n" + self.forwarded + b"\r\n" + data[end + 4 :])
+        self.edge.log_request(self, ask.line, block, status=200, termination="--")
+
+    # What an exchange asks for
+
+    def upstream_head(self, exchange: Exchange) -> bytes:
+        """The request's head as the member is sent it."""
+        block = exchange.block
+        parts = [exchange.ask.line.start, exchange.pool.host_line, block.forward, self.forwarded, self.made_trace]
+        if block.upgrade is not None and not exchange.ask.line.http10:
+            parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade)
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+    def send_interim(self, head: ResponseHead) -> None:
+        """Passes a 1xx on, not to a 1.0 visitor (RFC 9110 section 15.2)."""
+        exchange = self.exchange
+        if exchange is not None and not exchange.ask.line.http10:
+            self.write(head.forward + b"\r\n")
+
+    def send_head(self, exchange: Exchange, head: ResponseHead, body: bytes, done: bool) -> None:
+        """Passes the final head on, with the cookie if it changed."""
+        lines = [head.forward, b"X-Request-ID: ", self.request_id, b"\r\n"]
+        self.framing = _AS_SENT
+        if head.length is None and not (head.bodiless or exchange.is_head):
+            self._frame(exchange, head, lines)
+        if head.status == 101:
+            lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % (head.upgrade or exchange.block.upgrade or b""))
+        else:
+            if not exchange.body_done:
+                self.keep = False
+            if not self.keep:
+                lines.append(b"Connection: close\r\n")
+            elif exchange.ask.line.http10:
+                lines.append(b"Connection: keep-alive\r\n")
+        if not head.public and exchange.sets_cookie:
+            lines.append(self.edge.cookies[exchange.pool.member.name, self.secure])
+        lines.append(b"\r\n")
+        if self.framing == _CHUNK and body:
+            body = chunk(body)
+        if len(body) <= _SMALL:
+            lines.append(body)
+            self.write(b"".join(lines))
+        else:
+            self.write(b"".join(lines))
+            self.write(body)
+
+    def _frame(self, exchange: Exchange, head: ResponseHead, lines: list[bytes]) -> None:
+        if head.status == 101:
+            return
+        if exchange.ask.line.http10:
+            self.framing = _UNTIL_CLOSE
+            self.keep = False
+            return
+        if not head.chunked:
+            # RFC 9112 section 6.3: chunks let the visitor see where it ends, and that nothing is missing.
+            self.framing = _CHUNK
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+
+    def send_body(self, data: bytes, done: bool) -> None:
+        """Passes (a part of) the body on."""
+        if self.framing == _CHUNK:
+            data = (chunk(data) if data else b"") + (LAST_CHUNK if done else b"")
+        if data:
+            self.write(data)
+
+    def send_error(self, exchange: Exchange, error: ExchangeError) -> None:
+        """Answers in the member's place."""
+        block, ask = exchange.block, exchange.ask
+        if not exchange.body_done:
+            self.keep = False
+        malformed = isinstance(error, VisitorError)
+        self._answer(
+            error.status,
+            error.detail,
+            None if malformed else block.value(b"accept"),
+            build=ask.build,
+            is_head=ask.line.is_head,
+        )
+        self.exchange = None
+        self._next_or_end(b"")
+
+    def finished(self, exchange: Exchange, now: float) -> None:
+        """The response is whole."""
+        self.exchange = None
+        self.idle_since = now
+        if not self.keep or self.held or not self.reading:
+            self._next_or_end(b"")
+
+    def broken(self, exchange: Exchange) -> None:
+        """The response is not whole: the connection is reset, so that it cannot look complete."""
+        self.exchange = None
+        self.transport.abort()
+
+    def detach(self) -> bytes:
+        """The connection becomes a tunnel; what was read too early is handed over."""
+        self._forget()
+        self.exchange = None
+        self.resume()
+        early, self.held = self.held, b""
+        return early
+
+    # Between two requests
+
+    def _next_or_end(self, data: bytes) -> None:
+        """The response is out: the next request, if the connection is kept."""
+        if not self.keep or self.edge.draining:
+            self._end_here()
+            return
+        self.idle_since = self.edge.clock()
+        self.left = 0
+        self.chunks = None
+        self.held += data
+        self.resume()
+        if self.held and self.exchange is None:
+            # Not at once: a thousand pipelined requests must not become a thousand nested calls.
+            asyncio.get_running_loop().call_soon(self._read_held)
+
+    def _read_held(self) -> None:
+        if self.held and self.exchange is None and self.linger_until is None and not self.transport.is_closing():
+            data, self.held = self.held, b""
+            self._read_head(data)
+
+    def _end_here(self) -> None:
+        """Closes once the answer is out; what still comes in is thrown away for a while."""
+        if self.transport.is_closing():
+            return
+        self.held = b""
+        self.resume()
+        if self.transport.can_write_eof():
+            self.linger_until = self.edge.clock() + _LINGER
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def pause(self) -> None:
+        """Reads no more until `resume`."""
+        if self.reading and not self.transport.is_closing():
+            self.reading = False
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Reads on."""
+        if not self.reading and not self.transport.is_closing():
+            self.reading = True
+            self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.on_visitor_full()
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.on_visitor_drained()
+
+    def close_if_idle(self) -> None:
+        """Closes a kept connection between two requests."""
+        if self.exchange is None and not self.held and self.linger_until is None:
+            self._end_here()
+
+    def sweep(self, now: float) -> None:
+        """Looks at the one deadline that counts now."""
+        if self.exchange is not None:
+            self.exchange.sweep(now)
+        elif self.linger_until is not None:
+            if now > self.linger_until:
+                self.transport.abort()
+        elif self.head_since is not None:
+            if now - self.head_since > self.edge.policy.timeouts.request_head:
+                self._refuse(HeadTimeout())
+        elif now - self.idle_since > self.edge.policy.timeouts.keepalive:
+            self.transport.close()
+
+
+def _is_address(text: bytes) -> bool:
+    try:
+        ipaddress.ip_address(text.decode("ascii", "replace"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_in(text: bytes, edge: Edge) -> bool:
+    """Whether an address is a trusted proxy's."""
+    if not _is_address(text):
+        return False
+    address = ipaddress.ip_address(text.decode("ascii"))
+    return any(address in network for network in edge.policy.trusted if network.version == address.version)
+
+
+_STATUS_LINES: dict[int, bytes] = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode("ascii") for status in HTTPStatus
+}
+
+
+def _status_line(status: int) -> bytes:
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status

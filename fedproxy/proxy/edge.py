@@ -1,0 +1,288 @@
+"""What all connections of one worker share: the policy in force, the federation, the pools, the counts.
+
+A policy and a federation are replaced whole (`Edge.apply`); what was read under the old one goes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedproxy.decide.affinity import KEYS, Source
+from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.retry import RetryBudget
+from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime
+from fedproxy.proxy.resolver import Resolver
+from fedproxy.proxy.upstream import Pool
+from fedproxy.wire.cookie import set_cookie
+from fedproxy.wire.grammar import Memo
+from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, read_line
+
+if TYPE_CHECKING:
+    from fedproxy.decide.federation import Federation, Lease, Refusal
+    from fedproxy.decide.member import Member
+    from fedproxy.proxy.downstream import Downstream
+    from fedproxy.proxy.exchange import Exchange
+    from fedproxy.proxy.policy import Endpoint, Policy
+    from fedproxy.proxy.tunnel import Tunnel
+
+
+@dataclass(slots=True)
+class Ask:
+    """A request line, and what this edge makes of it: worked out once for each different line."""
+
+    line: RequestLine
+    action: Action
+    key: bytes | None
+    proxied: bool  # streamed through, not answered here
+    balanced: bool  # to the members, not to a certain one
+    renews: bool  # its response renews the cookie
+    build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One line of the access log, in the contract's words. Times in seconds, sizes in bytes."""
+
+    time: float
+    request_id: str
+    client: str
+    method: str
+    host: str
+    target: str
+    protocol: str
+    status: int
+    bytes_in: int
+    bytes_out: int
+    duration: float
+    ttfb: float | None
+    member: str | None
+    attempts: int
+    affinity: str | None
+    termination: str
+    launch: str | None
+    user_agent: str
+    referer: str
+
+
+class Edge:
+    """One worker's data plane, without its listeners."""
+
+    def __init__(
+        self,
+        *,
+        log: Callable[[Entry], None] | None = None,
+        local: Callable[[], asyncio.Protocol] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.log = log
+        self.local = local
+        self.clock = clock
+        self.rng = rng or random.Random()  # noqa: S311 -- chooses members, guards nothing
+        self.counts = EdgeCounts()
+        self.connections: set[Downstream] = set()
+        self.tunnels: set[Tunnel] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.pools: dict[str, Pool] = {}
+        self.resolver = Resolver(clock)
+        self.draining = False
+        self._retired: list[Pool] = []
+
+    policy: Policy
+    federation: Federation
+    router: Router
+    budget: RetryBudget
+
+    def apply(
+        self,
+        policy: Policy,
+        federation: Federation,
+        endpoints: dict[str, Endpoint],
+        cookie_values: dict[str, bytes],
+        router: Router,
+        budget: RetryBudget,
+    ) -> None:
+        """Puts a config in force. Connections to members that stay the same are kept."""
+        self.policy = policy
+        self.federation = federation
+        self.router = router
+        self.budget = budget
+        old, self.pools = self.pools, {}
+        for member in federation.members:
+            pool = old.get(member.name)
+            if pool is not None and pool.endpoint == endpoints[member.name] and pool.member is member:
+                pool.cookie_value = cookie_values[member.name]
+                del old[member.name]
+            else:
+                pool = Pool(self, member, endpoints[member.name], cookie_values[member.name])
+            self.pools[member.name] = pool
+        for pool in old.values():
+            pool.close()
+            self._retired.append(pool)
+        self.pins = {pool.cookie_value: pool.member for pool in self.pools.values()}
+        self.host_members = {
+            host.lower().encode("ascii"): member for member in federation.members for host in member.hosts
+        }
+        self.cookies = {
+            (name, secure): set_cookie(policy.cookie, pool.cookie_value, policy.cookie_max_age, secure=secure)
+            for name, pool in self.pools.items()
+            for secure in (False, True)
+        }
+        self._key_of = KEYS.get(policy.key)
+        self.asks: Memo[Ask] = Memo(self._read_ask, entries=4096, longest=2048)
+        self.blocks = Memo(BlockReader(policy.cookie, policy.origin, trusted=False).read, entries=2048)
+        self.trusted_blocks = Memo(BlockReader(policy.cookie, policy.origin, trusted=True).read, entries=2048)
+
+    def _read_ask(self, raw: bytes) -> Ask:
+        line = read_line(raw)
+        path = line.path
+        action = self.router.match(path)
+        build = path.startswith(b"/build/")
+        return Ask(
+            line=line,
+            action=action,
+            key=self._key_of(path) if self._key_of is not None else None,
+            proxied=isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect,
+            balanced=isinstance(action, ToMembers),
+            renews=build or path.startswith(b"/v2/"),
+            build=build,
+        )
+
+    def only(self, ask: Ask, block: HeaderBlock) -> tuple[Member, Source] | None:
+        """The one member that a request is for, if its host or its route says so."""
+        if self.host_members:
+            host = (ask.line.authority or block.host or b"").lower()
+            if not host.endswith(b"]"):
+                host = host.rsplit(b":", 1)[0] if host.count(b":") == 1 else host
+            member = self.host_members.get(host)
+            if member is not None:
+                return member, Source.HOST
+        action = ask.action
+        if isinstance(action, ToPrime) and self.federation.prime is not None:
+            return self.federation.prime, Source.HOST
+        if isinstance(action, ToMember):
+            return self.federation.by_name[action.name], Source.HOST
+        return None
+
+    def choose(self, ask: Ask, block: HeaderBlock, client: bytes, now: float) -> Lease | Refusal:
+        """The member for a request that no attempt was made for yet."""
+        if self.host_members or not ask.balanced:
+            only = self.only(ask, block)
+            if only is not None:
+                return self.federation.acquire_member(only[0], only[1], (), now)
+        cookie = block.cookie
+        pinned = self.pins.get(cookie) if cookie is not None else None
+        return self.federation.acquire(ask.key if self._key_of is not None else client, pinned, (), now)
+
+    def idle(self) -> int:
+        """Idle connections to members."""
+        return sum(len(pool.idle) for pool in self.pools.values())
+
+    def busy(self) -> int:
+        """Connections to members that serve an exchange or a tunnel."""
+        return sum(pool.busy for pool in self.pools.values())
+
+    async def run(self) -> None:
+        """The sweep: once a second, or as often as the shortest time-out needs."""
+        while True:
+            await asyncio.sleep(min(1.0, self.policy.timeouts.shortest / 4))
+            self.sweep(self.clock())
+
+    def sweep(self, now: float) -> None:
+        """Looks at every deadline once."""
+        for downstream in list(self.connections):
+            downstream.sweep(now)
+        for tunnel in list(self.tunnels):
+            tunnel.sweep(now)
+        before = now - self.policy.timeouts.keepalive
+        for pool in self.pools.values():
+            pool.expire(before)
+        self._retired = [pool for pool in self._retired if pool.connections]
+        self.federation.roll(now)
+
+    def close_idle(self) -> None:
+        """Closes the connections that serve nobody just now."""
+        for downstream in list(self.connections):
+            downstream.close_if_idle()
+
+    def log_exchange(self, exchange: Exchange, now: float) -> None:
+        """Writes the line of an exchange that is over."""
+        downstream: Downstream = exchange.visitor  # type: ignore[assignment]
+        first = exchange.first_byte_at
+        self.log_request(
+            downstream,
+            exchange.ask.line,
+            exchange.block,
+            status=exchange.status,
+            bytes_in=exchange.bytes_in,
+            bytes_out=exchange.bytes_out,
+            duration=now - exchange.started,
+            ttfb=None if first is None else first - exchange.started,
+            member=exchange.pool.member.name if exchange.attempts else None,
+            attempts=exchange.attempts,
+            affinity=exchange.source.value if exchange.source is not None else None,
+            termination=exchange.termination,
+        )
+
+    def log_request(
+        self,
+        downstream: Downstream,
+        line: RequestLine | None,
+        block: HeaderBlock | None,
+        *,
+        status: int,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+        duration: float = 0.0,
+        ttfb: float | None = None,
+        member: str | None = None,
+        attempts: int = 0,
+        affinity: str | None = None,
+        termination: str,
+    ) -> None:
+        """Writes the line of a request; `line` and `block` are None if it was refused before they were read."""
+        if self.log is None:
+            return
+        self.log(
+            Entry(
+                time=time.time(),
+                request_id=downstream.request_id.decode("ascii"),
+                client=downstream.client.decode("latin-1"),
+                method=line.method.decode("latin-1") if line else "",
+                host=((line.authority if line else None) or (block.host if block else None) or b"").decode("latin-1"),
+                target=line.target.decode("latin-1") if line else "",
+                protocol="HTTP/1.0" if line and line.http10 else "HTTP/1.1",
+                status=status,
+                bytes_in=bytes_in,
+                bytes_out=bytes_out,
+                duration=duration,
+                ttfb=ttfb,
+                member=member,
+                attempts=attempts,
+                affinity=affinity,
+                termination=termination,
+                launch=None,
+                user_agent=block.value(b"user-agent").decode("latin-1") if block else "",
+                referer=block.value(b"referer").decode("latin-1") if block else "",
+            )
+        )
+
+    async def close(self) -> None:
+        """Drops everything that is still open."""
+        for downstream in list(self.connections):
+            downstream.abort()
+        for tunnel in list(self.tunnels):
+            tunnel.abort()
+        for task in list(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for pool in (*self.pools.values(), *self._retired):
+            pool.close()
+            for upstream in list(pool.connections):
+                upstream.abort()
+        await self.resolver.close()

@@ -1,0 +1,474 @@
+"""One request, from choosing a member to the line in the log.
+
+    choose ──► attempt ──► head ──► COMMIT ──► relay ──► settle, record
+      ▲           │          │                   │
+      └── retry ◄─┴──────────┘                   └── broken off: the visitor's connection is aborted
+
+It stands between a `Visitor` (the downstream side, whatever its protocol) and an `Upstream`. It knows no
+bytes of HTTP/1 but those that others prepared. Every step is a plain `def`, so no step is interrupted;
+the one thing waited for is a new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.breaker import Outcome
+from fedproxy.decide.federation import Lease, Refusal
+from fedproxy.decide.retry import may_retry
+from fedproxy.errors import (
+    AllFull,
+    BodyStalled,
+    BodyTimeout,
+    ExchangeError,
+    MemberError,
+    NoMember,
+    ResponseTimeout,
+    StaleConnection,
+    VisitorGone,
+)
+from fedproxy.proxy.tunnel import join
+
+if TYPE_CHECKING:
+    from fedproxy.decide.member import Member
+    from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.upstream import Pool, Upstream
+    from fedproxy.wire.request import HeaderBlock
+    from fedproxy.wire.response import ResponseHead
+
+
+class Visitor(Protocol):
+    """What an exchange asks of the downstream side."""
+
+    transport: asyncio.Transport
+
+    def upstream_head(self, exchange: Exchange) -> bytes:
+        """The request's head as the member in `exchange.pool` is sent it."""
+
+    def send_interim(self, head: ResponseHead) -> None:
+        """Passes a 1xx on."""
+
+    def send_head(self, exchange: Exchange, head: ResponseHead, body: bytes, done: bool) -> None:
+        """Passes the head of the final response on, and what came with it of its body."""
+
+    def send_body(self, data: bytes, done: bool) -> None:
+        """Passes (a part of) the body on."""
+
+    def send_error(self, exchange: Exchange, error: ExchangeError) -> None:
+        """Answers in the member's place."""
+
+    def finished(self, exchange: Exchange, now: float) -> None:
+        """The exchange is over and its response is whole."""
+
+    def broken(self, exchange: Exchange) -> None:
+        """The exchange is over and its response is not whole: it must not look complete."""
+
+    def pause(self) -> None:
+        """Reads no more of the request's body until `resume`."""
+
+    def resume(self) -> None:
+        """Reads on."""
+
+    def detach(self) -> bytes:
+        """The connection becomes a tunnel; what was read of it too early is handed over."""
+
+
+class Exchange:
+    """One request and its response.
+
+    What most requests never set is a class attribute, so that making an exchange stays cheap.
+    """
+
+    lease: Lease | None = None
+    pool: Pool
+    upstream: Upstream | None = None
+    connecting: asyncio.Task[None] | None = None
+    tried: tuple[Member, ...] = ()
+    attempts = 0
+    committed = False
+    interim_seen = False
+    settled = False
+    source: Source | None = None
+    status = 0
+    bytes_in = 0
+    bytes_out = 0
+    first_byte_at: float | None = None
+    error: ExchangeError | None = None
+    termination = "--"
+    full = False  # the visitor's side takes no more for now
+    held: list[bytes] | None = None  # request body not yet sent, or kept for another attempt
+    held_size = 0
+    replayable = True
+    body_done = True
+    seen = -1
+    since = 0.0
+
+    def __init__(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock, now: float) -> None:
+        self.edge = edge
+        self.visitor = visitor
+        self.ask = ask
+        self.block = block
+        self.started = now
+        self.is_head = ask.line.is_head
+        self.framed = not ask.line.http10
+
+    def __repr__(self) -> str:
+        phase = "settled" if self.settled else "relaying" if self.committed else "attempting"
+        return f"<Exchange {phase} attempts={self.attempts} upstream={self.upstream}>"
+
+    @property
+    def sets_cookie(self) -> bool:
+        """Whether the visitor is told where they are: new, moved, or on a page that renews it."""
+        source = self.source
+        return source is not Source.HOST and (source is not Source.COOKIE or self.ask.renews)
+
+    # Choose and attempt
+
+    def begin(self, client: bytes) -> None:
+        """Chooses a member and sends it the request."""
+        lease = self.edge.choose(self.ask, self.block, client, self.started)
+        if isinstance(lease, Lease):
+            self._attempt(lease)
+        else:
+            self._refuse(AllFull() if lease is Refusal.FULL else NoMember())
+
+    def _attempt(self, lease: Lease) -> None:
+        member = lease.member
+        if self.source is None:
+            self.source = lease.source
+        elif member not in self.tried:
+            self.source = Source.MOVED if self.source is not Source.HOST else self.source
+        self.lease = lease
+        self.attempts += 1
+        pool = self.pool = self.edge.pools[member.name]
+        upstream = pool.take()
+        if upstream is not None:
+            self._send(upstream)
+        else:
+            self._connect(pool)
+
+    def _connect(self, pool: Pool) -> None:
+        self.connecting = asyncio.get_running_loop().create_task(self._connected(pool))
+        self.edge.tasks.add(self.connecting)
+        self.connecting.add_done_callback(self.edge.tasks.discard)
+
+    async def _connected(self, pool: Pool) -> None:
+        try:
+            upstream = await pool.connect()
+        except MemberError as error:
+            self.connecting = None
+            self.on_failure(error)
+            return
+        self.connecting = None
+        if self.settled:
+            upstream.release(self.edge.clock())
+        elif upstream.transport.is_closing():
+            upstream.abort()
+            self.on_failure(StaleConnection())
+        else:
+            self._send(upstream)
+
+    def _send(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        upstream.start(self, self.visitor.upstream_head(self))
+        if self.held is not None:
+            for piece in self.held:
+                upstream.write(piece)
+            if not self.replayable:
+                self.held = None
+        if self.body_done is False and upstream.writable:
+            self.visitor.resume()
+
+    def _refuse(self, error: ExchangeError) -> None:
+        self.error = error
+        self.termination = error.termination
+        self.status = error.status
+        self.edge.counts.rejected[error.reason] += 1
+        self._answer(error)
+
+    def _answer(self, error: ExchangeError) -> None:
+        self.settled = True
+        self.visitor.send_error(self, error)
+        self._record(self.edge.clock())
+
+    # The request's body
+
+    def expect_body(self) -> None:
+        """A body follows the head: `send_body` for each part of it."""
+        self.body_done = False
+        self.held = []
+
+    def send_body(self, data: bytes, done: bool) -> None:
+        """Passes (a part of) the request's body on, or holds it until there is a connection."""
+        self.bytes_in += len(data)
+        self.body_done = done
+        if data and self.held is not None:
+            self._hold(data)
+        if self.upstream is not None:
+            self.upstream.write(data)
+        elif not done and self.held_size >= self.edge.policy.limits.replay:
+            self.visitor.pause()
+
+    def _hold(self, data: bytes) -> None:
+        held = self.held
+        if held is None:
+            return
+        held.append(data)
+        self.held_size += len(data)
+        if self.held_size > self.edge.policy.limits.replay:
+            self.replayable = False
+            if self.upstream is not None:
+                self.held = None
+
+    # What the upstream says
+
+    def on_interim(self, head: ResponseHead) -> None:
+        """A 1xx, which goes on at once."""
+        self.interim_seen = True
+        self.visitor.send_interim(head)
+
+    def on_head(self, head: ResponseHead, body: bytes, done: bool) -> None:
+        """The final response's head, and what came with it of the body.
+
+        COMMIT: from here on the visitor has seen something, and there is no other attempt.
+        """
+        self.committed = True
+        self.held = None
+        self.status = head.status
+        self.bytes_out = len(body)
+        now = self.first_byte_at = self.edge.clock()
+        self.visitor.send_head(self, head, body, done)
+        if done:
+            self._finish(now)
+
+    def on_body(self, data: bytes, done: bool) -> None:
+        """(A part of) the response's body."""
+        self.bytes_out += len(data)
+        self.visitor.send_body(data, done)
+        if done:
+            self._finish(self.edge.clock())
+
+    def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
+        """A 101: the connections become a tunnel. False if the visitor did not ask for one."""
+        upstream = self.upstream
+        if self.block.upgrade is None or self.ask.line.http10 or upstream is None:
+            return False
+        self.committed = True
+        self.status = 101
+        self.first_byte_at = self.edge.clock()
+        self.visitor.send_head(self, head, rest, False)
+        upstream.exchange = None
+        join(self, self.visitor.transport, upstream, early=self.visitor.detach())
+        return True
+
+    def on_failure(self, error: MemberError) -> None:
+        """The attempt failed; another may follow if nothing reached the visitor."""
+        self.upstream = None
+        lease = self.lease
+        if self.settled or lease is None:
+            return
+        edge = self.edge
+        now = edge.clock()
+        stale = isinstance(error, StaleConnection)
+        edge.federation.settle(lease, Outcome.IGNORED if stale else Outcome.FAILURE, now)
+        self.lease = None
+        member = lease.member
+        member.counts.errors[error.reason] += 1
+        if self.committed:
+            self._break(error, now)
+            return
+        if may_retry(
+            idempotent=self.ask.line.idempotent,
+            delivered=error.delivered,
+            committed=self.committed or self.interim_seen,
+            replayable=self.replayable,
+            attempts=self.attempts,
+            max_attempts=edge.policy.attempts,
+        ):
+            if stale:
+                # The member's habit, not its failure: the same one again, on a connection of its own.
+                again = edge.federation.acquire_member(member, lease.source, self.tried, now)
+                if isinstance(again, Lease):
+                    member.counts.retries[error.reason] += 1
+                    self._again(again)
+                    return
+            elif self._move(member, error, now):
+                return
+        self.error = error
+        self.termination = error.termination
+        self.status = error.status
+        member.counts.codes[error.status] += 1
+        self._answer(error)
+
+    def _again(self, lease: Lease) -> None:
+        self.lease = lease
+        self.attempts += 1
+        self.pool = self.edge.pools[lease.member.name]
+        self._connect(self.pool)
+
+    def _move(self, member: Member, error: MemberError, now: float) -> bool:
+        """Another attempt with the next member in rank; False if there is none, or the budget is used up."""
+        edge = self.edge
+        self.tried += (member,)
+        if edge.only(self.ask, self.block) is not None:
+            return False
+        key = self.ask.key if edge.policy.key != "client" else None
+        lease = edge.federation.acquire(key, None, self.tried, now)
+        if not isinstance(lease, Lease):
+            return False
+        if not edge.budget.withdraw(now, edge.counts.requests):
+            edge.counts.budget_exhausted += 1
+            edge.federation.settle(lease, Outcome.IGNORED, now)
+            return False
+        member.counts.retries[error.reason] += 1
+        self._attempt(lease)
+        return True
+
+    def on_upstream_full(self) -> None:
+        """The member reads slowly."""
+        self.visitor.pause()
+
+    def on_upstream_drained(self) -> None:
+        """The member reads on."""
+        self.visitor.resume()
+
+    # What the visitor's side says
+
+    def on_visitor_full(self) -> None:
+        """The visitor reads slowly."""
+        self.full = True
+        if self.upstream is not None:
+            self.upstream.pause()
+
+    def on_visitor_drained(self) -> None:
+        """The visitor reads on."""
+        self.full = False
+        if self.upstream is not None:
+            self.upstream.resume()
+
+    def on_visitor_gone(self, error: ExchangeError | None = None) -> None:
+        """The visitor left, or its time or its right to go on ran out: nobody is charged."""
+        if self.settled:
+            return
+        now = self.edge.clock()
+        self._drop(Outcome.IGNORED, now)
+        self.error = error or VisitorGone()
+        self.termination = self.error.termination if error else "CD" if self.committed else "CH"
+        if not self.status:
+            self.status = self.error.status
+        if not self.committed and self.connecting is not None:
+            self.termination = "CC"
+        self._record(now)
+
+    def cut(self, error: ExchangeError) -> None:
+        """Ends the request from the edge: answered if nothing was sent yet, else aborted."""
+        now = self.edge.clock()
+        if self.committed:
+            self._break(error, now)
+            return
+        self._drop(Outcome.IGNORED, now)
+        self._refuse(error)
+
+    # Time
+
+    def sweep(self, now: float) -> None:
+        """Looks whether anything moved since the last time, and how long ago."""
+        progress = self.bytes_in + self.bytes_out + self.attempts
+        if progress != self.seen or self.connecting is not None:
+            self.seen = progress
+            self.since = now
+            return
+        stood = now - self.since
+        timeouts = self.edge.policy.timeouts
+        upstream = self.upstream
+        if upstream is None:
+            return
+        waiting_for_100 = self.block.expect and not self.interim_seen and not self.bytes_in
+        if not self.body_done and upstream.writable and not waiting_for_100:
+            if stood > timeouts.request_idle:
+                self.cut(BodyTimeout())
+        elif not self.committed:
+            # A member that does not read an upload has as long as one that does not send.
+            limit = timeouts.response_head if self.body_done or waiting_for_100 else timeouts.response_idle
+            if stood > limit:
+                self._abort_upstream()
+                self.on_failure(ResponseTimeout())
+        elif stood > timeouts.response_idle:
+            if self.full:
+                self._break(VisitorGone(), now, "cD")
+            else:
+                self._break(BodyStalled(), now)
+
+    # The end, exactly once
+
+    def _abort_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abort()
+
+    def _drop(self, outcome: Outcome, now: float) -> None:
+        self.settled = True
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            self.edge.federation.settle(lease, outcome, now)
+        self._abort_upstream()
+
+    def _break(self, error: ExchangeError, now: float, termination: str | None = None) -> None:
+        blamed = isinstance(error, MemberError)
+        if self.lease is not None and blamed:
+            self.lease.member.counts.errors[error.reason] += 1
+        self._drop(Outcome.FAILURE if blamed else Outcome.IGNORED, now)
+        self.error = error
+        self.termination = termination or error.termination
+        self.visitor.broken(self)
+        self._record(now)
+
+    def _finish(self, now: float) -> None:
+        edge = self.edge
+        lease = self.lease
+        upstream = self.upstream
+        if self.settled or lease is None or upstream is None:
+            return
+        self.settled = True
+        self.lease = None
+        self.upstream = None
+        edge.federation.settle(
+            lease, Outcome.FAILURE if self.status in edge.policy.failing else Outcome.SUCCESS, now
+        )
+        if self.body_done:
+            upstream.release(now)
+        else:
+            # An early answer: the rest of the body has nowhere to go.
+            upstream.abort()
+        self._record(now)
+        self.visitor.finished(self, now)
+
+    def end_tunnel(self, termination: str, bytes_in: int, bytes_out: int) -> None:
+        """A tunnel closed; `termination` says by whom."""
+        now = self.edge.clock()
+        self.settled = True
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+        self.termination = termination
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            self.edge.federation.settle(lease, Outcome.SUCCESS, now)
+        self._record(now)
+
+    def _record(self, now: float) -> None:
+        edge = self.edge
+        if self.attempts:
+            counts = self.pool.member.counts
+            if self.error is None or self.committed:
+                counts.codes[self.status] += 1
+            counts.duration.observe(now - self.started)
+            if self.first_byte_at is not None:
+                counts.first_byte.observe(self.first_byte_at - self.started)
+            counts.bytes_in += self.bytes_in
+            counts.bytes_out += self.bytes_out
+            if self.source is not None:
+                counts.affinity[self.source] += 1
+        if edge.log is not None:
+            edge.log_exchange(self, now)

@@ -1,0 +1,300 @@
+"""A member's side: its connections, the idle ones, and how a new one is made.
+
+A connection serves one exchange at a time. Between two it waits in its pool, last in, first out, so that the
+warmest is used and the rest grow old. What a member sends is read here as far as its framing goes; what
+that means for the request is the exchange's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, cast
+
+import aiohappyeyeballs
+
+from fedproxy.errors import (
+    BadResponse,
+    BodyLost,
+    ConnectFailed,
+    ConnectTimeout,
+    MemberError,
+    ResponseLost,
+    StaleConnection,
+    TLSFailed,
+)
+from fedproxy.wire import response
+from fedproxy.wire.body import BodyError, Chunked
+from fedproxy.wire.grammar import Memo
+
+if TYPE_CHECKING:
+    from fedproxy.decide.member import Member
+    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.exchange import Exchange
+    from fedproxy.proxy.policy import Endpoint
+
+_AWAITING_HEAD = -1
+_UNTIL_CLOSE = 1 << 62
+_LONGEST_HEAD = 64 * 1024
+_heads = Memo(response.read, entries=2048, longest=4096)
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to a member."""
+
+    transport: asyncio.Transport
+    exchange: Exchange | None = None
+    reused = False
+    reading = True
+    writable = True
+    left = _AWAITING_HEAD
+    chunks: Chunked | None = None
+    held = b""
+    keep = True
+    idle_since = 0.0
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def __repr__(self) -> str:
+        state = "idle" if self.exchange is None else "waiting" if self.left == _AWAITING_HEAD else "relaying"
+        return f"<Upstream {self.pool.member.name} {state}{' reused' if self.reused else ''}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.write = self.transport.write
+        self.pool.connections.add(self)
+
+    def start(self, exchange: Exchange, head: bytes) -> None:
+        """Sends a request's head; its body follows with `write`."""
+        self.exchange = exchange
+        self.left = _AWAITING_HEAD
+        self.keep = True
+        self.write(head)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            # Nobody asked. Bytes beyond a response never become a second one.
+            self.abort()
+        elif self.left == _AWAITING_HEAD:
+            self._read_head(exchange, data)
+        elif self.chunks is not None:
+            self._read_chunks(exchange, self.chunks, data)
+        else:
+            left = self.left = self.left - len(data)
+            if left < 0:
+                data = data[:left]
+                self.keep = False
+                self.left = 0
+            exchange.on_body(data, self.left == 0)
+
+    def _read_head(self, exchange: Exchange, data: bytes) -> None:
+        if self.held:
+            data, self.held = self.held + data, b""
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4 or end > _LONGEST_HEAD:
+            if len(data) > _LONGEST_HEAD or not b"HTTP/1.".startswith(data[:7]):
+                self._fail(exchange, BadResponse())
+            else:
+                self.held = data
+            return
+        try:
+            head = _heads[data[:end]]
+        except BadResponse as error:
+            self._fail(exchange, error)
+            return
+        length = len(data) - end
+        if head.status < 200:
+            self._read_interim(exchange, head, data[end:])
+        elif head.bodiless or exchange.is_head:
+            self.left = 0
+            self.keep = not head.close and not length
+            exchange.on_head(head, b"", True)
+        elif head.length is not None:
+            self.keep = not head.close
+            left = self.left = head.length - length
+            if left < 0:
+                self.left = 0
+                self.keep = False
+                exchange.on_head(head, data[end : end + head.length], True)
+            else:
+                exchange.on_head(head, data[end:], left == 0)
+        elif head.chunked:
+            self.left = 0
+            self.keep = not head.close
+            self.chunks = Chunked(framed=exchange.framed)
+            exchange.on_head(head, b"", False)
+            if length and self.exchange is exchange and self.chunks is not None:
+                self._read_chunks(exchange, self.chunks, data[end:])
+        else:
+            self.left = _UNTIL_CLOSE
+            self.keep = False
+            exchange.on_head(head, data[end:], False)
+
+    def _read_interim(self, exchange: Exchange, head: response.ResponseHead, rest: bytes) -> None:
+        if head.status == 101:
+            if exchange.on_upgrade(head, rest):
+                return
+            # RFC 9110 section 15.2.2: only if asked.
+            self._fail(exchange, BadResponse())
+            return
+        exchange.on_interim(head)
+        if rest and self.exchange is exchange:
+            self._read_head(exchange, rest)
+
+    def _read_chunks(self, exchange: Exchange, chunks: Chunked, data: bytes) -> None:
+        try:
+            out = chunks.feed(data)
+        except BodyError:
+            self._fail(exchange, BodyLost())
+            return
+        if chunks.done:
+            self.chunks = None
+            if chunks.rest:
+                self.keep = False
+            exchange.on_body(out, True)
+        elif out:
+            exchange.on_body(out, False)
+
+    def _fail(self, exchange: Exchange, error: MemberError) -> None:
+        self.exchange = None
+        self.abort()
+        exchange.on_failure(error)
+
+    def eof_received(self) -> None:
+        # Returning nothing closes the transport; connection_lost says what that means.
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pool.forget(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return
+        if self.left == _AWAITING_HEAD:
+            stale = self.reused and not self.held and not exchange.interim_seen
+            exchange.on_failure(StaleConnection() if stale else ResponseLost())
+        elif self.left >= _UNTIL_CLOSE >> 1 and exc is None and self.chunks is None:
+            exchange.on_body(b"", True)
+        else:
+            exchange.on_failure(BodyLost())
+
+    def release(self, now: float) -> None:
+        """The exchange is over: back to the pool, or closed."""
+        self.exchange = None
+        if self.keep and not self.transport.is_closing():
+            self.resume()
+            self.pool.put(self, now)
+        else:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Drops the connection at once, with whatever is under way on it."""
+        self.exchange = None
+        self.transport.abort()
+
+    def pause(self) -> None:
+        """The visitor reads slowly: reads no more of the response until `resume`."""
+        if self.reading and not self.transport.is_closing():
+            self.reading = False
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Reads on."""
+        if not self.reading and not self.transport.is_closing():
+            self.reading = True
+            self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        if self.exchange is not None:
+            self.exchange.on_upstream_full()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self.exchange is not None:
+            self.exchange.on_upstream_drained()
+
+
+class Pool:
+    """The connections to one member, and the way to make more."""
+
+    def __init__(self, edge: Edge, member: Member, endpoint: Endpoint, cookie_value: bytes) -> None:
+        self.edge = edge
+        self.member = member
+        self.endpoint = endpoint
+        self.cookie_value = cookie_value
+        self.host_line = b"Host: " + endpoint.authority + b"\r\n"
+        self.idle: list[Upstream] = []
+        self.connections: set[Upstream] = set()
+        self.closed = False
+
+    @property
+    def busy(self) -> int:
+        """Connections that serve an exchange or a tunnel."""
+        return len(self.connections) - len(self.idle)
+
+    def take(self) -> Upstream | None:
+        """The connection used last, if one is idle."""
+        idle = self.idle
+        while idle:
+            upstream = idle.pop()
+            if not upstream.transport.is_closing():
+                upstream.reused = True
+                return upstream
+        return None
+
+    def put(self, upstream: Upstream, now: float) -> None:
+        """Keeps a connection for the next exchange, unless there are enough."""
+        if self.closed or len(self.idle) >= self.edge.policy.limits.idle_connections:
+            upstream.transport.close()
+            return
+        upstream.idle_since = now
+        self.idle.append(upstream)
+
+    def forget(self, upstream: Upstream) -> None:
+        """A connection is gone."""
+        self.connections.discard(upstream)
+        if upstream in self.idle:
+            self.idle.remove(upstream)
+
+    def expire(self, before: float) -> None:
+        """Closes what has been idle since before that time; the oldest are at the front."""
+        old = 0
+        while old < len(self.idle) and self.idle[old].idle_since < before:
+            old += 1
+        gone, self.idle[:old] = self.idle[:old], []
+        for upstream in gone:
+            upstream.transport.close()
+
+    def close(self) -> None:
+        """Closes what is idle, and the rest as it is released."""
+        self.closed = True
+        self.expire(float("inf"))
+
+    async def connect(self) -> Upstream:
+        """A new connection. Raises `ConnectFailed` or one of its kinds within `timeouts.connect`."""
+        endpoint = self.endpoint
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.edge.policy.timeouts.connect):
+                if endpoint.path is not None:
+                    _, upstream = await loop.create_unix_connection(lambda: Upstream(self), endpoint.path)
+                    return upstream
+                addresses = await self.edge.resolver.resolve(endpoint.host, endpoint.port)
+                sock = await aiohappyeyeballs.start_connection(
+                    addresses, happy_eyeballs_delay=0.25, interleave=1, loop=loop
+                )
+                _, upstream = await loop.create_connection(
+                    lambda: Upstream(self),
+                    sock=sock,
+                    ssl=endpoint.tls,
+                    server_hostname=endpoint.host if endpoint.tls else None,
+                )
+                return upstream
+        except TimeoutError as error:
+            raise ConnectTimeout from error
+        except ssl.SSLError as error:
+            raise TLSFailed from error
+        except OSError as error:
+            raise ConnectFailed from error

@@ -1,0 +1,48 @@
+"""The grammar that requests, responses, trailers and cookies share (RFC 9110 section 5, RFC 9112)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+# RFC 9110 section 5.6.2, and section 5.5 without obs-fold: no CR, LF, NUL or other control byte but HTAB.
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
+IS_TOKEN = re.compile(TOKEN).fullmatch
+LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
+
+Value = TypeVar("Value")
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """The members of a comma-separated list, in lower case, empty ones left out (RFC 9110 section 5.6.1)."""
+    return [token for part in value.lower().split(b",") if (token := part.strip(b" \t"))]
+
+
+class Memo(dict[bytes, Value], Generic[Value]):
+    """A bounded memory of what bytes mean: the same bytes, the same meaning.
+
+    `memo[key]` is one dictionary look-up when the key is known; else `read(key)` is called, and its result
+    kept unless the key is longer than `longest` bytes. It holds two generations of at most `entries` keys
+    each: when the young one is full it becomes the old one, and what is used again moves back, so that
+    a flood of new keys cannot push out for long what is in steady use. Errors of `read` pass through.
+    """
+
+    def __init__(self, read: Callable[[bytes], Value], entries: int = 4096, longest: int = 4096) -> None:
+        super().__init__()
+        self._read = read
+        self._entries = entries
+        self._longest = longest
+        self._old: dict[bytes, Value] = {}
+
+    def __missing__(self, key: bytes) -> Value:
+        value = self._old.pop(key, None)
+        if value is None:
+            value = self._read(key)
+        if len(key) <= self._longest:
+            if len(self) >= self._entries:
+                self._old = dict(self)
+                self.clear()
+            self[key] = value
+        return value

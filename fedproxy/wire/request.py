@@ -1,0 +1,282 @@
+"""A request's head: what it means, and the bytes that the member is sent (RFC 9112 sections 2, 3 and 6).
+
+A head is read in two parts, because they repeat apart from each other: the request line, and the block of
+fields below it. Whoever keeps connections also keeps what was read (`grammar.Memo`), so that a browser's
+second request costs two dictionary look-ups. Reading is strict: what two readers could understand
+differently is refused, never repaired.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fedproxy.errors import BadRequest, MethodRefused
+from fedproxy.wire import cookie
+from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, Memo, tokens
+
+_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
+_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)", re.IGNORECASE | re.DOTALL).fullmatch
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?").fullmatch
+# RFC 9110 section 9.2.2. TRACE is idempotent too, but never proxied.
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+_REQUEST_ID = re.compile(rb"[0-9A-Za-z._:@/+=~\-]{1,128}").fullmatch
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+# Protocols that would carry requests past the edge's own rules.
+_NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
+
+# What is set by the edge, or read by it; a name with underscores that a member could take for one is dropped.
+_OWN = frozenset(
+    (b"host", b"connection", b"content-length", b"transfer-encoding", b"cookie", b"expect", b"upgrade", b"via")
+    + (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-scheme")
+    + (b"x-forwarded-server", b"x-forwarded-ssl", b"x-scheme", b"x-real-ip", b"forwarded", b"origin")
+    + (b"x-request-id", b"traceparent", b"keep-alive", b"te", b"trailer", b"http2-settings")
+)
+# Naming one of these in Connection does not remove it (RFC 9110 section 7.6.1 forbids naming them at all).
+_KEPT = _OWN | {b"authorization", b"cache-control", b"content-type", b"content-encoding"}
+
+
+class RequestLine:
+    """The first line of a request. `target` is origin-form or `*`, raw; `path` is without its query."""
+
+    __slots__ = ("authority", "http10", "idempotent", "is_head", "method", "path", "start", "target")
+
+    def __init__(self, method: bytes, target: bytes, authority: bytes | None, *, http10: bool) -> None:
+        self.method = method
+        self.target = target
+        self.authority = authority
+        self.http10 = http10
+        self.path = target.partition(b"?")[0]
+        self.idempotent = method in _IDEMPOTENT
+        self.is_head = method == b"HEAD"
+        self.start = b"%b %b HTTP/1.1\r\n" % (method, target)
+
+
+def read_line(line: bytes) -> RequestLine:
+    """Reads a request line without its CRLF. Raises `BadRequest` and `MethodRefused`."""
+    match = _LINE(line)
+    if match is None:
+        raise BadRequest
+    method, target, minor = match.groups()
+    if method in (b"TRACE", b"CONNECT"):
+        raise MethodRefused
+    authority = None
+    if not target.startswith(b"/"):
+        absolute = _ABSOLUTE(target)
+        if absolute is not None:
+            authority, target = absolute.groups()
+            if _HOST(authority) is None:
+                raise BadRequest
+            if not target.startswith(b"/"):
+                # RFC 9112 section 3.2.4: OPTIONS of an authority without a path is the asterisk-form.
+                target = b"*" if method == b"OPTIONS" and not target else b"/" + target
+        elif target != b"*" or method != b"OPTIONS":
+            raise BadRequest
+    return RequestLine(method, target, authority, http10=minor == b"0")
+
+
+@dataclass(slots=True)
+class Forwarded:
+    """What a proxy before the edge says of the visitor; believed only if that proxy is trusted."""
+
+    addresses: bytes | None = None  # X-Forwarded-For, all lines as one list
+    real_ip: bytes | None = None
+    proto: bytes | None = None
+    host: bytes | None = None
+
+
+class HeaderBlock:
+    """The fields of a request. `forward` holds the lines that the member is sent, without `Host`, without
+    what the edge adds for each connection or request, and without `Upgrade` (see `upgrade`)."""
+
+    __slots__ = (
+        "chunked",
+        "close",
+        "cookie",
+        "expect",
+        "forward",
+        "forwarded",
+        "host",
+        "keep_alive",
+        "length",
+        "plain",
+        "raw",
+        "request_id",
+        "traceparent",
+        "upgrade",
+    )
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.host: bytes | None = None
+        self.length: int | None = None
+        self.chunked = False
+        self.close = False
+        self.keep_alive = False
+        self.upgrade: bytes | None = None
+        self.expect = False
+        self.cookie: bytes | None = None
+        self.request_id: bytes | None = None
+        self.traceparent: bytes | None = None
+        self.forwarded = Forwarded()
+        self.forward = b""
+        self.plain = False
+
+    def value(self, name: bytes) -> bytes:
+        """The first value of a field, `name` in lower case; empty if there is none. Not for the hot path."""
+        for line in self.raw.split(b"\r\n"):
+            if line[: len(name) + 1].lower() == name + b":":
+                return line[len(name) + 1 :].strip(b" \t")
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A line once read: `special` names are looked at, `dropped` ones go no further."""
+
+    name: bytes
+    value: bytes
+    special: bool
+
+
+def _read_field(line: bytes) -> _Field:
+    match = FIELD.fullmatch(line)
+    if match is None:
+        raise BadRequest
+    name = match[1].lower()
+    return _Field(name, match[2], name in _OWN or name.startswith(b"proxy-") or b"_" in name)
+
+
+class BlockReader:
+    """Reads header blocks for one policy.
+
+    `cookie_name` is the affinity cookie's; it never goes on to a member. `origin` is sent where the
+    visitor sent none. With `trusted`, the forwarding fields of the peer are kept in `forwarded`.
+    """
+
+    def __init__(self, cookie_name: str, origin: str | None, *, trusted: bool) -> None:
+        self._cookie = cookie_name.encode("ascii")
+        self._origin = b"Origin: " + origin.encode("ascii") if origin else b""
+        self._trusted = trusted
+        # Most lines repeat between visitors; what is secret or differs for each is read anew.
+        self._fields = Memo(_read_field, entries=4096, longest=512)
+
+    def read(self, raw: bytes) -> HeaderBlock:
+        """Reads a block, from below the request line to the empty line, that one included. Raises `BadRequest`."""
+        block = HeaderBlock(raw)
+        fields = self._fields
+        lines: list[bytes] = []
+        named: list[bytes] = []
+        origin = self._origin
+        lengths = 0
+        for line in raw[:-4].split(b"\r\n") if len(raw) > 4 else ():
+            field = _read_field(line) if line[:7].lower() == b"cookie:" else fields[line]
+            if not field.special:
+                lines.append(line)
+                continue
+            name, value = field.name, field.value
+            if name == b"host":
+                if block.host is not None or _HOST(value) is None:
+                    raise BadRequest
+                block.host = value
+            elif name == b"connection":
+                named += tokens(value)
+            elif name == b"cookie":
+                self._read_cookie(block, line, value, lines)
+            elif name == b"content-length":
+                lengths += 1
+                if lengths > 1 or LENGTH(value) is None:
+                    raise BadRequest
+                block.length = int(value)
+            elif name == b"transfer-encoding":
+                if block.chunked or value.lower() != b"chunked":
+                    raise BadRequest
+                block.chunked = True
+            elif name == b"origin":
+                origin = b""
+                lines.append(line)
+            elif name == b"via":
+                lines.append(line)
+            elif name == b"expect":
+                block.expect = value.lower() == b"100-continue"
+                lines.append(line)
+            else:
+                self._read_rare(block, name, value, lines, line)
+        if block.chunked and lengths:
+            raise BadRequest
+        if named:
+            self._read_connection(block, named, lines)
+        else:
+            block.upgrade = None
+        self._finish(block, lines, origin)
+        return block
+
+    def _read_cookie(self, block: HeaderBlock, line: bytes, value: bytes, lines: list[bytes]) -> None:
+        if self._cookie not in value:
+            lines.append(line)
+            return
+        found, rest = cookie.take(value, self._cookie)
+        if block.cookie is None:
+            block.cookie = found
+        if rest:
+            lines.append(b"Cookie: " + rest)
+
+    def _read_rare(self, block: HeaderBlock, name: bytes, value: bytes, lines: list[bytes], line: bytes) -> None:
+        forwarded = block.forwarded
+        if name == b"x-request-id":
+            if block.request_id is None and _REQUEST_ID(value) is not None:
+                block.request_id = value
+        elif name == b"traceparent":
+            if block.traceparent is None and _TRACEPARENT(value) is not None:
+                block.traceparent = value
+        elif name == b"upgrade":
+            block.upgrade = None if value.lower().startswith(_NOT_TUNNELLED) else value
+        elif self._trusted and name == b"x-forwarded-for":
+            forwarded.addresses = value if forwarded.addresses is None else forwarded.addresses + b", " + value
+        elif self._trusted and name == b"x-real-ip":
+            forwarded.real_ip = value
+        elif self._trusted and name == b"x-forwarded-proto":
+            forwarded.proto = value.lower()
+        elif self._trusted and name == b"x-forwarded-host":
+            forwarded.host = value if _HOST(value) is not None else None
+        elif b"_" in name and name.replace(b"_", b"-") not in _OWN:
+            lines.append(line)
+
+    def _read_connection(self, block: HeaderBlock, named: list[bytes], lines: list[bytes]) -> None:
+        block.close = b"close" in named
+        block.keep_alive = b"keep-alive" in named and not block.close
+        if b"upgrade" not in named:
+            block.upgrade = None
+        gone = set(named) - _KEPT
+        if gone:
+            lines[:] = [line for line in lines if line.partition(b":")[0].lower() not in gone]
+
+    def _finish(self, block: HeaderBlock, lines: list[bytes], origin: bytes) -> None:
+        if block.chunked or block.length:
+            # CVE-2026-69243: what follows an upgrade is not a body, so one with a body is none.
+            block.upgrade = None
+        host = block.forwarded.host or block.host
+        if host is not None:
+            lines.append(b"X-Forwarded-Host: " + host)
+        if block.chunked:
+            lines.append(b"Transfer-Encoding: chunked")
+        elif block.length is not None:
+            lines.append(b"Content-Length: %d" % block.length)
+        if origin:
+            lines.append(origin)
+        lines.append(b"Via: 1.1 fedproxy\r\n")
+        block.forward = b"\r\n".join(lines)
+        block.plain = (
+            block.host is not None
+            and not block.chunked
+            and not block.length
+            and not block.close
+            and not block.expect
+            and block.upgrade is None
+        )
+
+
+def with_host(raw: bytes, authority: bytes) -> bytes:
+    """The block with `authority` for its Host: what absolute-form asks for (RFC 9112 section 3.2.2)."""
+    lines = [line for line in raw[:-2].split(b"\r\n") if line and line[:5].lower() != b"host:"]
+    return b"\r\n".join([b"Host: " + authority, *lines, b"", b""])

@@ -1,0 +1,106 @@
+"""A response's head: what it means, and the bytes that the visitor is sent (RFC 9112 sections 4 and 6)."""
+
+from __future__ import annotations
+
+import re
+
+from fedproxy.errors import BadResponse
+from fedproxy.wire.grammar import FIELD, LENGTH, Memo, tokens
+
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
+_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"))
+_SPECIAL = _HOP_BY_HOP | {b"content-length", b"content-type", b"cache-control", b"x-request-id"}
+# RFC 9110 sections 6.4.1 and 15.2: these never have a body.
+_BODILESS = frozenset((204, 304))
+
+
+class ResponseHead:
+    """What a member answered. `forward` holds the status line and the lines that pass, with the
+    `Content-Length` but without `Transfer-Encoding`, which depends on the visitor's version."""
+
+    __slots__ = (
+        "bodiless",
+        "chunked",
+        "close",
+        "event_stream",
+        "forward",
+        "length",
+        "public",
+        "status",
+        "upgrade",
+    )
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.length: int | None = None
+        self.chunked = False
+        self.close = False
+        self.upgrade: bytes | None = None
+        self.event_stream = False
+        self.public = False
+        self.bodiless = status < 200 or status in _BODILESS
+        self.forward = b""
+
+
+def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
+    """The name in lower case and the value, or None for a line that only passes."""
+    match = FIELD.fullmatch(line)
+    if match is None:
+        raise BadResponse
+    name = match[1].lower()
+    return (name, match[2]) if name in _SPECIAL or name.startswith(b"proxy-") else None
+
+
+_fields = Memo(_read_field, entries=4096, longest=512)
+
+
+def read(raw: bytes) -> ResponseHead:
+    """Reads a head from its status line to its empty line, that one included. Raises `BadResponse`."""
+    first, *rest = raw[:-4].split(b"\r\n")
+    match = _STATUS(first)
+    if match is None:
+        raise BadResponse
+    http10 = match[1] == b"0"
+    head = ResponseHead(int(match[2]))
+    lines = [b"HTTP/1.1 %b %b" % (match[2], match[3] or b"")]
+    named: list[bytes] = []
+    for line in rest:
+        special = _read_field(line) if line[:11].lower() == b"set-cookie:" else _fields[line]
+        if special is None:
+            lines.append(line)
+            continue
+        name, value = special
+        if name == b"content-length":
+            if head.length is not None or LENGTH(value) is None:
+                raise BadResponse
+            head.length = int(value)
+        elif name == b"transfer-encoding":
+            if head.chunked or http10 or value.lower() != b"chunked":
+                raise BadResponse
+            head.chunked = True
+        elif name == b"connection":
+            named += tokens(value)
+        elif name == b"upgrade":
+            head.upgrade = value
+        elif name == b"content-type":
+            head.event_stream = value.lower().startswith(b"text/event-stream")
+            lines.append(line)
+        elif name == b"cache-control":
+            head.public = head.public or b"public" in tokens(value)
+            lines.append(line)
+    if head.chunked and head.length is not None:
+        raise BadResponse
+    _finish(head, lines, named, http10=http10)
+    return head
+
+
+def _finish(head: ResponseHead, lines: list[bytes], named: list[bytes], *, http10: bool) -> None:
+    head.close = b"close" in named or (http10 and b"keep-alive" not in named)
+    gone = set(named) - _SPECIAL
+    if gone:
+        lines[:] = [line for line in lines if line.partition(b":")[0].lower() not in gone]
+    # RFC 9110 section 8.6: a 1xx or 204 has no Content-Length, whatever the member says.
+    if head.length is not None and head.status != 204 and head.status >= 200:
+        lines.append(b"Content-Length: %d" % head.length)
+    lines.append(b"")
+    head.forward = b"\r\n".join(lines)
