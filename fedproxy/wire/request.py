@@ -9,7 +9,7 @@ differently is refused, never repaired.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedproxy.errors import BadRequest, MethodRefused
 from fedproxy.wire import cookie
@@ -24,6 +24,8 @@ _REQUEST_ID = re.compile(rb"[0-9A-Za-z._:@/+=~\-]{1,128}").fullmatch
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 # Protocols that would carry requests past the edge's own rules.
 _NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
+
+_KEEP_ALIVE = [b"keep-alive"]
 
 # What is set by the edge, or read by it; a name with underscores that a member could take for one is dropped.
 _OWN = frozenset(
@@ -75,7 +77,7 @@ def read_line(line: bytes) -> RequestLine:
     return RequestLine(method, target, authority, http10=minor == b"0")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Forwarded:
     """What a proxy before the edge says of the visitor; believed only if that proxy is trusted."""
 
@@ -83,6 +85,9 @@ class Forwarded:
     real_ip: bytes | None = None
     proto: bytes | None = None
     host: bytes | None = None
+
+
+_NOTHING_SAID = Forwarded()
 
 
 class HeaderBlock:
@@ -118,7 +123,7 @@ class HeaderBlock:
         self.cookie: bytes | None = None
         self.request_id: bytes | None = None
         self.traceparent: bytes | None = None
-        self.forwarded = Forwarded()
+        self.forwarded = _NOTHING_SAID
         self.forward = b""
         self.plain = False
 
@@ -130,21 +135,13 @@ class HeaderBlock:
         return b""
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """A line once read: `special` names are looked at, `dropped` ones go no further."""
-
-    name: bytes
-    value: bytes
-    special: bool
-
-
-def _read_field(line: bytes) -> _Field:
+def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
+    """The name in lower case and the value; None for a line that only passes. Raises `BadRequest`."""
     match = FIELD.fullmatch(line)
     if match is None:
         raise BadRequest
     name = match[1].lower()
-    return _Field(name, match[2], name in _OWN or name.startswith(b"proxy-") or b"_" in name)
+    return (name, match[2]) if name in _OWN or name.startswith(b"proxy-") or b"_" in name else None
 
 
 class BlockReader:
@@ -158,34 +155,41 @@ class BlockReader:
         self._cookie = cookie_name.encode("ascii")
         self._origin = b"Origin: " + origin.encode("ascii") if origin else b""
         self._trusted = trusted
-        # Most lines repeat between visitors; what is secret or differs for each is read anew.
-        self._fields = Memo(_read_field, entries=4096, longest=512)
+        # Most lines repeat between visitors. What is long differs for each, and is read anew.
+        self._fields = Memo(_read_field, entries=4096, longest=256)
 
     def read(self, raw: bytes) -> HeaderBlock:
         """Reads a block, from below the request line to the empty line, that one included. Raises `BadRequest`."""
         block = HeaderBlock(raw)
         fields = self._fields
         lines: list[bytes] = []
+        keep = lines.append
+        special: list[tuple[bytes, bytes, bytes]] = []
+        for line in raw[:-4].split(b"\r\n") if len(raw) > 4 else ():
+            field = fields[line]
+            if field is None:
+                keep(line)
+            else:
+                special.append((*field, line))
+        self._read_special(block, special, lines)
+        return block
+
+    def _read_special(
+        self, block: HeaderBlock, special: list[tuple[bytes, bytes, bytes]], lines: list[bytes]
+    ) -> None:
         named: list[bytes] = []
         origin = self._origin
-        lengths = 0
-        for line in raw[:-4].split(b"\r\n") if len(raw) > 4 else ():
-            field = _read_field(line) if line[:7].lower() == b"cookie:" else fields[line]
-            if not field.special:
-                lines.append(line)
-                continue
-            name, value = field.name, field.value
+        for name, value, line in special:
             if name == b"host":
                 if block.host is not None or _HOST(value) is None:
                     raise BadRequest
                 block.host = value
-            elif name == b"connection":
-                named += tokens(value)
             elif name == b"cookie":
                 self._read_cookie(block, line, value, lines)
+            elif name == b"connection":
+                named += tokens(value)
             elif name == b"content-length":
-                lengths += 1
-                if lengths > 1 or LENGTH(value) is None:
+                if block.length is not None or LENGTH(value) is None:
                     raise BadRequest
                 block.length = int(value)
             elif name == b"transfer-encoding":
@@ -202,14 +206,10 @@ class BlockReader:
                 lines.append(line)
             else:
                 self._read_rare(block, name, value, lines, line)
-        if block.chunked and lengths:
+        if block.chunked and block.length is not None:
             raise BadRequest
-        if named:
-            self._read_connection(block, named, lines)
-        else:
-            block.upgrade = None
+        self._read_connection(block, named, lines)
         self._finish(block, lines, origin)
-        return block
 
     def _read_cookie(self, block: HeaderBlock, line: bytes, value: bytes, lines: list[bytes]) -> None:
         if self._cookie not in value:
@@ -232,21 +232,25 @@ class BlockReader:
         elif name == b"upgrade":
             block.upgrade = None if value.lower().startswith(_NOT_TUNNELLED) else value
         elif self._trusted and name == b"x-forwarded-for":
-            forwarded.addresses = value if forwarded.addresses is None else forwarded.addresses + b", " + value
+            before = forwarded.addresses
+            block.forwarded = replace(forwarded, addresses=value if before is None else before + b", " + value)
         elif self._trusted and name == b"x-real-ip":
-            forwarded.real_ip = value
+            block.forwarded = replace(forwarded, real_ip=value)
         elif self._trusted and name == b"x-forwarded-proto":
-            forwarded.proto = value.lower()
+            block.forwarded = replace(forwarded, proto=value.lower())
         elif self._trusted and name == b"x-forwarded-host":
-            forwarded.host = value if _HOST(value) is not None else None
+            block.forwarded = replace(forwarded, host=value if _HOST(value) is not None else None)
         elif b"_" in name and name.replace(b"_", b"-") not in _OWN:
             lines.append(line)
 
     def _read_connection(self, block: HeaderBlock, named: list[bytes], lines: list[bytes]) -> None:
-        block.close = b"close" in named
-        block.keep_alive = b"keep-alive" in named and not block.close
         if b"upgrade" not in named:
             block.upgrade = None
+        if not named or named == _KEEP_ALIVE:
+            block.keep_alive = bool(named)
+            return
+        block.close = b"close" in named
+        block.keep_alive = b"keep-alive" in named and not block.close
         gone = set(named) - _KEPT
         if gone:
             lines[:] = [line for line in lines if line.partition(b":")[0].lower() not in gone]

@@ -1,0 +1,79 @@
+"""What keeps a visitor with a member: the key of a request without a cookie, and the cookie's value."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from enum import StrEnum
+from urllib.parse import quote
+
+
+class Source(StrEnum):
+    """Why a request went where it went."""
+
+    COOKIE = "cookie"
+    KEY = "key"
+    RANDOM = "random"
+    HOST = "host"
+    MOVED = "moved"
+
+
+# How many segments after the provider name the repository; what follows is a ref, and a ref may have slashes.
+# gl and git have the repository percent-encoded in one segment; a DOI is a repository with no ref.
+_SEGMENTS = {
+    b"gh": 2,
+    b"gist": 2,
+    b"gl": 1,
+    b"git": 1,
+    b"zenodo": 0,
+    b"figshare": 0,
+    b"hydroshare": 0,
+    b"dataverse": 0,
+    b"ckan": 0,
+}
+
+
+def repository_key(path: bytes) -> bytes | None:
+    """The repository that a raw path without its query is about; None for a path about none.
+
+    The same for `/build/PROVIDER/SPEC` and `/v2/PROVIDER/SPEC`, in lower case and without the ref, in the
+    form that federation-redirect used: `/build/gh/USER/REPO`.
+    """
+    lowered = path.lower()
+    if lowered.startswith(b"/build/"):
+        spec = lowered[7:]
+    elif lowered.startswith(b"/v2/"):
+        spec = lowered[4:]
+    else:
+        return None
+    provider, _, rest = spec.partition(b"/")
+    rest = rest.rstrip(b"/")
+    if not provider or not rest:
+        return None
+    parts = rest.split(b"/")
+    count = _SEGMENTS.get(provider)
+    if count is None:
+        count = max(len(parts) - 1, 1)
+    elif provider == b"gh" and b"%2f" in parts[0]:
+        # `user%2Frepo` in one segment is the same repository.
+        parts = parts[0].split(b"%2f", 1) + parts[1:]
+    kept = parts[:count] if count else parts
+    return b"/build/" + provider + b"/" + b"/".join(kept)
+
+
+def path_key(path: bytes) -> bytes | None:
+    """The path itself, in lower case."""
+    return path.lower()
+
+
+# `client` is not here: the client's address is not in the path.
+KEYS: dict[str, Callable[[bytes], bytes | None]] = {"repository": repository_key, "path": path_key}
+
+
+def cookie_value(name: str, secret: str | None = None) -> bytes:
+    """What the cookie says for a member: its name, or with a `secret` an HMAC-SHA256 of it, cut to 128 bits."""
+    if secret:
+        return hmac.new(secret.encode(), name.encode(), hashlib.sha256).hexdigest()[:32].encode("ascii")
+    # RFC 6265 section 4.1.1: no control bytes, white space, quotes, commas, semicolons or backslashes.
+    return quote(name, safe="!#$&'()*+-./:<=>?@[]^_`{|}~").encode("ascii")

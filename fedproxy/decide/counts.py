@@ -1,0 +1,78 @@
+"""What is counted: plain integers on objects that the hot path already holds, read when somebody scrapes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+
+# Upper bounds in seconds: from a cached asset to a build of an hour.
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5) + (
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+    900.0,
+    3600.0,
+)
+
+
+class Histogram:
+    """`counts[i]` values were at most `BOUNDS[i]` and over the bound before it; the last holds the rest.
+
+    `total` is their sum in seconds.
+    """
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts one value, in seconds."""
+        self.counts[bisect_left(BOUNDS, value)] += 1
+        self.total += value
+
+
+class MemberCounts:
+    """One member's counters since the start of this worker. `bytes_in` flow to the member."""
+
+    __slots__ = (
+        "affinity",
+        "bytes_in",
+        "bytes_out",
+        "codes",
+        "duration",
+        "errors",
+        "first_byte",
+        "launches",
+        "retries",
+        "transitions",
+    )
+
+    def __init__(self) -> None:
+        self.codes: defaultdict[int, int] = defaultdict(int)
+        self.duration = Histogram()
+        self.first_byte = Histogram()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.errors: defaultdict[str, int] = defaultdict(int)
+        self.retries: defaultdict[str, int] = defaultdict(int)
+        self.affinity: defaultdict[str, int] = defaultdict(int)
+        self.transitions: defaultdict[str, int] = defaultdict(int)
+        self.launches: defaultdict[str, int] = defaultdict(int)
+
+
+class EdgeCounts:
+    """The edge's own counters; `connections` are visitors' connections open now."""
+
+    __slots__ = ("budget_exhausted", "connections", "rejected", "requests")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests = 0
+        self.rejected: defaultdict[str, int] = defaultdict(int)
+        self.budget_exhausted = 0

@@ -1,0 +1,189 @@
+"""The members together: whom a request goes to, and what its outcome means.
+
+`acquire` gives a `Lease`, or says why not; a lease is settled exactly once. The caller's loop is the lock: each
+decision is one plain call. A federation is replaced whole on a reload; its `Member` objects live on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.balancer import BALANCERS, Chance, bounded
+from fedproxy.decide.breaker import UNCOUNTED, Outcome
+from fedproxy.decide.member import Intent, Member
+
+# Looking a member of an enumeration up by its class is slow, and these are on the fast path.
+_COOKIE: Final = Source.COOKIE
+_SUCCESS: Final = Outcome.SUCCESS
+_FAILURE: Final = Outcome.FAILURE
+_READY: Final = Intent.READY
+_MAINT: Final = Intent.MAINT
+
+
+class Refusal(Enum):
+    """Why there is no lease. FULL: there is a member, but it has as much in flight as it may."""
+
+    NO_MEMBER = "no_member"
+    FULL = "full"
+
+
+class Lease:
+    """The right to send one request (or launch) to `member`; to be settled exactly once."""
+
+    __slots__ = ("generation", "launch", "member", "settled", "source")
+
+    def __init__(self, member: Member, generation: int, source: Source, launch: bool = False) -> None:
+        self.member = member
+        self.generation = generation
+        self.source = source
+        self.launch = launch
+        self.settled = False
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.member.name} {self.source}{' settled' if self.settled else ''}>"
+
+
+@dataclass(frozen=True)
+class FederationPolicy:
+    """How members are chosen.
+
+    balancer: a name in `BALANCERS`. load_bound: for rendezvous, how many times its fair share of what is in flight
+    a member may carry. max_ejected: the part of the members whose breakers may be out of `closed` at a time.
+    slow_start: seconds from a member's recovery to its whole share.
+    """
+
+    balancer: str = "rendezvous"
+    load_bound: float = 1.5
+    max_ejected: float = 0.67
+    slow_start: float = 30.0
+
+
+class Federation:
+    """The members that are in force: `members` in their order, `by_name`, and `prime`, the last resort."""
+
+    def __init__(self, members: Sequence[Member], policy: FederationPolicy, rng: Chance) -> None:
+        self.members = tuple(members)
+        self.by_name = {member.name: member for member in self.members}
+        self.prime = next((member for member in self.members if member.prime), None)
+        self.policy = policy
+        self._rng = rng
+        self._balancer = BALANCERS[policy.balancer]
+        self._keyed = policy.balancer == "rendezvous"
+        for member in self.members:
+            member.slow_start = policy.slow_start
+
+    def __repr__(self) -> str:
+        return f"<Federation {' '.join(map(repr, self.members))}>"
+
+    def acquire(
+        self,
+        key: bytes | None,
+        pinned: Member | None,
+        tried: Collection[Member],
+        now: float,
+        launch: bool = False,
+    ) -> Lease | Refusal:
+        """A lease for a request that any member may serve.
+
+        The pinned member comes first (one that drains, or has weight 0, keeps its visitors), then the balancer's
+        choice for `key` among those that take new visitors, then prime as the last resort, ill or not. Members in
+        `tried` are out. `launch`: it counts against `max_launches` too.
+        """
+        if pinned is not None and pinned.available(now, launch) and pinned not in tried:
+            return _lease(pinned, _COOKIE, now, launch)
+        member = self.choose(key, tried, now, launch)
+        if member is None:
+            prime = self.prime
+            if prime is None or prime.intent is _MAINT or prime in tried or prime.full(launch):
+                return self._refusal(pinned, tried, now, launch)
+            member = prime
+        if pinned is not None:
+            source = _COOKIE if member is pinned else Source.MOVED
+        else:
+            source = Source.KEY if key is not None and self._keyed else Source.RANDOM
+        return _lease(member, source, now, launch)
+
+    def choose(
+        self, key: bytes | None, tried: Collection[Member], now: float, launch: bool = False
+    ) -> Member | None:
+        """The balancer's choice among the members that take new visitors, or None if nobody does."""
+        takers = [
+            member
+            for member in self.members
+            if member.intent is _READY and member.available(now, launch) and member not in tried
+        ]
+        ranking = self._balancer(key, takers, now, self._rng)
+        if not ranking:
+            return None
+        return bounded(ranking, self.policy.load_bound, now) if self._keyed else ranking[0]
+
+    def acquire_member(
+        self, member: Member, source: Source, tried: Collection[Member], now: float, launch: bool = False
+    ) -> Lease | Refusal:
+        """A lease for a request that only `member` may serve.
+
+        It has nowhere else to go, so the probes' verdict does not keep it back: only maintenance, an open breaker
+        and too much in flight do.
+        """
+        if member.intent is _MAINT or member in tried or not member.breaker.admits(now):
+            return Refusal.NO_MEMBER
+        if member.full(launch):
+            return Refusal.FULL
+        return _lease(member, source, now, launch)
+
+    def answered(self, lease: Lease, now: float) -> None:
+        """The member answered, and the response goes on: a trial need not wait for the end of a stream of an hour.
+
+        If the lease is a trial, its success is noted now, and what comes later is not. Else nothing happens. The
+        lease is still to be settled.
+        """
+        breaker = lease.member.breaker
+        if not breaker.closed and lease.generation == breaker.generation:
+            generation, lease.generation = lease.generation, UNCOUNTED
+            breaker.settle(generation, _SUCCESS, now, 0.0)
+
+    def settle(self, lease: Lease, outcome: Outcome, now: float) -> None:
+        """Gives a lease back. Raises ValueError if it was given back before."""
+        if lease.settled:
+            raise ValueError(f"{lease} was settled before")
+        lease.settled = True
+        member = lease.member
+        member.in_flight -= 1
+        if lease.launch:
+            member.launches -= 1
+        if outcome is _FAILURE:
+            member.breaker.settle(lease.generation, outcome, now, self._rng.random(), self._may_eject)
+        else:
+            member.breaker.settle(lease.generation, outcome, now, 0.0)
+
+    def roll(self, now: float) -> None:
+        """What passes with time; to be called about once a second."""
+        for member in self.members:
+            member.roll(now)
+
+    def _may_eject(self) -> bool:
+        """Whether one more breaker may open."""
+        ejected = sum(not member.breaker.closed for member in self.members)
+        return ejected + 1 <= self.policy.max_ejected * len(self.members)
+
+    def _refusal(self, pinned: Member | None, tried: Collection[Member], now: float, launch: bool) -> Refusal:
+        for member in self.members:
+            if member in tried or not member.full(launch):
+                continue
+            fits = member is pinned or (member.intent is _READY and member.share(now) > 0)
+            ill = not (member.serving and member.breaker.admits(now))
+            if (fits and not ill) or (member is self.prime and member.intent is not _MAINT):
+                return Refusal.FULL
+        return Refusal.NO_MEMBER
+
+
+def _lease(member: Member, source: Source, now: float, launch: bool) -> Lease:
+    breaker = member.breaker
+    member.in_flight += 1
+    if launch:
+        member.launches += 1
+    return Lease(member, breaker.generation if breaker.closed else breaker.acquire(now), source, launch)

@@ -1,0 +1,99 @@
+"""One BinderHub of the federation, with everything that decides whether it is sent a request."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from fedproxy.decide.counts import MemberCounts
+
+if TYPE_CHECKING:
+    from fedproxy.decide.breaker import Breaker
+
+_FIRST_SHARE = 0.1
+
+
+class Intent(StrEnum):
+    """The operator's word, apart from health. DRAIN: who is there may stay. MAINT: nobody."""
+
+    READY = "ready"
+    DRAIN = "drain"
+    MAINT = "maint"
+
+
+class Member:
+    """Lives as long as its name is in the config, across reloads. Compared by identity."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        breaker: Breaker,
+        *,
+        weight: float = 1.0,
+        prime: bool = False,
+        hosts: tuple[str, ...] = (),
+        max_requests: int = 1000,
+        max_launches: int | None = None,
+    ) -> None:
+        self.name = name
+        self.url = url
+        self.breaker = breaker
+        self.weight = weight
+        self.prime = prime
+        self.hosts = hosts
+        self.max_requests = max_requests
+        self.max_launches = max_launches
+        self.intent = Intent.READY
+        self.healthy = True
+        self.reasons: tuple[str, ...] = ()
+        self.serving = True  # intent and health together, so that a request asks one question
+        self.in_flight = 0
+        self.launches = 0
+        self.counts = MemberCounts()
+        self.slow_start = 0.0  # seconds
+        self._recovered: float | None = None
+
+    def __repr__(self) -> str:
+        health = "healthy" if self.healthy else "ill"
+        return f"<Member {self.name} {self.intent} {health} {self.breaker.state} in_flight={self.in_flight}>"
+
+    def available(self, now: float) -> bool:
+        """Whether a request may be sent to it now: ready or draining, healthy, breaker admits, not full."""
+        return (
+            self.serving
+            and self.in_flight < self.max_requests
+            and (self.breaker.closed or self.breaker.admits(now))
+        )
+
+    def share(self, now: float) -> float:
+        """The weight with which it is given new visitors: less for a while after it recovered."""
+        if self.intent is not Intent.READY:
+            return 0.0
+        if self._recovered is None:
+            return self.weight
+        passed = now - self._recovered
+        if not 0 <= passed < self.slow_start:
+            self._recovered = None
+            return self.weight
+        return self.weight * max(_FIRST_SHARE, passed / self.slow_start)
+
+    def set_intent(self, intent: Intent) -> None:
+        """The operator's word."""
+        self.intent = intent
+        self._decide()
+
+    def set_health(self, healthy: bool, reasons: tuple[str, ...], now: float) -> None:
+        """The probes' word; `reasons` are for people."""
+        if healthy and not self.healthy:
+            self.recovered(now)
+        self.healthy = healthy
+        self.reasons = reasons
+        self._decide()
+
+    def recovered(self, now: float) -> None:
+        """Its share starts small and grows."""
+        self._recovered = now
+
+    def _decide(self) -> None:
+        self.serving = self.healthy and self.intent is not Intent.MAINT
