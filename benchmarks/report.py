@@ -65,7 +65,11 @@ def _ratio(samples: Iterable[Sample], mine: Iterable[Sample], scenario: str, ref
 def show(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
     """Print the table."""
     table = Table(
-        title="Processor time of the proxy per request, medians of the rounds", title_justify="left"
+        title="Processor time of the proxy per request, medians of the rounds",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
     )
     for name in ("scenario", "peer"):
         table.add_column(name, no_wrap=True)
