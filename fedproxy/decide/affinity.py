@@ -72,7 +72,7 @@ KEYS: dict[str, Callable[[bytes], bytes | None]] = {"repository": repository_key
 
 
 def cookie_value(name: str, secret: str | None = None) -> bytes:
-    """What the cookie says for a member: its name, or with a `secret` an HMAC-SHA256 of it, cut to 128 bits."""
+    """What the cookie says for a member: its name, or with a `secret` 128 bits of an HMAC-SHA256."""
     if secret:
         return hmac.new(secret.encode(), name.encode(), hashlib.sha256).hexdigest()[:32].encode("ascii")
     # RFC 6265 section 4.1.1: no control bytes, white space, quotes, commas, semicolons or backslashes.

@@ -28,7 +28,7 @@ _LEAST: Final = 2.0**-64
 
 
 def cost(hash64: int) -> float:
-    """-ln of a hash as a part of one: above 0 for every hash. A member's score is its weight divided by this."""
+    """-ln of a hash as a part of one; always above 0. A member's score is its weight divided by it."""
     return -log((hash64 or 1) / _HASHES) or _LEAST
 
 

@@ -1,25 +1,37 @@
-"""The circuit breaker of one member.
+"""The circuit breaker of one member, in the style of sony/gobreaker.
 
-    CLOSED ──trip──► OPEN ──open time over, a trial admitted──► HALF_OPEN
-      ▲                ▲                                          │ │
-      └────────────────┼───────── every trial succeeded ──────────┘ │
-                       └───────── a trial failed ───────────────────┘
+                 failures in a row, or too many in the window
+        CLOSED ────────────────────────────────────────────────► OPEN ◄──┐
+          ▲                                                       │      │ a trial failed
+          │ `trials` successes                 the open time is over     │
+          └──────────────────────── HALF_OPEN ◄───────────────────┘ ─────┘
 
-Every transition starts a new generation; a result that belongs to an older one is dropped, so that what
-was sent before a trip says nothing about the member after it.
+`acquire` gives the generation under which a request goes out; `settle` takes it back with the outcome. Every
+transition starts a new generation, and results of an older one are dropped: what was sent before says
+nothing about now. Time (seconds of any steady clock) and chance are arguments. A clock that jumps may end an
+open time or a window early, never late.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import Final
 
-_BUCKETS = 10
-_JITTER = 0.1
+UNCOUNTED: Final = -1
+"""The generation of a request that goes out without the breaker's leave: its outcome is dropped."""
+
+JITTER: Final = 0.1
+"""Up to this part is added to an open time, so that edges do not all come back at once."""
+
+_BUCKETS: Final = 10
+_MAX_STRIKES: Final = 32
 
 
 class BreakerState(StrEnum):
-    """Closed: traffic flows. Open: none does. Half-open: trials only."""
+    """CLOSED: traffic flows. OPEN: none does. HALF_OPEN: a few live requests, the trials, decide."""
 
     CLOSED = "closed"
     HALF_OPEN = "half-open"
@@ -27,18 +39,31 @@ class BreakerState(StrEnum):
 
 
 class Outcome(Enum):
-    """How an attempt ended; IGNORED says nothing about the member (the visitor left)."""
+    """How a request ended for the member. IGNORED: nobody's fault, as when the visitor left."""
 
-    SUCCESS = 1
-    FAILURE = 2
-    IGNORED = 3
+    SUCCESS = "success"
+    FAILURE = "failure"
+    IGNORED = "ignored"
+
+
+# Looking a member of an enumeration up by its class costs more than all else on the fast path.
+_SUCCESS: Final = Outcome.SUCCESS
+_FAILURE: Final = Outcome.FAILURE
+_CLOSED: Final = BreakerState.CLOSED
+_HALF_OPEN: Final = BreakerState.HALF_OPEN
+_OPEN: Final = BreakerState.OPEN
 
 
 @dataclass(frozen=True)
 class BreakerPolicy:
-    """Trips after `failures` in a row, or when in the last `window` seconds at least `minimum` attempts
-    were made and `ratio` of them failed. Stays open for `open` seconds, twice as long each time it trips
-    again, at most `open_max`; then admits `trials` live requests at a time."""
+    """When a breaker opens, and for how long. `window`, `open` and `open_max` are seconds.
+
+    It opens after `failures` in a row, or when at least `minimum` requests were settled in the last `window`
+    and `ratio` of them failed. The first open time is `open`; it doubles each time, up to `open_max`, and
+    halves again for every `open` spent closed. Then `trials` requests must succeed.
+
+    Raises ValueError for a policy that could never open, or never close again.
+    """
 
     failures: int = 5
     ratio: float = 0.5
@@ -48,135 +73,192 @@ class BreakerPolicy:
     open_max: float = 300.0
     trials: int = 1
 
+    def __post_init__(self) -> None:
+        if (
+            min(self.failures, self.minimum, self.trials) < 1
+            or min(self.window, self.open, self.open_max) <= 0
+        ):
+            raise ValueError(f"a breaker needs counts of at least 1 and times above 0: {self}")
+
 
 class Breaker:
-    """Times are of a clock that should not jump; if it does, no state lasts longer than `open_max`."""
+    """One member's breaker.
 
-    __slots__ = (
-        "_consecutive",
-        "_failures",
-        "_old",
-        "_opened",
-        "_opened_for",
-        "_rolled",
-        "_since",
-        "_successes",
-        "_trials",
-        "_trips",
-        "closed",
-        "generation",
-        "policy",
-        "state",
-    )
+    `state`, `generation` and `closed` (whether `state` is CLOSED) are for reading. `on_transition` is called
+    with the new state and the time, after every transition. `policy` may be replaced at any time.
+    """
 
-    def __init__(self, policy: BreakerPolicy) -> None:
+    def __init__(
+        self,
+        policy: BreakerPolicy,
+        on_transition: Callable[[BreakerState, float], None] | None = None,
+    ) -> None:
         self.policy = policy
-        self.state = BreakerState.CLOSED
+        self.on_transition = on_transition
+        self.state = _CLOSED
         self.closed = True
         self.generation = 0
-        self._consecutive = 0
-        self._successes = 0
-        self._failures = 0
-        self._old: list[tuple[int, int]] = []  # (successes, failures) of the buckets before this one
-        self._rolled: float | None = None
-        self._opened = 0.0
-        self._opened_for = 0.0
-        self._since = 0.0
+        # CLOSED: a sliding window in buckets, the current one apart
+        self._in_a_row = 0
+        self._good = 0
+        self._bad = 0
+        self._past: deque[tuple[int, int]] = deque(maxlen=_BUCKETS - 1)
+        self._bucket_start = 0.0
+        self._healthy_since = 0.0
+        # OPEN
+        self._strikes = 0
+        self._opened_at = 0.0
+        self._open_for = 0.0
+        # HALF_OPEN
         self._trials = 0
-        self._trips = 0
+        self._passed = 0
 
     def __repr__(self) -> str:
-        return f"<Breaker {self.state} generation={self.generation} trips={self._trips}>"
+        return f"<Breaker {self.state} generation={self.generation} strikes={self._strikes}>"
+
+    @property
+    def trials(self) -> int:
+        """Trials in flight."""
+        return self._trials
+
+    @property
+    def open_for(self) -> float:
+        """How long the current (or the last) open time is, in seconds."""
+        return self._open_for
 
     def admits(self, now: float) -> bool:
-        """Whether a request may be sent to the member now."""
+        """Whether a request may go out. Changes nothing."""
         if self.closed:
             return True
-        if self.state is BreakerState.OPEN:
-            # A clock that went back must not keep the breaker open for longer than it was to be.
-            return not 0 <= now - self._opened < self._opened_for
-        return self._trials < self.policy.trials
+        if self.state is _OPEN:
+            # Not a comparison with a time to come: a clock that is set back must not keep the breaker open.
+            return not 0 <= now - self._opened_at < self._open_for
+        return self._trials == 0 or self._trials + self._passed < self.policy.trials
 
     def acquire(self, now: float) -> int:
-        """Takes what `admits` allowed, and gives the generation that its result belongs to."""
-        if not self.closed:
-            if self.state is BreakerState.OPEN:
-                self._enter(BreakerState.HALF_OPEN, now)
-            self._trials += 1
+        """Notes that a request goes out, and gives the generation to settle it with.
+
+        The first one after the open time makes the breaker half-open; each one then is a trial. A request
+        that the breaker does not admit gets `UNCOUNTED`.
+        """
+        if self.closed:
+            return self.generation
+        if not self.admits(now):
+            return UNCOUNTED
+        if self.state is _OPEN:
+            self._become(_HALF_OPEN, now)
+        self._trials += 1
         return self.generation
 
     def settle(
-        self, generation: int, outcome: Outcome, now: float, chance: float = 0.5, *, may_open: bool = True
+        self,
+        generation: int,
+        outcome: Outcome,
+        now: float,
+        chance: float,
+        may_open: Callable[[], bool] | None = None,
     ) -> bool:
-        """Takes the result of one attempt; True if the state changed. `chance` in [0, 1) is the jitter.
+        """Notes the outcome of a request that `acquire` gave `generation` to; True if the state changed.
 
-        Without `may_open` a closed breaker stays closed, whatever happened.
+        `chance` in [0, 1) is the jitter of the open time that may follow. `may_open` is asked only if the
+        breaker would open from closed; if it says no, it stays closed and asks again at the next failure.
         """
         if generation != self.generation:
             return False
         if self.closed:
-            if outcome is Outcome.SUCCESS:
-                self._successes += 1
-                self._consecutive = 0
-            elif outcome is Outcome.FAILURE:
-                self._failures += 1
-                self._consecutive += 1
-                if may_open and self._is_over(now):
-                    self._open(now, chance)
-                    return True
-            return False
-        if outcome is Outcome.IGNORED:
-            self._trials -= 1
-            return False
-        if outcome is Outcome.FAILURE:
+            if outcome is _SUCCESS:
+                self._in_a_row = 0
+                self._good += 1
+                return False
+            return outcome is _FAILURE and self._failed(now, chance, may_open)
+        return self._tried(outcome, now, chance)
+
+    def trip(self, now: float, chance: float) -> None:
+        """Opens the breaker, unless it is open already."""
+        if self.state is not _OPEN:
+            self._forgive(now)
             self._open(now, chance)
-        else:
-            self._enter(BreakerState.CLOSED, now)
+
+    def roll(self, now: float) -> None:
+        """Moves the window on and forgives old strikes. To be called about once a second."""
+        if self.closed:
+            self._move_window(now)
+            self._forgive(now)
+
+    def _failed(self, now: float, chance: float, may_open: Callable[[], bool] | None) -> bool:
+        self._move_window(now)
+        self._in_a_row += 1
+        self._bad += 1
+        policy = self.policy
+        bad = self._bad + sum(bucket[1] for bucket in self._past)
+        total = bad + self._good + sum(bucket[0] for bucket in self._past)
+        too_many = total >= policy.minimum and bad >= policy.ratio * total
+        if self._in_a_row < policy.failures and not too_many:
+            return False
+        if may_open is not None and not may_open():
+            return False
+        self.trip(now, chance)
         return True
 
-    def _is_over(self, now: float) -> bool:
-        policy = self.policy
-        if self._consecutive >= policy.failures:
+    def _tried(self, outcome: Outcome, now: float, chance: float) -> bool:
+        """A trial is over. (An open breaker gives its generation to nobody.)"""
+        self._trials -= 1
+        if outcome is _FAILURE:
+            self._open(now, chance)
             return True
-        self.roll(now)
-        successes = self._successes + sum(old[0] for old in self._old)
-        failures = self._failures + sum(old[1] for old in self._old)
-        attempts = successes + failures
-        return attempts >= policy.minimum and failures >= policy.ratio * attempts
+        if outcome is _SUCCESS:
+            self._passed += 1
+            if self._passed >= self.policy.trials:
+                self._become(_CLOSED, now)
+                return True
+        return False
 
     def _open(self, now: float, chance: float) -> None:
         policy = self.policy
-        self._trips += 1
-        wait = min(policy.open * 2.0 ** min(self._trips - 1, 60), policy.open_max)
-        self._opened = now
-        self._opened_for = min(wait * (1 + _JITTER * (2 * chance - 1)), policy.open_max)
-        self._enter(BreakerState.OPEN, now)
+        if self._nominal(self._strikes) < policy.open_max and self._strikes < _MAX_STRIKES:
+            self._strikes += 1
+        self._open_for = min(self._nominal(self._strikes), policy.open_max) * (1 + JITTER * chance)
+        self._opened_at = now
+        self._become(_OPEN, now)
 
-    def _enter(self, state: BreakerState, now: float) -> None:
+    def _nominal(self, strikes: int) -> float:
+        """The open time after so many strikes, before its limit and jitter; 0 without any."""
+        return float(self.policy.open * 2 ** (strikes - 1)) if strikes else 0.0
+
+    def _become(self, state: BreakerState, now: float) -> None:
+        """The one place where the state changes."""
         self.state = state
-        self.closed = state is BreakerState.CLOSED
+        self.closed = state is _CLOSED
         self.generation += 1
-        self._trials = 0
-        self._consecutive = self._successes = self._failures = 0
-        self._old.clear()
-        self._since = now
+        self._in_a_row = self._good = self._bad = 0
+        self._past.clear()
+        self._bucket_start = self._healthy_since = now
+        self._trials = self._passed = 0
+        if self.on_transition is not None:
+            self.on_transition(state, now)
 
-    def roll(self, now: float) -> None:
-        """Moves the window on, and forgets a trip for each healthy base interval. For once a second."""
-        policy = self.policy
-        if self._rolled is None or now < self._rolled:
-            self._rolled = now
-        passed = int((now - self._rolled) * _BUCKETS / policy.window)
-        if passed > 0:
-            self._rolled += passed * policy.window / _BUCKETS
-            self._old.append((self._successes, self._failures))
-            self._old += [(0, 0)] * min(passed - 1, _BUCKETS)
-            del self._old[: 1 - _BUCKETS]
-            self._successes = self._failures = 0
-        if self.closed and self._trips:
-            if now < self._since:
-                self._since = now
-            healthy = int((now - self._since) / policy.open)
-            if healthy > 0:
-                self._trips = max(0, self._trips - healthy)
-                self._since = now
+    def _move_window(self, now: float) -> None:
+        width = self.policy.window / _BUCKETS
+        elapsed = now - self._bucket_start
+        if 0 <= elapsed < width:
+            return
+        if not 0 <= elapsed < width * _BUCKETS:
+            self._past.clear()
+            self._bucket_start = now
+        else:
+            steps = int(elapsed / width)
+            self._past.append((self._good, self._bad))
+            self._past.extend([(0, 0)] * (steps - 1))
+            self._bucket_start += steps * width
+        self._good = self._bad = 0
+
+    def _forgive(self, now: float) -> None:
+        """Takes one strike back for each `open` seconds spent closed."""
+        if not self.closed:
+            return
+        intervals = int((now - self._healthy_since) / self.policy.open)
+        if now < self._healthy_since:
+            self._healthy_since = now
+        elif intervals:
+            self._strikes = max(0, self._strikes - intervals)
+            self._healthy_since += intervals * self.policy.open

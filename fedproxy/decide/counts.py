@@ -6,7 +6,16 @@ from bisect import bisect_left
 from collections import defaultdict
 
 # Upper bounds in seconds: from a cached asset to a build of an hour.
-BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5) + (
+BOUNDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
     1.0,
     2.5,
     5.0,

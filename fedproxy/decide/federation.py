@@ -1,7 +1,7 @@
 """The members together: whom a request goes to, and what its outcome means.
 
-`acquire` gives a `Lease`, or says why not; a lease is settled exactly once. The caller's loop is the lock: each
-decision is one plain call. A federation is replaced whole on a reload; its `Member` objects live on.
+`acquire` gives a `Lease`, or says why not; a lease is settled exactly once. The caller's loop is the lock:
+each decision is one plain call. A federation is replaced whole on a reload; its `Member` objects live on.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Lease:
 class FederationPolicy:
     """How members are chosen.
 
-    balancer: a name in `BALANCERS`. load_bound: for rendezvous, how many times its fair share of what is in flight
-    a member may carry. max_ejected: the part of the members whose breakers may be out of `closed` at a time.
-    slow_start: seconds from a member's recovery to its whole share.
+    balancer: a name in `BALANCERS`. load_bound: for rendezvous, how many times its fair share of what is in
+    flight a member may carry. max_ejected: the part of the members whose breakers may be out of closed
+    at a time. slow_start: seconds from a member's recovery to its whole share.
     """
 
     balancer: str = "rendezvous"
@@ -89,9 +89,9 @@ class Federation:
     ) -> Lease | Refusal:
         """A lease for a request that any member may serve.
 
-        The pinned member comes first (one that drains, or has weight 0, keeps its visitors), then the balancer's
-        choice for `key` among those that take new visitors, then prime as the last resort, ill or not. Members in
-        `tried` are out. `launch`: it counts against `max_launches` too.
+        The pinned member comes first (one that drains, or has weight 0, keeps its visitors), then the
+        balancer's choice for `key` among those that take new visitors, then prime as the last resort, ill or
+        not. Members in `tried` are out. `launch`: it counts against `max_launches` too.
         """
         if pinned is not None and pinned.available(now, launch) and pinned not in tried:
             return _lease(pinned, _COOKIE, now, launch)
@@ -126,8 +126,8 @@ class Federation:
     ) -> Lease | Refusal:
         """A lease for a request that only `member` may serve.
 
-        It has nowhere else to go, so the probes' verdict does not keep it back: only maintenance, an open breaker
-        and too much in flight do.
+        It has nowhere else to go, so the probes' verdict does not keep it back: only maintenance, an open
+        breaker and too much in flight do.
         """
         if member.intent is _MAINT or member in tried or not member.breaker.admits(now):
             return Refusal.NO_MEMBER
@@ -136,10 +136,10 @@ class Federation:
         return _lease(member, source, now, launch)
 
     def answered(self, lease: Lease, now: float) -> None:
-        """The member answered, and the response goes on: a trial need not wait for the end of a stream of an hour.
+        """The member answered, and the response goes on.
 
-        If the lease is a trial, its success is noted now, and what comes later is not. Else nothing happens. The
-        lease is still to be settled.
+        A trial must not keep others waiting for the end of a stream of an hour: its success is noted now, and
+        what comes later is not. For any other lease nothing happens. It is still to be settled.
         """
         breaker = lease.member.breaker
         if not breaker.closed and lease.generation == breaker.generation:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
+from fedproxy.decide.breaker import Breaker, BreakerState
 from fedproxy.decide.counts import MemberCounts
-
-if TYPE_CHECKING:
-    from fedproxy.decide.breaker import Breaker
 
 _FIRST_SHARE = 0.1
 
@@ -39,6 +36,7 @@ class Member:
         self.name = name
         self.url = url
         self.breaker = breaker
+        breaker.on_transition = self._on_transition
         self.weight = weight
         self.prime = prime
         self.hosts = hosts
@@ -55,15 +53,22 @@ class Member:
         self._recovered: float | None = None
 
     def __repr__(self) -> str:
-        health = "healthy" if self.healthy else "ill"
+        health = "healthy" if self.healthy else "unhealthy"
         return f"<Member {self.name} {self.intent} {health} {self.breaker.state} in_flight={self.in_flight}>"
 
-    def available(self, now: float) -> bool:
-        """Whether a request may be sent to it now: ready or draining, healthy, breaker admits, not full."""
+    def available(self, now: float, launch: bool = False) -> bool:
+        """Whether a request (or a launch) may be sent to it now: serving, breaker admits, not full."""
         return (
             self.serving
             and self.in_flight < self.max_requests
             and (self.breaker.closed or self.breaker.admits(now))
+            and not (launch and self.full(launch=True))
+        )
+
+    def full(self, launch: bool = False) -> bool:
+        """Whether as many requests (or launches) are in flight as may be."""
+        return self.in_flight >= self.max_requests or (
+            launch and self.max_launches is not None and self.launches >= self.max_launches
         )
 
     def share(self, now: float) -> float:
@@ -74,7 +79,6 @@ class Member:
             return self.weight
         passed = now - self._recovered
         if not 0 <= passed < self.slow_start:
-            self._recovered = None
             return self.weight
         return self.weight * max(_FIRST_SHARE, passed / self.slow_start)
 
@@ -95,5 +99,16 @@ class Member:
         """Its share starts small and grows."""
         self._recovered = now
 
+    def roll(self, now: float) -> None:
+        """What passes with time; to be called about once a second."""
+        self.breaker.roll(now)
+        if self._recovered is not None and not 0 <= now - self._recovered < self.slow_start:
+            self._recovered = None
+
     def _decide(self) -> None:
         self.serving = self.healthy and self.intent is not Intent.MAINT
+
+    def _on_transition(self, state: BreakerState, now: float) -> None:
+        self.counts.transitions[state.value] += 1
+        if state is BreakerState.CLOSED:
+            self.recovered(now)
