@@ -1,0 +1,177 @@
+"""Where something listens or is reached, as an operator writes it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from fedproxy.config.units import Kind
+
+_HOST = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+_ADDRESS = re.compile(_HOST + r":(?P<port>[0-9]{1,5})")
+_ORIGIN = re.compile(r"(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://" + _HOST + r"(?::(?P<port>[0-9]{1,5}))?/?")
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_URL_REST = re.compile(r"([/?#][!#$%&'()*+,./:;=?@A-Za-z0-9_~-]*)?")
+_PATH = re.compile(r"/[!$&'()*+,./:;=@%A-Za-z0-9_~-]*")
+_TARGET = re.compile(r"/[!$&'()*+,./:;=?@%A-Za-z0-9_~-]*")
+_MAILTO = re.compile(r"mailto:[A-Za-z0-9.!#$%&*+/=?^_{|}~-]+@[A-Za-z0-9.-]+")
+_COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+@:-]{0,63}")
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a listener listens: `host` and `port`, or `path` for a unix socket and the others empty."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class MemberAddress:
+    """Where a member is reached.
+
+    `host` has no brackets. `authority` is what its Host header says: the port only if it is not the scheme's
+    own (RFC 9110 section 4.2.3). `path` is that of a unix socket; then `authority` is `localhost`.
+    """
+
+    tls: bool
+    host: str
+    port: int
+    authority: str
+    path: str = ""
+
+
+def hostname(value: object) -> str | None:
+    """A DNS name or IP address, in lower case and with no brackets."""
+    if not isinstance(value, str):
+        return None
+    bracketed = value.startswith("[") and value.endswith("]")
+    bare = value[1:-1] if bracketed else value
+    if bracketed or ":" in bare or bare.rpartition(".")[2].isdecimal():
+        try:
+            parsed = ipaddress.IPv6Address(bare) if bracketed else ipaddress.ip_address(bare)
+        except ValueError:
+            return None
+        return str(parsed)
+    labels = bare.removesuffix(".").split(".")
+    return bare.lower() if len(bare) <= 253 and all(map(_LABEL.fullmatch, labels)) else None
+
+
+def _socket_path(value: str) -> str | None:
+    # sun_path has 108 bytes on Linux, its last one zero.
+    path = value.removeprefix("unix:")
+    return path if path.startswith("/") and path.isprintable() and len(path.encode()) < 108 else None
+
+
+def address(value: object) -> Address | None:
+    """HOST:PORT, [IPv6]:PORT or unix:/PATH."""
+    if isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        return None
+    if value.startswith("unix:"):
+        path = _socket_path(value)
+        return Address(path=path) if path else None
+    match = _ADDRESS.fullmatch(value)
+    host = hostname(match["host"]) if match else None
+    if match is None or host is None or int(match["port"]) > 65535:
+        return None
+    return Address(host, int(match["port"]))
+
+
+def _origin(value: object) -> tuple[str, str, int] | None:
+    """Scheme, host and port of a URL that has nothing else."""
+    match = _ORIGIN.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    scheme, host = match["scheme"].lower(), hostname(match["host"])
+    port = int(match["port"]) if match["port"] else _PORTS[scheme]
+    return (scheme, host, port) if host and 0 < port < 65536 else None
+
+
+def _authority(scheme: str, host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if port == _PORTS[scheme] else f"{name}:{port}"
+
+
+def origin(value: object) -> str | None:
+    """The origin in the form that browsers send it (RFC 6454 section 6.2)."""
+    parts = _origin(value)
+    return f"{parts[0]}://{_authority(*parts)}" if parts else None
+
+
+def member_url(value: object) -> str | None:
+    """An http or https URL with no path, or unix:/PATH."""
+    if isinstance(value, str) and value.startswith("unix:"):
+        path = _socket_path(value)
+        return f"unix:{path}" if path else None
+    return origin(value)
+
+
+def member_address(url: str) -> MemberAddress:
+    """Where the member with this valid `url` is reached."""
+    if url.startswith("unix:"):
+        return MemberAddress(False, "localhost", 80, "localhost", url.removeprefix("unix:"))
+    parts = _origin(url)
+    if parts is None:
+        raise ValueError(f"{url!r} is not a member's URL")
+    scheme, host, port = parts
+    return MemberAddress(scheme == "https", host, port, _authority(scheme, host, port))
+
+
+def link(value: object) -> str | None:
+    """An http or https URL with nothing in it that could end an attribute of a page."""
+    if not isinstance(value, str):
+        return None
+    start = re.match(r"https?://[^/?#]*", value)
+    if start is None or _origin(start[0]) is None or not _URL_REST.fullmatch(value[start.end() :]):
+        return None
+    return value
+
+
+def _contact(value: object) -> str | None:
+    if isinstance(value, str) and _MAILTO.fullmatch(value):
+        return value
+    return link(value)
+
+
+def _target_or_link(value: object) -> str | None:
+    if isinstance(value, str) and _TARGET.fullmatch(value) and not value.startswith("//"):
+        return value
+    return link(value)
+
+
+def _route_path(value: object) -> str | None:
+    return value if isinstance(value, str) and _PATH.fullmatch(value) else None
+
+
+def _matches(pattern: re.Pattern[str], value: object) -> str | None:
+    return value if isinstance(value, str) and pattern.fullmatch(value) else None
+
+
+ADDRESS = Kind("address", "HOST:PORT such as 0.0.0.0:8080 or [::]:8080, or unix:/PATH", address, str)
+ORIGIN = Kind("URL", "an http:// or https:// URL with no path", origin)
+MEMBER_URL = Kind("URL", "an http:// or https:// URL with no path, or unix:/PATH", member_url)
+LINK = Kind("URL", "an http:// or https:// URL", link)
+CONTACT = Kind("URL", "an http://, https:// or mailto: URL", _contact)
+PROBED = Kind("path or URL", "a path such as /health, or an http:// or https:// URL", _target_or_link)
+LOCATION = Kind("path or URL", "a path, or an http:// or https:// URL", _target_or_link)
+ROUTE_PATH = Kind("path", "a path such as /badge.svg or /build/*", _route_path)
+HOSTNAME = Kind("host", "a host name or IP address, no port", hostname)
+COOKIE_NAME = Kind(
+    "text", "a cookie's name: letters, digits and - _ . (RFC 6265)", lambda v: _matches(_COOKIE, v)
+)
+MEMBER_NAME = Kind(
+    "text",
+    "a name of up to 64 letters, digits and - . _ ~ + @ :, a letter or digit first",
+    lambda v: _matches(_NAME, v),
+)

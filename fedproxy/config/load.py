@@ -1,0 +1,90 @@
+"""A file or its text -> a config. This is the one way in: what comes out of here is valid as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedproxy.config.check import config_from, model_from, raise_faults
+from fedproxy.config.document import MAX_BYTES, Document, escape, interpolate, read
+from fedproxy.config.legacy import convert_data, is_legacy
+from fedproxy.config.model import Config, Member
+from fedproxy.errors import ConfigError, Fault
+
+
+def load(path: Path, env: Mapping[str, str]) -> Config:
+    """The config in the file at `path`, with `${NAME}` from `env`. Raises ConfigError with every fault."""
+    return parse(read_text(path), env)
+
+
+def read_text(path: Path) -> str:
+    """The file's text. Raises ConfigError if there is no such text."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content[:MAX_BYTES].decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError([Fault("", f"cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Fault("", f"is not UTF-8: {error.reason} at byte {error.start}")]) from error
+    except ValueError as error:  # a NUL in the path
+        raise ConfigError([Fault("", f"cannot be read: {error}")]) from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError([Fault("", f"is larger than {MAX_BYTES >> 20} MiB")])
+    return text
+
+
+def parse(text: str, env: Mapping[str, str]) -> Config:
+    """The config in `text`, of this program's format or of federation-redirect's. Raises ConfigError."""
+    document = read(text)
+    if document.data is None:
+        raise_faults(document, [])
+    if is_legacy(document.data):
+        return _build(document, _from_legacy(document))
+    interpolate(document, env)
+    return _build(document, document.data)
+
+
+def convert(text: str) -> str:
+    """A federation-redirect config as YAML of this program's format. Raises ConfigError."""
+    document = read(text)
+    if not is_legacy(document.data):
+        raise_faults(document, [((), "is not of federation-redirect's format, expected `hosts`")])
+    data = _from_legacy(document)
+    _build(document, data)
+    return to_yaml(data)
+
+
+def member_from(name: str, data: object) -> Member:
+    """One member, as the admin API takes it. Raises ConfigError with key paths under the member."""
+    _, findings = model_from(Config, {"members": {name: data}})
+    raise_faults(Document(), [(where[2:], message) for where, message in findings])
+    return Member.model_validate(data)
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """A config's data as a file: its sections apart, what is short on one line."""
+    sections = (
+        yaml.safe_dump(
+            {key: escape(value)}, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+        )
+        for key, value in data.items()
+    )
+    return "\n".join(sections)
+
+
+def _from_legacy(document: Document) -> dict[str, Any]:
+    data, findings = convert_data(document.data)
+    raise_faults(document, findings)
+    return data
+
+
+def _build(document: Document, data: object) -> Config:
+    config, findings = config_from(data)
+    raise_faults(document, findings)
+    if config is None:
+        raise ConfigError([Fault("", "is not valid")])
+    return config

@@ -1,0 +1,449 @@
+"""Everything that an operator can say, with its default and its meaning at the field.
+
+Attributes are named as the keys of the file. Durations are in seconds, sizes in bytes. A section is frozen,
+an unknown key is an error, and a key with no value (`weight:` or a Helm chart's null) is as if it were not
+there. What must hold between sections is checked in `check.py`, so a `Config` is made by `load` or `parse`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+
+from fedproxy.config import address as addr
+from fedproxy.config import units
+from fedproxy.config.address import Address, MemberAddress, member_address
+from fedproxy.config.units import Network
+
+Seconds = Annotated[float, units.SECONDS]
+SecondsOrNone = Annotated[float, units.SECONDS_OR_NONE]
+Bytes = Annotated[int, units.BYTES]
+BytesOrNone = Annotated[int, units.BYTES_OR_NONE]
+Count = Annotated[int, units.COUNT]
+CountOrNone = Annotated[int, units.COUNT_OR_NONE]
+Amount = Annotated[float, units.AMOUNT]
+Ratio = Annotated[float, units.RATIO]
+Flag = Annotated[bool, units.FLAG]
+Text = Annotated[str, units.TEXT]
+Secret = Annotated[SecretStr, units.SECRET]
+File = Annotated[Path, units.FILE]
+Link = Annotated[str, addr.LINK]
+Probed = Annotated[str, addr.PROBED]
+ListenAddress = Annotated[Address, addr.ADDRESS]
+
+
+class Section(BaseModel):
+    """A mapping with known keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_keys(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        faults = list(self._faults())
+        if faults:
+            raise PydanticCustomError("between", "keys do not agree", {"faults": faults})
+        return self
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """What does not hold between keys of this section, each as the key and the message."""
+        yield from ()
+
+
+class Tls(Section):
+    """The certificate of a listener."""
+
+    certificate: File = Field(
+        description="PEM file with the certificate and its chain; read again when it changes."
+    )
+    private_key: File = Field(description="PEM file with the private key; read again when it changes.")
+    min_version: Annotated[Literal["1.2", "1.3"], units.TLS_VERSION] = Field(
+        default="1.2", description="The oldest version of TLS that is spoken."
+    )
+
+
+class Listener(Section):
+    """One place where visitors are accepted."""
+
+    address: ListenAddress = Field(
+        description="`HOST:PORT`, `[IPv6]:PORT` or `unix:/PATH`; port 0 takes a free one."
+    )
+    tls: Tls | None = Field(default=None, description="Speak TLS here; without it, plain HTTP.")
+    proxy_protocol: Flag = Field(
+        default=False,
+        description="Every connection starts with a PROXY protocol header, version 1 or 2, with the client.",
+    )
+    redirect_to_https: Flag = Field(
+        default=False, description="Answer every request with a redirect to the same URL over https."
+    )
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        if self.redirect_to_https and self.tls:
+            yield "redirect_to_https", "is true on a listener that has tls, expected it on a plain one"
+
+
+class Admin(Section):
+    """Where operators, Prometheus and Kubernetes' probes ask."""
+
+    address: ListenAddress = Field(
+        default=Address("127.0.0.1", 8081),
+        description="Where the admin listener listens. Keep it from the public.",
+    )
+    token: Secret | None = Field(
+        default=None, description="The bearer token of every write; without one every write is refused."
+    )
+
+
+class Affinity(Section):
+    """How a visitor stays with a member."""
+
+    cookie: Annotated[str, addr.COOKIE_NAME] = Field(
+        default="fedproxy_member", description="The cookie's name; it is never sent on to a member."
+    )
+    max_age: Seconds = Field(default=4 * 3600.0, description="How long a browser keeps the cookie.")
+    secret: Secret | None = Field(
+        default=None,
+        description="With a secret, the cookie's value is an HMAC of the member's name, not the name itself. "
+        "Every edge of a federation needs the same secret.",
+    )
+    key: Literal["repository", "path", "client"] = Field(
+        default="repository",
+        description="What chooses the member of a visitor with no cookie: the repository without its ref, "
+        "the whole path, or the client's address.",
+    )
+
+
+class Timeouts(Section):
+    """How long the edge waits. Nothing limits the whole of a request: builds stream for an hour."""
+
+    connect: Seconds = Field(default=5.0, description="For a connection to a member, TLS handshake included.")
+    request_head: Seconds = Field(
+        default=10.0, description="For a request's whole head, from its first byte."
+    )
+    request_idle: Seconds = Field(default=60.0, description="Between two reads of a request's body.")
+    response_head: Seconds = Field(
+        default=75.0,
+        description="For a member's response to begin. BinderHub's first event of a build can take 25 s.",
+    )
+    response_idle: Seconds = Field(
+        default=600.0, description="Between two reads of a response's body or of a tunnel."
+    )
+    keepalive: Seconds = Field(default=75.0, description="How long an idle connection of a visitor is kept.")
+    drain: SecondsOrNone = Field(
+        default=600.0,
+        description="How long running requests may go on after SIGTERM; then what is left is cut.",
+    )
+
+
+class Limits(Section):
+    """How much is taken from visitors and given to members."""
+
+    connections: Count = Field(default=20_000, description="Visitors' connections, per worker.")
+    request_head: Bytes = Field(
+        default=32 << 10, description="Request line and headers; more is answered 431 or 414."
+    )
+    request_body: BytesOrNone = Field(
+        default=512 << 20, description="A request's body; more is answered 413."
+    )
+    member_requests: Count = Field(
+        default=1000,
+        description="Requests in flight to one member, per worker. A member's `max_requests` goes first.",
+    )
+    replay: BytesOrNone = Field(
+        default=64 << 10,
+        description="Request bodies up to this size are kept, so that a retry can send them again.",
+    )
+    idle_connections: CountOrNone = Field(
+        default=256, description="Idle connections that are kept open to one member, per worker."
+    )
+
+
+class Retry(Section):
+    """Second attempts, of requests that can be repeated and of which the visitor saw nothing."""
+
+    attempts: Count = Field(
+        default=3, description="Attempts of one request, the first included; 1 means no retry."
+    )
+    budget: Amount = Field(default=0.2, description="Retries per request, over all requests.")
+    floor: Amount = Field(
+        default=1.0, description="Retries per second that are allowed however few requests there are."
+    )
+
+
+class Breaker(Section):
+    """When a member that fails live requests is left out for a while."""
+
+    failures: Count = Field(default=5, description="Failures in a row that open the breaker.")
+    ratio: Ratio = Field(default=0.5, description="Share of failed requests within `window` that opens it.")
+    window: Seconds = Field(default=10.0, description="The time over which `ratio` is taken.")
+    minimum: Count = Field(
+        default=20, description="Requests within `window` below which `ratio` means nothing."
+    )
+    open: Seconds = Field(
+        default=5.0, description="How long it stays open the first time; doubled each time in a row."
+    )
+    open_max: Seconds = Field(default=300.0, description="How long it stays open at most.")
+    trials: Count = Field(default=1, description="Requests at once that a half-open breaker lets through.")
+    max_ejected: Ratio = Field(
+        default=0.67, description="Share of the members that breakers may leave out at the same time."
+    )
+    count_500: Flag = Field(
+        default=False, description="A member's response 500 counts as a failure. 502, 503 and 504 always do."
+    )
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        if self.open_max < self.open:
+            shown = units.format_duration(self.open_max), units.format_duration(self.open)
+            yield "open_max", f"is {shown[0]}, expected at least `open`, which is {shown[1]}"
+
+
+class Health(Section):
+    """The probes of `/health` and `/versions`."""
+
+    interval: Seconds = Field(default=15.0, description="Between two probes of a healthy member.")
+    jitter: Annotated[float, units.SHARE] = Field(
+        default=0.1,
+        description="Share of the interval by which probes are moved at random, so that they spread out.",
+    )
+    timeout: Seconds = Field(default=5.0, description="For one probe.")
+    rise: Count = Field(default=1, description="Good probes in a row that make a member healthy.")
+    fall: Count = Field(
+        default=3,
+        description="Failed connections in a row that make it unhealthy. A bad verdict acts at once.",
+    )
+    unhealthy_interval: Seconds = Field(
+        default=90.0, description="Between two probes of an unhealthy member."
+    )
+    pod_headroom: CountOrNone = Field(
+        default=10, description="A member is full when its pods and these together reach its quota."
+    )
+    versions: Flag = Field(
+        default=True, description="A member must run the versions that the prime member runs."
+    )
+    slow_start: SecondsOrNone = Field(
+        default=30.0,
+        description="A member that comes back takes this long to grow to its whole weight; 0 for at once.",
+    )
+
+
+class Launch(Section):
+    """What happens to a launch whose member fails it."""
+
+    failover: Flag = Field(
+        default=True,
+        description="A launch that fails before the visitor saw an event moves to the next member.",
+    )
+    hold: SecondsOrNone = Field(
+        default=30.0, description="How long the edge waits for the first event that decides this."
+    )
+
+
+class Ban(Section):
+    """Who is answered 403."""
+
+    networks: tuple[Annotated[Network, units.NETWORK], ...] = Field(
+        default=(), description="Client networks."
+    )
+    repositories: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
+        default=(), description="Regular expressions, searched in the provider and spec of a launch."
+    )
+    user_agents: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
+        default=(), description="Regular expressions, searched in the User-Agent header."
+    )
+
+
+class Rate(Section):
+    """How many launches one client address may ask for; more are answered 429."""
+
+    launches: CountOrNone = Field(default=0, description="Launches within `per`; 0 for no limit.")
+    per: Seconds = Field(default=60.0, description="The time over which they are counted.")
+
+
+class Organisation(Section):
+    """Somebody that the member page names."""
+
+    name: Text = Field(description="The name that is shown.")
+    url: Link | None = Field(default=None, description="Where the name leads.")
+    logo: Link | None = Field(default=None, description="An image.")
+
+
+class Member(Section):
+    """One BinderHub. Its key is its name: in the cookie, in the metrics and in commands."""
+
+    url: Annotated[str, addr.MEMBER_URL] = Field(
+        description="Where it is reached: `https://HOST`, `http://HOST:PORT` or `unix:/PATH`."
+    )
+    weight: Amount = Field(
+        default=1.0, description="Its share of new visitors, relative to the others; 0 takes no new visitors."
+    )
+    prime: Flag = Field(
+        default=False,
+        description="Its versions are the reference, and it is the last resort when nobody is healthy.",
+    )
+    hosts: tuple[Annotated[str, addr.HOSTNAME], ...] = Field(
+        default=(), description="Requests for these hosts go to this member only."
+    )
+    health: Probed = Field(
+        default="/health", description="Where its health is asked; a path of `url`, or a whole URL."
+    )
+    versions: Probed = Field(
+        default="/versions", description="Where its versions are asked; a path of `url`, or a whole URL."
+    )
+    ca: File | None = Field(
+        default=None,
+        description="PEM file with the authorities that may sign its certificate, in place of the system's.",
+    )
+    max_requests: Count | None = Field(
+        default=None,
+        description="Requests in flight to it, per worker, in place of `limits.member_requests`.",
+    )
+    max_launches: Count | None = Field(
+        default=None,
+        description="Launches that may run on it at once; then the next member in rank takes them.",
+    )
+    run_by: Organisation | None = Field(default=None, description="Who runs it; shown on the member page.")
+    funded_by: Organisation | None = Field(
+        default=None, description="Who pays for it; shown on the member page."
+    )
+    contact: Annotated[str, addr.CONTACT] | None = Field(
+        default=None,
+        description="Where its people are reached: a URL or `mailto:`; shown on the member page.",
+    )
+    active: Flag = Field(
+        default=True, description="False for a past member, which only the member page shows."
+    )
+
+    @property
+    def address(self) -> MemberAddress:
+        """`url`, taken apart."""
+        return member_address(self.url)
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        if self.prime and not self.active:
+            yield "prime", "is true for a past member, expected an active one"
+        if self.ca and not self.url.startswith("https:"):
+            yield "ca", f"is set for {self.url}, expected an https:// member"
+
+
+class Route(Section):
+    """What happens to requests whose path matches: a redirect, a fixed status, or a member."""
+
+    path: Annotated[str, addr.ROUTE_PATH] = Field(
+        description="The path that matches, without the query; `*` stands for any characters."
+    )
+    redirect: Annotated[str, addr.LOCATION] | None = Field(
+        default=None, description="Answer with a redirect to this URL. Not together with `to`."
+    )
+    status: Annotated[int, units.STATUS] | None = Field(
+        default=None,
+        description="With `redirect` its status (302 if not given); alone, the status of a fixed answer.",
+    )
+    to: Text | None = Field(
+        default=None,
+        description="`members` (the default, chosen with affinity), `prime`, or one member's name.",
+    )
+    mode: Literal["proxy", "redirect"] = Field(
+        default="proxy", description="With `to`: pass the request on, or answer 307 with the member's URL."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("redirect") is not None:
+            return {**data, "status": 302} if data.get("status") is None else data
+        if data.get("status") is None and data.get("to") is None:
+            return {**data, "to": "members"}
+        return data
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        if self.redirect and self.status not in (301, 302, 303, 307, 308):
+            yield "status", f"is {self.status}, expected 301, 302, 303, 307 or 308 with `redirect`"
+        if not self.redirect and self.status and 300 <= self.status < 400:
+            yield "status", f"is {self.status}, expected `redirect` with it, or a status that is not 3xx"
+        if self.to and (self.redirect or self.status):
+            other = "redirect" if self.redirect else "status"
+            yield "to", f"is {self.to!r} next to `{other}`, expected one of them"
+        elif "mode" in self.model_fields_set and not self.to:
+            yield "mode", f"is {self.mode!r}, expected only with `to`"
+
+
+class Config(Section):
+    """The whole file."""
+
+    public_url: Annotated[str, addr.ORIGIN] | None = Field(
+        default=None, description="What visitors type, `https://mybinder.org`: the Origin that members see."
+    )
+    listen: tuple[Listener, ...] = Field(
+        default=(Listener(address=Address("0.0.0.0", 8080)),),
+        description="Where visitors are accepted.",
+    )
+    admin: Admin = Field(
+        default=Admin(), description="The admin listener: live page, metrics, health, members."
+    )
+    workers: Annotated[int | Literal["auto"], units.WORKERS] = Field(
+        default="auto", description="Worker processes: a number, or `auto` for one per processor."
+    )
+    access_log: Annotated[Literal["json", "combined", "off"], units.ACCESS_LOG] = Field(
+        default="json", description="One line per request on stdout: JSON, Apache's combined format, or none."
+    )
+    trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
+        default=(), description="Networks whose `X-Forwarded-*` headers are believed."
+    )
+    affinity: Affinity = Field(default=Affinity(), description="How a visitor stays with a member.")
+    balancer: Literal["rendezvous", "random", "least-requests"] = Field(
+        default="rendezvous", description="How new visitors are shared out; all three go by weight."
+    )
+    load_bound: Annotated[float, units.FACTOR] = Field(
+        default=1.5,
+        description="With rendezvous: a member gets at most this times its fair share of what is in flight.",
+    )
+    timeouts: Timeouts = Field(
+        default=Timeouts(), description="How long the edge waits, each wait for itself."
+    )
+    limits: Limits = Field(
+        default=Limits(), description="How much is taken from visitors and given to members."
+    )
+    retry: Retry = Field(default=Retry(), description="Second attempts.")
+    breaker: Breaker = Field(
+        default=Breaker(), description="When a member that fails requests is left out for a while."
+    )
+    health: Health = Field(default=Health(), description="The probes of the members.")
+    launch: Launch = Field(default=Launch(), description="What happens to a launch whose member fails it.")
+    ban: Ban = Field(default=Ban(), description="Who is answered 403.")
+    rate: Rate = Field(default=Rate(), description="How many launches one client address may ask for.")
+    members: Mapping[Annotated[str, addr.MEMBER_NAME], Member] = Field(description="The BinderHubs, by name.")
+    routes: tuple[Route, ...] = Field(
+        default=(Route(path="/metrics", status=404),),
+        description="The first that matches wins; what matches none goes to a member with affinity.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_members(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("members"), dict):
+            return data
+        members = {name: member for name, member in data["members"].items() if member is not None}
+        return {**data, "members": members}
+
+    @property
+    def active_members(self) -> dict[str, Member]:
+        """The members that take part, in the order of the file."""
+        return {name: member for name, member in self.members.items() if member.active}
+
+    @property
+    def prime(self) -> str | None:
+        """The prime member's name."""
+        return next((name for name, member in self.members.items() if member.prime), None)

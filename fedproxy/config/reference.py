@@ -1,0 +1,107 @@
+"""`docs/configuration.md`, from the models: every key with its type, default and meaning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fedproxy.config.check import kind_of, one_of, optional
+from fedproxy.config.model import Config
+from fedproxy.config.units import format_duration, format_size
+
+_INTRODUCTION = """\
+# Configuration
+
+One YAML file (JSON is YAML too). Only `members` is required, and of a member only `url`:
+
+```yaml
+members:
+  gesis:
+    url: https://gesis.mybinder.org
+```
+
+- A **duration** is a number of seconds or has a unit: `250ms`, `15s`, `10m`, `4h`, `1d`.
+- A **size** is a number of bytes or has a unit: `64KiB`, `2MiB`, `1GiB`.
+- `${NAME}` in any text takes the environment variable `NAME`, which must be set; `$${` stands for `${`.
+- An unknown key is an error, and so is a key that is there twice. A key with no value is as if not there.
+- Relative paths of files start from the directory that fedproxy is started in.
+- `fedproxy check FILE` says everything that is wrong with a file, one line each.
+- `config.json` of federation-redirect is read as it is; `fedproxy import FILE` shows what it becomes.
+
+`conf/mybinder.yaml` has every key, with comments.
+"""
+
+
+def render() -> str:
+    """The whole reference as Markdown."""
+    parts = [_INTRODUCTION, "## Top level\n", _table(Config, "")]
+    for name, field in Config.model_fields.items():
+        section = _section(field)
+        if section:
+            model, prefix = section
+            parts += [f"## {name}\n", f"{field.description}\n", _table(model, f"{name}{prefix}.")]
+    return "\n".join(parts)
+
+
+def _table(model: type[BaseModel], prefix: str) -> str:
+    rows = "\n".join(_rows(model, prefix))
+    return f"| key | type | default | meaning |\n| --- | --- | --- | --- |\n{rows}\n"
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = _section(field)
+        yield f"| `{prefix}{name}` | {_type(field)} | {_default(field)} | {field.description} |"
+        if section and prefix:
+            inner, infix = section
+            yield from _rows(inner, f"{prefix}{name}{infix}.")
+
+
+def _section(field: FieldInfo) -> tuple[type[BaseModel], str] | None:
+    """The model inside a field, and what stands between its keys and the field's name."""
+    annotation = optional(field.annotation)
+    for inner, infix in (
+        (annotation, ""),
+        (get_args(annotation)[:1], ".N"),
+        (get_args(annotation)[1:], ".NAME"),
+    ):
+        model = inner[0] if isinstance(inner, tuple) and inner else inner
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            return model, infix
+    return None
+
+
+def _type(field: FieldInfo) -> str:
+    annotation = optional(field.annotation)
+    kind = kind_of(annotation, field.metadata)
+    if kind:
+        return kind.name
+    if get_origin(annotation) is Literal:
+        return one_of(get_args(annotation))
+    if get_origin(annotation) is tuple:
+        item = kind_of(get_args(annotation)[0])
+        return f"list of {item.name}s" if item else "list of mappings"
+    return "mapping"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    kind = kind_of(optional(field.annotation), field.metadata)
+    if field.is_required():
+        return "**required**"
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, BaseModel):
+        return "see below"
+    if isinstance(value, tuple):
+        routes = [item.model_dump(mode="json", exclude_defaults=True) for item in value]
+        return f"`{json.dumps(routes)}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    formats: dict[str, Callable[[Any], object]] = {"duration": format_duration, "size": format_size}
+    shown: object = formats[kind.name](value) if kind and kind.name in formats else value
+    return f"`{f'{shown:g}' if isinstance(shown, float) else shown}`"

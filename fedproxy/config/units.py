@@ -1,0 +1,248 @@
+"""How the values of a config are written: durations, sizes, counts and the like, each with what is expected.
+
+A `Kind` is one such way. It is put into an annotation (`Annotated[float, SECONDS]`) and does three things
+there: it parses, it says in a fault what was expected, and it names the type in the reference.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from pydantic import GetCoreSchemaHandler, SecretStr
+from pydantic_core import CoreSchema, core_schema
+
+#: What stands for a secret wherever a config is shown.
+MASK = "***"
+
+Network = IPv4Network | IPv6Network
+
+_NUMBER = re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]{1,18})?")
+_WITH_UNIT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]{1,3})")
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_LONGEST = 3650 * 86400.0
+_LARGEST = 1 << 50
+_FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to write a value.
+
+    `name`: the type as the reference shows it. `expected`: the end of "expected ..." in a fault. `parse`:
+    gives the value, or None if the input is not of this kind. `render`: the value as JSON has it.
+    """
+
+    name: str
+    expected: str
+    parse: Callable[[object], object]
+    render: Callable[[object], object] | None = None
+
+    def __call__(self, value: object) -> object:
+        """Parse, or raise a ValueError that says what was expected."""
+        parsed = self.parse(value)
+        if parsed is None:
+            raise ValueError(f"expected {self.expected}")
+        return parsed
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Replace pydantic's own coercions, which would take `true` for 1."""
+        render = core_schema.plain_serializer_function_ser_schema(self.render) if self.render else None
+        return core_schema.no_info_plain_validator_function(self.__call__, serialization=render)
+
+
+def number(value: object) -> float | None:
+    """A finite number, or text that is one: text is what an environment variable gives."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e18:
+        return float(value)
+    return None
+
+
+def count(value: object) -> int | None:
+    """A whole number; `3.0` is one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) < 1e18 else None
+    parsed = number(value)
+    return int(parsed) if parsed is not None and parsed.is_integer() else None
+
+
+def duration(value: object) -> float | None:
+    """Seconds from a number of seconds or from a text with a unit: ms, s, m, h or d."""
+    match = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return number(value)
+    unit = _DURATION_UNITS.get(match[2])
+    if unit is None:
+        return None
+    # Dividing is exact where multiplying by 0.001 is not.
+    return float(match[1]) / 1000 if match[2] == "ms" else float(match[1]) * unit
+
+
+def size(value: object) -> int | None:
+    """Bytes from a whole number or from a text with a unit: B, KiB, MiB, GiB or TiB."""
+    match = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return count(value)
+    unit = _SIZE_UNITS.get(match[2])
+    return count(float(match[1]) * unit) if unit is not None else None
+
+
+def format_duration(seconds: float) -> str | float:
+    """Seconds as an operator would write them; `duration` gives the same number back."""
+    if seconds >= 3600 and seconds % 3600 == 0 and seconds < _LONGEST:
+        return f"{seconds / 3600:.0f}h"
+    if seconds % 1 == 0:
+        return f"{seconds:.0f}s"
+    milliseconds = round(seconds * 1000)
+    return f"{milliseconds}ms" if milliseconds / 1000 == seconds else seconds
+
+
+def format_size(size_in_bytes: int) -> str | int:
+    """Bytes as an operator would write them; `size` gives the same number back."""
+    for unit, factor in reversed(_SIZE_UNITS.items()):
+        if factor > 1 and size_in_bytes >= factor and size_in_bytes % factor == 0:
+            return f"{size_in_bytes // factor}{unit}"
+    return size_in_bytes
+
+
+def flag(value: object) -> bool | None:
+    """True or false, or the word for it, which is what an environment variable gives."""
+    if isinstance(value, bool):
+        return value
+    return _FLAGS.get(value.lower()) if isinstance(value, str) else None
+
+
+def text(value: object) -> str | None:
+    """Text that is not empty and holds no control character."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
+
+
+def _secret(value: object) -> SecretStr | None:
+    if isinstance(value, SecretStr):
+        return value
+    parsed = text(value)
+    return SecretStr(parsed) if parsed is not None else None
+
+
+def _readable_file(value: object) -> Path | None:
+    path = value if isinstance(value, Path) else Path(text(value) or "")
+    try:
+        with path.open("rb"):
+            return path
+    except OSError:
+        return None
+
+
+def network(value: object) -> Network | None:
+    """A CIDR block with no bit set behind its prefix, or one address."""
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    if not isinstance(value, str):
+        return None
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError:
+        return None
+
+
+def pattern(value: object) -> re.Pattern[str] | None:
+    """A compiled regular expression."""
+    if isinstance(value, re.Pattern):
+        return value
+    if not isinstance(value, str) or not value:
+        return None
+    try:
+        with warnings.catch_warnings():
+            # What Python may mean by the expression one day is of no use to an operator today.
+            warnings.simplefilter("ignore")
+            return re.compile(value)
+    except (re.error, OverflowError, RecursionError):
+        return None
+
+
+def within(
+    parse: Callable[[object], float | int | None], low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[object], float | int | None]:
+    """Only values from `low` to `high`, or, with `above`, higher than `low`."""
+
+    def parse_within(value: object) -> float | int | None:
+        parsed = parse(value)
+        if parsed is None or not low <= parsed <= high or (above and parsed == low):
+            return None
+        return parsed
+
+    return parse_within
+
+
+def choice(*values: str) -> Kind:
+    """One of some fixed words."""
+    words = f"{', '.join(values[:-1])} or {values[-1]}"
+    return Kind(" or ".join(values), words, lambda value: value if value in values else None)
+
+
+def workers(value: object) -> int | str | None:
+    """`auto` or a number of processes."""
+    parsed = count(value)
+    if parsed is None:
+        return "auto" if value == "auto" else None
+    return parsed if 1 <= parsed <= 1024 else None
+
+
+def access_log(value: object) -> str | None:
+    """The format's name; YAML reads a bare `off` as false, and both mean off."""
+    if value is False:
+        return "off"
+    return value if isinstance(value, str) and value in ("json", "combined", "off") else None
+
+
+def tls_version(value: object) -> str | None:
+    """The version's text; YAML reads a bare 1.2 as a number."""
+    words = {"1.2": "1.2", "1.3": "1.3"}
+    return words.get(str(value)) if isinstance(value, str | float) else None
+
+
+def _mask(value: object) -> object:
+    return None if value is None else MASK
+
+
+def _plain(value: object) -> object:
+    return value.pattern if isinstance(value, re.Pattern) else str(value)
+
+
+_UNITS = "such as 250ms, 15s or 4h"
+SECONDS = Kind("duration", f"a duration above 0, {_UNITS}", within(duration, 0, _LONGEST, above=True))
+SECONDS_OR_NONE = Kind("duration", f"a duration, {_UNITS}", within(duration, 0, _LONGEST))
+BYTES = Kind("size", "a size of at least 1 byte, such as 64KiB or 2MiB", within(size, 1, _LARGEST))
+BYTES_OR_NONE = Kind("size", "a size such as 0, 64KiB or 2MiB", within(size, 0, _LARGEST))
+COUNT = Kind("whole number", "a whole number of at least 1", within(count, 1, _LARGEST))
+COUNT_OR_NONE = Kind("whole number", "a whole number of at least 0", within(count, 0, _LARGEST))
+AMOUNT = Kind("number", "a number of at least 0", within(number, 0))
+FACTOR = Kind("number", "a number of at least 1", within(number, 1))
+RATIO = Kind("ratio", "a number above 0 and at most 1", within(number, 0, 1, above=True))
+SHARE = Kind("ratio", "a number from 0 to 1", within(number, 0, 1))
+STATUS = Kind("status", "a status from 200 to 599", within(count, 200, 599))
+FLAG = Kind("true or false", "true or false", flag)
+TEXT = Kind("text", "text", text)
+SECRET = Kind("secret", "text", _secret, _mask)
+FILE = Kind("file", "the path of a file that can be read", _readable_file, _plain)
+NETWORK = Kind(
+    "network",
+    "a network such as 192.0.2.0/24 or 2001:db8::/32, no bits set behind its prefix",
+    network,
+    _plain,
+)
+PATTERN = Kind("regular expression", "a regular expression", pattern, _plain)
+WORKERS = Kind("auto or whole number", "auto or a whole number from 1 to 1024", workers)
+ACCESS_LOG = Kind("json, combined or off", "json, combined or off", access_log)
+TLS_VERSION = Kind("1.2 or 1.3", '"1.2" or "1.3"', tls_version)
