@@ -44,7 +44,9 @@ def _load(file: Path) -> Config:
 
 @main.command()
 @click.option("--config", "file", required=True, type=_FILE, help="The config, YAML or JSON.")
-@click.option("--workers", type=click.IntRange(1), help="How many processes serve; over what the config says.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="How many processes serve; over what the config says."
+)
 def serve(file: Path, workers: int | None) -> None:
     """Run the edge until SIGTERM or SIGINT."""
     config = _load(file)

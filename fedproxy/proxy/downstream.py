@@ -1,8 +1,8 @@
 """A visitor's connection: HTTP/1.1 in, HTTP/1.1 out (RFC 9112).
 
-    idle ──► head ──► exchange ──► idle        a kept connection goes round
-               │          └──────► lingering   the response is out, what is still unread is thrown away
-               └── refused ──────► lingering
+idle ──► head ──► exchange ──► idle        a kept connection goes round
+           │          └──────► lingering   the response is out, what is still unread is thrown away
+           └── refused ──────► lingering
 """
 
 from __future__ import annotations
@@ -389,7 +389,13 @@ class Downstream(asyncio.Protocol):
     def upstream_head(self, exchange: Exchange) -> bytes:
         """The request's head as the member is sent it."""
         block = exchange.block
-        parts = [exchange.ask.line.start, exchange.pool.host_line, block.forward, self.forwarded, self.made_trace]
+        parts = [
+            exchange.ask.line.start,
+            exchange.pool.host_line,
+            block.forward,
+            self.forwarded,
+            self.made_trace,
+        ]
         if block.upgrade is not None and not exchange.ask.line.http10:
             parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade)
         parts.append(b"\r\n")
@@ -408,7 +414,9 @@ class Downstream(asyncio.Protocol):
         if head.length is None and not (head.bodiless or exchange.is_head):
             self._frame(exchange, head, lines)
         if head.status == 101:
-            lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % (head.upgrade or exchange.block.upgrade or b""))
+            lines.append(
+                b"Connection: Upgrade\r\nUpgrade: %b\r\n" % (head.upgrade or exchange.block.upgrade or b"")
+            )
         else:
             if not exchange.body_done:
                 self.keep = False
@@ -500,7 +508,12 @@ class Downstream(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._read_held)
 
     def _read_held(self) -> None:
-        if self.held and self.exchange is None and self.linger_until is None and not self.transport.is_closing():
+        if (
+            self.held
+            and self.exchange is None
+            and self.linger_until is None
+            and not self.transport.is_closing()
+        ):
             data, self.held = self.held, b""
             self._read_head(data)
 

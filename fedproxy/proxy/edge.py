@@ -254,7 +254,9 @@ class Edge:
                 request_id=downstream.request_id.decode("ascii"),
                 client=downstream.client.decode("latin-1"),
                 method=line.method.decode("latin-1") if line else "",
-                host=((line.authority if line else None) or (block.host if block else None) or b"").decode("latin-1"),
+                host=((line.authority if line else None) or (block.host if block else None) or b"").decode(
+                    "latin-1"
+                ),
                 target=line.target.decode("latin-1") if line else "",
                 protocol="HTTP/1.0" if line and line.http10 else "HTTP/1.1",
                 status=status,

@@ -21,7 +21,9 @@ class Timeouts:
     @property
     def shortest(self) -> float:
         """The shortest of those that the sweep looks at, so that it comes round in time."""
-        return min(self.request_head, self.request_idle, self.response_head, self.response_idle, self.keepalive)
+        return min(
+            self.request_head, self.request_idle, self.response_head, self.response_idle, self.keepalive
+        )
 
 
 @dataclass(frozen=True)

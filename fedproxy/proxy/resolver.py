@@ -42,7 +42,9 @@ class Resolver:
         if self._dns is None:
             self._dns = aiodns.DNSResolver(timeout=2.0, tries=2)
         try:
-            answer = await self._dns.getaddrinfo(host, family=socket.AF_UNSPEC, port=port, type=socket.SOCK_STREAM)
+            answer = await self._dns.getaddrinfo(
+                host, family=socket.AF_UNSPEC, port=port, type=socket.SOCK_STREAM
+            )
         except aiodns.error.DNSError as error:
             if found:
                 self._known[host, port] = (now + _SHORTEST, found)

@@ -8,7 +8,11 @@ from typing import Generic, TypeVar
 
 # RFC 9110 section 5.6.2, and section 5.5 without obs-fold: no CR, LF, NUL or other control byte but HTAB.
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
+FIELD = re.compile(
+    rb"("
+    + TOKEN
+    + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
+)
 IS_TOKEN = re.compile(TOKEN).fullmatch
 LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
 

@@ -16,7 +16,7 @@ from fedproxy.wire import cookie
 from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, Memo, tokens
 
 _LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
-_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)", re.IGNORECASE | re.DOTALL).fullmatch
+_ABSOLUTE = re.compile(rb"https?://([^/?]+)((?:[/?].*)?)", re.IGNORECASE).fullmatch
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?").fullmatch
 # RFC 9110 section 9.2.2. TRACE is idempotent too, but never proxied.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
@@ -29,8 +29,23 @@ _KEEP_ALIVE = [b"keep-alive"]
 
 # What is set by the edge, or read by it; a name with underscores that a member could take for one is dropped.
 _OWN = frozenset(
-    (b"host", b"connection", b"content-length", b"transfer-encoding", b"cookie", b"expect", b"upgrade", b"via")
-    + (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-scheme")
+    (
+        b"host",
+        b"connection",
+        b"content-length",
+        b"transfer-encoding",
+        b"cookie",
+        b"expect",
+        b"upgrade",
+        b"via",
+    )
+    + (
+        b"x-forwarded-for",
+        b"x-forwarded-proto",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-scheme",
+    )
     + (b"x-forwarded-server", b"x-forwarded-ssl", b"x-scheme", b"x-real-ip", b"forwarded", b"origin")
     + (b"x-request-id", b"traceparent", b"keep-alive", b"te", b"trailer", b"http2-settings")
 )
@@ -221,7 +236,9 @@ class BlockReader:
         if rest:
             lines.append(b"Cookie: " + rest)
 
-    def _read_rare(self, block: HeaderBlock, name: bytes, value: bytes, lines: list[bytes], line: bytes) -> None:
+    def _read_rare(
+        self, block: HeaderBlock, name: bytes, value: bytes, lines: list[bytes], line: bytes
+    ) -> None:
         forwarded = block.forwarded
         if name == b"x-request-id":
             if block.request_id is None and _REQUEST_ID(value) is not None:
@@ -233,7 +250,9 @@ class BlockReader:
             block.upgrade = None if value.lower().startswith(_NOT_TUNNELLED) else value
         elif self._trusted and name == b"x-forwarded-for":
             before = forwarded.addresses
-            block.forwarded = replace(forwarded, addresses=value if before is None else before + b", " + value)
+            block.forwarded = replace(
+                forwarded, addresses=value if before is None else before + b", " + value
+            )
         elif self._trusted and name == b"x-real-ip":
             block.forwarded = replace(forwarded, real_ip=value)
         elif self._trusted and name == b"x-forwarded-proto":

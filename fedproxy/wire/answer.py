@@ -1,0 +1,77 @@
+"""The edge's own answers, as bytes: a page for people, JSON for programs, an event for a launch."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+_PHRASES: Final[dict[int, str]] = {status.value: status.phrase for status in HTTPStatus}
+
+# What may be different in a moment, so that trying again is worth a visitor's while.
+_PASSING: Final = frozenset((429, 502, 503, 504))
+_AGAIN: Final = '<p><a href="">Try again</a></p>\n'
+
+# One document with nothing to load: whatever is wrong with the members, this page is whole.
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="robots" content="noindex">
+<title>{status} {phrase}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 36rem; margin: 15vh auto 2rem; padding: 0 1.25rem; }}
+h1 {{ font-size: 1.5rem; line-height: 1.3; }}
+small {{ opacity: .8; overflow-wrap: anywhere; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{status} {phrase}</h1>
+<p>{detail}</p>
+{again}<p><small>If you report this, please give the request ID: <code>{request_id}</code></small></p>
+</main>
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response without its head. `status` may differ from the error's: a launch is answered 200."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+
+
+def render(status: int, detail: str, request_id: str, accept: bytes | None, build: bool) -> Answer:
+    """The answer to a request that is not served.
+
+    `detail` is one line for the visitor, as plain text. `accept` is the request's Accept field, empty if it
+    has none; None means that nothing of the request may be trusted, and gives one fixed line. `build`: the request
+    is for `/build/`, where a client of an event stream gives up on every status but 200, so that the error
+    has to be an event (its fields are BinderHub's).
+    """
+    phrase = _PHRASES.get(status, "Error")
+    if accept is None:
+        return Answer(status, b"text/plain; charset=utf-8", f"{status} {phrase}: {detail}\n".encode())
+    accept = accept.lower()
+    if build and b"text/event-stream" in accept:
+        event = json.dumps({"phase": "failed", "status_code": status, "message": detail})
+        return Answer(200, b"text/event-stream", f"data: {event}\n\n".encode())
+    if b"text/html" in accept:
+        page = _PAGE.format(
+            status=status,
+            phrase=html.escape(phrase),
+            detail=html.escape(detail),
+            again=_AGAIN if status in _PASSING else "",
+            request_id=html.escape(request_id),
+        )
+        return Answer(status, b"text/html; charset=utf-8", page.encode())
+    body = json.dumps({"error": phrase, "detail": detail, "request_id": request_id})
+    return Answer(status, b"application/json", f"{body}\n".encode())

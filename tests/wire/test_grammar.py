@@ -1,0 +1,28 @@
+from fedproxy.wire.grammar import Memo, tokens
+
+
+def test_tokens_are_lower_case_without_empty_ones() -> None:
+    assert tokens(b"Close , ,\tUpgrade,") == [b"close", b"upgrade"]
+
+
+def test_memo_reads_a_key_once() -> None:
+    read: list[bytes] = []
+    memo = Memo[int](lambda key: read.append(key) or len(read))
+    assert [memo[b"a"], memo[b"b"], memo[b"a"]] == [1, 2, 1]
+    assert read == [b"a", b"b"]
+
+
+def test_memo_is_bounded_and_keeps_what_is_in_use() -> None:
+    read: list[bytes] = []
+    memo = Memo[bytes](lambda key: read.append(key) or key, entries=4)
+    for number in range(100):
+        assert memo[b"%d" % number] == b"%d" % number
+        assert memo[b"steady"] == b"steady"
+        assert len(memo) <= 4
+    assert read.count(b"steady") == 1
+
+
+def test_memo_does_not_keep_long_keys() -> None:
+    memo = Memo[int](len, longest=2)
+    assert memo[b"abc"] == 3
+    assert len(memo) == 0

@@ -1,0 +1,361 @@
+import h11
+import httptools
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedproxy.errors import BadRequest, MethodRefused
+from fedproxy.wire.request import BlockReader, Forwarded, HeaderBlock, read_line, with_host
+
+READER = BlockReader("fedproxy_member", "https://mybinder.org", trusted=False)
+TRUSTING = BlockReader("fedproxy_member", None, trusted=True)
+
+
+def block(*lines: bytes, reader: BlockReader = READER) -> HeaderBlock:
+    return reader.read(b"\r\n".join((*lines, b"", b"")))
+
+
+def sent(read: HeaderBlock) -> list[bytes]:
+    return read.forward.removesuffix(b"\r\n").split(b"\r\n")
+
+
+def test_origin_form_keeps_its_raw_target() -> None:
+    line = read_line(b"GET /build/gh/a%2Fb//c%7E?x=1?y HTTP/1.1")
+    assert (line.method, line.target, line.path) == (
+        b"GET",
+        b"/build/gh/a%2Fb//c%7E?x=1?y",
+        b"/build/gh/a%2Fb//c%7E",
+    )
+    assert line.start == b"GET /build/gh/a%2Fb//c%7E?x=1?y HTTP/1.1\r\n"
+    assert not line.http10 and line.idempotent and not line.is_head and line.authority is None
+
+
+def test_version_10_and_head_are_told_apart() -> None:
+    line = read_line(b"HEAD / HTTP/1.0")
+    assert line.http10 and line.is_head
+    assert not read_line(b"POST / HTTP/1.1").idempotent
+
+
+@pytest.mark.parametrize(
+    ("line", "target", "authority"),
+    [
+        (b"GET http://mybinder.org/a?b HTTP/1.1", b"/a?b", b"mybinder.org"),
+        (b"GET HTTPS://h:8443 HTTP/1.1", b"/", b"h:8443"),
+        (b"GET http://h?q HTTP/1.1", b"/?q", b"h"),
+        (b"OPTIONS http://h HTTP/1.1", b"*", b"h"),
+        (b"OPTIONS * HTTP/1.1", b"*", None),
+    ],
+)
+def test_other_forms_of_target_become_origin_form(
+    line: bytes, target: bytes, authority: bytes | None
+) -> None:
+    read = read_line(line)
+    assert (read.target, read.authority) == (target, authority)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"GET",
+        b"GET /",
+        b"GET / HTTP/1.2",
+        b"GET / HTTP/2.0",
+        b"GET / http/1.1",
+        b"GET  / HTTP/1.1",
+        b"GET / HTTP/1.1 ",
+        b" GET / HTTP/1.1",
+        b"GET\t/ HTTP/1.1",
+        b"GET /a b HTTP/1.1",
+        b"GET /#f HTTP/1.1",
+        b"GET /\x00 HTTP/1.1",
+        b"GET /\xc3\xa4 HTTP/1.1",
+        b"GET /\r HTTP/1.1",
+        b"G(T / HTTP/1.1",
+        b"GET a HTTP/1.1",
+        b"GET * HTTP/1.1",
+        b"GET ftp://h/ HTTP/1.1",
+        b"GET http:///a HTTP/1.1",
+        b"GET http://user@h/ HTTP/1.1",
+        b"GET http://a,b/ HTTP/1.1",
+    ],
+)
+def test_malformed_request_line_is_refused(line: bytes) -> None:
+    with pytest.raises(BadRequest):
+        read_line(line)
+
+
+@pytest.mark.parametrize("line", [b"TRACE / HTTP/1.1", b"CONNECT h:443 HTTP/1.1"])
+def test_trace_and_connect_are_refused_as_methods(line: bytes) -> None:
+    with pytest.raises(MethodRefused):
+        read_line(line)
+
+
+def test_end_to_end_fields_pass_in_order_with_their_bytes() -> None:
+    read = block(b"Host: h", b"X-A:  1", b"x-b: 2 ", b"X-a: 3", b"Accept: */*")
+    assert sent(read) == [
+        b"X-A:  1",
+        b"x-b: 2 ",
+        b"X-a: 3",
+        b"Accept: */*",
+        b"X-Forwarded-Host: h",
+        b"Origin: https://mybinder.org",
+        b"Via: 1.1 fedproxy",
+    ]
+    assert read.plain and read.host == b"h"
+
+
+def test_origin_of_the_visitor_is_not_replaced() -> None:
+    assert sent(block(b"Host: h", b"Origin: null"))[0] == b"Origin: null"
+    assert b"Origin: https://mybinder.org" not in sent(block(b"Host: h", b"Origin: null"))
+
+
+def test_hop_by_hop_fields_do_not_pass() -> None:
+    read = block(
+        b"Host: h",
+        b"Connection: keep-alive, X-Gone",
+        b"Keep-Alive: 5",
+        b"TE: trailers",
+        b"Trailer: X",
+        b"Proxy-Authorization: x",
+        b"X-Gone: 1",
+        b"X-Stays: 1",
+    )
+    assert sent(read)[0] == b"X-Stays: 1"
+    assert not any(line.startswith((b"X-Gone", b"TE", b"Trailer", b"Keep", b"Proxy")) for line in sent(read))
+    assert read.keep_alive and not read.close
+
+
+def test_naming_host_via_or_origin_in_connection_removes_nothing() -> None:
+    read = block(
+        b"Host: h",
+        b"Via: 1.0 x",
+        b"Origin: o",
+        b"Connection: host, via, origin, x-forwarded-host, content-length",
+        b"Content-Length: 3",
+    )
+    assert sent(read) == [
+        b"Via: 1.0 x",
+        b"Origin: o",
+        b"X-Forwarded-Host: h",
+        b"Content-Length: 3",
+        b"Via: 1.1 fedproxy",
+    ]
+
+
+def test_connection_close_is_seen_and_wins() -> None:
+    read = block(b"Host: h", b"Connection: Keep-Alive", b"connection: Close")
+    assert read.close and not read.keep_alive and not read.plain
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"Host: h", b"Host: h"),
+        (b"Host: a b",),
+        (b"Host: ",),
+        (b"Host: h:port",),
+        (b"Host: a,b",),
+        (b"Host: [::1",),
+        (b"Host : h",),
+        (b" Host: h",),
+        (b"Host: h", b" folded"),
+        (b"Host: h", b"\tfolded"),
+        (b"Host: h", b"no colon"),
+        (b"Host: h", b": no name"),
+        (b"Host: h", b"X: a\rb"),
+        (b"Host: h", b"X: a\nb"),
+        (b"Host: h", b"X: a\x00b"),
+        (b"Host: h", b"X: \x7f"),
+        (b"Host: h", b"X\xff: a"),
+        (b"Host: h", b"Content-Length: +1"),
+        (b"Host: h", b"Content-Length: -1"),
+        (b"Host: h", b"Content-Length: 1, 1"),
+        (b"Host: h", b"Content-Length: 1 1"),
+        (b"Host: h", b"Content-Length: 0x1"),
+        (b"Host: h", b"Content-Length:"),
+        (b"Host: h", b"Content-Length: 9999999999999999999"),
+        (b"Host: h", b"Content-Length: 1", b"Content-Length: 2"),
+        (b"Host: h", b"Content-Length: 1", b"Transfer-Encoding: chunked"),
+        (b"Host: h", b"Transfer-Encoding: chunked", b"Content-Length: 1"),
+        (b"Host: h", b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
+        (b"Host: h", b"Transfer-Encoding: gzip, chunked"),
+        (b"Host: h", b"Transfer-Encoding: chunked, identity"),
+        (b"Host: h", b"Transfer-Encoding: xchunked"),
+        (b"Host: h", b"Transfer-Encoding: \x0bchunked"),
+        (b"Host: h", b"Transfer-Encoding:"),
+    ],
+)
+def test_malformed_or_ambiguous_block_is_refused(lines: tuple[bytes, ...]) -> None:
+    with pytest.raises(BadRequest):
+        block(*lines)
+
+
+@pytest.mark.parametrize("host", [b"h", b"h:80", b"[::1]", b"[::1]:8080", b"127.0.0.1:1", b"a_b.c-d"])
+def test_valid_host_is_accepted(host: bytes) -> None:
+    assert block(b"Host: " + host).host == host
+
+
+def test_affinity_cookie_is_taken_out_and_the_others_stay() -> None:
+    read = block(b"Host: h", b"Cookie: a=1; fedproxy_member=gesis; b=2", b"cookie: fedproxy_member=other")
+    assert read.cookie == b"gesis"
+    assert sent(read)[0] == b"Cookie: a=1; b=2"
+    assert not any(b"fedproxy_member" in line for line in sent(read))
+
+
+def test_cookie_that_only_looks_like_the_affinity_cookie_passes() -> None:
+    read = block(b"Host: h", b"Cookie: xfedproxy_member=a")
+    assert read.cookie is None
+    assert sent(read)[0] == b"Cookie: xfedproxy_member=a"
+    assert sent(block(b"Host: h", b"Cookie: a=b"))[0] == b"Cookie: a=b"
+
+
+def test_fields_with_underscores_that_imitate_the_edges_own_are_dropped() -> None:
+    read = block(b"Host: h", b"X_Forwarded_For: 1", b"x-real_ip: 1", b"Content_Length: 5", b"my_own: 1")
+    assert sent(read)[0] == b"my_own: 1"
+    assert len(sent(read)) == 4
+
+
+def test_forwarding_fields_of_an_untrusted_peer_are_dropped() -> None:
+    read = block(b"Host: h", b"X-Forwarded-For: 1.1.1.1", b"X-Real-IP: 1.1.1.1", b"Forwarded: for=1.1.1.1")
+    assert sent(read)[0] == b"X-Forwarded-Host: h"
+    assert read.forwarded == Forwarded()
+
+
+def test_forwarding_fields_of_a_trusted_peer_are_kept_apart() -> None:
+    read = block(
+        b"Host: h",
+        b"X-Forwarded-For: 1.1.1.1",
+        b"X-Forwarded-For: 2.2.2.2",
+        b"X-Real-IP: 3.3.3.3",
+        b"X-Forwarded-Proto: HTTPS",
+        b"X-Forwarded-Host: outer",
+        reader=TRUSTING,
+    )
+    assert read.forwarded == Forwarded(b"1.1.1.1, 2.2.2.2", b"3.3.3.3", b"https", b"outer")
+    assert sent(read) == [b"X-Forwarded-Host: outer", b"Via: 1.1 fedproxy"]
+    assert block(b"Host: h", b"X-Forwarded-Host: a b", reader=TRUSTING).forwarded.host is None
+
+
+def test_ids_are_taken_when_valid_and_only_the_first() -> None:
+    trace = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
+    read = block(b"Host: h", b"X-Request-ID: r1", b"x-request-id: r2", b"traceparent: " + trace)
+    assert (read.request_id, read.traceparent) == (b"r1", trace)
+    read = block(
+        b"Host: h", b'X-Request-ID: a"b', b"traceparent: 00-" + b"0" * 32 + b"-" + b"b" * 16 + b"-01"
+    )
+    assert (read.request_id, read.traceparent) == (None, None)
+
+
+def test_upgrade_needs_connection_and_no_body() -> None:
+    assert block(b"Host: h", b"Upgrade: websocket", b"Connection: Upgrade").upgrade == b"websocket"
+    assert block(b"Host: h", b"Upgrade: websocket").upgrade is None
+    assert block(b"Host: h", b"Upgrade: websocket", b"Connection: close").upgrade is None
+    assert (
+        block(
+            b"Host: h", b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: x"
+        ).upgrade
+        is None
+    )
+    with_body = block(b"Host: h", b"Upgrade: websocket", b"Connection: Upgrade", b"Content-Length: 5")
+    assert with_body.upgrade is None
+
+
+def test_framing_is_sent_on_as_understood() -> None:
+    read = block(b"Host: h", b"Transfer-Encoding: CHUNKED")
+    assert read.chunked and b"Transfer-Encoding: chunked" in sent(read) and not read.plain
+    read = block(b"Host: h", b"Content-Length: 007")
+    assert read.length == 7 and b"Content-Length: 7" in sent(read)
+
+
+def test_expect_is_seen_and_passes() -> None:
+    read = block(b"Host: h", b"Expect: 100-continue")
+    assert read.expect and sent(read)[0] == b"Expect: 100-continue"
+
+
+def test_block_without_fields_has_no_host() -> None:
+    assert READER.read(b"\r\n\r\n").host is None
+    assert READER.read(b"").host is None
+
+
+def test_value_finds_the_first_field_of_a_name() -> None:
+    read = block(b"Host: h", b"User-Agent:  curl ", b"user-agent: other")
+    assert read.value(b"user-agent") == b"curl"
+    assert read.value(b"referer") == b""
+
+
+def test_authority_takes_the_place_of_host() -> None:
+    assert with_host(b"A: b\r\nhost: x\r\nC: d\r\n\r\n", b"h:1") == b"Host: h:1\r\nA: b\r\nC: d\r\n\r\n"
+    assert with_host(b"", b"h") == b"Host: h\r\n\r\n"
+
+
+TRICKS = st.sampled_from(
+    [
+        b"Content-Length: 3",
+        b"Content-Length: 03",
+        b"Content-Length: +3",
+        b"Content-Length : 3",
+        b"Transfer-Encoding: chunked",
+        b"Transfer-Encoding: identity",
+        b"Transfer-Encoding : chunked",
+        b"Transfer-Encoding:\tchunked ",
+        b"Transfer_Encoding: chunked",
+        b"X: \x0bchunked",
+        b"Connection: close, content-length",
+        b"Connection: upgrade",
+        b"Upgrade: websocket",
+        b"Host: other",
+        b" X: folded",
+        b"X: a",
+        b"x: b",
+        b"X-Forwarded-For: 6.6.6.6",
+        b"Via: 1.1 other",
+        b"Cookie: fedproxy_member=a; b=c",
+        b"Expect: 100-continue",
+        b"",
+    ]
+)
+LINES = st.lists(st.one_of(TRICKS, st.binary(max_size=12)), max_size=8)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.fields: list[tuple[bytes, bytes]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value))
+
+
+@given(LINES)
+def test_what_is_accepted_is_accepted_by_others_and_what_is_forwarded_means_the_same(
+    lines: list[bytes],
+) -> None:
+    try:
+        read = block(b"Host: h", *[line for line in lines if line])
+    except BadRequest:
+        return
+    head = b"POST / HTTP/1.1\r\nHost: m\r\n" + read.forward + b"\r\n"
+    told = Told()
+    httptools.HttpRequestParser(told).feed_data(head)
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(head)
+    event = connection.next_event()
+    assert isinstance(event, h11.Request)
+    # llhttp and h11 trim white space alike; h11 lowers names as `Told` does.
+    assert [(name, value.strip()) for name, value in told.fields] == [
+        (bytes(n), bytes(v)) for n, v in event.headers
+    ]
+    fields = dict(told.fields)
+    assert (fields.get(b"transfer-encoding") == b"chunked") == read.chunked
+    assert (int(fields[b"content-length"]) if b"content-length" in fields else None) == read.length
+    assert not {b"connection", b"upgrade", b"te", b"x-forwarded-for"} & fields.keys()
+    assert b"fedproxy_member" not in fields.get(b"cookie", b"")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    for read in (read_line, lambda data: READER.read(data + b"\r\n\r\n")):
+        try:
+            read(raw)
+        except (BadRequest, MethodRefused):
+            continue

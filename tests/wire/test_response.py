@@ -1,0 +1,99 @@
+import pytest
+
+from fedproxy.errors import BadResponse
+from fedproxy.wire.response import ResponseHead, read
+
+
+def head(*lines: bytes) -> ResponseHead:
+    return read(b"\r\n".join((*lines, b"", b"")))
+
+
+def test_head_passes_with_its_length_last() -> None:
+    found = head(
+        b"HTTP/1.1 200 OK", b"Server: x", b"Content-Length: 5", b"Content-Type: text/html", b"Set-Cookie: a"
+    )
+    assert found.forward == (
+        b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/html\r\nSet-Cookie: a\r\nContent-Length: 5\r\n"
+    )
+    assert (found.status, found.length, found.chunked, found.close) == (200, 5, False, False)
+
+
+def test_reason_may_be_empty_or_missing() -> None:
+    assert head(b"HTTP/1.1 200 ").forward == b"HTTP/1.1 200 \r\n"
+    assert head(b"HTTP/1.1 200").forward == b"HTTP/1.1 200 \r\n"
+
+
+def test_version_10_closes_unless_it_says_otherwise() -> None:
+    assert head(b"HTTP/1.0 200 OK").close
+    assert not head(b"HTTP/1.0 200 OK", b"Connection: keep-alive").close
+    assert head(b"HTTP/1.1 200 OK", b"Connection: close").close
+
+
+def test_hop_by_hop_fields_and_the_members_request_id_do_not_pass() -> None:
+    found = head(
+        b"HTTP/1.1 200 OK",
+        b"Connection: X-Gone",
+        b"X-Gone: 1",
+        b"Keep-Alive: 1",
+        b"Proxy-Authenticate: x",
+        b"Trailer: y",
+        b"X-Request-ID: theirs",
+        b"X-Stays: 1",
+    )
+    assert found.forward == b"HTTP/1.1 200 OK\r\nX-Stays: 1\r\n"
+
+
+def test_chunked_is_seen_and_left_to_the_visitors_version() -> None:
+    found = head(b"HTTP/1.1 200 OK", b"Transfer-Encoding: Chunked")
+    assert found.chunked and b"Transfer" not in found.forward
+
+
+def test_event_stream_and_public_are_seen() -> None:
+    found = head(
+        b"HTTP/1.1 200 OK",
+        b"Content-Type: Text/Event-Stream; charset=utf-8",
+        b"Cache-Control: max-age=1, Public",
+    )
+    assert found.event_stream and found.public
+    assert not head(b"HTTP/1.1 200 OK", b"Cache-Control: private").public
+
+
+def test_upgrade_is_seen() -> None:
+    found = head(b"HTTP/1.1 101 Switching Protocols", b"Connection: upgrade", b"Upgrade: websocket")
+    assert found.upgrade == b"websocket" and found.bodiless
+
+
+@pytest.mark.parametrize("status", [b"204", b"304", b"100", b"103"])
+def test_bodiless_statuses(status: bytes) -> None:
+    assert head(b"HTTP/1.1 " + status + b" X").bodiless
+
+
+def test_length_of_a_204_does_not_pass_and_of_a_304_does() -> None:
+    assert b"Content-Length" not in head(b"HTTP/1.1 204 X", b"Content-Length: 5").forward
+    assert b"Content-Length: 5" in head(b"HTTP/1.1 304 X", b"Content-Length: 5").forward
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"",),
+        (b"HTTP/2 200 OK",),
+        (b"HTTP/1.1 20 OK",),
+        (b"HTTP/1.1 099 OK",),
+        (b"HTTP/1.1 2000 OK",),
+        (b"HTTP/1.1 200 \x00",),
+        (b"ICY 200 OK",),
+        (b"HTTP/1.1 200 OK", b"no colon"),
+        (b"HTTP/1.1 200 OK", b" folded: x"),
+        (b"HTTP/1.1 200 OK", b"A: b\nc"),
+        (b"HTTP/1.1 200 OK", b"Content-Length: 1", b"Content-Length: 2"),
+        (b"HTTP/1.1 200 OK", b"Content-Length: -1"),
+        (b"HTTP/1.1 200 OK", b"Content-Length: 1", b"Transfer-Encoding: chunked"),
+        (b"HTTP/1.1 200 OK", b"Transfer-Encoding: gzip, chunked"),
+        (b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
+        (b"HTTP/1.0 200 OK", b"Transfer-Encoding: chunked"),
+    ],
+)
+def test_nonsense_is_refused(lines: tuple[bytes, ...]) -> None:
+    with pytest.raises(BadResponse):
+        head(*lines)
