@@ -47,19 +47,16 @@ def repository_key(path: bytes) -> bytes | None:
         spec = lowered[4:]
     else:
         return None
-    provider, _, rest = spec.partition(b"/")
-    rest = rest.rstrip(b"/")
-    if not provider or not rest:
+    provider, *parts = [part for part in spec.split(b"/") if part] or [b""]
+    if not parts:
         return None
-    parts = rest.split(b"/")
     count = _SEGMENTS.get(provider)
     if count is None:
         count = max(len(parts) - 1, 1)
-    elif provider == b"gh" and b"%2f" in parts[0]:
-        # `user%2Frepo` in one segment is the same repository.
-        parts = parts[0].split(b"%2f", 1) + parts[1:]
-    kept = parts[:count] if count else parts
-    return b"/build/" + provider + b"/" + b"/".join(kept)
+    elif count != 1:
+        # A slash of a repository's name or of a DOI may come encoded or not.
+        parts = b"/".join(parts).replace(b"%2f", b"/").split(b"/")
+    return b"/build/" + b"/".join((provider, *(parts[:count] if count else parts)))
 
 
 def path_key(path: bytes) -> bytes | None:
@@ -71,7 +68,7 @@ def path_key(path: bytes) -> bytes | None:
 KEYS: dict[str, Callable[[bytes], bytes | None]] = {"repository": repository_key, "path": path_key}
 
 
-def cookie_value(name: str, secret: str | None = None) -> bytes:
+def cookie_value(name: str, secret: str | None) -> bytes:
     """What the cookie says for a member: its name, or with a `secret` 128 bits of an HMAC-SHA256."""
     if secret:
         return hmac.new(secret.encode(), name.encode(), hashlib.sha256).hexdigest()[:32].encode("ascii")

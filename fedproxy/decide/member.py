@@ -87,7 +87,7 @@ class Member:
         self.intent = intent
         self._decide()
 
-    def set_health(self, healthy: bool, reasons: tuple[str, ...], now: float) -> None:
+    def set_health(self, healthy: bool, now: float, reasons: tuple[str, ...] = ()) -> None:
         """The probes' word; `reasons` are for people."""
         if healthy and not self.healthy:
             self.recovered(now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _MOST_SECONDS = 10.0
-_MOST_REQUESTS = 1000
+_MOST_REQUESTS = 100
 
 
 def may_retry(
@@ -20,8 +20,9 @@ def may_retry(
 class RetryBudget:
     """A token bucket: `budget` tokens for each request and `floor` for each second; a retry takes one.
 
-    So that a quiet hour does not pay for a storm, it holds no more than ten seconds and a thousand requests
-    bring. Over any time, retries <= budget x requests + floor x seconds + what the bucket held.
+    So that a quiet hour does not pay for a storm, it holds no more than ten seconds and a hundred requests
+    bring (but at least one token), and it starts with ten seconds' worth. Over any time, retries <=
+    budget x requests + floor x seconds + what the bucket held.
     """
 
     __slots__ = ("_budget", "_floor", "_now", "_requests", "_tokens")
@@ -39,7 +40,8 @@ class RetryBudget:
             self._now = now - _MOST_SECONDS
         seconds = max(0.0, now - self._now)
         self._tokens += self._floor * seconds + self._budget * max(0, requests - self._requests)
-        self._tokens = min(self._tokens, self._floor * _MOST_SECONDS + self._budget * _MOST_REQUESTS)
+        most = self._floor * _MOST_SECONDS + self._budget * _MOST_REQUESTS
+        self._tokens = min(self._tokens, max(1.0, most))
         self._now, self._requests = now, requests
         if self._tokens < 1:
             return False
