@@ -53,9 +53,9 @@ def render(status: int, detail: str, request_id: str, accept: bytes | None, buil
     """The answer to a request that is not served.
 
     `detail` is one line for the visitor, as plain text. `accept` is the request's Accept field, empty if it
-    has none; None means that nothing of the request may be trusted, and gives one fixed line. `build`: the request
-    is for `/build/`, where a client of an event stream gives up on every status but 200, so that the error
-    has to be an event (its fields are BinderHub's).
+    has none; None means that nothing of the request may be trusted, and gives one fixed line. `build`: the
+    request is for `/build/`, where a client of an event stream gives up on every status but 200, so that the
+    error has to be an event (its fields are BinderHub's).
     """
     phrase = _PHRASES.get(status, "Error")
     if accept is None:

@@ -1,0 +1,270 @@
+"""The access log: one line for each finished request, as JSON or in the combined format of Apache and nginx.
+
+Lines are gathered and written once per turn of the loop. What visitors send reaches the log only in printable
+ASCII: in JSON everything else is `\\u00XX`, in the combined format `\\xXX`, so that no line can be forged.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii as quote
+from typing import Final, Literal, Protocol
+
+MASK: Final = "***"
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MILLISECONDS: Final = tuple(f".{millisecond:03d}Z" for millisecond in range(1000))
+_KEPT: Final = 2048
+_LONGEST_KEPT: Final = 512
+
+
+class Entry(Protocol):
+    """One finished request. Times are seconds, `time` since the epoch; sizes are bytes; text is latin-1 decoded.
+
+    Empty text means that the visitor sent none (or that the head was refused unread); None means that there
+    was none: no first byte, no member, no launch.
+    """
+
+    time: float
+    request_id: str
+    client: str
+    method: str
+    host: str
+    target: str
+    protocol: str
+    status: int
+    bytes_in: int
+    bytes_out: int
+    duration: float
+    ttfb: float | None
+    member: str | None
+    attempts: int
+    affinity: str | None
+    termination: str
+    launch: str | None
+    user_agent: str
+    referer: str
+
+
+class AccessLog:
+    """Turns entries into lines and hands them to `write`, each with its line feed, once per turn of the loop.
+
+    `schedule` runs a function soon (`loop.call_soon`); `flush` may be called at any time.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        form: Literal["json", "combined"],
+        schedule: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._write = write
+        self._schedule = schedule
+        self._line = JsonLines() if form == "json" else CombinedLines()
+        self._lines: list[str] = []
+
+    def __call__(self, entry: Entry) -> None:
+        """Notes one request."""
+        lines = self._lines
+        if not lines:
+            self._schedule(self.flush)
+        lines.append(self._line(entry))
+
+    def flush(self) -> None:
+        """Writes what was gathered."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._write("".join(lines))
+
+
+class _Written(dict[str, str]):
+    """Text as the log has it: what repeats, as most user agents and targets do, is worked out once."""
+
+    def __init__(self, write: Callable[[str], str]) -> None:
+        super().__init__()
+        self._write = write
+
+    def __missing__(self, text: str) -> str:
+        written = self._write(mask_target(text))
+        if len(text) <= _LONGEST_KEPT:
+            if len(self) >= _KEPT:
+                self.clear()
+            self[text] = written
+        return written
+
+
+class JsonLines:
+    """One JSON object a line, its keys those of `Entry`; `time` is ISO 8601 in UTC with milliseconds."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._stamp = ""
+        self._targets = _Written(quote)
+        self._texts = _Written(quote)
+
+    def __call__(self, entry: Entry) -> str:
+        """The line, its line feed included."""
+        second, millisecond = divmod(int(entry.time * 1000), 1000)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        texts = self._texts
+        ttfb = entry.ttfb
+        # By hand: half the cost of json.dumps, and this runs once for every request.
+        return (
+            f'{{"time":"{self._stamp}{_MILLISECONDS[millisecond]}",'
+            f'"request_id":{quote(entry.request_id)},'
+            f'"client":{quote(entry.client)},'
+            f'"method":{quote(entry.method)},'
+            f'"host":{texts[entry.host]},'
+            f'"target":{self._targets[entry.target]},'
+            f'"protocol":{quote(entry.protocol)},'
+            f'"status":{entry.status},'
+            f'"bytes_in":{entry.bytes_in},'
+            f'"bytes_out":{entry.bytes_out},'
+            f'"duration":{entry.duration:.6f},'
+            f'"ttfb":{"null" if ttfb is None else f"{ttfb:.6f}"},'
+            f'"member":{_quote_or_null(entry.member)},'
+            f'"attempts":{entry.attempts},'
+            f'"affinity":{_quote_or_null(entry.affinity)},'
+            f'"termination":{quote(entry.termination)},'
+            f'"launch":{_quote_or_null(entry.launch)},'
+            f'"user_agent":{texts[entry.user_agent]},'
+            f'"referer":{texts[entry.referer]}}}\n'
+        )
+
+
+class CombinedLines:
+    """Apache's `combined` format: client, time in UTC, request line, status, bytes, referer, user agent."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._stamp = ""
+        self._targets = _Written(_escape)
+        self._texts = _Written(_escape)
+
+    def __call__(self, entry: Entry) -> str:
+        """The line, its line feed included."""
+        second = int(entry.time)
+        if second != self._second:
+            self._second = second
+            at = time.gmtime(second)
+            # The month by hand: strftime's would be the locale's.
+            self._stamp = (
+                f"{at.tm_mday:02d}/{_MONTHS[at.tm_mon - 1]}/{time.strftime('%Y:%H:%M:%S', at)} +0000"
+            )
+        texts = self._texts
+        request = "-"
+        if entry.method:
+            request = f"{texts[entry.method]} {self._targets[entry.target]} {entry.protocol}"
+        return (
+            f'{texts[entry.client] or "-"} - - [{self._stamp}] "{request}" {entry.status} {entry.bytes_out}'
+            f' "{texts[entry.referer] or "-"}" "{texts[entry.user_agent] or "-"}"\n'
+        )
+
+
+def _quote_or_null(text: str | None) -> str:
+    return "null" if text is None else quote(text)
+
+
+_UNSAFE: Final = re.compile(r'[^ -~]|["\\]')
+
+
+def _escape(text: str) -> str:
+    return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02X}", text)
+
+
+def _spelled(text: str) -> str:
+    """A pattern for `text` in which each character may be percent-encoded, once or several times over."""
+    return "".join(f"(?:{re.escape(char)}|%(?:25)*{ord(char):02x})" for char in text)
+
+
+# A login page's `next=` carries a whole URL, so a name may follow an encoded delimiter, and stand before an
+# encoded `=`. Whatever comes before the next plain delimiter is masked then: rather too much than too little.
+_SECRET: Final = re.compile(
+    rf"((?:[^a-z0-9_]|%(?:25)*[0-9a-f]{{2}}|^)(?:{_spelled('build_')})?{_spelled('token')}{_spelled('=')})[^&#]+",
+    re.IGNORECASE | re.ASCII,
+)
+_ENCODED_LETTER: Final = re.compile(r"%(?:25)*(?:[57]4|[46][5bef])", re.IGNORECASE | re.ASCII)
+
+
+def mask_target(target: str) -> str:
+    """The target or URL without the values of `token` and `build_token`, however these names are spelled."""
+    if "token" not in target and (
+        ("%" not in target or _ENCODED_LETTER.search(target) is None) and "token" not in target.lower()
+    ):
+        return target
+    return _SECRET.sub(rf"\1{MASK}", target)
+
+
+class Output:
+    """A file descriptor as the log's writer: it never waits and never raises.
+
+    While a reader is slow, up to `limit` bytes wait, and `later` (if given) is asked to run `flush` after a
+    while. What is more than that, or comes when nobody reads any more, is dropped. `dropped`: so many lines.
+    """
+
+    def __init__(
+        self,
+        fd: int = 1,
+        later: Callable[[Callable[[], None]], object] | None = None,
+        limit: int = 1 << 20,
+    ) -> None:
+        self._fd = _without_waiting(fd)
+        self._owned = self._fd != fd
+        self._later = later
+        self._limit = limit
+        self._waiting = b""
+        self._scheduled = False
+        self.dropped = 0
+
+    def __call__(self, text: str) -> None:
+        """Writes whole lines."""
+        data = text.encode("utf-8", "backslashreplace")
+        if self._waiting and len(self._waiting) + len(data) > self._limit:
+            self.dropped += data.count(b"\n")
+        else:
+            self._waiting += data
+        self._write()
+
+    def flush(self) -> None:
+        """Writes what waits, as far as it goes."""
+        self._scheduled = False
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._fd, self._waiting) :]
+        except BlockingIOError:
+            if self._later is not None and not self._scheduled:
+                self._scheduled = True
+                self._later(self.flush)
+        except OSError:
+            # The reader is gone or the disk is full: the log is lost, the visitors must not be.
+            self.dropped += self._waiting.count(b"\n")
+            self._waiting = b""
+
+    def close(self) -> None:
+        """Writes what waits, as far as it goes, and lets go of what this object opened."""
+        self._write()
+        if self._owned:
+            os.close(self._fd)
+            self._owned = False
+
+
+def _without_waiting(fd: int) -> int:
+    """A descriptor of the same pipe or terminal, on which writing does not wait; else `fd` itself.
+
+    Setting O_NONBLOCK on `fd` would set it for everybody who shares it, such as the shell behind a terminal.
+    """
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        return fd
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return fd

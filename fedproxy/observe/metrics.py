@@ -1,0 +1,267 @@
+"""Prometheus: what the hot path counted, read when somebody scrapes.
+
+Every scrape builds its series from the members that are in force, so a member that left, or a reason that
+is over, leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from fedproxy import __version__
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.counts import BOUNDS, EdgeCounts, Histogram
+from fedproxy.decide.member import Member
+
+BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+_EDGES: Final = (*map(str, BOUNDS), "+Inf")
+
+Row = tuple[Sequence[str], float]
+
+
+@dataclass(frozen=True)
+class View:
+    """What is in force and what was counted so far, at one moment.
+
+    upstream_connections: by member's name, how many are idle and how many are in use. reloads: by result
+    (`success`, `failure`). reloaded_at: when a config was last put in force, in seconds since the epoch.
+    """
+
+    members: Sequence[Member]
+    edge: EdgeCounts
+    upstream_connections: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    workers: int = 1
+    reloads: Mapping[str, int] = field(default_factory=dict)
+    reloaded_at: float | None = None
+
+
+def collect(view: View) -> Iterator[Metric]:
+    """Every metric, each with all of its series."""
+    yield from _requests(view.members)
+    yield from _state(view.members, view.upstream_connections)
+    yield from _edge(view)
+    yield from _of_federation_redirect(view.members)
+
+
+class FederationCollector(Collector):
+    """Reads a new `View` for each scrape."""
+
+    def __init__(self, read: Callable[[], View]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the registry for each scrape."""
+        return collect(self._read())
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the registry would collect to learn the names, and there may be nothing to read yet."""
+        return ()
+
+
+def create_registry(read: Callable[[], View]) -> CollectorRegistry:
+    """A registry of the federation's metrics and this process's."""
+    registry = CollectorRegistry()
+    registry.register(FederationCollector(read))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The body and its Content-Type, in the form that the Accept field asks for."""
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def _requests(members: Sequence[Member]) -> Iterator[Metric]:
+    """What was counted on the way."""
+    yield _counter(
+        "fedproxy_requests",
+        "Requests, by the status that the visitor was sent.",
+        ("member", "code"),
+        (((m.name, str(code)), n) for m in members for code, n in sorted(m.counts.codes.items())),
+    )
+    yield _histogram(
+        "fedproxy_request_duration_seconds",
+        "From a request's head to the end of its response.",
+        {m.name: m.counts.duration for m in members},
+    )
+    yield _histogram(
+        "fedproxy_time_to_first_byte_seconds",
+        "From a request's head to the head of its response.",
+        {m.name: m.counts.first_byte for m in members},
+    )
+    yield _counter(
+        "fedproxy_bytes",
+        "Bytes of bodies and tunnels: in came from visitors, out went to them.",
+        ("member", "direction"),
+        (
+            ((m.name, direction), n)
+            for m in members
+            for direction, n in (("in", m.counts.bytes_in), ("out", m.counts.bytes_out))
+        ),
+    )
+    yield _counter(
+        "fedproxy_upstream_errors",
+        "Attempts that a member failed.",
+        ("member", "reason"),
+        (((m.name, reason), n) for m in members for reason, n in sorted(m.counts.errors.items())),
+    )
+    yield _counter(
+        "fedproxy_retries",
+        "Attempts that were made again after this member failed.",
+        ("member", "reason"),
+        (((m.name, reason), n) for m in members for reason, n in sorted(m.counts.retries.items())),
+    )
+    yield _counter(
+        "fedproxy_affinity",
+        "Requests, by what chose the member.",
+        ("member", "source"),
+        (((m.name, source.value), m.counts.affinity.get(source, 0)) for m in members for source in Source),
+    )
+    yield _counter(
+        "fedproxy_launches",
+        "Launches, by their outcome.",
+        ("member", "outcome"),
+        (((m.name, outcome), n) for m in members for outcome, n in sorted(m.counts.launches.items())),
+    )
+
+
+def _state(members: Sequence[Member], connections: Mapping[str, tuple[int, int]]) -> Iterator[Metric]:
+    """How the members are now."""
+    yield _gauge(
+        "fedproxy_requests_in_flight",
+        "Requests that a member is serving.",
+        ("member",),
+        (((m.name,), m.in_flight) for m in members),
+    )
+    yield _gauge(
+        "fedproxy_launches_in_flight",
+        "Launches that a member is serving.",
+        ("member",),
+        (((m.name,), m.launches) for m in members),
+    )
+    yield _gauge(
+        "fedproxy_upstream_connections",
+        "Open connections to a member.",
+        ("member", "state"),
+        (
+            ((m.name, state), n)
+            for m in members
+            for state, n in zip(("idle", "active"), connections.get(m.name, (0, 0)), strict=True)
+        ),
+    )
+    yield _gauge(
+        "fedproxy_member_up",
+        "The last verdict of the probes: 1 well, 0 ill.",
+        ("member",),
+        (((m.name,), int(m.healthy)) for m in members),
+    )
+    yield _gauge(
+        "fedproxy_member_weight",
+        "The weight that the operator gave a member.",
+        ("member",),
+        (((m.name,), m.weight) for m in members),
+    )
+    yield _gauge(
+        "fedproxy_breaker_state",
+        "A member's circuit breaker: 0 closed, 1 half-open, 2 open.",
+        ("member",),
+        (((m.name,), BREAKER_STATES[m.breaker.state]) for m in members),
+    )
+    yield _counter(
+        "fedproxy_breaker_transitions",
+        "How often a member's circuit breaker became this.",
+        ("member", "to"),
+        (
+            ((m.name, state.value), m.counts.transitions.get(state, 0))
+            for m in members
+            for state in BreakerState
+        ),
+    )
+
+
+def _edge(view: View) -> Iterator[Metric]:
+    """What belongs to no member."""
+    edge = view.edge
+    yield _gauge(
+        "fedproxy_downstream_connections",
+        "Open connections of visitors.",
+        (),
+        [((), edge.connections)],
+    )
+    yield _counter(
+        "fedproxy_rejected",
+        "Requests and connections that the edge refused.",
+        ("reason",),
+        (((reason,), n) for reason, n in sorted(edge.rejected.items())),
+    )
+    yield _counter(
+        "fedproxy_retry_budget_exhausted",
+        "Retries that were not made because the budget was used up.",
+        (),
+        [((), edge.budget_exhausted)],
+    )
+    yield _counter(
+        "fedproxy_config_reloads",
+        "Reloads of the config.",
+        ("result",),
+        (((result,), view.reloads.get(result, 0)) for result in ("success", "failure")),
+    )
+    if view.reloaded_at is not None:
+        yield _gauge(
+            "fedproxy_config_last_reload_success_timestamp_seconds",
+            "When a config was last put in force.",
+            (),
+            [((), view.reloaded_at)],
+        )
+    yield _gauge("fedproxy_workers", "Processes that serve visitors.", (), [((), view.workers)])
+    yield _gauge("fedproxy_build_info", "Always 1.", ("version",), [((__version__,), 1)])
+
+
+def _of_federation_redirect(members: Sequence[Member]) -> Iterator[Metric]:
+    """Names and types of the program before, which called a count a gauge; one health series a member."""
+    yield _gauge(
+        "federation_health",
+        "1 healthy, 0 unhealthy; reason is the first check that failed.",
+        ("member", "reason"),
+        (((m.name, "" if m.healthy else next(iter(m.reasons), "unknown")), int(m.healthy)) for m in members),
+    )
+    yield _gauge(
+        "federation_redirect_count",
+        "Requests routed to each member.",
+        ("member", "reason"),
+        (((m.name, source.value), m.counts.affinity.get(source, 0)) for m in members for source in Source),
+    )
+
+
+def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+def _histogram(name: str, text: str, by_member: Mapping[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=("member",))
+    for member, histogram in by_member.items():
+        buckets = list(zip(_EDGES, accumulate(histogram.counts), strict=True))
+        family.add_metric((member,), buckets, histogram.total)
+    return family
