@@ -60,8 +60,10 @@ class DemoFederation:
     def config_dict(self, port: int, admin_port: int, *, token: str | None = None) -> dict[str, Any]:
         """A config of an edge in front of these members; it notices faults sooner than the defaults do."""
         admin = {"address": f"127.0.0.1:{admin_port}"}
+        # With port 0 the address is only known once the edge listens.
+        public = {"public_url": f"http://127.0.0.1:{port}"} if port else {}
         return {
-            "public_url": f"http://127.0.0.1:{port}",
+            **public,
             "listen": [{"address": f"127.0.0.1:{port}"}],
             "admin": admin if token is None else {**admin, "token": token},
             "workers": 1,
