@@ -82,7 +82,7 @@ def show(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
         "p99\nms",
         "errors",
         "x\nnginx",
-        "x\nHAProxy",
+        "x HA-\nProxy",
     ):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None

@@ -170,7 +170,6 @@ _PROVIDERS = {
     "figshare": ("FigShare", "FigShare DOI (10.6084/m9.figshare.9782777.v1)", ""),
     "hydroshare": ("Hydroshare", "Hydroshare resource id or URL", ""),
     "dataverse": ("Dataverse", "Dataverse DOI (10.7910/DVN/TJCLKP)", ""),
-    "ckan": ("CKAN", "CKAN dataset URL (https://demo.ckan.org/dataset/sample-dataset-1)", ""),
 }
 
 PROVIDERS = frozenset(_PROVIDERS)
