@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+import struct
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
@@ -41,6 +43,7 @@ _AS_SENT = 0  # ... as the member sent it
 # A closing connection reads on for so long, so that no reset overtakes the answer (RFC 9112 section 9.6).
 _LINGER = 5.0
 _SMALL = 16 * 1024
+_RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 
 
 class Downstream(asyncio.Protocol):
@@ -158,7 +161,7 @@ class Downstream(asyncio.Protocol):
         self._identify(block)
         if self.trusted:
             self._believe(block)
-        if not ask.proxied and edge.only(ask, block) is None:
+        if not ask.proxied:
             self._answer_here(ask, block, data)
             return
         exchange = self.exchange = Exchange(edge, self, ask, block, edge.clock())
@@ -481,6 +484,9 @@ class Downstream(asyncio.Protocol):
     def broken(self, exchange: Exchange) -> None:
         """The response is not whole: the connection is reset, so that it cannot look complete."""
         self.exchange = None
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     def detach(self) -> bytes:

@@ -6,8 +6,8 @@ import ipaddress
 import random
 import ssl
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from fedproxy import config
 from fedproxy.decide.affinity import cookie_value
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.federation import Federation, FederationPolicy
@@ -17,42 +17,41 @@ from fedproxy.decide.route import Action, Fixed, Redirect, Route, Router, ToMemb
 from fedproxy.proxy.policy import Endpoint, Limits, Policy, Timeouts
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
     from fedproxy.proxy.edge import Edge
 
 
-def assemble(edge: Edge, config: Config) -> None:
-    """Puts `config` in force. Members that stay keep their state, and so do the connections to them."""
+def assemble(edge: Edge, settings: config.Config) -> None:
+    """Puts `settings` in force. Members that stay keep their state, and so do the connections to them."""
     known = edge.federation.by_name if edge.pools else {}
-    active = {name: member for name, member in config.members.items() if member.active}
-    members = [_member(name, config, known.get(name)) for name in active]
+    active = {name: member for name, member in settings.members.items() if member.active}
+    members = [_member(name, settings, known.get(name)) for name in active]
     federation = Federation(
         members,
         FederationPolicy(
-            balancer=config.balancer,
-            load_bound=config.load_bound,
-            max_ejected=config.breaker.max_ejected,
-            slow_start=config.health.slow_start,
+            balancer=settings.balancer,
+            load_bound=settings.load_bound,
+            max_ejected=settings.breaker.max_ejected,
+            slow_start=settings.health.slow_start,
         ),
         rng=random.Random(),  # noqa: S311 -- spreads load, guards nothing
     )
-    secret = config.affinity.secret
+    secret = settings.affinity.secret.get_secret_value() if settings.affinity.secret else None
     edge.apply(
-        policy=_policy(config),
+        policy=_policy(settings),
         federation=federation,
-        endpoints={name: endpoint(member.url, member.ca) for name, member in active.items()},
+        endpoints={name: _endpoint(member) for name, member in active.items()},
         cookie_values={name: cookie_value(name, secret) for name in active},
-        router=Router([Route(route.path, _action(route)) for route in config.routes]),
-        budget=RetryBudget(config.retry.budget, config.retry.floor),
+        router=Router([Route(route.path, _action(route)) for route in settings.routes]),
+        budget=RetryBudget(settings.retry.budget, settings.retry.floor),
     )
 
 
-def _member(name: str, config: Config, known: Member | None) -> Member:
-    settings = config.members[name]
-    breaker = config.breaker
+def _member(name: str, settings: config.Config, known: Member | None) -> Member:
+    wanted = settings.members[name]
+    breaker = settings.breaker
     member = known or Member(
         name=name,
-        url=settings.url,
+        url=wanted.url,
         breaker=Breaker(
             BreakerPolicy(
                 failures=breaker.failures,
@@ -65,17 +64,17 @@ def _member(name: str, config: Config, known: Member | None) -> Member:
             )
         ),
     )
-    member.url = settings.url
-    member.weight = settings.weight
-    member.prime = settings.prime
-    member.hosts = tuple(settings.hosts)
-    member.max_requests = settings.member_requests or config.limits.member_requests
-    member.max_launches = settings.max_launches
+    member.url = wanted.url
+    member.weight = wanted.weight
+    member.prime = wanted.prime
+    member.hosts = tuple(wanted.hosts)
+    member.max_requests = wanted.max_requests or settings.limits.member_requests
+    member.max_launches = wanted.max_launches
     return member
 
 
-def _policy(config: Config) -> Policy:
-    timeouts, limits, affinity = config.timeouts, config.limits, config.affinity
+def _policy(settings: config.Config) -> Policy:
+    timeouts, limits, affinity = settings.timeouts, settings.limits, settings.affinity
     return Policy(
         timeouts=Timeouts(
             connect=timeouts.connect,
@@ -92,45 +91,34 @@ def _policy(config: Config) -> Policy:
             replay=limits.replay,
             idle_connections=limits.idle_connections,
         ),
-        attempts=config.retry.attempts,
+        attempts=settings.retry.attempts,
         cookie=affinity.cookie,
         cookie_max_age=round(affinity.max_age),
         key=affinity.key,
-        origin=config.public_url,
-        trusted=tuple(ipaddress.ip_network(network) for network in config.trusted_proxies),
-        failing=frozenset((500, 502, 503, 504)) if config.breaker.count_500 else frozenset((502, 503, 504)),
+        origin=settings.public_url,
+        trusted=tuple(ipaddress.ip_network(network) for network in settings.trusted_proxies),
+        failing=frozenset((500, 502, 503, 504)) if settings.breaker.count_500 else frozenset((502, 503, 504)),
     )
 
 
-def _action(route: object) -> Action:
-    to = getattr(route, "to", None)
-    redirect = getattr(route, "redirect", None)
-    status = getattr(route, "status", None)
-    if redirect is not None:
-        return Redirect(redirect, status or 302)
-    if status is not None:
-        return Fixed(status)
-    away = getattr(route, "mode", "proxy") == "redirect"
-    if to == "prime":
+def _action(route: config.Route) -> Action:
+    if route.redirect is not None:
+        return Redirect(route.redirect, route.status or 302)
+    if route.status is not None:
+        return Fixed(route.status)
+    away = route.mode == "redirect"
+    if route.to == "prime":
         return ToPrime(away)
-    if to in (None, "members"):
+    if route.to is None or route.to == "members":
         return ToMembers(away)
-    return ToMember(str(to), away)
+    return ToMember(route.to, away)
 
 
-def endpoint(url: str, ca: object = None) -> Endpoint:
-    """Where a member's URL leads. An https member's certificate is verified, by `ca` if it is given."""
-    if url.startswith("unix:"):
-        return Endpoint(host="localhost", port=0, authority=b"localhost", path=url.removeprefix("unix:"))
-    parts = urlsplit(url)
-    secure = parts.scheme == "https"
+def _endpoint(member: config.Member) -> Endpoint:
+    """Where a member's URL leads. An https member's certificate is verified, by its `ca` if it has one."""
+    address = config.member_address(member.url)
     tls = None
-    if secure:
-        tls = ssl.create_default_context(cafile=str(ca) if ca else None)
+    if address.tls:
+        tls = ssl.create_default_context(cafile=member.ca)
         tls.set_alpn_protocols(["http/1.1"])
-    return Endpoint(
-        host=parts.hostname or "",
-        port=parts.port or (443 if secure else 80),
-        authority=parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii"),
-        tls=tls,
-    )
+    return Endpoint(address.host, address.port, address.authority.encode("ascii"), address.path or None, tls)

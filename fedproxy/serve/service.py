@@ -78,7 +78,7 @@ class Service:
         tls = _tls(listener) if listener.tls is not None else None
         factory = partial(Downstream, self.edge, secure=tls is not None)
         address = listener.address
-        if address.path is not None:
+        if address.path:
             server: Any = await loop.create_unix_server(factory, address.path, backlog=_BACKLOG, ssl=tls)
         else:
             server = await loop.create_server(
@@ -95,7 +95,7 @@ class Service:
         runner = web.AppRunner(create_admin_app(self), access_log=None, handle_signals=False)
         await runner.setup()
         self._runners.append(runner)
-        if address.path is not None:
+        if address.path:
             await web.UnixSite(runner, address.path).start()
         else:
             sock = _socket(address.host, address.port)
