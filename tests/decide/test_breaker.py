@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from fedproxy.decide.breaker import UNCOUNTED, Breaker, BreakerPolicy, BreakerState, Outcome
+
+CLOSED, HALF_OPEN, OPEN = BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN
+SUCCESS, FAILURE, IGNORED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.IGNORED
+
+
+def once(breaker: Breaker, outcome: Outcome, now: float = 0.0, chance: float = 0.0) -> bool:
+    return breaker.settle(breaker.acquire(now), outcome, now, chance)
+
+
+def opened(policy: BreakerPolicy | None = None, now: float = 0.0) -> Breaker:
+    breaker = Breaker(policy or BreakerPolicy())
+    breaker.trip(now, 0.0)
+    return breaker
+
+
+def test_new_breaker_is_closed_and_admits() -> None:
+    breaker = Breaker(BreakerPolicy())
+    assert breaker.state is CLOSED
+    assert breaker.closed
+    assert breaker.admits(0.0)
+    assert repr(breaker) == "<Breaker closed generation=0 strikes=0>"
+
+
+def test_failures_in_a_row_open_it() -> None:
+    breaker = Breaker(BreakerPolicy(failures=3))
+    assert [once(breaker, FAILURE) for _ in range(3)] == [False, False, True]
+    assert breaker.state is OPEN
+    assert not breaker.closed
+    assert not breaker.admits(4.9)
+
+
+def test_success_ends_a_row_of_failures() -> None:
+    breaker = Breaker(BreakerPolicy(failures=2))
+    for outcome in (FAILURE, SUCCESS, FAILURE):
+        once(breaker, outcome)
+    assert breaker.closed
+
+
+def test_ignored_outcome_neither_ends_nor_lengthens_a_row() -> None:
+    breaker = Breaker(BreakerPolicy(failures=2))
+    assert [once(breaker, outcome) for outcome in (FAILURE, IGNORED, FAILURE)] == [False, False, True]
+
+
+def test_ratio_of_failures_opens_it_only_from_the_minimum_on() -> None:
+    breaker = Breaker(BreakerPolicy(failures=99, ratio=0.5, minimum=4))
+    assert [once(breaker, outcome) for outcome in (FAILURE, SUCCESS, FAILURE)] == [False] * 3
+    assert once(breaker, FAILURE)
+
+
+def test_failures_that_left_the_window_do_not_count() -> None:
+    breaker = Breaker(BreakerPolicy(failures=99, ratio=0.5, minimum=4, window=10.0))
+    for _ in range(3):
+        once(breaker, FAILURE, 0.0)
+    assert not once(breaker, FAILURE, 10.5)
+
+
+def test_failures_of_several_buckets_in_the_window_add_up() -> None:
+    breaker = Breaker(BreakerPolicy(failures=99, ratio=0.5, minimum=4, window=10.0))
+    assert [once(breaker, FAILURE, now) for now in (0.5, 3.2, 6.9, 9.4)] == [False, False, False, True]
+
+
+def test_roll_moves_the_window_when_nothing_fails() -> None:
+    breaker = Breaker(BreakerPolicy(failures=99, ratio=0.5, minimum=4, window=10.0))
+    for _ in range(3):
+        once(breaker, FAILURE, 0.0)
+    for second in range(1, 12):
+        breaker.roll(float(second))
+    assert not once(breaker, FAILURE, 11.0)
+
+
+def test_refused_trip_leaves_it_closed_and_asks_again() -> None:
+    breaker = Breaker(BreakerPolicy(failures=1))
+    assert not breaker.settle(breaker.acquire(0.0), FAILURE, 0.0, 0.0, lambda: False)
+    assert breaker.closed
+    assert breaker.settle(breaker.acquire(0.0), FAILURE, 0.0, 0.0, lambda: True)
+
+
+def test_refusal_is_not_asked_for_unless_it_would_open() -> None:
+    def never() -> bool:
+        raise AssertionError
+
+    breaker = Breaker(BreakerPolicy(failures=2))
+    assert not breaker.settle(breaker.acquire(0.0), FAILURE, 0.0, 0.0, never)
+
+
+def test_open_breaker_admits_one_trial_after_cooldown() -> None:
+    breaker = opened()
+    assert breaker.admits(5.0)
+    assert breaker.state is OPEN
+    breaker.acquire(5.0)
+    assert breaker.state is HALF_OPEN
+    assert breaker.trials == 1
+    assert not breaker.admits(5.0)
+
+
+def test_successful_trial_closes_it() -> None:
+    breaker = opened()
+    assert once(breaker, SUCCESS, 5.0)
+    assert breaker.state is CLOSED
+
+
+def test_failed_trial_opens_it_for_twice_as_long() -> None:
+    breaker = opened()
+    assert once(breaker, FAILURE, 5.0)
+    assert breaker.state is OPEN
+    assert breaker.open_for == 10.0
+
+
+def test_ignored_trial_gives_its_place_back() -> None:
+    breaker = opened()
+    assert not once(breaker, IGNORED, 5.0)
+    assert breaker.state is HALF_OPEN
+    assert breaker.admits(5.0)
+
+
+def test_half_open_breaker_needs_every_trial_to_succeed() -> None:
+    breaker = opened(BreakerPolicy(trials=2))
+    first, second = breaker.acquire(5.0), breaker.acquire(5.0)
+    assert not breaker.admits(5.0)
+    assert not breaker.settle(first, SUCCESS, 5.0, 0.0)
+    assert not breaker.admits(5.0)
+    assert breaker.settle(second, SUCCESS, 5.0, 0.0)
+    assert breaker.closed
+
+
+def test_half_open_breaker_admits_again_when_its_policy_now_wants_fewer_trials() -> None:
+    breaker = opened(BreakerPolicy(trials=3))
+    once(breaker, SUCCESS, 5.0)
+    once(breaker, SUCCESS, 5.0)
+    breaker.policy = replace(breaker.policy, trials=1)
+    assert breaker.admits(5.0)
+    assert once(breaker, SUCCESS, 5.0)
+
+
+def test_late_result_of_an_older_generation_is_dropped() -> None:
+    breaker = Breaker(BreakerPolicy())
+    late = breaker.acquire(0.0)
+    breaker.trip(0.0, 0.0)
+    trial = breaker.acquire(5.0)
+    assert not breaker.settle(late, SUCCESS, 5.0, 0.0)
+    assert breaker.state is HALF_OPEN
+    assert breaker.settle(trial, SUCCESS, 5.0, 0.0)
+
+
+def test_request_that_is_not_admitted_is_uncounted() -> None:
+    breaker = opened()
+    assert breaker.acquire(1.0) == UNCOUNTED
+    assert breaker.state is OPEN
+    assert not breaker.settle(UNCOUNTED, SUCCESS, 6.0, 0.0)
+    assert breaker.state is OPEN
+
+
+def test_trip_of_an_open_breaker_changes_nothing() -> None:
+    breaker = opened()
+    generation = breaker.generation
+    breaker.trip(3.0, 0.0)
+    assert breaker.generation == generation
+    assert breaker.admits(5.0)
+
+
+def test_open_time_grows_to_its_maximum_and_jitter_only_adds() -> None:
+    breaker = opened(BreakerPolicy(open=5.0, open_max=12.0))
+    now, times = 0.0, [breaker.open_for]
+    for _ in range(3):
+        now += breaker.open_for
+        once(breaker, FAILURE, now)
+        times.append(breaker.open_for)
+    assert times == [5.0, 10.0, 12.0, 12.0]
+    now += breaker.open_for
+    once(breaker, FAILURE, now, chance=0.5)
+    assert breaker.open_for == pytest.approx(12.6)
+
+
+@pytest.mark.parametrize(
+    ("healthy_for", "then_open_for"), [(4.0, 40.0), (5.0, 20.0), (10.0, 10.0), (1e9, 5.0)]
+)
+def test_open_time_halves_for_each_interval_spent_closed(healthy_for: float, then_open_for: float) -> None:
+    breaker = opened()
+    once(breaker, FAILURE, 5.0)
+    once(breaker, FAILURE, 15.0)
+    assert breaker.open_for == 20.0
+    once(breaker, SUCCESS, 35.0)
+    breaker.trip(35.0 + healthy_for, 0.0)
+    assert breaker.open_for == then_open_for
+
+
+def test_roll_forgives_interval_by_interval_and_not_while_open() -> None:
+    breaker = opened()
+    breaker.roll(4.0)
+    assert not breaker.admits(4.0)
+    once(breaker, SUCCESS, 5.0)
+    for tenth in range(50, 101):
+        breaker.roll(tenth / 10)
+    breaker.trip(10.0, 0.0)
+    assert breaker.open_for == 5.0
+
+
+def test_clock_set_back_ends_the_open_time() -> None:
+    assert opened(now=1000.0).admits(3.0)
+
+
+def test_clock_set_back_restarts_window_and_forgiveness() -> None:
+    breaker = opened(BreakerPolicy(failures=2), now=1000.0)
+    once(breaker, SUCCESS, 1005.0)
+    breaker.roll(0.0)
+    breaker.roll(5.0)
+    once(breaker, FAILURE, 6.0)
+    assert once(breaker, FAILURE, 6.0)
+    assert breaker.open_for == 5.0
+
+
+def test_every_transition_is_told_with_its_time() -> None:
+    told: list[tuple[str, float]] = []
+    breaker = Breaker(BreakerPolicy(), lambda state, now: told.append((state.value, now)))
+    breaker.trip(1.0, 0.0)
+    once(breaker, SUCCESS, 6.0)
+    assert told == [("open", 1.0), ("half-open", 6.0), ("closed", 6.0)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"trials": 0}, {"failures": 0}, {"minimum": 0}, {"open": 0.0}, {"window": -1.0}]
+)
+def test_policy_that_could_wedge_a_breaker_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        BreakerPolicy(**wrong)  # type: ignore[arg-type]
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Whatever is asked of a breaker, in any order and with any clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaker = Breaker(BreakerPolicy(failures=2, minimum=3, trials=2))
+        self.now = 0.0
+        self.leases: list[int] = []
+
+    @rule(by=st.one_of(st.floats(0.0, 30.0), st.floats(-1e6, 1e6)))
+    def time_passes(self, by: float) -> None:
+        self.now += by
+        self.breaker.roll(self.now)
+
+    @rule()
+    def acquire(self) -> None:
+        admitted = self.breaker.admits(self.now)
+        generation = self.breaker.acquire(self.now)
+        assert (generation == UNCOUNTED) is (not admitted)
+        self.leases.append(generation)
+
+    @precondition(lambda self: self.leases)
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from(Outcome),
+        chance=st.floats(0, 1, exclude_max=True),
+        may=st.booleans(),
+    )
+    def settle(self, data: st.DataObject, outcome: Outcome, chance: float, may: bool) -> None:
+        lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        before = self.breaker.state
+        changed = self.breaker.settle(lease, outcome, self.now, chance, lambda: may)
+        assert changed is (self.breaker.state is not before)
+        if before is CLOSED and not may:
+            assert self.breaker.state is CLOSED
+
+    @rule()
+    def trip(self) -> None:
+        self.breaker.trip(self.now, 0.5)
+
+    @invariant()
+    def trials_are_bounded_and_are_leases(self) -> None:
+        breaker = self.breaker
+        current = self.leases.count(breaker.generation)
+        assert breaker.trials == (current if breaker.state is HALF_OPEN else 0)
+        assert breaker.trials <= breaker.policy.trials
+
+    @invariant()
+    def it_is_never_wedged(self) -> None:
+        breaker = self.breaker
+        assert breaker.open_for <= breaker.policy.open_max * 1.1
+        if breaker.state is OPEN:
+            assert breaker.admits(self.now + breaker.open_for * 1.001 + 1e-3)
+        if breaker.state is HALF_OPEN:
+            assert breaker.admits(self.now) or breaker.trials
+
+
+TestAnyHistory = AnyHistory.TestCase

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from fedproxy.decide.counts import BOUNDS, EdgeCounts, Histogram, MemberCounts
+
+
+def test_bounds_rise_from_a_millisecond_to_an_hour() -> None:
+    assert list(BOUNDS) == sorted(set(BOUNDS))
+    assert (BOUNDS[0], BOUNDS[-1]) == (0.001, 3600.0)
+
+
+@pytest.mark.parametrize(("value", "bucket"), [(0.0, 0), (0.001, 0), (0.002, 1), (3600.0, -2), (3601.0, -1)])
+def test_value_falls_into_the_bucket_whose_bound_includes_it(value: float, bucket: int) -> None:
+    histogram = Histogram()
+    histogram.observe(value)
+    assert histogram.counts[bucket] == 1
+    assert sum(histogram.counts) == 1
+    assert histogram.total == value
+
+
+def test_counts_of_a_new_key_start_at_zero() -> None:
+    member, edge = MemberCounts(), EdgeCounts()
+    member.codes[200] += 1
+    edge.rejected["full"] += 1
+    assert dict(member.codes) == {200: 1}
+    assert dict(edge.rejected) == {"full": 1}
+    assert (edge.connections, edge.requests, edge.budget_exhausted) == (0, 0, 0)
+    assert (member.bytes_in, member.bytes_out) == (0, 0)

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.breaker import BreakerPolicy, BreakerState, Outcome
+from fedproxy.decide.federation import Federation, FederationPolicy, Lease, Refusal
+from fedproxy.decide.member import Intent, Member
+from tests.decide.build import federation, member
+
+KEY = b"/build/gh/user/repo"
+
+
+def three(**settings: object) -> tuple[Federation, Member, Member, Member]:
+    prime, gesis, ovh = member("prime", prime=True), member("gesis"), member("ovh")
+    return federation(prime, gesis, ovh, **settings), prime, gesis, ovh
+
+
+def lease(got: Lease | Refusal) -> Lease:
+    assert isinstance(got, Lease)
+    return got
+
+
+def ask(
+    fed: Federation,
+    pinned: Member | None = None,
+    key: bytes | None = KEY,
+    tried: Collection[Member] = (),
+    launch: bool = False,
+) -> Lease:
+    return lease(fed.acquire(key, pinned, tried, 0.0, launch))
+
+
+def fail(fed: Federation, at: Member, times: int = 5) -> None:
+    for _ in range(times):
+        fed.settle(lease(fed.acquire_member(at, Source.HOST, (), 0.0)), Outcome.FAILURE, 0.0)
+
+
+def test_federation_knows_its_members_by_name_and_its_prime() -> None:
+    fed, prime, gesis, _ = three()
+    assert fed.by_name["gesis"] is gesis
+    assert fed.prime is prime
+    assert repr(fed).startswith("<Federation <Member prime ready")
+    assert federation(gesis).prime is None
+
+
+def test_pinned_member_comes_first() -> None:
+    fed, _, gesis, ovh = three()
+    assert {(ask(fed, m).member, ask(fed, m).source) for m in (gesis, ovh)} == {
+        (gesis, Source.COOKIE),
+        (ovh, Source.COOKIE),
+    }
+
+
+def test_lease_counts_in_flight_until_it_is_settled() -> None:
+    fed, _, gesis, _ = three()
+    got = ask(fed, gesis)
+    assert gesis.in_flight == 1
+    assert repr(got) == "<Lease gesis cookie>"
+    fed.settle(got, Outcome.SUCCESS, 0.0)
+    assert gesis.in_flight == 0
+    assert repr(got) == "<Lease gesis cookie settled>"
+
+
+def test_second_settling_is_an_error_and_counts_nothing() -> None:
+    fed, _, gesis, _ = three()
+    got = ask(fed, gesis)
+    fed.settle(got, Outcome.SUCCESS, 0.0)
+    with pytest.raises(ValueError, match="settled before"):
+        fed.settle(got, Outcome.SUCCESS, 0.0)
+    assert gesis.in_flight == 0
+
+
+def test_draining_member_keeps_its_visitors_and_takes_no_new_ones() -> None:
+    fed, prime, gesis, ovh = three()
+    gesis.set_intent(Intent.DRAIN)
+    assert ask(fed, gesis).member is gesis
+    assert {ask(fed, key=None).member for _ in range(50)} == {prime, ovh}
+
+
+def test_member_of_weight_zero_keeps_its_visitors_and_takes_no_new_ones() -> None:
+    fed, prime, gesis, ovh = three()
+    gesis.weight = 0
+    assert ask(fed, gesis).member is gesis
+    assert {ask(fed, key=None).member for _ in range(50)} == {prime, ovh}
+
+
+def test_visitor_of_an_unhealthy_member_is_moved() -> None:
+    fed, _, gesis, _ = three()
+    gesis.set_health(False, 0.0)
+    got = ask(fed, gesis)
+    assert got.member is not gesis
+    assert got.source is Source.MOVED
+
+
+def test_retry_goes_to_a_member_that_was_not_tried() -> None:
+    fed, prime, gesis, ovh = three()
+    got = ask(fed, gesis, tried=(gesis, prime))
+    assert (got.member, got.source) == (ovh, Source.MOVED)
+
+
+def test_key_chooses_the_same_member_each_time() -> None:
+    fed, *_ = three()
+    for _ in range(5):
+        got = ask(fed)
+        assert got.source is Source.KEY
+        fed.settle(got, Outcome.SUCCESS, 0.0)
+    assert sum(bool(m.in_flight) for m in fed.members) == 0
+
+
+def test_visitor_with_no_key_is_sent_at_random() -> None:
+    fed, *_ = three()
+    assert ask(fed, key=None).source is Source.RANDOM
+
+
+@pytest.mark.parametrize("balancer", ["random", "least-requests"])
+def test_balancer_that_reads_no_key_does_not_claim_one(balancer: str) -> None:
+    fed, *_ = three(balancer=balancer)
+    assert ask(fed).source is Source.RANDOM
+
+
+def test_load_bound_spreads_one_popular_key() -> None:
+    fed, *_ = three(load_bound=1.0)
+    for _ in range(30):
+        ask(fed)
+    assert [m.in_flight for m in fed.members] == [10, 10, 10]
+
+
+def test_prime_is_the_last_resort_although_ill() -> None:
+    fed, prime, gesis, ovh = three()
+    for each in (prime, gesis, ovh):
+        each.set_health(False, 0.0)
+    assert ask(fed).member is prime
+    assert ask(fed, gesis).source is Source.MOVED
+    assert ask(fed, prime).source is Source.COOKIE
+
+
+def test_last_resort_through_an_open_breaker_is_no_trial() -> None:
+    prime = member("prime", prime=True)
+    fed = federation(prime)
+    prime.breaker.trip(0.0, 0.0)
+    got = ask(fed)
+    fed.settle(got, Outcome.FAILURE, 0.0)
+    assert prime.breaker.state is BreakerState.OPEN
+    assert prime.breaker.admits(5.0)
+
+
+@pytest.mark.parametrize("why", ["maint", "tried", "none"])
+def test_no_member_when_there_is_no_last_resort(why: str) -> None:
+    fed, prime, *others = three()
+    for each in others:
+        each.set_health(False, 0.0)
+    if why == "none":
+        fed = federation(*others)
+    if why == "maint":
+        prime.set_intent(Intent.MAINT)
+    tried = (prime,) if why == "tried" else ()
+    assert fed.acquire(KEY, None, tried, 0.0) is Refusal.NO_MEMBER
+
+
+def test_full_when_every_member_has_as_much_as_it_may() -> None:
+    fed, *members = three()
+    for each in members:
+        each.max_requests = 0
+    assert fed.acquire(KEY, None, (), 0.0) is Refusal.FULL
+
+
+def test_full_when_only_the_ill_last_resort_has_as_much_as_it_may() -> None:
+    prime = member("prime", prime=True, max_requests=0)
+    prime.set_health(False, 0.0)
+    assert federation(prime).acquire(KEY, None, (), 0.0) is Refusal.FULL
+
+
+def test_no_member_when_those_that_are_full_would_not_serve_anyway() -> None:
+    gesis, ovh = member("gesis", max_requests=0), member("ovh", max_requests=0)
+    gesis.set_health(False, 0.0)
+    ovh.set_intent(Intent.DRAIN)
+    fed = federation(gesis, ovh)
+    assert fed.acquire(KEY, None, (), 0.0) is Refusal.NO_MEMBER
+    assert fed.acquire(KEY, ovh, (), 0.0) is Refusal.FULL
+
+
+def test_launch_goes_on_when_a_member_has_all_the_launches_it_may() -> None:
+    gesis, ovh = member("gesis", max_launches=1), member("ovh")
+    fed = federation(gesis, ovh)
+    first = ask(fed, gesis, launch=True)
+    assert gesis.launches == 1
+    assert ask(fed, gesis, launch=True).member is ovh
+    assert ask(fed, gesis).member is gesis
+    fed.settle(first, Outcome.SUCCESS, 0.0)
+    assert gesis.launches == 0
+    assert ask(fed, gesis, launch=True).member is gesis
+
+
+def test_only_member_is_sent_the_request_although_unhealthy() -> None:
+    fed, _, gesis, _ = three()
+    gesis.set_health(False, 0.0)
+    got = lease(fed.acquire_member(gesis, Source.HOST, (), 0.0))
+    assert (got.member, got.source) == (gesis, Source.HOST)
+
+
+@pytest.mark.parametrize(
+    ("why", "refusal"),
+    [
+        ("maint", Refusal.NO_MEMBER),
+        ("open", Refusal.NO_MEMBER),
+        ("tried", Refusal.NO_MEMBER),
+        ("full", Refusal.FULL),
+    ],
+)
+def test_only_member_is_refused(why: str, refusal: Refusal) -> None:
+    gesis = member(max_requests=0 if why == "full" else 10)
+    fed = federation(gesis)
+    if why == "maint":
+        gesis.set_intent(Intent.MAINT)
+    if why == "open":
+        gesis.breaker.trip(0.0, 0.0)
+    tried = (gesis,) if why == "tried" else ()
+    assert fed.acquire_member(gesis, Source.HOST, tried, 0.0) is refusal
+
+
+def test_failures_eject_no_more_members_than_the_policy_lets() -> None:
+    fed, prime, gesis, ovh = three(max_ejected=0.67)
+    for each in (prime, gesis, ovh):
+        fail(fed, each)
+    assert [m.breaker.closed for m in fed.members] == [False, False, True]
+
+
+def test_the_only_member_is_never_ejected() -> None:
+    gesis = member()
+    fed = federation(gesis)
+    fail(fed, gesis, times=50)
+    assert gesis.breaker.closed
+
+
+def test_half_open_member_takes_one_trial_and_others_are_moved() -> None:
+    fed, _, gesis, _ = three()
+    gesis.breaker.trip(0.0, 0.0)
+    trial = lease(fed.acquire(KEY, gesis, (), 5.0))
+    other = lease(fed.acquire(KEY, gesis, (), 5.0))
+    assert (trial.member, trial.source) == (gesis, Source.COOKIE)
+    assert other.source is Source.MOVED
+    fed.settle(trial, Outcome.SUCCESS, 5.0)
+    assert gesis.breaker.closed
+
+
+def test_answered_trial_closes_the_breaker_before_its_stream_ends() -> None:
+    fed, _, gesis, _ = three()
+    gesis.breaker.trip(0.0, 0.0)
+    trial = lease(fed.acquire(KEY, gesis, (), 5.0))
+    fed.answered(trial, 6.0)
+    assert gesis.breaker.closed
+    assert gesis.in_flight == 1
+    fed.settle(trial, Outcome.FAILURE, 3600.0)
+    assert gesis.in_flight == 0
+    assert gesis.breaker.closed
+
+
+def test_answer_to_what_is_no_trial_changes_nothing() -> None:
+    fed, _, gesis, _ = three()
+    ordinary = ask(fed, gesis)
+    fed.answered(ordinary, 0.0)
+    gesis.breaker.trip(0.0, 0.0)
+    fed.answered(ordinary, 0.0)
+    assert gesis.breaker.state is BreakerState.OPEN
+    assert ordinary.generation == 0
+
+
+def test_roll_reaches_every_member_and_policy_sets_their_slow_start() -> None:
+    fed, _, gesis, _ = three(slow_start=10.0)
+    gesis.recovered(0.0)
+    assert gesis.share(5.0) == 0.5
+    fed.roll(11.0)
+    assert gesis.share(5.0) == 1.0
+
+
+class AnyTraffic(RuleBasedStateMachine):
+    """Whatever visitors, members, probes and operators do, in any order and with any clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        policy = BreakerPolicy(failures=2, minimum=3, trials=2)
+        self.all = [member(n, policy, prime=n == "a", max_requests=4, max_launches=2) for n in "abcd"]
+        self.fed = Federation(self.all, FederationPolicy(max_ejected=0.5), random.Random(1))
+        self.now = 0.0
+        self.leases: list[Lease] = []
+
+    @rule(by=st.one_of(st.floats(0.0, 30.0), st.floats(-1e6, 1e6)))
+    def time_passes(self, by: float) -> None:
+        self.now += by
+        self.fed.roll(self.now)
+
+    @rule(
+        key=st.sampled_from([None, b"one", b"two"]),
+        pin=st.none() | st.integers(0, 3),
+        tried=st.sets(st.integers(0, 3), max_size=2),
+        launch=st.booleans(),
+    )
+    def acquire(self, key: bytes | None, pin: int | None, tried: set[int], launch: bool) -> None:
+        pinned = None if pin is None else self.all[pin]
+        out = tuple(self.all[i] for i in tried)
+        able = [m for m in self.all if m not in out and m.available(self.now, launch)]
+        willing = [m for m in able if m.share(self.now)]
+        got = self.fed.acquire(key, pinned, out, self.now, launch)
+        if isinstance(got, Refusal):
+            assert not willing
+            return
+        assert got.member not in out
+        assert got.member.intent is not Intent.MAINT
+        assert got.member in willing or (got.member is pinned and pinned in able) or not willing
+        self.leases.append(got)
+
+    @rule(at=st.integers(0, 3))
+    def acquire_member(self, at: int) -> None:
+        got = self.fed.acquire_member(self.all[at], Source.HOST, (), self.now)
+        if isinstance(got, Lease):
+            self.leases.append(got)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome))
+    def settle(self, data: st.DataObject, outcome: Outcome) -> None:
+        got = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        self.fed.settle(got, outcome, self.now)
+        with pytest.raises(ValueError, match="settled before"):
+            self.fed.settle(got, outcome, self.now)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def answered(self, data: st.DataObject) -> None:
+        self.fed.answered(data.draw(st.sampled_from(self.leases)), self.now)
+
+    @rule(
+        at=st.integers(0, 3),
+        healthy=st.booleans(),
+        intent=st.sampled_from(Intent),
+        weight=st.sampled_from([0, 1]),
+    )
+    def turn(self, at: int, healthy: bool, intent: Intent, weight: int) -> None:
+        self.all[at].set_health(healthy, self.now)
+        self.all[at].set_intent(intent)
+        self.all[at].weight = weight
+
+    @invariant()
+    def what_is_in_flight_is_what_was_leased(self) -> None:
+        for each in self.all:
+            mine = [got for got in self.leases if got.member is each]
+            assert each.in_flight == len(mine) <= each.max_requests
+            assert each.launches == sum(got.launch for got in mine)
+
+    @invariant()
+    def no_more_are_ejected_than_the_policy_lets(self) -> None:
+        assert sum(not each.breaker.closed for each in self.all) <= 2
+
+    @invariant()
+    def trials_are_bounded(self) -> None:
+        assert all(each.breaker.trials <= 2 for each in self.all)
+
+
+TestAnyTraffic = AnyTraffic.TestCase

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
+
+REGISTRY = {"service": "Docker registry", "ok": True}
+QUOTA = {
+    "service": "Pod quota",
+    "total_pods": 137,
+    "build_pods": 4,
+    "user_pods": 133,
+    "quota": 300,
+    "ok": True,
+    "_ignore_failure": True,
+}
+
+
+def health(*checks: object, status: int = 200, ok: object = True, headroom: int = 10) -> Verdict:
+    return judge_health(status, json.dumps({"ok": ok, "checks": checks}).encode(), headroom)
+
+
+def test_healthy_answer_is_ok_and_tells_the_pods() -> None:
+    assert health(REGISTRY, QUOTA) == Verdict(
+        ok=True, pods={"total": 137, "build": 4, "user": 133}, quota=300
+    )
+
+
+def test_failed_check_is_named_and_does_not_act_at_once() -> None:
+    verdict = health(REGISTRY | {"ok": False}, QUOTA, status=503, ok=False)
+    assert (verdict.ok, verdict.reasons, verdict.immediate) == (False, ("Docker registry",), False)
+    assert verdict.quota == 300
+
+
+def test_failure_that_binderhub_ignores_is_ignored() -> None:
+    assert health(REGISTRY | {"ok": False, "_ignore_failure": True}).ok
+
+
+@pytest.mark.parametrize(("total", "ok"), [(289, True), (290, False), (400, False)])
+def test_quota_acts_at_once_when_the_headroom_is_gone(total: int, ok: bool) -> None:
+    verdict = health(QUOTA | {"total_pods": total})
+    assert (verdict.ok, verdict.immediate) == (ok, not ok)
+    assert verdict.reasons == (() if ok else ("quota",))
+
+
+@pytest.mark.parametrize("change", [{"quota": None}, {"quota": "300"}, {"total_pods": None}, {"quota": True}])
+def test_quota_that_is_no_number_is_no_limit(change: dict[str, Any]) -> None:
+    assert health(QUOTA | {"total_pods": 299} | change).ok
+
+
+@pytest.mark.parametrize("number", [-1, 2**53, 1.5, "4", True, None])
+def test_pods_that_are_no_number_of_pods_are_left_out(number: object) -> None:
+    assert "build" not in health(QUOTA | {"build_pods": number}).pods
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"null",
+        b"[]",
+        b"3",
+        b"{}",
+        b'{"checks": null}',
+        b'{"checks": {}}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_answer_that_is_no_health_is_a_verdict_against(body: bytes) -> None:
+    assert judge_health(200, body, 10) == Verdict(ok=False, reasons=("health",))
+
+
+@pytest.mark.parametrize(
+    "check", [None, 3, "ok", [], {}, {"ok": "true"}, {"service": 7, "ok": False}, {"service": ""}]
+)
+def test_check_that_is_no_check_is_a_verdict_against(check: object) -> None:
+    assert health(check).reasons == ("health",)
+
+
+@pytest.mark.parametrize(("status", "ok"), [(503, True), (200, False), (200, None), (404, True)])
+def test_status_or_summary_alone_is_a_verdict_against(status: int, ok: object) -> None:
+    assert health(REGISTRY, status=status, ok=ok).reasons == ("health",)
+
+
+def test_labels_of_a_members_choosing_are_cut_and_few() -> None:
+    verdict = health(*({"service": f"{i}\n" + "x" * 1000, "ok": False} for i in range(100)))
+    assert len(verdict.reasons) == 16
+    assert verdict.reasons[0] == "0" + "x" * 63
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["ok", "checks", "service", "quota", "total_pods"]), inner, max_size=5
+            )
+        ),
+    ),
+    st.sampled_from([200, 500, 503]),
+)
+def test_any_json_gives_a_verdict(value: object, status: int) -> None:
+    verdict = judge_health(status, json.dumps(value).encode(), 10)
+    assert verdict.ok is not bool(verdict.reasons)
+
+
+VERSIONS = b'{"builder_info": {"build_image": "r2d:1"}, "binderhub": "1.0", "builder": "kubernetes"}'
+
+
+def test_versions_equal_to_primes_are_ok_however_written() -> None:
+    assert judge_versions(json.dumps(json.loads(VERSIONS), indent=2).encode(), VERSIONS).ok
+
+
+def test_other_versions_act_at_once() -> None:
+    other = VERSIONS.replace(b"1.0", b"1.1")
+    assert judge_versions(other, VERSIONS) == Verdict(ok=False, reasons=("versions",), immediate=True)
+
+
+@pytest.mark.parametrize("reference", [None, b"", b"<html>"])
+def test_versions_with_nothing_to_differ_from_are_ok(reference: bytes | None) -> None:
+    assert judge_versions(VERSIONS, reference).ok
+
+
+def test_answer_that_is_no_versions_does_not_act_at_once() -> None:
+    assert judge_versions(b"<html>", VERSIONS) == Verdict(ok=False, reasons=("versions",))
+
+
+def test_verdicts_together_are_ok_if_all_are() -> None:
+    full = health(QUOTA | {"total_pods": 300})
+    all_of_them = together(unreachable("timeout"), full, full)
+    assert all_of_them == Verdict(False, ("timeout", "quota"), True, full.pods, 300)
+    assert together(Verdict(ok=True), health(QUOTA)) == health(QUOTA)
+    assert together() == Verdict(ok=True)
+
+
+def observed(state: HealthState, *verdicts: Verdict) -> list[bool]:
+    return [state.observe(verdict) for verdict in verdicts]
+
+
+GOOD, LOST = Verdict(ok=True), unreachable("timeout")
+FULL = Verdict(ok=False, reasons=("quota",), immediate=True)
+
+
+def test_member_falls_after_so_many_failures_in_a_row() -> None:
+    state = HealthState(fall=3)
+    assert observed(state, LOST, LOST, GOOD, LOST, LOST) == [False] * 5
+    assert not state.reasons
+    assert state.observe(LOST)
+    assert not state.healthy
+    assert list(state.reasons) == ["timeout"]
+    assert repr(state) == "<HealthState unhealthy against=0>"
+
+
+def test_immediate_failure_acts_at_once_and_turns_once() -> None:
+    state = HealthState(fall=3)
+    assert observed(state, FULL, FULL) == [True, False]
+
+
+def test_reasons_follow_the_last_failure() -> None:
+    state = HealthState(fall=1)
+    observed(state, LOST, FULL)
+    assert list(state.reasons) == ["quota"]
+
+
+def test_member_rises_after_so_many_successes_in_a_row() -> None:
+    state = HealthState(rise=2, fall=1)
+    assert observed(state, LOST, GOOD, LOST, GOOD) == [True, False, False, False]
+    assert list(state.reasons) == ["timeout"]
+    assert state.observe(GOOD)
+    assert state.healthy
+    assert not state.reasons
+    assert repr(state) == "<HealthState healthy against=0>"

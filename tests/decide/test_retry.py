@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from fedproxy.decide.retry import RetryBudget, may_retry
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({}, True),
+        ({"idempotent": False, "delivered": False}, True),
+        ({"idempotent": False}, False),
+        ({"committed": True}, False),
+        ({"replayable": False}, False),
+        ({"attempts": 3}, False),
+    ],
+)
+def test_another_attempt_only_if_it_can_do_no_harm(change: dict[str, bool], allowed: bool) -> None:
+    facts = {"idempotent": True, "delivered": True, "committed": False, "replayable": True} | change
+    assert may_retry(**{"attempts": 1, "max_attempts": 3} | facts) is allowed  # type: ignore[arg-type]
+
+
+def spent(budget: RetryBudget, now: float, requests: int) -> int:
+    count = 0
+    while budget.withdraw(now, requests):
+        count += 1
+    return count
+
+
+def test_budget_starts_with_ten_seconds_of_its_floor() -> None:
+    assert spent(RetryBudget(budget=0.0, floor=1.0), 1000.0, 0) == 10
+
+
+def test_requests_and_seconds_fill_the_budget() -> None:
+    budget = RetryBudget(budget=0.5, floor=1.0)
+    spent(budget, 0.0, 0)
+    assert spent(budget, 0.0, 10) == 5
+    assert spent(budget, 3.0, 10) == 3
+
+
+def test_quiet_time_and_many_requests_pay_for_a_bounded_storm() -> None:
+    budget = RetryBudget(budget=0.2, floor=1.0)
+    spent(budget, 0.0, 0)
+    assert spent(budget, 1e6, 10**6) == 30
+
+
+def test_retries_stay_within_budget_and_floor_when_everything_fails() -> None:
+    budget = RetryBudget(budget=0.2, floor=1.0)
+    retries = sum(budget.withdraw(i / 1000, i) for i in range(100_000))
+    assert retries <= 0.2 * 100_000 + 100 + 10
+
+
+def test_budget_of_nothing_allows_nothing() -> None:
+    assert spent(RetryBudget(budget=0.0, floor=0.0), 0.0, 10**6) == 0
+
+
+def test_small_floor_saves_up_for_one_retry() -> None:
+    budget = RetryBudget(budget=0.0, floor=0.01)
+    assert not budget.withdraw(0.0, 0)
+    assert budget.withdraw(95.0, 0)
+
+
+def test_clock_and_count_that_go_back_take_nothing_away() -> None:
+    budget = RetryBudget(budget=0.5, floor=1.0)
+    assert budget.withdraw(100.0, 100)
+    assert spent(budget, 50.0, 0) == 59
+    assert spent(budget, 51.0, 2) == 2

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from fedproxy.decide.route import Action, Fixed, Local, Redirect, Route, Router, ToMember, ToMembers, ToPrime
+
+BADGE = Redirect("https://static.example.org/badge.svg", 301)
+ROUTER = Router(
+    [
+        Route("/badge.svg", BADGE),
+        Route("/federation/logo.svg", Fixed(404)),
+        Route("/build/*", ToMembers(redirect=True)),
+        Route("/*/b*c", Fixed(410)),
+        Route("/*/b*", ToPrime()),
+        Route("/a+b", ToMember("gesis")),
+        Route("*.map", Fixed(403)),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "action"),
+    [
+        (b"/active_hosts", Local("active_hosts")),
+        (b"/federation", Local("federation")),
+        (b"/federation/style.css", Local("federation")),
+        (b"/federations", ToMembers()),
+        (b"/badge.svg", BADGE),
+        (b"/badge.svgx", ToMembers()),
+        (b"/badge_svg", ToMembers()),
+        (b"/federation/logo.svg", Local("federation")),
+        (b"/build/", ToMembers(redirect=True)),
+        (b"/build/gh/user/repo\n", ToMembers(redirect=True)),
+        (b"/build%2Fgh", ToMembers()),
+        (b"/x/y/b1c", Fixed(410)),
+        (b"/x/y/b1cd", ToPrime()),
+        (b"/a+b", ToMember("gesis")),
+        (b"/aab", ToMembers()),
+        (b"/static/x.map", Fixed(403)),
+        (b"/", ToMembers()),
+    ],
+)
+def test_first_route_that_matches_the_whole_raw_path_wins(path: bytes, action: Action) -> None:
+    assert ROUTER.match(path) == action
+
+
+def test_router_without_routes_sends_to_the_members() -> None:
+    assert Router().match(b"/build/gh/user/repo/HEAD") == ToMembers()
+
+
+def test_pattern_of_many_stars_meets_a_path_made_to_be_slow() -> None:
+    router = Router([Route("/" + "*a" * 20 + "*b", Fixed(404))])
+    assert router.match(b"/" + b"a" * 30_000) == ToMembers()
