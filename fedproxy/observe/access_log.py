@@ -22,7 +22,7 @@ _LONGEST_KEPT: Final = 512
 
 
 class Entry(Protocol):
-    """One finished request. Times are seconds, `time` since the epoch; sizes are bytes; text is latin-1 decoded.
+    """One finished request. Times in seconds (`time` since the epoch), sizes in bytes, text from latin-1.
 
     Empty text means that the visitor sent none (or that the head was refused unread); None means that there
     was none: no first byte, no member, no launch.

@@ -1,0 +1,256 @@
+"""The admin listener: a page for operators, the admin API, health and metrics.
+
+Reading is open to whoever reaches the listener; every write needs the token. A write is checked whole before
+anything of it is done.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import aiohttp_jinja2
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from fedproxy import __version__
+from fedproxy.decide.member import Intent
+from fedproxy.observe.metrics import View, create_registry, expose
+from fedproxy.web.answers import Refused, answer_errors, create_app, request_id
+from fedproxy.web.page import environment, stylesheet
+from fedproxy.web.public import style_response
+from fedproxy.web.view import describe, probed, shares
+
+if TYPE_CHECKING:
+    from fedproxy.config import Config
+    from fedproxy.decide.counts import EdgeCounts
+    from fedproxy.decide.federation import Federation
+    from fedproxy.decide.member import Member
+    from fedproxy.errors import Fault
+
+_REFRESH: Final = "5"
+_MOST: Final = 1e18
+
+
+class AdminState(Protocol):
+    """What the admin listener asks for."""
+
+    @property
+    def config(self) -> Config:
+        """What is in force."""
+
+    @property
+    def federation(self) -> Federation:
+        """The members with their state."""
+
+    @property
+    def counts(self) -> EdgeCounts:
+        """What the edge counted that belongs to no member."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether visitors are accepted."""
+
+    @property
+    def reloads(self) -> Mapping[str, int]:
+        """How often the config was reloaded, by result: `success`, `failure`."""
+
+    @property
+    def reloaded_at(self) -> float | None:
+        """When a config was last put in force, in seconds since the epoch."""
+
+    def now(self) -> float:
+        """The clock that the members' state goes by, in seconds."""
+
+    def connections(self) -> Mapping[str, tuple[int, int]]:
+        """For each member: connections idle, and in use."""
+
+    def config_masked(self) -> dict[str, Any]:
+        """The config in force, without its secrets."""
+
+    def set_intent(self, name: str, intent: Intent) -> None:
+        """The operator's word on a member."""
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Sets a member's weight."""
+
+    def reload(self) -> list[Fault]:
+        """Reads the config again; what is wrong with it, or nothing if it is in force now."""
+
+
+def create_admin_app(state: AdminState) -> web.Application:
+    """The admin listener's application."""
+    app = create_app(answer_errors(b"application/json"))
+    app[aiohttp_jinja2.APP_KEY] = environment()
+    admin = _Admin(state)
+    app.router.add_get("/", admin.page)
+    app.router.add_get("/style.css", admin.style)
+    app.router.add_get("/metrics", admin.metrics)
+    app.router.add_get("/health/live", admin.live)
+    app.router.add_get("/health/ready", admin.ready)
+    app.router.add_get("/members", admin.members)
+    app.router.add_get("/members/{name}", admin.member)
+    app.router.add_patch("/members/{name}", admin.change)
+    app.router.add_get("/config", admin.config)
+    app.router.add_post("/reload", admin.reload)
+    return app
+
+
+class _Admin:
+    def __init__(self, state: AdminState) -> None:
+        self._state = state
+        self._registry = create_registry(self._view)
+        self._css = stylesheet()
+
+    # Reading
+
+    async def page(self, request: web.Request) -> web.Response:
+        state = self._state
+        context = {
+            "css": None,
+            "style": "/style.css",
+            "version": __version__,
+            "ready": self._is_ready(),
+            "counts": state.counts,
+            "members": self._described(),
+        }
+        response = aiohttp_jinja2.render_template("members.html", request, context)
+        response.headers["Refresh"] = _REFRESH
+        return response
+
+    async def style(self, request: web.Request) -> web.Response:
+        return style_response(self._css)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        body, content_type = expose(self._registry, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def live(self, request: web.Request) -> web.Response:
+        return web.json_response({"live": True})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        state = self._state
+        now = state.now()
+        available = [member.name for member in state.federation.members if member.available(now)]
+        answer = {"ready": self._is_ready(), "listening": state.listening, "available": available}
+        return web.json_response(answer, status=200 if answer["ready"] else 503)
+
+    async def members(self, request: web.Request) -> web.Response:
+        return web.json_response({"members": self._described()})
+
+    async def member(self, request: web.Request) -> web.Response:
+        return web.json_response(self._describe(self._named(request)))
+
+    async def config(self, request: web.Request) -> web.Response:
+        return web.json_response(self._state.config_masked(), dumps=_indented)
+
+    # Writing
+
+    async def change(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        member = self._named(request)
+        intent, weight = _read_change(await _body(request))
+        if intent is not None:
+            self._state.set_intent(member.name, intent)
+        if weight is not None:
+            self._state.set_weight(member.name, weight)
+        return web.json_response(self._describe(self._named(request)))
+
+    async def reload(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        faults = self._state.reload()
+        if not faults:
+            return web.json_response({"reloaded": True})
+        answer = {
+            "error": "Unprocessable Content",
+            "detail": "; ".join(map(str, faults)),
+            "request_id": request_id(request),
+            "faults": [{"path": fault.path, "message": fault.message} for fault in faults],
+        }
+        return web.json_response(answer, status=422)
+
+    def _authorize(self, request: web.Request) -> None:
+        token = self._state.config.admin.token
+        if token is None:
+            raise Refused(403, "Writing is off: the config has no admin.token.")
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        expected = token.get_secret_value().encode()
+        if scheme.lower() != "bearer" or not hmac.compare_digest(
+            given.strip().encode("utf-8", "surrogateescape"), expected
+        ):
+            raise Refused(401, "This needs the admin token.", {"WWW-Authenticate": 'Bearer realm="fedproxy"'})
+
+    # What they share
+
+    def _view(self) -> View:
+        state = self._state
+        return View(
+            members=state.federation.members,
+            edge=state.counts,
+            upstream_connections=state.connections(),
+            reloads=state.reloads,
+            reloaded_at=state.reloaded_at,
+        )
+
+    def _is_ready(self) -> bool:
+        state = self._state
+        now = state.now()
+        return state.listening and any(member.available(now) for member in state.federation.members)
+
+    def _named(self, request: web.Request) -> Member:
+        member = self._state.federation.by_name.get(request.match_info["name"])
+        if member is None:
+            raise Refused(404, "There is no member of that name.")
+        return member
+
+    def _describe(self, member: Member) -> dict[str, Any]:
+        return next(found for found in self._described() if found["name"] == member.name)
+
+    def _described(self) -> list[dict[str, Any]]:
+        state = self._state
+        now = state.now()
+        parts = shares(state.federation.members, now)
+        return [
+            {
+                **describe(member, now, parts[member.name]),
+                **probed(member, state.config.members.get(member.name)),
+            }
+            for member in state.federation.members
+        ]
+
+
+async def _body(request: web.Request) -> object:
+    """The request's JSON. Raises `Refused`."""
+    try:
+        raw = await request.read()
+    except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError) as error:
+        raise Refused(400, "The request's body is malformed.") from error
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Refused(422, "The body is not JSON.") from error
+
+
+def _read_change(change: object) -> tuple[Intent | None, float | None]:
+    """The parts of a change, None for one that is not in it. Raises `Refused`."""
+    if not isinstance(change, dict) or not change:
+        raise Refused(422, 'Expected an object with "state", "weight" or both.')
+    if not change.keys() <= {"state", "weight"}:
+        raise Refused(422, 'There is a key that is not known: expected "state", "weight" or both.')
+    intent = weight = None
+    if "state" in change:
+        if change["state"] not in list(Intent):
+            raise Refused(422, 'state: expected "ready", "drain" or "maint".')
+        intent = Intent(change["state"])
+    if "weight" in change:
+        given = change["weight"]
+        # NaN is not in any range.
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < _MOST:
+            raise Refused(422, "weight: expected a number of at least 0.")
+        weight = float(given)
+    return intent, weight
+
+
+_indented: Final[Callable[[object], str]] = json.JSONEncoder(indent=2).encode

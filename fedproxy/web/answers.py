@@ -1,0 +1,96 @@
+"""What both applications say about a request that they do not serve, and on every response."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from typing import Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler, Middleware
+
+from fedproxy.errors import FedproxyError
+from fedproxy.wire.answer import render
+
+_ID: Final = "fedproxy.request_id"
+_IS_ID: Final = re.compile(r"[!-~]{1,128}").fullmatch
+_DETAILS: Final = {
+    404: "There is nothing here.",
+    405: "This method is not allowed here.",
+    413: "The request's body is too large.",
+}
+_POLICY: Final = (
+    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Refused(FedproxyError):
+    """A request that a handler does not serve, as it is answered. `detail` is one line, plain text."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers or {}
+
+
+def request_id(request: web.Request) -> str:
+    """The id in the request's X-Request-ID, or one made up for it."""
+    if _ID not in request:
+        given = request.headers.get("X-Request-ID", "")
+        request[_ID] = given if _IS_ID(given) else secrets.token_hex(16)
+    return str(request[_ID])
+
+
+def answer_errors(accept: bytes | None = None) -> Middleware:
+    """A middleware that answers errors in the edge's own form, as `accept` or else the request asks."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Refused as error:
+            status, detail, headers = error.status, error.detail, error.headers
+        except web.HTTPError as error:
+            status = error.status
+            detail = _DETAILS.get(status, error.reason)
+            headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        wanted = request.headers.get("Accept", "").encode("latin-1", "replace") if accept is None else accept
+        answer = render(status, detail, request_id(request), wanted, build=False)
+        headers["Content-Type"] = answer.content_type.decode("ascii")
+        return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+    return middleware
+
+
+async def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Adds what every response carries; for `on_response_prepare`."""
+    headers = response.headers
+    headers["X-Request-ID"] = request_id(request)
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Referrer-Policy"] = "same-origin"
+    headers["Content-Security-Policy"] = _POLICY
+    headers.setdefault("Cache-Control", "no-store")
+
+
+class _WithoutTracebacks(logging.Filter):
+    """A malformed request is the client's fault: one line says enough."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+            record.msg = f"{record.msg}: {type(record.exc_info[1]).__name__}"
+            record.exc_info = None
+        return True
+
+
+_FILTER: Final = _WithoutTracebacks()
+
+
+def create_app(middleware: Middleware) -> web.Application:
+    """An application that signs its responses and logs no traceback for a client's mistake."""
+    logging.getLogger("aiohttp.server").addFilter(_FILTER)
+    app = web.Application(middlewares=[middleware], client_max_size=64 * 1024)
+    app.on_response_prepare.append(sign)
+    return app

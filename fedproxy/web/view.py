@@ -1,0 +1,158 @@
+"""The members in words and numbers, as pages and programs are shown them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedproxy.decide.member import Intent
+
+if TYPE_CHECKING:
+    from fedproxy.config import Config, Organisation
+    from fedproxy.config import Member as Settings
+    from fedproxy.decide.member import Member
+
+
+def takes_visitors(member: Member, now: float) -> bool:
+    """Whether new visitors can be sent to it."""
+    return member.intent is Intent.READY and member.share(now) > 0 and member.available(now)
+
+
+def shares(members: Iterable[Member], now: float) -> dict[str, float]:
+    """For each member the part of the new visitors that it gets, from 0 to 1."""
+    parts = {member.name: member.share(now) if takes_visitors(member, now) else 0.0 for member in members}
+    whole = sum(parts.values()) or 1.0
+    return {name: part / whole for name, part in parts.items()}
+
+
+def active_hosts(config: Config, members: Iterable[Member], now: float) -> dict[str, Any]:
+    """The members that new visitors can be sent to, in the form of federation-redirect."""
+    return {
+        member.name: {
+            "url": member.url,
+            "weight": _plain(member.weight),
+            "prime": member.prime,
+            **probed(member, config.members.get(member.name)),
+        }
+        for member in members
+        if takes_visitors(member, now)
+    }
+
+
+def probed(member: Member, settings: Settings | None) -> dict[str, str]:
+    """The whole URLs where a member's health and versions are asked."""
+    base = "http://localhost" if member.url.startswith("unix:") else member.url
+    health = settings.health if settings else "/health"
+    versions = settings.versions if settings else "/versions"
+    return {
+        "health": base + health if health.startswith("/") else health,
+        "versions": base + versions if versions.startswith("/") else versions,
+    }
+
+
+def describe(member: Member, now: float, share: float) -> dict[str, Any]:
+    """A member for the admin API; `share` as in `shares`."""
+    counts = member.counts
+    return {
+        "name": member.name,
+        "url": member.url,
+        "weight": _plain(member.weight),
+        "share": round(share, 4),
+        "prime": member.prime,
+        "state": member.intent.value,
+        "healthy": member.healthy,
+        "reasons": list(member.reasons),
+        "breaker": member.breaker.state.value,
+        "available": member.available(now),
+        "in_flight": member.in_flight,
+        "max_requests": member.max_requests,
+        "launches": member.launches,
+        "max_launches": member.max_launches,
+        "requests": sum(counts.codes.values()),
+        "errors": {str(reason): count for reason, count in counts.errors.items()},
+        "retries": {str(reason): count for reason, count in counts.retries.items()},
+        "bytes_in": counts.bytes_in,
+        "bytes_out": counts.bytes_out,
+    }
+
+
+def _plain(number: float) -> float:
+    """50 rather than 50.0, as it was written."""
+    return int(number) if float(number).is_integer() else number
+
+
+@dataclass(frozen=True)
+class Card:
+    """A member as visitors see it. `open`: it takes new visitors. `share`: in percent, None for a past one."""
+
+    name: str
+    url: str | None
+    run_by: Organisation | None
+    funded_by: Organisation | None
+    contact: str | None
+    status: str
+    open: bool
+    share: int | None
+
+
+def past_cards(config: Config) -> list[Card]:
+    """The members that were."""
+    return [
+        _card(name, settings, "Past member", False, None)
+        for name, settings in config.members.items()
+        if not settings.active
+    ]
+
+
+def configured_cards(config: Config) -> list[Card]:
+    """The members as the config has them: nothing is known of how they are."""
+    active = config.active_members
+    whole = sum(settings.weight for settings in active.values()) or 1.0
+    return [
+        _card(
+            name,
+            settings,
+            "Takes new visitors" if settings.weight else "Takes no new visitors",
+            settings.weight > 0,
+            round(100 * settings.weight / whole),
+        )
+        for name, settings in active.items()
+    ]
+
+
+def live_cards(config: Config, members: Iterable[Member], now: float) -> list[Card]:
+    """The members as they are now."""
+    members = list(members)
+    parts = shares(members, now)
+    settings: Mapping[str, Settings] = config.members
+    return [
+        _card(
+            member.name,
+            settings.get(member.name),
+            _status(member, now),
+            takes_visitors(member, now),
+            round(100 * parts[member.name]),
+        )
+        for member in members
+    ]
+
+
+def _card(name: str, settings: Settings | None, status: str, is_open: bool, share: int | None) -> Card:
+    if settings is None:
+        return Card(name, None, None, None, None, status, is_open, share)
+    # A unix socket is nothing that a visitor could follow.
+    url = settings.url if settings.url.startswith("http") else None
+    return Card(name, url, settings.run_by, settings.funded_by, settings.contact, status, is_open, share)
+
+
+def _status(member: Member, now: float) -> str:
+    if member.intent is Intent.MAINT:
+        return "In maintenance"
+    if not member.healthy:
+        return "Not well at the moment"
+    if not member.breaker.admits(now):
+        return "Recovering"
+    if member.intent is Intent.DRAIN or member.share(now) <= 0:
+        return "Takes no new visitors"
+    return "Takes new visitors" if member.available(now) else "Full at the moment"
