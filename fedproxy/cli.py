@@ -56,17 +56,27 @@ def serve(file: Path, workers: int | None) -> None:
     for key in not_in_force(config):
         _say(f"{file}: {key}: accepted, not in force yet")
     try:
-        uvloop.run(_serve(config))
+        uvloop.run(_serve(file, config))
     except OSError as error:
         raise SystemExit(f"fedproxy: {error.strerror or error}") from None
 
 
-async def _serve(config: Config) -> None:
+async def _serve(file: Path, config: Config) -> None:
     from fedproxy.serve.service import Service
 
-    service = Service(config)
+    def reread() -> Config:
+        return load(file, os.environ).model_copy(update={"workers": config.workers})
+
+    def reload() -> None:
+        faults = service.reload()
+        for fault in faults:
+            _say(f"{file}: {fault}")
+        _say("the config in force is kept" if faults else f"reloaded {file}")
+
+    service = Service(config, reread=reread)
     stop = _until_told_to_stop()
     await service.start()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     for host, port in service.addresses:
         _say(f"listening on {_shown(host)}:{port}")
     _say(f"admin on {_shown(service.admin_address[0])}:{service.admin_address[1]}")

@@ -173,7 +173,7 @@ class Downstream(asyncio.Protocol):
 
     def _unusual_head(self, data: bytes, limit: int) -> bytes:
         """A head that is not whole yet is held; empty if there is nothing to do now."""
-        # RFC 9112 section 2.2: an empty line before the request line is passed over; more than a few is nonsense.
+        # RFC 9112 section 2.2: an empty line before the request line is passed over; many are nonsense.
         blank = 0
         while blank < 4 and data.startswith(b"\r\n"):
             data = data[2:]

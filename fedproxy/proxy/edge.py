@@ -245,7 +245,7 @@ class Edge:
         affinity: str | None = None,
         termination: str,
     ) -> None:
-        """Writes the line of a request; `line` and `block` are None if it was refused before they were read."""
+        """Writes the line of a request; `line` and `block` are None if it was refused unread."""
         if self.log is None:
             return
         self.log(

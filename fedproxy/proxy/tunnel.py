@@ -15,7 +15,7 @@ class Side(asyncio.Protocol):
     """One end of a tunnel. What it reads, its `peer` writes."""
 
     peer: Side
-    bytes = 0
+    received = 0  # bytes
     writable = True
 
     def __init__(self, tunnel: Tunnel, transport: asyncio.Transport, who: str) -> None:
@@ -25,7 +25,7 @@ class Side(asyncio.Protocol):
         self.who = who
 
     def data_received(self, data: bytes) -> None:
-        self.bytes += len(data)
+        self.received += len(data)
         self.peer.write(data)
 
     def eof_received(self) -> bool:
@@ -83,7 +83,7 @@ class Tunnel:
 
     def sweep(self, now: float) -> None:
         """Cuts a tunnel in which nothing moves."""
-        progress = self.visitor.bytes + self.member.bytes
+        progress = self.visitor.received + self.member.received
         if progress != self._seen:
             self._seen, self._since = progress, now
         elif now - self._since > self.edge.policy.timeouts.response_idle:
@@ -102,7 +102,7 @@ class Tunnel:
             return
         self.edge.tunnels.discard(self)
         self.upstream.pool.forget(self.upstream)
-        self.exchange.end_tunnel(f"{self.ended}T", self.visitor.bytes, self.member.bytes)
+        self.exchange.end_tunnel(f"{self.ended}T", self.visitor.received, self.member.received)
 
 
 def join(exchange: Exchange, visitor: asyncio.Transport, upstream: Upstream, early: bytes) -> None:

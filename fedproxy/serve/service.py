@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from aiohttp import web
 
 from fedproxy.config import masked
 from fedproxy.decide.member import Intent
-from fedproxy.observe.access_log import AccessLog
+from fedproxy.errors import ConfigError, Fault
+from fedproxy.observe.access_log import AccessLog, Output
 from fedproxy.proxy.downstream import Downstream
 from fedproxy.proxy.edge import Edge
 from fedproxy.serve.assemble import assemble
@@ -24,27 +25,35 @@ from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
     from fedproxy.config import Config, Listener
+    from fedproxy.decide.counts import EdgeCounts
     from fedproxy.decide.federation import Federation
 
-_log = logging.getLogger("fedproxy")
 _BACKLOG = 2048
 
 
 class Service:
     """The edge for one config, in this process and this loop.
 
-    `log` takes each line of the access log; without it they go to standard output.
+    `log` takes each line of the access log; without it they go to standard output. `reread` reads the config
+    again for a reload, and raises ConfigError.
     """
 
-    def __init__(self, config: Config, log: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        log: Callable[[str], None] | None = None,
+        reread: Callable[[], Config] | None = None,
+    ) -> None:
         self.config = config
-        self._write = log or _to_stdout
+        self._log = log
+        self._reread = reread
         self._servers: list[asyncio.Server] = []
         self._runners: list[web.AppRunner] = []
         self._sweeper: asyncio.Task[None] | None = None
         self.addresses: list[tuple[str, int]] = []
         self.admin_address: tuple[str, int] = ("", 0)
-        self.reloads: dict[str, int] = {"success": 0, "failure": 0}
+        self.reloads = {"success": 0, "failure": 0}
+        self.reloaded_at: float | None = None
         self.listening = False
 
     @property
@@ -53,12 +62,13 @@ class Service:
         return self.edge.federation
 
     async def start(self) -> None:
-        """Starts to serve. Raises OSError for an address that cannot be listened on; nothing is left open then."""
+        """Starts to serve. Raises OSError, with nothing left open, for an address that it cannot listen on."""
         loop = asyncio.get_running_loop()
         form = self.config.access_log
-        log = AccessLog(self._write, form, loop.call_soon) if form != "off" else None
+        log = AccessLog(self._writer(), form, loop.call_soon) if form != "off" else None
         self.edge = Edge(log=log)
         assemble(self.edge, self.config)
+        self.reloaded_at = time.time()
         try:
             local = web.AppRunner(create_public_app(self), access_log=None, handle_signals=False)
             await local.setup()
@@ -72,6 +82,18 @@ class Service:
             raise
         self._sweeper = loop.create_task(self.edge.run())
         self.listening = True
+
+    def _writer(self) -> Callable[[str], None]:
+        log = self._log
+        if log is None:
+            loop = asyncio.get_running_loop()
+            return Output(later=partial(loop.call_later, 0.1))
+
+        def write(text: str) -> None:
+            for line in text.splitlines():
+                log(line)
+
+        return write
 
     async def _listen(self, listener: Listener) -> None:
         loop = asyncio.get_running_loop()
@@ -131,6 +153,38 @@ class Service:
 
     # What the web rooms ask for
 
+    @property
+    def counts(self) -> EdgeCounts:
+        """What the edge counted that belongs to no member."""
+        return self.edge.counts
+
+    def reload(self) -> list[Fault]:
+        """Reads the config again and puts it in force, or changes nothing and says what is wrong with it.
+
+        Members, weights, routes, time-outs and limits are taken over in place; connections stay.
+        """
+        if self._reread is None:
+            return self._not_reloaded(
+                [Fault("", "was not read from a file, so there is nothing to read again")]
+            )
+        try:
+            config = self._reread()
+        except ConfigError as error:
+            return self._not_reloaded(error.faults)
+        fixed = ("listen", "admin", "access_log", "workers")
+        changed = [key for key in fixed if getattr(config, key) != getattr(self.config, key)]
+        if changed:
+            return self._not_reloaded([Fault(key, "has changed, which takes a restart") for key in changed])
+        self.config = config
+        assemble(self.edge, config)
+        self.reloads["success"] += 1
+        self.reloaded_at = time.time()
+        return []
+
+    def _not_reloaded(self, faults: list[Fault]) -> list[Fault]:
+        self.reloads["failure"] += 1
+        return faults
+
     def now(self) -> float:
         """The clock that the members' state goes by, in seconds."""
         return self.edge.clock()
@@ -154,7 +208,7 @@ class Service:
 
     def set_weight(self, name: str, weight: float) -> None:
         """Sets a member's weight. Raises KeyError for a name that is no member's."""
-        self.federation.set_weight(self.federation.by_name[name], weight)
+        self.federation.by_name[name].weight = weight
 
 
 def _socket(host: str, port: int) -> socket.socket:
@@ -183,7 +237,3 @@ def _tls(listener: Listener) -> ssl.SSLContext:
     context.load_cert_chain(Path(listener.tls.certificate), Path(listener.tls.private_key))
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def _to_stdout(lines: str) -> None:
-    print(lines, end="", flush=True)  # noqa: T201 -- the access log is this program's output

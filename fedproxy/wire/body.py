@@ -17,8 +17,8 @@ _MOST_EXTENSIONS = 16 * 1024
 _MOST_TRAILERS = 8 * 1024
 # Fields that must never arrive after the body (RFC 9110 section 6.5.1).
 _NOT_IN_TRAILERS = frozenset(
-    (b"content-length", b"transfer-encoding", b"host", b"trailer", b"connection", b"authorization", b"cookie")
-    + (b"set-cookie", b"content-encoding", b"content-type", b"content-range", b"te", b"upgrade")
+    b"content-length transfer-encoding host trailer connection authorization cookie set-cookie te upgrade"
+    b" content-encoding content-type content-range".split()
 )
 
 
