@@ -53,8 +53,8 @@ def model_from(model: type[M], data: object) -> tuple[M | None, list[Finding]]:
         return None, [finding for detail in details for finding in _translate(model, detail)]
 
 
-def raise_faults(document: Document, findings: Sequence[Finding]) -> None:
-    """Raise a ConfigError with the findings in the order of the file, if there are any."""
+def config_error(document: Document, findings: Sequence[Finding]) -> ConfigError:
+    """The findings of the text and of what it says as faults, in the order of the file."""
     broken = {where for where, _ in document.findings}
     # What could not be read is not also missing or of the wrong type.
     secondary = (
@@ -69,8 +69,7 @@ def raise_faults(document: Document, findings: Sequence[Finding]) -> None:
     ]
     if len(faults) > MAX_FAULTS:
         faults[MAX_FAULTS:] = [Fault("", f"{len(faults) - MAX_FAULTS} more faults")]
-    if faults:
-        raise ConfigError(faults)
+    return ConfigError(faults)
 
 
 def path_of(where: Location) -> str:

@@ -45,14 +45,14 @@ class _Composer(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise _TooDeep(problem=f"more than {_MAX_DEPTH} levels", problem_mark=self.get_mark())
+        if self.depth > _MAX_DEPTH and parent:
+            raise _TooDeep(problem=f"more than {_MAX_DEPTH} levels", problem_mark=parent.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
 
-# Each is a part of what YAML 1.1 says, so that what any YAML 1.1 program writes is read as it was meant.
+# What YAML 1.1 and JSON both mean; of what only one of them means, the truth values and JSON's numbers.
 for _name, _expression, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     (
@@ -63,7 +63,8 @@ for _name, _expression, _first in (
     ("int", r"[-+]?(?:0|[1-9][0-9]{0,17})", list("-+0123456789")),
     (
         "float",
-        r"[-+]?[0-9]{1,18}\.[0-9]{0,18}(?:[eE][-+][0-9]{1,2})?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        r"[-+]?[0-9]{1,18}(?:\.[0-9]{0,30})?[eE][-+]?[0-9]{1,3}|[-+]?[0-9]{1,18}\.[0-9]{0,30}"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         list("-+.0123456789"),
     ),
     ("merge", r"<<", ["<"]),
@@ -97,7 +98,7 @@ def read(text: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         return Document(
-            findings=[((), f"line {line}: not valid YAML: character {error.character!r} is not allowed")]
+            findings=[((), f"line {line}: not valid YAML: character U+{error.character:04X} is not allowed")]
         )
     except (ValueError, OverflowError):
         return Document(findings=[((), "not valid YAML: an escape in a string is no character")])
@@ -165,7 +166,7 @@ class _Walk:
     def merge(self, node: yaml.Node, where: Location, merged: dict[str, Any]) -> None:
         """Add what `<<` takes over: of several sources, the first that has a key wins."""
         for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-            taken = self.value(source, where)
+            taken = self.value(source, (*where, "<<"))
             if not isinstance(taken, dict):
                 self.find((*where, "<<"), "takes over what is not a mapping")
                 continue

@@ -67,7 +67,7 @@ def convert_data(data: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     findings: list[Finding] = [
         (
             (key,),
-            "is not a key of the old format with `hosts`, expected `members` in place of `hosts` next to it",
+            "is not a key of the old format, expected `members` in place of `hosts`",
         )
         for key in Config.model_fields
         if key in data

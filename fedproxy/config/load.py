@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from fedproxy.config.check import config_from, model_from, raise_faults
+from fedproxy.config.address import MEMBER_NAME
+from fedproxy.config.check import config_error, config_from, model_from, show
 from fedproxy.config.document import MAX_BYTES, Document, escape, interpolate, read
 from fedproxy.config.legacy import convert_data, is_legacy
 from fedproxy.config.model import Config, Member
@@ -40,8 +41,6 @@ def read_text(path: Path) -> str:
 def parse(text: str, env: Mapping[str, str]) -> Config:
     """The config in `text`, of this program's format or of federation-redirect's. Raises ConfigError."""
     document = read(text)
-    if document.data is None:
-        raise_faults(document, [])
     if is_legacy(document.data):
         return _build(document, _from_legacy(document))
     interpolate(document, env)
@@ -52,7 +51,7 @@ def convert(text: str) -> str:
     """A federation-redirect config as YAML of this program's format. Raises ConfigError."""
     document = read(text)
     if not is_legacy(document.data):
-        raise_faults(document, [((), "is not of federation-redirect's format, expected `hosts`")])
+        raise config_error(document, [((), "is not of federation-redirect's format, expected `hosts`")])
     data = _from_legacy(document)
     _build(document, data)
     return to_yaml(data)
@@ -60,31 +59,37 @@ def convert(text: str) -> str:
 
 def member_from(name: str, data: object) -> Member:
     """One member, as the admin API takes it. Raises ConfigError with key paths under the member."""
-    _, findings = model_from(Config, {"members": {name: data}})
-    raise_faults(Document(), [(where[2:], message) for where, message in findings])
-    return Member.model_validate(data)
+    member, findings = model_from(Member, data)
+    if MEMBER_NAME.parse(name) is None:
+        findings.insert(0, ((), f"{show(name)} is not a member's name, expected {MEMBER_NAME.expected}"))
+    if member is None or findings:
+        raise config_error(Document(), findings)
+    return member
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
     """A config's data as a file: its sections apart, what is short on one line."""
-    sections = (
-        yaml.safe_dump(
-            {key: escape(value)}, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
-        )
-        for key, value in data.items()
+    return "\n".join(_section(key, value) for key, value in data.items())
+
+
+def _section(key: str, value: object) -> str:
+    flow = None if isinstance(value, dict | list) else False
+    return yaml.safe_dump(
+        {key: escape(value)}, sort_keys=False, allow_unicode=True, width=110, default_flow_style=flow
     )
-    return "\n".join(sections)
 
 
 def _from_legacy(document: Document) -> dict[str, Any]:
     data, findings = convert_data(document.data)
-    raise_faults(document, findings)
+    if findings:
+        raise config_error(document, findings)
     return data
 
 
 def _build(document: Document, data: object) -> Config:
+    if data is None and document.findings:
+        raise config_error(document, [])
     config, findings = config_from(data)
-    raise_faults(document, findings)
-    if config is None:
-        raise ConfigError([Fault("", "is not valid")])
+    if config is None or document.findings:
+        raise config_error(document, findings)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
@@ -105,3 +106,7 @@ def _default(field: FieldInfo) -> str:
     formats: dict[str, Callable[[Any], object]] = {"duration": format_duration, "size": format_size}
     shown: object = formats[kind.name](value) if kind and kind.name in formats else value
     return f"`{f'{shown:g}' if isinstance(shown, float) else shown}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

@@ -1,0 +1,160 @@
+"""Text -> data: what YAML allows and a config does not, and environment variables."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedproxy.config.document import Document, escape, interpolate, read
+
+
+def messages(text: str) -> list[str]:
+    return [f"{'.'.join(map(str, where))}|{message}" for where, message in read(text).findings]
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        (
+            "a: [1, -2, 1.5, true, off, ~, x, '1', 1:30, 2026-01-01, 010]",
+            [1, -2, 1.5, True, False, None, "x", "1"],
+        ),
+        ("a: [.inf, -.inf, 1.5e+3, 1e-05, 2E2]", [math.inf, -math.inf, 1500.0, 0.00001, 200.0]),
+    ],
+)
+def test_plain_scalar_is_what_it_looks_like(text: str, data: list[object]) -> None:
+    assert read(text).data["a"][: len(data)] == data
+
+
+def test_time_and_date_and_octal_stay_text() -> None:
+    assert read("[1:30, 2026-01-01, 010, 0x10, 1_000]").data == ["1:30", "2026-01-01", "010", "0x10", "1_000"]
+
+
+def test_key_is_text_whatever_it_looks_like() -> None:
+    assert read("{1: a, no: b, ~: c}").data == {"1": "a", "no": "b", "~": "c"}
+
+
+def test_json_is_read_as_json() -> None:
+    data = {"a": {"b": [1, 2.5, True, None, '\U0001f600 / \\ " é']}}
+    assert read(json.dumps(data, indent="\t")).data == data
+    assert read('{"a":\t1}').data == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "|is empty, expected at least `members`"),
+        ("a: b: c", "|line 1, column 5: not valid YAML: mapping values are not allowed here"),
+        ("a:\n  - [1", "|line 2, column 7: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a: *b", "|line 1, column 4: not valid YAML: found undefined alias 'b'"),
+        ("a\n---\nb", "|line 2, column 1: not valid YAML: but found another document"),
+        ("a: \x07", "|line 1: not valid YAML: character U+0007 is not allowed"),
+        ('a: "\\UFFFFFFFF"', "|not valid YAML: an escape in a string is no character"),
+        ('a: "\\U00110000"', "|not valid YAML: an escape in a string is no character"),
+        ("[" * 5000, "|line 1, column 32: not valid YAML: more than 32 levels"),
+        ("x" * (1 << 20) + "y", "|is larger than 1 MiB"),
+    ],
+)
+def test_text_that_is_no_yaml_says_where(text: str, message: str) -> None:
+    assert messages(text) == [message]
+    assert read(text).data is None
+
+
+def test_key_that_is_there_twice_is_named_with_its_lines() -> None:
+    assert messages("a:\n  b: 1\n  c: 2\n  b: 3\n") == ["a.b|is there twice, in line 2 and line 4"]
+
+
+def test_tag_is_refused_with_its_line() -> None:
+    assert messages("a: 1\nb: !!python/object:os.system {}\nc: !x y\nd: !!int abc") == [
+        "b|has the tag !!python/object:os.system in line 2, expected a plain value",
+        "c|has the tag !x in line 3, expected a plain value",
+        "d|has the tag !!int in line 4, expected a plain value",
+    ]
+
+
+def test_key_that_is_no_text_is_refused() -> None:
+    assert messages("a: {[1]: 2}") == ["a|has a key in line 1 that is a list or a mapping, expected text"]
+
+
+def test_alias_and_merge_take_over() -> None:
+    document = read("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{x: 0}, *a]}\nd: *a")
+    assert document.findings == []
+    assert document.data["b"] == {"x": 1, "y": 3}
+    assert document.data["c"] == {"x": 0, "y": 2}
+    assert document.data["d"] == {"x": 1, "y": 2}
+
+
+def test_merge_of_no_mapping_is_refused() -> None:
+    assert messages("a: {<<: 5}") == ["a.<<|takes over what is not a mapping"]
+
+
+def test_aliases_that_multiply_are_bounded() -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+    assert messages(bomb) == ["|holds more than 50000 values, its aliases written out"]
+
+
+def test_merges_that_multiply_are_bounded() -> None:
+    bomb = "a0: &a0 {x: 1}\n"
+    bomb += "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 10))
+    assert "|holds more than 50000 values, its aliases written out" in messages(bomb)
+
+
+def test_list_that_contains_itself_is_refused() -> None:
+    assert "a|contains itself, or goes too deep" in messages("a: &a [*a]")
+
+
+def test_mapping_that_merges_itself_is_refused() -> None:
+    assert messages("a: &a {<<: *a}") != []
+
+
+def test_variables_are_put_in() -> None:
+    document = read("a: ${ONE}\nb: ['x${ONE}y${TWO}z', 5]\nc: $${ONE} $ONE $")
+    interpolate(document, {"ONE": "1", "TWO": "${ONE}"})
+    assert document.data == {"a": "1", "b": ["x1y${ONE}z", 5], "c": "${ONE} $ONE $"}
+    assert document.findings == []
+
+
+def test_variable_that_is_not_set_is_named_at_each_place() -> None:
+    document = read("a: ${ONE}\nb: [x, '${ONE}${TWO}']")
+    interpolate(document, {})
+    assert document.findings == [
+        (("a",), "needs the environment variable ONE, which is not set"),
+        (("b", 1), "needs the environment variable ONE, which is not set"),
+        (("b", 1), "needs the environment variable TWO, which is not set"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["${}", "${a b}", "${A", "${1A}", "${A:-b}"])
+def test_variable_that_has_no_name_is_refused(text: str) -> None:
+    document = Document(data={"a": text})
+    interpolate(document, {"A": "x"})
+    assert [message.split(",")[1] for _, message in document.findings] == [
+        " expected ${NAME} with the name of an environment variable"
+    ]
+
+
+@given(st.recursive(st.text("${}A"), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_escaped_text_comes_through_interpolation_unchanged(data: Any) -> None:
+    document = Document(data=escape(data))
+    interpolate(document, {"A": "x"})
+    assert (document.data, document.findings) == (data, [])
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**17), 10**17)
+    | st.text(st.characters(codec="utf-8", exclude_characters="eE"))
+)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), SCALARS, min_size=1))
+def test_what_yaml_writes_is_read_as_it_was_meant(data: dict[str, object]) -> None:
+    assert read(yaml.safe_dump(data)).data == data
