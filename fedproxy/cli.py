@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -77,6 +78,9 @@ async def _serve(file: Path, config: Config) -> None:
     stop = _until_told_to_stop()
     await service.start()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    # What was made until now stays; what requests make is freed by its reference count.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     for host, port in service.addresses:
         _say(f"listening on {_shown(host)}:{port}")
     _say(f"admin on {_shown(service.admin_address[0])}:{service.admin_address[1]}")

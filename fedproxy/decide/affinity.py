@@ -18,6 +18,9 @@ class Source(StrEnum):
     HOST = "host"
     MOVED = "moved"
 
+    # It is a key of counters, for each request; the hash of an enumeration is a call, that of a str is not.
+    __hash__ = str.__hash__
+
 
 # How many segments after the provider name the repository; what follows is a ref, and a ref may have slashes.
 # gl and git have the repository percent-encoded in one segment; a DOI is a repository with no ref.

@@ -61,7 +61,7 @@ class Downstream(asyncio.Protocol):
     head_since: float | None = None
     idle_since = 0.0
     request_id = b""
-    made_trace = b""
+    ids = b""
     trusted = False
     secure = False
 
@@ -220,17 +220,15 @@ class Downstream(asyncio.Protocol):
     def _identify(self, block: HeaderBlock) -> None:
         """The id that the request has everywhere: the visitor's, or the trace's, or a new one."""
         trace = block.traceparent
+        edge = self.edge
         if trace is None:
-            made = b"%032x" % self.edge.rng.getrandbits(128)
-            self.request_id = block.request_id or made
-            self.made_trace = b"X-Request-ID: %b\r\ntraceparent: 00-%b-%b-00\r\n" % (
-                self.request_id,
-                made,
-                made[:16],
-            )
+            span = b"%016x" % edge.random_bits(64)
+            trace_id = edge.trace_prefix + span
+            self.request_id = block.request_id or trace_id
+            trace = b"00-%b-%b-00" % (trace_id, span)
         else:
             self.request_id = block.request_id or trace[3:35]
-            self.made_trace = b"X-Request-ID: %b\r\ntraceparent: %b\r\n" % (self.request_id, trace)
+        self.ids = b"X-Request-ID: %b\r\ntraceparent: %b\r\n\r\n" % (self.request_id, trace)
 
     def _believe(self, block: HeaderBlock) -> None:
         """The peer is a trusted proxy: who the visitor is and how they came is what it says."""
@@ -304,7 +302,7 @@ class Downstream(asyncio.Protocol):
         """The head is not acceptable: answered with one fixed line, and closed."""
         self.keep = False
         self.held = b""
-        self.request_id = b"%032x" % self.edge.rng.getrandbits(128)
+        self.request_id = b"%032x" % self.edge.random_bits(128)
         self.edge.counts.rejected[error.reason] += 1
         self._answer(error.status, error.detail, None, build=False, is_head=False)
         self.edge.log_request(self, None, None, status=error.status, termination=error.termination)
@@ -392,17 +390,11 @@ class Downstream(asyncio.Protocol):
     def upstream_head(self, exchange: Exchange) -> bytes:
         """The request's head as the member is sent it."""
         block = exchange.block
-        parts = [
-            exchange.ask.line.start,
-            exchange.pool.host_line,
-            block.forward,
-            self.forwarded,
-            self.made_trace,
-        ]
-        if block.upgrade is not None and not exchange.ask.line.http10:
-            parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade)
-        parts.append(b"\r\n")
-        return b"".join(parts)
+        line = exchange.ask.line
+        start = line.start + exchange.pool.host_line
+        if block.upgrade is not None and not line.http10:
+            start += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
+        return b"".join((start, block.forward, self.forwarded, self.ids))
 
     def send_interim(self, head: ResponseHead) -> None:
         """Passes a 1xx on, not to a 1.0 visitor (RFC 9110 section 15.2)."""

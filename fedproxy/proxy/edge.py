@@ -78,12 +78,13 @@ class Edge:
         log: Callable[[Entry], None] | None = None,
         local: Callable[[], asyncio.Protocol] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        rng: random.Random | None = None,
     ) -> None:
         self.log = log
         self.local = local
         self.clock = clock
-        self.rng = rng or random.Random()  # noqa: S311 -- chooses members, guards nothing
+        # Ids are told apart by it, nothing is guarded.
+        self.random_bits = random.Random().getrandbits  # noqa: S311
+        self.trace_prefix = b"%016x" % self.random_bits(64)
         self.counts = EdgeCounts()
         self.connections: set[Downstream] = set()
         self.tunnels: set[Tunnel] = set()

@@ -39,6 +39,15 @@ if TYPE_CHECKING:
     from fedproxy.wire.response import ResponseHead
 
 
+# Looking up what an enumeration holds is slow, and these are asked for by each request.
+_COOKIE = Source.COOKIE
+_HOST = Source.HOST
+_MOVED = Source.MOVED
+_SUCCESS = Outcome.SUCCESS
+_FAILURE = Outcome.FAILURE
+_IGNORED = Outcome.IGNORED
+
+
 class Visitor(Protocol):
     """What an exchange asks of the downstream side."""
 
@@ -91,6 +100,7 @@ class Exchange:
     interim_seen = False
     settled = False
     source: Source | None = None
+    sets_cookie = False  # the visitor is told where they are: new, moved, or on a page that renews it
     status = 0
     bytes_in = 0
     bytes_out = 0
@@ -118,12 +128,6 @@ class Exchange:
         phase = "settled" if self.settled else "relaying" if self.committed else "attempting"
         return f"<Exchange {phase} attempts={self.attempts} upstream={self.upstream}>"
 
-    @property
-    def sets_cookie(self) -> bool:
-        """Whether the visitor is told where they are: new, moved, or on a page that renews it."""
-        source = self.source
-        return source is not Source.HOST and (source is not Source.COOKIE or self.ask.renews)
-
     # Choose and attempt
 
     def begin(self, client: bytes) -> None:
@@ -136,10 +140,10 @@ class Exchange:
 
     def _attempt(self, lease: Lease) -> None:
         member = lease.member
-        if self.source is None:
-            self.source = lease.source
-        elif member not in self.tried:
-            self.source = Source.MOVED if self.source is not Source.HOST else self.source
+        source = lease.source if not self.tried else _MOVED
+        self.source = source
+        if source is not _COOKIE or self.ask.renews:
+            self.sets_cookie = source is not _HOST
         self.lease = lease
         self.attempts += 1
         pool = self.pool = self.edge.pools[member.name]
@@ -239,6 +243,9 @@ class Exchange:
         self.status = head.status
         self.bytes_out = len(body)
         now = self.first_byte_at = self.edge.clock()
+        lease = self.lease
+        if lease is not None and not lease.member.breaker.closed:
+            self.edge.federation.answered(lease, now)
         self.visitor.send_head(self, head, body, done)
         if done:
             self._finish(now)
@@ -272,7 +279,7 @@ class Exchange:
         edge = self.edge
         now = edge.clock()
         stale = isinstance(error, StaleConnection)
-        edge.federation.settle(lease, Outcome.IGNORED if stale else Outcome.FAILURE, now)
+        edge.federation.settle(lease, _IGNORED if stale else _FAILURE, now)
         self.lease = None
         member = lease.member
         member.counts.errors[error.reason] += 1
@@ -320,7 +327,7 @@ class Exchange:
             return False
         if not edge.budget.withdraw(now, edge.counts.requests):
             edge.counts.budget_exhausted += 1
-            edge.federation.settle(lease, Outcome.IGNORED, now)
+            edge.federation.settle(lease, _IGNORED, now)
             return False
         member.counts.retries[error.reason] += 1
         self._attempt(lease)
@@ -353,7 +360,7 @@ class Exchange:
         if self.settled:
             return
         now = self.edge.clock()
-        self._drop(Outcome.IGNORED, now)
+        self._drop(_IGNORED, now)
         self.error = error or VisitorGone()
         self.termination = self.error.termination if error else "CD" if self.committed else "CH"
         if not self.status:
@@ -368,7 +375,7 @@ class Exchange:
         if self.committed:
             self._break(error, now)
             return
-        self._drop(Outcome.IGNORED, now)
+        self._drop(_IGNORED, now)
         self._refuse(error)
 
     # Time
@@ -419,7 +426,7 @@ class Exchange:
         blamed = isinstance(error, MemberError)
         if self.lease is not None and blamed:
             self.lease.member.counts.errors[error.reason] += 1
-        self._drop(Outcome.FAILURE if blamed else Outcome.IGNORED, now)
+        self._drop(_FAILURE if blamed else _IGNORED, now)
         self.error = error
         self.termination = termination or error.termination
         self.visitor.broken(self)
@@ -434,9 +441,7 @@ class Exchange:
         self.settled = True
         self.lease = None
         self.upstream = None
-        edge.federation.settle(
-            lease, Outcome.FAILURE if self.status in edge.policy.failing else Outcome.SUCCESS, now
-        )
+        edge.federation.settle(lease, _FAILURE if self.status in edge.policy.failing else _SUCCESS, now)
         if self.body_done:
             upstream.release(now)
         else:
@@ -454,7 +459,7 @@ class Exchange:
         self.termination = termination
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.edge.federation.settle(lease, Outcome.SUCCESS, now)
+            self.edge.federation.settle(lease, _SUCCESS, now)
         self._record(now)
 
     def _record(self, now: float) -> None:

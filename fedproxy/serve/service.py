@@ -62,7 +62,7 @@ class Service:
         return self.edge.federation
 
     async def start(self) -> None:
-        """Starts to serve. Raises OSError, with nothing left open, for an address that it cannot listen on."""
+        """Starts to serve. Raises OSError for an address it cannot listen on; nothing is left open then."""
         loop = asyncio.get_running_loop()
         form = self.config.access_log
         log = AccessLog(self._writer(), form, loop.call_soon) if form != "off" else None

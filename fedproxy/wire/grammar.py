@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 # RFC 9110 section 5.6.2, and section 5.5 without obs-fold: no CR, LF, NUL or other control byte but HTAB.
@@ -19,9 +20,10 @@ LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
 Value = TypeVar("Value")
 
 
-def tokens(value: bytes) -> list[bytes]:
+@lru_cache(1024)
+def tokens(value: bytes) -> tuple[bytes, ...]:
     """The members of a comma-separated list, in lower case, empty ones left out (RFC 9110 section 5.6.1)."""
-    return [token for part in value.lower().split(b",") if (token := part.strip(b" \t"))]
+    return tuple(token for part in value.lower().split(b",") if (token := part.strip(b" \t")))
 
 
 class Memo(dict[bytes, Value], Generic[Value]):

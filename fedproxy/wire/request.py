@@ -25,7 +25,7 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]
 # Protocols that would carry requests past the edge's own rules.
 _NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
 
-_KEEP_ALIVE = [b"keep-alive"]
+_KEEP_ALIVE = (b"keep-alive",)
 
 # What is set by the edge, or read by it; a name with underscores that a member could take for one is dropped.
 _OWN = frozenset(
@@ -178,7 +178,7 @@ class BlockReader:
     def _read_special(
         self, block: HeaderBlock, special: list[tuple[bytes, bytes, bytes]], lines: list[bytes]
     ) -> None:
-        named: list[bytes] = []
+        named: tuple[bytes, ...] = ()
         origin = self._origin
         for name, value, line in special:
             if name == b"host":
@@ -248,7 +248,7 @@ class BlockReader:
         elif b"_" in name and name.replace(b"_", b"-") not in _OWN:
             lines.append(line)
 
-    def _read_connection(self, block: HeaderBlock, named: list[bytes], lines: list[bytes]) -> None:
+    def _read_connection(self, block: HeaderBlock, named: tuple[bytes, ...], lines: list[bytes]) -> None:
         if b"upgrade" not in named:
             block.upgrade = None
         if not named or named == _KEEP_ALIVE:

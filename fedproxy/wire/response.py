@@ -63,7 +63,7 @@ def read(raw: bytes) -> ResponseHead:
     http10 = match[1] == b"0"
     head = ResponseHead(int(match[2]))
     lines = [b"HTTP/1.1 %b %b" % (match[2], match[3] or b"")]
-    named: list[bytes] = []
+    named: tuple[bytes, ...] = ()
     for line in rest:
         special = _read_field(line) if line[:11].lower() == b"set-cookie:" else _fields[line]
         if special is None:
@@ -94,7 +94,7 @@ def read(raw: bytes) -> ResponseHead:
     return head
 
 
-def _finish(head: ResponseHead, lines: list[bytes], named: list[bytes], *, http10: bool) -> None:
+def _finish(head: ResponseHead, lines: list[bytes], named: tuple[bytes, ...], *, http10: bool) -> None:
     head.close = b"close" in named or (http10 and b"keep-alive" not in named)
     gone = set(named) - _SPECIAL
     if gone:

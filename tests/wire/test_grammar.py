@@ -2,7 +2,7 @@ from fedproxy.wire.grammar import Memo, tokens
 
 
 def test_tokens_are_lower_case_without_empty_ones() -> None:
-    assert tokens(b"Close , ,\tUpgrade,") == [b"close", b"upgrade"]
+    assert tokens(b"Close , ,\tUpgrade,") == (b"close", b"upgrade")
 
 
 def test_memo_reads_a_key_once() -> None:
