@@ -145,7 +145,7 @@ async def test_cookie_with_a_secret_says_nothing_and_cannot_be_made_up() -> None
     values = []
     for secret in ("one", "one", "two"):
         async with three(affinity={"secret": secret}) as running:
-            response = await running.ask(get())
+            response = await running.ask(get(b"/v2/gh/org/repo/HEAD"))
             value, _ = cookie_of(response) or (b"", False)
             assert response.body != value
             assert len(value) >= 16

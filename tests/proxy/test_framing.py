@@ -310,7 +310,6 @@ async def seen(running: Edge, request: bytes, method: str = "GET") -> Message:
     """The one request that the member saw of it."""
     assert (await running.ask(request, method)).status == 200
     (arrived,) = running.member.requests
-    assert running.member.received.count(b" HTTP/1.1\r\n") == 1
     return arrived
 
 

@@ -40,11 +40,10 @@ async def echo(websocket: ServerConnection) -> None:
 
 
 @asynccontextmanager
-async def echoing(**overrides: Any) -> AsyncIterator[Edge]:
-    protocols = [Subprotocol("v1.kernel.websocket.jupyter.org")]
-    async with serve(echo, "127.0.0.1", 0, max_size=None, subprotocols=protocols) as server:
+async def echoing(*subprotocols: Subprotocol) -> AsyncIterator[Edge]:
+    async with serve(echo, "127.0.0.1", 0, max_size=None, subprotocols=subprotocols or None) as server:
         host, port = next(iter(server.sockets)).getsockname()
-        async with edge({"a": f"http://{host}:{port}"}, **overrides) as running:
+        async with edge({"a": f"http://{host}:{port}"}) as running:
             yield running
 
 
@@ -81,10 +80,9 @@ async def test_ping_is_answered_by_the_member() -> None:
 
 
 async def test_subprotocol_is_negotiated_with_the_member() -> None:
-    async with echoing() as running:
-        name = Subprotocol("v1.kernel.websocket.jupyter.org")
-        async with visit(running, subprotocols=[name]) as websocket:
-            assert websocket.subprotocol == name
+    name = Subprotocol("v1.kernel.websocket.jupyter.org")
+    async with echoing(name) as running, visit(running, subprotocols=[name]) as websocket:
+        assert websocket.subprotocol == name
 
 
 async def test_close_by_the_member_reaches_the_visitor_with_its_code() -> None:
@@ -303,12 +301,16 @@ async def test_tunnel_with_a_slow_reader_is_held_back_and_arrives_whole() -> Non
         await conn.stall()
 
     async with edge(script) as running:
-        client = await running.client(receive_buffer=16_384)
+        client = await running.client(receive_buffer=65_536)
         await client.ask(UPGRADE)
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        await until(lambda: running.service.edge.tunnels, "the tunnel")
+        (tunnel,) = running.service.edge.tunnels
+        held = []
         async with guard():
-            assert await client.exactly(len(data)) == data
+            for at in range(0, len(data), 65_536):
+                assert await client.exactly(65_536) == data[at : at + 65_536]
+                held.append(tunnel.visitor.transport.get_write_buffer_size())
+        assert 0 < max(held) < 1 << 20
 
 
 async def test_request_inside_a_tunnel_is_not_read_as_one() -> None:

@@ -148,7 +148,7 @@ async def _started(text: str, scripted: dict[str, Scripted]) -> AsyncIterator[Ed
         own = asyncio.all_tasks()
         yield running
         await running.leave()
-        await until(lambda: not running.busy(), "no request, connection or member in use")
+        await until(lambda: not running.busy(), running.busy)
         await until(lambda: not asyncio.all_tasks() - own - running.rig_tasks(), "no task left over")
     finally:
         await running.leave()

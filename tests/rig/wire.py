@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from tests.rig.message import Message, fields_of, parse_head
 
-GUARD = 10.0
+GUARD = 3.0
 LIMIT = 1 << 20
 
 
@@ -19,17 +19,17 @@ def guard() -> asyncio.Timeout:
     return asyncio.timeout(GUARD)
 
 
-async def until(condition: Callable[[], object], what: str) -> None:
-    """Waits for a condition that nobody announces."""
+async def until(condition: Callable[[], object], what: str | Callable[[], object]) -> None:
+    """Waits for a condition that nobody announces; `what` says which, or what is there instead."""
     try:
         async with guard():
             while not condition():
                 await asyncio.sleep(0.002)
     except TimeoutError:
-        raise AssertionError(f"never came true: {what}") from None
+        raise AssertionError(f"never came true: {what() if callable(what) else what}") from None
 
 
-class Ended(Exception):  # noqa: N818 - a connection that ends is no error in itself
+class Ended(Exception):
     """The peer ended the connection where more was awaited. `how`: eof or reset."""
 
     def __init__(self, how: str, partial: bytes) -> None:
@@ -127,15 +127,16 @@ class Wire:
         return data
 
     async def body_of(self, message: Message) -> None:
-        """Reads the body that the head of `message` declares, if it declares one. A partial body is kept in
-        `message` when the connection ends too early."""
+        """Reads the body that the head of `message` declares, if it declares one, into `message`."""
         coding, length = message.value("transfer-encoding"), message.value("content-length")
         assert coding is None or length is None, message.head
         if coding is not None:
             assert coding.lower() == b"chunked"
             message.framing = "chunked"
+            pieces = []
             while data := await self.chunk():
-                message.body += data
+                pieces.append(data)
+            message.body = b"".join(pieces)
             lines = []
             while line := await self.line():
                 lines.append(line)
