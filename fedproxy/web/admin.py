@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from fedproxy import __version__
 from fedproxy.decide.member import Intent
 from fedproxy.observe.metrics import View, create_registry, expose
-from fedproxy.web.answers import Refused, answer_errors, create_app, request_id
+from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id
 from fedproxy.web.page import environment, stylesheet
 from fedproxy.web.public import style_response
 from fedproxy.web.view import describe, probed, shares
@@ -174,13 +174,15 @@ class _Admin:
     def _authorize(self, request: web.Request) -> None:
         token = self._state.config.admin.token
         if token is None:
-            raise Refused(403, "Writing is off: the config has no admin.token.")
+            raise RefusedError(403, "Writing is off: the config has no admin.token.")
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         expected = token.get_secret_value().encode()
         if scheme.lower() != "bearer" or not hmac.compare_digest(
             given.strip().encode("utf-8", "surrogateescape"), expected
         ):
-            raise Refused(401, "This needs the admin token.", {"WWW-Authenticate": 'Bearer realm="fedproxy"'})
+            raise RefusedError(
+                401, "This needs the admin token.", {"WWW-Authenticate": 'Bearer realm="fedproxy"'}
+            )
 
     # What they share
 
@@ -202,7 +204,7 @@ class _Admin:
     def _named(self, request: web.Request) -> Member:
         member = self._state.federation.by_name.get(request.match_info["name"])
         if member is None:
-            raise Refused(404, "There is no member of that name.")
+            raise RefusedError(404, "There is no member of that name.")
         return member
 
     def _describe(self, member: Member) -> dict[str, Any]:
@@ -222,33 +224,33 @@ class _Admin:
 
 
 async def _body(request: web.Request) -> object:
-    """The request's JSON. Raises `Refused`."""
+    """The request's JSON. Raises `RefusedError`."""
     try:
         raw = await request.read()
     except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError) as error:
-        raise Refused(400, "The request's body is malformed.") from error
+        raise RefusedError(400, "The request's body is malformed.") from error
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Refused(422, "The body is not JSON.") from error
+        raise RefusedError(422, "The body is not JSON.") from error
 
 
 def _read_change(change: object) -> tuple[Intent | None, float | None]:
-    """The parts of a change, None for one that is not in it. Raises `Refused`."""
+    """The parts of a change, None for one that is not in it. Raises `RefusedError`."""
     if not isinstance(change, dict) or not change:
-        raise Refused(422, 'Expected an object with "state", "weight" or both.')
+        raise RefusedError(422, 'Expected an object with "state", "weight" or both.')
     if not change.keys() <= {"state", "weight"}:
-        raise Refused(422, 'There is a key that is not known: expected "state", "weight" or both.')
+        raise RefusedError(422, 'There is a key that is not known: expected "state", "weight" or both.')
     intent = weight = None
     if "state" in change:
         if change["state"] not in list(Intent):
-            raise Refused(422, 'state: expected "ready", "drain" or "maint".')
+            raise RefusedError(422, 'state: expected "ready", "drain" or "maint".')
         intent = Intent(change["state"])
     if "weight" in change:
         given = change["weight"]
         # NaN is not in any range.
         if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < _MOST:
-            raise Refused(422, "weight: expected a number of at least 0.")
+            raise RefusedError(422, "weight: expected a number of at least 0.")
         weight = float(given)
     return intent, weight
 

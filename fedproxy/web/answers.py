@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler, Middleware
 from fedproxy.errors import FedproxyError
 from fedproxy.wire.answer import render
 
-_ID: Final = "fedproxy.request_id"
+_ID: Final = web.RequestKey("request_id", str)
 _IS_ID: Final = re.compile(r"[!-~]{1,128}").fullmatch
 _DETAILS: Final = {
     404: "There is nothing here.",
@@ -26,7 +26,7 @@ _POLICY: Final = (
 )
 
 
-class Refused(FedproxyError):
+class RefusedError(FedproxyError):
     """A request that a handler does not serve, as it is answered. `detail` is one line, plain text."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
@@ -41,7 +41,7 @@ def request_id(request: web.Request) -> str:
     if _ID not in request:
         given = request.headers.get("X-Request-ID", "")
         request[_ID] = given if _IS_ID(given) else secrets.token_hex(16)
-    return str(request[_ID])
+    return request[_ID]
 
 
 def answer_errors(accept: bytes | None = None) -> Middleware:
@@ -51,7 +51,7 @@ def answer_errors(accept: bytes | None = None) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except Refused as error:
+        except RefusedError as error:
             status, detail, headers = error.status, error.detail, error.headers
         except web.HTTPError as error:
             status = error.status

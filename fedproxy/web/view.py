@@ -84,7 +84,7 @@ def _plain(number: float) -> float:
 
 @dataclass(frozen=True)
 class Card:
-    """A member as visitors see it. `open`: it takes new visitors. `share`: in percent, None for a past one."""
+    """A member as visitors see it. `open`: takes new visitors. `share`: in percent, None for a past one."""
 
     name: str
     url: str | None

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedproxy.observe.access_log import AccessLog, CombinedLines, JsonLines, Output, mask_target
+
+
+@dataclass
+class Line:
+    """A request as the hot path tells of it."""
+
+    time: float = 1763900000.123
+    request_id: str = "0123abcd"
+    client: str = "203.0.113.7"
+    method: str = "GET"
+    host: str = "mybinder.org"
+    target: str = "/v2/gh/user/repo/HEAD?urlpath=lab%2Ftree"
+    protocol: str = "HTTP/1.1"
+    status: int = 200
+    bytes_in: int = 0
+    bytes_out: int = 4510
+    duration: float = 0.25
+    ttfb: float | None = 0.125
+    member: str | None = "gesis"
+    attempts: int = 1
+    affinity: str | None = "cookie"
+    termination: str = "--"
+    launch: str | None = None
+    user_agent: str = "Mozilla/5.0"
+    referer: str = "https://mybinder.org/"
+
+
+REFUSED = Line(
+    method="", host="", target="", ttfb=None, member=None, affinity=None, user_agent="", referer=""
+)
+
+
+def test_json_line_has_the_contract_s_keys_in_order() -> None:
+    line = JsonLines()(Line())
+    assert line.endswith("}\n")
+    found = json.loads(line)
+    assert list(found) == [field.name for field in fields(Line)]
+    assert found == {**Line().__dict__, "time": "2025-11-23T12:13:20.123Z"}
+
+
+def test_json_line_of_a_refused_request_says_null_for_what_there_was_not() -> None:
+    found = json.loads(JsonLines()(REFUSED))
+    assert [key for key, value in found.items() if value is None] == ["ttfb", "member", "affinity", "launch"]
+    assert found["target"] == ""
+
+
+def test_json_time_goes_on_with_the_clock() -> None:
+    lines = JsonLines()
+    times = [json.loads(lines(Line(time=time)))["time"] for time in (59.999, 60.0, 60.5, 59.0)]
+    assert times == [
+        "1970-01-01T00:00:59.999Z",
+        "1970-01-01T00:01:00.000Z",
+        "1970-01-01T00:01:00.500Z",
+        "1970-01-01T00:00:59.000Z",
+    ]
+
+
+def test_combined_line_is_apache_s() -> None:
+    assert CombinedLines()(Line()) == (
+        '203.0.113.7 - - [23/Nov/2025:12:13:20 +0000] "GET /v2/gh/user/repo/HEAD?urlpath=lab%2Ftree HTTP/1.1"'
+        ' 200 4510 "https://mybinder.org/" "Mozilla/5.0"\n'
+    )
+
+
+def test_combined_line_has_dashes_for_what_there_was_not() -> None:
+    assert CombinedLines()(REFUSED).endswith(' "-" 200 4510 "-" "-"\n')
+
+
+def test_combined_line_escapes_quotes_and_control_characters() -> None:
+    line = CombinedLines()(Line(user_agent='a"b\\c\r\n\x1b[2J\xe9'))
+    assert line.endswith(' "a\\x22b\\x5Cc\\x0D\\x0A\\x1B[2J\\xE9"\n')
+
+
+@pytest.mark.parametrize("form", [JsonLines(), CombinedLines()])
+@given(text=st.text(st.characters(max_codepoint=255)))
+def test_nothing_a_visitor_sends_makes_a_second_line(form: Callable[[Line], str], text: str) -> None:
+    line = form(
+        Line(client=text, request_id=text, method=text, host=text, target=text, user_agent=text, referer=text)
+    )
+    assert line.count("\n") == 1
+    assert line[:-1].isprintable()
+    assert line.isascii()
+
+
+@given(text=st.text(st.characters(max_codepoint=255)))
+def test_json_gives_the_visitor_s_text_back(text: str) -> None:
+    found = json.loads(JsonLines()(Line(user_agent=text.replace("=", ""))))
+    assert found["user_agent"] == text.replace("=", "")
+
+
+def test_repeated_text_is_written_alike_however_much_came_between() -> None:
+    lines = JsonLines()
+    first = lines(Line())
+    for number in range(5000):
+        lines(Line(target=f"/{number}"))
+    lines(Line(target="/" + "x" * 10_000))
+    assert lines(Line()) == first
+
+
+@pytest.mark.parametrize(
+    ("target", "masked"),
+    [
+        ("/user/x?token=secret", "/user/x?token=***"),
+        ("/build/gh/a/b?build_token=ey.J.x&c=1", "/build/gh/a/b?build_token=***&c=1"),
+        ("/?a=1&token=s;till&b=2", "/?a=1&token=***&b=2"),
+        ("/?token=a&token=b", "/?token=***&token=***"),
+        ("/?Token=a", "/?Token=***"),
+        ("/?TOKEN=a%26b", "/?TOKEN=***"),
+        ("/?tok%65n=a", "/?tok%65n=***"),
+        ("/?%74%6f%6B%65%6e=a", "/?%74%6f%6B%65%6e=***"),
+        ("/?build%5Ftoken=a", "/?build%5Ftoken=***"),
+        ("/?%62uild_token=a", "/?%62uild_token=***"),
+        ("/?token%3Da", "/?token%3D***"),
+        (
+            "/hub/login?next=%2Fuser%2Fx%3Ftoken%3Dsecret%26a%3D1&b=2",
+            "/hub/login?next=%2Fuser%2Fx%3Ftoken%3D***&b=2",
+        ),
+        ("/?next=%253Ftoken%253Dsecret", "/?next=%253Ftoken%253D***"),
+        ("https://mybinder.org/lab?token=a#here", "https://mybinder.org/lab?token=***#here"),
+        ("/?+token=a", "/?+token=***"),
+    ],
+)
+def test_secret_is_masked_however_its_name_is_spelled(target: str, masked: str) -> None:
+    assert mask_target(target) == masked
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "/",
+        "/v2/gh/user/token/HEAD",
+        "/?tokens=1&mytoken=2&token",
+        "/?token=",
+        "/?a=%6b%20b",
+        "/v2/git/https%3A%2F%2Fexample.org%2Ftoken/HEAD?urlpath=lab%2Ftree",
+    ],
+)
+def test_other_targets_stay_as_they_are(target: str) -> None:
+    assert mask_target(target) == target
+
+
+def test_both_formats_mask_target_and_referer() -> None:
+    entry = Line(target="/?token=secret", referer="https://a/?build_token=secret")
+    assert "secret" not in JsonLines()(entry)
+    assert "secret" not in CombinedLines()(entry)
+
+
+def test_lines_of_one_turn_are_written_together() -> None:
+    soon: list[Callable[[], None]] = []
+    written: list[str] = []
+    log = AccessLog(written.append, "json", soon.append)
+    log(Line(status=200))
+    log(Line(status=404))
+    assert len(soon) == 1
+    assert written == []
+    soon.pop()()
+    assert [json.loads(line)["status"] for line in "".join(written).splitlines()] == [200, 404]
+    assert len(written) == 1
+    log(Line())
+    assert len(soon) == 1
+
+
+def test_flush_with_nothing_gathered_writes_nothing() -> None:
+    written: list[str] = []
+    AccessLog(written.append, "combined", lambda callback: None).flush()
+    assert written == []
+
+
+def test_entries_may_be_reused_after_the_call() -> None:
+    soon: list[Callable[[], None]] = []
+    written: list[str] = []
+    log = AccessLog(written.append, "combined", soon.append)
+    entry = Line()
+    log(entry)
+    entry.status = 500
+    log(replace(entry))
+    soon.pop()()
+    assert [line.split()[8] for line in written[0].splitlines()] == ["200", "500"]
+
+
+# Output
+
+
+def test_output_writes_to_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        output = Output(file.fileno())
+        output("one\n")
+        output("two\n")
+        output.close()
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_output_drops_and_counts_when_the_reader_is_gone() -> None:
+    reading, writing = os.pipe()
+    output = Output(writing)
+    os.close(reading)
+    output("one\ntwo\n")
+    output("three\n")
+    assert output.dropped == 3
+    output.close()
+    os.close(writing)
+
+
+def test_output_never_waits_for_a_slow_reader_and_cuts_no_line() -> None:
+    reading, writing = os.pipe()
+    later: list[Callable[[], None]] = []
+    output = Output(writing, later=later.append, limit=200_000)
+    line = "x" * 99 + "\n"
+    for _ in range(50):
+        output(line * 100)
+    assert output.dropped > 0
+    assert len(later) == 1
+    assert os.get_blocking(writing)
+    os.set_blocking(reading, False)
+    got = b""
+    while later:
+        got += os.read(reading, 1 << 20)
+        later.pop()()
+    got += os.read(reading, 1 << 20)
+    assert got == line.encode() * (5000 - output.dropped)
+    output(line)
+    output.close()
+    assert os.read(reading, 1000) == line.encode()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_output_without_a_timer_goes_on_with_the_next_line() -> None:
+    reading, writing = os.pipe()
+    output = Output(writing)
+    output("x" * 99_999 + "\n")
+    assert len(os.read(reading, 1 << 20)) < 100_000
+    output("last\n")
+    assert os.read(reading, 1 << 20).endswith(b"x\nlast\n")
+    output.close()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_output_writes_in_the_plain_way_where_nothing_can_be_reopened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise FileNotFoundError
+
+    reading, writing = os.pipe()
+    monkeypatch.setattr("fedproxy.observe.access_log.os.open", refuse)
+    output = Output(writing)
+    output("one\n")
+    output.close()
+    assert os.read(reading, 100) == b"one\n"
+    os.write(writing, b"still open")
+    os.close(reading)
+    os.close(writing)

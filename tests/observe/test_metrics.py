@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from fedproxy import __version__
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.counts import BOUNDS, EdgeCounts
+from fedproxy.decide.member import Member
+from fedproxy.observe.metrics import View, create_registry, expose
+from tests.decide.build import member
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def busy_view() -> View:
+    gesis, ovh = member("gesis", weight=50.0), member("ovh")
+    counts = gesis.counts
+    counts.codes[200] = 7
+    counts.codes[502] = 1
+    for seconds in (0.001, 0.2, 0.2, 9999.0):
+        counts.duration.observe(seconds)
+    counts.first_byte.observe(0.02)
+    counts.bytes_in, counts.bytes_out = 10, 2000
+    counts.errors["connect"] = 3
+    counts.retries["connect"] = 2
+    counts.affinity["cookie"] = 5
+    counts.launches["ready"] = 4
+    gesis.in_flight, gesis.launches = 2, 1
+    gesis.breaker.trip(0.0, 0.0)
+    ovh.set_health(False, 0.0, ("Pod quota", "versions"))
+    edge = EdgeCounts()
+    edge.connections = 9
+    edge.rejected["malformed"] = 6
+    edge.budget_exhausted = 8
+    return View(
+        members=(gesis, ovh),
+        edge=edge,
+        upstream_connections={"gesis": (3, 2)},
+        workers=2,
+        reloads={"success": 1},
+        reloaded_at=1763900000.5,
+    )
+
+
+def families(view: View) -> dict[str, Metric]:
+    body, _ = expose(create_registry(lambda: view), "")
+    return {family.name: family for family in parse_text(body.decode())}
+
+
+def samples(found: Iterable[Metric]) -> Samples:
+    result: Samples = {}
+    for family in found:
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in result, f"{key} is there twice"
+            result[key] = sample.value
+    return result
+
+
+@pytest.fixture
+def found() -> Samples:
+    return samples(families(busy_view()).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "value"),
+    [
+        ("fedproxy_requests_total", {"member": "gesis", "code": "200"}, 7),
+        ("fedproxy_requests_total", {"member": "gesis", "code": "502"}, 1),
+        ("fedproxy_time_to_first_byte_seconds_count", {"member": "gesis"}, 1),
+        ("fedproxy_bytes_total", {"member": "gesis", "direction": "in"}, 10),
+        ("fedproxy_bytes_total", {"member": "gesis", "direction": "out"}, 2000),
+        ("fedproxy_requests_in_flight", {"member": "gesis"}, 2),
+        ("fedproxy_launches_in_flight", {"member": "gesis"}, 1),
+        ("fedproxy_upstream_connections", {"member": "gesis", "state": "idle"}, 3),
+        ("fedproxy_upstream_connections", {"member": "gesis", "state": "active"}, 2),
+        ("fedproxy_upstream_connections", {"member": "ovh", "state": "idle"}, 0),
+        ("fedproxy_upstream_errors_total", {"member": "gesis", "reason": "connect"}, 3),
+        ("fedproxy_retries_total", {"member": "gesis", "reason": "connect"}, 2),
+        ("fedproxy_affinity_total", {"member": "gesis", "source": "cookie"}, 5),
+        ("fedproxy_affinity_total", {"member": "ovh", "source": "moved"}, 0),
+        ("fedproxy_member_up", {"member": "gesis"}, 1),
+        ("fedproxy_member_up", {"member": "ovh"}, 0),
+        ("fedproxy_member_weight", {"member": "gesis"}, 50),
+        ("fedproxy_breaker_state", {"member": "gesis"}, 2),
+        ("fedproxy_breaker_state", {"member": "ovh"}, 0),
+        ("fedproxy_breaker_transitions_total", {"member": "gesis", "to": "open"}, 1),
+        ("fedproxy_launches_total", {"member": "gesis", "outcome": "ready"}, 4),
+        ("fedproxy_downstream_connections", {}, 9),
+        ("fedproxy_rejected_total", {"reason": "malformed"}, 6),
+        ("fedproxy_retry_budget_exhausted_total", {}, 8),
+        ("fedproxy_config_reloads_total", {"result": "success"}, 1),
+        ("fedproxy_config_reloads_total", {"result": "failure"}, 0),
+        ("fedproxy_config_last_reload_success_timestamp_seconds", {}, 1763900000.5),
+        ("fedproxy_workers", {}, 2),
+        ("fedproxy_build_info", {"version": __version__}, 1),
+        ("federation_health", {"member": "gesis", "reason": ""}, 1),
+        ("federation_health", {"member": "ovh", "reason": "Pod quota"}, 0),
+        ("federation_redirect_count", {"member": "gesis", "reason": "cookie"}, 5),
+    ],
+)
+def test_what_was_counted_is_exposed(found: Samples, name: str, labels: dict[str, str], value: float) -> None:
+    assert found[name, frozenset(labels.items())] == value
+
+
+def test_histogram_is_cumulative_and_ends_with_all() -> None:
+    family = families(busy_view())["fedproxy_request_duration_seconds"]
+    own = [s for s in family.samples if s.labels["member"] == "gesis"]
+    buckets = {s.labels["le"]: s.value for s in own if s.name.endswith("_bucket")}
+    assert len(buckets) == len(BOUNDS) + 1
+    assert list(buckets.values()) == sorted(buckets.values())
+    assert (buckets["0.001"], buckets["0.25"], buckets["3600.0"], buckets["+Inf"]) == (1, 3, 3, 4)
+    (count,) = (s.value for s in own if s.name.endswith("_count"))
+    (total,) = (s.value for s in own if s.name.endswith("_sum"))
+    assert count == 4
+    assert total == pytest.approx(9999.401)
+
+
+def test_counters_are_named_so_and_every_family_has_one_type_and_help() -> None:
+    text = expose(create_registry(busy_view), "")[0].decode()
+    types = [line.split(" ", 3)[2:] for line in text.splitlines() if line.startswith("# TYPE ")]
+    helps = [line.split(" ", 3)[2] for line in text.splitlines() if line.startswith("# HELP ")]
+    assert len({name for name, _ in types}) == len(types) == len(helps)
+    for name, kind in types:
+        assert name.endswith("_total") == (kind == "counter"), name
+
+
+def test_openmetrics_is_valid_and_says_the_same() -> None:
+    registry = create_registry(busy_view)
+    body, content_type = expose(registry, OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    plain, plain_type = expose(registry, "text/plain")
+    assert plain_type.startswith("text/plain; version=0.0.4")
+
+    def ours(found: Samples) -> Samples:
+        return {key: value for key, value in found.items() if not key[0].startswith("process_")}
+
+    read = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+    assert ours(samples(read)) == ours(samples(parse_text(plain.decode())))
+
+
+def test_process_metrics_are_there() -> None:
+    assert "process_open_fds" in families(busy_view())
+
+
+def test_health_has_one_series_a_member_and_no_stale_reason() -> None:
+    ill = member("a")
+    view = View(members=(ill,), edge=EdgeCounts())
+
+    def health() -> list[tuple[str, float]]:
+        return [(s.labels["reason"], s.value) for s in families(view)["federation_health"].samples]
+
+    ill.set_health(False, 0.0, ("versions",))
+    assert health() == [("versions", 0)]
+    ill.set_health(False, 0.0)
+    assert health() == [("unknown", 0)]
+    ill.set_health(True, 0.0)
+    assert health() == [("", 1)]
+
+
+def test_member_that_left_leaves_no_series() -> None:
+    members: list[Member] = [member("a"), member("b")]
+    registry = create_registry(lambda: View(members=tuple(members), edge=EdgeCounts()))
+    assert b'member="b"' in expose(registry, "")[0]
+    members.pop()
+    assert b'member="b"' not in expose(registry, "")[0]
+
+
+def test_label_values_are_escaped() -> None:
+    odd = member('a"b\\c\nd')
+    assert 'a"b\\c\nd' in {
+        s.labels["member"] for s in families(View((odd,), EdgeCounts()))["fedproxy_member_up"].samples
+    }
+
+
+def test_edge_with_no_members_and_no_reload_is_exposed() -> None:
+    found = families(View(members=(), edge=EdgeCounts()))
+    assert found["fedproxy_requests"].samples == []
+    assert "fedproxy_config_last_reload_success_timestamp_seconds" not in found
+
+
+def test_breaker_s_half_open_state_is_one() -> None:
+    trying = member("a")
+    trying.breaker.trip(0.0, 0.0)
+    trying.breaker.acquire(1000.0)
+    assert trying.breaker.state is BreakerState.HALF_OPEN
+    found = samples(families(View((trying,), EdgeCounts())).values())
+    assert found["fedproxy_breaker_state", frozenset({("member", "a")})] == 1

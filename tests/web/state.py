@@ -1,0 +1,82 @@
+"""A federation of three and what the two applications ask of the edge, with no edge behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+
+from fedproxy.config import Config, masked, parse
+from fedproxy.decide.breaker import Breaker, BreakerPolicy
+from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.federation import Federation
+from fedproxy.decide.member import Intent, Member
+from fedproxy.errors import Fault
+from tests.decide.build import federation
+
+Client = TestClient[web.Request, web.Application]
+
+CONFIG = """
+public_url: https://mybinder.org
+admin: {token: "s3cret"}
+members:
+  gesis:
+    url: https://gesis.mybinder.org
+    weight: 50
+    prime: true
+    run_by: {name: "GESIS & <friends>", url: https://www.gesis.org}
+    funded_by: {name: GESIS, logo: https://www.gesis.org/logo.svg}
+    contact: mailto:help@gesis.org
+  ovh:
+    url: https://ovh.mybinder.org
+    weight: 150
+    health: /deep/health
+    versions: https://status.example.org/versions
+  shed: {url: "unix:/run/shed.sock", weight: 0}
+  gke:
+    url: https://gke.mybinder.org
+    active: false
+    funded_by: {name: Google, url: https://cloud.google.com}
+"""
+
+
+class State:
+    """Does what it is told and remembers nothing else."""
+
+    def __init__(self, text: str = CONFIG) -> None:
+        self.config: Config = parse(text, {})
+        self.federation: Federation = federation(
+            *(
+                Member(
+                    name, settings.url, Breaker(BreakerPolicy()), weight=settings.weight, prime=settings.prime
+                )
+                for name, settings in self.config.active_members.items()
+            )
+        )
+        self.counts = EdgeCounts()
+        self.listening = True
+        self.reloads = {"success": 0, "failure": 0}
+        self.reloaded_at: float | None = None
+        self.faults: list[Fault] = []
+
+    def now(self) -> float:
+        return 1000.0
+
+    def cookie_member(self, value: str) -> str | None:
+        return value if value in self.federation.by_name else None
+
+    def connections(self) -> dict[str, tuple[int, int]]:
+        return {"gesis": (1, 2)}
+
+    def config_masked(self) -> dict[str, Any]:
+        return masked(self.config)
+
+    def set_intent(self, name: str, intent: Intent) -> None:
+        self.federation.by_name[name].set_intent(intent)
+
+    def set_weight(self, name: str, weight: float) -> None:
+        self.federation.by_name[name].weight = weight
+
+    def reload(self) -> list[Fault]:
+        return self.faults

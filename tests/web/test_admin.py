@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pytest_aiohttp import AiohttpClient
+
+from fedproxy.decide.member import Intent
+from fedproxy.errors import Fault
+from fedproxy.web.admin import create_admin_app
+from tests.decide.build import federation
+from tests.web.state import CONFIG, Client, State
+
+TOKEN = {"Authorization": "Bearer s3cret"}
+
+
+@pytest.fixture
+def state() -> State:
+    return State()
+
+
+@pytest.fixture
+async def client(state: State, aiohttp_client: AiohttpClient) -> Client:
+    return await aiohttp_client(create_admin_app(state))
+
+
+async def error_of(response: Any, status: int) -> str:
+    """The detail of an error in the contract's form."""
+    assert response.status == status
+    assert response.content_type == "application/json"
+    found = await response.json()
+    assert {"error", "detail", "request_id"} <= found.keys()
+    assert found["request_id"] == response.headers["X-Request-ID"]
+    return str(found["detail"])
+
+
+# Reading
+
+
+async def test_members_are_described(client: Client, state: State) -> None:
+    gesis = state.federation.by_name["gesis"]
+    gesis.counts.codes[200] = 3
+    gesis.counts.codes[502] = 1
+    gesis.counts.errors["connect"] = 2
+    found = (await (await client.get("/members")).json())["members"]
+    assert [member["name"] for member in found] == ["gesis", "ovh", "shed"]
+    assert found[0] == {
+        "name": "gesis",
+        "url": "https://gesis.mybinder.org",
+        "health": "https://gesis.mybinder.org/health",
+        "versions": "https://gesis.mybinder.org/versions",
+        "weight": 50,
+        "share": 0.25,
+        "prime": True,
+        "state": "ready",
+        "healthy": True,
+        "reasons": [],
+        "breaker": "closed",
+        "available": True,
+        "in_flight": 0,
+        "max_requests": 1000,
+        "launches": 0,
+        "max_launches": None,
+        "requests": 4,
+        "errors": {"connect": 2},
+        "retries": {},
+        "bytes_in": 0,
+        "bytes_out": 0,
+    }
+
+
+async def test_one_member_is_described_alike(client: Client, state: State) -> None:
+    state.federation.by_name["ovh"].set_health(False, 0.0, ("Pod quota",))
+    one = await (await client.get("/members/ovh")).json()
+    assert one == (await (await client.get("/members")).json())["members"][1]
+    assert (one["healthy"], one["reasons"], one["available"], one["share"]) == (
+        False,
+        ["Pod quota"],
+        False,
+        0,
+    )
+
+
+async def test_member_that_is_none_is_not_found(client: Client) -> None:
+    assert await error_of(await client.get("/members/%3Cx%3E"), 404) == "There is no member of that name."
+    assert await error_of(await client.get("/members/gke"), 404)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/metrics", "/members", "/members/gesis", "/config", "/health/live", "/style.css"]
+)
+async def test_every_answer_can_be_had_by_head(client: Client, path: str) -> None:
+    response = await client.head(path)
+    assert (response.status, await response.read()) == (200, b"")
+
+
+async def test_page_shows_the_members_and_comes_again_by_itself(client: Client, state: State) -> None:
+    state.federation.by_name["ovh"].set_health(False, 0.0, ("<Pod quota>",))
+    state.federation.by_name["shed"].set_health(False, 0.0)
+    response = await client.get("/")
+    text = await response.text()
+    assert response.content_type == "text/html"
+    assert response.headers["Refresh"] == "5"
+    assert "unsafe" not in response.headers["Content-Security-Policy"]
+    for word in ("gesis", "ovh", "shed", "&lt;Pod quota&gt;", "ill", "Ready"):
+        assert word in text
+    assert "<Pod" not in text
+
+
+async def test_page_without_members_says_so(client: Client, state: State) -> None:
+    state.federation = federation()
+    text = await (await client.get("/")).text()
+    assert "There are no members." in text
+    assert "Not ready" in text
+
+
+async def test_metrics_are_prometheus_text(client: Client, state: State) -> None:
+    state.counts.connections = 5
+    response = await client.get("/metrics")
+    found = {family.name: family for family in text_string_to_metric_families(await response.text())}
+    assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert found["fedproxy_downstream_connections"].samples[0].value == 5
+    assert {s.labels["state"]: s.value for s in found["fedproxy_upstream_connections"].samples[:2]} == {
+        "idle": 1,
+        "active": 2,
+    }
+
+
+async def test_metrics_are_openmetrics_if_asked_for(client: Client) -> None:
+    response = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert response.content_type == "application/openmetrics-text"
+    assert (await response.text()).endswith("# EOF\n")
+
+
+async def test_live_is_always_well(client: Client, state: State) -> None:
+    state.listening = False
+    assert (await client.get("/health/live")).status == 200
+
+
+async def test_ready_needs_listening_and_a_member(client: Client, state: State) -> None:
+    response = await client.get("/health/ready")
+    assert response.status == 200
+    assert await response.json() == {"ready": True, "listening": True, "available": ["gesis", "ovh", "shed"]}
+    state.listening = False
+    assert (await client.get("/health/ready")).status == 503
+    state.listening = True
+    for member in state.federation.members:
+        member.set_intent(Intent.MAINT)
+    response = await client.get("/health/ready")
+    assert response.status == 503
+    assert await response.json() == {"ready": False, "listening": True, "available": []}
+
+
+async def test_config_is_shown_without_its_secrets(client: Client) -> None:
+    text = await (await client.get("/config")).text()
+    assert "s3cret" not in text
+    assert json.loads(text)["members"]["gesis"]["weight"] == 50
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("POST", "/members", 405), ("GET", "/reload", 405)],
+)
+async def test_errors_are_json_whatever_is_accepted(
+    client: Client, method: str, path: str, status: int
+) -> None:
+    await error_of(await client.request(method, path, headers={"Accept": "text/html"}), status)
+
+
+# Writing
+
+
+@pytest.mark.parametrize(
+    ("change", "state_after", "weight_after"),
+    [
+        ({"state": "drain"}, "drain", 50),
+        ({"state": "maint"}, "maint", 50),
+        ({"weight": 0}, "ready", 0),
+        ({"weight": 12.5}, "ready", 12.5),
+        ({"state": "drain", "weight": 7}, "drain", 7),
+    ],
+)
+async def test_patch_changes_a_member(
+    client: Client, state: State, change: dict[str, Any], state_after: str, weight_after: float
+) -> None:
+    response = await client.patch("/members/gesis", json=change, headers=TOKEN)
+    assert response.status == 200
+    found = await response.json()
+    assert (found["state"], found["weight"]) == (state_after, weight_after)
+    gesis = state.federation.by_name["gesis"]
+    assert (gesis.intent.value, gesis.weight) == (state_after, weight_after)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"drain"',
+        b"[" * 30_000,
+        b'{"state": "gone"}',
+        b'{"state": null}',
+        b'{"state": ["drain"]}',
+        b'{"state": {"a": 1}}',
+        b'{"weight": -1}',
+        b'{"weight": "5"}',
+        b'{"weight": true}',
+        b'{"weight": null}',
+        b'{"weight": NaN}',
+        b'{"weight": Infinity}',
+        b'{"weight": 1e999}',
+        b'{"weight": 1' + b"0" * 400 + b"}",
+        b'{"weight": 1' + b"0" * 5000 + b"}",
+        b'{"state": "drain", "weight": -1}',
+        b'{"state": "drain", "weigth": 1}',
+        b'{"weight": 1, "state": "gone"}',
+    ],
+)
+async def test_bad_change_says_why_and_changes_nothing(
+    client: Client, state: State, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    detail = await error_of(await client.patch("/members/gesis", data=body, headers=TOKEN), 422)
+    assert detail
+    gesis = state.federation.by_name["gesis"]
+    assert (gesis.intent, gesis.weight) == (Intent.READY, 50)
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.WARNING]
+
+
+async def test_change_of_nobody_is_not_found(client: Client) -> None:
+    await error_of(await client.patch("/members/gke", json={"weight": 1}, headers=TOKEN), 404)
+
+
+async def test_body_that_is_too_large_is_refused(client: Client) -> None:
+    await error_of(await client.patch("/members/gesis", data=b" " * 100_000, headers=TOKEN), 413)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer wrong",
+        "Bearer s3cret2",
+        "Basic s3cret",
+        "s3cret",
+        "Bearer \xff",
+        "Bearer s3cre",
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"), [("PATCH", "/members/gesis"), ("PATCH", "/members/gke"), ("POST", "/reload")]
+)
+async def test_write_without_the_token_is_refused(
+    client: Client, state: State, given: str | None, method: str, path: str
+) -> None:
+    headers = {} if given is None else {"Authorization": given}
+    response = await client.request(method, path, data=b'{"state": "maint"}', headers=headers)
+    await error_of(response, 401)
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+    assert state.federation.by_name["gesis"].intent is Intent.READY
+
+
+async def test_scheme_is_taken_in_any_case(client: Client) -> None:
+    response = await client.patch(
+        "/members/gesis", json={"weight": 1}, headers={"Authorization": "bearer s3cret"}
+    )
+    assert response.status == 200
+
+
+async def test_without_a_configured_token_every_write_is_refused(aiohttp_client: AiohttpClient) -> None:
+    client = await aiohttp_client(create_admin_app(State(CONFIG.replace('admin: {token: "s3cret"}', ""))))
+    detail = await error_of(await client.patch("/members/gesis", json={"weight": 1}, headers=TOKEN), 403)
+    assert "admin.token" in detail
+    await error_of(await client.post("/reload", headers=TOKEN), 403)
+
+
+async def test_reload_puts_the_config_in_force(client: Client) -> None:
+    response = await client.post("/reload", headers=TOKEN)
+    assert response.status == 200
+    assert await response.json() == {"reloaded": True}
+
+
+async def test_reload_of_a_bad_config_gives_every_fault(client: Client, state: State) -> None:
+    state.faults = [Fault("members.a.url", "is missing"), Fault("", "cannot be read")]
+    response = await client.post("/reload", headers=TOKEN)
+    assert await error_of(response, 422) == "members.a.url: is missing; cannot be read"
+    assert (await response.json())["faults"][0] == {"path": "members.a.url", "message": "is missing"}
+
+
+# What is not even HTTP
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\nBad Header\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+        b"PATCH /members/gesis HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer s3cret\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+async def test_nonsense_is_answered_400_and_leaves_no_traceback(
+    client: Client, raw: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
+    writer.write(raw)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.split(b" ", 2)[1] == b"400"
+    assert b"X-Request-ID" in head or b"text/plain" in head
+    writer.close()
+    await writer.wait_closed()
+    assert not [record for record in caplog.records if record.exc_info and record.levelno > logging.DEBUG]

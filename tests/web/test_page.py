@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from fedproxy.config import parse
+from fedproxy.web.page import escape_markdown, render_page
+from tests.web.state import CONFIG
+
+
+def test_html_page_is_one_document_with_its_style_inside() -> None:
+    page = render_page(parse(CONFIG, {}), "html")
+    assert page.startswith("<!doctype html>")
+    assert "<style>" in page
+    assert "<link" not in page
+    assert "GESIS &amp; &lt;friends&gt;" in page
+    assert "You are with" not in page
+
+
+def test_shares_go_by_the_config_s_weights() -> None:
+    page = render_page(parse(CONFIG, {}), "html")
+    assert [page.count(share) for share in ("25&nbsp;%", "75&nbsp;%", ">0&nbsp;%")] == [1, 1, 1]
+
+
+def test_markdown_page_has_a_row_for_each_member() -> None:
+    lines = render_page(parse(CONFIG, {}), "markdown").splitlines()
+    assert lines[0] == r"# The federation behind mybinder\.org"
+    rows = [line for line in lines if line.startswith("|") and "---" not in line]
+    assert rows == [
+        "| Member | Share of new visitors | Run by | Funded by | Contact |",
+        r"| [gesis](<https://gesis.mybinder.org>) | 25 % | [GESIS & \<friends\>](<https://www.gesis.org>)"
+        r" | GESIS | <mailto:help@gesis.org> |".replace("&", r"\&"),
+        "| [ovh](<https://ovh.mybinder.org>) | 75 % |  |  |  |",
+        "| shed | 0 % |  |  |  |",
+        "| Member | Run by | Funded by |",
+        "| gke |  | [Google](<https://cloud.google.com>) |",
+    ]
+
+
+def test_markdown_page_of_a_config_without_past_members_has_no_such_part() -> None:
+    page = render_page(parse("members: {a: {url: 'http://a'}}", {}), "markdown")
+    assert "Past" not in page
+    assert page.startswith("# The federation\n")
+
+
+def test_markdown_s_own_characters_are_escaped() -> None:
+    assert escape_markdown("a|b [c](d) <e> *f* `g` h") == r"a\|b \[c\]\(d\) \<e\> \*f\* \`g\` h"

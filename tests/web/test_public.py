@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from pytest_aiohttp import AiohttpClient
+
+from fedproxy.decide.member import Intent
+from fedproxy.web.public import create_public_app
+from tests.decide.build import federation
+from tests.web.state import Client, State
+
+VOID = {"meta", "link", "br", "img"}
+
+
+class Page(HTMLParser):
+    """What a page loads, and whether its tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.labelled_by: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        assert "style" not in found
+        assert not [name for name in found if name.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+        if "src" in found:
+            self.loads.append(found["src"])
+        if tag == "link":
+            self.loads.append(found["href"])
+        if "id" in found:
+            self.ids.append(found["id"])
+        if "aria-labelledby" in found:
+            self.labelled_by.append(found["aria-labelledby"])
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def state() -> State:
+    return State()
+
+
+@pytest.fixture
+async def client(state: State, aiohttp_client: AiohttpClient) -> Client:
+    return await aiohttp_client(create_public_app(state))
+
+
+async def page(client: Client, cookie: str = "") -> str:
+    response = await client.get("/federation", headers={"Cookie": cookie} if cookie else {})
+    assert response.status == 200
+    return await response.text()
+
+
+async def test_active_hosts_has_the_old_program_s_form(client: Client) -> None:
+    response = await client.get("/active_hosts")
+    assert response.content_type == "application/json"
+    assert await response.json() == {
+        "active_hosts": {
+            "gesis": {
+                "url": "https://gesis.mybinder.org",
+                "weight": 50,
+                "prime": True,
+                "health": "https://gesis.mybinder.org/health",
+                "versions": "https://gesis.mybinder.org/versions",
+            },
+            "ovh": {
+                "url": "https://ovh.mybinder.org",
+                "weight": 150,
+                "prime": False,
+                "health": "https://ovh.mybinder.org/deep/health",
+                "versions": "https://status.example.org/versions",
+            },
+        }
+    }
+
+
+async def test_active_hosts_leaves_out_who_takes_no_new_visitors(client: Client, state: State) -> None:
+    gesis, ovh, shed = state.federation.members
+    shed.weight = 1.0
+    gesis.set_intent(Intent.DRAIN)
+    ovh.set_health(False, 0.0)
+    found = await (await client.get("/active_hosts")).json()
+    assert list(found["active_hosts"]) == ["shed"]
+    assert found["active_hosts"]["shed"]["health"] == "http://localhost/health"
+
+
+async def test_page_names_members_people_and_past_members(client: Client) -> None:
+    text = await page(client)
+    assert "<h1>The federation behind mybinder.org</h1>" in text
+    for word in (
+        "gesis",
+        "ovh",
+        "shed",
+        "GESIS &amp; &lt;friends&gt;",
+        "help@gesis.org",
+        "25&nbsp;%",
+        "75&nbsp;%",
+    ):
+        assert word in text
+    past = text.partition("Past members")[2]
+    assert "gke" in past
+    assert "Google" in past
+    assert "You are with" not in text
+
+
+async def test_page_is_well_formed_and_loads_its_own_style_only(client: Client) -> None:
+    parsed = Page(await page(client, "fedproxy_member=gesis"))
+    assert parsed.open == []
+    assert parsed.labelled_by
+    assert set(parsed.labelled_by) <= set(parsed.ids)
+    (style,) = parsed.loads
+    response = await client.get(style)
+    assert (response.status, response.content_type) == (200, "text/css")
+    assert "url(" not in await response.text()
+
+
+@pytest.mark.parametrize(
+    "cookie", ["fedproxy_member=ovh", "a=b; fedproxy_member=ovh", 'fedproxy_member="ovh"']
+)
+async def test_page_says_which_member_the_visitor_is_with(client: Client, cookie: str) -> None:
+    assert "You are with <strong>ovh</strong>" in await page(client, cookie)
+
+
+@pytest.mark.parametrize(
+    "cookie", ["fedproxy_member=nobody", "fedproxy_member=", "x=ovh", "\xff=;;", "fedproxy_member=\xe9"]
+)
+async def test_page_says_nothing_for_a_cookie_that_names_nobody(client: Client, cookie: str) -> None:
+    assert "You are with" not in await page(client, cookie)
+
+
+@pytest.mark.parametrize(
+    ("status", "change"),
+    [
+        ("In maintenance", lambda m: m.set_intent(Intent.MAINT)),
+        ("Takes no new visitors", lambda m: m.set_intent(Intent.DRAIN)),
+        ("Not well at the moment", lambda m: m.set_health(False, 0.0)),
+        ("Recovering", lambda m: m.breaker.trip(1000.0, 0.0)),
+        ("Full at the moment", lambda m: setattr(m, "in_flight", 1000)),
+    ],
+)
+async def test_page_says_how_a_member_is(client: Client, state: State, status: str, change: object) -> None:
+    assert callable(change)
+    change(state.federation.members[1])
+    text = await page(client)
+    ovh = text.partition(">ovh<")[2].partition("</li>")[0]
+    assert status in ovh
+    assert "0&nbsp;%" in ovh
+    assert "100&nbsp;%" in text.partition(">gesis<")[2]
+
+
+async def test_page_without_members_still_says_so(client: Client, state: State) -> None:
+    state.federation = federation()
+    assert "There are no members at the moment." in await page(client)
+
+
+async def test_page_of_a_config_without_an_address_names_none(aiohttp_client: AiohttpClient) -> None:
+    client = await aiohttp_client(create_public_app(State("members: {a: {url: 'http://a'}}")))
+    assert "<h1>The federation</h1>" in await page(client)
+
+
+async def test_page_s_policy_allows_nothing_inline(client: Client) -> None:
+    response = await client.get("/federation")
+    policy = response.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", ["/active_hosts", "/federation", "/federation/style.css"])
+async def test_head_gives_the_same_head_and_no_body(client: Client, path: str) -> None:
+    full, head = await client.get(path), await client.head(path)
+    assert (head.status, await head.read()) == (200, b"")
+    assert head.headers["Content-Length"] == full.headers["Content-Length"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND"])
+async def test_other_methods_are_not_allowed(client: Client, method: str) -> None:
+    response = await client.request(method, "/federation")
+    assert response.status == 405
+    assert set(re.split(r", ?", response.headers["Allow"])) == {"GET", "HEAD"}
+    assert (await response.json())["error"] == "Method Not Allowed"
+
+
+async def test_unknown_page_answers_people_and_programs_in_their_form(client: Client) -> None:
+    for_programs = await client.get("/federation/x", headers={"X-Request-ID": "abc-1"})
+    assert for_programs.status == 404
+    assert await for_programs.json() == {
+        "error": "Not Found",
+        "detail": "There is nothing here.",
+        "request_id": "abc-1",
+    }
+    for_people = await client.get("/federation/x", headers={"Accept": "text/html"})
+    assert (for_people.status, for_people.content_type) == (404, "text/html")
+
+
+async def test_request_id_is_handed_back(client: Client) -> None:
+    response = await client.get("/active_hosts", headers={"X-Request-ID": "0123456789abcdef"})
+    assert response.headers["X-Request-ID"] == "0123456789abcdef"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129])
+async def test_request_id_that_is_none_is_replaced(client: Client, given: str) -> None:
+    response = await client.get("/active_hosts", headers={"X-Request-ID": given})
+    assert re.fullmatch(r"[0-9a-f]{32}", response.headers["X-Request-ID"])
