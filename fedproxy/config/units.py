@@ -185,12 +185,6 @@ def within(
     return parse_within
 
 
-def choice(*values: str) -> Kind:
-    """One of some fixed words."""
-    words = f"{', '.join(values[:-1])} or {values[-1]}"
-    return Kind(" or ".join(values), words, lambda value: value if value in values else None)
-
-
 def workers(value: object) -> int | str | None:
     """`auto` or a number of processes."""
     parsed = count(value)
