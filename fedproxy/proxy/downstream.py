@@ -148,8 +148,8 @@ class Downstream(asyncio.Protocol):
             ask = edge.asks[data[:line_end]]
             raw = data[line_end + 2 : end]
             block = edge.trusted_blocks[raw] if self.trusted else edge.blocks[raw]
-            if ask.line.authority is not None:
-                block = edge.blocks[with_host(raw, ask.line.authority)]
+            if ask.line.authority is not None and block.host is not None:
+                block = (edge.trusted_blocks if self.trusted else edge.blocks)[with_host(raw, ask.line.authority)]
             if not block.plain or ask.line.http10 or edge.draining:
                 self._check(ask, block)
             else:
@@ -167,6 +167,8 @@ class Downstream(asyncio.Protocol):
         exchange = self.exchange = Exchange(edge, self, ask, block, edge.clock())
         if block.chunked or block.length:
             self._start_body(exchange, block, data[end:])
+            if exchange.settled:
+                return
         elif len(data) > end:
             self._hold(data[end:])
         exchange.begin(self.client)

@@ -49,21 +49,17 @@ def assemble(edge: Edge, settings: config.Config) -> None:
 def _member(name: str, settings: config.Config, known: Member | None) -> Member:
     wanted = settings.members[name]
     breaker = settings.breaker
-    member = known or Member(
-        name=name,
-        url=wanted.url,
-        breaker=Breaker(
-            BreakerPolicy(
-                failures=breaker.failures,
-                ratio=breaker.ratio,
-                window=breaker.window,
-                minimum=breaker.minimum,
-                open=breaker.open,
-                open_max=breaker.open_max,
-                trials=breaker.trials,
-            )
-        ),
+    policy = BreakerPolicy(
+        failures=breaker.failures,
+        ratio=breaker.ratio,
+        window=breaker.window,
+        minimum=breaker.minimum,
+        open=breaker.open,
+        open_max=breaker.open_max,
+        trials=breaker.trials,
     )
+    member = known or Member(name=name, url=wanted.url, breaker=Breaker(policy))
+    member.breaker.policy = policy
     member.url = wanted.url
     member.weight = wanted.weight
     member.prime = wanted.prime
