@@ -223,11 +223,10 @@ def _between_members(members: Mapping[str, Member]) -> Iterator[Finding]:
     owners: dict[str, str] = {}
     for name, member in members.items():
         for index, host in enumerate(member.hosts):
-            if owners.setdefault(host, name) != name or host in member.hosts[:index]:
-                yield (
-                    ("members", name, "hosts", index),
-                    f"is {host!r}, which is there for {owners[host]} already",
-                )
+            if host in owners:
+                where = ("members", name, "hosts", index)
+                yield where, f"is {host!r}, which is there for {owners[host]} already"
+            owners.setdefault(host, name)
 
 
 def _between_routes(

@@ -108,5 +108,5 @@ def _default(field: FieldInfo) -> str:
     return f"`{f'{shown:g}' if isinstance(shown, float) else shown}`"
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover
     sys.stdout.write(render())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy.config.document import Document, escape, interpolate, read
@@ -140,6 +140,7 @@ def test_variable_that_has_no_name_is_refused(text: str) -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.recursive(st.text("${}A"), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_escaped_text_comes_through_interpolation_unchanged(data: Any) -> None:
     document = Document(data=escape(data))
@@ -155,6 +156,7 @@ SCALARS = (
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abc", min_size=1), SCALARS, min_size=1))
 def test_what_yaml_writes_is_read_as_it_was_meant(data: dict[str, object]) -> None:
     assert read(yaml.safe_dump(data)).data == data

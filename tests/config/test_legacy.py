@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy.config import convert, parse
@@ -95,6 +95,7 @@ def test_dollar_in_an_old_config_is_a_dollar() -> None:
     assert parse(convert(old), {}).members["a"].health == "/$x"
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9][a-z0-9._-]{0,9}", fullmatch=True),

@@ -14,7 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedproxy.config import Address, Config, fault_lines, load, masked, member_from, not_in_force, parse
+from fedproxy.config import (
+    Address,
+    Config,
+    fault_lines,
+    load,
+    masked,
+    member_from,
+    not_in_force,
+    parse,
+    report,
+)
 from fedproxy.config.check import MAX_FAULTS
 from fedproxy.config.reference import render
 from fedproxy.errors import ConfigError
@@ -77,6 +87,11 @@ def test_lists_are_read_whole() -> None:
 @pytest.mark.parametrize("off", ["off", "'off'", "false"])
 def test_access_log_is_off_however_it_is_written(off: str) -> None:
     assert parse(f"{MINIMAL}access_log: {off}", {}).access_log == "off"
+
+
+def test_contact_may_be_an_address_of_mail() -> None:
+    text = "members: {a: {url: https://a, contact: 'mailto:binder@example.org'}}"
+    assert parse(text, {}).members["a"].contact == "mailto:binder@example.org"
 
 
 def test_route_that_says_nothing_goes_to_members() -> None:
@@ -186,6 +201,7 @@ def test_value_of_the_wrong_kind_says_what_was_expected(path: str, expected: str
         ("timeouts.connect", "9999d", "is '9999d', expected a duration above 0"),
         ("members.gesis.hosts", ["a:1"], "is 'a:1', expected a host name or IP address, no port"),
         ("trusted_proxies", ["10.0.0.1/8"], "is '10.0.0.1/8', expected a network such as 192.0.2.0/24"),
+        ("ban.networks", [5], "is 5, expected a network such as 192.0.2.0/24"),
         ("ban.repositories", ["("], "is '(', expected a regular expression"),
         (
             "members.gesis.contact",
@@ -455,6 +471,18 @@ def test_keys_that_are_not_in_force_are_those_that_the_operator_set() -> None:
         not_in_force(parse(MINIMAL + "workers: 1\nlisten: [{address: 'a:1', proxy_protocol: false}]", {}))
         == []
     )
+
+
+def test_only_what_asks_for_something_is_not_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("workers", "rate", "listen.*.proxy_protocol", "members.*.max_launches", "admin.token")
+    monkeypatch.setattr(report, "PENDING", keys)
+    listen = "listen: [{address: 'a:1', proxy_protocol: true}, {address: 'b:1', proxy_protocol: false}]"
+    config = parse(
+        f"workers: 2\nrate: {{launches: 3}}\n{listen}\nadmin: {{address: 'c:1'}}\n"
+        "members: {a: {url: https://a, max_launches: 1}, b: {url: https://b}}",
+        {},
+    )
+    assert not_in_force(config) == ["workers", "rate", "listen.0.proxy_protocol", "members.a.max_launches"]
 
 
 def test_example_of_the_project_is_valid_and_has_every_key() -> None:

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -67,11 +67,13 @@ def test_what_is_no_size_is_refused(written: object) -> None:
     assert units.size(written) is None
 
 
+@settings(deadline=None)
 @given(st.one_of(st.integers(0, 10**8), st.floats(0, 10**8), st.integers(0, 10**7).map(lambda n: n / 1000)))
 def test_formatted_duration_reads_back_as_itself(seconds: float) -> None:
     assert units.duration(units.format_duration(seconds)) == seconds
 
 
+@settings(deadline=None)
 @given(st.one_of(st.integers(0, 1 << 49), st.integers(0, 1 << 20).map(lambda n: n << 10)))
 def test_formatted_size_reads_back_as_itself(size: int) -> None:
     assert units.size(units.format_size(size)) == size
