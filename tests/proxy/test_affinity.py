@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Iterable
@@ -362,6 +363,16 @@ async def test_connection_goes_on_after_an_answer_from_here() -> None:
         assert [(await client.response()).status for _ in range(4)] == [301, 200, 404, 200]
 
 
+async def test_page_of_the_edge_itself_reaches_no_member_and_ends_its_connection() -> None:
+    async with three() as running:
+        client = await running.client()
+        response = await client.ask(get(b"/active_hosts", b"X-Request-ID: my-id.1"))
+        assert response.status == 200
+        assert set(json.loads(response.body)["active_hosts"]) == {"a", "b", "c"}
+        assert await client.closed() == "eof"
+        assert b"".join(member.received for member in running.members.values()) == b""
+
+
 # What the member is told
 
 
@@ -415,6 +426,12 @@ async def test_trusted_proxy_is_believed() -> None:
     assert request.value("x-real-ip") == b"203.0.113.9"
     assert request.value("x-forwarded-proto") == b"https"
     assert request.value("x-forwarded-host") == b"public.test"
+
+
+async def test_trusted_proxy_is_believed_about_an_absolute_target_too() -> None:
+    request = await told(b"X-Forwarded-For: 203.0.113.9", target=b"http://other.test/x", **TRUSTED)
+    assert request.value("x-real-ip") == b"203.0.113.9"
+    assert request.value("x-forwarded-host") == b"other.test"
 
 
 @pytest.mark.parametrize(
