@@ -1,0 +1,126 @@
+"""What the project says about itself is true: its documents, its image, its example configs."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedproxy import __version__
+from fedproxy.cli import main
+from fedproxy.config import load, parse
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+COMMANDS = set(main.commands)
+
+
+def _fences(text: str) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def _code(text: str) -> str:
+    """All that is set as code, in blocks and in lines."""
+    return "\n".join([*_fences(text), *re.findall(r"`([^`\n]+)`", _prose(text))])
+
+
+def _anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", _prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _instruction(name: str) -> list[str]:
+    """The one instruction of that name in the Dockerfile, in its exec form."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    (found,) = re.findall(rf"^{name} [^\[]*(\[.*\])$", text, re.MULTILINE)
+    words: list[str] = json.loads(found)
+    return words
+
+
+def test_readme_begins_with_the_two_commands() -> None:
+    first, *_ = _fences((ROOT / "README.md").read_text())
+    assert [line.split("  ")[0] for line in first.splitlines()] == ["make demo", "make test"]
+
+
+def test_every_make_target_in_the_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for path in DOCUMENTS for name in re.findall(r"\bmake ([a-z]+)", _code(path.read_text()))}
+    assert {"demo", "test", "bench"} <= named <= targets
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_in_a_document_exists(path: Path) -> None:
+    named = set(re.findall(r"(?:^|[\s/])fedproxy ([a-z]+)", _code(path.read_text()), re.MULTILINE))
+    assert named <= COMMANDS
+
+
+def test_readme_names_every_command() -> None:
+    code = _code((ROOT / "README.md").read_text()).replace("make demo", "fedproxy demo")
+    assert {name for name in COMMANDS if f"fedproxy {name}" not in code} == set()
+
+
+def test_versions_agree() -> None:
+    assert PROJECT["version"] == __version__
+    assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_of_a_document_lead_somewhere(path: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", _prose(path.read_text())):
+        if link.startswith(("https://", "http://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists() or (anchor and anchor not in _anchors(target.read_text())):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*.yaml")), ids=lambda path: path.name)
+def test_example_config_is_valid(path: Path) -> None:
+    assert load(path, {"FEDPROXY_ADMIN_TOKEN": "token", "FEDPROXY_COOKIE_SECRET": "secret"}).members
+
+
+def test_config_in_the_readme_is_valid() -> None:
+    (config,) = [text for text in _fences((ROOT / "README.md").read_text()) if text.startswith("members:")]
+    assert parse(config, {}).members
+
+
+def test_image_runs_a_command_that_exists() -> None:
+    (program,) = _instruction("ENTRYPOINT")
+    command, *arguments = _instruction("CMD")
+    assert program in PROJECT["scripts"]
+    assert main.commands[command].make_context(command, arguments).params["file"].is_absolute()
+
+
+def test_image_is_built_from_what_its_context_has() -> None:
+    copied = {
+        name
+        for names in re.findall(r"^COPY ((?:[\w.]+ )+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+        for name in names.split()
+    }
+    kept = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert copied == set(kept)
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_image_runs_as_a_numbered_user_that_is_not_root() -> None:
+    (user,) = re.findall(r"^USER (\d+):\d+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert int(user) > 0
+
+
+def test_image_health_check_is_a_program() -> None:
+    program, flag, source = _instruction("HEALTHCHECK")
+    assert (program, flag) == ("python", "-c")
+    compile(source, "HEALTHCHECK", "exec")
+    assert "/health/live" in source
