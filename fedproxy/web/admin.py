@@ -6,13 +6,14 @@ anything of it is done.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp_jinja2
-from aiohttp import ClientPayloadError, web
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from fedproxy import __version__
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _REFRESH: Final = "5"
 _MOST: Final = 1e18
+_BODY_TIME: Final = 10.0  # seconds, for the whole of it
 
 
 class AdminState(Protocol):
@@ -226,8 +228,12 @@ class _Admin:
 async def _body(request: web.Request) -> object:
     """The request's JSON. Raises `RefusedError`."""
     try:
-        raw = await request.read()
-    except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError) as error:
+        # aiohttp's server does not say that a chunk makes no sense: it just reads no more.
+        async with asyncio.timeout(_BODY_TIME):
+            raw = await request.read()
+    except TimeoutError as error:
+        raise RefusedError(408, "The request's body stopped arriving.") from error
+    except (HttpProcessingError, web.RequestPayloadError) as error:
         raise RefusedError(400, "The request's body is malformed.") from error
     try:
         return json.loads(raw)

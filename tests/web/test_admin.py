@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_aiohttp import AiohttpClient
 
@@ -321,3 +322,40 @@ async def test_nonsense_is_answered_400_and_leaves_no_traceback(
     writer.close()
     await writer.wait_closed()
     assert not [record for record in caplog.records if record.exc_info and record.levelno > logging.DEBUG]
+
+
+@pytest.mark.parametrize("framing", [b"Transfer-Encoding: chunked", b"Content-Length: 10"])
+async def test_body_that_stops_or_makes_no_sense_is_waited_for_only_so_long(
+    client: Client, framing: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fedproxy.web.admin._BODY_TIME", 0.0)
+    reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
+    writer.write(
+        b"PATCH /members/gesis HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer s3cret\r\n"
+        b"Expect: 100-continue\r\n" + framing + b"\r\n\r\n"
+    )
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"zz\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 408")
+    writer.close()
+    await writer.wait_closed()
+    assert not [record for record in caplog.records if record.exc_info and record.levelno > logging.DEBUG]
+
+
+async def test_body_that_cannot_be_read_is_malformed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(request: web.BaseRequest) -> bytes:
+        raise web.RequestPayloadError
+
+    monkeypatch.setattr(web.BaseRequest, "read", broken)
+    await error_of(await client.patch("/members/gesis", json={"weight": 1}, headers=TOKEN), 400)
+
+
+async def test_fault_of_the_edge_s_own_is_logged_whole(
+    client: Client, state: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> float:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(state, "now", broken)
+    assert (await client.get("/members")).status == 500
+    assert [record for record in caplog.records if record.exc_info]

@@ -8,7 +8,7 @@ from pytest_aiohttp import AiohttpClient
 
 from fedproxy.decide.member import Intent
 from fedproxy.web.public import create_public_app
-from tests.decide.build import federation
+from tests.decide.build import federation, member
 from tests.web.state import Client, State
 
 VOID = {"meta", "link", "br", "img"}
@@ -213,3 +213,11 @@ async def test_request_id_is_handed_back(client: Client) -> None:
 async def test_request_id_that_is_none_is_replaced(client: Client, given: str) -> None:
     response = await client.get("/active_hosts", headers={"X-Request-ID": given})
     assert re.fullmatch(r"[0-9a-f]{32}", response.headers["X-Request-ID"])
+
+
+async def test_member_that_joined_at_run_time_is_listed_by_its_name(client: Client, state: State) -> None:
+    state.federation = federation(*state.federation.members, member("new"))
+    text = await page(client)
+    assert "<h3>new</h3>" in text
+    found = await (await client.get("/active_hosts")).json()
+    assert found["active_hosts"]["new"]["health"] == "https://new.example.org/health"
