@@ -233,8 +233,8 @@ async def _body(request: web.Request) -> object:
             raw = await request.read()
     except TimeoutError as error:
         raise RefusedError(408, "The request's body stopped arriving.") from error
-    except (HttpProcessingError, web.RequestPayloadError) as error:
-        raise RefusedError(400, "The request's body is malformed.") from error
+    except (HttpProcessingError, web.RequestPayloadError, ConnectionError) as error:
+        raise RefusedError(400, "The request's body is malformed or broke off.") from error
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.errors import Fault
 from fedproxy.web.admin import create_admin_app
 from tests.decide.build import federation
+from tests.rig.wire import until
 from tests.web.state import CONFIG, Client, State
 
 TOKEN = {"Authorization": "Bearer s3cret"}
@@ -339,6 +340,23 @@ async def test_body_that_stops_or_makes_no_sense_is_waited_for_only_so_long(
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 408")
     writer.close()
     await writer.wait_closed()
+    assert not [record for record in caplog.records if record.exc_info and record.levelno > logging.DEBUG]
+
+
+async def test_client_that_leaves_in_the_middle_leaves_no_traceback(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
+    writer.write(
+        b"PATCH /members/gesis HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer s3cret\r\n"
+        b"Expect: 100-continue\r\nContent-Length: 10\r\n\r\n"
+    )
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    handler = client.server.handler
+    await until(lambda: not handler.connections, "no connection left")
+    assert (await client.get("/health/live")).status == 200
     assert not [record for record in caplog.records if record.exc_info and record.levelno > logging.DEBUG]
 
 
