@@ -18,7 +18,7 @@ import click
 import uvloop
 
 from fedproxy import __version__
-from fedproxy.config import convert, load, not_in_force
+from fedproxy.config import convert, fault_lines, load, not_in_force
 from fedproxy.errors import ConfigError
 from fedproxy.web.page import render_page
 
@@ -34,13 +34,17 @@ def main() -> None:
     """The edge for a federation of BinderHubs."""
 
 
+def _wrong(file: Path, error: ConfigError) -> SystemExit:
+    for line in fault_lines(str(file), error):
+        click.echo(line, err=True)
+    return SystemExit(2)
+
+
 def _load(file: Path) -> Config:
     try:
         return load(file, os.environ)
     except ConfigError as error:
-        for fault in error.faults:
-            click.echo(f"{file}: {fault}", err=True)
-        raise SystemExit(2) from None
+        raise _wrong(file, error) from None
 
 
 @main.command()
@@ -70,8 +74,8 @@ async def _serve(file: Path, config: Config) -> None:
 
     def reload() -> None:
         faults = service.reload()
-        for fault in faults:
-            _say(f"{file}: {fault}")
+        for line in fault_lines(str(file), ConfigError(faults)):
+            _say(line)
         _say("the config in force is kept" if faults else f"reloaded {file}")
 
     service = Service(config, reread=reread)
@@ -140,9 +144,7 @@ def import_(file: Path) -> None:
     try:
         click.echo(convert(file.read_text(encoding="utf-8")), nl=False)
     except ConfigError as error:
-        for fault in error.faults:
-            click.echo(f"{file}: {fault}", err=True)
-        raise SystemExit(2) from None
+        raise _wrong(file, error) from None
     except (OSError, UnicodeDecodeError) as error:
         click.echo(f"{file}: cannot be read: {error}", err=True)
         raise SystemExit(2) from None
@@ -177,7 +179,9 @@ def _ask(admin: str, path: str, change: dict[str, Any] | None = None) -> Any:
         admin.rstrip("/") + path, data=body, headers=headers, method="GET" if change is None else "PATCH"
     )
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+        # The admin listener is this machine's or this cluster's own: no proxy of the environment is asked.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(request, timeout=10) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         try:
@@ -201,9 +205,11 @@ def members(admin: str, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
+    table = Table(
+        Column("name", no_wrap=True), "state", "health", "breaker", "weight", "share", "in flight", "launches"
+    )
     for row in rows:
         table.add_row(
             row["name"] + (" (prime)" if row["prime"] else ""),

@@ -246,3 +246,12 @@ class AllFull(EdgeError):
     reason = "full"
     termination = "PQ"
     detail = "Every member of the federation is busy at the moment. Please try again in a minute."
+
+
+class Drained(EdgeError):
+    """The edge is going down, and the time for what was under way has run out."""
+
+    status = 503
+    reason = "drain"
+    termination = "DD"
+    detail = "This edge is going down. Please try again."

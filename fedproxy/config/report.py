@@ -15,6 +15,7 @@ PENDING: tuple[str, ...] = (
     "workers",
     "listen.*.proxy_protocol",
     "listen.*.redirect_to_https",
+    "health",
     "rate",
     "ban",
     "launch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 
 import click
 import yaml
@@ -12,6 +13,8 @@ import yaml
 from fedproxy.config import parse
 from fedproxy.demo.federation import DemoFederation
 from fedproxy.serve.service import Service
+
+_TOKEN = "demo"  # noqa: S105 -- the demo listens on loopback alone
 
 
 async def run(port: int, members: int) -> None:
@@ -21,7 +24,7 @@ async def run(port: int, members: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with DemoFederation(members) as federation:
-        wanted = federation.config_dict(port, port + 1 if port else 0)
+        wanted = federation.config_dict(port, port + 1 if port else 0, token=_TOKEN)
         service = Service(parse(yaml.safe_dump(wanted), os.environ), log=lambda line: None)
         await service.start()
         try:
@@ -35,6 +38,8 @@ async def run(port: int, members: int) -> None:
 def _tell(federation: DemoFederation, service: Service) -> None:
     edge = "http://{}:{}".format(*service.addresses[0])
     admin = "http://{}:{}".format(*service.admin_address)
+    name = federation.hubs[0].name
+    command = sys.argv[0]
     click.echo("A federation of toy BinderHubs, with the edge in front:\n")
     for name, text in (
         ("the edge", f"{edge}/"),
@@ -51,7 +56,12 @@ def _tell(federation: DemoFederation, service: Service) -> None:
     click.echo(
         "\nThe same launch as a program sees it:\n\n"
         f"  curl -N -H 'Accept: text/event-stream' {edge}/build/gh/binder-examples/requirements/HEAD\n"
-        "\nBreak a member, and look at /federation and the operators' page:\n\n"
-        f"  curl -X POST {federation.hubs[0].url}/_toy/failing     # or slow, resetting, hanging, well\n"
+        "\nBreak a member, and look at the page for operators:\n\n"
+        f"  curl -X POST {federation.control_url}/{name}/failing\n"
+        "  (or slow, sick, resetting, hanging, full, flapping, kill)\n"
+        f"  curl -X POST {federation.control_url}/{name}/well\n"
+        "\nTake a member out of rotation, and back:\n\n"
+        f"  export FEDPROXY_ADMIN={admin} FEDPROXY_ADMIN_TOKEN={_TOKEN}\n"
+        f"  {command} drain {name}; {command} members; {command} ready {name}\n"
         "\nCtrl-C ends all of it."
     )

@@ -119,8 +119,11 @@ class Downstream(asyncio.Protocol):
         # A visitor who closes half is taken for gone, as browsers only ever close whole.
         return None
 
-    def abort(self) -> None:
+    def cut(self, error: ExchangeError) -> None:
         """Drops the connection at once: whatever it was sent does not look complete."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.on_visitor_gone(error)
         self.transport.abort()
 
     # The request
@@ -149,7 +152,8 @@ class Downstream(asyncio.Protocol):
             raw = data[line_end + 2 : end]
             block = edge.trusted_blocks[raw] if self.trusted else edge.blocks[raw]
             if ask.line.authority is not None and block.host is not None:
-                block = (edge.trusted_blocks if self.trusted else edge.blocks)[with_host(raw, ask.line.authority)]
+                blocks = edge.trusted_blocks if self.trusted else edge.blocks
+                block = blocks[with_host(raw, ask.line.authority)]
             if not block.plain or ask.line.http10 or edge.draining:
                 self._check(ask, block)
             else:
@@ -385,7 +389,6 @@ class Downstream(asyncio.Protocol):
         self.transport.set_protocol(handler)
         handler.connection_made(self.transport)
         handler.data_received(b"\r\n".join(lines) + b"\r\n" + self.forwarded + b"\r\n" + data[end + 4 :])
-        self.edge.log_request(self, ask.line, block, status=200, termination="--")
 
     # What an exchange asks for
 

@@ -16,6 +16,7 @@ from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime
+from fedproxy.errors import Drained
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.upstream import Pool
 from fedproxy.wire.cookie import set_cookie
@@ -278,8 +279,9 @@ class Edge:
     async def close(self) -> None:
         """Drops everything that is still open."""
         for downstream in list(self.connections):
-            downstream.abort()
+            downstream.cut(Drained())
         for tunnel in list(self.tunnels):
+            tunnel.ended_by("D")
             tunnel.abort()
         for task in list(self.tasks):
             task.cancel()

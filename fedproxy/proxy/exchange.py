@@ -244,7 +244,12 @@ class Exchange:
         self.bytes_out = len(body)
         now = self.first_byte_at = self.edge.clock()
         lease = self.lease
-        if lease is not None and not lease.member.breaker.closed:
+        if (
+            lease is not None
+            and not lease.member.breaker.closed
+            and head.status not in self.edge.policy.failing
+        ):
+            # A trial need not wait for the end of a stream of an hour.
             self.edge.federation.answered(lease, now)
         self.visitor.send_head(self, head, body, done)
         if done:
@@ -360,13 +365,11 @@ class Exchange:
         if self.settled:
             return
         now = self.edge.clock()
-        self._drop(_IGNORED, now)
         self.error = error or VisitorGone()
-        self.termination = self.error.termination if error else "CD" if self.committed else "CH"
-        if not self.status:
-            self.status = self.error.status
-        if not self.committed and self.connecting is not None:
-            self.termination = "CC"
+        phase = "D" if self.committed else "C" if self.connecting is not None else "H"
+        self.termination = self.error.termination[0] + phase
+        self.status = self.status or self.error.status
+        self._drop(_IGNORED, now)
         self._record(now)
 
     def cut(self, error: ExchangeError) -> None:

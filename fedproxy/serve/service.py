@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
@@ -20,6 +21,7 @@ from fedproxy.observe.access_log import AccessLog, Output
 from fedproxy.proxy.downstream import Downstream
 from fedproxy.proxy.edge import Edge
 from fedproxy.serve.assemble import assemble
+from fedproxy.serve.own_pages import page_logger
 from fedproxy.web.admin import create_admin_app
 from fedproxy.web.public import create_public_app
 
@@ -70,7 +72,7 @@ class Service:
         assemble(self.edge, self.config)
         self.reloaded_at = time.time()
         try:
-            local = web.AppRunner(create_public_app(self), access_log=None, handle_signals=False)
+            local = web.AppRunner(create_public_app(self), handle_signals=False, **_page_log(log))
             await local.setup()
             self._runners.append(local)
             self.edge.local = local.server
@@ -209,6 +211,12 @@ class Service:
     def set_weight(self, name: str, weight: float) -> None:
         """Sets a member's weight. Raises KeyError for a name that is no member's."""
         self.federation.by_name[name].weight = weight
+
+
+def _page_log(log: AccessLog | None) -> dict[str, Any]:
+    if log is None:
+        return {"access_log": None}
+    return {"access_log_class": page_logger(log), "access_log": logging.getLogger("fedproxy.pages")}
 
 
 def _socket(host: str, port: int) -> socket.socket:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ def test_any_split_gives_the_same(cuts: list[int], framed: bool) -> None:
     edges = [0, *sorted(cuts), len(data)]
     body = Chunked(framed=framed)
     out, rest = b"", b""
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if body.done:
             rest += data[start:end]
             continue

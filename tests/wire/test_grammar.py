@@ -7,14 +7,24 @@ def test_tokens_are_lower_case_without_empty_ones() -> None:
 
 def test_memo_reads_a_key_once() -> None:
     read: list[bytes] = []
-    memo = Memo[int](lambda key: read.append(key) or len(read))
-    assert [memo[b"a"], memo[b"b"], memo[b"a"]] == [1, 2, 1]
+
+    def note(key: bytes) -> bytes:
+        read.append(key)
+        return key
+
+    memo = Memo(note)
+    assert [memo[b"a"], memo[b"b"], memo[b"a"]] == [b"a", b"b", b"a"]
     assert read == [b"a", b"b"]
 
 
 def test_memo_is_bounded_and_keeps_what_is_in_use() -> None:
     read: list[bytes] = []
-    memo = Memo[bytes](lambda key: read.append(key) or key, entries=4)
+
+    def note(key: bytes) -> bytes:
+        read.append(key)
+        return key
+
+    memo = Memo(note, entries=4)
     for number in range(100):
         assert memo[b"%d" % number] == b"%d" % number
         assert memo[b"steady"] == b"steady"

@@ -1,0 +1,245 @@
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trustme
+import yaml
+
+from fedproxy.config import Config, parse
+from fedproxy.errors import ConfigError, Fault, NameFailed
+from fedproxy.proxy.resolver import Resolver
+from fedproxy.serve.service import Service
+from tests.rig import RawClient, Scripted, answer, edge, guard, until
+
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def files(authority: trustme.CA, tmp_path: Path) -> dict[str, str]:
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(tmp_path / "chain.pem", append=True)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    return {name: str(tmp_path / f"{name}.pem") for name in ("key", "chain", "ca")}
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def tls_listener(files: dict[str, str]) -> list[dict[str, object]]:
+    return [
+        {"address": "127.0.0.1:0", "tls": {"certificate": files["chain"], "private_key": files["key"]}},
+    ]
+
+
+async def test_visitor_over_tls_is_told_apart(authority: trustme.CA, files: dict[str, str]) -> None:
+    async with edge(answer(OK), listen=tls_listener(files)) as running:
+        client = await RawClient.connect(("127.0.0.1", running.address[1]), tls=trusting(authority))
+        response = await client.ask(GET)
+        await client.leave()
+        assert response.body == b"ok"
+        assert b"; Secure" in (response.value("set-cookie") or b"")
+        assert running.member.requests[0].value("x-forwarded-proto") == b"https"
+
+
+async def test_own_page_over_tls_is_whole(authority: trustme.CA, files: dict[str, str]) -> None:
+    async with edge(answer(OK), listen=tls_listener(files)) as running:
+        client = await RawClient.connect(("127.0.0.1", running.address[1]), tls=trusting(authority))
+        response = await client.ask(b"GET /active_hosts HTTP/1.1\r\nHost: h\r\n\r\n")
+        await client.leave()
+        assert list(json.loads(response.body)["active_hosts"]) == ["a"]
+
+
+class Member(asyncio.Protocol):
+    """Answers each request that comes in one piece, with no task of its own."""
+
+    def __init__(self, seen: list[bytes]) -> None:
+        self.seen = seen
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.seen.append(data)
+        self.transport.write(OK)
+
+
+@pytest.fixture
+async def https_member(files: dict[str, str]) -> AsyncIterator[str]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files["chain"], files["key"])
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Member([]), "127.0.0.1", 0, ssl=context)
+    yield f"https://localhost:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+async def test_https_member_is_verified_by_its_ca(https_member: str, files: dict[str, str]) -> None:
+    async with edge({"a": https_member}, settings={"a": {"ca": files["ca"]}}) as running:
+        response = await running.ask(GET)
+        assert response.body == b"ok"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_https_member_of_an_unknown_ca_is_not_trusted(https_member: str) -> None:
+    async with edge({"a": https_member}) as running:
+        response = await running.ask(GET)
+        assert response.status == 502
+        assert set(running.errors("a")) == {"tls"}
+
+
+async def test_member_and_listener_on_unix_sockets(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    member = await loop.create_unix_server(lambda: Member(seen), str(tmp_path / "member.sock"))
+    listen = [{"address": f"unix:{tmp_path / 'edge.sock'}"}]
+    config = {
+        "listen": listen,
+        "admin": {"address": f"unix:{tmp_path / 'admin.sock'}"},
+        "members": {"a": {"url": f"unix:{tmp_path / 'member.sock'}"}},
+    }
+    service = Service(parse(yaml.safe_dump(config), {}), log=lambda line: None)
+    await service.start()
+    async with guard():
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "edge.sock"))
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.7\r\nConnection: close\r\n\r\n")
+        answered = await reader.read()
+        writer.close()
+    await service.stop()
+    member.close()
+    assert answered.startswith(b"HTTP/1.1 200 OK") and answered.endswith(b"ok")
+    assert b"X-Real-IP: 192.0.2.7\r\n" in seen[0]
+    assert b"Host: localhost\r\n" in seen[0]
+
+
+async def test_member_and_visitor_over_ipv6() -> None:
+    seen: list[bytes] = []
+    member = await asyncio.get_running_loop().create_server(lambda: Member(seen), "::1", 0)
+    port = member.sockets[0].getsockname()[1]
+    async with edge({"a": f"http://[::1]:{port}"}, listen=[{"address": "[::1]:0"}]) as running, guard():
+        reader, writer = await asyncio.open_connection("::1", running.address[1])
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\nok")
+        writer.close()
+    member.close()
+    assert f"Host: [::1]:{port}\r\n".encode() in seen[0]
+    assert b"X-Forwarded-For: ::1\r\n" in seen[0]
+
+
+async def test_port_in_use_is_named_and_nothing_is_left_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = {
+            "listen": [{"address": f"127.0.0.1:{port}"}],
+            "members": {"a": {"url": "http://127.0.0.1:1"}},
+        }
+        service = Service(parse(yaml.safe_dump(config), {}))
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+            await service.start()
+    assert not asyncio.all_tasks() - {asyncio.current_task()}
+
+
+def config_of(url: str, **overrides: object) -> Config:
+    base = {
+        "listen": [{"address": "127.0.0.1:0"}],
+        "admin": {"address": "127.0.0.1:0"},
+        "members": {"a": {"url": url}},
+    }
+    return parse(yaml.safe_dump({**base, **overrides}), {})
+
+
+async def test_reload_puts_members_in_force_and_keeps_the_state_of_those_that_stay() -> None:
+    first, second = Scripted(answer(OK)), Scripted(answer(OK))
+    await first.start()
+    await second.start()
+    configs = [
+        config_of(first.url, members={"a": {"url": first.url, "weight": 0}, "b": {"url": second.url}}),
+    ]
+    service = Service(config_of(first.url), log=lambda line: None, reread=lambda: configs[0])
+    await service.start()
+    client = await RawClient.connect(service.addresses[0])
+    assert (await client.ask(GET)).body == b"ok"
+    kept = service.federation.by_name["a"]
+    assert service.reload() == []
+    assert service.federation.by_name["a"] is kept
+    assert ((await client.ask(GET)).value("set-cookie") or b"").startswith(b"fedproxy_member=b;")
+    assert service.reloads == {"success": 1, "failure": 0}
+    await client.leave()
+    await service.stop()
+    await first.stop()
+    await second.stop()
+
+
+async def test_reload_of_a_wrong_config_changes_nothing_and_says_why() -> None:
+    def reread() -> Config:
+        raise ConfigError([Fault("members", "is missing")])
+
+    service = Service(config_of("http://127.0.0.1:1"), log=lambda line: None, reread=reread)
+    await service.start()
+    before = service.federation
+    assert service.reload() == [Fault("members", "is missing")]
+    service._reread = lambda: config_of("http://127.0.0.1:1", access_log="combined")
+    assert service.reload() == [Fault("access_log", "has changed, which takes a restart")]
+    assert service.federation is before
+    assert service.reloads == {"success": 0, "failure": 2}
+    await service.stop()
+
+
+async def test_drain_lets_a_request_end_and_closes_idle_connections() -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await go_on.wait()
+        writer.write(OK)
+        await reader.read()
+        writer.close()
+
+    member = await asyncio.start_server(serve, "127.0.0.1", 0)
+    service = Service(
+        config_of(f"http://127.0.0.1:{member.sockets[0].getsockname()[1]}"), log=lambda line: None
+    )
+    await service.start()
+    busy, idle = await RawClient.connect(service.addresses[0]), await RawClient.connect(service.addresses[0])
+    await until(lambda: len(service.edge.connections) == 2, "both connections accepted")
+    await busy.send(GET)
+    await asked.wait()
+    stopping = asyncio.ensure_future(service.stop(drain=10))
+    assert await idle.closed() == "eof"
+    assert not stopping.done()
+    go_on.set()
+    assert (await busy.response()).body == b"ok"
+    await busy.leave()
+    await idle.leave()
+    await stopping
+    member.close()
+
+
+async def test_name_is_resolved_and_an_unknown_one_is_a_failure() -> None:
+    now = 0.0
+    resolver = Resolver(lambda: now)
+    found = await resolver.resolve("localhost", 80)
+    assert ("127.0.0.1", 80) in [info[4][:2] for info in found]
+    assert await resolver.resolve("localhost", 80) is found
+    with pytest.raises(NameFailed):
+        await resolver.resolve("no-such-name.invalid", 80)
+    # What was known goes on serving when the name cannot be resolved any more.
+    resolver._known["no-such-name.invalid", 80] = (-1.0, found)
+    assert await resolver.resolve("no-such-name.invalid", 80) is found
+    await resolver.close()
