@@ -348,7 +348,7 @@ class Downstream(asyncio.Protocol):
         if status >= 400 and location is None:
             self._answer(
                 status,
-                HTTPStatus(status).phrase,
+                _REASONS.get(status, "This path is not served here."),
                 block.value(b"accept"),
                 build=ask.build,
                 is_head=ask.line.is_head,
@@ -587,10 +587,8 @@ def _is_in(text: bytes, edge: Edge) -> bool:
     return any(address in network for network in edge.policy.trusted if network.version == address.version)
 
 
-_STATUS_LINES: dict[int, bytes] = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode("ascii") for status in HTTPStatus
-}
+_REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
 
 
 def _status_line(status: int) -> bytes:
-    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+    return b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, "").encode("ascii"))
