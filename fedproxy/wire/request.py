@@ -128,6 +128,24 @@ class HeaderBlock:
         self.forward = b""
         self.plain = False
 
+    def with_cookies(self, raw: bytes, cookie: bytes | None, line: bytes) -> HeaderBlock:
+        """The same block with a Cookie line more; `line` is what of it goes on to the member."""
+        block = HeaderBlock(raw)
+        block.host = self.host
+        block.length = self.length
+        block.chunked = self.chunked
+        block.close = self.close
+        block.keep_alive = self.keep_alive
+        block.upgrade = self.upgrade
+        block.expect = self.expect
+        block.request_id = self.request_id
+        block.traceparent = self.traceparent
+        block.forwarded = self.forwarded
+        block.plain = self.plain
+        block.cookie = cookie or self.cookie
+        block.forward = self.forward + line
+        return block
+
     def value(self, name: bytes) -> bytes:
         """The first value of a field, `name` in lower case; empty if there is none. Not for the hot path."""
         for line in self.raw.split(b"\r\n"):
@@ -158,18 +176,31 @@ class BlockReader:
         self._trusted = trusted
         # Most lines repeat between visitors. What is long differs for each, and is read anew.
         self._fields = Memo(_read_field, entries=4096, longest=256)
+        self._without_cookies = Memo(self._read_lines, entries=1024)
 
     def read(self, raw: bytes) -> HeaderBlock:
         """Reads a block, from below the request line to the empty line, with it. Raises `BadRequest`."""
+        at = raw.find(b"\r\nCookie: ")
+        if at < 0:
+            return self._read_lines(raw)
+        # Visitors with the same browser differ in their cookies, and often in nothing else.
+        end = raw.find(b"\r\n", at + 2)
+        line = raw[at + 2 : end]
+        if FIELD.fullmatch(line) is None:
+            raise BadRequest
+        rest = self._without_cookies[raw[:at] + raw[end:]]
+        found, others = cookie.take(line[8:], self._cookie)
+        return rest.with_cookies(raw, found, b"Cookie: %b\r\n" % others if others else b"")
+
+    def _read_lines(self, raw: bytes) -> HeaderBlock:
         block = HeaderBlock(raw)
         fields = self._fields
         lines: list[bytes] = []
-        keep = lines.append
         special: list[tuple[bytes, bytes, bytes]] = []
         for line in raw[:-4].split(b"\r\n") if len(raw) > 4 else ():
             field = fields[line]
             if field is None:
-                keep(line)
+                lines.append(line)
             else:
                 special.append((*field, line))
         self._read_special(block, special, lines)
@@ -217,8 +248,7 @@ class BlockReader:
             lines.append(line)
             return
         found, rest = cookie.take(value, self._cookie)
-        if block.cookie is None:
-            block.cookie = found
+        block.cookie = block.cookie or found
         if rest:
             lines.append(b"Cookie: " + rest)
 

@@ -199,15 +199,47 @@ def test_valid_host_is_accepted(host: bytes) -> None:
 def test_affinity_cookie_is_taken_out_and_the_others_stay() -> None:
     read = block(b"Host: h", b"Cookie: a=1; fedproxy_member=gesis; b=2", b"cookie: fedproxy_member=other")
     assert read.cookie == b"gesis"
-    assert sent(read)[0] == b"Cookie: a=1; b=2"
+    assert sent(read)[-1] == b"Cookie: a=1; b=2"
     assert not any(b"fedproxy_member" in line for line in sent(read))
 
 
 def test_cookie_that_only_looks_like_the_affinity_cookie_passes() -> None:
     read = block(b"Host: h", b"Cookie: xfedproxy_member=a")
     assert read.cookie is None
-    assert sent(read)[0] == b"Cookie: xfedproxy_member=a"
-    assert sent(block(b"Host: h", b"Cookie: a=b"))[0] == b"Cookie: a=b"
+    assert sent(read)[-1] == b"Cookie: xfedproxy_member=a"
+
+
+def test_cookies_are_read_alike_wherever_and_however_they_are_written() -> None:
+    for lines in (
+        (b"Cookie: fedproxy_member=x; a=b", b"Host: h"),
+        (b"Host: h", b"Cookie: fedproxy_member=x; a=b"),
+        (b"Host: h", b"cookie:fedproxy_member=x; a=b"),
+        (b"Host: h", b"Cookie: a=b", b"Cookie: fedproxy_member=x"),
+        (b"Host: h", b"Cookie: fedproxy_member=x", b"Cookie: a=b"),
+    ):
+        read = block(*lines)
+        assert read.cookie == b"x"
+        assert [line for line in sent(read) if line.lower().startswith(b"cookie")] == [b"Cookie: a=b"]
+
+
+def test_block_with_cookies_means_what_it_means_without() -> None:
+    lines = (
+        b"Host: h",
+        b"Connection: close",
+        b"Content-Length: 3",
+        b"Expect: 100-continue",
+        b"X-Request-ID: r",
+    )
+    bare, cookies = block(*lines), block(*lines, b"Cookie: a=b")
+    for name in HeaderBlock.__slots__:
+        if name not in ("raw", "forward", "cookie"):
+            assert getattr(bare, name) == getattr(cookies, name)
+    assert cookies.forward == bare.forward + b"Cookie: a=b\r\n"
+
+
+def test_malformed_cookie_line_is_refused() -> None:
+    with pytest.raises(BadRequest):
+        block(b"Host: h", b"Cookie: a=\x00")
 
 
 def test_fields_with_underscores_that_imitate_the_edges_own_are_dropped() -> None:
