@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from functools import cache
-
 
 def take(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
     """The first value of the cookie `name` in a Cookie field, and the field without any cookie of that name.
 
     What is left keeps its bytes and its order; it is empty when no other cookie was there.
     """
-    pattern = _pattern(name)
-    found = pattern.search(value)
-    if found is None:
+    start = name + b"="
+    if start not in value:
         return None, value
-    return found[1], pattern.sub(b"", value).lstrip(b"; \t")
-
-
-@cache
-def _pattern(name: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb"(?:^|;)[ \t]*" + re.escape(name) + rb'="?([^;"]*)[^;]*')
+    found: bytes | None = None
+    others: list[bytes] = []
+    for pair in value.split(b";"):
+        pair = pair.strip(b" \t")
+        if not pair.startswith(start):
+            others.append(pair)
+        elif found is None:
+            found = pair[len(start) :].strip(b'"')
+    return found, b"; ".join(others)
 
 
 def set_cookie(name: str, value: bytes, max_age: int, *, secure: bool) -> bytes:

@@ -105,6 +105,7 @@ class HeaderBlock:
         "host",
         "keep_alive",
         "length",
+        "more_cookies",
         "plain",
         "raw",
         "request_id",
@@ -122,6 +123,7 @@ class HeaderBlock:
         self.upgrade: bytes | None = None
         self.expect = False
         self.cookie: bytes | None = None
+        self.more_cookies = False
         self.request_id: bytes | None = None
         self.traceparent: bytes | None = None
         self.forwarded = _NOTHING_SAID
@@ -130,7 +132,8 @@ class HeaderBlock:
 
     def with_cookies(self, raw: bytes, cookie: bytes | None, line: bytes) -> HeaderBlock:
         """The same block with a Cookie line more; `line` is what of it goes on to the member."""
-        block = HeaderBlock(raw)
+        block = HeaderBlock.__new__(HeaderBlock)
+        block.raw = raw
         block.host = self.host
         block.length = self.length
         block.chunked = self.chunked
@@ -142,7 +145,8 @@ class HeaderBlock:
         block.traceparent = self.traceparent
         block.forwarded = self.forwarded
         block.plain = self.plain
-        block.cookie = cookie or self.cookie
+        block.cookie = cookie
+        block.more_cookies = False
         block.forward = self.forward + line
         return block
 
@@ -189,6 +193,8 @@ class BlockReader:
         if FIELD.fullmatch(line) is None:
             raise BadRequest
         rest = self._without_cookies[raw[:at] + raw[end:]]
+        if rest.more_cookies:
+            return self._read_lines(raw)
         found, others = cookie.take(line[8:], self._cookie)
         return rest.with_cookies(raw, found, b"Cookie: %b\r\n" % others if others else b"")
 
@@ -244,6 +250,7 @@ class BlockReader:
         self._finish(block, lines, origin)
 
     def _read_cookie(self, block: HeaderBlock, line: bytes, value: bytes, lines: list[bytes]) -> None:
+        block.more_cookies = True
         if self._cookie not in value:
             lines.append(line)
             return

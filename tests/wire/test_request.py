@@ -199,7 +199,7 @@ def test_valid_host_is_accepted(host: bytes) -> None:
 def test_affinity_cookie_is_taken_out_and_the_others_stay() -> None:
     read = block(b"Host: h", b"Cookie: a=1; fedproxy_member=gesis; b=2", b"cookie: fedproxy_member=other")
     assert read.cookie == b"gesis"
-    assert sent(read)[-1] == b"Cookie: a=1; b=2"
+    assert b"Cookie: a=1; b=2" in sent(read)
     assert not any(b"fedproxy_member" in line for line in sent(read))
 
 
