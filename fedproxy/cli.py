@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import http.client
 import json
 import logging
 import os
 import signal
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,13 @@ import click
 import uvloop
 
 from fedproxy import __version__
-from fedproxy.config import convert, fault_lines, load, not_in_force
+from fedproxy.config import Address, convert, fault_lines, load, not_in_force
 from fedproxy.errors import ConfigError
 from fedproxy.web.page import render_page
 
 if TYPE_CHECKING:
     from fedproxy.config import Config
+    from fedproxy.serve.service import Service
 
 _FILE = click.Path(path_type=Path)
 
@@ -57,7 +60,7 @@ def serve(file: Path, workers: int | None) -> None:
     config = _load(file)
     if workers is not None:
         config = config.model_copy(update={"workers": workers})
-    _say(f"fedproxy {__version__}: {len(config.members)} members from {file}")
+    _say(f"fedproxy {__version__}: {_members(config)} from {file}")
     for key in not_in_force(config):
         _say(f"{file}: {key}: accepted, not in force yet")
     try:
@@ -85,9 +88,8 @@ async def _serve(file: Path, config: Config) -> None:
     # What was made until now stays; what requests make is freed by its reference count.
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-    for host, port in service.addresses:
-        _say(f"listening on {_shown(host)}:{port}")
-    _say(f"admin on {_shown(service.admin_address[0])}:{service.admin_address[1]}")
+    for line in _listening(config, service):
+        _say(line)
     try:
         await stop.wait()
         stop.clear()
@@ -103,6 +105,15 @@ async def _serve(file: Path, config: Config) -> None:
         await service.stop()
 
 
+def _listening(config: Config, service: Service) -> list[str]:
+    """Where it listens, with the ports that were found for 0; in the order of the config."""
+    bound = iter(service.addresses)
+    public = [listener.address for listener in config.listen]
+    lines = [f"listening on {address if address.path else Address(*next(bound))}" for address in public]
+    admin = config.admin.address
+    return [*lines, f"admin on {admin if admin.path else Address(*service.admin_address)}"]
+
+
 def _until_told_to_stop() -> asyncio.Event:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -112,8 +123,14 @@ def _until_told_to_stop() -> asyncio.Event:
 
 
 @main.command()
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--members", default=3, show_default=True, type=click.IntRange(1, 12))
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    help="The edge's; the admin listener takes the next one. 0: any two that are free.",
+    type=click.IntRange(0, 65534),
+)
+@click.option("--members", default=3, show_default=True, help="How many toys.", type=click.IntRange(1, 12))
 def demo(port: int, members: int) -> None:
     """Run toy BinderHubs on loopback and the edge in front of them."""
     from fedproxy.demo.run import run
@@ -134,7 +151,7 @@ def check(file: Path) -> None:
     config = _load(file)
     for key in not_in_force(config):
         click.echo(f"{file}: {key}: accepted, not in force yet")
-    click.echo(f"{file}: valid, {len(config.members)} members")
+    click.echo(f"{file}: valid, {_members(config)}")
 
 
 @main.command("import")
@@ -151,7 +168,7 @@ def import_(file: Path) -> None:
 
 
 @main.command()
-@click.option("--config", "file", required=True, type=_FILE)
+@click.option("--config", "file", required=True, type=_FILE, help="The config, YAML or JSON.")
 @click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
 def page(file: Path, form: str) -> None:
     """Print the federation's member page."""
@@ -167,6 +184,10 @@ _ADMIN = click.option(
 )
 
 
+def _not_a_url(admin: str) -> SystemExit:
+    return SystemExit(f"--admin is {admin!r}, expected an http:// or https:// URL")
+
+
 def _ask(admin: str, path: str, change: dict[str, Any] | None = None) -> Any:
     """Asks the admin API; ends the program with a message that says what to do if that fails."""
     headers = {"Content-Type": "application/json"}
@@ -174,7 +195,7 @@ def _ask(admin: str, path: str, change: dict[str, Any] | None = None) -> Any:
         headers["Authorization"] = f"Bearer {token}"
     body = None if change is None else json.dumps(change).encode()
     if not admin.startswith(("http://", "https://")):
-        raise SystemExit(f"--admin is {admin!r}, expected an http:// or https:// URL")
+        raise _not_a_url(admin)
     request = urllib.request.Request(  # noqa: S310 -- the scheme is checked above
         admin.rstrip("/") + path, data=body, headers=headers, method="GET" if change is None else "PATCH"
     )
@@ -188,10 +209,19 @@ def _ask(admin: str, path: str, change: dict[str, Any] | None = None) -> Any:
             detail = json.load(error).get("detail", "")
         except (ValueError, AttributeError):
             detail = ""
-        hint = " (set FEDPROXY_ADMIN_TOKEN)" if error.code == 401 else ""
-        raise SystemExit(f"{admin}: {error.code} {detail or error.reason}{hint}") from None
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{admin}: {getattr(error, 'reason', error)}: is the edge running there?") from None
+        hint = ""
+        if error.code == 401:
+            hint = f" FEDPROXY_ADMIN_TOKEN is {'another' if token else 'not set'}."
+        raise SystemExit(f"{admin}: {error.code}: {detail or error.reason}{hint}") from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise SystemExit(
+            f"{admin}: {getattr(reason, 'strerror', None) or reason}; is the edge running there?"
+        ) from None
+    except http.client.InvalidURL:
+        raise _not_a_url(admin) from None
+    except (ValueError, http.client.HTTPException):
+        raise SystemExit(f"{admin}: what answers there is not the edge's admin listener") from None
 
 
 @main.command()
@@ -216,7 +246,7 @@ def members(admin: str, as_json: bool) -> None:
             row["state"],
             "well" if row["healthy"] else ", ".join(row["reasons"]) or "ill",
             row["breaker"],
-            f"{row['weight']:g}",
+            _number(row["weight"]),
             f"{row.get('share', 0):.0%}",
             str(row["in_flight"]),
             str(row["launches"]),
@@ -229,7 +259,7 @@ def _changes(state: str, words: str) -> None:
     @_ADMIN
     @click.argument("name")
     def command(name: str, admin: str) -> None:
-        _ask(admin, f"/members/{name}", {"state": state})
+        _ask(admin, _path(name), {"state": state})
         click.echo(f"{name}: {state}")
 
 
@@ -244,12 +274,21 @@ _changes("maint", "Send a member nobody.")
 @click.argument("number", type=click.FloatRange(min=0))
 def weight(name: str, number: float, admin: str) -> None:
     """Set a member's weight."""
-    _ask(admin, f"/members/{name}", {"weight": number})
-    click.echo(f"{name}: weight {number:g}")
+    _ask(admin, _path(name), {"weight": number})
+    click.echo(f"{name}: weight {_number(number)}")
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _path(name: str) -> str:
+    return f"/members/{urllib.parse.quote(name, safe='')}"
+
+
+def _members(config: Config) -> str:
+    count = len(config.members)
+    return "1 member" if count == 1 else f"{count} members"
+
+
+def _number(value: float) -> str:
+    return f"{value:.12g}"
 
 
 def _say(text: str) -> None:

@@ -39,9 +39,11 @@ def _tell(federation: DemoFederation, service: Service) -> None:
     edge = "http://{}:{}".format(*service.addresses[0])
     admin = "http://{}:{}".format(*service.admin_address)
     name = federation.hubs[0].name
-    command = sys.argv[0]
+    program = sys.argv[0]
+    # `python -m` leaves the path of a file that is no command.
+    command = f"{sys.executable} -m fedproxy" if program.endswith("__main__.py") else program
     click.echo("A federation of toy BinderHubs, with the edge in front:\n")
-    for name, text in (
+    for label, url in (
         ("the edge", f"{edge}/"),
         ("a launch to watch", f"{edge}/v2/gh/binder-examples/requirements/HEAD"),
         ("who serves me?", f"{edge}/federation"),
@@ -49,7 +51,7 @@ def _tell(federation: DemoFederation, service: Service) -> None:
         ("for operators", f"{admin}/"),
         ("for Prometheus", f"{admin}/metrics"),
     ):
-        click.echo(f"  {name:<18} {text}")
+        click.echo(f"  {label:<18} {url}")
     click.echo("\nThe members themselves:\n")
     for hub in federation.hubs:
         click.echo(f"  {hub.name:<18} {hub.url}/")

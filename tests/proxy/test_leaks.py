@@ -16,7 +16,7 @@ from tests.rig import Conn, Edge, Ended, Message, RawClient, chunked, edge, guar
 
 HEAD = b"Host: hub.test\r\n"
 VISITORS = 16
-REQUESTS = 1200
+REQUESTS = 10_000
 # Every answer is longer than this.
 MOST_READ = 100
 BODY = bytes(range(256)) * 512
@@ -149,7 +149,7 @@ async def visit(running: Edge, rng: random.Random, requests: int) -> None:
     await client.leave()
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1])
 async def test_nothing_is_left_over_after_thousands_of_requests_and_break_offs(seed: int) -> None:
     rng = random.Random(seed)
     members = {"a": member, "b": member, "c": member}
