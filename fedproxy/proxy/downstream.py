@@ -55,6 +55,7 @@ class Downstream(asyncio.Protocol):
     left = 0  # bytes of the request's body still to come
     chunks: Chunked | None = None
     reading = True
+    writable = True
     keep = True
     framing = _AS_SENT
     linger_until: float | None = None
@@ -175,7 +176,9 @@ class Downstream(asyncio.Protocol):
                 return
         elif len(data) > end:
             self._hold(data[end:])
-        exchange.begin(self.client)
+        if not self.writable:
+            exchange.full = True
+        exchange.begin()
 
     def _unusual_head(self, data: bytes, limit: int) -> bytes:
         """A head that is not whole yet is held; empty if there is nothing to do now."""
@@ -545,10 +548,12 @@ class Downstream(asyncio.Protocol):
             self.transport.resume_reading()
 
     def pause_writing(self) -> None:
+        self.writable = False
         if self.exchange is not None:
             self.exchange.on_visitor_full()
 
     def resume_writing(self) -> None:
+        self.writable = True
         if self.exchange is not None:
             self.exchange.on_visitor_drained()
 

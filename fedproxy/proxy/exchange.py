@@ -52,6 +52,7 @@ class Visitor(Protocol):
     """What an exchange asks of the downstream side."""
 
     transport: asyncio.Transport
+    client: bytes
 
     def upstream_head(self, exchange: Exchange) -> bytes:
         """The request's head as the member in `exchange.pool` is sent it."""
@@ -110,7 +111,6 @@ class Exchange:
     full = False  # the visitor's side takes no more for now
     held: list[bytes] | None = None  # request body not yet sent, or kept for another attempt
     held_size = 0
-    replayable = True
     body_done = True
     seen = -1
     since = 0.0
@@ -130,9 +130,9 @@ class Exchange:
 
     # Choose and attempt
 
-    def begin(self, client: bytes) -> None:
+    def begin(self) -> None:
         """Chooses a member and sends it the request."""
-        lease = self.edge.choose(self.ask, self.block, client, self.started)
+        lease = self.edge.choose(self.ask, self.block, self.visitor.client, self.started)
         if isinstance(lease, Lease):
             self._attempt(lease)
         else:
@@ -180,9 +180,11 @@ class Exchange:
         if self.held is not None:
             for piece in self.held:
                 upstream.write(piece)
-            if not self.replayable:
+            if self.held_size > self.edge.policy.limits.replay:
                 self.held = None
-        if self.body_done is False and upstream.writable:
+        if self.full:
+            upstream.pause()
+        if not self.body_done and upstream.writable:
             self.visitor.resume()
 
     def _refuse(self, error: ExchangeError) -> None:
@@ -209,22 +211,14 @@ class Exchange:
         self.bytes_in += len(data)
         self.body_done = done
         if data and self.held is not None:
-            self._hold(data)
+            self.held.append(data)
+            self.held_size += len(data)
         if self.upstream is not None:
+            if self.held_size > self.edge.policy.limits.replay:
+                self.held = None
             self.upstream.write(data)
         elif not done and self.held_size >= self.edge.policy.limits.replay:
             self.visitor.pause()
-
-    def _hold(self, data: bytes) -> None:
-        held = self.held
-        if held is None:
-            return
-        held.append(data)
-        self.held_size += len(data)
-        if self.held_size > self.edge.policy.limits.replay:
-            self.replayable = False
-            if self.upstream is not None:
-                self.held = None
 
     # What the upstream says
 
@@ -270,6 +264,8 @@ class Exchange:
         self.committed = True
         self.status = 101
         self.first_byte_at = self.edge.clock()
+        if self.lease is not None:
+            self.edge.federation.answered(self.lease, self.first_byte_at)
         self.visitor.send_head(self, head, rest, False)
         upstream.exchange = None
         join(self, self.visitor.transport, upstream, early=self.visitor.detach())
@@ -295,11 +291,11 @@ class Exchange:
             idempotent=self.ask.line.idempotent,
             delivered=error.delivered,
             committed=self.committed or self.interim_seen,
-            replayable=self.replayable,
+            replayable=self.held is not None or not self.bytes_in,
             attempts=self.attempts,
             max_attempts=edge.policy.attempts,
         ):
-            if stale:
+            if stale and edge.pools.get(member.name) is self.pool:
                 # The member's habit, not its failure: the same one again, on a connection of its own.
                 again = edge.federation.acquire_member(member, lease.source, self.tried, now)
                 if isinstance(again, Lease):
@@ -326,7 +322,7 @@ class Exchange:
         self.tried += (member,)
         if edge.only(self.ask, self.block) is not None:
             return False
-        key = self.ask.key if edge.policy.key != "client" else None
+        key = self.ask.key if edge.policy.key != "client" else self.visitor.client
         lease = edge.federation.acquire(key, None, self.tried, now)
         if not isinstance(lease, Lease):
             return False

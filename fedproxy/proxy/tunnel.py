@@ -112,4 +112,5 @@ def join(exchange: Exchange, visitor: asyncio.Transport, upstream: Upstream, ear
     upstream.transport.set_protocol(tunnel.member)
     if early:
         tunnel.visitor.data_received(early)
-    upstream.resume()
+    if not exchange.full:
+        upstream.resume()
