@@ -21,6 +21,7 @@ import uvloop
 
 from fedproxy import __version__
 from fedproxy.config import Address, convert, fault_lines, load, not_in_force
+from fedproxy.config.load import read_text
 from fedproxy.errors import ConfigError
 from fedproxy.web.page import render_page
 
@@ -159,12 +160,9 @@ def check(file: Path) -> None:
 def import_(file: Path) -> None:
     """Print a federation-redirect config.json as a fedproxy config."""
     try:
-        click.echo(convert(file.read_text(encoding="utf-8")), nl=False)
+        click.echo(convert(read_text(file)), nl=False)
     except ConfigError as error:
         raise _wrong(file, error) from None
-    except (OSError, UnicodeDecodeError) as error:
-        click.echo(f"{file}: cannot be read: {error}", err=True)
-        raise SystemExit(2) from None
 
 
 @main.command()
@@ -172,7 +170,7 @@ def import_(file: Path) -> None:
 @click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
 def page(file: Path, form: str) -> None:
     """Print the federation's member page."""
-    click.echo(render_page(_load(file), form))
+    click.echo(render_page(_load(file), form), nl=False)
 
 
 _ADMIN = click.option(
@@ -182,6 +180,14 @@ _ADMIN = click.option(
     show_default=True,
     help="The admin listener's URL (FEDPROXY_ADMIN).",
 )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _not_a_url(admin: str) -> SystemExit:
@@ -194,7 +200,7 @@ def _ask(admin: str, path: str, change: dict[str, Any] | None = None) -> Any:
     if token := os.environ.get("FEDPROXY_ADMIN_TOKEN"):
         headers["Authorization"] = f"Bearer {token}"
     body = None if change is None else json.dumps(change).encode()
-    if not admin.startswith(("http://", "https://")):
+    if not _is_url(admin):
         raise _not_a_url(admin)
     request = urllib.request.Request(  # noqa: S310 -- the scheme is checked above
         admin.rstrip("/") + path, data=body, headers=headers, method="GET" if change is None else "PATCH"
