@@ -1,0 +1,75 @@
+import re
+import signal
+import socket
+
+import aiohttp
+
+from tests.program import fedproxy
+
+LAST = "Ctrl-C ends all of it."
+
+
+async def test_demo_serves_what_it_prints_and_ends_at_ctrl_c() -> None:
+    async with fedproxy("demo", "--port", 0, "--members", 2) as demo:
+        await demo.line(LAST)
+        said = dict(re.findall(r"^  (\S.*?)  +(http://\S+)$", demo.output, re.MULTILINE))
+        assert list(said) == [
+            "the edge",
+            "a launch to watch",
+            "who serves me?",
+            "the federation",
+            "for operators",
+            "for Prometheus",
+            "toy-oxford",
+            "toy-leuven",
+        ]
+        async with aiohttp.ClientSession() as client:
+            for name, url in said.items():
+                async with client.get(url) as response:
+                    assert response.status == 200, name
+            async with client.get(said["the federation"]) as response:
+                assert set((await response.json())["active_hosts"]) == {"toy-oxford", "toy-leuven"}
+        demo.signal(signal.SIGINT)
+        assert await demo.ended() == 0
+        assert demo.lines[-1] == "Stopping."
+
+
+async def test_examples_that_the_demo_prints_do_what_they_say() -> None:
+    async with fedproxy("demo", "--port", 0, "--members", 1) as demo:
+        await demo.line(LAST)
+        edge, operators = (
+            re.findall(rf"^  {label}  +(http://\S+)/$", demo.output, re.MULTILINE)[0]
+            for label in ("the edge", "for operators")
+        )
+        ill, well = re.findall(r"curl -X POST (\S+)$", demo.output, re.MULTILINE)
+        token = re.findall(r"FEDPROXY_ADMIN_TOKEN=(\S+)", demo.output)[0]
+        assert f"FEDPROXY_ADMIN={operators} " in demo.output
+        assert re.search(
+            r"-m fedproxy drain toy-oxford; .*-m fedproxy members; .*-m fedproxy ready toy-oxford$",
+            demo.output,
+            re.MULTILINE,
+        )
+        async with aiohttp.ClientSession() as client:
+            for url, status in (ill, 503), (well, 200):
+                async with client.post(url) as response:
+                    assert response.status == 200
+                async with client.get(edge) as response:
+                    assert response.status == status
+            async with client.patch(
+                f"{operators}/members/toy-oxford",
+                json={"state": "drain"},
+                headers={"Authorization": f"Bearer {token}"},
+            ) as response:
+                assert response.status == 200
+        demo.signal(signal.SIGTERM)
+        assert await demo.ended() == 0
+
+
+async def test_demo_on_a_taken_port_says_how_to_take_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with fedproxy("demo", "--port", port) as demo:
+            assert await demo.ended() == 1
+        (line,) = demo.lines
+        assert line.startswith(f"fedproxy demo: cannot listen on 127.0.0.1:{port}: Address already in use;")
+        assert line.endswith("another port: --port N")

@@ -1,0 +1,423 @@
+import asyncio
+import json
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+import yaml
+from click.testing import CliRunner, Result
+
+from fedproxy.cli import main
+from fedproxy.config import parse
+from fedproxy.serve.service import Service
+from tests.program import Program, fedproxy
+from tests.rig import Conn, Ended, Message, RawClient, Script, Scripted, answer, per_request, refusing, until
+
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+TOKEN = "a word"
+MEMBERS = {
+    "leuven": {"url": "http://127.0.0.1:1", "weight": 3, "prime": True},
+    "oxford": {"url": "http://127.0.0.1:2", "run_by": {"name": "Toy [Computing]", "url": "http://c.example"}},
+}
+LOOPBACK = {"listen": [{"address": "127.0.0.1:0"}], "admin": {"address": "127.0.0.1:0"}}
+LEGACY = {"hosts": {"a": {"url": "https://a.example", "weight": 2, "prime": True}, "b": None}}
+
+FAULTY = "timeouts: {connect: soon}\nmebers: 3\nmembers:\n  a: {url: 'ftp://x'}\n"
+FAULTS = [
+    "timeouts.connect: is 'soon', expected a duration above 0, such as 250ms, 15s or 4h",
+    "mebers: is not a known key, did you mean 'members'?",
+    "members.a.url: is 'ftp://x', expected an http:// or https:// URL with no path, or unix:/PATH",
+]
+
+
+def run(*arguments: object, **env: str) -> Result:
+    """A command in this process, with these of the program's own environment variables and no others."""
+    clean = {"FEDPROXY_ADMIN": None, "FEDPROXY_ADMIN_TOKEN": None, "COLUMNS": "100"}
+    return CliRunner().invoke(main, [str(word) for word in arguments], env={**clean, **env})
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[object], Path]:
+    """Writes the config file: text as it is, anything else as YAML."""
+
+    def write(what: object) -> Path:
+        file = tmp_path / "edge.yaml"
+        file.write_text(what if isinstance(what, str) else yaml.safe_dump(what, sort_keys=False))
+        return file
+
+    return write
+
+
+Write = Callable[[object], Path]
+
+
+# Commands that read a file
+
+
+def test_check_of_a_valid_file_counts_its_members(write: Write) -> None:
+    file = write({"members": MEMBERS})
+    result = run("check", file)
+    assert (result.exit_code, result.output) == (0, f"{file}: valid, 2 members\n")
+
+
+def test_check_says_which_keys_are_not_in_force(write: Write) -> None:
+    file = write({"rate": {"launches": 5}, "members": {"a": {"url": "http://a.example"}}})
+    result = run("check", file)
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        f"{file}: rate: accepted, not in force yet",
+        f"{file}: valid, 1 member",
+    ]
+
+
+def test_check_of_a_faulty_file_says_every_fault(write: Write) -> None:
+    file = write(FAULTY)
+    result = run("check", file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [f"{file}: {fault}" for fault in FAULTS]
+
+
+@pytest.mark.parametrize("command", [("check",), ("import",), ("page", "--config"), ("serve", "--config")])
+def test_file_that_is_not_there_is_said(command: tuple[str, ...], tmp_path: Path) -> None:
+    result = run(*command, tmp_path / "none.yaml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"{tmp_path / 'none.yaml'}: cannot be read: No such file or directory\n"
+
+
+def test_import_prints_a_config_that_is_valid(write: Write) -> None:
+    result = run("import", write(json.dumps(LEGACY)))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert list(parse(result.stdout, {}).members) == ["a"]
+    assert run("check", write(result.stdout)).exit_code == 0
+
+
+def test_import_of_another_format_is_refused(write: Write) -> None:
+    file = write({"members": MEMBERS})
+    result = run("import", file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"{file}: is not of federation-redirect's format, expected `hosts`\n"
+
+
+def test_import_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(b'{"hosts": "\xff"}')
+    result = run("import", file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"{file}: is not UTF-8: invalid start byte at byte 11\n"
+
+
+def test_page_is_html_unless_markdown_is_asked_for(write: Write) -> None:
+    file = write({"members": MEMBERS})
+    html = run("page", "--config", file)
+    assert html.exit_code == 0
+    assert html.stdout.startswith("<!doctype html>")
+    assert "Toy [Computing]" in html.stdout
+    markdown = run("page", "--config", file, "--format", "markdown")
+    assert markdown.exit_code == 0
+    assert "[Toy \\[Computing\\]](" in markdown.stdout
+
+
+# Commands that ask the admin listener
+
+
+@pytest.fixture
+def admin() -> Iterator[str]:
+    """The URL of the admin listener of an edge that runs in another thread."""
+    config = {**LOOPBACK, "admin": {"address": "127.0.0.1:0", "token": TOKEN}, "members": MEMBERS}
+    loop = uvloop.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        service = Service(parse(yaml.safe_dump(config, sort_keys=False), {}), log=lambda line: None)
+        asyncio.run_coroutine_threadsafe(service.start(), loop).result(10)
+        try:
+            yield "http://{}:{}".format(*service.admin_address)
+        finally:
+            asyncio.run_coroutine_threadsafe(service.stop(), loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def shown(admin: str) -> dict[str, dict[str, Any]]:
+    result = run("members", "--json", "--admin", admin)
+    assert result.exit_code == 0
+    return {row["name"]: row for row in json.loads(result.stdout)}
+
+
+def test_members_are_shown_as_a_table(admin: str) -> None:
+    result = run("members", FEDPROXY_ADMIN=admin)
+    assert result.exit_code == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines()]
+    assert [row for row in rows if row] == [
+        ["leuven (prime)", "ready", "well", "closed", "3", "75%", "0", "0"],
+        ["oxford", "ready", "well", "closed", "1", "25%", "0", "0"],
+    ]
+
+
+def test_members_are_shown_as_json(admin: str) -> None:
+    members = shown(admin)
+    assert list(members) == ["leuven", "oxford"]
+    assert members["leuven"]["prime"] is True
+    assert (members["oxford"]["state"], members["oxford"]["weight"]) == ("ready", 1)
+
+
+@pytest.mark.parametrize("state", ["drain", "maint"])
+def test_member_leaves_rotation_and_comes_back(state: str, admin: str) -> None:
+    for word in state, "ready":
+        result = run(word, "oxford", "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
+        assert (result.exit_code, result.output) == (0, f"oxford: {word}\n")
+        members = shown(admin)
+        assert (members["oxford"]["state"], members["leuven"]["state"]) == (word, "ready")
+
+
+@pytest.mark.parametrize("number", ["0", "2.5", "1234567"])
+def test_weight_is_set_and_said_in_full(number: str, admin: str) -> None:
+    result = run("weight", "oxford", number, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
+    assert (result.exit_code, result.output) == (0, f"oxford: weight {number}\n")
+    assert shown(admin)["oxford"]["weight"] == float(number)
+
+
+@pytest.mark.parametrize("number", ["heavy", "inf", "nan"])
+def test_weight_that_is_no_number_changes_nothing(number: str, admin: str) -> None:
+    result = run("weight", "oxford", number, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
+    assert result.exit_code in (1, 2)
+    assert shown(admin)["oxford"]["weight"] == 1
+
+
+def test_change_without_the_token_is_refused(admin: str) -> None:
+    result = run("drain", "oxford", "--admin", admin)
+    assert result.exit_code == 1
+    assert result.output == f"{admin}: 401: This needs the admin token. FEDPROXY_ADMIN_TOKEN is not set.\n"
+    assert shown(admin)["oxford"]["state"] == "ready"
+
+
+def test_change_with_another_token_is_refused(admin: str) -> None:
+    result = run("weight", "oxford", 7, "--admin", admin, FEDPROXY_ADMIN_TOKEN="another")
+    assert result.exit_code == 1
+    assert result.output == f"{admin}: 401: This needs the admin token. FEDPROXY_ADMIN_TOKEN is another.\n"
+    assert shown(admin)["oxford"]["weight"] == 1
+
+
+@pytest.mark.parametrize("name", ["nobody", "a b/ü?#", "%2e%2e"])
+def test_name_of_no_member_is_said(name: str, admin: str) -> None:
+    result = run("drain", name, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
+    assert (result.exit_code, result.output) == (1, f"{admin}: 404: There is no member of that name.\n")
+
+
+def test_nothing_listening_is_said() -> None:
+    with refusing() as url:
+        result = run("members", "--admin", url)
+    assert result.exit_code == 1
+    assert result.output == f"{url}: Connection refused; is the edge running there?\n"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8081",
+        "ftp://h",
+        "file:///etc/passwd",
+        "http://",
+        "http://h:x",
+        "http://[::1",
+        "http://h/a b",
+    ],
+)
+def test_address_that_is_no_url_is_refused(url: str) -> None:
+    result = run("members", "--admin", url)
+    assert result.exit_code == 1
+    assert result.output == f"--admin is {url!r}, expected an http:// or https:// URL\n"
+
+
+@contextmanager
+def something_else(says: bytes) -> Iterator[str]:
+    """The URL of a listener that answers one connection with these bytes."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(says)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield "http://{}:{}".format(*listener.getsockname())
+        thread.join(10)
+
+
+@pytest.mark.parametrize("says", [b"SSH-2.0-x\r\n", OK])
+def test_something_else_that_answers_is_said(says: bytes) -> None:
+    with something_else(says) as url:
+        result = run("members", "--admin", url)
+    assert result.exit_code == 1
+    assert result.output == f"{url}: what answers there is not the edge's admin listener\n"
+
+
+# serve, as a process
+
+
+Address = tuple[str, int]
+
+
+def write_config(file: Path, url: str, weight: float, **changes: object) -> None:
+    config = {**LOOPBACK, "members": {"a": {"url": url, "weight": weight}}, **changes}
+    file.write_text(yaml.safe_dump(config))
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running `serve`, the file that it read, its one member and where it listens."""
+
+    program: Program
+    file: Path
+    member: Scripted
+    public: Address
+    admin: Address
+
+    def write(self, weight: float, **changes: object) -> None:
+        write_config(self.file, self.member.url, weight, **changes)
+
+    async def weight(self) -> float:
+        client = await RawClient.connect(self.admin)
+        response = await client.ask(b"GET /members/a HTTP/1.1\r\nHost: h\r\n\r\n")
+        await client.leave()
+        return float(json.loads(response.body)["weight"])
+
+
+@asynccontextmanager
+async def serving(file: Path, script: Script) -> AsyncIterator[Serving]:
+    member = Scripted(script)
+    await member.start()
+    try:
+        write_config(file, member.url, weight=1)
+        async with fedproxy("serve", "--config", file) as program:
+            public = await program.address("listening on ")
+            admin = await program.address("admin on ")
+            yield Serving(program, file, member, public, admin)
+    finally:
+        await member.stop()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "edge.yaml"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_serve_passes_requests_through_until_a_signal(number: int, file: Path) -> None:
+    async with serving(file, answer(OK)) as edge:
+        client = await RawClient.connect(edge.public)
+        response = await client.ask(GET)
+        assert (response.status, response.body) == (200, b"ok")
+        edge.program.signal(number)
+        # The visitor's connection is idle: nothing to wait for.
+        assert await client.closed() == "eof"
+        await client.leave()
+        assert await edge.program.ended() == 0
+
+
+async def test_hangup_puts_a_changed_file_in_force(file: Path) -> None:
+    async with serving(file, answer(OK)) as edge:
+        assert await edge.weight() == 1
+        edge.write(7)
+        edge.program.signal(signal.SIGHUP)
+        assert await edge.program.line("reloaded ") == str(file)
+        assert await edge.weight() == 7
+
+
+async def test_hangup_with_a_broken_file_keeps_the_old_config(file: Path) -> None:
+    async with serving(file, answer(OK)) as edge:
+        file.write_text(FAULTY)
+        edge.program.signal(signal.SIGHUP)
+        await edge.program.line("the config in force is kept")
+        assert edge.program.lines[-4:-1] == [f"{file}: {fault}" for fault in FAULTS]
+        assert await edge.weight() == 1
+        client = await RawClient.connect(edge.public)
+        assert (await client.ask(GET)).body == b"ok"
+        await client.leave()
+
+
+async def test_hangup_with_another_listener_asks_for_a_restart(file: Path) -> None:
+    async with serving(file, answer(OK)) as edge:
+        edge.write(7, listen=[{"address": "127.0.0.1:1"}])
+        edge.program.signal(signal.SIGHUP)
+        await edge.program.line("the config in force is kept")
+        assert edge.program.lines[-2] == f"{file}: listen: has changed, which takes a restart"
+        assert await edge.weight() == 1
+
+
+async def test_request_under_way_at_sigterm_is_finished(file: Path) -> None:
+    told = asyncio.Event()
+
+    async def when_told(conn: Conn, request: Message) -> None:
+        await told.wait()
+        conn.send(OK)
+
+    async with serving(file, per_request(when_told)) as edge:
+        client = await RawClient.connect(edge.public)
+        await client.send(GET)
+        await until(lambda: edge.member.has(requests=1), "the request at the member")
+        edge.program.signal(signal.SIGTERM)
+        await edge.program.line("draining for at most 600 s")
+        told.set()
+        response = await client.response()
+        assert (response.status, response.body) == (200, b"ok")
+        await client.leave()
+        assert await edge.program.ended() == 0
+
+
+async def test_second_signal_cuts_what_is_under_way(file: Path) -> None:
+    async def never(conn: Conn) -> None:
+        await conn.request()
+        conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        await conn.stall()
+
+    async with serving(file, never) as edge:
+        client = await RawClient.connect(edge.public)
+        await client.send(GET)
+        await client.head()
+        edge.program.signal(signal.SIGTERM)
+        await edge.program.line("a second signal ends it at once")
+        edge.program.signal(signal.SIGTERM)
+        assert await edge.program.ended() == 0
+        with pytest.raises(Ended):
+            await client.exactly(10)
+        await client.leave()
+
+
+async def test_serve_on_a_taken_port_says_which(write: Write) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        file = write({**LOOPBACK, "listen": [{"address": address}], "members": MEMBERS})
+        async with fedproxy("serve", "--config", file) as program:
+            assert await program.ended() == 1
+    assert program.lines[1:] == [f"fedproxy: cannot listen on {address}: Address already in use"]
+
+
+async def test_serve_of_a_faulty_file_says_every_fault(write: Write) -> None:
+    file = write(FAULTY)
+    async with fedproxy("serve", "--config", file) as program:
+        assert await program.ended() == 2
+    assert program.lines == [f"{file}: {fault}" for fault in FAULTS]
+
+
+async def test_serve_on_unix_sockets_says_where(tmp_path: Path, write: Write) -> None:
+    public, admin = f"unix:{tmp_path / 'e.sock'}", f"unix:{tmp_path / 'a.sock'}"
+    file = write({"listen": [{"address": public}], "admin": {"address": admin}, "members": MEMBERS})
+    async with fedproxy("serve", "--config", file) as program:
+        assert await program.line("listening on ") == public
+        assert await program.line("admin on ") == admin
+        program.signal(signal.SIGTERM)
+        assert await program.ended() == 0
