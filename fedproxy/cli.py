@@ -66,6 +66,8 @@ def serve(file: Path, workers: int | None) -> None:
         _say(f"{file}: {key}: accepted, not in force yet")
     try:
         uvloop.run(_serve(file, config))
+    except ConfigError as error:
+        raise _wrong(file, error) from None
     except OSError as error:
         raise SystemExit(f"fedproxy: {error.strerror or error}") from None
 

@@ -560,7 +560,7 @@ class Downstream(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Closes a kept connection between two requests."""
         if self.exchange is None and not self.held and self.linger_until is None:
-            self._end_here()
+            self.transport.close()
 
     def sweep(self, now: float) -> None:
         """Looks at the one deadline that counts now."""

@@ -14,6 +14,7 @@ from fedproxy.decide.federation import Federation, FederationPolicy
 from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Fixed, Redirect, Route, Router, ToMember, ToMembers, ToPrime
+from fedproxy.errors import ConfigError, Fault
 from fedproxy.proxy.policy import Endpoint, Limits, Policy, Timeouts
 
 if TYPE_CHECKING:
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 
 
 def assemble(edge: Edge, settings: config.Config) -> None:
-    """Puts `settings` in force. Members that stay keep their state, and so do the connections to them."""
+    """Puts `settings` in force. Members that stay keep their state, and so do the connections to them.
+
+    Raises ConfigError, with nothing changed, for a `ca` that is no certificate.
+    """
     known = edge.federation.by_name if edge.pools else {}
     active = {name: member for name, member in settings.members.items() if member.active}
+    endpoints = {name: _endpoint(name, member) for name, member in active.items()}
     members = [_member(name, settings, known.get(name)) for name in active]
     federation = Federation(
         members,
@@ -39,7 +44,7 @@ def assemble(edge: Edge, settings: config.Config) -> None:
     edge.apply(
         policy=_policy(settings),
         federation=federation,
-        endpoints={name: _endpoint(member) for name, member in active.items()},
+        endpoints=endpoints,
         cookie_values={name: cookie_value(name, secret) for name in active},
         router=Router([Route(route.path, _action(route)) for route in settings.routes]),
         budget=RetryBudget(settings.retry.budget, settings.retry.floor),
@@ -110,11 +115,15 @@ def _action(route: config.Route) -> Action:
     return ToMember(route.to, away)
 
 
-def _endpoint(member: config.Member) -> Endpoint:
+def _endpoint(name: str, member: config.Member) -> Endpoint:
     """Where a member's URL leads. An https member's certificate is verified, by its `ca` if it has one."""
     address = config.member_address(member.url)
     tls = None
     if address.tls:
-        tls = ssl.create_default_context(cafile=member.ca)
+        try:
+            tls = ssl.create_default_context(cafile=member.ca)
+        except ssl.SSLError as error:
+            message = f"{member.ca} cannot be used, expected certificates as PEM"
+            raise ConfigError([Fault(f"members.{name}.ca", message)]) from error
         tls.set_alpn_protocols(["http/1.1"])
     return Endpoint(address.host, address.port, address.authority.encode("ascii"), address.path or None, tls)

@@ -9,7 +9,6 @@ import ssl
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -103,7 +102,10 @@ class Service:
         factory = partial(Downstream, self.edge, secure=tls is not None)
         address = listener.address
         if address.path:
-            server: Any = await loop.create_unix_server(factory, address.path, backlog=_BACKLOG, ssl=tls)
+            try:
+                server: Any = await loop.create_unix_server(factory, address.path, backlog=_BACKLOG, ssl=tls)
+            except OSError as error:
+                raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
         else:
             server = await loop.create_server(
                 factory,
@@ -177,8 +179,11 @@ class Service:
         changed = [key for key in fixed if getattr(config, key) != getattr(self.config, key)]
         if changed:
             return self._not_reloaded([Fault(key, "has changed, which takes a restart") for key in changed])
+        try:
+            assemble(self.edge, config)
+        except ConfigError as error:
+            return self._not_reloaded(error.faults)
         self.config = config
-        assemble(self.edge, config)
         self.reloads["success"] += 1
         self.reloaded_at = time.time()
         return []
@@ -242,6 +247,13 @@ def _tls(listener: Listener) -> ssl.SSLContext:
     context.minimum_version = (
         ssl.TLSVersion.TLSv1_3 if listener.tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     )
-    context.load_cert_chain(Path(listener.tls.certificate), Path(listener.tls.private_key))
+    try:
+        context.load_cert_chain(listener.tls.certificate, listener.tls.private_key)
+    except ssl.SSLError as error:
+        message = (
+            f"{listener.tls.certificate} and {listener.tls.private_key} do not go together "
+            f"({error.reason or 'not PEM'}), expected a PEM chain and its key"
+        )
+        raise ConfigError([Fault("listen.tls", message)]) from error
     context.set_alpn_protocols(["http/1.1"])
     return context

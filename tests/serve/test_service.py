@@ -243,3 +243,31 @@ async def test_name_is_resolved_and_an_unknown_one_is_a_failure() -> None:
     resolver._known["no-such-name.invalid", 80] = (-1.0, found)
     assert await resolver.resolve("no-such-name.invalid", 80) is found
     await resolver.close()
+
+
+async def test_certificate_without_its_key_is_a_fault_that_names_both(files: dict[str, str]) -> None:
+    tls = {"certificate": files["ca"], "private_key": files["key"]}
+    service = Service(config_of("http://127.0.0.1:1", listen=[{"address": "127.0.0.1:0", "tls": tls}]))
+    with pytest.raises(ConfigError, match=r"listen\.tls: .*ca\.pem and .*key\.pem do not go together"):
+        await service.start()
+
+
+async def test_unix_listener_in_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    service = Service(
+        config_of("http://127.0.0.1:1", listen=[{"address": f"unix:{tmp_path}/none/edge.sock"}])
+    )
+    with pytest.raises(OSError, match=r"cannot listen on unix:.*/none/edge\.sock: No such file"):
+        await service.start()
+
+
+async def test_reload_with_a_ca_that_is_none_changes_nothing(files: dict[str, str]) -> None:
+    def reread() -> Config:
+        member = {"url": "https://localhost", "ca": files["key"], "weight": 7}
+        return config_of("", members={"a": member})
+
+    service = Service(config_of("http://127.0.0.1:1"), log=lambda line: None, reread=reread)
+    await service.start()
+    message = f"{files['key']} cannot be used, expected certificates as PEM"
+    assert service.reload() == [Fault("members.a.ca", message)]
+    assert service.federation.by_name["a"].weight == 1
+    await service.stop()
