@@ -59,6 +59,7 @@ class Downstream(asyncio.Protocol):
     keep = True
     framing = _AS_SENT
     linger_until: float | None = None
+    unsent = 0
     head_since: float | None = None
     idle_since = 0.0
     request_id = b""
@@ -135,7 +136,10 @@ class Downstream(asyncio.Protocol):
         elif self.linger_until is None:
             if self.held:
                 data, self.held = self.held + data, b""
-            self._read_head(data)
+            if self.writable:
+                self._read_head(data)
+            else:
+                self._hold(data)
 
     def _read_head(self, data: bytes) -> None:
         edge = self.edge
@@ -304,6 +308,8 @@ class Downstream(asyncio.Protocol):
         self.held += data
         if len(self.held) > self.edge.policy.limits.request_head:
             self.pause()
+        else:
+            self.resume()
 
     # Answers of the edge's own
 
@@ -508,18 +514,15 @@ class Downstream(asyncio.Protocol):
         self.left = 0
         self.chunks = None
         self.held += data
-        self.resume()
-        if self.held and self.exchange is None:
+        if self.held:
             # Not at once: a thousand pipelined requests must not become a thousand nested calls.
             asyncio.get_running_loop().call_soon(self._read_held)
+        self._hold(b"")
 
     def _read_held(self) -> None:
-        if (
-            self.held
-            and self.exchange is None
-            and self.linger_until is None
-            and not self.transport.is_closing()
-        ):
+        if self.exchange is not None or self.linger_until is not None or not self.writable:
+            return
+        if self.held and not self.transport.is_closing():
             data, self.held = self.held, b""
             self._read_head(data)
 
@@ -529,8 +532,8 @@ class Downstream(asyncio.Protocol):
             return
         self.held = b""
         self.resume()
+        self.linger_until = self.edge.clock() + _LINGER
         if self.transport.can_write_eof():
-            self.linger_until = self.edge.clock() + _LINGER
             self.transport.write_eof()
         else:
             self.transport.close()
@@ -556,6 +559,8 @@ class Downstream(asyncio.Protocol):
         self.writable = True
         if self.exchange is not None:
             self.exchange.on_visitor_drained()
+        else:
+            self._read_held()
 
     def close_if_idle(self) -> None:
         """Closes a kept connection between two requests."""
@@ -567,13 +572,21 @@ class Downstream(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.sweep(now)
         elif self.linger_until is not None:
-            if now > self.linger_until:
-                self.transport.abort()
+            self._sweep_lingering(self.linger_until, now)
         elif self.head_since is not None:
             if now - self.head_since > self.edge.policy.timeouts.request_head:
                 self._refuse(HeadTimeout())
         elif now - self.idle_since > self.edge.policy.timeouts.keepalive:
             self.transport.close()
+
+    def _sweep_lingering(self, until: float, now: float) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self.unsent:
+            # Somebody who reads slowly is still owed the end of the answer.
+            self.unsent = unsent
+            self.linger_until = now + (self.edge.policy.timeouts.response_idle if unsent else _LINGER)
+        elif now > until:
+            self.transport.abort()
 
 
 def _is_address(text: bytes) -> bool:
