@@ -43,6 +43,8 @@ _AS_SENT = 0  # ... as the member sent it
 # A closing connection reads on for so long, so that no reset overtakes the answer (RFC 9112 section 9.6).
 _LINGER = 5.0
 _SMALL = 16 * 1024
+# What the edge itself tells the server of its own pages.
+_SAID_HERE = (b"connection:", b"x-request-id:", b"x-forwarded-", b"x-real-ip:", b"forwarded:")
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 
 
@@ -83,7 +85,8 @@ class Downstream(asyncio.Protocol):
         edge = self.edge
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
-            self.peer = self.client = peer[0].partition("%")[0].encode("ascii")
+            # An IPv4 visitor of an IPv6 listener is an IPv4 visitor (RFC 4291 section 2.5.5.2).
+            self.peer = self.client = peer[0].partition("%")[0].removeprefix("::ffff:").encode("ascii")
             self.trusted = bool(edge.policy.trusted) and _is_in(self.peer, edge)
         else:
             # Who may open the unix socket is this machine's own proxy.
@@ -390,7 +393,7 @@ class Downstream(asyncio.Protocol):
         lines = [
             line
             for line in data[:end].split(b"\r\n")
-            if not line.lower().startswith((b"connection:", b"x-request-id:", b"x-forwarded-"))
+            if not line.lower().replace(b"_", b"-").startswith(_SAID_HERE)
         ]
         lines += [b"Connection: close", b"X-Request-ID: " + self.request_id]
         self._forget()
@@ -434,7 +437,10 @@ class Downstream(asyncio.Protocol):
             elif exchange.ask.line.http10:
                 lines.append(b"Connection: keep-alive\r\n")
         if not head.public and exchange.sets_cookie:
-            lines.append(self.edge.cookies[exchange.pool.member.name, self.secure])
+            # None if a reload took the member away meanwhile.
+            cookie = self.edge.cookies.get((exchange.pool.member.name, self.secure))
+            if cookie is not None:
+                lines.append(cookie)
         lines.append(b"\r\n")
         if self.framing == _CHUNK and body:
             body = chunk(body)
@@ -490,8 +496,11 @@ class Downstream(asyncio.Protocol):
     def broken(self, exchange: Exchange) -> None:
         """The response is not whole: the connection is reset, so that it cannot look complete."""
         self.exchange = None
+        self._reset()
+
+    def _reset(self) -> None:
         sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
+        if sock is not None and sock.family != socket.AF_UNIX and sock.fileno() >= 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
@@ -531,8 +540,9 @@ class Downstream(asyncio.Protocol):
         if self.transport.is_closing():
             return
         self.held = b""
-        self.resume()
+        # First of all: what is read from here on is no request.
         self.linger_until = self.edge.clock() + _LINGER
+        self.resume()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
@@ -565,7 +575,12 @@ class Downstream(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Closes a kept connection between two requests."""
         if self.exchange is None and not self.held and self.linger_until is None:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Closes with nothing to say; what is still to be sent has as long as a slow reader has."""
+        self.linger_until = self.edge.clock() + _LINGER
+        self.transport.close()
 
     def sweep(self, now: float) -> None:
         """Looks at the one deadline that counts now."""
@@ -577,7 +592,7 @@ class Downstream(asyncio.Protocol):
             if now - self.head_since > self.edge.policy.timeouts.request_head:
                 self._refuse(HeadTimeout())
         elif now - self.idle_since > self.edge.policy.timeouts.keepalive:
-            self.transport.close()
+            self._close()
 
     def _sweep_lingering(self, until: float, now: float) -> None:
         unsent = self.transport.get_write_buffer_size()
@@ -586,7 +601,7 @@ class Downstream(asyncio.Protocol):
             self.unsent = unsent
             self.linger_until = now + (self.edge.policy.timeouts.response_idle if unsent else _LINGER)
         elif now > until:
-            self.transport.abort()
+            self._reset() if unsent else self.transport.abort()
 
 
 def _is_address(text: bytes) -> bool:

@@ -168,7 +168,8 @@ class Edge:
         if isinstance(action, ToPrime) and self.federation.prime is not None:
             return self.federation.prime, Source.HOST
         if isinstance(action, ToMember):
-            return self.federation.by_name[action.name], Source.HOST
+            named = self.federation.by_name.get(action.name)
+            return None if named is None else (named, Source.HOST)
         return None
 
     def choose(self, ask: Ask, block: HeaderBlock, client: bytes, now: float) -> Lease | Refusal:

@@ -30,6 +30,7 @@ from fedproxy.errors import (
     VisitorGone,
 )
 from fedproxy.proxy.tunnel import join
+from fedproxy.wire.request import may_be_tunnelled
 
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
@@ -98,7 +99,7 @@ class Exchange:
     tried: tuple[Member, ...] = ()
     attempts = 0
     committed = False
-    interim_seen = False
+    interims = 0
     settled = False
     source: Source | None = None
     sets_cookie = False  # the visitor is told where they are: new, moved, or on a page that renews it
@@ -224,7 +225,7 @@ class Exchange:
 
     def on_interim(self, head: ResponseHead) -> None:
         """A 1xx, which goes on at once."""
-        self.interim_seen = True
+        self.interims += 1
         self.visitor.send_interim(head)
 
     def on_head(self, head: ResponseHead, body: bytes, done: bool) -> None:
@@ -261,6 +262,8 @@ class Exchange:
         upstream = self.upstream
         if self.block.upgrade is None or self.ask.line.http10 or upstream is None:
             return False
+        if head.upgrade is not None and not may_be_tunnelled(head.upgrade):
+            return False
         self.committed = True
         self.status = 101
         self.first_byte_at = self.edge.clock()
@@ -290,7 +293,7 @@ class Exchange:
         if may_retry(
             idempotent=self.ask.line.idempotent,
             delivered=error.delivered,
-            committed=self.committed or self.interim_seen,
+            committed=self.committed or self.interims > 0,
             replayable=self.held is not None or not self.bytes_in,
             attempts=self.attempts,
             max_attempts=edge.policy.attempts,
@@ -320,7 +323,7 @@ class Exchange:
         """Another attempt with the next member in rank; False if there is none, or the budget is used up."""
         edge = self.edge
         self.tried += (member,)
-        if edge.only(self.ask, self.block) is not None:
+        if not self.ask.balanced or edge.only(self.ask, self.block) is not None:
             return False
         key = self.ask.key if edge.policy.key != "client" else self.visitor.client
         lease = edge.federation.acquire(key, None, self.tried, now)
@@ -391,7 +394,12 @@ class Exchange:
         upstream = self.upstream
         if upstream is None:
             return
-        waiting_for_100 = self.block.expect and not self.interim_seen and not self.bytes_in
+        if self.full:
+            # Nothing is read of the member meanwhile, so it cannot be the member that is late.
+            if stood > timeouts.response_idle:
+                self._break(VisitorGone(), now, "cD")
+            return
+        waiting_for_100 = self.block.expect and not self.interims and not self.bytes_in
         if not self.body_done and upstream.writable and not waiting_for_100:
             if stood > timeouts.request_idle:
                 self.cut(BodyTimeout())
@@ -402,10 +410,7 @@ class Exchange:
                 self._abort_upstream()
                 self.on_failure(ResponseTimeout())
         elif stood > timeouts.response_idle:
-            if self.full:
-                self._break(VisitorGone(), now, "cD")
-            else:
-                self._break(BodyStalled(), now)
+            self._break(BodyStalled(), now)
 
     # The end, exactly once
 
@@ -441,10 +446,10 @@ class Exchange:
         self.lease = None
         self.upstream = None
         edge.federation.settle(lease, _FAILURE if self.status in edge.policy.failing else _SUCCESS, now)
-        if self.body_done:
+        if self.body_done and not (self.bytes_in and upstream.transport.get_write_buffer_size()):
             upstream.release(now)
         else:
-            # An early answer: the rest of the body has nowhere to go.
+            # An early answer: the member has not taken the whole request, and nobody else's may follow it.
             upstream.abort()
         self._record(now)
         self.visitor.finished(self, now)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _AWAITING_HEAD = -1
 _UNTIL_CLOSE = 1 << 62
 _LONGEST_HEAD = 64 * 1024
+_MOST_INTERIMS = 32
 _heads = Memo(response.read, entries=2048, longest=4096)
 
 
@@ -92,24 +93,39 @@ class Upstream(asyncio.Protocol):
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
         if self.held:
             data, self.held = self.held + data, b""
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4 or end > _LONGEST_HEAD:
-            if len(data) > _LONGEST_HEAD or not b"HTTP/1.".startswith(data[:7]):
-                self._fail(exchange, BadResponse())
-            else:
-                self.held = data
-            return
-        try:
-            head = _heads[data[:end]]
-        except BadResponse as error:
-            self._fail(exchange, error)
-            return
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4 or end > _LONGEST_HEAD:
+                if len(data) > _LONGEST_HEAD or not b"HTTP/1.".startswith(data[:7]):
+                    self._fail(exchange, BadResponse())
+                else:
+                    self.held = data
+                return
+            try:
+                head = _heads[data[:end]]
+            except BadResponse as error:
+                self._fail(exchange, error)
+                return
+            if head.status >= 200:
+                self._start_body(exchange, head, data, end)
+                return
+            data = data[end:]
+            if head.status == 101 or exchange.interims >= _MOST_INTERIMS:
+                # RFC 9110 section 15.2.2: a 101 only if asked.
+                if head.status != 101 or not exchange.on_upgrade(head, data):
+                    self._fail(exchange, BadResponse())
+                return
+            exchange.on_interim(head)
+            if not data or self.exchange is not exchange:
+                return
+
+    def _start_body(self, exchange: Exchange, head: response.ResponseHead, data: bytes, end: int) -> None:
         length = len(data) - end
-        if head.status < 200:
-            self._read_interim(exchange, head, data[end:])
-        elif head.bodiless or exchange.is_head:
+        if head.bodiless or exchange.is_head:
             self.left = 0
-            self.keep = not head.close and not length
+            # A 204 that announces a body may yet send it, and nobody else is to get that.
+            announced = head.status == 204 and (head.chunked or head.length)
+            self.keep = not (head.close or length or announced)
             exchange.on_head(head, b"", True)
         elif head.length is not None:
             self.keep = not head.close
@@ -131,17 +147,6 @@ class Upstream(asyncio.Protocol):
             self.left = _UNTIL_CLOSE
             self.keep = False
             exchange.on_head(head, data[end:], False)
-
-    def _read_interim(self, exchange: Exchange, head: response.ResponseHead, rest: bytes) -> None:
-        if head.status == 101:
-            if exchange.on_upgrade(head, rest):
-                return
-            # RFC 9110 section 15.2.2: only if asked.
-            self._fail(exchange, BadResponse())
-            return
-        exchange.on_interim(head)
-        if rest and self.exchange is exchange:
-            self._read_head(exchange, rest)
 
     def _read_chunks(self, exchange: Exchange, chunks: Chunked, data: bytes) -> None:
         try:
@@ -172,7 +177,7 @@ class Upstream(asyncio.Protocol):
         if exchange is None:
             return
         if self.left == _AWAITING_HEAD:
-            stale = self.reused and not self.held and not exchange.interim_seen
+            stale = self.reused and not self.held and not exchange.interims
             exchange.on_failure(StaleConnection() if stale else ResponseLost())
         elif self.left >= _UNTIL_CLOSE >> 1 and exc is None and self.chunks is None:
             exchange.on_body(b"", True)
@@ -296,5 +301,6 @@ class Pool:
             raise ConnectTimeout from error
         except ssl.SSLError as error:
             raise TLSFailed from error
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # ValueError: a name that no resolver takes.
             raise ConnectFailed from error

@@ -270,7 +270,7 @@ class BlockReader:
             if block.traceparent is None and _TRACEPARENT(value) is not None:
                 block.traceparent = value
         elif name == b"upgrade":
-            block.upgrade = None if value.lower().startswith(_NOT_TUNNELLED) else value
+            block.upgrade = value if may_be_tunnelled(value) else None
         elif self._trusted and name == b"x-forwarded-for":
             before = forwarded.addresses
             block.forwarded = replace(
@@ -320,6 +320,11 @@ class BlockReader:
             and not block.expect
             and block.upgrade is None
         )
+
+
+def may_be_tunnelled(upgrade: bytes) -> bool:
+    """Whether an Upgrade field names only protocols that the edge tunnels."""
+    return not any(token.startswith(_NOT_TUNNELLED) for token in tokens(upgrade))
 
 
 def with_host(raw: bytes, authority: bytes) -> bytes:

@@ -289,6 +289,7 @@ def test_upgrade_needs_connection_and_no_body() -> None:
         ).upgrade
         is None
     )
+    assert block(b"Host: h", b"Upgrade: websocket, h2c", b"Connection: Upgrade").upgrade is None
     with_body = block(b"Host: h", b"Upgrade: websocket", b"Connection: Upgrade", b"Content-Length: 5")
     assert with_body.upgrade is None
 
