@@ -65,7 +65,7 @@ class Tls(Section):
     """The certificate of a listener."""
 
     certificate: File = Field(
-        description="PEM file with the certificate and its chain; read again when it changes."
+        description="PEM file with the certificate and its chain; a renewed one takes a restart for now."
     )
     private_key: File = Field(description="PEM file with the private key; read again when it changes.")
     min_version: Annotated[Literal["1.2", "1.3"], units.TLS_VERSION] = Field(

@@ -27,6 +27,7 @@ from fedproxy.errors import (
     VisitorError,
 )
 from fedproxy.proxy.exchange import Exchange
+from fedproxy.proxy.flow import Flow
 from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.request import with_host
@@ -48,15 +49,13 @@ _SAID_HERE = (b"connection:", b"x-request-id:", b"x-forwarded-", b"x-real-ip:", 
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 
 
-class Downstream(asyncio.Protocol):
+class Downstream(Flow):
     """One connection from a visitor."""
 
-    transport: asyncio.Transport
     exchange: Exchange | None = None
     held = b""  # an unfinished head, or what came after the request under way
     left = 0  # bytes of the request's body still to come
     chunks: Chunked | None = None
-    reading = True
     writable = True
     keep = True
     framing = _AS_SENT
@@ -547,18 +546,6 @@ class Downstream(asyncio.Protocol):
             self.transport.write_eof()
         else:
             self.transport.close()
-
-    def pause(self) -> None:
-        """Reads no more until `resume`."""
-        if self.reading and not self.transport.is_closing():
-            self.reading = False
-            self.transport.pause_reading()
-
-    def resume(self) -> None:
-        """Reads on."""
-        if not self.reading and not self.transport.is_closing():
-            self.reading = True
-            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         self.writable = False

@@ -23,6 +23,7 @@ from fedproxy.errors import (
     StaleConnection,
     TLSFailed,
 )
+from fedproxy.proxy.flow import Flow
 from fedproxy.wire import response
 from fedproxy.wire.body import BodyError, Chunked
 from fedproxy.wire.grammar import Memo
@@ -40,13 +41,11 @@ _MOST_INTERIMS = 32
 _heads = Memo(response.read, entries=2048, longest=4096)
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(Flow):
     """One connection to a member."""
 
-    transport: asyncio.Transport
     exchange: Exchange | None = None
     reused = False
-    reading = True
     writable = True
     left = _AWAITING_HEAD
     chunks: Chunked | None = None
@@ -197,18 +196,6 @@ class Upstream(asyncio.Protocol):
         """Drops the connection at once, with whatever is under way on it."""
         self.exchange = None
         self.transport.abort()
-
-    def pause(self) -> None:
-        """The visitor reads slowly: reads no more of the response until `resume`."""
-        if self.reading and not self.transport.is_closing():
-            self.reading = False
-            self.transport.pause_reading()
-
-    def resume(self) -> None:
-        """Reads on."""
-        if not self.reading and not self.transport.is_closing():
-            self.reading = True
-            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         self.writable = False
