@@ -8,6 +8,11 @@ from collections.abc import Callable, Generator
 
 import pytest
 import uvloop
+from hypothesis import settings
+
+# No test asserts a time, and an example that comes at a bad moment may take long.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
