@@ -245,9 +245,9 @@ def members(admin: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(
-        Column("name", no_wrap=True), "state", "health", "breaker", "weight", "share", "in flight", "launches"
-    )
+    # Without lines it fits 80 columns, and every column can be read and cut by a script.
+    words = ("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
+    table = Table(*(Column(word, no_wrap=word != "health") for word in words), box=None, pad_edge=False)
     for row in rows:
         table.add_row(
             row["name"] + (" (prime)" if row["prime"] else ""),

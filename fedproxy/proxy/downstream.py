@@ -336,6 +336,9 @@ class Downstream(Flow):
         ]
         if status in (429, 503):
             lines.append(b"Retry-After: 30")
+        elif status == 405:
+            # RFC 9110 section 15.5.6; what else a member allows is its own to say.
+            lines.append(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
         self._write_answer(lines, b"" if is_head else answer.body)
 
     def _write_answer(self, lines: list[bytes], body: bytes) -> None:
