@@ -103,6 +103,11 @@ class Admin(Section):
     token: Secret | None = Field(
         default=None, description="The bearer token of every write; without one every write is refused."
     )
+    state: Annotated[Path | Literal["off"], units.FILE_OR_OFF] | None = Field(
+        default=None,
+        description="The file that keeps what operators set at run time, or `off`. By default `state.json` "
+        "in systemd's `$STATE_DIRECTORY`, or else beside the config: `edge.state.json` for `edge.yaml`.",
+    )
 
 
 class Affinity(Section):

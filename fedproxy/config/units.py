@@ -144,6 +144,16 @@ def _readable_file(value: object) -> Path | None:
         return None
 
 
+def _file_or_off(value: object) -> Path | str | None:
+    """Where a file is or will be; YAML reads a bare `off` as false."""
+    if value is False or value == "off":
+        return "off"
+    if isinstance(value, Path):
+        return value
+    parsed = text(value)
+    return Path(parsed) if parsed and Path(parsed).name not in ("", "..") else None
+
+
 def network(value: object) -> Network | None:
     """A CIDR block with no bit set behind its prefix, or one address."""
     if isinstance(value, IPv4Network | IPv6Network):
@@ -230,6 +240,7 @@ FLAG = Kind("true or false", "true or false", flag)
 TEXT = Kind("text", "text", text)
 SECRET = Kind("secret", "text", _secret, _mask)
 FILE = Kind("file", "the path of a file that can be read", _readable_file, _plain)
+FILE_OR_OFF = Kind("file or off", "the path of a file, or off", _file_or_off, _plain)
 NETWORK = Kind(
     "network",
     "a network such as 192.0.2.0/24 or 2001:db8::/32, no bits set behind its prefix",

@@ -89,6 +89,19 @@ def test_access_log_is_off_however_it_is_written(off: str) -> None:
     assert parse(f"{MINIMAL}access_log: {off}", {}).access_log == "off"
 
 
+@pytest.mark.parametrize("off", ["off", "false", '"off"'])
+def test_nothing_is_kept_however_off_is_written(off: str) -> None:
+    assert parse(MINIMAL + f"admin: {{state: {off}}}", {}).admin.state == "off"
+
+
+def test_state_is_kept_in_a_file_that_need_not_be_there(tmp_path: Path) -> None:
+    file = tmp_path / "none" / "state.json"
+    config = parse(MINIMAL + f"admin: {{state: '{file}'}}", {})
+    assert config.admin.state == file
+    assert masked(config)["admin"]["state"] == str(file)
+    assert parse(MINIMAL, {}).admin.state is None
+
+
 def test_contact_may_be_an_address_of_mail() -> None:
     text = "members: {a: {url: https://a, contact: 'mailto:binder@example.org'}}"
     assert parse(text, {}).members["a"].contact == "mailto:binder@example.org"
@@ -215,6 +228,9 @@ def test_value_of_the_wrong_kind_says_what_was_expected(path: str, expected: str
         ("members.a b", {"url": "https://x"}, "is not a member's name, expected a name of up to 64 letters"),
         ("members.a\nb", {"url": "https://x"}, "is not a member's name, expected a name of up to 64 letters"),
         ("members.a", {}, "is missing, expected an http:// or https:// URL with no path, or unix:/PATH"),
+        ("admin.state", "", "is '', expected the path of a file, or off"),
+        ("admin.state", "..", "is '..', expected the path of a file, or off"),
+        ("admin.state", True, "is true, expected the path of a file, or off"),
         ("admin.token", 12345, "is ***, expected text"),
         ("admin.token", "", "is ***, expected text"),
         (
