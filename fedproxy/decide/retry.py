@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _MOST_SECONDS = 10.0
-_MOST_REQUESTS = 100
+_MOST_REQUESTS = 1000
 
 
 def may_retry(
@@ -20,7 +20,7 @@ def may_retry(
 class RetryBudget:
     """A token bucket: `budget` tokens for each request and `floor` for each second; a retry takes one.
 
-    So that a quiet hour does not pay for a storm, it holds no more than ten seconds and a hundred requests
+    So that a quiet hour does not pay for a storm, it holds no more than ten seconds and a thousand requests
     bring (but at least one token), and it starts with ten seconds' worth. Over any time, retries <=
     budget x requests + floor x seconds + what the bucket held.
     """
