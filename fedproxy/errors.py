@@ -92,6 +92,14 @@ class TooManyLaunches(VisitorError):
     detail = "Too many launches from this address. Please try again later."
 
 
+class BadProxyHeader(VisitorError):
+    """A connection does not begin with a PROXY protocol header, where every one has to, or may not send one.
+
+    It is closed unanswered: who speaks there is a proxy, not a visitor."""
+
+    reason = "proxy_protocol"
+
+
 class HeadTimeout(VisitorError):
     """The request's head was not complete in time."""
 

@@ -1,0 +1,152 @@
+"""Who is not served, and who asks too often: bans, and the launch rate of a client.
+
+Each question is answered in constant time, and what is remembered is bounded, however many ask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from urllib.parse import unquote
+
+_SLASHES = re.compile("/{2,}")
+
+
+def _parsed(address: bytes) -> IPv4Address | IPv6Address | None:
+    try:
+        parsed = ip_address(address.decode("ascii", "replace"))
+    except ValueError:
+        return None
+    # An IPv4 client of an IPv6 listener is an IPv4 client (RFC 4291 section 2.5.5.2).
+    return parsed.ipv4_mapped or parsed if isinstance(parsed, IPv6Address) else parsed
+
+
+def client_key(address: bytes) -> bytes:
+    """What one client is known by: an IPv4 address, or the /64 of an IPv6 address, which is one household's.
+
+    `address` is text; what is no address stands for itself.
+    """
+    parsed = _parsed(address)
+    if isinstance(parsed, IPv6Address):
+        return parsed.packed[:8]
+    return parsed.packed if parsed is not None else address
+
+
+class Networks:
+    """A set of networks. A question takes one look-up per different prefix length, not one per network."""
+
+    __slots__ = ("_lengths",)
+
+    def __init__(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
+        lengths: dict[tuple[int, int], set[int]] = {}
+        for network in networks:
+            beyond = network.max_prefixlen - network.prefixlen
+            found = lengths.setdefault((network.version, beyond), set())
+            found.add(int(network.network_address) >> beyond)
+        self._lengths = tuple((version, beyond, found) for (version, beyond), found in lengths.items())
+
+    def __bool__(self) -> bool:
+        return bool(self._lengths)
+
+    def __contains__(self, address: bytes) -> bool:
+        """Whether an address, as text, is in one of the networks; what is no address is in none."""
+        parsed = _parsed(address)
+        if parsed is None:
+            return False
+        version, number = parsed.version, int(parsed)
+        return any(v == version and number >> beyond in found for v, beyond, found in self._lengths)
+
+
+@dataclass(frozen=True)
+class Bans:
+    """What the operator does not serve.
+
+    `repositories` are searched in `PROVIDER/SPEC`, as it was sent and as it is when percent-decoded;
+    `user_agents` in the User-Agent field.
+    """
+
+    networks: Networks = field(default_factory=lambda: Networks(()))
+    repositories: tuple[re.Pattern[str], ...] = ()
+    user_agents: tuple[re.Pattern[str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.networks or self.repositories or self.user_agents)
+
+    def agent(self, user_agent: bytes) -> bool:
+        """Whether a User-Agent is banned; one that is not sent is the empty one."""
+        text = user_agent.decode("latin-1")
+        return any(pattern.search(text) for pattern in self.user_agents)
+
+    def repository(self, path: bytes) -> bool:
+        """Whether a raw path without its query asks for a banned repository."""
+        for start in (b"/build/", b"/v2/"):
+            if path.startswith(start):
+                spec = path[len(start) :].decode("latin-1")
+                break
+        else:
+            return False
+        # A repository's URL is encoded once in the spec and once more on the way.
+        once = unquote(spec)
+        forms = {_SLASHES.sub("/", form) for form in (spec, once, unquote(once))}
+        return any(pattern.search(form) for pattern in self.repositories for form in forms)
+
+
+class LaunchRate:
+    """How often each client may launch: `launches` at once, and then one each `per / launches` seconds.
+
+    The generic cell rate algorithm: of each client one time is kept, at which all its launches are paid for.
+    It is never further ahead than `per`, so two generations of `per` seconds hold all that still matters. At
+    most `entries` clients are kept in each generation. A flood of more clients than that makes the oldest be
+    forgotten early, which only ever lets somebody launch, and keeps nobody from it; who goes on asking is
+    not forgotten.
+    """
+
+    def __init__(self, launches: int, per: float, *, entries: int = 32_768) -> None:
+        self._per = per
+        self._each = per / launches
+        self._entries = entries
+        self._young: dict[bytes, float] = {}
+        self._old: dict[bytes, float] = {}
+        self._turned: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def ask(self, client: bytes, now: float) -> float:
+        """Counts a launch and returns 0, or counts nothing and returns after how many seconds to ask again.
+
+        `client` is a `client_key`.
+        """
+        paid = self._paid(client, now)
+        after = paid + self._each
+        wait = after - self._per - now
+        # What floating point leaves over is no time.
+        if wait > 1e-9 * (1.0 + abs(now)):
+            self._keep(client, paid)
+            return wait
+        self._keep(client, after)
+        return 0.0
+
+    def note(self, client: bytes, now: float) -> None:
+        """Counts a launch that was let through elsewhere."""
+        self._keep(client, min(self._paid(client, now) + self._each, now + self._per))
+
+    def _paid(self, client: bytes, now: float) -> float:
+        if self._turned is None or not 0 <= now - self._turned < self._per:
+            self._turn()
+            self._turned = now
+        paid = self._young.get(client)
+        if paid is None:
+            paid = self._old.pop(client, now)
+        # A clock that went back must not lock anybody out.
+        return max(now, min(paid, now + self._per))
+
+    def _keep(self, client: bytes, paid: float) -> None:
+        if len(self._young) >= self._entries and client not in self._young:
+            self._turn()
+        self._young[client] = paid
+
+    def _turn(self) -> None:
+        self._old, self._young = self._young, {}
