@@ -78,8 +78,8 @@ async def _serve(file: Path, config: Config) -> None:
     def reread() -> Config:
         return load(file, os.environ).model_copy(update={"workers": config.workers})
 
-    def reload() -> None:
-        faults = service.reload()
+    async def reload() -> None:
+        faults = await service.reload()
         for line in fault_lines(str(file), ConfigError(faults)):
             _say(line)
         _say("the config in force is kept" if faults else f"reloaded {file}")
@@ -87,7 +87,15 @@ async def _serve(file: Path, config: Config) -> None:
     service = Service(config, reread=reread)
     stop = _until_told_to_stop()
     await service.start()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def on_hangup() -> None:
+        task = loop.create_task(reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     # What was made until now stays; what requests make is freed by its reference count.
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from typing import Self
 
 # Upper bounds in seconds: from a cached asset to a build of an hour.
 BOUNDS = (
@@ -45,8 +46,31 @@ class Histogram:
         self.counts[bisect_left(BOUNDS, value)] += 1
         self.total += value
 
+    def add(self, other: Histogram) -> None:
+        """Counts what another one counted too."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
 
-class MemberCounts:
+
+class _Counts:
+    """Numbers, tables of numbers and histograms, which can be added up field by field."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def add(self, other: Self) -> None:
+        """Counts what another one counted too."""
+        for name in self.__slots__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Histogram):
+                mine.add(theirs)
+            elif isinstance(mine, defaultdict):
+                for key, count in theirs.items():
+                    mine[key] += count
+            else:
+                setattr(self, name, mine + theirs)
+
+
+class MemberCounts(_Counts):
     """One member's counters since the start of this worker. `bytes_in` flow to the member."""
 
     __slots__ = (
@@ -75,7 +99,7 @@ class MemberCounts:
         self.launches: defaultdict[str, int] = defaultdict(int)
 
 
-class EdgeCounts:
+class EdgeCounts(_Counts):
     """The edge's own counters; `connections` are visitors' connections open now."""
 
     __slots__ = ("budget_exhausted", "connections", "rejected", "requests")

@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 from fedproxy import __version__
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import BreakerState
-from fedproxy.decide.counts import BOUNDS, EdgeCounts, Histogram
-from fedproxy.decide.member import Member
+from fedproxy.decide.counts import BOUNDS, Histogram
+from fedproxy.decide.snapshot import Snapshot, Survey
 
 BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
@@ -34,24 +34,24 @@ Row = tuple[Sequence[str], float]
 class View:
     """What is in force and what was counted so far, at one moment.
 
-    upstream_connections: by member's name, how many are idle and how many are in use. reloads: by result
-    (`success`, `failure`). reloaded_at: when a config was last put in force, in seconds since the epoch.
+    reloads: by result (`success`, `failure`). reloaded_at: when a config was last put in force. certificates:
+    when each expires, by its name. Both in seconds since the epoch.
     """
 
-    members: Sequence[Member]
-    edge: EdgeCounts
-    upstream_connections: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    workers: int = 1
+    survey: Survey
     reloads: Mapping[str, int] = field(default_factory=dict)
     reloaded_at: float | None = None
+    certificates: Mapping[str, float] = field(default_factory=dict)
 
 
 def collect(view: View) -> Iterator[Metric]:
     """Every metric, each with all of its series."""
-    yield from _requests(view.members)
-    yield from _state(view.members, view.upstream_connections)
+    members = view.survey.members
+    yield from _requests(members)
+    yield from _state(members)
+    yield from _probed(members)
     yield from _edge(view)
-    yield from _of_federation_redirect(view.members)
+    yield from _of_federation_redirect(members)
 
 
 class FederationCollector(Collector):
@@ -83,7 +83,7 @@ def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     return encode(registry), content_type
 
 
-def _requests(members: Sequence[Member]) -> Iterator[Metric]:
+def _requests(members: Sequence[Snapshot]) -> Iterator[Metric]:
     """What was counted on the way."""
     yield _counter(
         "fedproxy_requests",
@@ -137,7 +137,7 @@ def _requests(members: Sequence[Member]) -> Iterator[Metric]:
     )
 
 
-def _state(members: Sequence[Member], connections: Mapping[str, tuple[int, int]]) -> Iterator[Metric]:
+def _state(members: Sequence[Snapshot]) -> Iterator[Metric]:
     """How the members are now."""
     yield _gauge(
         "fedproxy_requests_in_flight",
@@ -155,11 +155,7 @@ def _state(members: Sequence[Member], connections: Mapping[str, tuple[int, int]]
         "fedproxy_upstream_connections",
         "Open connections to a member.",
         ("member", "state"),
-        (
-            ((m.name, state), n)
-            for m in members
-            for state, n in zip(("idle", "active"), connections.get(m.name, (0, 0)), strict=True)
-        ),
+        (((m.name, state), n) for m in members for state, n in (("idle", m.idle), ("active", m.busy))),
     )
     yield _gauge(
         "fedproxy_member_up",
@@ -177,7 +173,7 @@ def _state(members: Sequence[Member], connections: Mapping[str, tuple[int, int]]
         "fedproxy_breaker_state",
         "A member's circuit breaker: 0 closed, 1 half-open, 2 open.",
         ("member",),
-        (((m.name,), BREAKER_STATES[m.breaker.state]) for m in members),
+        (((m.name,), BREAKER_STATES[m.breaker]) for m in members),
     )
     yield _counter(
         "fedproxy_breaker_transitions",
@@ -191,9 +187,25 @@ def _state(members: Sequence[Member], connections: Mapping[str, tuple[int, int]]
     )
 
 
+def _probed(members: Sequence[Snapshot]) -> Iterator[Metric]:
+    """What the last probes said."""
+    yield _gauge(
+        "fedproxy_member_pods",
+        "Pods that a member runs.",
+        ("member", "kind"),
+        (((m.name, kind), n) for m in members for kind, n in m.pods.items()),
+    )
+    yield _gauge(
+        "fedproxy_member_quota",
+        "Pods that a member may run.",
+        ("member",),
+        (((m.name,), m.quota) for m in members if m.quota is not None),
+    )
+
+
 def _edge(view: View) -> Iterator[Metric]:
     """What belongs to no member."""
-    edge = view.edge
+    edge = view.survey.edge
     yield _gauge(
         "fedproxy_downstream_connections",
         "Open connections of visitors.",
@@ -225,17 +237,29 @@ def _edge(view: View) -> Iterator[Metric]:
             (),
             [((), view.reloaded_at)],
         )
-    yield _gauge("fedproxy_workers", "Processes that serve visitors.", (), [((), view.workers)])
+    yield _gauge("fedproxy_workers", "Processes that serve visitors.", (), [((), view.survey.workers)])
+    yield _gauge(
+        "fedproxy_tls_certificate_expiry_timestamp_seconds",
+        "When a listener's certificate expires.",
+        ("name",),
+        (((name,), at) for name, at in view.certificates.items()),
+    )
     yield _gauge("fedproxy_build_info", "Always 1.", ("version",), [((__version__,), 1)])
 
 
-def _of_federation_redirect(members: Sequence[Member]) -> Iterator[Metric]:
+def _of_federation_redirect(members: Sequence[Snapshot]) -> Iterator[Metric]:
     """Names and types of the program before, which called a count a gauge; one health series a member."""
     yield _gauge(
         "federation_health",
         "1 healthy, 0 unhealthy; reason is the first check that failed.",
         ("member", "reason"),
         (((m.name, "" if m.healthy else next(iter(m.reasons), "unknown")), int(m.healthy)) for m in members),
+    )
+    yield _gauge(
+        "federation_health_check",
+        "1 if a check of a member's health passed, else 0.",
+        ("member", "check"),
+        (((m.name, check), int(ok)) for m in members for check, ok in m.checks.items()),
     )
     yield _gauge(
         "federation_redirect_count",

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from fedproxy.config import masked
 from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.access_log import AccessLog, Output
 from fedproxy.proxy.downstream import Downstream
@@ -26,7 +27,6 @@ from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
     from fedproxy.config import Config, Listener
-    from fedproxy.decide.counts import EdgeCounts
     from fedproxy.decide.federation import Federation
 
 _BACKLOG = 2048
@@ -157,12 +157,28 @@ class Service:
 
     # What the web rooms ask for
 
-    @property
-    def counts(self) -> EdgeCounts:
-        """What the edge counted that belongs to no member."""
-        return self.edge.counts
+    def members(self) -> list[Snapshot]:
+        """The members as they are now."""
+        now = self.edge.clock()
+        return [
+            snapshot(
+                member,
+                now,
+                idle=len(self.edge.pools[member.name].idle),
+                busy=self.edge.pools[member.name].busy,
+            )
+            for member in self.federation.members
+        ]
 
-    def reload(self) -> list[Fault]:
+    async def survey(self) -> Survey:
+        """The members and what the edge counted."""
+        return Survey(self.members(), self.edge.counts)
+
+    def certificates(self) -> dict[str, float]:
+        """When each certificate expires, in seconds since the epoch, by its name."""
+        return {}
+
+    async def reload(self) -> list[Fault]:
         """Reads the config again and puts it in force, or changes nothing and says what is wrong with it.
 
         Members, weights, routes, time-outs and limits are taken over in place; connections stay.
@@ -192,10 +208,6 @@ class Service:
         self.reloads["failure"] += 1
         return faults
 
-    def now(self) -> float:
-        """The clock that the members' state goes by, in seconds."""
-        return self.edge.clock()
-
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value stands for."""
         member = self.edge.pins.get(value.encode("latin-1", "replace"))
@@ -205,17 +217,13 @@ class Service:
         """The config in force, without its secrets."""
         return masked(self.config)
 
-    def connections(self) -> dict[str, tuple[int, int]]:
-        """For each member: connections idle, and in use."""
-        return {name: (len(pool.idle), pool.busy) for name, pool in self.edge.pools.items()}
-
-    def set_intent(self, name: str, intent: Intent) -> None:
+    async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
         """The operator's word on a member. Raises KeyError for a name that is no member's."""
-        self.federation.by_name[name].set_intent(intent)
-
-    def set_weight(self, name: str, weight: float) -> None:
-        """Sets a member's weight. Raises KeyError for a name that is no member's."""
-        self.federation.by_name[name].weight = weight
+        member = self.federation.by_name[name]
+        if intent is not None:
+            member.set_intent(intent)
+        if weight is not None:
+            member.weight = weight
 
 
 def _page_log(log: AccessLog | None) -> dict[str, Any]:

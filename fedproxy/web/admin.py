@@ -26,9 +26,7 @@ from fedproxy.web.view import describe, probed, shares
 
 if TYPE_CHECKING:
     from fedproxy.config import Config
-    from fedproxy.decide.counts import EdgeCounts
-    from fedproxy.decide.federation import Federation
-    from fedproxy.decide.member import Member
+    from fedproxy.decide.snapshot import Snapshot, Survey
     from fedproxy.errors import Fault
 
 _REFRESH: Final = "5"
@@ -44,14 +42,6 @@ class AdminState(Protocol):
         """What is in force."""
 
     @property
-    def federation(self) -> Federation:
-        """The members with their state."""
-
-    @property
-    def counts(self) -> EdgeCounts:
-        """What the edge counted that belongs to no member."""
-
-    @property
     def listening(self) -> bool:
         """Whether visitors are accepted."""
 
@@ -63,22 +53,19 @@ class AdminState(Protocol):
     def reloaded_at(self) -> float | None:
         """When a config was last put in force, in seconds since the epoch."""
 
-    def now(self) -> float:
-        """The clock that the members' state goes by, in seconds."""
+    async def survey(self) -> Survey:
+        """The members and counts of all workers together."""
 
-    def connections(self) -> Mapping[str, tuple[int, int]]:
-        """For each member: connections idle, and in use."""
+    def certificates(self) -> Mapping[str, float]:
+        """When each certificate expires, in seconds since the epoch, by its name."""
 
     def config_masked(self) -> dict[str, Any]:
         """The config in force, without its secrets."""
 
-    def set_intent(self, name: str, intent: Intent) -> None:
-        """The operator's word on a member."""
+    async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
+        """The operator's word on a member, in every worker. Raises KeyError for no member's name."""
 
-    def set_weight(self, name: str, weight: float) -> None:
-        """Sets a member's weight."""
-
-    def reload(self) -> list[Fault]:
+    async def reload(self) -> list[Fault]:
         """Reads the config again; what is wrong with it, or nothing if it is in force now."""
 
 
@@ -101,22 +88,24 @@ def create_admin_app(state: AdminState) -> web.Application:
 
 
 class _Admin:
+    _view: View
+
     def __init__(self, state: AdminState) -> None:
         self._state = state
-        self._registry = create_registry(self._view)
+        self._registry = create_registry(lambda: self._view)
         self._css = stylesheet()
 
     # Reading
 
     async def page(self, request: web.Request) -> web.Response:
-        state = self._state
+        survey = await self._state.survey()
         context = {
             "css": None,
             "style": "/style.css",
             "version": __version__,
-            "ready": self._is_ready(),
-            "counts": state.counts,
-            "members": self._described(),
+            "ready": self._is_ready(survey),
+            "counts": survey.edge,
+            "members": self._described(survey),
         }
         response = aiohttp_jinja2.render_template("members.html", request, context)
         response.headers["Refresh"] = _REFRESH
@@ -126,6 +115,13 @@ class _Admin:
         return style_response(self._css)
 
     async def metrics(self, request: web.Request) -> web.Response:
+        state = self._state
+        self._view = View(
+            survey=await state.survey(),
+            reloads=state.reloads,
+            reloaded_at=state.reloaded_at,
+            certificates=state.certificates(),
+        )
         body, content_type = expose(self._registry, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
@@ -133,17 +129,18 @@ class _Admin:
         return web.json_response({"live": True})
 
     async def ready(self, request: web.Request) -> web.Response:
-        state = self._state
-        now = state.now()
-        available = [member.name for member in state.federation.members if member.available(now)]
-        answer = {"ready": self._is_ready(), "listening": state.listening, "available": available}
-        return web.json_response(answer, status=200 if answer["ready"] else 503)
+        survey = await self._state.survey()
+        available = [member.name for member in survey.members if member.available]
+        ready = self._is_ready(survey)
+        answer = {"ready": ready, "listening": self._state.listening, "available": available}
+        return web.json_response(answer, status=200 if ready else 503)
 
     async def members(self, request: web.Request) -> web.Response:
-        return web.json_response({"members": self._described()})
+        return web.json_response({"members": self._described(await self._state.survey())})
 
     async def member(self, request: web.Request) -> web.Response:
-        return web.json_response(self._describe(self._named(request)))
+        survey = await self._state.survey()
+        return web.json_response(self._describe(survey, _named(survey, request)))
 
     async def config(self, request: web.Request) -> web.Response:
         return web.json_response(self._state.config_masked(), dumps=_indented)
@@ -152,17 +149,15 @@ class _Admin:
 
     async def change(self, request: web.Request) -> web.Response:
         self._authorize(request)
-        member = self._named(request)
+        member = _named(await self._state.survey(), request)
         intent, weight = _read_change(await _body(request))
-        if intent is not None:
-            self._state.set_intent(member.name, intent)
-        if weight is not None:
-            self._state.set_weight(member.name, weight)
-        return web.json_response(self._describe(self._named(request)))
+        await self._state.change(member.name, intent, weight)
+        survey = await self._state.survey()
+        return web.json_response(self._describe(survey, _named(survey, request)))
 
     async def reload(self, request: web.Request) -> web.Response:
         self._authorize(request)
-        faults = self._state.reload()
+        faults = await self._state.reload()
         if not faults:
             return web.json_response({"reloaded": True})
         answer = {
@@ -188,41 +183,26 @@ class _Admin:
 
     # What they share
 
-    def _view(self) -> View:
-        state = self._state
-        return View(
-            members=state.federation.members,
-            edge=state.counts,
-            upstream_connections=state.connections(),
-            reloads=state.reloads,
-            reloaded_at=state.reloaded_at,
-        )
+    def _is_ready(self, survey: Survey) -> bool:
+        return self._state.listening and any(member.available for member in survey.members)
 
-    def _is_ready(self) -> bool:
-        state = self._state
-        now = state.now()
-        return state.listening and any(member.available(now) for member in state.federation.members)
+    def _describe(self, survey: Survey, member: Snapshot) -> dict[str, Any]:
+        return next(found for found in self._described(survey) if found["name"] == member.name)
 
-    def _named(self, request: web.Request) -> Member:
-        member = self._state.federation.by_name.get(request.match_info["name"])
-        if member is None:
-            raise RefusedError(404, "There is no member of that name.")
-        return member
-
-    def _describe(self, member: Member) -> dict[str, Any]:
-        return next(found for found in self._described() if found["name"] == member.name)
-
-    def _described(self) -> list[dict[str, Any]]:
-        state = self._state
-        now = state.now()
-        parts = shares(state.federation.members, now)
+    def _described(self, survey: Survey) -> list[dict[str, Any]]:
+        parts = shares(survey.members)
+        members = self._state.config.members
         return [
-            {
-                **describe(member, now, parts[member.name]),
-                **probed(member, state.config.members.get(member.name)),
-            }
-            for member in state.federation.members
+            {**describe(member, parts[member.name]), **probed(member, members.get(member.name))}
+            for member in survey.members
         ]
+
+
+def _named(survey: Survey, request: web.Request) -> Snapshot:
+    member = survey.named(request.match_info["name"])
+    if member is None:
+        raise RefusedError(404, "There is no member of that name.")
+    return member
 
 
 async def _body(request: web.Request) -> object:

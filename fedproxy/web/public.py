@@ -14,8 +14,10 @@ from fedproxy.web.view import active_hosts, live_cards, past_cards
 from fedproxy.wire.cookie import take
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedproxy.config import Config
-    from fedproxy.decide.federation import Federation
+    from fedproxy.decide.snapshot import Snapshot
 
 
 class PublicState(Protocol):
@@ -25,12 +27,8 @@ class PublicState(Protocol):
     def config(self) -> Config:
         """What is in force."""
 
-    @property
-    def federation(self) -> Federation:
-        """The members with their state."""
-
-    def now(self) -> float:
-        """The clock that the members' state goes by, in seconds."""
+    def members(self) -> Sequence[Snapshot]:
+        """The members as they are now."""
 
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value stands for."""
@@ -56,9 +54,7 @@ class _Pages:
 
     async def active_hosts(self, request: web.Request) -> web.Response:
         state = self._state
-        return web.json_response(
-            {"active_hosts": active_hosts(state.config, state.federation.members, state.now())}
-        )
+        return web.json_response({"active_hosts": active_hosts(state.config, state.members())})
 
     async def federation(self, request: web.Request) -> web.Response:
         state = self._state
@@ -68,7 +64,7 @@ class _Pages:
             "style": self._style,
             "live": True,
             "mine": self._mine(request),
-            "members": live_cards(state.config, state.federation.members, state.now()),
+            "members": live_cards(state.config, state.members()),
             "past": past_cards(state.config),
         }
         return aiohttp_jinja2.render_template("federation.html", request, context)

@@ -11,22 +11,17 @@ from fedproxy.decide.member import Intent
 if TYPE_CHECKING:
     from fedproxy.config import Config, Organisation
     from fedproxy.config import Member as Settings
-    from fedproxy.decide.member import Member
+    from fedproxy.decide.snapshot import Snapshot
 
 
-def takes_visitors(member: Member, now: float) -> bool:
-    """Whether new visitors can be sent to it."""
-    return member.intent is Intent.READY and member.share(now) > 0 and member.available(now)
-
-
-def shares(members: Iterable[Member], now: float) -> dict[str, float]:
+def shares(members: Iterable[Snapshot]) -> dict[str, float]:
     """For each member the part of the new visitors that it gets, from 0 to 1."""
-    parts = {member.name: member.share(now) if takes_visitors(member, now) else 0.0 for member in members}
+    parts = {member.name: member.share if member.takes_visitors else 0.0 for member in members}
     whole = sum(parts.values()) or 1.0
     return {name: part / whole for name, part in parts.items()}
 
 
-def active_hosts(config: Config, members: Iterable[Member], now: float) -> dict[str, Any]:
+def active_hosts(config: Config, members: Iterable[Snapshot]) -> dict[str, Any]:
     """The members that new visitors can be sent to, in the form of federation-redirect."""
     return {
         member.name: {
@@ -36,11 +31,11 @@ def active_hosts(config: Config, members: Iterable[Member], now: float) -> dict[
             **probed(member, config.members.get(member.name)),
         }
         for member in members
-        if takes_visitors(member, now)
+        if member.takes_visitors
     }
 
 
-def probed(member: Member, settings: Settings | None) -> dict[str, str]:
+def probed(member: Snapshot, settings: Settings | None) -> dict[str, str]:
     """The whole URLs where a member's health and versions are asked."""
     base = "http://localhost" if member.url.startswith("unix:") else member.url
     health = settings.health if settings else "/health"
@@ -51,7 +46,7 @@ def probed(member: Member, settings: Settings | None) -> dict[str, str]:
     }
 
 
-def describe(member: Member, now: float, share: float) -> dict[str, Any]:
+def describe(member: Snapshot, share: float) -> dict[str, Any]:
     """A member for the admin API; `share` as in `shares`."""
     counts = member.counts
     return {
@@ -63,8 +58,12 @@ def describe(member: Member, now: float, share: float) -> dict[str, Any]:
         "state": member.intent.value,
         "healthy": member.healthy,
         "reasons": list(member.reasons),
-        "breaker": member.breaker.state.value,
-        "available": member.available(now),
+        "details": list(member.details),
+        "checks": dict(member.checks),
+        "pods": dict(member.pods),
+        "quota": member.quota,
+        "breaker": member.breaker.value,
+        "available": member.available,
         "in_flight": member.in_flight,
         "max_requests": member.max_requests,
         "launches": member.launches,
@@ -121,17 +120,17 @@ def configured_cards(config: Config) -> list[Card]:
     ]
 
 
-def live_cards(config: Config, members: Iterable[Member], now: float) -> list[Card]:
+def live_cards(config: Config, members: Iterable[Snapshot]) -> list[Card]:
     """The members as they are now."""
     members = list(members)
-    parts = shares(members, now)
+    parts = shares(members)
     settings: Mapping[str, Settings] = config.members
     return [
         _card(
             member.name,
             settings.get(member.name),
-            _status(member, now),
-            takes_visitors(member, now),
+            _status(member),
+            member.takes_visitors,
             round(100 * parts[member.name]),
         )
         for member in members
@@ -146,13 +145,13 @@ def _card(name: str, settings: Settings | None, status: str, is_open: bool, shar
     return Card(name, url, settings.run_by, settings.funded_by, settings.contact, status, is_open, share)
 
 
-def _status(member: Member, now: float) -> str:
+def _status(member: Snapshot) -> str:
     if member.intent is Intent.MAINT:
         return "In maintenance"
     if not member.healthy:
         return "Not well at the moment"
-    if not member.breaker.admits(now):
+    if not member.admits:
         return "Recovering"
-    if member.intent is Intent.DRAIN or member.share(now) <= 0:
+    if member.intent is Intent.DRAIN or member.share <= 0:
         return "Takes no new visitors"
-    return "Takes new visitors" if member.available(now) else "Full at the moment"
+    return "Takes new visitors" if member.available else "Full at the moment"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from prometheus_client.metrics_core import Metric
@@ -11,6 +12,7 @@ from fedproxy import __version__
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, EdgeCounts
 from fedproxy.decide.member import Member
+from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.observe.metrics import View, create_registry, expose
 from tests.decide.build import member
 
@@ -40,13 +42,14 @@ def busy_view() -> View:
     edge.rejected["malformed"] = 6
     edge.budget_exhausted = 8
     return View(
-        members=(gesis, ovh),
-        edge=edge,
-        upstream_connections={"gesis": (3, 2)},
-        workers=2,
+        Survey((snapshot(gesis, 1.0, idle=3, busy=2), snapshot(ovh, 1.0)), edge, workers=2),
         reloads={"success": 1},
         reloaded_at=1763900000.5,
     )
+
+
+def view_of(*members: Member) -> View:
+    return View(Survey([snapshot(member, 0.0) for member in members], EdgeCounts()))
 
 
 def families(view: View) -> dict[str, Metric]:
@@ -152,10 +155,9 @@ def test_process_metrics_are_there() -> None:
 
 def test_health_has_one_series_a_member_and_no_stale_reason() -> None:
     ill = member("a")
-    view = View(members=(ill,), edge=EdgeCounts())
 
     def health() -> list[tuple[str, float]]:
-        return [(s.labels["reason"], s.value) for s in families(view)["federation_health"].samples]
+        return [(s.labels["reason"], s.value) for s in families(view_of(ill))["federation_health"].samples]
 
     ill.set_health(False, 0.0, ("versions",))
     assert health() == [("versions", 0)]
@@ -167,7 +169,7 @@ def test_health_has_one_series_a_member_and_no_stale_reason() -> None:
 
 def test_member_that_left_leaves_no_series() -> None:
     members: list[Member] = [member("a"), member("b")]
-    registry = create_registry(lambda: View(members=tuple(members), edge=EdgeCounts()))
+    registry = create_registry(lambda: view_of(*members))
     assert b'member="b"' in expose(registry, "")[0]
     members.pop()
     assert b'member="b"' not in expose(registry, "")[0]
@@ -175,13 +177,11 @@ def test_member_that_left_leaves_no_series() -> None:
 
 def test_label_values_are_escaped() -> None:
     odd = member('a"b\\c\nd')
-    assert 'a"b\\c\nd' in {
-        s.labels["member"] for s in families(View((odd,), EdgeCounts()))["fedproxy_member_up"].samples
-    }
+    assert 'a"b\\c\nd' in {s.labels["member"] for s in families(view_of(odd))["fedproxy_member_up"].samples}
 
 
 def test_edge_with_no_members_and_no_reload_is_exposed() -> None:
-    found = families(View(members=(), edge=EdgeCounts()))
+    found = families(view_of())
     assert found["fedproxy_requests"].samples == []
     assert "fedproxy_config_last_reload_success_timestamp_seconds" not in found
 
@@ -191,5 +191,28 @@ def test_breaker_s_half_open_state_is_one() -> None:
     trying.breaker.trip(0.0, 0.0)
     trying.breaker.acquire(1000.0)
     assert trying.breaker.state is BreakerState.HALF_OPEN
-    found = samples(families(View((trying,), EdgeCounts())).values())
+    found = samples(families(view_of(trying)).values())
     assert found["fedproxy_breaker_state", frozenset({("member", "a")})] == 1
+
+
+def test_what_the_probes_said_is_exposed() -> None:
+    known = replace(
+        snapshot(member("a"), 0.0),
+        checks={"Docker registry": True, "versions": False},
+        pods={"total": 137, "user": 133},
+        quota=300,
+    )
+    found = samples(families(View(Survey([known], EdgeCounts()))).values())
+    assert found["federation_health_check", frozenset({("member", "a"), ("check", "versions")})] == 0
+    assert found["federation_health_check", frozenset({("member", "a"), ("check", "Docker registry")})] == 1
+    assert found["fedproxy_member_pods", frozenset({("member", "a"), ("kind", "user")})] == 133
+    assert found["fedproxy_member_quota", frozenset({("member", "a")})] == 300
+
+
+def test_certificates_tell_when_they_expire() -> None:
+    view = View(Survey([], EdgeCounts()), certificates={"mybinder.org": 1.8e9})
+    found = samples(families(view).values())
+    assert (
+        found["fedproxy_tls_certificate_expiry_timestamp_seconds", frozenset({("name", "mybinder.org")})]
+        == 1.8e9
+    )

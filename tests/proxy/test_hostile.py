@@ -78,7 +78,7 @@ async def test_request_under_way_outlives_its_members_removal() -> None:
         kept = {"listen": [{"address": "127.0.0.1:0"}], "admin": {"address": "127.0.0.1:0"}, "workers": 1}
         members = {"b": {"url": running.members["b"].url}}
         service._reread = lambda: parse(yaml.safe_dump({**kept, "members": members}), {})
-        assert service.reload() == []
+        assert await service.reload() == []
         go_on.set()
         response = await client.response()
         assert (response.body, response.value("set-cookie")) == (b"ok", None)

@@ -175,7 +175,7 @@ async def test_reload_puts_members_in_force_and_keeps_the_state_of_those_that_st
     client = await RawClient.connect(service.addresses[0])
     assert (await client.ask(GET)).body == b"ok"
     kept = service.federation.by_name["a"]
-    assert service.reload() == []
+    assert await service.reload() == []
     assert service.federation.by_name["a"] is kept
     assert ((await client.ask(GET)).value("set-cookie") or b"").startswith(b"fedproxy_member=b;")
     assert service.reloads == {"success": 1, "failure": 0}
@@ -192,9 +192,9 @@ async def test_reload_of_a_wrong_config_changes_nothing_and_says_why() -> None:
     service = Service(config_of("http://127.0.0.1:1"), log=lambda line: None, reread=reread)
     await service.start()
     before = service.federation
-    assert service.reload() == [Fault("members", "is missing")]
+    assert await service.reload() == [Fault("members", "is missing")]
     service._reread = lambda: config_of("http://127.0.0.1:1", access_log="combined")
-    assert service.reload() == [Fault("access_log", "has changed, which takes a restart")]
+    assert await service.reload() == [Fault("access_log", "has changed, which takes a restart")]
     assert service.federation is before
     assert service.reloads == {"success": 0, "failure": 2}
     await service.stop()
@@ -268,6 +268,6 @@ async def test_reload_with_a_ca_that_is_none_changes_nothing(files: dict[str, st
     service = Service(config_of("http://127.0.0.1:1"), log=lambda line: None, reread=reread)
     await service.start()
     message = f"{files['key']} cannot be used, expected certificates as PEM"
-    assert service.reload() == [Fault("members.a.ca", message)]
+    assert await service.reload() == [Fault("members.a.ca", message)]
     assert service.federation.by_name["a"].weight == 1
     await service.stop()

@@ -12,6 +12,7 @@ from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation
 from fedproxy.decide.member import Intent, Member
+from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.errors import Fault
 from tests.decide.build import federation
 
@@ -60,23 +61,30 @@ class State:
         self.reloaded_at: float | None = None
         self.faults: list[Fault] = []
 
-    def now(self) -> float:
-        return 1000.0
+    def members(self) -> list[Snapshot]:
+        return [
+            snapshot(member, 1000.0, idle=member.name == "gesis", busy=2 * (member.name == "gesis"))
+            for member in self.federation.members
+        ]
+
+    async def survey(self) -> Survey:
+        return Survey(self.members(), self.counts)
+
+    def certificates(self) -> dict[str, float]:
+        return {"mybinder.org": 1800000000.0}
 
     def cookie_member(self, value: str) -> str | None:
         return value if value in self.federation.by_name else None
 
-    def connections(self) -> dict[str, tuple[int, int]]:
-        return {"gesis": (1, 2)}
-
     def config_masked(self) -> dict[str, Any]:
         return masked(self.config)
 
-    def set_intent(self, name: str, intent: Intent) -> None:
-        self.federation.by_name[name].set_intent(intent)
+    async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
+        member = self.federation.by_name[name]
+        if intent is not None:
+            member.set_intent(intent)
+        if weight is not None:
+            member.weight = weight
 
-    def set_weight(self, name: str, weight: float) -> None:
-        self.federation.by_name[name].weight = weight
-
-    def reload(self) -> list[Fault]:
+    async def reload(self) -> list[Fault]:
         return self.faults

@@ -61,6 +61,10 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "state": "ready",
         "healthy": True,
         "reasons": [],
+        "details": [],
+        "checks": {},
+        "pods": {},
+        "quota": None,
         "breaker": "closed",
         "available": True,
         "in_flight": 0,
@@ -374,6 +378,6 @@ async def test_fault_of_the_edge_s_own_is_logged_whole(
     def broken() -> float:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(state, "now", broken)
-    assert (await client.get("/members")).status == 500
+    monkeypatch.setattr(state, "certificates", broken)
+    assert (await client.get("/metrics")).status == 500
     assert [record for record in caplog.records if record.exc_info]

@@ -1,0 +1,120 @@
+"""The members at one moment, as plain values: what pages and metrics read, and what workers tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.counts import EdgeCounts, MemberCounts
+from fedproxy.decide.member import Intent, Member
+
+_WORST_FIRST: Final = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One member as one worker sees it, or as all of them do together.
+
+    share: the weight with which it is given new visitors now. admits: its breaker lets requests through.
+    available: a request may be sent to it. idle, busy: connections to it. checks, pods, quota, details: what
+    its last probe said, for those who probe.
+    """
+
+    name: str
+    url: str
+    weight: float
+    share: float
+    prime: bool
+    intent: Intent
+    healthy: bool
+    reasons: tuple[str, ...]
+    breaker: BreakerState
+    admits: bool
+    available: bool
+    in_flight: int
+    max_requests: int
+    launches: int
+    max_launches: int | None
+    counts: MemberCounts
+    idle: int = 0
+    busy: int = 0
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    pods: Mapping[str, int] = field(default_factory=dict)
+    quota: int | None = None
+    details: tuple[str, ...] = ()
+
+    @property
+    def takes_visitors(self) -> bool:
+        """Whether new visitors can be sent to it."""
+        return self.intent is Intent.READY and self.share > 0 and self.available
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Everything at one moment: the members in the config's order, the edge's own counts, the workers."""
+
+    members: Sequence[Snapshot]
+    edge: EdgeCounts
+    workers: int = 1
+
+    def named(self, name: str) -> Snapshot | None:
+        """The member of that name."""
+        return next((member for member in self.members if member.name == name), None)
+
+
+def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Snapshot:
+    """A member as it is now. The counts are the live ones: to be read, or copied, at once."""
+    return Snapshot(
+        name=member.name,
+        url=member.url,
+        weight=member.weight,
+        share=member.share(now),
+        prime=member.prime,
+        intent=member.intent,
+        healthy=member.healthy,
+        reasons=member.reasons,
+        breaker=member.breaker.state,
+        admits=member.breaker.admits(now),
+        available=member.available(now),
+        in_flight=member.in_flight,
+        max_requests=member.max_requests,
+        launches=member.launches,
+        max_launches=member.max_launches,
+        counts=member.counts,
+        idle=idle,
+        busy=busy,
+    )
+
+
+def merge(parts: Sequence[Snapshot]) -> Snapshot:
+    """One member as several workers see it: what is counted adds up, and the worst breaker is shown.
+
+    Raises ValueError for no parts.
+    """
+    if not parts:
+        raise ValueError("there is nothing to merge")
+    counts = MemberCounts()
+    for part in parts:
+        counts.add(part.counts)
+    return replace(
+        parts[0],
+        share=sum(part.share for part in parts) / len(parts),
+        breaker=min((part.breaker for part in parts), key=_WORST_FIRST.index),
+        admits=any(part.admits for part in parts),
+        available=any(part.available for part in parts),
+        in_flight=sum(part.in_flight for part in parts),
+        launches=sum(part.launches for part in parts),
+        counts=counts,
+        idle=sum(part.idle for part in parts),
+        busy=sum(part.busy for part in parts),
+    )
+
+
+def add_up(counts: Iterable[EdgeCounts]) -> EdgeCounts:
+    """The edge's own counts of several workers together."""
+    together = EdgeCounts()
+    for part in counts:
+        together.add(part)
+    return together

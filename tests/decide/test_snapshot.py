@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import Survey, add_up, merge, snapshot
+from tests.decide.build import member
+
+
+def test_snapshot_is_the_member_as_it_is_and_can_be_sent() -> None:
+    gesis = member("gesis", weight=50.0)
+    gesis.in_flight = 3
+    gesis.counts.codes[200] = 7
+    taken = pickle.loads(pickle.dumps(snapshot(gesis, 0.0, idle=1, busy=2)))
+    assert (taken.name, taken.weight, taken.share, taken.in_flight) == ("gesis", 50.0, 50.0, 3)
+    assert (taken.idle, taken.busy, taken.counts.codes[200]) == (1, 2, 7)
+    assert taken.takes_visitors
+
+
+@pytest.mark.parametrize("intent", [Intent.DRAIN, Intent.MAINT])
+def test_member_that_is_not_ready_takes_no_visitors(intent: Intent) -> None:
+    gesis = member("gesis")
+    gesis.set_intent(intent)
+    assert not snapshot(gesis, 0.0).takes_visitors
+
+
+def test_parts_of_a_member_add_up_and_show_the_worst_breaker() -> None:
+    here, there = member("a"), member("a")
+    here.in_flight, there.in_flight = 2, 3
+    here.launches, there.launches = 1, 1
+    here.counts.codes[200], there.counts.codes[200], there.counts.codes[502] = 5, 6, 1
+    here.counts.duration.observe(0.2)
+    there.counts.duration.observe(0.3)
+    here.counts.bytes_in, there.counts.bytes_in = 10, 20
+    there.breaker.trip(0.0, 0.0)
+    both = merge([snapshot(here, 1.0, idle=1), snapshot(there, 1.0, idle=2, busy=3)])
+    assert (both.in_flight, both.launches, both.idle, both.busy) == (5, 2, 3, 3)
+    assert both.counts.codes == {200: 11, 502: 1}
+    assert (sum(both.counts.duration.counts), both.counts.duration.total) == (2, 0.5)
+    assert both.counts.bytes_in == 30
+    assert (both.breaker, both.admits, both.available) == (BreakerState.OPEN, True, True)
+    assert here.counts.codes == {200: 5}
+
+
+def test_nothing_cannot_be_merged() -> None:
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merge([])
+
+
+def test_edge_counts_add_up() -> None:
+    first, second = EdgeCounts(), EdgeCounts()
+    first.requests, second.requests = 1, 2
+    first.rejected["malformed"] = second.rejected["malformed"] = 4
+    together = add_up([first, second])
+    assert (together.requests, together.rejected) == (3, {"malformed": 8})
+
+
+def test_survey_finds_a_member_by_its_name() -> None:
+    survey = Survey([snapshot(member("a"), 0.0)], EdgeCounts())
+    found = survey.named("a")
+    assert found is not None
+    assert found.name == "a"
+    assert survey.named("b") is None
