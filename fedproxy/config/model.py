@@ -61,15 +61,32 @@ class Section(BaseModel):
         yield from ()
 
 
-class Tls(Section):
-    """The certificate of a listener."""
+class Certificate(Section):
+    """A certificate and its key."""
 
     certificate: File = Field(
-        description="PEM file with the certificate and its chain; a renewed one takes a restart for now."
+        description="PEM file with the certificate and its chain; read again when it changes."
     )
-    private_key: File = Field(description="PEM file with the private key; read again when it changes.")
+    private_key: File = Field(
+        description="PEM file with the private key, without a passphrase; read again when it changes."
+    )
+
+
+class Tls(Certificate):
+    """How a listener speaks TLS. Its own certificate is the one for visitors who ask for no known name."""
+
+    certificates: tuple[Certificate, ...] = Field(
+        default=(),
+        description="More certificates, each for the names in it (`*.` stands for one label). "
+        "Any other name, or none, is answered with the one above.",
+    )
     min_version: Annotated[Literal["1.2", "1.3"], units.TLS_VERSION] = Field(
         default="1.2", description="The oldest version of TLS that is spoken."
+    )
+    hsts: SecondsOrNone = Field(
+        default=0.0,
+        description="How long a browser is told to come back over https only "
+        "(`Strict-Transport-Security`); 0 for not at all.",
     )
 
 

@@ -362,6 +362,23 @@ def test_listener_with_tls_does_not_redirect_to_https(tmp_path: Path) -> None:
     ]
 
 
+def test_further_certificates_are_pairs_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "pem").write_text("x")
+    pair = f"certificate: {tmp_path}/pem, private_key: {tmp_path}/pem"
+    tls = f"{{{pair}, certificates: [{{{pair}}}], hsts: 180d}}"
+    config = parse(f"{MINIMAL}listen: [{{address: 'a:1', tls: {tls}}}]", {})
+    assert config.listen[0].tls is not None
+    assert [str(more.certificate) for more in config.listen[0].tls.certificates] == [f"{tmp_path}/pem"]
+    assert config.listen[0].tls.hsts == 180 * 86400
+    wrong = f"{{{pair}, hsts: -1, certificates: [{{certificate: {tmp_path}/none}}]}}"
+    assert faults(f"{MINIMAL}listen: [{{address: 'a:1', tls: {wrong}}}]") == [
+        "listen.0.tls.hsts: is -1, expected a duration, such as 250ms, 15s or 4h",
+        "listen.0.tls.certificates.0.private_key: is missing, expected the path of a file that can be read",
+        f"listen.0.tls.certificates.0.certificate: is '{tmp_path}/none', "
+        "expected the path of a file that can be read",
+    ]
+
+
 def test_two_listeners_on_any_free_port_are_fine() -> None:
     assert len(parse(MINIMAL + "listen: [{address: 'a:0'}, {address: 'a:0'}]", {}).listen) == 2
 
