@@ -1,0 +1,346 @@
+"""What operators set at run time, the file that keeps it, and what holds when it and the config disagree.
+
+What was set at run time remembers what the config said then, and holds as long as the config says the same:
+
+- A weight holds until the config's own weight of that member changes, or the member is gone.
+- A member that was put holds until the config says something else of its name: one that joined belongs to the
+  config as soon as the config has it.
+- A member that was deleted stays away while its entry in the config stays the same.
+- An intent holds until it is changed, also while its member is away; deleting a member forgets it.
+- What no longer fits the config as a whole (a second prime member, a host that another has) is dropped.
+
+`reconcile` applies these rules at a start and at a reload, and says what it dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from fedproxy.config import Config, Member, member_from, units
+from fedproxy.config.address import MEMBER_NAME
+from fedproxy.config.check import config_error, config_from, model_from, show
+from fedproxy.config.document import Document
+from fedproxy.config.model import Section
+from fedproxy.decide.member import Intent
+from fedproxy.errors import ConfigError, Fault
+
+_VERSION: Final = 1
+_MOST_BYTES: Final = 4 << 20
+
+_Name = Annotated[str, MEMBER_NAME]
+
+
+class Weight(Section):
+    """A member's weight, set over `over`, which the member had without it."""
+
+    value: Annotated[float, units.AMOUNT]
+    over: Annotated[float, units.AMOUNT]
+
+
+class Change(Section):
+    """A member that was put or deleted at run time.
+
+    `settings`: the member as the config writes one; None: it was deleted. `over`: what the config said of
+    that name then; None: nothing. Both without what is a default, so that they can be compared.
+    """
+
+    settings: Mapping[str, Any] | None = None
+    over: Mapping[str, Any] | None = None
+
+
+class State(Section):
+    """What operators set, by member name. Frozen: the functions of this module make the next one."""
+
+    intents: Mapping[_Name, Literal["drain", "maint"]] = Field(default={})
+    weights: Mapping[_Name, Weight] = Field(default={})
+    members: Mapping[_Name, Change] = Field(default={})
+
+    def intent(self, name: str) -> Intent:
+        """The operator's word on a member."""
+        return Intent(self.intents.get(name, "ready"))
+
+
+# -- the next state
+
+
+def set_intent(state: State, name: str, intent: Intent) -> State:
+    """The state with the operator's word on a member."""
+    rest = _without(state.intents, name)
+    return state.model_copy(
+        update={"intents": rest if intent is Intent.READY else {**rest, name: intent.value}}
+    )
+
+
+def set_weight(config: Config, state: State, name: str, weight: float) -> State:
+    """The state with a member's weight. Raises KeyError for a name that is no member's."""
+    rest = state.model_copy(update={"weights": _without(state.weights, name)})
+    own = overlay(config, rest).members[name].weight
+    if weight == own:
+        return rest
+    return state.model_copy(update={"weights": {**rest.weights, name: Weight(value=weight, over=own)}})
+
+
+def join(config: Config, state: State, name: str, settings: object) -> State:
+    """The state with this member in it, new or in the place of the one of that name; its weight is its own.
+
+    Raises ConfigError: for the settings alone with key paths under the member, else under the config.
+    """
+    change = Change(settings=_written(member_from(name, settings)), over=_said(config, name))
+    return _changed(config, state, name, change)
+
+
+def leave(config: Config, state: State, name: str) -> State:
+    """The state without this member, and with nothing that was set for it.
+
+    Raises KeyError for a name that is no member's, and ConfigError if the federation cannot do without it.
+    """
+    if name not in overlay(config, state).members:
+        raise KeyError(name)
+    over = _said(config, name)
+    forgotten = state.model_copy(update={"intents": _without(state.intents, name)})
+    return _changed(config, forgotten, name, Change(over=over) if over is not None else None)
+
+
+def _changed(config: Config, state: State, name: str, change: Change | None) -> State:
+    members = _without(state.members, name)
+    if change is not None and change.settings != change.over:
+        members[name] = change
+    changed = state.model_copy(update={"members": members, "weights": _without(state.weights, name)})
+    overlay(config, changed)
+    return changed
+
+
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
+# -- the state and the config
+
+
+def overlay(config: Config, state: State) -> Config:
+    """The config with what the state holds over it; what the config says otherwise by now is passed over.
+
+    Raises ConfigError for members that do not fit, which `reconcile` drops.
+    """
+    holding = {name: change for name, change in state.members.items() if _holds(config, name, change)}
+    changed = _with_members(config, holding) if holding else config
+    members = dict(changed.members)
+    for name, weight in state.weights.items():
+        if name in members and members[name].weight == weight.over:
+            members[name] = members[name].model_copy(update={"weight": weight.value})
+    return changed.model_copy(update={"members": members})
+
+
+def reconcile(config: Config, state: State) -> tuple[State, list[str]]:
+    """What of the state goes on with this config, and a line for each thing that does not.
+
+    What it returns can be put over the config: `overlay` raises nothing for it.
+    """
+    members, lines = _fitting(config, state.members)
+    base = overlay(config, State(members=members)).members
+    weights: dict[str, Weight] = {}
+    for name, weight in state.weights.items():
+        if name not in base:
+            lines.append(f"{name}: its weight {weight.value:g} is dropped: there is no such member")
+        elif base[name].weight != weight.over:
+            lines.append(
+                f"{name}: its weight {weight.value:g} was set over {weight.over:g} and is dropped: "
+                f"the config says {base[name].weight:g}"
+            )
+        else:
+            weights[name] = weight
+    return state.model_copy(update={"members": members, "weights": weights}), lines
+
+
+def _fitting(config: Config, changes: Mapping[str, Change]) -> tuple[dict[str, Change], list[str]]:
+    lines = []
+    holding: dict[str, Change] = {}
+    for name, change in changes.items():
+        if _holds(config, name, change):
+            holding[name] = change
+        else:
+            lines.append(
+                f"{name}: {_done(change)}, and the config has changed what it says of it: that holds"
+            )
+    with contextlib.suppress(ConfigError):
+        _with_members(config, holding)
+        return holding, lines
+    # Together they do not fit: those stay that fit with the ones before them.
+    fitting: dict[str, Change] = {}
+    for name, change in holding.items():
+        try:
+            _with_members(config, {**fitting, name: change})
+        except ConfigError as error:
+            lines.append(f"{name}: {_done(change)}, which is dropped: {error}")
+        else:
+            fitting[name] = change
+    return fitting, lines
+
+
+def _done(change: Change) -> str:
+    return "was deleted at run time" if change.settings is None else "was put at run time"
+
+
+def _holds(config: Config, name: str, change: Change) -> bool:
+    return change.over == _said(config, name)
+
+
+def _said(config: Config, name: str) -> Mapping[str, Any] | None:
+    member = config.members.get(name)
+    return _written(member) if member is not None else None
+
+
+def _written(member: Member) -> dict[str, Any]:
+    return member.model_dump(mode="json", exclude_defaults=True)
+
+
+def _with_members(config: Config, changes: Mapping[str, Change]) -> Config:
+    """The config with these members, checked as a whole as if they had been in its file."""
+    members = {name: _written(member) for name, member in config.members.items()}
+    for name, change in changes.items():
+        if change.settings is not None:
+            members[name] = dict(change.settings)
+        else:
+            members.pop(name, None)
+    data: dict[str, Any] = {key: getattr(config, key) for key in config.model_fields_set}
+    data |= {key: list(data[key]) for key in ("listen", "routes") if key in data}
+    changed, findings = config_from(data | {"members": members})
+    if changed is None:
+        raise config_error(Document(), findings)
+    return changed
+
+
+# -- the file
+
+
+def state_path(config: Config, file: Path | None, env: Mapping[str, str]) -> Path | None:
+    """Where the state is kept, None for nowhere; `file` is where the config was read from."""
+    if config.admin.state == "off":
+        return None
+    if config.admin.state is not None:
+        return config.admin.state
+    # systemd gives several directories with colons between them.
+    if directory := env.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return Path(directory, "state.json")
+    return file.with_name(f"{file.stem}.state.json") if file is not None else None
+
+
+class StateFile:
+    """The state in a file, or nowhere if `path` is None. Its calls take as long as the disk does."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._writable = True
+
+    def load(self) -> tuple[State, list[str]]:
+        """The state, and lines for an operator about what is wrong. Raises nothing.
+
+        No file is an empty state. A file that cannot be read, makes no sense or is of another version is put
+        aside, and the state is empty.
+        """
+        if self.path is None:
+            return State(), []
+        lines: list[str] = []
+        state = State()
+        try:
+            state = _read(self.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            lines.append(self._put_aside(f"{self.path} cannot be read: {error.strerror}"))
+        except ConfigError as error:
+            lines.append(self._put_aside(f"{self.path} is no state of this program: {error}"))
+        return state, [*lines, *self._try()]
+
+    def save(self, state: State) -> None:
+        """Writes the state whole or not at all, for its owner only.
+
+        Raises OSError with a line for an operator; the file is then as it was. A place that could not be
+        written at the start was complained of by `load`, and here it is no error.
+        """
+        if self.path is None:
+            return
+        try:
+            _write(self.path, _content(state))
+        except OSError as error:
+            if self._writable:
+                raise OSError(error.errno, f"{self.path} cannot be written: {error.strerror}") from error
+        else:
+            self._writable = True
+
+    def _put_aside(self, message: str) -> str:
+        assert self.path is not None  # noqa: S101 -- asked for by those who read it
+        names = (self.path.with_name(f"{self.path.name}.bad-{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not os.path.lexists(name))
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            path, self.path = self.path, None
+            return f"{message}; {path} stays as it is ({error.strerror}), and nothing is kept over a restart"
+        return f"{message}; it is now {aside}, and nothing of it is in force"
+
+    def _try(self) -> list[str]:
+        if self.path is None:
+            return []
+        try:
+            with tempfile.TemporaryFile(dir=self.path.parent):
+                return []
+        except OSError as error:
+            self._writable = False
+            return [
+                f"{self.path} cannot be written: {error.strerror}; what operators set is lost at a restart "
+                "(admin.state: another path, or off)"
+            ]
+
+
+def _read(path: Path) -> State:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ConfigError([Fault("", f"is larger than {_MOST_BYTES >> 20} MiB")])
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([Fault("", "is not JSON")]) from error
+    if not isinstance(data, dict):
+        raise ConfigError([Fault("", "is not a JSON object")])
+    version = data.pop("version", None)
+    if version != _VERSION:
+        raise ConfigError([Fault("version", f"is {show(version)}, expected {_VERSION}")])
+    state, findings = model_from(State, data)
+    if state is None:
+        raise config_error(Document(), findings)
+    return state
+
+
+def _content(state: State) -> bytes:
+    return json.dumps({"version": _VERSION, **state.model_dump()}, indent=2).encode() + b"\n"
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The new file is there; that it is still there after a power cut is more than some file systems promise.
+    with contextlib.suppress(OSError):
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
