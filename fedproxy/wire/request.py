@@ -9,10 +9,11 @@ differently is refused, never repaired.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fedproxy.errors import BadRequest, MethodRefused
-from fedproxy.wire import cookie
+from fedproxy.wire import cookie, forwarded
 from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, Memo, tokens
 
 _LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
@@ -86,6 +87,7 @@ class Forwarded:
     real_ip: bytes | None = None
     proto: bytes | None = None
     host: bytes | None = None
+    hops: tuple[forwarded.Hop, ...] = ()  # Forwarded, all lines as one list
 
 
 _NOTHING_SAID = Forwarded()
@@ -96,6 +98,7 @@ class HeaderBlock:
     what the edge adds for each connection or request, and without `Upgrade` (see `upgrade`)."""
 
     __slots__ = (
+        "banned",
         "chunked",
         "close",
         "cookie",
@@ -129,6 +132,7 @@ class HeaderBlock:
         self.forwarded = _NOTHING_SAID
         self.forward = b""
         self.plain = False
+        self.banned = False
 
     def with_cookies(self, raw: bytes, cookie: bytes | None, line: bytes) -> HeaderBlock:
         """The same block with a Cookie line more; `line` is what of it goes on to the member."""
@@ -145,6 +149,7 @@ class HeaderBlock:
         block.traceparent = self.traceparent
         block.forwarded = self.forwarded
         block.plain = self.plain
+        block.banned = self.banned
         block.cookie = cookie
         block.more_cookies = False
         block.forward = self.forward + line
@@ -171,13 +176,22 @@ class BlockReader:
     """Reads header blocks for one policy.
 
     `cookie_name` is the affinity cookie's; it never goes on to a member. `origin` is sent where the
-    visitor sent none. With `trusted`, the forwarding fields of the peer are kept in `forwarded`.
+    visitor sent none. With `trusted`, the forwarding fields of the peer are kept in `forwarded`. A block
+    is `banned` if `ban` says so of its User-Agent.
     """
 
-    def __init__(self, cookie_name: str, origin: str | None, *, trusted: bool) -> None:
+    def __init__(
+        self,
+        cookie_name: str,
+        origin: str | None,
+        *,
+        trusted: bool,
+        ban: Callable[[bytes], bool] | None = None,
+    ) -> None:
         self._cookie = cookie_name.encode("ascii")
         self._origin = b"Origin: " + origin.encode("ascii") if origin else b""
         self._trusted = trusted
+        self._ban = ban
         # Most lines repeat between visitors. What is long differs for each, and is read anew.
         self._fields = Memo(_read_field, entries=4096, longest=256)
         self._without_cookies = Memo(self._read_lines, entries=1024)
@@ -210,6 +224,8 @@ class BlockReader:
             else:
                 special.append((*field, line))
         self._read_special(block, special, lines)
+        if self._ban is not None:
+            block.banned = self._ban(block.value(b"user-agent"))
         return block
 
     def _read_special(
@@ -262,7 +278,7 @@ class BlockReader:
     def _read_rare(
         self, block: HeaderBlock, name: bytes, value: bytes, lines: list[bytes], line: bytes
     ) -> None:
-        forwarded = block.forwarded
+        said = block.forwarded
         if name == b"x-request-id":
             if block.request_id is None and _REQUEST_ID(value) is not None:
                 block.request_id = value
@@ -272,16 +288,16 @@ class BlockReader:
         elif name == b"upgrade":
             block.upgrade = value if may_be_tunnelled(value) else None
         elif self._trusted and name == b"x-forwarded-for":
-            before = forwarded.addresses
-            block.forwarded = replace(
-                forwarded, addresses=value if before is None else before + b", " + value
-            )
+            before = said.addresses
+            block.forwarded = replace(said, addresses=value if before is None else before + b", " + value)
         elif self._trusted and name == b"x-real-ip":
-            block.forwarded = replace(forwarded, real_ip=value)
+            block.forwarded = replace(said, real_ip=value)
         elif self._trusted and name == b"x-forwarded-proto":
-            block.forwarded = replace(forwarded, proto=value.lower())
+            block.forwarded = replace(said, proto=value.lower())
         elif self._trusted and name == b"x-forwarded-host":
-            block.forwarded = replace(forwarded, host=value if _HOST(value) is not None else None)
+            block.forwarded = replace(said, host=value if _HOST(value) is not None else None)
+        elif self._trusted and name == b"forwarded":
+            block.forwarded = replace(said, hops=said.hops + forwarded.read(value))
         elif b"_" in name and name.replace(b"_", b"-") not in _OWN:
             lines.append(line)
 
@@ -301,7 +317,7 @@ class BlockReader:
         if block.chunked or block.length:
             # CVE-2026-69243: what follows an upgrade is not a body, so one with a body is none.
             block.upgrade = None
-        host = block.forwarded.host or block.host
+        host = block.forwarded.host or _host_of_hops(block) or block.host
         if host is not None:
             lines.append(b"X-Forwarded-Host: " + host)
         if block.chunked:
@@ -320,6 +336,15 @@ class BlockReader:
             and not block.expect
             and block.upgrade is None
         )
+
+
+def _host_of_hops(block: HeaderBlock) -> bytes | None:
+    """The host that the nearest proxy names in Forwarded; X-Forwarded-For goes before the whole of it."""
+    if block.forwarded.addresses is None:
+        for hop in reversed(block.forwarded.hops):
+            if hop.host is not None:
+                return hop.host if _HOST(hop.host) is not None else None
+    return None
 
 
 def may_be_tunnelled(upgrade: bytes) -> bool:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy.errors import BadRequest, MethodRefused
+from fedproxy.wire.forwarded import Hop
 from fedproxy.wire.request import BlockReader, Forwarded, HeaderBlock, read_line, with_host
 
 READER = BlockReader("fedproxy_member", "https://mybinder.org", trusted=False)
@@ -267,6 +268,42 @@ def test_forwarding_fields_of_a_trusted_peer_are_kept_apart() -> None:
     assert read.forwarded == Forwarded(b"1.1.1.1, 2.2.2.2", b"3.3.3.3", b"https", b"outer")
     assert sent(read) == [b"X-Forwarded-Host: outer", b"Via: 1.1 fedproxy"]
     assert block(b"Host: h", b"X-Forwarded-Host: a b", reader=TRUSTING).forwarded.host is None
+
+
+def test_forwarded_of_a_trusted_peer_is_kept_and_names_the_host() -> None:
+    read = block(
+        b"Host: h",
+        b"Forwarded: for=1.1.1.1;host=one, for=2.2.2.2;proto=https;host=two",
+        b"Forwarded: for=3.3.3.3",
+        reader=TRUSTING,
+    )
+    assert read.forwarded.hops == (
+        Hop(b"1.1.1.1", None, b"one"),
+        Hop(b"2.2.2.2", b"https", b"two"),
+        Hop(b"3.3.3.3"),
+    )
+    assert sent(read) == [b"X-Forwarded-Host: two", b"Via: 1.1 fedproxy"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'Forwarded: for=1.1.1.1;host="a b"'],
+        [b"Forwarded: for=1.1.1.1"],
+        [b"X-Forwarded-For: 1.1.1.1", b"Forwarded: host=other"],
+    ],
+)
+def test_host_is_the_requests_own_if_no_proxy_names_one(lines: list[bytes]) -> None:
+    assert sent(block(b"Host: h", *lines, reader=TRUSTING))[0] == b"X-Forwarded-Host: h"
+
+
+def test_block_is_banned_by_its_user_agent() -> None:
+    reader = BlockReader("fedproxy_member", None, trusted=False, ban=lambda agent: agent in (b"bad", b""))
+    assert block(b"Host: h", b"user-agent: bad", reader=reader).banned
+    assert block(b"Host: h", b"Cookie: a=b", b"User-Agent: bad", reader=reader).banned
+    assert block(b"Host: h", reader=reader).banned
+    assert not block(b"Host: h", b"Cookie: a=b", b"User-Agent: good", reader=reader).banned
+    assert not block(b"Host: h", b"User-Agent: bad").banned
 
 
 def test_ids_are_taken_when_valid_and_only_the_first() -> None:

@@ -1,0 +1,84 @@
+"""The Forwarded field: what proxies say of whom they forward (RFC 7239 sections 4 to 6)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from fedproxy.wire.grammar import TOKEN
+
+_PAIR = re.compile(
+    rb"("
+    + TOKEN
+    + rb")=(?:("
+    + TOKEN
+    + rb')|"((?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t -\x7e\x80-\xff])*)")'
+)
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+_NODE = re.compile(rb"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::(?:[0-9]{1,5}|_[A-Za-z0-9._\-]+))?").fullmatch
+_SPACES = re.compile(rb"[ \t]*").match
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """What one proxy says of who came to it.
+
+    `address` is without a port; None if it is not told: `unknown`, a name that stands for it, or nothing.
+    `proto` is in lower case, `host` is as it was sent.
+    """
+
+    address: bytes | None = None
+    proto: bytes | None = None
+    host: bytes | None = None
+
+
+def read(value: bytes) -> tuple[Hop, ...]:
+    """The proxies in a field's value, the nearest one last; none if the value is malformed."""
+    hops: list[Hop] = []
+    pairs: dict[bytes, bytes] = {}
+    at = 0
+    while at <= len(value):
+        at = _after_spaces(value, at)
+        match = _PAIR.match(value, at)
+        if match is not None:
+            name = match[1].lower()
+            if name in pairs:
+                return ()
+            pairs[name] = match[2] if match[3] is None else _ESCAPED.sub(rb"\1", match[3])
+            at = _after_spaces(value, match.end())
+        end = value[at : at + 1]
+        if end not in (b"", b";", b","):
+            return ()
+        if end != b";" and pairs:
+            hops.append(_hop(pairs))
+            pairs = {}
+        at += 1
+    return tuple(hops)
+
+
+def _after_spaces(value: bytes, at: int) -> int:
+    spaces = _SPACES(value, at)
+    return at if spaces is None else spaces.end()
+
+
+def _hop(pairs: dict[bytes, bytes]) -> Hop:
+    proto = pairs.get(b"proto")
+    return Hop(
+        address=_address(pairs.get(b"for", b"")),
+        proto=None if proto is None else proto.lower(),
+        host=pairs.get(b"host"),
+    )
+
+
+def _address(node: bytes) -> bytes | None:
+    match = _NODE(node)
+    if match is None:
+        return None
+    text: bytes = match[1] or match[2]
+    try:
+        parsed = ip_address(text.decode("ascii"))
+    except ValueError:
+        return None
+    # Only IPv6 is written in brackets, and it is never without.
+    return text if (parsed.version == 6) == (match[1] is None) else None
