@@ -7,6 +7,7 @@ does that. A chunked body has to be followed to know where it ends; its bytes ar
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from fedproxy.wire.grammar import FIELD
 
@@ -145,6 +146,27 @@ class Chunked:
         if self._framed:
             out.append(data[at : end + 2])
         return end + 2
+
+
+class Tapped(Chunked):
+    """As `Chunked`, and `tap` is called with every piece of the payload, before `feed` returns it."""
+
+    __slots__ = ("_tap",)
+
+    def __init__(self, tap: Callable[[bytes], object], *, framed: bool = True) -> None:
+        super().__init__(framed=framed)
+        self._tap = tap
+
+    def _whole_chunk(self, data: bytes, at: int, digits: int, after: int, out: list[bytes]) -> int:
+        super()._whole_chunk(data, at, digits, after, out)
+        # The size line ends where its digits or its extensions do.
+        self._tap(data[data.find(b"\r\n", digits) + 2 : after - 2])
+        return after
+
+    def _read_data(self, data: bytes, at: int, out: list[bytes]) -> int:
+        end = super()._read_data(data, at, out)
+        self._tap(data[at:end])
+        return end
 
 
 def chunk(data: bytes) -> bytes:

@@ -9,7 +9,9 @@ from fedproxy.wire.grammar import FIELD, LENGTH, Memo, tokens
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"))
-_SPECIAL = _HOP_BY_HOP | {b"content-length", b"content-type", b"cache-control", b"x-request-id"}
+_SPECIAL = _HOP_BY_HOP | frozenset(
+    b"content-length content-type content-encoding cache-control x-request-id".split()
+)
 # RFC 9110 sections 6.4.1 and 15.2: these never have a body.
 _BODILESS = frozenset((204, 304))
 
@@ -22,6 +24,7 @@ class ResponseHead:
         "bodiless",
         "chunked",
         "close",
+        "encoded",
         "event_stream",
         "forward",
         "length",
@@ -37,6 +40,7 @@ class ResponseHead:
         self.close = False
         self.upgrade: bytes | None = None
         self.event_stream = False
+        self.encoded = False
         self.public = False
         self.bodiless = status < 200 or status in _BODILESS
         self.forward = b""
@@ -87,6 +91,9 @@ def read(raw: bytes) -> ResponseHead:
             lines.append(line)
         elif name == b"cache-control":
             head.public = head.public or b"public" in tokens(value)
+            lines.append(line)
+        elif name == b"content-encoding":
+            head.encoded = value.lower() != b"identity"
             lines.append(line)
     if head.chunked and head.length is not None:
         raise BadResponse

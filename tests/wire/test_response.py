@@ -58,6 +58,13 @@ def test_event_stream_and_public_are_seen() -> None:
     assert not head(b"HTTP/1.1 200 OK", b"Cache-Control: private").public
 
 
+def test_coding_is_seen_and_passes() -> None:
+    for coding, encoded in ((b"gzip", True), (b"identity", False)):
+        found = read(head(b"HTTP/1.1 200 OK", b"Content-Encoding: " + coding))
+        assert found.encoded is encoded
+        assert b"Content-Encoding: " + coding in found.forward
+
+
 def test_upgrade_is_seen() -> None:
     found = head(b"HTTP/1.1 101 Switching Protocols", b"Connection: upgrade", b"Upgrade: websocket")
     assert found.upgrade == b"websocket" and found.bodiless

@@ -1,0 +1,299 @@
+"""What a launch's events mean: whether another member should have it, how it ended, and who is to blame.
+
+    nothing yet, or an image that is there ──► HOLD ──► COMMIT      the launch goes on here
+                                                └────► FAIL_OVER   this member cannot, another might
+
+Events come from a member and may be anything: reading one gives a decision, never an exception. `ready`
+carries a secret; of an event only its phase, its status and the verdict on its message are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from enum import Enum, StrEnum
+from typing import Any, Final
+
+from fedproxy.decide.breaker import Outcome
+
+
+class End(StrEnum):
+    """How a launch ended on one member, as the metrics and the log name it.
+
+    LOST: the stream ended with neither `ready` nor `failed`. ABANDONED: the visitor left before. UNKNOWN:
+    there was nothing that could be read.
+    """
+
+    READY = "ready"
+    FAILED = "failed"
+    LOST = "lost"
+    ABANDONED = "abandoned"
+    UNKNOWN = "unknown"
+
+    # It is a key of counters.
+    __hash__ = str.__hash__
+
+
+class Verdict(Enum):
+    """What a failure says of the member.
+
+    REPEATS: the repository's or the visitor's fault; another member would fail as well. FULL: this member
+    cannot just now, and is not ill. ILL: this member failed.
+    """
+
+    REPEATS = "repeats"
+    FULL = "full"
+    ILL = "ill"
+
+
+class Decision(Enum):
+    """What to do with a launch of which the visitor has seen nothing."""
+
+    HOLD = "hold"
+    COMMIT = "commit"
+    FAIL_OVER = "fail-over"
+
+
+_REPEATS: Final = Verdict.REPEATS
+_FULL: Final = Verdict.FULL
+_ILL: Final = Verdict.ILL
+_HOLD: Final = Decision.HOLD
+_COMMIT: Final = Decision.COMMIT
+_FAIL_OVER: Final = Decision.FAIL_OVER
+
+# What BinderHub says, from its start, the first that matches. A message may quote what the visitor asked for,
+# so nothing is looked for behind such a place: no repository's name may make a member look ill.
+MESSAGES: Final[tuple[tuple[str, Verdict], ...]] = (
+    (r"No provider found for prefix ", _REPEATS),
+    (r"Could not resolve ref for ", _REPEATS),
+    (r"Error resolving ref for [^ ]+ GitHub rate limit exceeded\.", _FULL),
+    (r"Error resolving ref for [^ ]+ HTTP (5\d\d|429)\b", _FULL),
+    (r"Error resolving ref for ", _REPEATS),
+    (r"Sorry, .+ is not allowed to launch", _REPEATS),
+    (r"Sorry, .+ has been temporarily disabled from launching", _REPEATS),
+    (r"Requests from .+ are not allowed", _REPEATS),
+    (r"Invalid build token", _REPEATS),
+    (r"User .+ already has a running server", _REPEATS),
+    (r"Too many users on this BinderHub!", _FULL),
+    (r"Too many users running ", _FULL),
+    (r"Rate limit exceeded\.", _FULL),
+    (r"Failed to create temporary user for ", _ILL),
+    (r"Failed to launch image ", _ILL),
+    (r"Image .+ for user .+ (failed|took too long) to launch", _ILL),
+    (r"(Internal Server Error|Bad Gateway|Service Unavailable|Gateway Timeout)\b", _ILL),
+)
+"""Patterns of messages, matched from the start, and what each says of the member."""
+
+# What follows is not looked at, so that no message makes a pattern slow.
+_LONGEST_MESSAGE: Final = 1024
+
+# The phases of a build, which may take an hour. `unknown` is what BinderHub calls a build it lost sight of.
+_BUILDING: Final = frozenset(("waiting", "fetching", "unknown", "building", "pushing"))
+_PHASES: Final = _BUILDING | {"built", "launching", "ready", "failed"}
+# BinderHub itself takes both for one.
+_SAME: Final = {"failure": "failed"}
+
+# A phase in its usual place; a quote within a message is escaped, so a message cannot look like one.
+_PHASE: Final = re.compile(rb'"phase": ?"([a-z]+)"').search
+
+
+class FailureTable:
+    """Judges failures. `repeats` and `elsewhere` are an operator's, searched in the message, and go first."""
+
+    def __init__(
+        self, repeats: Sequence[re.Pattern[str]] = (), elsewhere: Sequence[re.Pattern[str]] = ()
+    ) -> None:
+        self._repeats = tuple(repeats)
+        self._elsewhere = tuple(elsewhere)
+
+    def judge(self, message: str, status: int | None, *, built: bool = True) -> Verdict:
+        """What a failure means. `status` is the event's own. Not `built`: it came while the image was built.
+
+        What nothing is known of repeats: a member is not blamed, nor another one troubled, for no reason.
+        """
+        message = message[:_LONGEST_MESSAGE]
+        for pattern in self._repeats:
+            if pattern.search(message):
+                return _REPEATS
+        by_status = judge_status(status) if status is not None else _REPEATS
+        for pattern in self._elsewhere:
+            if pattern.search(message):
+                return _ILL if by_status is _ILL else _FULL
+        # What a failed build says is the repository's own output.
+        if built:
+            for known, verdict in _KNOWN:
+                if known(message):
+                    return verdict
+        return by_status
+
+
+def judge_status(status: int) -> Verdict:
+    """What a status says, of an event or of a response."""
+    if status == 429:
+        return _FULL
+    return _ILL if 500 <= status < 600 else _REPEATS
+
+
+_KNOWN: Final = tuple((re.compile(pattern, re.DOTALL).match, verdict) for pattern, verdict in MESSAGES)
+
+
+class Launch:
+    """One launch on one member, from the time it was sent there, fed with the data of its events.
+
+    `decision` is HOLD until an event decides, and then stays. `phase` is the last one known. `end` is how it
+    ended, as soon as that is known, `verdict` what a failure says, and `ready_after` how long it took, in
+    seconds. `phases` are the seconds spent in each phase that is over.
+    """
+
+    __slots__ = (
+        "_phase",
+        "_since",
+        "_table",
+        "decision",
+        "end",
+        "phase",
+        "phases",
+        "ready_after",
+        "started",
+        "verdict",
+    )
+
+    def __init__(self, table: FailureTable, now: float) -> None:
+        self._table = table
+        self._phase = b""
+        self._since = now
+        self.started = now
+        self.decision = _HOLD
+        self.phase: str | None = None
+        self.phases: dict[str, float] = {}
+        self.end: End | None = None
+        self.verdict: Verdict | None = None
+        self.ready_after: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Launch {self.end or self.phase} {self.decision.value}>"
+
+    @property
+    def building(self) -> bool:
+        """Whether the image is being built."""
+        return self.phase in _BUILDING
+
+    @property
+    def blame(self) -> Outcome | None:
+        """What the member's breaker is told of the launch; None if the launch says nothing of the member."""
+        if self.end is None or self.end is End.UNKNOWN:
+            return None
+        if self.end is End.READY:
+            return Outcome.SUCCESS
+        return Outcome.FAILURE if self.end is End.LOST or self.verdict is _ILL else Outcome.IGNORED
+
+    def event(self, data: bytes | None, now: float) -> None:
+        """Takes one event; None for one that was too large to be read."""
+        if self.end is not None:
+            return
+        if data is not None:
+            # Most of a stream are lines of a build's log, and a look at their phase is enough.
+            named = _PHASE(data)
+            if named is not None and named[1] == self._phase:
+                return
+        said = _object(data)
+        phase = said.get("phase")
+        phase = _SAME.get(phase, phase) if isinstance(phase, str) else None
+        if phase not in _PHASES:
+            self._decide(_COMMIT)
+        elif phase == "failed":
+            self._fail(said, now)
+        else:
+            self._enter(phase, now)
+            if phase == "ready":
+                self.end = End.READY
+                self.ready_after = now - self.started
+            # Whether there is room is said right after an image was found.
+            if phase != "built":
+                self._decide(_COMMIT)
+
+    def answered(self, status: int) -> None:
+        """There is no stream that can be read, only a response's status."""
+        if status < 400:
+            self.end = End.UNKNOWN
+            self._decide(_COMMIT)
+            return
+        self.end = End.FAILED
+        self.verdict = judge_status(status)
+        self._decide(_COMMIT if self.verdict is _REPEATS else _FAIL_OVER)
+
+    def close(self, end: End, now: float) -> End:
+        """The stream is over, `end` tells how; gives how the launch ended."""
+        if self.end is None:
+            self._enter(self.phase, now)
+            # What sent events and none that means anything is not a BinderHub that broke off.
+            nonsense = end is End.LOST and self.phase is None and self.decision is _COMMIT
+            self.end = End.UNKNOWN if nonsense else end
+        return self.end
+
+    def _fail(self, said: dict[str, Any], now: float) -> None:
+        message, status = said.get("message"), said.get("status_code")
+        message = message if isinstance(message, str) else ""
+        status = status if isinstance(status, int) else None
+        if not message and status is None and self.phase is None:
+            # It says nothing and follows on nothing; after a build it is the build that failed.
+            self._decide(_COMMIT)
+            self.end = End.UNKNOWN
+            return
+        self.verdict = self._table.judge(message, status, built=not self.building)
+        self._enter("failed", now)
+        self.end = End.FAILED
+        self._decide(_COMMIT if self.verdict is _REPEATS else _FAIL_OVER)
+
+    def _enter(self, phase: str | None, now: float) -> None:
+        if self.phase is not None:
+            self.phases[self.phase] = self.phases.get(self.phase, 0.0) + now - self._since
+        self._since = now
+        self.phase = phase
+        self._phase = phase.encode() if phase is not None else b""
+
+    def _decide(self, decision: Decision) -> None:
+        if self.decision is _HOLD:
+            self.decision = decision
+
+
+class MovedKeys:
+    """Which member took a key that its rank would not give it: bounded, and forgotten after a while.
+
+    `seconds` count from the last `note` of a key. When there are more than `entries`, the oldest goes.
+    """
+
+    def __init__(self, entries: int = 4096, seconds: float = 600.0) -> None:
+        self._entries = entries
+        self._seconds = seconds
+        self._kept: dict[bytes, tuple[str, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def note(self, key: bytes, name: str, now: float) -> None:
+        """The member of that name has the key now."""
+        self._kept.pop(key, None)
+        self._kept[key] = (name, now + self._seconds)
+        if len(self._kept) > self._entries:
+            del self._kept[next(iter(self._kept))]
+
+    def get(self, key: bytes, now: float) -> str | None:
+        """The name of the member that has the key, if that is still known."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        if now >= kept[1]:
+            del self._kept[key]
+            return None
+        return kept[0]
+
+
+def _object(data: bytes | None) -> dict[str, Any]:
+    """What an event says; empty if that is no JSON object."""
+    try:
+        value = json.loads(data or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

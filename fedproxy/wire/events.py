@@ -1,0 +1,128 @@
+"""Event streams as they pass (WHATWG HTML, section 9.2: server-sent events).
+
+Only the data of events is looked at. What is forwarded is the bytes that came, not what was read of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MOST_DATA: Final = 64 * 1024
+"""Bytes of one event's data that are kept. The largest event known of a BinderHub has 22,581."""
+
+_LINE_END: Final = re.compile(rb"\r\n?|\n")
+_BOM: Final = b"\xef\xbb\xbf"
+_ACCEPT: Final = re.compile(rb"(?:\A|\r\n)accept:[ \t]*([^\r]*)", re.IGNORECASE)
+
+
+class EventReader:
+    """Reads one event stream, whatever way its bytes are split.
+
+    `feed` gives the data of each event that became whole, in order; None stands for an event whose data is
+    over `most` bytes, of which nothing is kept. An event without data is none. No input is an error.
+    """
+
+    __slots__ = ("_at_start", "_cr", "_data", "_has_data", "_line", "_most", "_over", "_skipping")
+
+    def __init__(self, most: int = MOST_DATA) -> None:
+        self._most = most
+        self._at_start = True  # where a byte order mark may stand
+        self._cr = False  # the last byte was a CR, whose LF may follow
+        self._line = bytearray()  # the beginning of a line
+        self._skipping = False  # in a line of which nothing more is needed
+        self._data = bytearray()  # of the event so far, each line with its LF
+        self._has_data = False
+        self._over = False
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        """The events that end in `data`."""
+        if (
+            data.startswith(b"data: ")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n")
+            and b"\r" not in data
+            and not (self._line or self._skipping or self._has_data)
+            and len(data) <= self._most
+        ):
+            # The usual case: one whole event. (Its own LF cannot be one that a CR is waiting for.)
+            self._at_start = self._cr = False
+            return [data[6:-2]]
+        return self._read(data)
+
+    def _read(self, data: bytes) -> list[bytes | None]:
+        if self._at_start:
+            data = bytes(self._line) + data
+            self._line.clear()
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._line += data
+                return []
+            self._at_start = False
+            data = data.removeprefix(_BOM)
+        if self._cr and data:
+            self._cr = False
+            data = data.removeprefix(b"\n")
+        events: list[bytes | None] = []
+        at = 0
+        for end in _LINE_END.finditer(data):
+            self._end_line(data[at : end.start()], events)
+            at = end.end()
+        if at == len(data):
+            self._cr = data.endswith(b"\r")
+        elif not self._skipping:
+            self._keep(data[at:])
+        return events
+
+    def _keep(self, piece: bytes) -> None:
+        """The beginning of a line waits for its end, unless it is a comment, or over the bound."""
+        line = self._line
+        line += piece
+        if line.startswith(b":"):
+            self._skipping = True
+        elif len(line) > len(b"data: ") + self._most:
+            if line.startswith(b"data:"):
+                self._too_much()
+            self._skipping = True
+        if self._skipping:
+            line.clear()
+
+    def _end_line(self, line: bytes, events: list[bytes | None]) -> None:
+        if self._skipping:
+            self._skipping = False
+            return
+        if self._line:
+            line = bytes(self._line) + line
+            self._line.clear()
+        if not line:
+            self._end_event(events)
+        elif line.startswith(b"data:"):
+            self._add(line[6:] if line.startswith(b" ", 5) else line[5:])
+        elif line == b"data":
+            self._add(b"")
+
+    def _add(self, value: bytes) -> None:
+        self._has_data = True
+        if self._over:
+            return
+        if len(self._data) + len(value) > self._most:
+            self._too_much()
+        else:
+            self._data += value
+            self._data += b"\n"
+
+    def _too_much(self) -> None:
+        self._has_data = self._over = True
+        self._data.clear()
+
+    def _end_event(self, events: list[bytes | None]) -> None:
+        if self._over:
+            events.append(None)
+        elif self._has_data:
+            events.append(bytes(self._data[:-1]))
+        self._data.clear()
+        self._has_data = self._over = False
+
+
+def asked_for(block: bytes) -> bool:
+    """Whether a block of header fields accepts an event stream and nothing else."""
+    return _ACCEPT.findall(block) == [b"text/event-stream"]
