@@ -60,7 +60,7 @@ def test_event_stream_and_public_are_seen() -> None:
 
 def test_coding_is_seen_and_passes() -> None:
     for coding, encoded in ((b"gzip", True), (b"identity", False)):
-        found = read(head(b"HTTP/1.1 200 OK", b"Content-Encoding: " + coding))
+        found = head(b"HTTP/1.1 200 OK", b"Content-Encoding: " + coding)
         assert found.encoded is encoded
         assert b"Content-Encoding: " + coding in found.forward
 
