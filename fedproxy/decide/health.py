@@ -13,6 +13,7 @@ from typing import Any, Final
 _QUOTA_SERVICE: Final = "Pod quota"
 _MOST_REASONS: Final = 16
 _LONGEST_REASON: Final = 64
+_MOST_DIFFERENCES: Final = 4
 _MOST_PODS: Final = 2**53
 _PODS: Final = {"total": "total_pods", "build": "build_pods", "user": "user_pods"}
 
@@ -23,7 +24,9 @@ class Verdict:
 
     reasons: why not `ok`, as labels: a failed check's name, or `health`, `quota`, `versions`, or what the
     caller gave. immediate: a failure that acts at once, not only when it comes again. pods by kind, quota:
-    numbers of pods, as far as the member gave them.
+    numbers of pods, as far as the member gave them. checks: each check of `/health` by its label, and
+    `versions`, whether it passed, also of those whose failure is ignored. details: sentences for people on
+    why not `ok`.
     """
 
     ok: bool
@@ -31,24 +34,36 @@ class Verdict:
     immediate: bool = False
     pods: Mapping[str, int] = field(default_factory=dict)
     quota: int | None = None
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    details: tuple[str, ...] = ()
 
 
-def unreachable(reason: str) -> Verdict:
-    """The member gave no answer."""
-    return Verdict(ok=False, reasons=(reason,))
+def unreachable(reason: str, detail: str = "", checks: tuple[str, ...] = ()) -> Verdict:
+    """The member gave no answer, or none that can be read. checks: those that it did not pass so."""
+    return Verdict(
+        ok=False,
+        reasons=(reason,),
+        checks=dict.fromkeys(checks, False),
+        details=(detail,) if detail else (),
+    )
 
 
 def together(*verdicts: Verdict) -> Verdict:
     """One verdict of several probes: ok if all are, and what any of them says about pods."""
     pods: dict[str, int] = {}
+    checks: dict[str, bool] = {}
     for verdict in verdicts:
         pods.update(verdict.pods)
+        for label, passed in verdict.checks.items():
+            checks[label] = passed and checks.get(label, True)
     return Verdict(
         ok=all(verdict.ok for verdict in verdicts),
         reasons=tuple(dict.fromkeys(reason for verdict in verdicts for reason in verdict.reasons)),
         immediate=any(verdict.immediate for verdict in verdicts),
         pods=pods,
         quota=next((verdict.quota for verdict in verdicts if verdict.quota is not None), None),
+        checks=checks,
+        details=tuple(dict.fromkeys(detail for verdict in verdicts for detail in verdict.details)),
     )
 
 
@@ -60,11 +75,17 @@ def judge_versions(body: bytes, reference: bytes | None) -> Verdict:
     """
     versions = _object(body)
     if versions is None:
-        return unreachable("versions")
+        return unreachable("versions", "answered something else than its versions", ("versions",))
     expected = _object(reference) if reference is not None else None
     if expected is None or versions == expected:
-        return Verdict(ok=True)
-    return Verdict(ok=False, reasons=("versions",), immediate=True)
+        return Verdict(ok=True, checks={"versions": True})
+    return Verdict(
+        ok=False,
+        reasons=("versions",),
+        immediate=True,
+        checks={"versions": False},
+        details=("versions differ from prime: " + _differences(versions, expected),),
+    )
 
 
 def judge_health(status: int, body: bytes, pod_headroom: int) -> Verdict:
@@ -74,28 +95,40 @@ def judge_health(status: int, body: bytes, pod_headroom: int) -> Verdict:
     few are left when `total_pods + pod_headroom >= quota`.
     """
     health = _object(body)
-    checks = health.get("checks") if health is not None else None
-    if health is None or not isinstance(checks, list):
-        return unreachable("health")
-    reasons: list[str] = []
+    found = health.get("checks") if health is not None else None
+    if health is None or not isinstance(found, list):
+        return unreachable("health", "answered something else than its health")
+    failed: dict[str, str] = {}
+    checks: dict[str, bool] = {}
     pods: dict[str, int] = {}
     quota: int | None = None
-    for check in checks:
+    full = False
+    for check in found:
         if not isinstance(check, dict):
-            reasons.append("health")
+            failed["health"] = "answered something else than its health"
             continue
+        label, passed = _label(check.get("service")), check.get("ok") is True
         if check.get("service") == _QUOTA_SERVICE:
             pods = {kind: n for kind, name in _PODS.items() if (n := _count(check.get(name))) is not None}
             quota = _count(check.get("quota"))
-        if check.get("ok") is not True and check.get("_ignore_failure") is not True:
-            reasons.append(_label(check.get("service")))
-    full = quota is not None and "total" in pods and pods["total"] + pod_headroom >= quota
+            full = quota is not None and "total" in pods and pods["total"] + pod_headroom >= quota
+        checks[label] = passed and checks.get(label, True) and not (full and label == _QUOTA_SERVICE)
+        if not passed and check.get("_ignore_failure") is not True:
+            failed[label] = f"says that {label} is not ok"
     if full:
-        reasons.insert(0, "quota")
-    if not reasons and (status != 200 or health.get("ok") is not True):
-        reasons.append("health")
-    labels = tuple(dict.fromkeys(reasons))[:_MOST_REASONS]
-    return Verdict(ok=not reasons, reasons=labels, immediate=full, pods=pods, quota=quota)
+        room = f"{pods['total']} pods and a headroom of {pod_headroom} reach the quota of {quota}"
+        failed = {"quota": room, **failed}
+    if not failed and (status != 200 or health.get("ok") is not True):
+        failed["health"] = "says that it is not ok, and not why"
+    return Verdict(
+        ok=not failed,
+        reasons=tuple(failed)[:_MOST_REASONS],
+        immediate=full,
+        pods=pods,
+        quota=quota,
+        checks=dict(list(checks.items())[:_MOST_REASONS]),
+        details=tuple(failed.values())[:_MOST_REASONS],
+    )
 
 
 class HealthState:
@@ -147,7 +180,37 @@ def _count(value: object) -> int | None:
 
 def _label(service: object) -> str:
     """A check's name as a label: of a member's choosing, so cut and printable."""
-    if not isinstance(service, str):
-        return "health"
-    name = "".join(filter(str.isprintable, service))[:_LONGEST_REASON].strip()
-    return name or "health"
+    return (_printable(service) if isinstance(service, str) else "") or "health"
+
+
+def _printable(text: str) -> str:
+    return "".join(filter(str.isprintable, text[: 2 * _LONGEST_REASON]))[:_LONGEST_REASON].strip()
+
+
+def _differences(versions: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Which versions differ, the first few of them: a member's against prime's."""
+    ours, theirs = _named(versions), _named(expected)
+    names = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    shown = [
+        f"{_printable(name)} {_shown(ours.get(name))} against {_shown(theirs.get(name))}"
+        for name in names[:_MOST_DIFFERENCES]
+    ]
+    if len(names) > len(shown):
+        shown.append(f"{len(names) - len(shown)} more")
+    return ", ".join(shown) or "something else"
+
+
+def _named(versions: dict[str, Any]) -> dict[str, Any]:
+    """`builder_info` holds names of its own: each version by its innermost name, two levels deep."""
+    named: dict[str, Any] = {}
+    for name, value in versions.items():
+        named.update(value if isinstance(value, dict) else {name: value})
+    return named
+
+
+def _shown(version: object) -> str:
+    if version is None:
+        return "none"
+    if isinstance(version, (str, int, float)):
+        return _printable(str(version)) or "none"
+    return "something else"

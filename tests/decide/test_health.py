@@ -27,7 +27,10 @@ def health(*checks: object, status: int = 200, ok: object = True, headroom: int 
 
 def test_healthy_answer_is_ok_and_tells_the_pods() -> None:
     assert health(REGISTRY, QUOTA) == Verdict(
-        ok=True, pods={"total": 137, "build": 4, "user": 133}, quota=300
+        ok=True,
+        pods={"total": 137, "build": 4, "user": 133},
+        quota=300,
+        checks={"Docker registry": True, "Pod quota": True},
     )
 
 
@@ -35,10 +38,18 @@ def test_failed_check_is_named_and_does_not_act_at_once() -> None:
     verdict = health(REGISTRY | {"ok": False}, QUOTA, status=503, ok=False)
     assert (verdict.ok, verdict.reasons, verdict.immediate) == (False, ("Docker registry",), False)
     assert verdict.quota == 300
+    assert verdict.checks == {"Docker registry": False, "Pod quota": True}
+    assert verdict.details == ("says that Docker registry is not ok",)
 
 
-def test_failure_that_binderhub_ignores_is_ignored() -> None:
-    assert health(REGISTRY | {"ok": False, "_ignore_failure": True}).ok
+def test_failure_that_binderhub_ignores_is_ignored_and_still_told() -> None:
+    verdict = health(REGISTRY | {"ok": False, "_ignore_failure": True})
+    assert verdict == Verdict(ok=True, checks={"Docker registry": False})
+
+
+def test_check_that_comes_twice_passed_if_both_did() -> None:
+    verdict = health(REGISTRY | {"ok": False}, REGISTRY)
+    assert (verdict.reasons, verdict.checks) == (("Docker registry",), {"Docker registry": False})
 
 
 @pytest.mark.parametrize(("total", "ok"), [(289, True), (290, False), (400, False)])
@@ -46,6 +57,9 @@ def test_quota_acts_at_once_when_the_headroom_is_gone(total: int, ok: bool) -> N
     verdict = health(QUOTA | {"total_pods": total})
     assert (verdict.ok, verdict.immediate) == (ok, not ok)
     assert verdict.reasons == (() if ok else ("quota",))
+    assert verdict.checks == {"Pod quota": ok}
+    room = f"{total} pods and a headroom of 10 reach the quota of 300"
+    assert verdict.details == (() if ok else (room,))
 
 
 @pytest.mark.parametrize("change", [{"quota": None}, {"quota": "300"}, {"total_pods": None}, {"quota": True}])
@@ -74,7 +88,8 @@ def test_pods_that_are_no_number_of_pods_are_left_out(number: object) -> None:
     ],
 )
 def test_answer_that_is_no_health_is_a_verdict_against(body: bytes) -> None:
-    assert judge_health(200, body, 10) == Verdict(ok=False, reasons=("health",))
+    verdict = unreachable("health", "answered something else than its health")
+    assert judge_health(200, body, 10) == verdict
 
 
 @pytest.mark.parametrize(
@@ -86,13 +101,17 @@ def test_check_that_is_no_check_is_a_verdict_against(check: object) -> None:
 
 @pytest.mark.parametrize(("status", "ok"), [(503, True), (200, False), (200, None), (404, True)])
 def test_status_or_summary_alone_is_a_verdict_against(status: int, ok: object) -> None:
-    assert health(REGISTRY, status=status, ok=ok).reasons == ("health",)
+    verdict = health(REGISTRY, status=status, ok=ok)
+    assert (verdict.reasons, verdict.checks) == (("health",), {"Docker registry": True})
+    assert verdict.details == ("says that it is not ok, and not why",)
 
 
 def test_labels_of_a_members_choosing_are_cut_and_few() -> None:
     verdict = health(*({"service": f"{i}\n" + "x" * 1000, "ok": False} for i in range(100)))
     assert len(verdict.reasons) == 16
     assert verdict.reasons[0] == "0" + "x" * 63
+    assert tuple(verdict.checks) == verdict.reasons
+    assert len(verdict.details) == 16
 
 
 @given(
@@ -116,12 +135,42 @@ VERSIONS = b'{"builder_info": {"build_image": "r2d:1"}, "binderhub": "1.0", "bui
 
 
 def test_versions_equal_to_primes_are_ok_however_written() -> None:
-    assert judge_versions(json.dumps(json.loads(VERSIONS), indent=2).encode(), VERSIONS).ok
+    verdict = judge_versions(json.dumps(json.loads(VERSIONS), indent=2).encode(), VERSIONS)
+    assert verdict == Verdict(ok=True, checks={"versions": True})
 
 
-def test_other_versions_act_at_once() -> None:
-    other = VERSIONS.replace(b"1.0", b"1.1")
-    assert judge_versions(other, VERSIONS) == Verdict(ok=False, reasons=("versions",), immediate=True)
+def test_other_versions_act_at_once_and_are_named() -> None:
+    other = VERSIONS.replace(b'"1.0"', b'"1.1"')
+    assert judge_versions(other, VERSIONS) == Verdict(
+        ok=False,
+        reasons=("versions",),
+        immediate=True,
+        checks={"versions": False},
+        details=("versions differ from prime: binderhub 1.1 against 1.0",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "primes", "difference"),
+    [
+        ({"info": {"image": "r2d:1"}}, {"info": {"image": "r2d:2"}}, "image r2d:1 against r2d:2"),
+        ({}, {"binderhub": "1.0"}, "binderhub none against 1.0"),
+        ({"binderhub": 1.5}, {"binderhub": None}, "binderhub 1.5 against none"),
+        ({"a": [1]}, {"a": "\n"}, "a something else against none"),
+        ({"a": 1, "info": {"a": 2}}, {"info": {"a": 2}}, "something else"),
+        (
+            {f"v{i}": i for i in range(6)},
+            {},
+            "v0 0 against none, v1 1 against none, v2 2 against none, v3 3 against none, 2 more",
+        ),
+        ({"a\n" + "x" * 100: "y" * 100}, {}, f"a{'x' * 63} {'y' * 64} against none"),
+    ],
+)
+def test_versions_that_differ_are_told_in_a_line_of_bounded_length(
+    ours: dict[str, Any], primes: dict[str, Any], difference: str
+) -> None:
+    verdict = judge_versions(json.dumps(ours).encode(), json.dumps(primes).encode())
+    assert verdict.details == (f"versions differ from prime: {difference}",)
 
 
 @pytest.mark.parametrize("reference", [None, b"", b"<html>"])
@@ -130,15 +179,30 @@ def test_versions_with_nothing_to_differ_from_are_ok(reference: bytes | None) ->
 
 
 def test_answer_that_is_no_versions_does_not_act_at_once() -> None:
-    assert judge_versions(b"<html>", VERSIONS) == Verdict(ok=False, reasons=("versions",))
+    verdict = unreachable("versions", "answered something else than its versions", ("versions",))
+    assert judge_versions(b"<html>", VERSIONS) == verdict
+    assert not verdict.immediate
 
 
 def test_verdicts_together_are_ok_if_all_are() -> None:
     full = health(QUOTA | {"total_pods": 300})
-    all_of_them = together(unreachable("timeout"), full, full)
-    assert all_of_them == Verdict(False, ("timeout", "quota"), True, full.pods, 300)
+    lost = unreachable("timeout", "no connection within 5 s", ("versions",))
+    assert together(lost, full, full) == Verdict(
+        ok=False,
+        reasons=("timeout", "quota"),
+        immediate=True,
+        pods=full.pods,
+        quota=300,
+        checks={"versions": False, "Pod quota": False},
+        details=("no connection within 5 s", *full.details),
+    )
     assert together(Verdict(ok=True), health(QUOTA)) == health(QUOTA)
     assert together() == Verdict(ok=True)
+
+
+def test_check_in_two_verdicts_passed_if_it_did_in_both() -> None:
+    verdicts = Verdict(ok=False, checks={"versions": False}), Verdict(ok=True, checks={"versions": True})
+    assert together(*verdicts).checks == together(*reversed(verdicts)).checks == {"versions": False}
 
 
 def observed(state: HealthState, *verdicts: Verdict) -> list[bool]:

@@ -1,0 +1,456 @@
+"""Asks the members, round after round, how they are.
+
+A round of a member is one request to its `/versions` and one to its `/health`. Each member has its own timer
+and its own task, so one that hangs delays nobody. What the answers mean is decided in `decide.health`; here
+is when to ask, how, and what it means that no answer came. Times are of the loop's monotonic clock: one
+that is set, or a machine that slept, moves no round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
+from typing import Final
+
+import aiohttp
+from aiohttp.http import HttpProcessingError
+from yarl import URL
+
+from fedproxy import __version__
+from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
+
+_LARGEST_BODY: Final = 1 << 20
+_LONGEST_WORDS: Final = 200
+_HEADERS: Final = {
+    "User-Agent": f"fedproxy/{__version__}",
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+}
+# X509_V_ERR_..., in OpenSSL's x509_vfy.h
+_CERTIFICATE_FAULTS: Final = {
+    9: "the certificate is not valid yet",
+    10: "the certificate has expired",
+    18: "the certificate is self-signed",
+    19: "the certificate is signed by an unknown authority",
+    20: "the certificate is signed by an unknown authority",
+    21: "the certificate is signed by an unknown authority",
+    62: "the certificate is for another name",
+    64: "the certificate is for another address",
+}
+
+
+@dataclass(frozen=True)
+class ProbePolicy:
+    """How members are probed. Times are in seconds.
+
+    interval, unhealthy_interval: from a round's end to the next, of a healthy and an unhealthy member, moved
+    at random by up to their share `jitter`. timeout: for each request, its connection included. rise: good
+    rounds in a row that make a member healthy; fall: failed ones that make it unhealthy. pod_headroom: pods
+    that must be left of a quota. versions: whether a member must run what prime runs; if not, nobody is
+    asked for versions.
+    """
+
+    interval: float
+    jitter: float
+    timeout: float
+    rise: int
+    fall: int
+    unhealthy_interval: float
+    pod_headroom: int
+    versions: bool
+
+    def delay(self, healthy: bool, chance: float) -> float:
+        """Seconds until a member's next round. chance: from 0 to 1."""
+        base = self.interval if healthy else self.unhealthy_interval
+        return base * (1 + self.jitter * (2 * chance - 1))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A member to probe.
+
+    health, versions: whole URLs. prime: its versions are what the others must run. socket: path of the Unix
+    socket where both URLs are asked, of a member that has one. tls: for https; None trusts the system's
+    authorities.
+    """
+
+    name: str
+    health: str
+    versions: str
+    prime: bool = False
+    socket: str | None = None
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def place(self) -> tuple[str, str, str | None]:
+        """What makes it another target, with nothing known of it, when it changes."""
+        return self.health, self.versions, self.socket
+
+    @property
+    def one_origin(self) -> bool:
+        """Whether both URLs lead to the same scheme, host and port."""
+        return self.health.split("/", 3)[:3] == self.versions.split("/", 3)[:3]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a member after a round.
+
+    reasons: of the last failed round while the member is not healthy, as labels: `dns`, `connect`, `tls`,
+    `timeout`, `reset` (broke off), `nonsense` (no HTTP, or far too much), `status`, and those of
+    `decide.health`. details: the same as sentences for people, also of failures that have not made the member
+    unhealthy yet. pods, quota, checks: as in `Verdict`, of the last round, as far as it told them.
+    """
+
+    name: str
+    healthy: bool
+    reasons: tuple[str, ...] = ()
+    pods: Mapping[str, int] = field(default_factory=dict)
+    quota: int | None = None
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    details: tuple[str, ...] = ()
+
+
+class Prober:
+    """Probes the targets that are in force, from the first `apply` to `close`. Made in a running loop.
+
+    report: called after a target's first round, and after each later one that found something else than the
+    one before. chance: random numbers from 0 to 1, for the jitter.
+
+    When nothing can connect for `/versions`, the round ends there, unless `/health` is at another origin: a
+    second attempt would fail alike and take its time. Members are compared with what prime's own last round
+    found; if that found no versions, nobody is compared. A round that ends before prime's first answer came
+    waits for it, for no longer than `timeout`.
+    """
+
+    def __init__(
+        self, report: Callable[[Report], None], *, chance: Callable[[], float] = random.random
+    ) -> None:
+        self._report = report
+        self._chance = chance
+        self._watches: dict[str, _Watch] = {}
+        self._prime: _Watch | None = None
+        self._rounds: set[asyncio.Task[Verdict]] = set()
+        # A connection is for one request: rounds are far apart, and a new one tells more.
+        # No limit, so that requests to members that hang keep none waiting.
+        self._session = _session(
+            aiohttp.TCPConnector(limit=0, force_close=True, resolver=aiohttp.AsyncResolver())
+        )
+
+    @property
+    def reports(self) -> Mapping[str, Report]:
+        """The last report of each target that had a round."""
+        reports = {name: watch.report for name, watch in self._watches.items()}
+        return MappingProxyType({name: report for name, report in reports.items() if report is not None})
+
+    def apply(self, policy: ProbePolicy, targets: Iterable[Target]) -> None:
+        """Puts a config in force.
+
+        A new target, or one whose URLs or socket changed, has a round at once and starts as healthy; one that
+        is gone is left alone at once, in the middle of a round too. The others keep their health and their
+        schedule, and take the policy at their next round. That comes forward if it is farther off than the
+        new policy wants.
+        """
+        self._policy = policy
+        loop = asyncio.get_running_loop()
+        old, self._watches = self._watches, {}
+        for target in targets:
+            watch = old.get(target.name)
+            if watch is None or watch.target.place != target.place:
+                watch = _Watch(target)
+            else:
+                del old[target.name]
+                watch.target = target
+            self._watches[target.name] = watch
+        self._prime = next((watch for watch in self._watches.values() if watch.target.prime), None)
+        for watch in old.values():
+            watch.stop()
+        for watch in self._watches.values():
+            if watch.timer is None:
+                if watch.round is None:
+                    self._start(watch)
+                continue
+            latest = loop.time() + policy.delay(watch.state.healthy, self._chance())
+            if watch.timer.when() > latest:
+                watch.timer.cancel()
+                watch.timer = loop.call_at(latest, self._start, watch)
+
+    async def close(self) -> None:
+        """Ends every round and every connection. What was reported stays in `reports`."""
+        for watch in self._watches.values():
+            watch.stop()
+        await asyncio.gather(*self._rounds, return_exceptions=True)
+        await self._session.close()
+
+    def _start(self, watch: _Watch) -> None:
+        watch.timer = None
+        watch.state.rise, watch.state.fall = self._policy.rise, self._policy.fall
+        watch.round = asyncio.get_running_loop().create_task(
+            self._round(watch, watch.target, self._policy), name=f"probe of {watch.target.name}"
+        )
+        self._rounds.add(watch.round)
+        watch.round.add_done_callback(partial(self._ended, watch))
+
+    def _ended(self, watch: _Watch, task: asyncio.Task[Verdict]) -> None:
+        """A round is over, however it ended: the next one comes."""
+        self._rounds.discard(task)
+        watch.round = None
+        watch.asked.set()
+        if watch.stopped:
+            return
+        loop = asyncio.get_running_loop()
+        verdict = None
+        if not task.cancelled():
+            error = task.exception()
+            if error is None:
+                verdict = task.result()
+                watch.state.observe(verdict)
+            else:
+                message = f"the {task.get_name()} ended by an error; the next round will come"
+                loop.call_exception_handler({"message": message, "exception": error, "task": task})
+        delay = self._policy.delay(watch.state.healthy, self._chance())
+        watch.timer = loop.call_later(delay, self._start, watch)
+        if verdict is not None:
+            before, watch.report = watch.report, watch.told(verdict)
+            if watch.report != before:
+                self._report(watch.report)
+
+    async def _round(self, watch: _Watch, target: Target, policy: ProbePolicy) -> Verdict:
+        if target.socket is None:
+            return await self._asked(self._session, watch, target, policy)
+        async with _session(aiohttp.UnixConnector(target.socket, limit=0, force_close=True)) as session:
+            return await self._asked(session, watch, target, policy)
+
+    async def _asked(
+        self, session: aiohttp.ClientSession, watch: _Watch, target: Target, policy: ProbePolicy
+    ) -> Verdict:
+        versions = None
+        if not policy.versions:
+            watch.versions = None
+        else:
+            versions = await _ask(session, target, target.versions, policy.timeout)
+            watch.versions = (
+                versions.body if isinstance(versions, _Answer) and versions.status == 200 else None
+            )
+            watch.asked.set()
+            if isinstance(versions, _Silence) and not versions.connected and target.one_origin:
+                return versions.verdict("versions")
+        health = await _ask(session, target, target.health, policy.timeout)
+        verdict = _of_health(health, policy.pod_headroom)
+        if versions is None:
+            return verdict
+        return together(_of_versions(versions, await self._reference(watch, policy.timeout)), verdict)
+
+    async def _reference(self, watch: _Watch, timeout: float) -> bytes | None:
+        """What prime answered to `/versions`, as far as it did and `watch` is not prime itself."""
+        prime = self._prime
+        if prime is None or prime is watch:
+            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await prime.asked.wait()
+        return prime.versions
+
+
+class _Watch:
+    """A target under probe: a round is under way, or a timer stands for the next.
+
+    versions: the body of the last good answer to `/versions`, unless a bad one followed. asked: set when it
+    was asked for the first time, with whatever result.
+    """
+
+    timer: asyncio.TimerHandle | None = None
+    round: asyncio.Task[Verdict] | None = None
+    report: Report | None = None
+    versions: bytes | None = None
+    stopped = False
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.state = HealthState()
+        self.asked = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<_Watch {self.target.name} {self.state!r} {'asking' if self.round else 'waiting'}>"
+
+    def stop(self) -> None:
+        """No round any more, and nobody waits for this one's."""
+        self.stopped = True
+        self.asked.set()
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.round is not None:
+            self.round.cancel()
+
+    def told(self, verdict: Verdict) -> Report:
+        """The report after a round; `state` has observed its verdict."""
+        details = verdict.details
+        if verdict.ok and not self.state.healthy and self.report is not None:
+            details = self.report.details
+        return Report(
+            name=self.target.name,
+            healthy=self.state.healthy,
+            reasons=self.state.reasons,
+            pods=verdict.pods,
+            quota=verdict.quota,
+            checks=verdict.checks,
+            details=details,
+        )
+
+
+class _Phase(Enum):
+    """How far a request came; its value says so of one that came no further in time."""
+
+    CONNECT = "no connection"
+    NAME = "the name did not resolve"
+    ANSWER = "no whole answer"
+
+
+class _Progress:
+    phase = _Phase.CONNECT
+
+
+@dataclass(frozen=True)
+class _Answer:
+    path: str
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True)
+class _Silence:
+    """No answer that can be read. connected: whether there was a connection at all."""
+
+    reason: str
+    detail: str
+    connected: bool = False
+
+    def verdict(self, *checks: str) -> Verdict:
+        return unreachable(self.reason, self.detail, checks)
+
+
+class _BrokenOff(aiohttp.ClientError):
+    """A connection that was made and lost: an error that the client does not answer with a second GET."""
+
+
+class _TooLarge(aiohttp.ClientError):
+    """The body has more than any member has to say."""
+
+
+def _of_versions(found: _Answer | _Silence, reference: bytes | None) -> Verdict:
+    if isinstance(found, _Silence):
+        return found.verdict("versions")
+    if found.status != 200:
+        return unreachable("status", f"answered {found.status} to {found.path}", ("versions",))
+    return judge_versions(found.body, reference)
+
+
+def _of_health(found: _Answer | _Silence, pod_headroom: int) -> Verdict:
+    if isinstance(found, _Silence):
+        return found.verdict()
+    if found.status not in (200, 503):
+        return unreachable("status", f"answered {found.status} to {found.path}")
+    return judge_health(found.status, found.body, pod_headroom)
+
+
+async def _ask(
+    session: aiohttp.ClientSession, target: Target, address: str, timeout: float
+) -> _Answer | _Silence:
+    """One GET and its whole body, or why there is none."""
+    progress = _Progress()
+    try:
+        url = URL(address, encoded=True)
+        async with (
+            asyncio.timeout(timeout),
+            session.get(
+                url, ssl=target.tls or True, allow_redirects=False, trace_request_ctx=progress
+            ) as response,
+        ):
+            return _Answer(url.raw_path, response.status, await _body(response))
+    except TimeoutError:
+        reason = "dns" if progress.phase is _Phase.NAME else "timeout"
+        detail, limit = progress.phase.value, f" within {timeout:g} s"
+    # ValueError: a URL or a name that cannot be asked.
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+        (reason, detail), limit = _described(error), ""
+    if progress.phase is _Phase.ANSWER:
+        return _Silence(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
+    return _Silence(reason, f"{detail}{limit}")
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > _LARGEST_BODY:
+            raise _TooLarge
+    return bytes(body)
+
+
+def _described(error: Exception) -> tuple[str, str]:
+    """A failed request as a label and as a sentence."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return "dns", "the name does not resolve"
+        case aiohttp.ClientConnectorCertificateError(
+            certificate_error=ssl.SSLCertVerificationError() as fault
+        ):
+            return "tls", _CERTIFICATE_FAULTS.get(
+                fault.verify_code, f"the certificate is not valid: {_words(fault.verify_message)}"
+            )
+        case aiohttp.ClientConnectorSSLError(os_error=ssl.SSLError(reason=reason)):
+            return "tls", f"the TLS handshake failed: {_words(reason)}"
+        case aiohttp.ClientConnectorError(os_error=fault):
+            return "connect", f"no connection: {_words(os.strerror(fault.errno) if fault.errno else fault)}"
+        case _TooLarge():
+            return "nonsense", f"answered more than {_LARGEST_BODY >> 20} MiB"
+        case _BrokenOff() | OSError() | aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
+            return "reset", "broke off its answer"
+        case aiohttp.ClientResponseError() | HttpProcessingError():
+            return "nonsense", "answered no HTTP that can be read"
+        case _:
+            return "connect", f"the address cannot be asked: {_words(error)}"
+
+
+def _words(what: object) -> str:
+    """Another program's words, fit for a line of text."""
+    return "".join(filter(str.isprintable, str(what)))[:_LONGEST_WORDS]
+
+
+def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    """A client that sends what it is told, once, and believes nothing."""
+    trace = aiohttp.TraceConfig()
+    trace.on_dns_resolvehost_start.append(partial(_reached, _Phase.NAME))
+    trace.on_dns_resolvehost_end.append(partial(_reached, _Phase.CONNECT))
+    trace.on_connection_create_end.append(partial(_reached, _Phase.ANSWER))
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=_HEADERS,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=False,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        middlewares=(_once,),
+        trace_configs=[trace],
+    )
+
+
+async def _reached(phase: _Phase, _: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.phase = phase
+
+
+async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _BrokenOff from error
