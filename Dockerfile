@@ -1,12 +1,16 @@
-# Wheels are built in the first stage and installed in the second, so that the image has no compiler and no cache.
+# The program is built in the first stage: wheels, then an environment from nothing but those. The second stage has
+# that environment and no compiler, pip cache or source tree.
 ARG PYTHON=3.13
 
-FROM python:${PYTHON}-slim AS wheels
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+FROM python:${PYTHON}-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY fedproxy ./fedproxy
-RUN pip wheel --wheel-dir /wheels .
+RUN pip wheel --wheel-dir /wheels . \
+    && python -m venv --without-pip /opt/fedproxy \
+    && pip --python /opt/fedproxy/bin/python install --no-index /wheels/*.whl \
+    && install -d -o 65532 -g 65532 -m 0700 /state
 
 FROM python:${PYTHON}-slim
 ARG VERSION=0.1.0
@@ -14,16 +18,19 @@ LABEL org.opencontainers.image.title="fedproxy" \
       org.opencontainers.image.description="The edge for a federation of BinderHubs" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="BSD-3-Clause"
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
-    python -m venv /opt/fedproxy \
-    && /opt/fedproxy/bin/pip install --no-index --find-links /wheels fedproxy
-# Bytecode was compiled by pip just now; from here on nothing is written, so the root may be read-only.
-ENV PATH=/opt/fedproxy/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+COPY --from=build /opt/fedproxy /opt/fedproxy
+# What operators set at run time is kept here: a volume, if it is to outlive the container.
+COPY --from=build --chown=65532:65532 /state /var/lib/fedproxy
+# pip compiled the bytecode; nothing else is written but the state, so the root may be read-only.
+ENV PATH=/opt/fedproxy/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    STATE_DIRECTORY=/var/lib/fedproxy
 # A number, so that Kubernetes' runAsNonRoot can see that it is not root.
 USER 65532:65532
 WORKDIR /
 EXPOSE 8080 8081
+# Drains, then exits; whatever stops the container has to wait longer than timeouts.drain.
+STOPSIGNAL SIGTERM
 # Asked directly, whatever http_proxy says.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(os.environ.get('FEDPROXY_ADMIN', 'http://127.0.0.1:8081').rstrip('/') + '/health/live', timeout=3)"]
