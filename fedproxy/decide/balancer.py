@@ -1,14 +1,18 @@
-"""Whom a visitor without a cookie is sent to: three ways to rank members by weight.
+"""Whom a visitor without a cookie is sent to: three ways to pick a member by weight.
 
-A balancer takes (key, members, now, rng) and gives an order of those members whose share is above 0, the best
-first. `bounded` then picks from a ranking so that no member carries much more than its share.
+A balancer takes (key, members, shares, rng) and picks one of those members; `shares` are theirs, in the same
+order and all above 0, and there is at least one. What is next in rank is what it picks of the others.
+`bounded` picks so that no member carries much more than its share.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from math import ceil, log
+from itertools import accumulate
+from math import log
+from operator import truediv
 from typing import Final, Protocol
 
 from fedproxy.decide.member import Member
@@ -21,7 +25,7 @@ class Chance(Protocol):
         """A number in [0, 1)."""
 
 
-Balancer = Callable[[bytes | None, Sequence[Member], float, Chance], list[Member]]
+Balancer = Callable[[bytes | None, Sequence[Member], Sequence[float], Chance], Member]
 
 _HASHES: Final = 2**64 - 1
 _LEAST: Final = 2.0**-64
@@ -47,21 +51,24 @@ class CostCache:
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def costs(self, key: bytes, members: Sequence[Member]) -> Mapping[str, float]:
-        """By name, for at least these members."""
+    def costs(self, key: bytes, members: Sequence[Member]) -> list[float]:
+        """Those of these members, in their order."""
         known = self._young.get(key)
         if known is None:
             known = self._old.pop(key, {})
             self._keep(len(known))
             self._young[key] = known
-        for member in members:
-            name = member.name
-            if name not in known:
-                # federation-redirect's hash, so that both programs rank alike.
-                digest = blake2b(key + b"-" + name.encode(), digest_size=8).digest()
-                known[name] = cost(int.from_bytes(digest, "big"))
-                self._held += 1
-        return known
+        try:
+            return [known[member.name] for member in members]
+        except KeyError:
+            for member in members:
+                name = member.name
+                if name not in known:
+                    # federation-redirect's hash, so that both programs rank alike.
+                    digest = blake2b(key + b"-" + name.encode(), digest_size=8).digest()
+                    known[name] = cost(int.from_bytes(digest, "big"))
+                    self._held += 1
+            return [known[member.name] for member in members]
 
     def _keep(self, count: int) -> None:
         if self._held + count > self._size // 2:
@@ -74,29 +81,28 @@ class CostCache:
 _CACHE: Final = CostCache()
 
 
-def rendezvous(key: bytes | None, members: Sequence[Member], now: float, rng: Chance) -> list[Member]:
-    """Weighted rendezvous hashing: the same order for a key everywhere; with no key, weighted random."""
+def rendezvous(key: bytes | None, members: Sequence[Member], shares: Sequence[float], rng: Chance) -> Member:
+    """Weighted rendezvous hashing: the same member for a key everywhere; with no key, weighted random."""
     if key is None:
-        return random(key, members, now, rng)
-    costs = _CACHE.costs(key, members)
-    return _by_score([(member.share(now) / costs[member.name], member) for member in members])
+        return random(key, members, shares, rng)
+    scores = list(map(truediv, shares, _CACHE.costs(key, members)))
+    return members[scores.index(max(scores))]
 
 
-def random(key: bytes | None, members: Sequence[Member], now: float, rng: Chance) -> list[Member]:
-    """Weighted random: each place in the order goes to one of those left, in proportion to their shares."""
-    chance = rng.random
-    return _by_score([(member.share(now) / (-log(1.0 - chance()) or _LEAST), member) for member in members])
+def random(key: bytes | None, members: Sequence[Member], shares: Sequence[float], rng: Chance) -> Member:
+    """Weighted random: each member in proportion to its share."""
+    sums = list(accumulate(shares))
+    return members[bisect_right(sums, rng.random() * sums[-1], hi=len(sums) - 1)]
 
 
-def least_requests(key: bytes | None, members: Sequence[Member], now: float, rng: Chance) -> list[Member]:
-    """The fewest requests in flight for their share first; chance decides between equals."""
-    scored = [
-        (-(member.in_flight + 1) / share, rng.random(), member)
-        for member in members
-        if (share := member.share(now)) > 0
-    ]
-    scored.sort(key=_first_two, reverse=True)
-    return [member for _, _, member in scored]
+def least_requests(
+    key: bytes | None, members: Sequence[Member], shares: Sequence[float], rng: Chance
+) -> Member:
+    """The fewest requests in flight for its share; chance decides between equals."""
+    loads = [(member.in_flight + 1) / share for member, share in zip(members, shares, strict=True)]
+    least = min(loads)
+    equals = [member for member, load in zip(members, loads, strict=True) if load == least]
+    return equals[int(rng.random() * len(equals))]
 
 
 BALANCERS: Final[Mapping[str, Balancer]] = {
@@ -107,34 +113,30 @@ BALANCERS: Final[Mapping[str, Balancer]] = {
 """By their names in a config."""
 
 
-def bounded(ranking: Sequence[Member], bound: float, now: float) -> Member:
-    """The first in a ranking (not empty) that is below its capacity, or else the first.
+def bounded(
+    pick: Balancer,
+    bound: float,
+    key: bytes | None,
+    members: Sequence[Member],
+    shares: Sequence[float],
+    rng: Chance,
+) -> Member:
+    """What `pick` picks of the members that are below their capacity, or of all if none is.
 
     A member's capacity is `bound` times its fair share of all that these members have in flight, this request
     included, and at least 1.
     """
-    first = ranking[0]
-    if not first.in_flight:
-        return first
-    allowed = 1
-    weights = 0.0
-    for member in ranking:
-        allowed += member.in_flight
-        weights += member.share(now)
-    for member in ranking:
-        if member.in_flight < max(1, ceil(bound * allowed * member.share(now) / weights)):
-            return member
-    return first
-
-
-def _by_score(scored: list[tuple[float, Member]]) -> list[Member]:
-    scored.sort(key=_first, reverse=True)
-    return [member for score, member in scored if score > 0]
-
-
-def _first(scored: tuple[float, Member]) -> float:
-    return scored[0]
-
-
-def _first_two(scored: tuple[float, float, Member]) -> tuple[float, float]:
-    return scored[:2]
+    chosen = pick(key, members, shares, rng)
+    if not chosen.in_flight:
+        return chosen
+    each = bound * (1 + sum([member.in_flight for member in members])) / sum(shares)
+    if chosen.in_flight < each * shares[members.index(chosen)]:
+        return chosen
+    below = [
+        (member, share)
+        for member, share in zip(members, shares, strict=True)
+        if not member.in_flight or member.in_flight < each * share
+    ]
+    if not below:
+        return chosen
+    return pick(key, [member for member, _ in below], [share for _, share in below], rng)

@@ -111,15 +111,18 @@ class Federation:
         self, key: bytes | None, tried: Collection[Member], now: float, launch: bool = False
     ) -> Member | None:
         """The balancer's choice among the members that take new visitors, or None if nobody does."""
-        takers = [
-            member
-            for member in self.members
-            if member.intent is _READY and member.available(now, launch) and member not in tried
-        ]
-        ranking = self._balancer(key, takers, now, self._rng)
-        if not ranking:
+        takers = [member for member in self.members if member.available(now, launch)]
+        if tried:
+            takers = [member for member in takers if member not in tried]
+        shares = [member.share(now) for member in takers]
+        if 0 in shares:
+            takers = [member for member, share in zip(takers, shares, strict=True) if share]
+            shares = [share for share in shares if share]
+        if not takers:
             return None
-        return bounded(ranking, self.policy.load_bound, now) if self._keyed else ranking[0]
+        if self._keyed:
+            return bounded(self._balancer, self.policy.load_bound, key, takers, shares, self._rng)
+        return self._balancer(key, takers, shares, self._rng)
 
     def acquire_member(
         self, member: Member, source: Source, tried: Collection[Member], now: float, launch: bool = False
@@ -146,6 +149,26 @@ class Federation:
             generation, lease.generation = lease.generation, UNCOUNTED
             breaker.settle(generation, _SUCCESS, now, 0.0)
 
+    def judge(self, lease: Lease, outcome: Outcome, now: float) -> None:
+        """A launch's outcome is known, though its stream may go on. It is still to be settled.
+
+        The outcome is noted now, and not when the lease is settled. A member that fails its launches serves
+        its pages well, which would hide it from the breaker; so launches are counted apart too, and as many
+        failures in a row as open a breaker open it, however many pages came between.
+        """
+        member = lease.member
+        breaker = member.breaker
+        generation, lease.generation = lease.generation, UNCOUNTED
+        if generation != breaker.generation:
+            return
+        breaker.settle(generation, outcome, now, self._rng.random(), self._may_eject)
+        if outcome is _SUCCESS:
+            member.failed_launches = 0
+        elif outcome is _FAILURE:
+            member.failed_launches += 1
+            if breaker.closed and member.failed_launches >= breaker.policy.failures and self._may_eject():
+                breaker.trip(now, self._rng.random())
+
     def settle(self, lease: Lease, outcome: Outcome, now: float) -> None:
         """Gives a lease back. Raises ValueError if it was given back before."""
         if lease.settled:
@@ -159,6 +182,13 @@ class Federation:
             member.breaker.settle(lease.generation, outcome, now, self._rng.random(), self._may_eject)
         else:
             member.breaker.settle(lease.generation, outcome, now, 0.0)
+
+    def trip(self, member: Member, now: float) -> None:
+        """Another worker saw the member fail: its breaker opens here too, and nobody is told again."""
+        if member.breaker.closed and self._may_eject():
+            told, member.on_trip = member.on_trip, None
+            member.breaker.trip(now, self._rng.random())
+            member.on_trip = told
 
     def roll(self, now: float) -> None:
         """What passes with time; to be called about once a second."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fedproxy.decide.affinity import Source
+from fedproxy.decide.balancer import BALANCERS, CostCache
 from fedproxy.decide.breaker import BreakerPolicy, BreakerState, Outcome
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease, Refusal
 from fedproxy.decide.member import Intent, Member
@@ -122,6 +123,26 @@ def test_visitor_with_no_key_is_sent_at_random() -> None:
 def test_balancer_that_reads_no_key_does_not_claim_one(balancer: str) -> None:
     fed, *_ = three(balancer=balancer)
     assert ask(fed).source is Source.RANDOM
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_every_balancer_leaves_out_members_without_a_share(balancer: str) -> None:
+    fed, _, gesis, ovh = three(balancer=balancer)
+    gesis.weight = 0
+    ovh.set_intent(Intent.DRAIN)
+    assert {ask(fed, key=b"%d" % number).member.name for number in range(20)} == {"prime"}
+
+
+@pytest.mark.parametrize("key", [b"%d" % number for number in range(10)])
+def test_retries_go_down_the_rank_of_their_key(key: bytes) -> None:
+    fed, *members = three()
+    tried: list[Member] = []
+    while len(tried) < 3:
+        got = ask(fed, key=key, tried=tried)
+        tried.append(got.member)
+        fed.settle(got, Outcome.FAILURE, 0.0)
+    costs = dict(zip(members, CostCache().costs(key, members), strict=True))
+    assert tried == sorted(members, key=costs.__getitem__)
 
 
 def test_load_bound_spreads_one_popular_key() -> None:
