@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 
 from fedproxy.decide.breaker import Breaker, BreakerState
@@ -48,6 +49,9 @@ class Member:
         self.serving = True  # intent and health together, so that a request asks one question
         self.in_flight = 0
         self.launches = 0
+        self.failed_launches = 0  # in a row
+        self.launches_elsewhere = 0  # in flight through other workers
+        self.on_trip: Callable[[str], None] | None = None  # told the name when the breaker opens
         self.counts = MemberCounts()
         self.slow_start = 0.0  # seconds
         self._recovered: float | None = None
@@ -67,9 +71,11 @@ class Member:
 
     def full(self, launch: bool = False) -> bool:
         """Whether as many requests (or launches) are in flight as may be."""
-        return self.in_flight >= self.max_requests or (
-            launch and self.max_launches is not None and self.launches >= self.max_launches
-        )
+        if self.in_flight >= self.max_requests:
+            return True
+        if not launch or self.max_launches is None:
+            return False
+        return self.launches + self.launches_elsewhere >= self.max_launches
 
     def share(self, now: float) -> float:
         """The weight with which it is given new visitors: less for a while after it recovered."""
@@ -110,5 +116,7 @@ class Member:
 
     def _on_transition(self, state: BreakerState, now: float) -> None:
         self.counts.transitions[state.value] += 1
+        if state is BreakerState.OPEN and self.on_trip is not None:
+            self.on_trip(self.name)
         if state is BreakerState.CLOSED:
             self.recovered(now)
