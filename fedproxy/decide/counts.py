@@ -80,7 +80,10 @@ class MemberCounts(_Counts):
         "codes",
         "duration",
         "errors",
+        "failovers",
         "first_byte",
+        "launch_duration",
+        "launch_phases",
         "launches",
         "retries",
         "transitions",
@@ -97,6 +100,9 @@ class MemberCounts(_Counts):
         self.affinity: defaultdict[str, int] = defaultdict(int)
         self.transitions: defaultdict[str, int] = defaultdict(int)
         self.launches: defaultdict[str, int] = defaultdict(int)
+        self.launch_duration = Histogram()  # to `ready`
+        self.launch_phases: defaultdict[str, float] = defaultdict(float)  # seconds
+        self.failovers: defaultdict[str, int] = defaultdict(int)  # by the member that a launch moved to
 
 
 class EdgeCounts(_Counts):
