@@ -1,0 +1,722 @@
+"""Is this BinderHub fit to join? What an edge will ask of a member, asked once, from outside.
+
+The checks go from the name to a launch, and end at one that leaves nothing to ask the later ones of. Each is
+bounded in time and size, and what goes wrong is a verdict. One launch is begun, and left as soon as its
+stream has shown whether it moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import os
+import re
+import ssl
+import statistics
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.http import HttpProcessingError
+from yarl import URL
+
+from fedproxy import __version__
+from fedproxy.config import MemberAddress, member_address
+from fedproxy.config.model import Health
+from fedproxy.decide.health import Verdict, judge_health, judge_versions
+from fedproxy.errors import NameFailed
+from fedproxy.proxy.resolver import AddressInfo, Resolver
+from fedproxy.wire.events import EventReader
+
+_MOST_ADDRESSES: Final = 8
+_ROUND_TRIPS: Final = 5
+_FAR: Final = 0.25  # seconds of a round trip
+_SLOW_NAME: Final = 1.0  # seconds
+_DAYS_LEFT: Final = 14
+_LARGEST_ANSWER: Final = 1 << 20
+_LARGEST_FILE: Final = 32 << 20
+_LONGEST_WORDS: Final = 200
+# BinderHub's first event can take 25 s, and its comments come every 25 s.
+_PATIENCE: Final = 6
+_APART: Final = 0.1  # seconds between reads that cannot have been sent as one
+_AT_ONCE: Final = 16  # more events than a member makes in one moment
+_SCRIPT: Final = re.compile(r"""["'](/[^"'\s<>]+\.js(?:\?[^"'\s<>]*)?)["']""")
+
+_EXPECTED: Final = {
+    "address": "an https:// URL",
+    "name": f"it resolves, within {_SLOW_NAME:g} s",
+    "connection": "every address takes a connection",
+    "round trip": f"at most {_FAR * 1000:g} ms",
+    "tls": "TLS 1.2 or 1.3",
+    "certificate": f"of a known authority, for this name, valid for {_DAYS_LEFT} days or more",
+    "versions": "200 with a JSON object, the same as the reference's if there is one",
+    "keep-alive": "a second request goes over the same connection",
+    "health": "200 with a JSON object and every check ok",
+    "pods": f"a quota, and more than {Health().pod_headroom} pods left of it",
+    "static files": "a large file arrives whole",
+    "event stream": "200, text/event-stream, no Content-Length, not compressed",
+    "cors": "Access-Control-Allow-Origin: *",
+    "launch": "its first events are no failure",
+    "unbuffered": "each event arrives when it is made",
+}
+
+
+class Outcome(StrEnum):
+    """What a check came to. WARNING: it could join so. SKIPPED: there was nothing to ask."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "not checked"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was seen, what was expected, and how to mend it if it is not ok.
+
+    `values`: the same for programs, as JSON has it; times in seconds.
+    """
+
+    name: str
+    outcome: Outcome
+    seen: str
+    expected: str
+    mend: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every check in order: each name of a fixed set once, and a `health: NAME` for each that health has."""
+
+    url: str
+    checks: tuple[Check, ...]
+
+    @property
+    def fit(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.outcome is not Outcome.FAILED for check in self.checks)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Who is asked, and what for.
+
+    url: scheme, host and port. launch: PROVIDER/SPEC as in a target. reference: the URL of a member whose
+    versions must be the same. origin: the federation's, as the edge will send it. timeout: seconds for each
+    check; a launch has six times that. authorities: a PEM file of those who may sign the certificate, in
+    place of the system's.
+    """
+
+    url: str
+    launch: str = "gh/binder-examples/requirements/HEAD"
+    reference: str | None = None
+    origin: str = "https://mybinder.org"
+    timeout: float = 10.0
+    authorities: Path | None = None
+
+    @property
+    def address(self) -> MemberAddress:
+        """`url`, taken apart."""
+        return member_address(self.url)
+
+
+async def examine(candidate: Candidate, told: Callable[[Check], None] = lambda check: None) -> Report:
+    """Makes every check; `told` is called with each as it is done.
+
+    Raises OSError if `authorities` cannot be read, and nothing for whatever the candidate does.
+    """
+    tls = ssl.create_default_context(cafile=candidate.authorities)
+    checks = []
+    async with aclosing(_checks(candidate, tls)) as found:
+        async for check in found:
+            told(check)
+            checks.append(check)
+    done = {check.name for check in checks}
+    why = f"because of: {checks[-1].name}"
+    for name in _EXPECTED:
+        if name not in done:
+            checks.append(_check(name, Outcome.SKIPPED, why))
+            told(checks[-1])
+    return Report(candidate.url, tuple(checks))
+
+
+def _check(name: str, outcome: Outcome, seen: str, mend: str = "", **values: Any) -> Check:
+    return Check(name, outcome, _words(seen), _EXPECTED.get(name, "ok"), mend, values)
+
+
+async def _checks(candidate: Candidate, tls: ssl.SSLContext) -> AsyncGenerator[Check, None]:
+    """The checks in order; what ends early leaves the rest unasked."""
+    yield _judge_address(candidate)
+    name, addresses = await _resolve(candidate)
+    yield name
+    connection, reached = await _connect(candidate, addresses)
+    if not addresses:
+        return
+    yield connection
+    if not reached:
+        return
+    yield await _measure(candidate, reached)
+    for check in await _handshake(candidate, reached, tls):
+        yield check
+        if check.outcome is Outcome.FAILED:
+            return
+    async with _Client(candidate, tls) as client:
+        async for check in _asked(candidate, client):
+            yield check
+
+
+async def _asked(candidate: Candidate, client: _Client) -> AsyncGenerator[Check, None]:
+    """What is asked over HTTP. If not even the versions are answered, nothing else is asked."""
+    versions = await client.get("/versions")
+    reference = await client.get("/versions", candidate.reference) if candidate.reference else None
+    yield _judge_versions(versions, reference)
+    if isinstance(versions, _Silence):
+        return
+    yield await _ask_again(client)
+    for check in _judge_health(await client.get("/health")):
+        yield check
+    yield await _fetch_script(client)
+    heard = await client.listen()
+    for check in _judge_stream(candidate, heard):
+        yield check
+
+
+# -- the network
+
+
+def _judge_address(candidate: Candidate) -> Check:
+    if candidate.address.tls:
+        return _check("address", Outcome.OK, candidate.url)
+    return _check(
+        "address",
+        Outcome.WARNING,
+        f"{candidate.url} is not encrypted",
+        "Serve it over https: tokens of visitors go this way.",
+    )
+
+
+async def _resolve(candidate: Candidate) -> tuple[Check, Sequence[AddressInfo]]:
+    host, port = candidate.address.host, candidate.address.port
+    loop = asyncio.get_running_loop()
+    resolver = Resolver(loop.time)
+    start = loop.time()
+    try:
+        async with asyncio.timeout(candidate.timeout):
+            found = (await resolver.resolve(host, port))[:_MOST_ADDRESSES]
+    except (NameFailed, TimeoutError) as error:
+        seen = f"no answer within {candidate.timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+        mend = "Add an A and, if you have IPv6, an AAAA record for the name."
+        return _check("name", Outcome.FAILED, seen, mend), ()
+    finally:
+        await resolver.close()
+    seconds = loop.time() - start
+    addresses = [info[4][0] for info in found]
+    seen = f"{', '.join(addresses)} in {_time(seconds)}"
+    if host in addresses:
+        return _check("name", Outcome.SKIPPED, "the URL has an address in it"), found
+    values: dict[str, Any] = {"addresses": addresses, "seconds": seconds}
+    if all(":" in address for address in addresses):
+        mend = "Add an A record: an edge may have no IPv6."
+        return _check("name", Outcome.WARNING, seen, mend, **values), found
+    if seconds > _SLOW_NAME:
+        mend = "See to the name servers, or try again: the first answer may be slow."
+        return _check("name", Outcome.WARNING, seen, mend, **values), found
+    return _check("name", Outcome.OK, seen, **values), found
+
+
+async def _open(
+    candidate: Candidate, address: str, tls: ssl.SSLContext | None = None
+) -> asyncio.Transport | str:
+    """A connection, or why there is none. Raises SSLCertVerificationError."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(candidate.timeout):
+            transport, _ = await loop.create_connection(
+                asyncio.Protocol,
+                address,
+                candidate.address.port,
+                ssl=tls,
+                server_hostname=candidate.address.host if tls else None,
+            )
+    except TimeoutError:
+        return f"nothing within {candidate.timeout:g} s"
+    except ssl.SSLCertVerificationError:
+        raise
+    except ssl.SSLError as error:
+        return (error.reason or "it ended").lower().replace("_", " ")
+    except OSError as error:
+        return _reason(error)
+    return transport
+
+
+async def _connect(candidate: Candidate, addresses: Sequence[AddressInfo]) -> tuple[Check, str]:
+    """The check, and an address that takes connections, or nothing."""
+    names = [info[4][0] for info in addresses]
+    found = await asyncio.gather(*(_open(candidate, name) for name in names))
+    refused = []
+    reached = ""
+    for name, result in zip(names, found, strict=True):
+        if isinstance(result, str):
+            refused.append(f"{name}: {result}")
+        else:
+            result.abort()
+            reached = reached or name
+    seen = "; ".join(refused) or f"{', '.join(names)} port {candidate.address.port}"
+    values: dict[str, Any] = {"refused": refused}
+    if not reached:
+        mend = "Is it running, is the port right, does a firewall let others in?"
+        return _check("connection", Outcome.FAILED, seen, mend, **values), ""
+    if refused:
+        mend = (
+            "Take addresses that nobody answers at out of the name. Or is it this machine that has no IPv6?"
+        )
+        return _check("connection", Outcome.WARNING, seen, mend, **values), reached
+    return _check("connection", Outcome.OK, seen, **values), reached
+
+
+async def _measure(candidate: Candidate, address: str) -> Check:
+    loop = asyncio.get_running_loop()
+    times = []
+    for _ in range(_ROUND_TRIPS):
+        start = loop.time()
+        result = await _open(candidate, address)
+        if isinstance(result, str):
+            mend = "It takes some connections and not others: is it overloaded, or limited by address?"
+            return _check("round trip", Outcome.WARNING, result, mend)
+        times.append(loop.time() - start)
+        result.abort()
+    median = statistics.median(times)
+    seen = f"{_time(median)}, the median of {len(times)} connections"
+    if median > _FAR:
+        mend = "Every request of a visitor pays this once more: is it far away, or is the way a bad one?"
+        return _check("round trip", Outcome.WARNING, seen, mend, seconds=median)
+    return _check("round trip", Outcome.OK, seen, seconds=median)
+
+
+async def _handshake(candidate: Candidate, address: str, tls: ssl.SSLContext) -> list[Check]:
+    if not candidate.address.tls:
+        return [_check(name, Outcome.SKIPPED, "the URL is http://") for name in ("tls", "certificate")]
+    fault = ""
+    try:
+        result = await _open(candidate, address, tls)
+    except ssl.SSLCertVerificationError as error:
+        fault = error.verify_message
+        # The version is worth a word whoever signed the certificate.
+        anybody = ssl.create_default_context()
+        anybody.check_hostname = False
+        anybody.verify_mode = ssl.CERT_NONE
+        result = await _open(candidate, address, anybody)
+    if isinstance(result, str):
+        mend = "Is it TLS that is spoken at this port, and version 1.2 or newer?"
+        return [_check("tls", Outcome.FAILED, f"no handshake: {result}", mend)]
+    connection = result.get_extra_info("ssl_object")
+    version, certificate = connection.version(), connection.getpeercert()
+    result.abort()
+    spoken = _check("tls", Outcome.OK, str(version).replace("TLSv", "TLS "), version=version)
+    if fault:
+        mend = "Renew it for this very name, and serve it with all certificates between it and its authority."
+        return [spoken, _check("certificate", Outcome.FAILED, fault, mend)]
+    return [spoken, _judge_certificate(certificate, time.time())]
+
+
+def _judge_certificate(certificate: Mapping[str, Any], now: float) -> Check:
+    """Of one that was verified. `now`: seconds since the epoch."""
+    days = int((ssl.cert_time_to_seconds(certificate["notAfter"]) - now) // 86400)
+    names = [value for _, value in certificate.get("subjectAltName", ())]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    seen = f"for {', '.join(names[:4])}{more}, {days} days left"
+    values: dict[str, Any] = {"names": names[:100], "days": days}
+    if days < _DAYS_LEFT:
+        mend = "Renew it, and see why it was not renewed by itself."
+        return _check("certificate", Outcome.WARNING, seen, mend, **values)
+    return _check("certificate", Outcome.OK, seen, **values)
+
+
+# -- HTTP
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Silence:
+    """No answer that can be read, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A launch's stream, as far as it was listened to.
+
+    reads: for each piece that arrived, seconds since the request and how many events ended in it. ended: by
+    the candidate. broken: how it broke off, if it did.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    reads: tuple[tuple[float, int], ...] = ()
+    events: tuple[Mapping[str, Any], ...] = ()
+    ended: bool = False
+    broken: str = ""
+
+    @property
+    def apart(self) -> float:
+        """Seconds between the first read and the last."""
+        return self.reads[-1][0] - self.reads[0][0] if self.reads else 0.0
+
+
+class _Client:
+    """Asks the candidate as an edge would. `reused`: requests that went over an earlier one's connection."""
+
+    def __init__(self, candidate: Candidate, tls: ssl.SSLContext) -> None:
+        self.reused = 0
+        self._candidate = candidate
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(self._count)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=aiohttp.AsyncResolver(), ssl=tls),
+            headers={"User-Agent": f"fedproxy-probe/{__version__}", "Accept-Encoding": "gzip, deflate, br"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            trace_configs=[trace],
+        )
+
+    async def __aenter__(self) -> _Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def _count(self, *_: object) -> None:
+        self.reused += 1
+
+    async def get(
+        self, target: str, base: str | None = None, most: int = _LARGEST_ANSWER
+    ) -> _Answer | _Silence:
+        """One GET and its whole body. Redirects are answers, not followed."""
+        url = URL((base or self._candidate.url) + target, encoded=True)
+        start = time.monotonic()
+        # A member that answers JSON or HTML as it is asked needs no compression of it.
+        headers = {"Accept-Encoding": "identity"}
+        try:
+            async with (
+                asyncio.timeout(self._candidate.timeout),
+                self._session.get(url, headers=headers, allow_redirects=False) as response,
+            ):
+                body = bytearray()
+                async for piece in response.content.iter_any():
+                    body += piece
+                    if len(body) > most:
+                        return _Silence(f"answered more than {most >> 20} MiB")
+                return _Answer(response.status, response.headers, bytes(body), time.monotonic() - start)
+        except TimeoutError:
+            return _Silence(f"no whole answer within {self._candidate.timeout:g} s")
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            return _Silence(_fault(error))
+
+    async def listen(self) -> Heard | _Silence:
+        """Begins a launch, and leaves when its stream was seen to move, ended, or took too long."""
+        patience = _PATIENCE * self._candidate.timeout
+        url = URL(f"{self._candidate.url}/build/{self._candidate.launch}", encoded=True)
+        headers = {"Accept": "text/event-stream", "Origin": self._candidate.origin}
+        ear: _Ear | None = None
+        start = time.monotonic()
+        try:
+            async with (
+                asyncio.timeout(patience),
+                self._session.get(url, headers=headers, allow_redirects=False) as response,
+            ):
+                ear = _Ear(response, start)
+                await ear.listen()
+                response.close()
+        except TimeoutError:
+            if ear is None:
+                return _Silence(f"no response head within {patience:g} s")
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            if ear is None:
+                return _Silence(_fault(error))
+            ear.broken = _fault(error)
+        return ear.heard()
+
+
+class _Ear:
+    """What came of a stream so far."""
+
+    def __init__(self, response: aiohttp.ClientResponse, start: float) -> None:
+        self.broken = ""
+        self._start = start
+        self._response = response
+        self._reads: list[tuple[float, int]] = []
+        self._events: list[Mapping[str, Any]] = []
+        self._ended = False
+
+    async def listen(self) -> None:
+        """Until it moved, ended, or is no stream."""
+        if self._response.status != 200:
+            return
+        size = 0
+        events = EventReader()
+        async for piece in self._response.content.iter_any():
+            found = events.feed(piece)
+            self._events += map(_event, found)
+            self._reads.append((time.monotonic() - self._start, len(found)))
+            size += len(piece)
+            if self.heard().apart >= _APART or len(found) > _AT_ONCE:
+                return
+            if size > _LARGEST_ANSWER:
+                self.broken = f"and it was more than {_LARGEST_ANSWER >> 20} MiB"
+                return
+        self._ended = True
+
+    def heard(self) -> Heard:
+        """The same, for judging."""
+        return Heard(
+            self._response.status,
+            self._response.headers,
+            tuple(self._reads),
+            tuple(self._events),
+            self._ended,
+            self.broken,
+        )
+
+
+def _event(data: bytes | None) -> Mapping[str, Any]:
+    try:
+        event = json.loads(data or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def _fault(error: Exception) -> str:
+    match error:
+        case aiohttp.ClientConnectorError(os_error=fault):
+            return f"no connection: {_reason(fault)}"
+        case aiohttp.ServerDisconnectedError():
+            return "closed the connection without an answer"
+        case aiohttp.ClientPayloadError():
+            return "broke off its answer"
+        case aiohttp.ClientResponseError() | HttpProcessingError():
+            return "answered no HTTP that can be read"
+        case OSError():
+            return _reason(error)
+        case _:
+            return str(error) or type(error).__name__
+
+
+# -- what the answers mean
+
+
+def _judge_versions(found: _Answer | _Silence, reference: _Answer | _Silence | None) -> Check:
+    mend = "This is what BinderHub serves there: does what stands before it pass it on?"
+    if isinstance(found, _Silence) or found.status != 200:
+        return _check("versions", Outcome.FAILED, _unexpected(found), mend)
+    own = judge_versions(found.body, None)
+    if not own.ok:
+        return _check("versions", Outcome.FAILED, "; ".join(own.details), mend)
+    versions = json.loads(found.body)
+    seen = json.dumps(versions)
+    if reference is None:
+        return _check("versions", Outcome.OK, seen, versions=versions)
+    if isinstance(reference, _Silence) or reference.status != 200:
+        mend = "Ask again when the reference answers."
+        seen = f"the reference: {_unexpected(reference)}"
+        return _check("versions", Outcome.WARNING, seen, mend, versions=versions)
+    same = judge_versions(found.body, reference.body)
+    if not same.ok:
+        mend = "Deploy what the reference runs: an edge sends visitors to nobody with other versions."
+        return _check("versions", Outcome.FAILED, "; ".join(same.details), mend, versions=versions)
+    return _check("versions", Outcome.OK, f"as the reference: {seen}", versions=versions)
+
+
+def _unexpected(found: _Answer | _Silence) -> str:
+    if isinstance(found, _Silence):
+        return found.why
+    if 300 <= found.status < 400:
+        return f"answered {found.status}, a redirect to {found.headers.get('Location', 'nowhere')}"
+    return f"answered {found.status}"
+
+
+async def _ask_again(client: _Client) -> Check:
+    before = client.reused
+    again = await client.get("/versions")
+    if isinstance(again, _Silence):
+        mend = (
+            "It answered the first request and not the second: does it, or a proxy before it, limit requests?"
+        )
+        return _check("keep-alive", Outcome.FAILED, again.why, mend)
+    if client.reused == before:
+        mend = "Allow keep-alive, for 75 s or more: else each request pays for a connection and a handshake."
+        return _check("keep-alive", Outcome.WARNING, "it closed the connection after one answer", mend)
+    return _check("keep-alive", Outcome.OK, f"the second answer came in {_time(again.seconds)}")
+
+
+def _judge_health(found: _Answer | _Silence) -> list[Check]:
+    mend = "This is what BinderHub serves there: does what stands before it pass it on?"
+    if isinstance(found, _Silence) or found.status not in (200, 503):
+        return [_check("health", Outcome.FAILED, _unexpected(found), mend), _pods_unknown()]
+    verdict = judge_health(found.status, found.body, Health().pod_headroom)
+    parts = [_judge_part(label, ok) for label, ok in verdict.checks.items() if label != "Pod quota"]
+    return [_whole_health(found.status, verdict), *parts, _judge_pods(verdict)]
+
+
+def _judge_part(label: str, passed: bool) -> Check:
+    name = f"health: {label}"
+    if passed:
+        return _check(name, Outcome.OK, "ok")
+    return _check(name, Outcome.FAILED, "not ok", "Mend this service; BinderHub's log says more.")
+
+
+def _whole_health(status: int, verdict: Verdict) -> Check:
+    # A full quota is for the row about pods: it passes.
+    reasons = [reason for reason in verdict.reasons if reason != "quota"]
+    if reasons:
+        seen = f"{status}: {'; '.join(verdict.details)}"
+        mend = "An edge sends visitors to nobody whose health is not ok; BinderHub's log says more."
+        return _check("health", Outcome.FAILED, seen, mend)
+    return _check("health", Outcome.OK, f"{status}, {len(verdict.checks)} checks")
+
+
+def _pods_unknown() -> Check:
+    return _check("pods", Outcome.SKIPPED, "health does not say")
+
+
+def _judge_pods(verdict: Verdict) -> Check:
+    if "health" in verdict.reasons and not verdict.checks:
+        return _pods_unknown()
+    values: dict[str, Any] = {"pods": dict(verdict.pods), "quota": verdict.quota}
+    if verdict.quota is None:
+        mend = "Set BinderHub.pod_quota, so that an edge sees when it is full."
+        return _check("pods", Outcome.WARNING, "no quota", mend, **values)
+    seen = f"{verdict.pods.get('total', 'an unknown number')} of {verdict.quota}"
+    if "quota" in verdict.reasons:
+        mend = "It is full for now. If it often is, ask for a smaller weight, or raise the quota."
+        return _check("pods", Outcome.WARNING, seen, mend, **values)
+    return _check("pods", Outcome.OK, seen, **values)
+
+
+async def _fetch_script(client: _Client) -> Check:
+    page = await client.get("/")
+    if isinstance(page, _Silence) or page.status != 200:
+        mend = "BinderHub's page is at /: does what stands before it pass it on?"
+        return _check("static files", Outcome.FAILED, f"/: {_unexpected(page)}", mend)
+    names = [html.unescape(name) for name in _SCRIPT.findall(page.body.decode("utf-8", "replace"))]
+    if not names:
+        return _check("static files", Outcome.SKIPPED, "its page at / names no script")
+    name = next((name for name in names if "bundle" in name), names[0])
+    script = await client.get(name, most=_LARGEST_FILE)
+    if isinstance(script, _Silence) or script.status != 200:
+        mend = "Pages stay empty without it: does what stands before it limit sizes or times?"
+        return _check("static files", Outcome.FAILED, f"{name}: {_unexpected(script)}", mend)
+    size = len(script.body)
+    seen = f"{name}: {size / 1e6:.1f} MB in {_time(script.seconds)}"
+    return _check("static files", Outcome.OK, seen, bytes=size, seconds=script.seconds)
+
+
+def _judge_stream(candidate: Candidate, heard: Heard | _Silence) -> list[Check]:
+    if isinstance(heard, _Silence):
+        mend = "A build's first event comes within 25 s. Does something before it hold the response back?"
+        return [_check("event stream", Outcome.FAILED, heard.why, mend)]
+    head = _judge_head(heard)
+    if heard.status != 200:
+        return [head]
+    return [head, _judge_cors(candidate, heard), _judge_launch(heard), judge_moves(heard)]
+
+
+def _judge_head(heard: Heard) -> Check:
+    headers = heard.headers
+    kind, coding = headers.get("Content-Type", ""), headers.get("Content-Encoding", "identity")
+    wrong, mend = "", ""
+    if heard.status != 200:
+        wrong = _unexpected(_Answer(heard.status, headers, b"", 0.0))
+        mend = "BinderHub says failures within the stream: what stands before it must pass /build/ on."
+    elif kind.partition(";")[0].strip().lower() != "text/event-stream":
+        wrong = f"Content-Type {kind or 'is missing'}"
+        mend = "Is /build/ passed on to BinderHub, with its Accept header?"
+    elif "Content-Length" in headers:
+        wrong = f"Content-Length {headers['Content-Length']}"
+        mend = (
+            "Something read the stream to its end before it sent it: switch off buffering before BinderHub."
+        )
+    elif coding.lower() != "identity":
+        wrong = f"Content-Encoding {coding}"
+        mend = "Switch off compression for text/event-stream: it holds events back."
+    values: dict[str, Any] = {"status": heard.status}
+    if wrong:
+        return _check("event stream", Outcome.FAILED, wrong, mend, **values)
+    return _check("event stream", Outcome.OK, f"200, {kind}", **values)
+
+
+def _judge_cors(candidate: Candidate, heard: Heard) -> Check:
+    allowed = heard.headers.get("Access-Control-Allow-Origin")
+    if allowed in ("*", candidate.origin):
+        return _check("cors", Outcome.OK, f"Access-Control-Allow-Origin: {allowed}")
+    seen = f"Access-Control-Allow-Origin: {allowed}" if allowed else "no Access-Control-Allow-Origin"
+    mend = 'Set BinderHub.cors_allow_origin to "*": pages elsewhere (thebe, Jupyter Book) launch too.'
+    return _check("cors", Outcome.WARNING, seen, mend)
+
+
+def _judge_launch(heard: Heard) -> Check:
+    phases = list(dict.fromkeys(str(phase)[:32] for event in heard.events if (phase := event.get("phase"))))
+    values: dict[str, Any] = {"phases": phases}
+    failed = next((event for event in heard.events if event.get("phase") == "failed"), None)
+    if failed is not None:
+        mend = "See why in BinderHub's log, or ask for another --repository."
+        return _check("launch", Outcome.WARNING, f"failed: {failed.get('message', '')}", mend, **values)
+    if not heard.events:
+        return _check("launch", Outcome.SKIPPED, "no event came", **values)
+    return _check("launch", Outcome.OK, f"begun: {', '.join(phases) or 'no phase yet'}; left", **values)
+
+
+def judge_moves(heard: Heard) -> Check:
+    """Whether a stream's events came as they were made."""
+    mend = "Switch off buffering of responses before BinderHub (nginx: proxy_buffering off)."
+    if not heard.reads:
+        seen = heard.broken or ("it ended with no event" if heard.ended else "nothing came of it")
+        return _check("unbuffered", Outcome.FAILED, seen, mend)
+    first, count = heard.reads[0]
+    values: dict[str, Any] = {"first": first, "apart": heard.apart, "events": len(heard.events)}
+    if count > _AT_ONCE:
+        seen = f"the first {count} events came at once, after {_time(first)}"
+        return _check("unbuffered", Outcome.FAILED, seen, mend, **values)
+    if heard.apart >= _APART:
+        seen = f"the first bytes after {_time(first)}, more {_time(heard.apart)} later"
+        return _check("unbuffered", Outcome.OK, seen, **values)
+    if any(event.get("phase") == "failed" for event in heard.events):
+        return _check("unbuffered", Outcome.SKIPPED, "the launch failed at once", **values)
+    how = heard.broken or ("then it ended" if heard.ended else "then nothing more came")
+    seen = f"all that came ({len(heard.events)} events) came at once, {how}"
+    return _check("unbuffered", Outcome.FAILED, seen, mend, **values)
+
+
+# -- words
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
+
+
+def _words(text: str) -> str:
+    """Another program's words, fit for a line."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+    return line if len(line) <= _LONGEST_WORDS else f"{line[: _LONGEST_WORDS - 3]}..."
