@@ -14,6 +14,7 @@ import random
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -21,7 +22,9 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Final
 
 import aiohttp
+from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from fedproxy import __version__
@@ -141,9 +144,7 @@ class Prober:
         self._rounds: set[asyncio.Task[Verdict]] = set()
         # A connection is for one request: rounds are far apart, and a new one tells more.
         # No limit, so that requests to members that hang keep none waiting.
-        self._session = _session(
-            aiohttp.TCPConnector(limit=0, force_close=True, resolver=aiohttp.AsyncResolver())
-        )
+        self._session = _session(_Connector(limit=0, force_close=True, resolver=aiohttp.AsyncResolver()))
 
     @property
     def reports(self) -> Mapping[str, Report]:
@@ -316,6 +317,25 @@ class _Phase(Enum):
 
 class _Progress:
     phase = _Phase.CONNECT
+    transport: asyncio.Transport | None = None
+
+
+_progress: ContextVar[_Progress] = ContextVar("_progress")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Hands out the transport as well.
+
+    The client closes a TLS connection by waiting for the peer's word, for half a minute from one that hangs.
+    """
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        """Called by the session, in the task of the request."""
+        connection = await super().connect(req, traces, timeout)
+        _progress.get().transport = connection.transport
+        return connection
 
 
 @dataclass(frozen=True)
@@ -366,6 +386,7 @@ async def _ask(
 ) -> _Answer | _Silence:
     """One GET and its whole body, or why there is none."""
     progress = _Progress()
+    _progress.set(progress)
     try:
         url = URL(address, encoded=True)
         async with (
@@ -381,6 +402,9 @@ async def _ask(
     # ValueError: a URL or a name that cannot be asked.
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         (reason, detail), limit = _described(error), ""
+    finally:
+        if progress.transport is not None:
+            progress.transport.abort()
     if progress.phase is _Phase.ANSWER:
         return _Silence(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
     return _Silence(reason, f"{detail}{limit}")
