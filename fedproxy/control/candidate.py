@@ -323,10 +323,10 @@ async def _handshake(candidate: Candidate, address: str, tls: ssl.SSLContext) ->
     if fault:
         mend = "Renew it for this very name, and serve it with all certificates between it and its authority."
         return [spoken, _check("certificate", Outcome.FAILED, fault, mend)]
-    return [spoken, _judge_certificate(certificate, time.time())]
+    return [spoken, judge_certificate(certificate, time.time())]
 
 
-def _judge_certificate(certificate: Mapping[str, Any], now: float) -> Check:
+def judge_certificate(certificate: Mapping[str, Any], now: float) -> Check:
     """Of one that was verified. `now`: seconds since the epoch."""
     days = int((ssl.cert_time_to_seconds(certificate["notAfter"]) - now) // 86400)
     names = [value for _, value in certificate.get("subjectAltName", ())]

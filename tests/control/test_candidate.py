@@ -1,0 +1,625 @@
+"""What is said of candidates that are well, and of those that are not: a verdict, whatever they do."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import gzip
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from fedproxy.control.candidate import (
+    Candidate,
+    Check,
+    Heard,
+    Outcome,
+    Report,
+    examine,
+    judge_certificate,
+    judge_moves,
+)
+from fedproxy.demo.toy import Mode, ToyBinderHub
+from tests.rig import Conn, Message, Script, Scripted, answer, blackhole, chunked, per_request, refusing
+
+OK, WARNING, FAILED, SKIPPED = Outcome
+EVERY = [
+    "address",
+    "name",
+    "connection",
+    "round trip",
+    "tls",
+    "certificate",
+    "versions",
+    "keep-alive",
+    "health",
+    "pods",
+    "static files",
+    "event stream",
+    "cors",
+    "launch",
+    "unbuffered",
+]
+PATIENT = 30.0
+VERSIONS = {"binderhub": "1.0", "builder": "b"}
+HEALTH = {"ok": True, "checks": [{"service": "Pod quota", "total_pods": 3, "quota": 100, "ok": True}]}
+EVENT_STREAM = b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+CORS = b"Access-Control-Allow-Origin: *\r\n"
+PAGE = (
+    b'<a href="/a.js.html"></a><script src="/static/x.js"></script><script src="/static/bundle.js?v=1&amp;w">'
+)
+
+
+async def probe(url: str, **settings: Any) -> Report:
+    settings.setdefault("timeout", PATIENT)
+    return await examine(Candidate(url, **settings))
+
+
+def of(report: Report) -> dict[str, Check]:
+    assert [check.name for check in report.checks if check.name not in EVERY] == [
+        check.name for check in report.checks if check.name.startswith("health: ")
+    ]
+    checks = {check.name: check for check in report.checks}
+    assert len(checks) == len(report.checks)
+    assert set(checks) >= set(EVERY)
+    json.dumps([dict(check.values) for check in report.checks])
+    for check in report.checks:
+        assert check.seen
+        assert check.expected
+        assert bool(check.mend) == (check.outcome in (WARNING, FAILED)), check
+        assert (check.seen + check.mend).isprintable()
+        assert len(check.seen) <= 200
+    return checks
+
+
+def not_ok(report: Report) -> dict[str, Outcome]:
+    """What is not well, but for what is so with every candidate on loopback that speaks no TLS."""
+    usual = {"address": WARNING, "name": SKIPPED, "tls": SKIPPED, "certificate": SKIPPED}
+    return {
+        name: check.outcome
+        for name, check in of(report).items()
+        if check.outcome is not OK and usual.get(name) is not check.outcome
+    }
+
+
+# A BinderHub whose answers are scripted
+
+Answers = dict[bytes, bytes | Callable[[Conn], Awaitable[None]]]
+
+
+def whole(body: bytes, status: bytes = b"200 OK", fields: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %b\r\n%bContent-Length: %d\r\n\r\n%b" % (status, fields, len(body), body)
+
+
+def event(**event: Any) -> bytes:
+    return b"data: %b\n\n" % json.dumps(event).encode()
+
+
+def head(fields: bytes = EVENT_STREAM + CORS, status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 %b\r\n%b\r\n" % (status, fields)
+
+
+async def stream(conn: Conn) -> None:
+    """Events with time between them, until nobody listens."""
+    conn.send(head())
+    while not conn.reader.at_eof():
+        conn.send(chunked(event(phase="building", message="step"))[:-5])
+        await asyncio.sleep(0.02)
+
+
+WELL: Answers = {
+    b"/versions": whole(json.dumps(VERSIONS).encode()),
+    b"/health": whole(json.dumps(HEALTH).encode()),
+    b"/": whole(PAGE),
+    b"/static/bundle.js?v=1&w": whole(b"x" * 500_000),
+    b"/build/gh/binder-examples/requirements/HEAD": stream,
+}
+BUILD = b"/build/gh/binder-examples/requirements/HEAD"
+
+
+def hub(answers: Answers) -> Script:
+    async def handle(conn: Conn, request: Message) -> None:
+        what = answers[request.target]
+        if isinstance(what, bytes):
+            conn.send(what)
+        else:
+            await what(conn)
+            conn.close()
+
+    return per_request(handle)
+
+
+@asynccontextmanager
+async def member(script: Script) -> AsyncIterator[Scripted]:
+    scripted = Scripted(script)
+    await scripted.start()
+    try:
+        yield scripted
+    finally:
+        await scripted.stop()
+
+
+async def scripted(changes: Answers | None = None, **settings: Any) -> Report:
+    async with member(hub({**WELL, **(changes or {})})) as candidate:
+        return await probe(candidate.url, **settings)
+
+
+# Well
+
+
+async def test_candidate_that_is_well_is_fit_to_join() -> None:
+    toy = ToyBinderHub("toy", pace=0.3)
+    await toy.start()
+    try:
+        report = await probe(toy.url, reference=toy.url)
+        assert toy.launches == 1
+    finally:
+        await toy.stop()
+    assert report.fit
+    assert not_ok(report) == {}
+    checks = of(report)
+    assert checks["pods"].values == {"pods": {"total": 37, "build": 4, "user": 33}, "quota": 300}
+    assert checks["health: Docker registry"].outcome is OK
+    assert checks["static files"].values["bytes"] > 1_500_000
+    assert checks["versions"].values["versions"]["binderhub"] == "1.0.0-toy"
+    assert checks["launch"].seen == "begun: waiting; left"
+
+
+async def test_candidate_is_asked_as_an_edge_asks_and_each_check_is_told() -> None:
+    told: list[Check] = []
+    async with member(hub(WELL)) as candidate:
+        report = await examine(Candidate(candidate.url, timeout=PATIENT), told.append)
+        requests = candidate.requests
+        authority = candidate.authority.encode()
+    assert not_ok(report) == {}
+    assert tuple(told) == report.checks
+    assert [request.target for request in requests] == [
+        b"/versions",
+        b"/versions",
+        b"/health",
+        b"/",
+        b"/static/bundle.js?v=1&w",
+        BUILD,
+    ]
+    assert {request.value("Host") for request in requests} == {authority}
+    launch = requests[-1]
+    assert launch.values("Accept") == [b"text/event-stream"]
+    assert launch.value("Origin") == b"https://mybinder.org"
+    assert b"gzip" in (launch.value("Accept-Encoding") or b"")
+
+
+async def test_another_launch_and_origin_are_asked_for() -> None:
+    answers: Answers = {**WELL, b"/build/gh/a/b%2Fc/HEAD": WELL[BUILD]}
+    async with member(hub(answers)) as candidate:
+        await probe(candidate.url, launch="gh/a/b%2Fc/HEAD", origin="https://other.example")
+        launch = candidate.requests[-1]
+    assert (launch.target, launch.value("Origin")) == (b"/build/gh/a/b%2Fc/HEAD", b"https://other.example")
+
+
+# Not well
+
+
+async def test_full_member_could_join_and_a_sick_one_could_not() -> None:
+    toy = ToyBinderHub("toy")
+    await toy.start()
+    try:
+        await toy.set_mode(Mode.FULL)
+        full = await probe(toy.url)
+        await toy.set_mode(Mode.SICK)
+        sick = await probe(toy.url)
+    finally:
+        await toy.stop()
+    assert full.fit
+    assert not_ok(full) == {"pods": WARNING, "launch": WARNING}
+    assert not sick.fit
+    assert not_ok(sick) == {"health": FAILED, "health: JupyterHub API": FAILED}
+    assert of(sick)["health"].seen == "503: says that JupyterHub API is not ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "outcome", "seen"),
+    [
+        ({b"/versions": whole(b"?")}, "versions", FAILED, "answered something else than its versions"),
+        ({b"/versions": whole(b"", b"404 Not Found")}, "versions", FAILED, "answered 404"),
+        (
+            {b"/versions": whole(b"", b"302 Found", b"Location: /versions\r\n")},
+            "versions",
+            FAILED,
+            "answered 302, a redirect to /versions",
+        ),
+        ({b"/health": whole(b"[]")}, "health", FAILED, "200: answered something else than its health"),
+        ({b"/health": whole(b"x", b"500 No\x1b[31m")}, "health", FAILED, "answered 500"),
+        ({b"/health": whole(b"x" * (1 << 20) + b"x")}, "health", FAILED, "answered more than 1 MiB"),
+        ({b"/health": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"}, "health", FAILED, "answered no HTTP"),
+        ({b"/health": whole(b'{"ok": true, "checks": []}')}, "pods", WARNING, "no quota"),
+        (
+            {b"/health": whole(json.dumps(HEALTH).replace("100", "13").encode())},
+            "pods",
+            WARNING,
+            "3 of 13",
+        ),
+        ({b"/": whole(b"", b"404 Not Found")}, "static files", FAILED, "/: answered 404"),
+        ({b"/": whole(b"<p>no script")}, "static files", SKIPPED, "its page at / names no script"),
+        (
+            {b"/": whole(b'<script src="/s.js">'), b"/s.js": whole(b"", b"404 Not Found")},
+            "static files",
+            FAILED,
+            "/s.js: answered 404",
+        ),
+        (
+            {b"/": whole(b'<script src="/s.js">'), b"/s.js": whole(b"x" * ((32 << 20) + 1))},
+            "static files",
+            FAILED,
+            "/s.js: answered more than 32 MiB",
+        ),
+        ({BUILD: whole(b"", b"404 Not Found")}, "event stream", FAILED, "answered 404"),
+        (
+            {BUILD: whole(b"", b"301 Moved", b"Location: https://h/\r\n")},
+            "event stream",
+            FAILED,
+            "answered 301, a redirect to https://h/",
+        ),
+        ({BUILD: whole(b"x", fields=CORS)}, "event stream", FAILED, "Content-Type is missing"),
+        ({BUILD: b"garbage\r\n\r\n"}, "event stream", FAILED, "answered no HTTP that can be read"),
+    ],
+)
+async def test_answer_that_is_not_as_it_should_be_is_said(
+    changes: Answers, name: str, outcome: Outcome, seen: str
+) -> None:
+    report = await scripted(changes)
+    check = of(report)[name]
+    assert (check.outcome, check.seen[: len(seen)]) == (outcome, seen)
+    assert report.fit is (outcome is not FAILED)
+
+
+async def test_versions_are_compared_with_the_references() -> None:
+    other: Answers = {b"/versions": whole(json.dumps({**VERSIONS, "builder": "other"}).encode())}
+    async with member(hub({**WELL, **other})) as reference:
+        report = await scripted(reference=reference.url)
+    check = of(report)["versions"]
+    assert not_ok(report) == {"versions": FAILED}
+    assert check.seen.startswith("versions differ")
+    assert "builder" in check.seen
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_reference_that_does_not_answer_is_no_fault_of_the_candidate(silent: bool) -> None:
+    with refusing() as nobody:
+        async with member(hub({b"/versions": whole(b"", b"500 No")})) as failing:
+            report = await scripted(reference=nobody if silent else failing.url)
+    assert not_ok(report) == {"versions": WARNING}
+    why = "no connection: Connection refused" if silent else "answered 500"
+    assert of(report)["versions"].seen == f"the reference: {why}"
+
+
+async def test_connection_that_is_closed_after_one_answer_is_a_warning() -> None:
+    close = whole(json.dumps(VERSIONS).encode(), fields=b"Connection: close\r\n")
+    assert not_ok(await scripted({b"/versions": close})) == {"keep-alive": WARNING}
+
+
+async def test_second_request_that_is_not_answered_is_a_failure() -> None:
+    answers = iter([WELL[b"/versions"], b"garbage\r\n\r\n"])
+
+    async def versions(conn: Conn) -> None:
+        what = next(answers)
+        assert isinstance(what, bytes)
+        conn.send(what)
+
+    assert not_ok(await scripted({b"/versions": versions})) == {"keep-alive": FAILED}
+
+
+# The stream
+
+
+def piece(*events: bytes) -> bytes:
+    return chunked(b"".join(events))[:-5]
+
+
+MANY = [event(phase="building", message=f"step {number}") for number in range(40)]
+FEW = [event(phase=phase) for phase in ("waiting", "built", "launching", "ready")]
+
+
+@pytest.mark.parametrize(
+    ("response", "outcome", "seen"),
+    [
+        (head() + chunked(*FEW), FAILED, "all that came (4 events) came at once, then it ended"),
+        (head() + piece(*FEW), FAILED, "all that came (4 events) came at once, broke off its answer"),
+        (head() + piece(*MANY), FAILED, "the first 40 events came at once, after "),
+        (head() + chunked(), FAILED, "it ended with no event"),
+        (head(), FAILED, "broke off its answer"),
+        (head() + chunked(event(phase="failed", message="No")), SKIPPED, "the launch failed at once"),
+        (head() + piece(b":" + b"x" * (1 << 20)), FAILED, "all that came (0 events) came at once, "),
+    ],
+)
+async def test_stream_that_does_not_move_is_told_from_one_that_failed(
+    response: bytes, outcome: Outcome, seen: str
+) -> None:
+    async def at_once(conn: Conn) -> None:
+        conn.send(response)
+        await conn.flush()
+
+    report = await scripted({BUILD: at_once})
+    check = of(report)["unbuffered"]
+    assert (check.outcome, check.seen[: len(seen)]) == (outcome, seen)
+
+
+async def test_failed_launch_is_said_in_the_members_words() -> None:
+    said = event(phase="failed", message="Rate limit exceeded.\n\x1b[31m")
+    report = await scripted({BUILD: head() + chunked(said)})
+    assert report.fit
+    check = of(report)["launch"]
+    assert (check.outcome, check.seen) == (WARNING, "failed: Rate limit exceeded.  [31m")
+
+
+async def test_comments_are_a_sign_of_life() -> None:
+    async def comments(conn: Conn) -> None:
+        conn.send(head())
+        while not conn.reader.at_eof():
+            conn.send(piece(b":keepalive\n\n"))
+            await asyncio.sleep(0.02)
+
+    assert not_ok(await scripted({BUILD: comments})) == {"launch": SKIPPED}
+
+
+async def test_stream_that_stops_and_stays_open_is_left_after_a_while() -> None:
+    async def stop(conn: Conn) -> None:
+        conn.send(head() + piece(*FEW))
+        await conn.stall()
+
+    report = await scripted({BUILD: stop}, timeout=0.5)
+    check = of(report)["unbuffered"]
+    assert (check.outcome, check.seen) == (
+        FAILED,
+        "all that came (4 events) came at once, then nothing more came",
+    )
+
+
+async def test_stream_that_never_begins_is_left_after_a_while() -> None:
+    async def nothing(conn: Conn) -> None:
+        await conn.stall()
+
+    report = await scripted({BUILD: nothing}, timeout=0.5)
+    assert not_ok(report) == {
+        "event stream": FAILED,
+        "cors": SKIPPED,
+        "launch": SKIPPED,
+        "unbuffered": SKIPPED,
+    }
+    assert of(report)["event stream"].seen == "no response head within 3 s"
+    assert of(report)["cors"].seen == "because of: event stream"
+
+
+async def test_stream_with_a_length_was_held_back() -> None:
+    fields = b"Content-Type: text/event-stream\r\n" + CORS
+    report = await scripted({BUILD: whole(b"".join(FEW), fields=fields)})
+    assert not_ok(report) == {"event stream": FAILED, "unbuffered": FAILED}
+    assert of(report)["event stream"].seen.startswith("Content-Length ")
+
+
+async def test_compressed_stream_is_held_back() -> None:
+    fields = EVENT_STREAM + CORS + b"Content-Encoding: gzip\r\n"
+    report = await scripted({BUILD: head(fields) + chunked(gzip.compress(FEW[0]))})
+    assert of(report)["event stream"].seen == "Content-Encoding gzip"
+    assert not report.fit
+
+
+@pytest.mark.parametrize("allowed", [b"", b"Access-Control-Allow-Origin: https://else.example\r\n"])
+async def test_page_elsewhere_that_may_not_launch_is_a_warning(allowed: bytes) -> None:
+    report = await scripted({BUILD: head(EVENT_STREAM + allowed) + chunked(*FEW)})
+    assert of(report)["cors"].outcome is WARNING
+
+
+def heard(*reads: tuple[float, int], phase: str = "building") -> Heard:
+    return Heard(200, {}, reads, ({"phase": phase},))
+
+
+@pytest.mark.parametrize(
+    ("what", "outcome"),
+    [
+        (heard((1.0, 1), (1.11, 1)), OK),
+        (heard((25.0, 0), (50.0, 0)), OK),
+        (heard((1.0, 16), (1.2, 1)), OK),
+        (heard((1.0, 17), (1.2, 1)), FAILED),
+        (heard((1.0, 1), (1.05, 1)), FAILED),
+        (heard((1.0, 1), phase="failed"), SKIPPED),
+        (heard(), FAILED),
+    ],
+)
+def test_stream_moves_if_its_reads_are_apart_and_small(what: Heard, outcome: Outcome) -> None:
+    assert judge_moves(what).outcome is outcome
+
+
+# The network
+
+
+async def test_name_that_does_not_resolve_ends_it() -> None:
+    report = await probe("http://no-such-name.invalid")
+    assert not report.fit
+    rest = dict.fromkeys(EVERY[2:], SKIPPED)
+    assert {name: check.outcome for name, check in of(report).items()} == {
+        "address": WARNING,
+        "name": FAILED,
+        **rest,
+    }
+    assert of(report)["name"].seen == "no-such-name.invalid does not resolve"
+    assert of(report)["unbuffered"].seen == "because of: name"
+
+
+async def test_addresses_of_a_name_are_each_tried() -> None:
+    async with member(hub(WELL)) as candidate:
+        report = await probe(candidate.url.replace("127.0.0.1", "localhost"))
+    checks = of(report)
+    addresses = checks["name"].values["addresses"]
+    assert "127.0.0.1" in addresses
+    # Only 127.0.0.1 is listened at.
+    refused = [f"{address}: Connection refused" for address in addresses if address != "127.0.0.1"]
+    assert checks["connection"].values["refused"] == refused
+    assert checks["connection"].outcome is (WARNING if refused else OK)
+    assert report.fit
+
+
+async def test_refused_connection_ends_it() -> None:
+    with refusing() as nobody:
+        report = await probe(nobody)
+    assert not_ok(report) == {"connection": FAILED} | dict.fromkeys(
+        [name for name in EVERY[3:] if name not in ("tls", "certificate")], SKIPPED
+    )
+    assert of(report)["connection"].seen == "127.0.0.1: Connection refused"
+
+
+async def test_connection_that_nobody_takes_is_given_up() -> None:
+    with blackhole() as nobody:
+        report = await probe(nobody, timeout=0.2)
+    assert of(report)["connection"].seen == "127.0.0.1: nothing within 0.2 s"
+    assert not report.fit
+
+
+async def leave(how: Callable[[], None]) -> None:
+    how()
+
+
+@pytest.mark.parametrize(
+    ("script", "seen"),
+    [
+        (answer(b"SSH-2.0-garbage\r\n\r\n"), "answered no HTTP that can be read"),
+        (answer(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), "no whole answer within 0.5 s"),
+        (
+            per_request(lambda conn, _: leave(conn.close)),
+            "closed the connection without an answer",
+        ),
+        (per_request(lambda conn, _: leave(conn.reset)), "Connection reset by peer"),
+        (answer(whole(b"x")[:-1] + b"\r\n" * 3), "answered something else than its versions"),
+        (
+            answer(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"),
+            "answered no HTTP that can be read",
+        ),
+    ],
+)
+async def test_candidate_that_speaks_nonsense_gets_a_verdict(script: Script, seen: str) -> None:
+    async with member(script) as candidate:
+        report = await probe(candidate.url, timeout=0.5)
+    check = of(report)["versions"]
+    assert (check.outcome, check.seen) == (FAILED, seen)
+
+
+async def test_member_that_resets_or_hangs_gets_a_verdict() -> None:
+    toy = ToyBinderHub("toy")
+    await toy.start()
+    try:
+        for mode in Mode.RESETTING, Mode.HANGING:
+            await toy.set_mode(mode)
+            report = await probe(toy.url, timeout=0.5)
+            assert of(report)["versions"].outcome is FAILED
+            assert of(report)["keep-alive"].outcome is SKIPPED
+    finally:
+        await toy.stop()
+
+
+# TLS
+
+AUTHORITY = trustme.CA()
+
+
+@pytest.fixture
+def authorities(tmp_path: Path) -> Path:
+    file = tmp_path / "ca.pem"
+    AUTHORITY.cert_pem.write_to_path(file)
+    return file
+
+
+@asynccontextmanager
+async def encrypted(certificate: trustme.LeafCert, script: Script) -> AsyncIterator[str]:
+    """The URL, at localhost, of a scripted member behind TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    candidate = Scripted(script)
+    server = await asyncio.get_running_loop().create_server(candidate._protocol, "127.0.0.1", 0, ssl=context)
+    await candidate.start()
+    try:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await candidate.stop()
+        await server.wait_closed()
+
+
+async def test_certificate_that_verifies_is_described(authorities: Path) -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=60, hours=1)
+    certificate = AUTHORITY.issue_cert("127.0.0.1", "a.example", not_after=soon)
+    async with encrypted(certificate, hub(WELL)) as url:
+        report = await probe(url, authorities=authorities)
+    assert not_ok(report) == {}
+    checks = of(report)
+    assert checks["address"].outcome is OK
+    assert checks["tls"].values == {"version": "TLSv1.3"}
+    assert checks["certificate"].values["days"] == 60
+    assert sorted(checks["certificate"].values["names"]) == ["127.0.0.1", "a.example"]
+
+
+async def test_certificate_that_is_about_to_expire_is_a_warning(authorities: Path) -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3, hours=1)
+    async with encrypted(AUTHORITY.issue_cert("127.0.0.1", not_after=soon), hub(WELL)) as url:
+        report = await probe(url, authorities=authorities)
+    assert report.fit
+    assert not_ok(report) == {"certificate": WARNING}
+    assert of(report)["certificate"].seen == "for 127.0.0.1, 3 days left"
+
+
+EXPIRED = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "seen"),
+    [
+        (AUTHORITY.issue_cert("127.0.0.1", not_before=EXPIRED, not_after=EXPIRED), "certificate has expired"),
+        (AUTHORITY.issue_cert("a.example"), "IP address mismatch, certificate is not valid for '127.0.0.1'."),
+        (trustme.CA().issue_cert("127.0.0.1"), "unable to get local issuer certificate"),
+    ],
+)
+async def test_certificate_that_does_not_verify_ends_it(
+    certificate: trustme.LeafCert, seen: str, authorities: Path
+) -> None:
+    async with encrypted(certificate, hub(WELL)) as url:
+        report = await probe(url, authorities=authorities)
+    checks = of(report)
+    assert checks["tls"].outcome is OK
+    assert (checks["certificate"].outcome, checks["certificate"].seen) == (FAILED, seen)
+    assert checks["versions"].seen == "because of: certificate"
+
+
+async def test_port_that_speaks_no_tls_ends_it() -> None:
+    async with member(answer(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as candidate:
+        candidate.script = say_no
+        report = await probe(candidate.url.replace("http:", "https:"))
+    check = of(report)["tls"]
+    assert check.outcome is FAILED
+    assert check.seen.startswith("no handshake: ")
+    assert of(report)["certificate"].outcome is SKIPPED
+
+
+async def say_no(conn: Conn) -> None:
+    conn.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+async def test_file_of_authorities_that_is_none_is_the_askers_fault(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    with pytest.raises(FileNotFoundError):
+        await probe("https://127.0.0.1", authorities=file)
+    file.write_text("garbage")
+    with pytest.raises(OSError, match="certificate"):
+        await probe("https://127.0.0.1", authorities=file)
+
+
+def test_many_names_of_a_certificate_are_counted() -> None:
+    certificate = {
+        "notAfter": "Jan  1 00:00:00 2031 GMT",
+        "subjectAltName": tuple(("DNS", f"{n}.example") for n in range(6)),
+    }
+    check = judge_certificate(certificate, ssl.cert_time_to_seconds("Dec  1 00:00:00 2030 GMT"))
+    assert check.seen == "for 0.example, 1.example, 2.example, 3.example and 2 more, 31 days left"
