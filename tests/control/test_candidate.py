@@ -10,7 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
@@ -26,7 +26,18 @@ from fedproxy.control.candidate import (
     judge_moves,
 )
 from fedproxy.demo.toy import Mode, ToyBinderHub
-from tests.rig import Conn, Message, Script, Scripted, answer, blackhole, chunked, per_request, refusing
+from tests.rig import (
+    Conn,
+    Message,
+    Script,
+    Scripted,
+    answer,
+    blackhole,
+    chunked,
+    guard,
+    per_request,
+    refusing,
+)
 
 OK, WARNING, FAILED, SKIPPED = Outcome
 EVERY = [
@@ -569,6 +580,17 @@ async def test_certificate_that_is_about_to_expire_is_a_warning(authorities: Pat
     assert report.fit
     assert not_ok(report) == {"certificate": WARNING}
     assert of(report)["certificate"].seen == "for 127.0.0.1, 3 days left"
+
+
+async def test_peer_that_hangs_in_the_middle_of_tls_is_not_waited_for(authorities: Path) -> None:
+    async def hang(conn: Conn) -> None:
+        await conn.request()
+        cast("asyncio.Transport", conn.writer.transport).pause_reading()
+        await asyncio.Event().wait()
+
+    async with encrypted(AUTHORITY.issue_cert("127.0.0.1"), hang) as url, guard():
+        report = await probe(url, authorities=authorities, timeout=0.5)
+    assert of(report)["versions"].seen == "no whole answer within 0.5 s"
 
 
 EXPIRED = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
