@@ -91,6 +91,10 @@ class TooManyLaunches(VisitorError):
     reason = "rate"
     detail = "Too many launches from this address. Please try again later."
 
+    def __init__(self, after: float) -> None:
+        super().__init__()
+        self.after = after  # seconds until the next one is allowed
+
 
 class BadProxyHeader(VisitorError):
     """A connection does not begin with a PROXY protocol header, where every one has to, or may not send one.

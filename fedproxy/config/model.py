@@ -172,6 +172,11 @@ class Limits(Section):
     """How much is taken from visitors and given to members."""
 
     connections: Count = Field(default=20_000, description="Visitors' connections, per worker.")
+    connections_per_address: CountOrNone = Field(
+        default=0,
+        description="Connections from one client address (IPv6: one /64), per worker; 0 for no limit. "
+        "Not for the addresses of `trusted_proxies`.",
+    )
     request_head: Bytes = Field(
         default=32 << 10, description="Request line and headers; more is answered 431 or 414."
     )
@@ -278,7 +283,9 @@ class Ban(Section):
         default=(), description="Client networks."
     )
     repositories: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
-        default=(), description="Regular expressions, searched in the provider and spec of a launch."
+        default=(),
+        description="Regular expressions, searched in `PROVIDER/SPEC` of `/build/` and `/v2/`, whatever the "
+        "case, also when it is percent-encoded.",
     )
     user_agents: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
         default=(), description="Regular expressions, searched in the User-Agent header."
@@ -288,7 +295,11 @@ class Ban(Section):
 class Rate(Section):
     """How many launches one client address may ask for; more are answered 429."""
 
-    launches: CountOrNone = Field(default=0, description="Launches within `per`; 0 for no limit.")
+    launches: CountOrNone = Field(
+        default=0,
+        description="Launches within `per`, of an IPv4 address or an IPv6 /64: so many at once, and then one "
+        "each `per`/`launches`. 0 for no limit.",
+    )
     per: Seconds = Field(default=60.0, description="The time over which they are counted.")
 
 
@@ -422,7 +433,9 @@ class Config(Section):
         default="json", description="One line per request on stdout: JSON, Apache's combined format, or none."
     )
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
-        default=(), description="Networks whose `X-Forwarded-*` headers are believed."
+        default=(),
+        description="Networks whose `X-Forwarded-*` and `Forwarded` headers are believed. If there are any, "
+        "only they may connect where there is `proxy_protocol`.",
     )
     affinity: Affinity = Field(default=Affinity(), description="How a visitor stays with a member.")
     balancer: Literal["rendezvous", "random", "least-requests"] = Field(

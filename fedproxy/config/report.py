@@ -13,11 +13,7 @@ from fedproxy.errors import ConfigError
 #: Keys that are accepted and whose behaviour comes in a later version; `*` is any member or list position.
 PENDING: tuple[str, ...] = (
     "workers",
-    "listen.*.proxy_protocol",
-    "listen.*.redirect_to_https",
     "health",
-    "rate",
-    "ban",
     "launch",
     "members.*.max_launches",
 )

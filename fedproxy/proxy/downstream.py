@@ -9,32 +9,41 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import socket
 import struct
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
+from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import Outcome
-from fedproxy.decide.federation import Lease
+from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.route import Fixed, Local, Redirect
 from fedproxy.errors import (
+    AllFull,
     BadRequest,
+    Banned,
     BodyTooLarge,
     ExchangeError,
     HeadTimeout,
     HeadTooLarge,
+    NoMember,
     TargetTooLong,
+    TooManyLaunches,
     VisitorError,
 )
 from fedproxy.proxy.exchange import Exchange
-from fedproxy.proxy.flow import Flow
+from fedproxy.proxy.flow import LOCAL, Flow, address_of
+from fedproxy.proxy.own_page import OwnPage
 from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
-from fedproxy.wire.request import with_host
+from fedproxy.wire.events import asked_for
+from fedproxy.wire.request import host_name, with_host
 
 if TYPE_CHECKING:
-    from fedproxy.decide.route import Action
     from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.policy import Door
     from fedproxy.wire.request import HeaderBlock
     from fedproxy.wire.response import ResponseHead
 
@@ -44,9 +53,22 @@ _AS_SENT = 0  # ... as the member sent it
 # A closing connection reads on for so long, so that no reset overtakes the answer (RFC 9112 section 9.6).
 _LINGER = 5.0
 _SMALL = 16 * 1024
+_AFTER = 30  # seconds, after which it may be worth trying again
 # What the edge itself tells the server of its own pages.
 _SAID_HERE = (b"connection:", b"x-request-id:", b"x-forwarded-", b"x-real-ip:", b"forwarded:")
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
+_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_ID = b"X-Request-ID: "
+# What pages of other sites may read: a launch that they embed, which BinderHub lets them read as well.
+_ANY_ORIGIN = b"Access-Control-Allow-Origin: *"
+_PREFLIGHT = (
+    b"Allow: " + _METHODS,
+    _ANY_ORIGIN,
+    b"Access-Control-Allow-Methods: " + _METHODS,
+    # The asterisk does not stand for Authorization (Fetch standard, section 4.9).
+    b"Access-Control-Allow-Headers: *, Authorization",
+    b"Access-Control-Max-Age: 7200",
+)
 
 
 class Downstream(Flow):
@@ -65,12 +87,18 @@ class Downstream(Flow):
     idle_since = 0.0
     request_id = b""
     ids = b""
+    client = peer = b""
     trusted = False
-    secure = False
+    address_key: bytes | None = None
 
-    def __init__(self, edge: Edge, *, secure: bool = False) -> None:
+    def __init__(self, edge: Edge, door: Door) -> None:
         self.edge = edge
-        self.tls = self.secure = secure
+        self.door = door
+        self.secure = door.secure
+        self.id_name = _ID
+        if door.hsts:
+            # RFC 6797 section 6.1: on every response, and where the header is made it costs nothing.
+            self.id_name = b"Strict-Transport-Security: max-age=%d\r\n%b" % (door.hsts, _ID)
 
     def __repr__(self) -> str:
         state = "lingering" if self.linger_until is not None else "serving" if self.exchange else "idle"
@@ -80,24 +108,34 @@ class Downstream(Flow):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.write = self.transport.write
-        edge = self.edge
-        peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple):
-            # An IPv4 visitor of an IPv6 listener is an IPv4 visitor (RFC 4291 section 2.5.5.2).
-            self.peer = self.client = peer[0].partition("%")[0].removeprefix("::ffff:").encode("ascii")
-            self.trusted = bool(edge.policy.trusted) and _is_in(self.peer, edge)
+        if self.edge.enter(self):
+            self.begin(self.transport, address_of(transport))
         else:
+            self.transport.abort()
+
+    def begin(self, transport: asyncio.Transport, address: bytes | None) -> None:
+        """Serves a connection that was counted already; `address` is None for one over a unix socket."""
+        edge = self.edge
+        self.transport = transport
+        self.write = transport.write
+        if address is None:
             # Who may open the unix socket is this machine's own proxy.
-            self.peer = self.client = b"127.0.0.1"
+            self.peer = self.client = LOCAL
             self.trusted = True
+        else:
+            self.peer = self.client = address
+            self.trusted = bool(edge.policy.trusted) and edge.trusts[address]
         self.forwarded = self._forwarded_lines(self.client, self.peer, self.secure)
         self.idle_since = edge.clock()
-        edge.counts.connections += 1
-        edge.connections.add(self)
-        if len(edge.connections) > edge.policy.limits.connections:
-            edge.counts.rejected["connections"] += 1
-            self.transport.abort()
+        self.take_heed()
+        if edge.policy.limits.connections_per_address and not self.trusted:
+            self.address_key = edge.enter_address(self.peer)
+            if self.address_key is None:
+                transport.abort()
+
+    def take_heed(self) -> None:
+        """Whether a request needs more than an ordinary look."""
+        self.careful = self.edge.careful or self.door.redirect_to_https
 
     @staticmethod
     def _forwarded_lines(client: bytes, addresses: bytes, secure: bool) -> bytes:
@@ -108,16 +146,18 @@ class Downstream(Flow):
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
+        self.edge.connections.discard(self)
+        self.gone()
         if self.exchange is not None:
             exchange, self.exchange = self.exchange, None
             exchange.on_visitor_gone()
 
-    def _forget(self) -> None:
+    def gone(self) -> None:
+        """The visitor's connection is gone, whatever it was last."""
         edge = self.edge
-        if self in edge.connections:
-            edge.connections.discard(self)
-            edge.counts.connections -= 1
+        edge.counts.connections -= 1
+        if self.address_key is not None:
+            edge.leave_address(self.address_key)
 
     def eof_received(self) -> None:
         # A visitor who closes half is taken for gone, as browsers only ever close whole.
@@ -161,17 +201,20 @@ class Downstream(Flow):
             if ask.line.authority is not None and block.host is not None:
                 blocks = edge.trusted_blocks if self.trusted else edge.blocks
                 block = blocks[with_host(raw, ask.line.authority)]
-            if not block.plain or ask.line.http10 or edge.draining:
-                self._check(ask, block)
+            if self.trusted:
+                self._believe(block)
+            if not block.plain or ask.line.http10 or self.careful:
+                ask = self._check(ask, block)
             else:
                 self.keep = True
+        except (Banned, TooManyLaunches) as error:
+            self._turn_away(ask, block, data[end:], error)
+            return
         except VisitorError as error:
             self._refuse(error)
             return
         edge.counts.requests += 1
         self._identify(block)
-        if self.trusted:
-            self._believe(block)
         if not ask.proxied:
             self._answer_here(ask, block, data)
             return
@@ -215,8 +258,8 @@ class Downstream(Flow):
         self.held = data
         return b""
 
-    def _check(self, ask: Ask, block: HeaderBlock) -> None:
-        """What only line and block together can say. Raises `VisitorError`."""
+    def _check(self, ask: Ask, block: HeaderBlock) -> Ask:
+        """What only line and block together can say, and what is then to be done. Raises `VisitorError`."""
         line = ask.line
         if line.http10:
             # RFC 9112 section 6.1: a 1.0 message has no transfer codings.
@@ -231,6 +274,39 @@ class Downstream(Flow):
             self.keep = False
         if block.length is not None and block.length > self.edge.policy.limits.request_body:
             raise BodyTooLarge
+        return self._look_closely(ask, block) if self.careful else ask
+
+    def _look_closely(self, ask: Ask, block: HeaderBlock) -> Ask:
+        """What the operator allows here. Raises `VisitorError`."""
+        edge = self.edge
+        if edge.policy.bans.networks and edge.bans_address[self.client]:
+            self.keep = False
+            raise Banned
+        if ask.banned or block.banned:
+            raise Banned
+        if self.door.redirect_to_https:
+            return self._to_https(ask, block)
+        if edge.rate is not None and ask.launch and asked_for(block.raw):
+            wait = edge.ask_launch(self.client)
+            if wait:
+                raise TooManyLaunches(wait)
+        return ask
+
+    def _to_https(self, ask: Ask, block: HeaderBlock) -> Ask:
+        """The same request, answered with where it should have been sent."""
+        line = ask.line
+        authority = line.authority or block.host
+        if authority is None:
+            raise BadRequest
+        host = host_name(authority)
+        # A port of plain http is not one of https, and which one is, only the public URL says.
+        if host == host_name(self.edge.public):
+            host = self.edge.public
+        target = line.target if line.target != b"*" else b""
+        location = (b"https://" + host + target).decode("latin-1")
+        # RFC 9110 section 15.4.2: after a 301 a POST may become a GET.
+        status = 301 if line.method in (b"GET", b"HEAD") else 308
+        return replace(ask, action=Redirect(location, status), proxied=False)
 
     def _identify(self, block: HeaderBlock) -> None:
         """The id that the request has everywhere: the visitor's, or the trace's, or a new one."""
@@ -248,12 +324,20 @@ class Downstream(Flow):
     def _believe(self, block: HeaderBlock) -> None:
         """The peer is a trusted proxy: who the visitor is and how they came is what it says."""
         said = block.forwarded
-        client, addresses = self.peer, self.peer
+        client, addresses, proto = self.peer, self.peer, said.proto
+        trusts = self.edge.trusts
         if said.addresses is not None:
             addresses = said.addresses + b", " + self.peer
             for address in reversed(said.addresses.split(b",")):
                 client = address.strip()
-                if not _is_in(client, self.edge):
+                if not trusts[client]:
+                    break
+        elif said.hops:
+            addresses = b", ".join([hop.address or b"unknown" for hop in said.hops] + [self.peer])
+            for hop in reversed(said.hops):
+                # How the visitor came is known to the one it came to.
+                client, proto = hop.address or b"", said.proto or hop.proto
+                if not trusts[client]:
                     break
         elif said.real_ip is not None:
             client = said.real_ip
@@ -261,7 +345,7 @@ class Downstream(Flow):
         if not _is_address(client):
             client = self.peer
         self.client = client
-        self.secure = said.proto == b"https" if said.proto is not None else self.tls
+        self.secure = proto == b"https" if proto is not None else self.door.secure
         self.forwarded = self._forwarded_lines(client, addresses, self.secure)
 
     def _start_body(self, exchange: Exchange, block: HeaderBlock, data: bytes) -> None:
@@ -325,20 +409,52 @@ class Downstream(Flow):
         self.edge.log_request(self, None, None, status=error.status, termination=error.termination)
         self._end_here()
 
-    def _answer(self, status: int, detail: str, accept: bytes | None, *, build: bool, is_head: bool) -> None:
+    def _turn_away(self, ask: Ask, block: HeaderBlock, rest: bytes, error: Banned | TooManyLaunches) -> None:
+        """The request is in order, but not wanted: answered in the form that it asks for."""
+        self.edge.counts.rejected[error.reason] += 1
+        if block.chunked or block.length:
+            self.keep = False
+        self._identify(block)
+        self._answer_error(ask, block, error)
+        self._next_or_end(rest)
+
+    def _answer_error(self, ask: Ask, block: HeaderBlock, error: ExchangeError) -> None:
+        """Answers a request of which no exchange was made, and logs it."""
+        self._answer(
+            error.status,
+            error.detail,
+            block.value(b"accept"),
+            build=ask.build,
+            is_head=ask.line.is_head,
+            after=math.ceil(error.after) if isinstance(error, TooManyLaunches) else _AFTER,
+        )
+        self.edge.log_request(self, ask.line, block, status=error.status, termination=error.termination)
+
+    def _answer(
+        self,
+        status: int,
+        detail: str,
+        accept: bytes | None,
+        *,
+        build: bool,
+        is_head: bool,
+        after: int = _AFTER,
+    ) -> None:
         answer = render(status, detail, self.request_id.decode("ascii"), accept, build)
         lines = [
             _status_line(answer.status),
             b"Content-Type: " + answer.content_type,
             b"Content-Length: %d" % len(answer.body),
             b"Cache-Control: no-store",
-            b"X-Request-ID: " + self.request_id,
+            self.id_name + self.request_id,
         ]
+        if build:
+            lines.append(_ANY_ORIGIN)
         if status in (429, 503):
-            lines.append(b"Retry-After: 30")
+            lines.append(b"Retry-After: %d" % after)
         elif status == 405:
             # RFC 9110 section 15.5.6; what else a member allows is its own to say.
-            lines.append(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+            lines.append(b"Allow: " + _METHODS)
         self._write_answer(lines, b"" if is_head else answer.body)
 
     def _write_answer(self, lines: list[bytes], body: bytes) -> None:
@@ -347,42 +463,62 @@ class Downstream(Flow):
         self.write(b"\r\n".join((*lines, b"", body)))
 
     def _answer_here(self, ask: Ask, block: HeaderBlock, data: bytes) -> None:
-        action: Action = ask.action
+        action, line = ask.action, ask.line
         if isinstance(action, Local):
             self._hand_over(ask, block, data)
             return
-        if isinstance(action, Fixed):
-            status, location = action.status, None
-        elif isinstance(action, Redirect):
-            status, location = action.status, action.location.encode("latin-1")
-        else:
-            status, location = self._redirect_to_member(ask, block)
         if block.chunked or block.length:
             self.keep = False
-        if status >= 400 and location is None:
-            self._answer(
-                status,
-                _REASONS.get(status, "This path is not served here."),
-                block.value(b"accept"),
-                build=ask.build,
-                is_head=ask.line.is_head,
-            )
+        if isinstance(action, Fixed):
+            self._answer_fixed(ask, block, action.status)
+        elif isinstance(action, Redirect):
+            self._answer_empty(action.status, b"Location: " + action.location.encode("latin-1"))
+            self.edge.log_request(self, line, block, status=action.status, termination="--")
+        elif ask.build and line.method == b"OPTIONS":
+            self._answer_empty(204, *_PREFLIGHT)
+            self.edge.log_request(self, line, block, status=204, termination="--")
         else:
-            lines = [_status_line(status), b"Content-Length: 0", b"X-Request-ID: " + self.request_id]
-            if location is not None:
-                lines.append(b"Location: " + location)
-            self._write_answer(lines, b"")
-        self.edge.log_request(self, ask.line, block, status=status, termination="--")
+            self._redirect_to_member(ask, block)
         self._next_or_end(data[data.find(b"\r\n\r\n") + 4 :])
 
-    def _redirect_to_member(self, ask: Ask, block: HeaderBlock) -> tuple[int, bytes | None]:
+    def _answer_fixed(self, ask: Ask, block: HeaderBlock, status: int) -> None:
+        if status < 400:
+            self._answer_empty(status)
+        else:
+            detail = _REASONS.get(status, "This path is not served here.")
+            accept = block.value(b"accept")
+            self._answer(status, detail, accept, build=ask.build, is_head=ask.line.is_head)
+        self.edge.log_request(self, ask.line, block, status=status, termination="--")
+
+    def _answer_empty(self, status: int, *lines: bytes) -> None:
+        """A response without a body."""
+        # RFC 9110 section 8.6: a 204 has no length.
+        length = (b"Content-Length: 0",) if status != 204 else ()
+        self._write_answer([_status_line(status), *length, self.id_name + self.request_id, *lines], b"")
+
+    def _redirect_to_member(self, ask: Ask, block: HeaderBlock) -> None:
         """307 to the member that would have served it, with the target as it came."""
-        now = self.edge.clock()
-        lease = self.edge.choose(ask, block, self.client, now)
+        edge = self.edge
+        now = edge.clock()
+        lease = edge.choose(ask, block, self.client, now)
         if not isinstance(lease, Lease):
-            return 503, None
-        self.edge.federation.settle(lease, Outcome.IGNORED, now)
-        return 307, lease.member.url.rstrip("/").encode("ascii") + ask.line.target
+            error = AllFull() if lease is Refusal.FULL else NoMember()
+            edge.counts.rejected[error.reason] += 1
+            self._answer_error(ask, block, error)
+            return
+        edge.federation.settle(lease, Outcome.IGNORED, now)
+        member, source = lease.member, lease.source
+        member.counts.codes[307] += 1
+        member.counts.affinity[source] += 1
+        lines = [b"Location: " + member.url.rstrip("/").encode("ascii") + ask.line.target]
+        if ask.build:
+            lines.append(_ANY_ORIGIN)
+        if source is not Source.HOST and (source is not Source.COOKIE or ask.renews):
+            lines.append(edge.cookies[member.name, self.secure].removesuffix(b"\r\n"))
+        self._answer_empty(307, *lines)
+        edge.log_request(
+            self, ask.line, block, status=307, member=member.name, affinity=source.value, termination="--"
+        )
 
     def _hand_over(self, ask: Ask, block: HeaderBlock, data: bytes) -> None:
         """One of the edge's own pages: the transport and all that was read go to aiohttp's server."""
@@ -398,11 +534,9 @@ class Downstream(Flow):
             if not line.lower().replace(b"_", b"-").startswith(_SAID_HERE)
         ]
         lines += [b"Connection: close", b"X-Request-ID: " + self.request_id]
-        self._forget()
-        handler = edge.local()
-        self.transport.set_protocol(handler)
-        handler.connection_made(self.transport)
-        handler.data_received(b"\r\n".join(lines) + b"\r\n" + self.forwarded + b"\r\n" + data[end + 4 :])
+        request = b"\r\n".join(lines) + b"\r\n" + self.forwarded + b"\r\n" + data[end + 4 :]
+        edge.connections.discard(self)
+        OwnPage(self, edge.local()).begin(request)
 
     # What an exchange asks for
 
@@ -423,7 +557,7 @@ class Downstream(Flow):
 
     def send_head(self, exchange: Exchange, head: ResponseHead, body: bytes, done: bool) -> None:
         """Passes the final head on, with the cookie if it changed."""
-        lines = [head.forward, b"X-Request-ID: ", self.request_id, b"\r\n"]
+        lines = [head.forward, self.id_name, self.request_id, b"\r\n"]
         self.framing = _AS_SENT
         if head.length is None and not (head.bodiless or exchange.is_head):
             self._frame(exchange, head, lines)
@@ -508,7 +642,7 @@ class Downstream(Flow):
 
     def detach(self) -> bytes:
         """The connection becomes a tunnel; what was read too early is handed over."""
-        self._forget()
+        self.edge.connections.discard(self)
         self.exchange = None
         self.resume()
         early, self.held = self.held, b""
@@ -600,14 +734,6 @@ def _is_address(text: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_in(text: bytes, edge: Edge) -> bool:
-    """Whether an address is a trusted proxy's."""
-    if not _is_address(text):
-        return False
-    address = ipaddress.ip_address(text.decode("ascii"))
-    return any(address in network for network in edge.policy.trusted if network.version == address.version)
 
 
 _REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.launch import MovedKeys
+from fedproxy.decide.limit import LaunchRate, client_key
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime
 from fedproxy.errors import Drained
@@ -21,14 +23,16 @@ from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.upstream import Pool
 from fedproxy.wire.cookie import set_cookie
 from fedproxy.wire.grammar import Memo
-from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, read_line
+from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
 
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation, Lease, Refusal
     from fedproxy.decide.member import Member
     from fedproxy.proxy.downstream import Downstream
+    from fedproxy.proxy.entrance import Entrance
     from fedproxy.proxy.exchange import Exchange
-    from fedproxy.proxy.policy import Endpoint, Policy
+    from fedproxy.proxy.own_page import OwnPage
+    from fedproxy.proxy.policy import Endpoint, Policy, Rate
     from fedproxy.proxy.tunnel import Tunnel
 
 
@@ -43,6 +47,8 @@ class Ask:
     balanced: bool  # to the members, not to a certain one
     renews: bool  # its response renews the cookie
     build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
+    launch: bool  # a launch, if an event stream is asked for
+    banned: bool = False  # asks for a repository that the operator does not serve
 
 
 @dataclass(slots=True)
@@ -71,7 +77,16 @@ class Entry:
 
 
 class Edge:
-    """One worker's data plane, without its listeners."""
+    """One worker's data plane, without its listeners.
+
+    room: visitors' connections that this process has files for, whatever the policy says. on_launched: called
+    with the client's key for each launch that counts against its rate, so that other workers can be told.
+    on_moved: called with the key of a launch and the name of the member that it moved to, for the same.
+    """
+
+    room = 1 << 30
+    on_launched: Callable[[bytes], None] | None = None
+    on_moved: Callable[[bytes, str], None] | None = None
 
     def __init__(
         self,
@@ -87,12 +102,14 @@ class Edge:
         self.random_bits = random.Random().getrandbits  # noqa: S311
         self.trace_prefix = b"%016x" % self.random_bits(64)
         self.counts = EdgeCounts()
-        self.connections: set[Downstream] = set()
+        self.connections: set[Downstream | Entrance | OwnPage] = set()
+        self.addresses: dict[bytes, int] = {}
         self.tunnels: set[Tunnel] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.pools: dict[str, Pool] = {}
+        self.moved = MovedKeys()
         self.resolver = Resolver(clock)
-        self.draining = False
+        self._draining = False
         self._retired: list[Pool] = []
 
     policy: Policy
@@ -135,16 +152,94 @@ class Edge:
             for name, pool in self.pools.items()
             for secure in (False, True)
         }
+        public = policy.origin.encode("ascii") if policy.origin else b""
+        # The host that visitors type, and its port if it has one, where it speaks https.
+        self.public = public.removeprefix(b"https://") if public.startswith(b"https://") else b""
         self._key_of = KEYS.get(policy.key)
         self.asks: Memo[Ask] = Memo(self._read_ask, entries=4096, longest=2048)
-        self.blocks = Memo(BlockReader(policy.cookie, policy.origin, trusted=False).read, entries=2048)
-        self.trusted_blocks = Memo(BlockReader(policy.cookie, policy.origin, trusted=True).read, entries=2048)
+        bans = policy.bans
+        ban = bans.agent if bans.user_agents else None
+        cookie, origin = policy.cookie, policy.origin
+        self.blocks = Memo(BlockReader(cookie, origin, trusted=False, ban=ban).read, entries=2048)
+        self.trusted_blocks = Memo(BlockReader(cookie, origin, trusted=True, ban=ban).read, entries=2048)
+        self.trusts = Memo(policy.trusted.__contains__, longest=64)
+        self.bans_address = Memo(bans.networks.__contains__, longest=64)
+        if policy.rate != self._rate_policy:
+            self._rate_policy = policy.rate
+            self.rate = LaunchRate(policy.rate.launches, policy.rate.per) if policy.rate is not None else None
+        self._take_heed()
+
+    rate: LaunchRate | None = None
+    _rate_policy: Rate | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the edge goes down: every connection ends with the response under way."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        self._take_heed()
+
+    def _take_heed(self) -> None:
+        """Tells every connection whether its requests need more than an ordinary look."""
+        self.careful = self._draining or bool(self.policy.bans) or self.rate is not None
+        for connection in self.connections:
+            connection.take_heed()
+
+    def enter(self, connection: Downstream | Entrance) -> bool:
+        """Counts a visitor's new connection; False if it is one too many."""
+        self.connections.add(connection)
+        counts = self.counts
+        counts.connections += 1
+        if counts.connections <= min(self.policy.limits.connections, self.room):
+            return True
+        counts.rejected["connections"] += 1
+        return False
+
+    def enter_address(self, address: bytes) -> bytes | None:
+        """Counts a connection of a client address, and returns what `leave_address` is to be given.
+
+        None if the address has as many as it may.
+        """
+        key = client_key(address)
+        count = self.addresses.get(key, 0)
+        if count >= self.policy.limits.connections_per_address:
+            self.counts.rejected["address"] += 1
+            return None
+        self.addresses[key] = count + 1
+        return key
+
+    def leave_address(self, key: bytes) -> None:
+        """The connection is gone."""
+        count = self.addresses[key] - 1
+        if count:
+            self.addresses[key] = count
+        else:
+            del self.addresses[key]
+
+    def ask_launch(self, client: bytes) -> float:
+        """Counts a launch of a client address: 0, or in how many seconds it may ask again."""
+        if self.rate is None:
+            return 0.0
+        key = client_key(client)
+        wait = self.rate.ask(key, self.clock())
+        if not wait and self.on_launched is not None:
+            self.on_launched(key)
+        return wait
+
+    def note_launched(self, key: bytes, now: float) -> None:
+        """Counts a launch that another worker let through; `key` is what its `on_launched` was given."""
+        if self.rate is not None:
+            self.rate.note(key, now)
 
     def _read_ask(self, raw: bytes) -> Ask:
         line = read_line(raw)
         path = line.path
         action = self.router.match(path)
         build = path.startswith(b"/build/")
+        bans = self.policy.bans
         return Ask(
             line=line,
             action=action,
@@ -153,15 +248,14 @@ class Edge:
             balanced=isinstance(action, ToMembers),
             renews=build or path.startswith(b"/v2/"),
             build=build,
+            launch=build and line.method == b"GET" and path.count(b"/") > 2,
+            banned=bool(bans.repositories) and bans.repository(path),
         )
 
     def only(self, ask: Ask, block: HeaderBlock) -> tuple[Member, Source] | None:
         """The one member that a request is for, if its host or its route says so."""
         if self.host_members:
-            host = (ask.line.authority or block.host or b"").lower()
-            if not host.endswith(b"]"):
-                host = host.rsplit(b":", 1)[0] if host.count(b":") == 1 else host
-            member = self.host_members.get(host)
+            member = self.host_members.get(host_name(ask.line.authority or block.host or b""))
             if member is not None:
                 return member, Source.HOST
         action = ask.action
@@ -172,15 +266,27 @@ class Edge:
             return None if named is None else (named, Source.HOST)
         return None
 
-    def choose(self, ask: Ask, block: HeaderBlock, client: bytes, now: float) -> Lease | Refusal:
+    def choose(
+        self, ask: Ask, block: HeaderBlock, client: bytes, now: float, launch: bool = False
+    ) -> Lease | Refusal:
         """The member for a request that no attempt was made for yet."""
         if self.host_members or not ask.balanced:
             only = self.only(ask, block)
             if only is not None:
-                return self.federation.acquire_member(only[0], only[1], (), now)
+                return self.federation.acquire_member(only[0], only[1], (), now, launch)
         cookie = block.cookie
         pinned = self.pins.get(cookie) if cookie is not None else None
-        return self.federation.acquire(ask.key if self._key_of is not None else client, pinned, (), now)
+        key = ask.key if self._key_of is not None else client
+        if launch and pinned is None and key is not None and self.moved:
+            # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
+            moved = self.federation.by_name.get(self.moved.get(key, now) or "")
+            if moved is not None and moved.share(now) > 0 and moved.available(now, launch):
+                return self.federation.acquire_member(moved, Source.KEY, (), now, launch)
+        return self.federation.acquire(key, pinned, (), now, launch)
+
+    def note_moved(self, key: bytes, name: str, now: float) -> None:
+        """Launches of this key are with the member of that name, as `on_moved` was told here or elsewhere."""
+        self.moved.note(key, name, now)
 
     def idle(self) -> int:
         """Idle connections to members."""
@@ -230,6 +336,7 @@ class Edge:
             attempts=exchange.attempts,
             affinity=exchange.source.value if exchange.source is not None else None,
             termination=exchange.termination,
+            launch=exchange.outcome,
         )
 
     def log_request(
@@ -247,6 +354,7 @@ class Edge:
         attempts: int = 0,
         affinity: str | None = None,
         termination: str,
+        launch: str | None = None,
     ) -> None:
         """Writes the line of a request; `line` and `block` are None if it was refused unread."""
         if self.log is None:
@@ -271,7 +379,7 @@ class Edge:
                 attempts=attempts,
                 affinity=affinity,
                 termination=termination,
-                launch=None,
+                launch=launch,
                 user_agent=block.value(b"user-agent").decode("latin-1") if block else "",
                 referer=block.value(b"referer").decode("latin-1") if block else "",
             )

@@ -85,6 +85,9 @@ class Visitor(Protocol):
     def detach(self) -> bytes:
         """The connection becomes a tunnel; what was read of it too early is handed over."""
 
+    def gone(self) -> None:
+        """The tunnel is closed."""
+
 
 class Exchange:
     """One request and its response.
@@ -101,6 +104,9 @@ class Exchange:
     committed = False
     interims = 0
     settled = False
+    is_launch = False
+    watched = False  # its events are read as they pass, and tell what a status cannot
+    outcome: str | None = None  # of a launch
     source: Source | None = None
     sets_cookie = False  # the visitor is told where they are: new, moved, or on a page that renews it
     status = 0
@@ -133,7 +139,7 @@ class Exchange:
 
     def begin(self) -> None:
         """Chooses a member and sends it the request."""
-        lease = self.edge.choose(self.ask, self.block, self.visitor.client, self.started)
+        lease = self.edge.choose(self.ask, self.block, self.visitor.client, self.started, self.is_launch)
         if isinstance(lease, Lease):
             self._attempt(lease)
         else:
@@ -243,6 +249,7 @@ class Exchange:
             lease is not None
             and not lease.member.breaker.closed
             and head.status not in self.edge.policy.failing
+            and not self.watched
         ):
             # A trial need not wait for the end of a stream of an hour.
             self.edge.federation.answered(lease, now)
@@ -300,13 +307,20 @@ class Exchange:
         ):
             if stale and edge.pools.get(member.name) is self.pool:
                 # The member's habit, not its failure: the same one again, on a connection of its own.
-                again = edge.federation.acquire_member(member, lease.source, self.tried, now)
+                again = edge.federation.acquire_member(member, lease.source, self.tried, now, self.is_launch)
                 if isinstance(again, Lease):
                     member.counts.retries[error.reason] += 1
                     self._again(again)
                     return
-            elif self._move(member, error, now):
-                return
+            else:
+                after = self._next(member, error.reason, now)
+                if after is not None:
+                    self._attempt(after)
+                    return
+        self._give_up(member, error)
+
+    def _give_up(self, member: Member, error: MemberError) -> None:
+        """The last attempt failed, and the visitor is told so."""
         self.error = error
         self.termination = error.termination
         self.status = error.status
@@ -319,23 +333,29 @@ class Exchange:
         self.pool = self.edge.pools[lease.member.name]
         self._connect(self.pool)
 
-    def _move(self, member: Member, error: MemberError, now: float) -> bool:
-        """Another attempt with the next member in rank; False if there is none, or the budget is used up."""
+    def key(self) -> bytes | None:
+        """What ranks the members for it."""
+        return self.ask.key if self.edge.policy.key != "client" else self.visitor.client
+
+    def may_move(self) -> bool:
+        """Whether any member may serve it."""
+        return self.ask.balanced and self.edge.only(self.ask, self.block) is None
+
+    def _next(self, member: Member, reason: str, now: float) -> Lease | None:
+        """A lease of the next in rank after `member`; None if there is none, or the budget is used up."""
         edge = self.edge
         self.tried += (member,)
-        if not self.ask.balanced or edge.only(self.ask, self.block) is not None:
-            return False
-        key = self.ask.key if edge.policy.key != "client" else self.visitor.client
-        lease = edge.federation.acquire(key, None, self.tried, now)
+        if not self.may_move():
+            return None
+        lease = edge.federation.acquire(self.key(), None, self.tried, now, self.is_launch)
         if not isinstance(lease, Lease):
-            return False
+            return None
         if not edge.budget.withdraw(now, edge.counts.requests):
             edge.counts.budget_exhausted += 1
             edge.federation.settle(lease, _IGNORED, now)
-            return False
-        member.counts.retries[error.reason] += 1
-        self._attempt(lease)
-        return True
+            return None
+        member.counts.retries[reason] += 1
+        return lease
 
     def on_upstream_full(self) -> None:
         """The member reads slowly."""
@@ -456,6 +476,7 @@ class Exchange:
 
     def end_tunnel(self, termination: str, bytes_in: int, bytes_out: int) -> None:
         """A tunnel closed; `termination` says by whom."""
+        self.visitor.gone()
         now = self.edge.clock()
         self.settled = True
         self.bytes_in += bytes_in

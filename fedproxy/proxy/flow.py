@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
+LOCAL = b"127.0.0.1"
+
+
+def address_of(transport: asyncio.BaseTransport) -> bytes | None:
+    """The peer's address; None on a unix socket."""
+    peer = transport.get_extra_info("peername")
+    if not isinstance(peer, tuple):
+        return None
+    # An IPv4 visitor of an IPv6 listener is an IPv4 visitor (RFC 4291 section 2.5.5.2).
+    address: str = peer[0].partition("%")[0].removeprefix("::ffff:")
+    return address.encode("ascii")
+
 
 class Flow(asyncio.Protocol):
     """A connection whose reading can be paused; both calls may be made at any time and again."""

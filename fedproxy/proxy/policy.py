@@ -3,8 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 from ssl import SSLContext
+
+from fedproxy.decide.launch import FailureTable
+from fedproxy.decide.limit import Bans, Networks
+
+
+@dataclass(frozen=True)
+class Door:
+    """A listener, as those see it who come in there.
+
+    proxy_protocol: every connection begins with a PROXY protocol header. redirect_to_https: every request is
+    sent to the same URL over https. hsts: for how many seconds browsers are to use nothing but https
+    (RFC 6797); 0 says nothing.
+    """
+
+    secure: bool = False
+    proxy_protocol: bool = False
+    redirect_to_https: bool = False
+    hsts: int = 0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Launches of one client address: so many at once, and then so many in each `per` seconds."""
+
+    launches: int
+    per: float
+
+
+@dataclass(frozen=True)
+class LaunchPolicy:
+    """What happens to a launch that its member fails before the visitor saw anything of it.
+
+    failover: it moves to the next member. hold: for so many seconds from its response's head it is waited for
+    an event that decides this; 0 passes everything on at once, so that only a lost connection moves a launch.
+    """
+
+    failover: bool = True
+    hold: float = 30.0
+    failures: FailureTable = field(default_factory=FailureTable)
 
 
 @dataclass(frozen=True)
@@ -28,9 +66,10 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Limits:
-    """Counts are for one worker, sizes in bytes."""
+    """Counts are for one worker, sizes in bytes; 0 connections per address is no limit."""
 
     connections: int = 20_000
+    connections_per_address: int = 0
     request_head: int = 32 * 1024
     request_body: int = 512 * 1024 * 1024
     replay: int = 64 * 1024
@@ -58,6 +97,9 @@ class Policy:
     cookie: str = "fedproxy_member"
     cookie_max_age: int = 4 * 3600
     key: str = "repository"
+    launch: LaunchPolicy = field(default_factory=LaunchPolicy)
     origin: str | None = None
-    trusted: tuple[IPv4Network | IPv6Network, ...] = ()
+    trusted: Networks = field(default_factory=lambda: Networks(()))
+    bans: Bans = field(default_factory=Bans)
+    rate: Rate | None = None
     failing: frozenset[int] = frozenset((502, 503, 504))

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import ipaddress
+import hashlib
 import random
+import re
 import ssl
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fedproxy import config
+from fedproxy.control.prober import ProbePolicy, Target
 from fedproxy.decide.affinity import cookie_value
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.federation import Federation, FederationPolicy
+from fedproxy.decide.limit import Bans, Networks
 from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Fixed, Redirect, Route, Router, ToMember, ToMembers, ToPrime
 from fedproxy.errors import ConfigError, Fault
-from fedproxy.proxy.policy import Endpoint, Limits, Policy, Timeouts
+from fedproxy.proxy.policy import Door, Endpoint, Limits, Policy, Rate, Timeouts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fedproxy.proxy.edge import Edge
 
 
-def assemble(edge: Edge, settings: config.Config) -> None:
+def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
     """Puts `settings` in force. Members that stay keep their state, and so do the connections to them.
+
+    workers: how many share what is for all of them together.
 
     Raises ConfigError, with nothing changed, for a `ca` that is no certificate.
     """
     known = edge.federation.by_name if edge.pools else {}
     active = {name: member for name, member in settings.members.items() if member.active}
-    endpoints = {name: _endpoint(name, member) for name, member in active.items()}
+    endpoints = find_endpoints(settings)
     members = [_member(name, settings, known.get(name)) for name in active]
     federation = Federation(
         members,
@@ -47,7 +55,18 @@ def assemble(edge: Edge, settings: config.Config) -> None:
         endpoints=endpoints,
         cookie_values={name: cookie_value(name, secret) for name in active},
         router=Router([Route(route.path, _action(route)) for route in settings.routes]),
-        budget=RetryBudget(settings.retry.budget, settings.retry.floor),
+        budget=RetryBudget(settings.retry.budget, settings.retry.floor / workers),
+    )
+
+
+def door_of(listener: config.Listener) -> Door:
+    """What those are told who come in by a listener."""
+    tls = listener.tls
+    return Door(
+        secure=tls is not None,
+        proxy_protocol=listener.proxy_protocol,
+        redirect_to_https=listener.redirect_to_https,
+        hsts=round(tls.hsts) if tls is not None else 0,
     )
 
 
@@ -87,6 +106,7 @@ def _policy(settings: config.Config) -> Policy:
         ),
         limits=Limits(
             connections=limits.connections,
+            connections_per_address=limits.connections_per_address,
             request_head=limits.request_head,
             request_body=limits.request_body,
             replay=limits.replay,
@@ -97,7 +117,17 @@ def _policy(settings: config.Config) -> Policy:
         cookie_max_age=round(affinity.max_age),
         key=affinity.key,
         origin=settings.public_url,
-        trusted=tuple(ipaddress.ip_network(network) for network in settings.trusted_proxies),
+        trusted=Networks(settings.trusted_proxies),
+        bans=Bans(
+            networks=Networks(settings.ban.networks),
+            # Most providers of repositories take no notice of case, so that nobody escapes by it.
+            repositories=tuple(
+                re.compile(pattern.pattern, pattern.flags | re.IGNORECASE)
+                for pattern in settings.ban.repositories
+            ),
+            user_agents=settings.ban.user_agents,
+        ),
+        rate=Rate(settings.rate.launches, settings.rate.per) if settings.rate.launches else None,
         failing=frozenset((500, 502, 503, 504)) if settings.breaker.count_500 else frozenset((502, 503, 504)),
     )
 
@@ -115,15 +145,60 @@ def _action(route: config.Route) -> Action:
     return ToMember(route.to, away)
 
 
+def find_endpoints(settings: config.Config) -> dict[str, Endpoint]:
+    """Where each member is reached. Raises ConfigError for a `ca` that is no certificate."""
+    return {name: _endpoint(name, member) for name, member in settings.members.items() if member.active}
+
+
+def find_targets(settings: config.Config) -> list[Target]:
+    """Where each member is probed. Raises ConfigError as `find_endpoints` does."""
+    targets = []
+    for name, endpoint in find_endpoints(settings).items():
+        member = settings.members[name]
+        base = "http://localhost" if endpoint.path else member.url
+        health, versions = (
+            base.rstrip("/") + url if url.startswith("/") else url for url in (member.health, member.versions)
+        )
+        targets.append(Target(name, health, versions, member.prime, endpoint.path, endpoint.tls))
+    return targets
+
+
+def probe_policy(settings: config.Config) -> ProbePolicy:
+    """How members are probed."""
+    health = settings.health
+    return ProbePolicy(
+        interval=health.interval,
+        jitter=health.jitter,
+        timeout=health.timeout,
+        rise=health.rise,
+        fall=health.fall,
+        unhealthy_interval=health.unhealthy_interval,
+        pod_headroom=health.pod_headroom,
+        versions=health.versions,
+    )
+
+
 def _endpoint(name: str, member: config.Member) -> Endpoint:
     """Where a member's URL leads. An https member's certificate is verified, by its `ca` if it has one."""
     address = config.member_address(member.url)
     tls = None
     if address.tls:
         try:
-            tls = ssl.create_default_context(cafile=member.ca)
+            # What the file holds now, so that another content makes another context.
+            content = member.ca.read_bytes() if member.ca is not None else b""
+            tls = _client_context(member.ca, hashlib.blake2b(content).digest())
         except ssl.SSLError as error:
             message = f"{member.ca} cannot be used, expected certificates as PEM"
             raise ConfigError([Fault(f"members.{name}.ca", message)]) from error
-        tls.set_alpn_protocols(["http/1.1"])
+        except OSError as error:
+            message = f"{member.ca} cannot be read: {error.strerror}"
+            raise ConfigError([Fault(f"members.{name}.ca", message)]) from error
     return Endpoint(address.host, address.port, address.authority.encode("ascii"), address.path or None, tls)
+
+
+@lru_cache(maxsize=64)
+def _client_context(authorities: Path | None, _digest: bytes) -> ssl.SSLContext:
+    """The same for the same authorities, so that a reload keeps the connections. Raises ssl.SSLError."""
+    context = ssl.create_default_context(cafile=authorities)
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,267 +1,463 @@
-"""The running edge: one data plane, its listeners, the admin listener, and how they start and stop."""
+"""The running edge: the control plane, and those who serve the visitors.
+
+It owns the config, the operators' word, the probes and the admin listener, and tells the fleet what holds.
+The fleet is a data plane in this process (`workers: 1`) or worker processes.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
+import secrets
 import socket
-import ssl
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from fedproxy.config import masked
+from fedproxy.config import Config, fault_lines, masked
+from fedproxy.control import state as operators
+from fedproxy.control.line import Health, Put, Renew, Tickets
+from fedproxy.control.prober import Prober, Report
+from fedproxy.control.state import State, StateFile, state_path
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
-from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
+from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
-from fedproxy.observe.access_log import AccessLog, Output
-from fedproxy.proxy.downstream import Downstream
-from fedproxy.proxy.edge import Edge
-from fedproxy.serve.assemble import assemble
-from fedproxy.serve.own_pages import page_logger
+from fedproxy.serve.assemble import find_targets, probe_policy
+from fedproxy.serve.fleet import Fleet, Inside, StartError, Totals, Workers
+from fedproxy.serve.plane import Shape, shape
+from fedproxy.serve.sockets import Sockets, listen_on
+from fedproxy.serve.systemd import Notifier
+from fedproxy.serve.tls import Certificates
 from fedproxy.web.admin import create_admin_app
-from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config, Listener
     from fedproxy.decide.federation import Federation
+    from fedproxy.proxy.edge import Edge
 
-_BACKLOG = 2048
+_LOOK = 1.0  # seconds between two looks at the config's file
+_LOOK_AT_CERTIFICATES = 5  # every so many of them
+_ROTATE_TICKETS = 12 * 3600.0  # seconds
 
 
 class Service:
-    """The edge for one config, in this process and this loop.
+    """The edge for one config, in this loop.
 
-    `log` takes each line of the access log; without it they go to standard output. `reread` reads the config
-    again for a reload, and raises ConfigError.
+    log: takes each line of the access log of a data plane in this process; without it they go to standard
+    output. reread: reads the config again for a reload, and raises ConfigError. file: where the config is; it
+    is watched, and what operators set is kept beside it. probe: whether members are asked how they are. say:
+    takes lines for whoever runs this. inherited: listening sockets that were given to this process.
     """
 
     def __init__(
         self,
         config: Config,
+        *,
         log: Callable[[str], None] | None = None,
         reread: Callable[[], Config] | None = None,
+        file: Path | None = None,
+        probe: bool = True,
+        say: Callable[[str], None] = lambda line: None,
+        inherited: Sequence[socket.socket] = (),
+        notifier: Notifier | None = None,
     ) -> None:
         self.config = config
+        self._own = config  # what the file says, without what operators set
         self._log = log
         self._reread = reread
-        self._servers: list[asyncio.Server] = []
-        self._runners: list[web.AppRunner] = []
-        self._sweeper: asyncio.Task[None] | None = None
-        self.addresses: list[tuple[str, int]] = []
+        self._file = file
+        self._probe = probe
+        self._say = say
+        self._notifier = notifier or Notifier({})
+        self._sockets = Sockets(inherited)
+        self._totals = Totals()
+        self._leaving: dict[Fleet, asyncio.Task[None]] = {}
+        self._certificates: dict[Shape, Certificates] = {}
+        self._reports: dict[str, Report] = {}
+        self._prober: Prober | None = None
+        self._chores: list[asyncio.Task[None]] = []
+        self._admin: web.AppRunner | None = None
+        self._changing = asyncio.Lock()
+        self._state = State()
+        self._state_file = StateFile(None)
+        self._tickets = secrets.token_bytes(32)
         self.admin_address: tuple[str, int] = ("", 0)
         self.reloads = {"success": 0, "failure": 0}
         self.reloaded_at: float | None = None
-        self.listening = False
+        self._serving = False
+
+    _fleet: Fleet
+
+    @property
+    def edge(self) -> Edge:
+        """The data plane of this process. Raises RuntimeError if others serve."""
+        if isinstance(self._fleet, Inside):
+            return self._fleet.plane.edge
+        raise RuntimeError("worker processes serve the visitors")
 
     @property
     def federation(self) -> Federation:
-        """The members with their state."""
+        """The members with their state in the data plane of this process."""
         return self.edge.federation
 
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where visitors are accepted: host and port of each listener that has them."""
+        return self._sockets.bound(self.config.listen)
+
+    @property
+    def listening(self) -> bool:
+        """Whether visitors are accepted."""
+        return self._serving and self._fleet.alive > 0
+
+    # Start and stop
+
     async def start(self) -> None:
-        """Starts to serve. Raises OSError for an address it cannot listen on; nothing is left open then."""
-        loop = asyncio.get_running_loop()
-        form = self.config.access_log
-        log = AccessLog(self._writer(), form, loop.call_soon) if form != "off" else None
-        self.edge = Edge(log=log)
-        assemble(self.edge, self.config)
-        self.reloaded_at = time.time()
+        """Starts to serve; nothing is left open if it cannot.
+
+        Raises OSError for an address it cannot listen on, ConfigError for files that cannot be used,
+        StartError for a worker that does not start.
+        """
+        self._state_file = StateFile(state_path(self._own, self._file, os.environ))
+        self._state, complaints = self._state_file.load()
+        self._state, dropped = operators.reconcile(self._own, self._state)
+        for line in (*complaints, *dropped):
+            self._say(line)
+        self.config = operators.overlay(self._own, self._state)
         try:
-            local = web.AppRunner(create_public_app(self), handle_signals=False, **_page_log(log))
-            await local.setup()
-            self._runners.append(local)
-            self.edge.local = local.server
-            for listener in self.config.listen:
-                await self._listen(listener)
-            await self._listen_admin()
+            find_targets(self.config)
+            self._certificates = self._open_certificates(self.config)
+            workers = count_workers(self.config)
+            self._sockets.open(self.config.listen, workers)
+            await self._listen_admin(self.config)
+            self._fleet = self._fleet_of(workers)
+            await self._fleet.start(self._put(), (), self._tickets)
         except BaseException:
             await self.stop()
             raise
-        self._sweeper = loop.create_task(self.edge.run())
-        self.listening = True
+        self.reloaded_at = time.time()
+        if self._probe:
+            self._prober = Prober(self._on_report)
+            self._prober.apply(probe_policy(self.config), find_targets(self.config))
+        self._chores = [asyncio.get_running_loop().create_task(self._keep_house())]
+        self._serving = True
+        self._notifier.ready()
 
-    def _writer(self) -> Callable[[str], None]:
-        log = self._log
-        if log is None:
-            loop = asyncio.get_running_loop()
-            return Output(later=partial(loop.call_later, 0.1))
+    def _fleet_of(self, workers: int) -> Fleet:
+        if workers == 1:
+            return Inside(lambda: self._sockets.of(self.config.listen, 0), self._totals, self._log)
+        return Workers(workers, self._sockets, self._totals)
 
-        def write(text: str) -> None:
-            for line in text.splitlines():
-                log(line)
+    def _put(self) -> Put:
+        intents = {name: self._state.intent(name) for name in self.config.active_members}
+        return Put(self.config, intents, count_workers(self.config))
 
-        return write
-
-    async def _listen(self, listener: Listener) -> None:
-        loop = asyncio.get_running_loop()
-        tls = _tls(listener) if listener.tls is not None else None
-        factory = partial(Downstream, self.edge, secure=tls is not None)
-        address = listener.address
-        if address.path:
-            try:
-                server: Any = await loop.create_unix_server(factory, address.path, backlog=_BACKLOG, ssl=tls)
-            except OSError as error:
-                raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
-        else:
-            server = await loop.create_server(
-                factory,
-                sock=_socket(address.host, address.port),
-                backlog=_BACKLOG,
-                ssl=tls,
-            )
-            self.addresses.append(server.sockets[0].getsockname()[:2])
-        self._servers.append(server)
-
-    async def _listen_admin(self) -> None:
-        address = self.config.admin.address
+    async def _listen_admin(self, config: Config) -> None:
+        """Opens the admin listener of a config, and then closes the one before. Raises OSError."""
+        address = config.admin.address
+        sock = listen_on(address)
         runner = web.AppRunner(create_admin_app(self), access_log=None, handle_signals=False)
         await runner.setup()
-        self._runners.append(runner)
-        if address.path:
-            await web.UnixSite(runner, address.path).start()
-        else:
-            sock = _socket(address.host, address.port)
+        await web.SockSite(runner, sock).start()
+        if not address.path:
             self.admin_address = sock.getsockname()[:2]
-            await web.SockSite(runner, sock).start()
+        before, self._admin = self._admin, runner
+        if before is not None:
+            await before.cleanup()
 
     async def stop(self, drain: float = 0.0) -> None:
         """Stops accepting, gives what is under way `drain` seconds to end, cuts what is left."""
-        self.listening = False
-        for server in self._servers:
-            server.close()
-        if drain > 0:
-            await self._drain(drain)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
-            self._sweeper = None
-        await self.edge.close()
-        for runner in self._runners:
-            await runner.cleanup()
-        for server in self._servers:
-            await server.wait_closed()
-        self._servers.clear()
-        self._runners.clear()
+        self._serving = False
+        self._notifier.stopping(drain + 10.0)
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        self._chores.clear()
+        if self._prober is not None:
+            await self._prober.close()
+            self._prober = None
+        fleets = [*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])]
+        draining = [asyncio.ensure_future(fleet.drain(drain)) for fleet in fleets] if drain > 0 else []
+        # Those who serve have their own copies. Nobody is to wait in a queue that nobody looks at.
+        self._sockets.close()
+        try:
+            await asyncio.gather(*draining)
+        finally:
+            for fleet in fleets:
+                await fleet.close()
+            await asyncio.gather(*self._leaving.values(), return_exceptions=True)
+            if self._admin is not None:
+                await self._admin.cleanup()
+                self._admin = None
+            self._notifier.close()
 
-    async def _drain(self, seconds: float) -> None:
-        edge = self.edge
-        edge.draining = True
-        deadline = edge.clock() + seconds
-        while (edge.connections or edge.tunnels) and edge.clock() < deadline:
-            edge.close_idle()
-            await asyncio.sleep(0.05)
-
-    # What the web rooms ask for
-
-    def members(self) -> list[Snapshot]:
-        """The members as they are now."""
-        now = self.edge.clock()
-        return [
-            snapshot(
-                member,
-                now,
-                idle=len(self.edge.pools[member.name].idle),
-                busy=self.edge.pools[member.name].busy,
-            )
-            for member in self.federation.members
-        ]
+    # What operators ask for
 
     async def survey(self) -> Survey:
-        """The members and what the edge counted."""
-        return Survey(self.members(), self.edge.counts)
+        """The members and counts of all who serve, and of those who did."""
+        fleets = [self._fleet, *self._leaving]
+        surveys = [survey for each in fleets for survey in await each.surveys()]
+        members = [self._merged(name, surveys) for name in self.config.active_members]
+        edge = add_up([self._totals.edge, *(survey.edge for survey in surveys)])
+        return Survey(members, edge, self._fleet.alive)
 
-    def certificates(self) -> dict[str, float]:
+    def _merged(self, name: str, surveys: Sequence[Survey]) -> Snapshot:
+        parts = [found for survey in surveys if (found := survey.named(name)) is not None]
+        member = merge(parts) if parts else self._unseen(name)
+        if name in self._totals.members:
+            member.counts.add(self._totals.members[name])
+        report = self._reports.get(name)
+        if report is None:
+            return member
+        return replace(
+            member, checks=report.checks, pods=report.pods, quota=report.quota, details=report.details
+        )
+
+    def _unseen(self, name: str) -> Snapshot:
+        """A member of which nobody who serves has told yet."""
+        settings = self.config.members[name]
+        report = self._reports.get(name)
+        return Snapshot(
+            name=name,
+            url=settings.url,
+            weight=settings.weight,
+            share=0.0,
+            prime=settings.prime,
+            intent=self._state.intent(name),
+            healthy=report.healthy if report else True,
+            reasons=report.reasons if report else (),
+            breaker=BreakerState.CLOSED,
+            admits=True,
+            available=False,
+            in_flight=0,
+            max_requests=settings.max_requests or self.config.limits.member_requests,
+            launches=0,
+            max_launches=settings.max_launches,
+            counts=MemberCounts(),
+        )
+
+    def certificates(self) -> Mapping[str, float]:
         """When each certificate expires, in seconds since the epoch, by its name."""
-        return {}
-
-    async def reload(self) -> list[Fault]:
-        """Reads the config again and puts it in force, or changes nothing and says what is wrong with it.
-
-        Members, weights, routes, time-outs and limits are taken over in place; connections stay.
-        """
-        if self._reread is None:
-            return self._not_reloaded(
-                [Fault("", "was not read from a file, so there is nothing to read again")]
-            )
-        try:
-            config = self._reread()
-        except ConfigError as error:
-            return self._not_reloaded(error.faults)
-        fixed = ("listen", "admin", "access_log", "workers")
-        changed = [key for key in fixed if getattr(config, key) != getattr(self.config, key)]
-        if changed:
-            return self._not_reloaded([Fault(key, "has changed, which takes a restart") for key in changed])
-        try:
-            assemble(self.edge, config)
-        except ConfigError as error:
-            return self._not_reloaded(error.faults)
-        self.config = config
-        self.reloads["success"] += 1
-        self.reloaded_at = time.time()
-        return []
-
-    def _not_reloaded(self, faults: list[Fault]) -> list[Fault]:
-        self.reloads["failure"] += 1
-        return faults
-
-    def cookie_member(self, value: str) -> str | None:
-        """The name of the member that an affinity cookie's value stands for."""
-        member = self.edge.pins.get(value.encode("latin-1", "replace"))
-        return member.name if member is not None else None
+        ends: dict[str, float] = {}
+        for each in self._certificates.values():
+            for name, end in each.expiries().items():
+                ends[name] = min(end, ends.get(name, end))
+        return ends
 
     def config_masked(self) -> dict[str, Any]:
         """The config in force, without its secrets."""
         return masked(self.config)
 
     async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
-        """The operator's word on a member. Raises KeyError for a name that is no member's."""
-        member = self.federation.by_name[name]
-        if intent is not None:
-            member.set_intent(intent)
-        if weight is not None:
-            member.weight = weight
+        """The operator's word on a member, in force when this returns, and kept.
+
+        Raises KeyError for a name that is no member's; OSError, with nothing changed, if it cannot be kept.
+        """
+        async with self._changing:
+            state = self._state
+            if name not in self.config.active_members:
+                raise KeyError(name)
+            if intent is not None:
+                state = operators.set_intent(state, name, intent)
+            if weight is not None:
+                state = operators.set_weight(self._own, state, name, weight)
+            await self._set(state)
+
+    async def join(self, name: str, settings: object) -> None:
+        """A member joins, or takes the place of the one of that name. Raises ConfigError and OSError."""
+        async with self._changing:
+            await self._set(operators.join(self._own, self._state, name, settings))
+
+    async def leave(self, name: str) -> None:
+        """A member leaves. Raises KeyError, ConfigError if there must be one, and OSError."""
+        async with self._changing:
+            await self._set(operators.leave(self._own, self._state, name))
+
+    async def _set(self, state: State) -> None:
+        config = operators.overlay(self._own, state)
+        find_targets(config)
+        # On a slow disk this takes its time, and visitors are not to wait.
+        await asyncio.to_thread(self._state_file.save, state)
+        self._state = state
+        self.config = config
+        self._fleet.put(self._put())
+        self._probe_again()
+
+    def _probe_again(self) -> None:
+        if self._prober is not None:
+            self._prober.apply(probe_policy(self.config), find_targets(self.config))
+        self._reports = {
+            name: report for name, report in self._reports.items() if name in self.config.active_members
+        }
+
+    def _on_report(self, report: Report) -> None:
+        before = self._reports.get(report.name)
+        self._reports[report.name] = report
+        self._fleet.tell(Health(report.name, report.healthy, report.reasons))
+        if (before.healthy if before else True) != report.healthy:
+            why = "; ".join(report.details or report.reasons)
+            self._say(f"{report.name} is well again" if report.healthy else f"{report.name} is ill: {why}")
+
+    # Reload
+
+    async def reload(self) -> list[Fault]:
+        """Reads the config again and puts it in force, or changes nothing and says what is wrong with it.
+
+        All but new listeners and another number of workers is taken over in place. For those, new workers
+        take over while the old ones drain.
+        """
+        async with self._changing:
+            self._notifier.reloading()
+            faults = await self._reload()
+            self._notifier.ready()
+        for line in fault_lines(str(self._file or "reload"), ConfigError(faults)):
+            self._say(line)
+        if faults:
+            self.reloads["failure"] += 1
+            self._say("the config in force is kept")
+        else:
+            self.reloads["success"] += 1
+            self.reloaded_at = time.time()
+            self._say(f"reloaded {self._file or 'the config'}")
+        return faults
+
+    async def _reload(self) -> list[Fault]:
+        if self._reread is None:
+            return [Fault("", "was not read from a file, so there is nothing to read again")]
+        try:
+            own = self._reread()
+            state, dropped = operators.reconcile(own, self._state)
+            await self._take_over(operators.overlay(own, state), own, state)
+        except ConfigError as error:
+            return error.faults
+        except OSError as error:
+            return [Fault("", error.strerror or str(error))]
+        except StartError as error:
+            return [Fault("", str(error))]
+        for line in dropped:
+            self._say(line)
+        if dropped:
+            with suppress(OSError):
+                await asyncio.to_thread(self._state_file.save, state)
+        return []
+
+    async def _take_over(self, config: Config, own: Config, state: State) -> None:
+        """Raises ConfigError, OSError or StartError, with nothing changed."""
+        find_targets(config)
+        certificates = self._open_certificates(config)
+        workers = count_workers(config)
+        old, old_workers = self.config, count_workers(self.config)
+        before = self.config, self._own, self._state
+        moved = workers != old_workers or [*map(shape, config.listen)] != [*map(shape, old.listen)]
+        if moved:
+            self._sockets.open(config.listen, max(workers, old_workers))
+        try:
+            if config.admin.address != old.admin.address:
+                await self._listen_admin(config)
+            self.config, self._own, self._state = config, own, state
+            if not moved:
+                self._fleet.put(self._put())
+            elif workers == 1 and isinstance(self._fleet, Inside):
+                self._fleet.put(self._put())
+                await self._fleet.listen()
+            else:
+                await self._replace_fleet(workers)
+        except (ConfigError, OSError, StartError):
+            self.config, self._own, self._state = before
+            raise
+        finally:
+            if moved:
+                self._sockets.close_others(self.config.listen, count_workers(self.config))
+        self._certificates = certificates
+        self._probe_again()
+
+    async def _replace_fleet(self, workers: int) -> None:
+        fleet = self._fleet_of(workers)
+        health = [Health(each.name, each.healthy, each.reasons) for each in self._reports.values()]
+        try:
+            await fleet.start(self._put(), health, self._tickets)
+        except (ConfigError, OSError, StartError):
+            await fleet.close()
+            raise
+        old, self._fleet = self._fleet, fleet
+        self._leaving[old] = asyncio.get_running_loop().create_task(self._see_off(old))
+
+    async def _see_off(self, fleet: Fleet) -> None:
+        try:
+            await fleet.drain(self.config.timeouts.drain)
+        finally:
+            await fleet.close()
+            self._leaving.pop(fleet, None)
+
+    def _open_certificates(self, config: Config) -> dict[Shape, Certificates]:
+        """Those of each listener that has them. Raises ConfigError with every fault."""
+        found: dict[Shape, Certificates] = {}
+        faults: list[Fault] = []
+        for at, listener in enumerate(config.listen):
+            if listener.tls is not None:
+                try:
+                    found[shape(listener)] = Certificates(listener.tls, f"listen.{at}.tls")
+                except ConfigError as error:
+                    faults += error.faults
+        if faults:
+            raise ConfigError(faults)
+        return found
+
+    # Chores
+
+    async def _keep_house(self) -> None:
+        looks = 0
+        rotate_at = time.monotonic() + _ROTATE_TICKETS
+        seen = asked = _signature(self._file)
+        pause = min(_LOOK, self._notifier.watchdog or _LOOK)
+        while True:
+            await asyncio.sleep(pause)
+            self._notifier.alive()
+            looks += 1
+            if looks % _LOOK_AT_CERTIFICATES == 0:
+                self._renew_certificates()
+            if time.monotonic() >= rotate_at:
+                rotate_at += _ROTATE_TICKETS
+                self._tickets = secrets.token_bytes(32)
+                self._fleet.tell(Tickets(self._tickets))
+            if self._reread is not None:
+                now = _signature(self._file)
+                # Twice the same: whoever writes it has finished.
+                if now != asked and now == seen:
+                    asked = now
+                    await self.reload()
+                seen = now
+
+    def _renew_certificates(self) -> None:
+        renewed = False
+        for each in self._certificates.values():
+            refreshed = each.refresh()
+            for line in fault_lines(str(self._file or "config"), ConfigError(refreshed.faults)):
+                self._say(f"{line}; the one in force is kept")
+            for path in refreshed.renewed:
+                self._say(f"{path}: renewed")
+            renewed = renewed or bool(refreshed.renewed)
+        if renewed:
+            self._fleet.tell(Renew())
 
 
-def _page_log(log: AccessLog | None) -> dict[str, Any]:
-    if log is None:
-        return {"access_log": None}
-    return {"access_log_class": page_logger(log), "access_log": logging.getLogger("fedproxy.pages")}
+def count_workers(config: Config) -> int:
+    """How many workers a config asks for; `auto` is one for each processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if config.workers == "auto" else config.workers
 
 
-def _socket(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def _signature(file: Path | None) -> tuple[int, ...] | None:
+    """What changes when the file does, or a link on the way to it."""
+    if file is None:
+        return None
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
-        sock.setblocking(False)
-        sock.bind((host, port))
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        shown = f"[{host}]" if ":" in host else host
-        raise OSError(error.errno, f"cannot listen on {shown}:{port}: {error.strerror}") from error
-    return sock
-
-
-def _tls(listener: Listener) -> ssl.SSLContext:
-    assert listener.tls is not None  # noqa: S101 -- asked for by those who checked
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = (
-        ssl.TLSVersion.TLSv1_3 if listener.tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
-    )
-    try:
-        context.load_cert_chain(listener.tls.certificate, listener.tls.private_key)
-    except ssl.SSLError as error:
-        message = (
-            f"{listener.tls.certificate} and {listener.tls.private_key} do not go together "
-            f"({error.reason or 'not PEM'}), expected a PEM chain and its key"
-        )
-        raise ConfigError([Fault("listen.tls", message)]) from error
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

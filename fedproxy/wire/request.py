@@ -347,6 +347,12 @@ def _host_of_hops(block: HeaderBlock) -> bytes | None:
     return None
 
 
+def host_name(authority: bytes) -> bytes:
+    """The host of a valid `host[:port]`, in lower case; IPv6 keeps its brackets."""
+    address, bracket, _ = authority.lower().rpartition(b"]")
+    return address + bracket if bracket else authority.lower().partition(b":")[0]
+
+
 def may_be_tunnelled(upgrade: bytes) -> bool:
     """Whether an Upgrade field names only protocols that the edge tunnels."""
     return not any(token.startswith(_NOT_TUNNELLED) for token in tokens(upgrade))

@@ -1,0 +1,170 @@
+"""Where a connection comes in that has to say first for whom it comes: the PROXY protocol.
+
+header ──► handshake ──► a `Downstream`      the handshake only where the listener speaks TLS
+   └──────────┴────────► closed, unanswered
+
+The header stands before the TLS handshake, so such a listener is a plain one for the loop, and the TLS is
+begun here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from typing import TYPE_CHECKING, cast
+
+from fedproxy.errors import BadProxyHeader
+from fedproxy.proxy.downstream import Downstream
+from fedproxy.proxy.flow import LOCAL, Flow, address_of
+from fedproxy.wire import proxy_protocol
+
+if TYPE_CHECKING:
+    from fedproxy.errors import ExchangeError
+    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.policy import Door
+
+_log = logging.getLogger(__name__)
+
+
+def enter(edge: Edge, door: Door, tls: ssl.SSLContext | None = None) -> asyncio.Protocol:
+    """The protocol of a connection that was accepted at `door`.
+
+    `tls` is for a door with PROXY protocol only: its listener is a plain one, others do TLS themselves.
+    """
+    return Entrance(edge, door, tls) if door.proxy_protocol else Downstream(edge, door)
+
+
+class Entrance(Flow):
+    """A connection until it is known whose it is, and, with `tls`, until it is encrypted.
+
+    All of that has `timeouts.request_head`.
+    """
+
+    held = b""
+    address: bytes | None = None
+    arrived = False  # the header is read
+    over = False
+
+    def __init__(self, edge: Edge, door: Door, tls: ssl.SSLContext | None) -> None:
+        self.edge = edge
+        self.door = door
+        self.tls = tls
+
+    def __repr__(self) -> str:
+        return f"<Entrance {(self.address or LOCAL).decode('latin-1')}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        edge = self.edge
+        self.transport = cast(asyncio.Transport, transport)
+        self.since = edge.clock()
+        self.address = address_of(transport)
+        if not edge.enter(self):
+            self.transport.abort()
+        elif edge.policy.trusted and self.address is not None and not edge.trusts[self.address]:
+            self._refuse()
+
+    def data_received(self, data: bytes) -> None:
+        self.held += data
+        if self.arrived or self.over:
+            return
+        try:
+            header = proxy_protocol.read(self.held)
+        except BadProxyHeader:
+            self._refuse()
+            return
+        if header is None:
+            return
+        self.arrived = True
+        self.held = self.held[header.size :]
+        self.address = header.client or self.address
+        if self.tls is None:
+            self._become_downstream(self.transport)
+        else:
+            self.transport.pause_reading()
+            task = asyncio.get_running_loop().create_task(self._encrypt(self.tls))
+            self.edge.tasks.add(task)
+            task.add_done_callback(self.edge.tasks.discard)
+
+    async def _encrypt(self, tls: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
+        early, self.held = self.held, b""
+        starting = loop.create_task(loop.start_tls(self.transport, self, tls, server_side=True))
+        # One turn later the handshake is about to begin, and no later byte can have overtaken the early ones.
+        await asyncio.sleep(0)
+        loop.call_soon(self._feed, early)
+        try:
+            transport = await starting
+        except OSError:
+            # It failed, or the connection is gone; there is nobody to tell.
+            transport = None
+        if transport is None or transport.is_closing() or self.over:
+            self.transport.abort()
+            self._leave()
+        else:
+            self._become_downstream(transport)
+
+    def _feed(self, data: bytes) -> None:
+        """Gives what came right behind the header to the handshake, which has the connection by now."""
+        inner = self.transport.get_protocol()
+        while data and isinstance(inner, asyncio.BufferedProtocol):
+            buffer = memoryview(inner.get_buffer(len(data)))
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            inner.buffer_updated(size)
+            data = data[size:]
+
+    def _become_downstream(self, transport: asyncio.Transport) -> None:
+        self.over = True
+        edge = self.edge
+        downstream = Downstream(edge, self.door)
+        edge.connections.discard(self)
+        edge.connections.add(downstream)
+        transport.set_protocol(downstream)
+        downstream.begin(transport, self.address)
+        if self.held and not transport.is_closing():
+            downstream.data_received(self.held)
+
+    def eof_received(self) -> None:
+        if self.held and not self.arrived:
+            self._refuse()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+
+    def _refuse(self) -> None:
+        rejected = self.edge.counts.rejected
+        if not rejected[BadProxyHeader.reason]:
+            _log.warning(
+                "a connection from %s does not begin with a PROXY protocol header, or may not send one; "
+                "it is closed, and so are others, which are only counted",
+                (self.address or LOCAL).decode("latin-1"),
+            )
+        rejected[BadProxyHeader.reason] += 1
+        self.transport.abort()
+
+    def _leave(self) -> None:
+        if not self.over:
+            self.over = True
+            self.edge.connections.discard(self)
+            self.edge.counts.connections -= 1
+
+    def take_heed(self) -> None:
+        """There is no request yet."""
+
+    def close_if_idle(self) -> None:
+        """Closes a connection that has not said anything yet."""
+        if not self.held and not self.arrived:
+            self.transport.abort()
+
+    def cut(self, error: ExchangeError) -> None:
+        """Drops the connection at once."""
+        self.transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """Drops who takes too long."""
+        if now - self.since > self.edge.policy.timeouts.request_head:
+            if self.arrived:
+                self.transport.abort()
+            else:
+                self._refuse()

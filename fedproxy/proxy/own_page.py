@@ -1,0 +1,73 @@
+"""A visitor's connection while aiohttp's server answers it with one of the edge's own pages."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fedproxy.proxy.flow import Flow
+
+if TYPE_CHECKING:
+    from fedproxy.errors import ExchangeError
+    from fedproxy.proxy.downstream import Downstream
+
+
+class OwnPage(Flow):
+    """Passes everything on to `handler`, and keeps the connection within the edge's limits meanwhile.
+
+    The connection ends with the page. It has `timeouts.request_idle` for it, and after that for as long as
+    the visitor goes on reading.
+    """
+
+    unsent = 0
+
+    def __init__(self, downstream: Downstream, handler: asyncio.Protocol) -> None:
+        self.downstream = downstream
+        self.edge = downstream.edge
+        self.transport = downstream.transport
+        self.handler = handler
+        self.data_received = handler.data_received  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return f"<OwnPage {self.downstream.client.decode('latin-1')}>"
+
+    def begin(self, request: bytes) -> None:
+        """Takes the connection over, with the request as the page's server is told it."""
+        self.since = self.edge.clock()
+        self.edge.connections.add(self)
+        self.transport.set_protocol(self)
+        self.handler.connection_made(self.transport)
+        self.handler.data_received(request)
+
+    def eof_received(self) -> bool | None:
+        return self.handler.eof_received()
+
+    def pause_writing(self) -> None:
+        self.handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.handler.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.edge.connections.discard(self)
+        self.downstream.gone()
+        self.handler.connection_lost(exc)
+
+    def take_heed(self) -> None:
+        """There is no further request."""
+
+    def close_if_idle(self) -> None:
+        """It is never idle."""
+
+    def cut(self, error: ExchangeError) -> None:
+        """Drops the connection at once."""
+        self.transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """Cuts who sends or reads a page for too long."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self.unsent:
+            self.unsent = unsent
+            self.since = now
+        elif now - self.since > self.edge.policy.timeouts.request_idle:
+            self.transport.abort()
