@@ -253,7 +253,13 @@ class AnyHistory(RuleBasedStateMachine):
         admitted = self.breaker.admits(self.now)
         generation = self.breaker.acquire(self.now)
         assert (generation == UNCOUNTED) is (not admitted)
+        if admitted:
+            assert self.breaker.trials <= self.breaker.policy.trials
         self.leases.append(generation)
+
+    @rule(trials=st.integers(1, 3), open_time=st.sampled_from([0.5, 5.0, 400.0]))
+    def reload(self, trials: int, open_time: float) -> None:
+        self.breaker.policy = replace(self.breaker.policy, trials=trials, open=open_time)
 
     @precondition(lambda self: self.leases)
     @rule(
@@ -279,16 +285,26 @@ class AnyHistory(RuleBasedStateMachine):
         breaker = self.breaker
         current = self.leases.count(breaker.generation)
         assert breaker.trials == (current if breaker.state is HALF_OPEN else 0)
-        assert breaker.trials <= breaker.policy.trials
+        assert breaker.trials <= 3
 
     @invariant()
     def it_is_never_wedged(self) -> None:
         breaker = self.breaker
-        assert breaker.open_for <= breaker.policy.open_max * 1.1
+        assert 0 <= breaker.open_for <= breaker.policy.open_max * 1.1
         if breaker.state is OPEN:
             assert breaker.admits(self.now + breaker.open_for * 1.001 + 1e-3)
         if breaker.state is HALF_OPEN:
             assert breaker.admits(self.now) or breaker.trials
+
+    def teardown(self) -> None:
+        """However it was left: once it is asked again, it closes in a bounded time."""
+        breaker = self.breaker
+        for lease in self.leases:
+            breaker.settle(lease, IGNORED, self.now, 0.0)
+        self.now += breaker.policy.open_max * 1.1 + 1.0
+        for _ in range(breaker.policy.trials):
+            breaker.settle(breaker.acquire(self.now), SUCCESS, self.now, 0.0)
+        assert breaker.state is CLOSED
 
 
 TestAnyHistory = AnyHistory.TestCase

@@ -91,14 +91,6 @@ def test_member_of_weight_zero_keeps_its_visitors_and_takes_no_new_ones() -> Non
     assert {ask(fed, key=None).member for _ in range(50)} == {prime, ovh}
 
 
-def test_visitor_of_an_unhealthy_member_is_moved() -> None:
-    fed, _, gesis, _ = three()
-    gesis.set_health(False, 0.0)
-    got = ask(fed, gesis)
-    assert got.member is not gesis
-    assert got.source is Source.MOVED
-
-
 def test_retry_goes_to_a_member_that_was_not_tried() -> None:
     fed, prime, gesis, ovh = three()
     got = ask(fed, gesis, tried=(gesis, prime))
@@ -300,6 +292,72 @@ def test_roll_reaches_every_member_and_policy_sets_their_slow_start() -> None:
     assert gesis.share(5.0) == 1.0
 
 
+@pytest.mark.parametrize("trials", [1, 3])
+def test_thousand_requests_at_once_send_a_half_open_member_exactly_the_trials(trials: int) -> None:
+    gesis, ovh = member("gesis", BreakerPolicy(trials=trials)), member("ovh")
+    fed = federation(gesis, ovh)
+    gesis.breaker.trip(0.0, 0.0)
+    got = [lease(fed.acquire(KEY, gesis, (), 5.0)) for _ in range(1000)]
+    sent = [each for each in got if each.member is gesis]
+    assert len(sent) == trials
+    for each in sent:
+        fed.settle(each, Outcome.SUCCESS, 5.0)
+    assert gesis.breaker.closed
+
+
+@pytest.mark.parametrize("why", ["maint", "ill", "open", "full", "full of launches"])
+def test_visitor_of_a_member_that_is_not_available_is_moved(why: str) -> None:
+    fed, _, gesis, _ = three()
+    match why:
+        case "maint":
+            gesis.set_intent(Intent.MAINT)
+        case "ill":
+            gesis.set_health(False, 0.0)
+        case "open":
+            gesis.breaker.trip(0.0, 0.0)
+        case "full":
+            gesis.max_requests = 0
+        case _:
+            gesis.max_launches = 0
+    got = ask(fed, gesis, launch=True)
+    assert got.member is not gesis
+    assert got.source is Source.MOVED
+
+
+@pytest.mark.parametrize("back", ["healthy", "closed"])
+@pytest.mark.parametrize(("after", "part"), [(0.0, 0.1 / 2.1), (15.0, 0.5 / 2.5), (30.0, 1 / 3)])
+def test_member_that_came_back_is_given_a_share_that_grows(back: str, after: float, part: float) -> None:
+    fed, _, gesis, _ = three(slow_start=30.0)
+    if back == "healthy":
+        gesis.set_health(False, 0.0)
+        gesis.set_health(True, 100.0)
+    else:
+        gesis.breaker.trip(0.0, 0.0)
+        fed.settle(lease(fed.acquire_member(gesis, Source.HOST, (), 100.0)), Outcome.SUCCESS, 100.0)
+    chosen = 0
+    for _ in range(3000):
+        got = lease(fed.acquire(None, None, (), 100.0 + after))
+        chosen += got.member is gesis
+        fed.settle(got, Outcome.SUCCESS, 100.0 + after)
+    assert chosen / 3000 == pytest.approx(part, abs=0.03)
+
+
+def test_visitors_of_a_member_that_came_back_are_with_it_at_once() -> None:
+    fed, _, gesis, _ = three(slow_start=30.0)
+    gesis.set_health(False, 0.0)
+    gesis.set_health(True, 100.0)
+    for _ in range(20):
+        assert lease(fed.acquire(KEY, gesis, (), 100.0)).member is gesis
+
+
+def test_draining_prime_is_the_last_resort_too() -> None:
+    fed, prime, *others = three()
+    prime.set_intent(Intent.DRAIN)
+    for each in others:
+        each.set_health(False, 0.0)
+    assert ask(fed).member is prime
+
+
 class AnyTraffic(RuleBasedStateMachine):
     """Whatever visitors, members, probes and operators do, in any order and with any clock."""
 
@@ -355,6 +413,11 @@ class AnyTraffic(RuleBasedStateMachine):
     def answered(self, data: st.DataObject) -> None:
         self.fed.answered(data.draw(st.sampled_from(self.leases)), self.now)
 
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome))
+    def judge(self, data: st.DataObject, outcome: Outcome) -> None:
+        self.fed.judge(data.draw(st.sampled_from(self.leases)), outcome, self.now)
+
     @rule(
         at=st.integers(0, 3),
         healthy=st.booleans(),
@@ -378,8 +441,30 @@ class AnyTraffic(RuleBasedStateMachine):
         assert sum(not each.breaker.closed for each in self.all) <= 2
 
     @invariant()
-    def trials_are_bounded(self) -> None:
-        assert all(each.breaker.trials <= 2 for each in self.all)
+    def trials_are_bounded_and_are_leases(self) -> None:
+        for each in self.all:
+            breaker = each.breaker
+            mine = [got for got in self.leases if got.member is each]
+            trials = sum(got.generation == breaker.generation for got in mine)
+            assert breaker.trials == (trials if breaker.state is BreakerState.HALF_OPEN else 0) <= 2
+
+    @invariant()
+    def nothing_counts_below_zero(self) -> None:
+        assert all(
+            count >= 0 for each in self.all for count in (each.in_flight, each.launches, each.failed_launches)
+        )
+
+    def teardown(self) -> None:
+        """However it was left: in a bounded time every member that is well and ready serves again."""
+        for got in self.leases:
+            self.fed.settle(got, Outcome.IGNORED, self.now)
+        self.now += BreakerPolicy().open_max * 1.1 + 1.0
+        self.fed.roll(self.now)
+        for each in self.all:
+            each.set_health(True, self.now)
+            each.set_intent(Intent.READY)
+            assert each.in_flight == each.launches == each.breaker.trials == 0
+            assert each.available(self.now, launch=True)
 
 
 TestAnyTraffic = AnyTraffic.TestCase
