@@ -1,0 +1,64 @@
+"""OpenSSL's own client, which keeps a session in a file."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+
+from fedproxy.serve.tls import Certificates
+from tests.real import program
+from tests.rig import guard
+from tests.serve.visitor import listening, pair, section
+
+pytestmark = program.needs("openssl", "openssl")
+
+
+async def s_client(port: int, name: str, *arguments: str) -> str:
+    """What it told of one connection."""
+    process = await asyncio.create_subprocess_exec(
+        *(program.found("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-servername", name),
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdin and process.stdout
+    async with guard():
+        # The echo comes after the tickets of TLS 1.3; an end of input before that would end the connection.
+        process.stdin.write(b"hello from the client\n")
+        told = b""
+        while b"\nhello from the client" not in told:
+            data = await process.stdout.read(65536)
+            assert data, told
+            told += data
+        process.stdin.write(b"Q\n")
+        told += (await process.communicate())[0]
+    return told.decode("ascii", "replace")
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+async def test_session_in_a_file_is_resumed_by_another_process_of_the_edge(
+    tmp_path: Path, version: str
+) -> None:
+    authority = trustme.CA()
+    pairs = [pair(tmp_path / name, authority.issue_cert(f"{name}.test")) for name in ("first", "second")]
+    here, there, elsewhere = (Certificates(section(*pairs), "listen.0.tls") for _ in range(3))
+    for certificates, secret in ((here, b"a" * 32), (there, b"a" * 32), (elsewhere, b"b" * 32)):
+        assert certificates.set_ticket_key(secret) is None
+    kept = str(tmp_path / "session")
+    async with listening(here) as a, listening(there) as b, listening(elsewhere) as c:
+        assert "\nNew, " in await s_client(a, "second.test", version, "-sess_out", kept)
+        assert "\nReused, " in await s_client(b, "second.test", version, "-sess_in", kept)
+        assert "\nNew, " in await s_client(c, "second.test", version, "-sess_in", kept)
+
+
+async def test_only_http_1_1_is_agreed_on(tmp_path: Path) -> None:
+    files = pair(tmp_path / "first", trustme.CA().issue_cert("first.test"))
+    async with listening(Certificates(section(files), "listen.0.tls")) as port:
+        told = await s_client(port, "first.test", "-alpn", "h2,http/1.1")
+    assert "ALPN protocol: http/1.1" in told
+    assert ssl.TLSVersion.TLSv1_3.name.replace("_", ".") in told
