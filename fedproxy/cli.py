@@ -13,20 +13,25 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import uvloop
+from click.shell_completion import CompletionItem
 
 from fedproxy import __version__
 from fedproxy.config import Address, convert, fault_lines, load, not_in_force
+from fedproxy.config.address import LINK, LOCATION, ORIGIN
 from fedproxy.config.load import read_text
+from fedproxy.config.units import AMOUNT, FILE, Kind
 from fedproxy.errors import ConfigError
 from fedproxy.web.page import render_page
 
 if TYPE_CHECKING:
     from fedproxy.config import Config
+    from fedproxy.control.candidate import Check
     from fedproxy.serve.service import Service
 
 _FILE = click.Path(path_type=Path)
@@ -183,82 +188,135 @@ def page(file: Path, form: str) -> None:
     click.echo(render_page(_load(file), form), nl=False)
 
 
+class _Kind(click.ParamType[Any]):
+    """A word of the command line that is written as a kind of the config is."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.name = kind.name
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        parsed = self._kind.parse(value)
+        if parsed is None:
+            self.fail(f"{value!r} is not {self._kind.expected}.", param, ctx)
+        return parsed
+
+
 _ADMIN = click.option(
     "--admin",
     envvar="FEDPROXY_ADMIN",
     default="http://127.0.0.1:8081",
     show_default=True,
+    type=_Kind(LINK),
     help="The admin listener's URL (FEDPROXY_ADMIN).",
 )
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
-def _is_url(text: str) -> bool:
-    try:
-        parts = urllib.parse.urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+class _Failed(click.ClickException):
+    """Ends the command with a line on stderr and exit 1."""
+
+    def show(self, file: Any = None) -> None:
+        _say(self.message)
 
 
-def _not_a_url(admin: str) -> SystemExit:
-    return SystemExit(f"--admin is {admin!r}, expected an http:// or https:// URL")
+class _Refused(_Failed):
+    """What was asked for cannot be done, and something else might."""
 
 
-def _ask(admin: str, path: str, change: dict[str, Any] | None = None) -> Any:
-    """Asks the admin API; ends the program with a message that says what to do if that fails."""
-    headers = {"Content-Type": "application/json"}
-    if token := os.environ.get("FEDPROXY_ADMIN_TOKEN"):
-        headers["Authorization"] = f"Bearer {token}"
-    body = None if change is None else json.dumps(change).encode()
-    if not _is_url(admin):
-        raise _not_a_url(admin)
-    request = urllib.request.Request(  # noqa: S310 -- the scheme is checked above
+def _ask(admin: str, path: str, change: dict[str, Any] | None = None, timeout: float = 10.0) -> Any:
+    """Asks the admin API. Raises `_Failed` with a message that says what to do."""
+    body, headers = None, {}
+    token = os.environ.get("FEDPROXY_ADMIN_TOKEN")
+    if change is not None:
+        body = json.dumps(change).encode()
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {token}"} if token else {}
+        )
+    request = urllib.request.Request(  # noqa: S310 -- it is an http URL: `LINK`
         admin.rstrip("/") + path, data=body, headers=headers, method="GET" if change is None else "PATCH"
     )
     try:
         # The admin listener is this machine's or this cluster's own: no proxy of the environment is asked.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(request, timeout=10) as response:
+        with direct.open(request, timeout=timeout) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
-        try:
-            detail = json.load(error).get("detail", "")
-        except (ValueError, AttributeError):
-            detail = ""
-        hint = ""
-        if error.code == 401:
-            hint = f" FEDPROXY_ADMIN_TOKEN is {'another' if token else 'not set'}."
-        raise SystemExit(f"{admin}: {error.code}: {detail or error.reason}{hint}") from None
-    except OSError as error:
+        with error:
+            raise _refusal(admin, error, token) from None
+    except (OSError, http.client.RemoteDisconnected) as error:
         reason = getattr(error, "reason", error)
-        raise SystemExit(
+        raise _Failed(
             f"{admin}: {getattr(reason, 'strerror', None) or reason}; is the edge running there?"
         ) from None
-    except http.client.InvalidURL:
-        raise _not_a_url(admin) from None
-    except (ValueError, http.client.HTTPException):
-        raise SystemExit(f"{admin}: what answers there is not the edge's admin listener") from None
+    except (ValueError, RecursionError, http.client.HTTPException):
+        raise _not_an_edge(admin) from None
+
+
+def _refusal(admin: str, error: urllib.error.HTTPError, token: str | None) -> _Failed:
+    try:
+        detail = json.load(error).get("detail", "")
+    except (ValueError, RecursionError, AttributeError, OSError, http.client.HTTPException):
+        detail = ""
+    hint = ""
+    if error.code == 401:
+        hint = f" FEDPROXY_ADMIN_TOKEN is {'another' if token else 'not set'}."
+    kind = _Refused if error.code in (404, 422) else _Failed
+    return kind(f"{admin}: {error.code}: {detail or error.reason}{hint}")
+
+
+def _not_an_edge(admin: str) -> _Failed:
+    return _Failed(f"{admin}: what answers there is not the edge's admin listener")
+
+
+_SHOWN = {"name", "prime", "state", "healthy", "reasons", "breaker", "weight", "in_flight", "launches"}
+
+
+def _ask_members(admin: str, timeout: float = 10.0) -> list[dict[str, Any]]:
+    found = _ask(admin, "/members", timeout=timeout)
+    rows = found.get("members") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _SHOWN for row in rows):
+        raise _not_an_edge(admin)
+    return rows
+
+
+def _complete(context: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
+    """The members' names, as far as the edge gives them quickly."""
+    admin = context.params.get("admin") or os.environ.get("FEDPROXY_ADMIN") or "http://127.0.0.1:8081"
+    given = context.params.get(str(parameter.name)) or ()
+    try:
+        rows = _ask_members(admin, timeout=1.0) if LINK.parse(admin) else []
+    except _Failed:
+        return []
+    names = [str(row["name"]) for row in rows]
+    return [CompletionItem(name) for name in names if name.startswith(start) and name not in given]
+
+
+def _table(words: Sequence[str], rows: Iterable[Sequence[str]], wrapped: str) -> None:
+    """Prints a table with no lines in it, so that a script can cut it. `wrapped`: the column to fold."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    columns = (Column(word, no_wrap=word != wrapped, overflow="fold") for word in words)
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    # What members say is no markup.
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 @main.command()
 @_ADMIN
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_JSON
 def members(admin: str, as_json: bool) -> None:
     """Show the members."""
-    found = _ask(admin, "/members")
-    rows = found["members"] if isinstance(found, dict) else found
+    rows = _ask_members(admin)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    # Without lines it fits 80 columns, and every column can be read and cut by a script.
-    words = ("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
-    table = Table(*(Column(word, no_wrap=word != "health") for word in words), box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(
-            row["name"] + (" (prime)" if row["prime"] else ""),
+    cells = (
+        (
+            f"{row['name']} (prime)" if row["prime"] else row["name"],
             row["state"],
             "well" if row["healthy"] else ", ".join(row["reasons"]) or "ill",
             row["breaker"],
@@ -267,31 +325,125 @@ def members(admin: str, as_json: bool) -> None:
             str(row["in_flight"]),
             str(row["launches"]),
         )
-    Console().print(table)
+        for row in rows
+    )
+    words = ("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
+    _table(words, cells, wrapped="health")
 
 
 def _changes(state: str, words: str) -> None:
     @main.command(state, help=words)
     @_ADMIN
-    @click.argument("name")
-    def command(name: str, admin: str) -> None:
-        _ask(admin, _path(name), {"state": state})
-        click.echo(f"{name}: {state}")
+    @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=_complete)
+    def command(names: tuple[str, ...], admin: str) -> None:
+        refused = False
+        for name in dict.fromkeys(names):
+            try:
+                _ask(admin, _path(name), {"state": state})
+            except _Refused as error:
+                _say(f"{name}: {error.message}" if len(names) > 1 else error.message)
+                refused = True
+            else:
+                click.echo(f"{name}: {state}")
+        if refused:
+            raise SystemExit(1)
 
 
-_changes("ready", "Send a member visitors again.")
-_changes("drain", "Send a member no new visitors; those it has stay.")
-_changes("maint", "Send a member nobody.")
+_changes("ready", "Send members visitors again.")
+_changes("drain", "Send members no new visitors; those they have stay.")
+_changes("maint", "Send members nobody.")
 
 
 @main.command()
 @_ADMIN
-@click.argument("name")
-@click.argument("number", type=click.FloatRange(min=0))
+@click.argument("name", shell_complete=_complete)
+@click.argument("number", type=_Kind(AMOUNT))
 def weight(name: str, number: float, admin: str) -> None:
     """Set a member's weight."""
     _ask(admin, _path(name), {"weight": number})
     click.echo(f"{name}: weight {_number(number)}")
+
+
+_LAUNCH = Kind(
+    "PROVIDER/SPEC",
+    "what follows /build/ in a launch, such as gh/binder-examples/requirements/HEAD",
+    lambda value: value if LOCATION.parse(f"/{value}") and "/" in str(value)[1:-1] else None,
+)
+
+
+@main.command()
+@click.argument("url", type=_Kind(ORIGIN))
+@_JSON
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 600, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds for each check; a launch has six times that.",
+)
+@click.option(
+    "--repository",
+    type=_Kind(_LAUNCH),
+    default="gh/binder-examples/requirements/HEAD",
+    show_default=True,
+    help="What is launched, and left as soon as its stream moves.",
+)
+@click.option("--reference", type=_Kind(ORIGIN), help="The prime member's URL: versions must be the same.")
+@click.option(
+    "--origin",
+    type=_Kind(ORIGIN),
+    default="https://mybinder.org",
+    show_default=True,
+    help="The federation's public URL.",
+)
+@click.option("--ca", type=_Kind(FILE), help="PEM file of who may sign the certificate, not the system's.")
+def probe(
+    url: str,
+    as_json: bool,
+    timeout: float,
+    repository: str,
+    reference: str | None,
+    origin: str,
+    ca: Path | None,
+) -> None:
+    """Is the BinderHub at URL fit to join? Exit 0 if nothing failed, else 1."""
+    from fedproxy.control.candidate import Candidate, Outcome, examine
+
+    candidate = Candidate(url, repository, reference, origin, timeout, ca)
+    try:
+        report = uvloop.run(examine(candidate))
+    except OSError as error:
+        raise click.BadParameter(
+            f"{ca} cannot be used: {error.strerror or error}", param_hint="--ca"
+        ) from None
+    if as_json:
+        checks = [_plain_check(check) for check in report.checks]
+        click.echo(json.dumps({"url": url, "fit": report.fit, "checks": checks}, indent=2))
+    else:
+        words = ("check", "verdict", "seen")
+        _table(words, ((check.name, check.outcome, check.seen) for check in report.checks), wrapped="seen")
+        for check in report.checks:
+            if check.mend:
+                click.echo(
+                    f"\n{check.name}: {check.outcome}\n  expected: {check.expected}\n  to mend: {check.mend}"
+                )
+        failed = sum(check.outcome is Outcome.FAILED for check in report.checks)
+        click.echo(
+            f"\n{url} is fit to join" if report.fit else f"\n{url} is not fit to join: {failed} failed"
+        )
+    if not report.fit:
+        raise SystemExit(1)
+
+
+def _plain_check(check: Check) -> dict[str, Any]:
+    return {
+        "name": check.name,
+        "verdict": check.outcome.value,
+        "seen": check.seen,
+        "expected": check.expected,
+        "mend": check.mend,
+        "values": dict(check.values),
+    }
 
 
 def _path(name: str) -> str:

@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 import uvloop
 import yaml
+from aiohttp import web
 from click.testing import CliRunner, Result
 
 from fedproxy.cli import main
 from fedproxy.config import parse, report
-from fedproxy.serve.service import Service
+from fedproxy.demo.toy import Mode, ToyBinderHub
+from fedproxy.web.admin import create_admin_app
 from tests.program import Program, fedproxy
 from tests.rig import Conn, Ended, Message, RawClient, Script, Scripted, answer, per_request, refusing, until
+from tests.web.state import State
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -42,7 +45,8 @@ FAULTS = [
 def run(*arguments: object, **env: str) -> Result:
     """A command in this process, with these of the program's own environment variables and no others."""
     clean = {"FEDPROXY_ADMIN": None, "FEDPROXY_ADMIN_TOKEN": None, "COLUMNS": "100"}
-    return CliRunner().invoke(main, [str(word) for word in arguments], env={**clean, **env})
+    words = [str(word) for word in arguments]
+    return CliRunner().invoke(main, words, env={**clean, **env}, prog_name="fedproxy")
 
 
 @pytest.fixture
@@ -132,18 +136,22 @@ def test_page_is_html_unless_markdown_is_asked_for(write: Write) -> None:
 
 @pytest.fixture
 def admin() -> Iterator[str]:
-    """The URL of the admin listener of an edge that runs in another thread."""
-    config = {**LOOPBACK, "admin": {"address": "127.0.0.1:0", "token": TOKEN}, "members": MEMBERS}
+    """The URL of an admin listener that runs in another thread."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
+    state = State(yaml.safe_dump({"admin": {"token": TOKEN}, "members": MEMBERS}, sort_keys=False))
+    runner = web.AppRunner(create_admin_app(state), handle_signals=False)
+
+    async def start() -> str:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        return f"http://{host}:{port}"
+
     try:
-        service = Service(parse(yaml.safe_dump(config, sort_keys=False), {}), log=lambda line: None)
-        asyncio.run_coroutine_threadsafe(service.start(), loop).result(10)
-        try:
-            yield "http://{}:{}".format(*service.admin_address)
-        finally:
-            asyncio.run_coroutine_threadsafe(service.stop(), loop).result(10)
+        yield asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
@@ -184,6 +192,20 @@ def test_member_leaves_rotation_and_comes_back(state: str, admin: str) -> None:
         assert (members["oxford"]["state"], members["leuven"]["state"]) == (word, "ready")
 
 
+def test_several_members_change_and_those_that_cannot_are_said(admin: str) -> None:
+    names = ["oxford", "nobody", "leuven", "oxford"]
+    result = run("drain", *names, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
+    assert (result.exit_code, result.stdout) == (1, "oxford: drain\nleuven: drain\n")
+    assert result.stderr == f"nobody: {admin}: 404: There is no member of that name.\n"
+    assert {row["state"] for row in shown(admin).values()} == {"drain"}
+
+
+def test_several_members_are_not_asked_for_when_nobody_may(admin: str) -> None:
+    result = run("drain", "oxford", "leuven", "--admin", admin)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("number", ["0", "2.5", "1234567"])
 def test_weight_is_set_and_said_in_full(number: str, admin: str) -> None:
     result = run("weight", "oxford", number, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
@@ -194,7 +216,8 @@ def test_weight_is_set_and_said_in_full(number: str, admin: str) -> None:
 @pytest.mark.parametrize("number", ["heavy", "inf", "nan"])
 def test_weight_that_is_no_number_changes_nothing(number: str, admin: str) -> None:
     result = run("weight", "oxford", number, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
-    assert result.exit_code in (1, 2)
+    assert result.exit_code == 2
+    assert f"{number!r} is not a number of at least 0" in result.stderr
     assert shown(admin)["oxford"]["weight"] == 1
 
 
@@ -239,18 +262,20 @@ def test_nothing_listening_is_said() -> None:
 )
 def test_address_that_is_no_url_is_refused(url: str) -> None:
     result = run("members", "--admin", url)
-    assert result.exit_code == 1
-    assert result.output == f"--admin is {url!r}, expected an http:// or https:// URL\n"
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{url!r} is not an http:// or https:// URL" in result.stderr
 
 
 @contextmanager
-def something_else(says: bytes) -> Iterator[str]:
-    """The URL of a listener that answers one connection with these bytes."""
+def something_else(says: bytes, sent: list[bytes] | None = None) -> Iterator[str]:
+    """The URL of a listener that answers one connection with these bytes; `sent` gets what it was sent."""
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.recv(65536)
+            received = connection.recv(65536)
+            if sent is not None:
+                sent.append(received)
             connection.sendall(says)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -261,12 +286,182 @@ def something_else(says: bytes) -> Iterator[str]:
         thread.join(10)
 
 
-@pytest.mark.parametrize("says", [b"SSH-2.0-x\r\n", OK])
+def json_of(what: object) -> bytes:
+    body = json.dumps(what).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"SSH-2.0-x\r\n",
+        OK,
+        json_of([]),
+        json_of({"members": 5}),
+        json_of({"members": [{"name": "a"}]}),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100_000,
+    ],
+)
 def test_something_else_that_answers_is_said(says: bytes) -> None:
     with something_else(says) as url:
         result = run("members", "--admin", url)
     assert result.exit_code == 1
     assert result.output == f"{url}: what answers there is not the edge's admin listener\n"
+
+
+def test_what_a_member_says_is_no_markup() -> None:
+    row = {
+        "name": "a",
+        "prime": False,
+        "state": "ready",
+        "healthy": False,
+        "reasons": ["[/red] :warning:"],
+        "breaker": "closed",
+        "weight": 1,
+        "in_flight": 0,
+        "launches": 0,
+    }
+    with something_else(json_of({"members": [row]})) as url:
+        result = run("members", "--admin", url)
+    assert result.exit_code == 0
+    assert "[/red] :warning:" in result.stdout
+
+
+def test_refusal_that_breaks_off_is_said() -> None:
+    with something_else(b"HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\n{") as url:
+        result = run("members", "--admin", url)
+    assert (result.exit_code, result.output) == (1, f"{url}: 500: No\n")
+
+
+def test_token_is_not_sent_to_read() -> None:
+    for command, secret in (["members"], False), (["drain", "a"], True):
+        sent: list[bytes] = []
+        with something_else(json_of([]), sent) as url:
+            run(*command, "--admin", url, FEDPROXY_ADMIN_TOKEN=TOKEN)
+        (request,) = sent
+        assert (TOKEN.encode() in request) is secret
+
+
+# Completion
+
+
+def completed(*words: str, **env: str) -> list[str]:
+    """What the shell is offered for the last of these words."""
+    *_, start = words
+    shell = {"_FEDPROXY_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["fedproxy", *words])}
+    result = run(COMP_CWORD=str(len(words)), **shell, **env)
+    assert (result.exit_code, result.stderr) == (0, ""), start
+    return [line.removeprefix("plain,") for line in result.stdout.splitlines() if line]
+
+
+def test_shell_is_given_a_script() -> None:
+    result = run(_FEDPROXY_COMPLETE="bash_source")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "_fedproxy_completion" in result.stdout
+
+
+def test_commands_and_members_names_are_completed(admin: str) -> None:
+    assert {"drain", "demo"} <= set(completed("d"))
+    assert completed("drain", "", FEDPROXY_ADMIN=admin) == ["leuven", "oxford"]
+    assert completed("drain", "--admin", admin, "ox") == ["oxford"]
+    assert completed("drain", "oxford", "", FEDPROXY_ADMIN=admin) == ["leuven"]
+    assert completed("weight", "le", FEDPROXY_ADMIN=admin) == ["leuven"]
+
+
+def test_completion_says_nothing_when_there_is_nobody_to_ask() -> None:
+    with refusing() as url:
+        assert completed("drain", "", FEDPROXY_ADMIN=url) == []
+    assert completed("drain", "", FEDPROXY_ADMIN="nonsense") == []
+    with something_else(OK) as url:
+        assert completed("drain", "", FEDPROXY_ADMIN=url) == []
+
+
+# probe
+
+
+@contextmanager
+def toy(mode: Mode = Mode.WELL) -> Iterator[str]:
+    """The URL of a toy BinderHub in another thread."""
+    loop = uvloop.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    hub = ToyBinderHub("toy", pace=0.3)
+    hub.mode = mode
+    try:
+        asyncio.run_coroutine_threadsafe(hub.start(), loop).result(10)
+        yield hub.url
+        asyncio.run_coroutine_threadsafe(hub.stop(), loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def test_probe_of_a_member_that_is_well_says_so() -> None:
+    with toy() as url:
+        result = run("probe", url, "--reference", url, COLUMNS="80")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines[:20])) <= 80
+    assert lines[0].split() == ["check", "verdict", "seen"]
+    assert ["unbuffered", "ok", "the"] in [line.split()[:3] for line in lines]
+    assert lines[-1] == f"{url} is fit to join"
+    assert "\naddress: warning\n  expected: an https:// URL\n  to mend: Serve it over https" in result.stdout
+
+
+def test_probe_of_a_member_that_is_ill_says_what_to_mend() -> None:
+    with toy(Mode.SICK) as url:
+        result = run("probe", url)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "\nhealth: JupyterHub API: failed\n  expected: ok\n  to mend: Mend this service" in result.stdout
+    assert result.stdout.endswith(f"\n{url} is not fit to join: 2 failed\n")
+
+
+def test_probe_is_json_for_programs() -> None:
+    with toy() as url:
+        result = run("probe", url, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    report = json.loads(result.stdout)
+    assert (report["url"], report["fit"]) == (url, True)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["pods"] == {
+        "name": "pods",
+        "verdict": "ok",
+        "seen": "37 of 300",
+        "expected": "a quota, and more than 10 pods left of it",
+        "mend": "",
+        "values": {"pods": {"total": 37, "build": 4, "user": 33}, "quota": 300},
+    }
+
+
+def test_probe_of_nobody_is_a_verdict() -> None:
+    with refusing() as url:
+        result = run("probe", url, "--json")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert json.loads(result.stdout)["fit"] is False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["ftp://a.example"],
+        ["http://a.example/path"],
+        ["unix:/run/a.sock"],
+        ["http://a.example", "--reference", "nonsense"],
+        ["http://a.example", "--origin", "a.example"],
+        ["http://a.example", "--repository", "gh"],
+        ["http://a.example", "--repository", "gh/a b"],
+        ["http://a.example", "--timeout", "0"],
+        ["http://a.example", "--ca", "/no/such/file"],
+        ["http://a.example", "--ca", __file__],
+        [],
+    ],
+)
+def test_probe_of_what_is_no_url_is_a_wrong_use(arguments: list[str]) -> None:
+    result = run("probe", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: ")
 
 
 # serve, as a process
