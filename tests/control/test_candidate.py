@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import gzip
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -211,6 +212,12 @@ async def test_another_launch_and_origin_are_asked_for() -> None:
         await probe(candidate.url, launch="gh/a/b%2Fc/HEAD", origin="https://other.example")
         launch = candidate.requests[-1]
     assert (launch.target, launch.value("Origin")) == (b"/build/gh/a/b%2Fc/HEAD", b"https://other.example")
+
+
+def test_every_check_is_explained_to_candidates() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "joining.md").read_text()
+    explained = re.findall(r"^\| `([a-z][a-z -]*)(?:: NAME)?` \|", page, re.MULTILINE)
+    assert list(dict.fromkeys(explained)) == EVERY
 
 
 # Not well
