@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import http.client
 import json
 import logging
@@ -63,54 +62,51 @@ def _load(file: Path) -> Config:
 )
 def serve(file: Path, workers: int | None) -> None:
     """Run the edge until SIGTERM or SIGINT."""
-    config = _load(file)
-    if workers is not None:
-        config = config.model_copy(update={"workers": workers})
+    config = _with_workers(_load(file), workers)
     _say(f"fedproxy {__version__}: {_members(config)} from {file}")
     for key in not_in_force(config):
         _say(f"{file}: {key}: accepted, not in force yet")
     try:
-        uvloop.run(_serve(file, config))
+        uvloop.run(_serve(file, config, workers))
     except ConfigError as error:
         raise _wrong(file, error) from None
     except OSError as error:
         raise SystemExit(f"fedproxy: {error.strerror or error}") from None
 
 
-async def _serve(file: Path, config: Config) -> None:
+def _with_workers(config: Config, workers: int | None) -> Config:
+    return config if workers is None else config.model_copy(update={"workers": workers})
+
+
+async def _serve(file: Path, config: Config, workers: int | None) -> None:
+    from fedproxy.serve import systemd
+    from fedproxy.serve.fleet import StartError
     from fedproxy.serve.service import Service
+    from fedproxy.serve.worker import freeze
 
-    def reread() -> Config:
-        return load(file, os.environ).model_copy(update={"workers": config.workers})
-
-    async def reload() -> None:
-        faults = await service.reload()
-        for line in fault_lines(str(file), ConfigError(faults)):
-            _say(line)
-        _say("the config in force is kept" if faults else f"reloaded {file}")
-
-    service = Service(config, reread=reread)
+    service = Service(
+        config,
+        reread=lambda: _with_workers(load(file, os.environ), workers),
+        file=file,
+        say=_say,
+        inherited=systemd.inherited(os.environ),
+        notifier=systemd.Notifier(os.environ),
+    )
     stop = _until_told_to_stop()
-    await service.start()
-    loop = asyncio.get_running_loop()
-    reloads: set[asyncio.Task[None]] = set()
-
-    def on_hangup() -> None:
-        task = loop.create_task(reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    # What was made until now stays; what requests make is freed by its reference count.
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    for line in _listening(config, service):
+    try:
+        await service.start()
+    except StartError as error:
+        raise SystemExit(f"fedproxy: {error}") from None
+    _reload_when_told(service)
+    freeze()
+    for line in _listening(service):
         _say(line)
     try:
         await stop.wait()
         stop.clear()
-        _say(f"draining for at most {config.timeouts.drain:g} s; a second signal ends it at once")
-        draining = asyncio.ensure_future(service.stop(config.timeouts.drain))
+        drain = service.config.timeouts.drain
+        _say(f"draining for at most {drain:g} s; a second signal ends it at once")
+        draining = asyncio.ensure_future(service.stop(drain))
         again = asyncio.ensure_future(stop.wait())
         await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
         again.cancel()
@@ -121,8 +117,21 @@ async def _serve(file: Path, config: Config) -> None:
         await service.stop()
 
 
-def _listening(config: Config, service: Service) -> list[str]:
+def _reload_when_told(service: Service) -> None:
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[Any]] = set()
+
+    def on_hangup() -> None:
+        task = loop.create_task(service.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+def _listening(service: Service) -> list[str]:
     """Where it listens, with the ports that were found for 0; in the order of the config."""
+    config = service.config
     bound = iter(service.addresses)
     public = [listener.address for listener in config.listen]
     lines = [f"listening on {address if address.path else Address(*next(bound))}" for address in public]

@@ -14,12 +14,13 @@ from fedproxy.control.prober import ProbePolicy, Target
 from fedproxy.decide.affinity import cookie_value
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.federation import Federation, FederationPolicy
+from fedproxy.decide.launch import FailureTable
 from fedproxy.decide.limit import Bans, Networks
 from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Fixed, Redirect, Route, Router, ToMember, ToMembers, ToPrime
 from fedproxy.errors import ConfigError, Fault
-from fedproxy.proxy.policy import Door, Endpoint, Limits, Policy, Rate, Timeouts
+from fedproxy.proxy.policy import Door, Endpoint, LaunchPolicy, Limits, Policy, Rate, Timeouts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,6 +117,11 @@ def _policy(settings: config.Config) -> Policy:
         cookie=affinity.cookie,
         cookie_max_age=round(affinity.max_age),
         key=affinity.key,
+        launch=LaunchPolicy(
+            failover=settings.launch.failover,
+            hold=settings.launch.hold,
+            failures=FailureTable(settings.launch.repeats, settings.launch.elsewhere),
+        ),
         origin=settings.public_url,
         trusted=Networks(settings.trusted_proxies),
         bans=Bans(

@@ -140,7 +140,7 @@ async def edge(
 @asynccontextmanager
 async def _started(text: str, scripted: dict[str, Scripted]) -> AsyncIterator[Edge]:
     lines: list[str] = []
-    service = Service(parse(text, {}), log=lambda text: lines.extend(text.splitlines()))
+    service = Service(parse(text, {}), log=lambda text: lines.extend(text.splitlines()), probe=False)
     await service.start()
     running = Edge(service, scripted, lines)
     try:

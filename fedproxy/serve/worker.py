@@ -1,0 +1,172 @@
+"""A worker process: a data plane and the line to the control process.
+
+It is started with the number of the line's descriptor, and never waits for the control process: when that is
+gone, it serves on with what it last knew until a signal ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from fedproxy.control.line import (
+    Ask,
+    Drain,
+    Fact,
+    Health,
+    Leaving,
+    Line,
+    Put,
+    Ready,
+    Refused,
+    Renew,
+    Start,
+    Tickets,
+    Told,
+)
+from fedproxy.errors import ConfigError
+from fedproxy.serve.plane import Plane
+from fedproxy.serve.tls import ignore_unreadable_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TELL = 1.0  # seconds between two accounts of what was counted
+_GATHER = 0.05  # seconds between two looks at the launches in flight
+_HANDOVER = 10.0  # seconds that a successor may take to start
+
+
+class Worker:
+    """What a worker process does, from the first message to the end."""
+
+    def __init__(self) -> None:
+        self.plane = Plane(tell=self._tell)
+        self._started: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
+        self._told: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._handlers: dict[type, Callable[..., None]] = {
+            Start: self._started.set_result,
+            Put: self._put,
+            Health: self.plane.health,
+            Renew: lambda _: self.plane.renew(),
+            Tickets: lambda message: self.plane.set_tickets(message.secret),
+            Ask: lambda message: self.line.send(Told(message.number, self.plane.survey())),
+            Drain: lambda message: self._end(message.seconds),
+        }
+
+    line: Line
+
+    async def run(self, descriptor: int) -> None:
+        """Serves until told to end."""
+        self.line = await Line.open(socket.socket(fileno=descriptor), self._on_message, self._on_lost)
+        self._listen_to_signals()
+        start = await self._started
+        plane = self.plane
+        plane.set_tickets(start.tickets)
+        sockets = [socket.socket(fileno=number) for number in start.sockets]
+        try:
+            await plane.start(start.put, sockets, start.health)
+        finally:
+            for sock in sockets:
+                sock.close()
+        freeze()
+        self.line.send(Ready())
+        accounts = asyncio.get_running_loop().create_task(self._give_accounts())
+        try:
+            await plane.drain(await self._told)
+        finally:
+            accounts.cancel()
+            await asyncio.gather(accounts, return_exceptions=True)
+            await plane.close()
+            self.line.send(Told(None, plane.survey()))
+            self.line.close()
+        # What is still in the line's buffer goes out in the next turns.
+        await asyncio.sleep(0.05)
+
+    def _on_message(self, message: object) -> None:
+        handler = self._handlers.get(type(message))
+        if handler is not None:
+            handler(message)
+        else:
+            self.plane.hear(message)  # type: ignore[arg-type]
+
+    def _on_lost(self) -> None:
+        if not self._started.done():
+            # Nobody is there who could tell what to serve.
+            self._started.cancel()
+
+    def _put(self, put: Put) -> None:
+        try:
+            self.plane.put(put)
+        except ConfigError as error:
+            self.line.send(Refused(tuple(error.faults)))
+
+    def _tell(self, fact: Fact) -> None:
+        self.line.send_fresh(fact)
+
+    async def _give_accounts(self) -> None:
+        every = round(_TELL / _GATHER)
+        turn = 0
+        while True:
+            await asyncio.sleep(_GATHER)
+            self.plane.tell_launches()
+            turn += 1
+            if turn % every == 0:
+                self.line.send_fresh(Told(None, self.plane.survey()))
+
+    # The end
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        # A terminal sends these to the whole group; the control process says what they mean for a worker.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGINT, lambda: None if self.line.is_open else self._leave())
+        loop.add_signal_handler(signal.SIGTERM, self._leave)
+
+    def _leave(self) -> None:
+        """Told by a signal: visitors are accepted until the successor does."""
+        if not self._started.done():
+            self._started.cancel()
+        elif self.line.is_open:
+            self.line.send(Leaving())
+            asyncio.get_running_loop().call_later(_HANDOVER, self._end, None)
+        else:
+            self._end(None)
+
+    def _end(self, seconds: float | None) -> None:
+        if not self._told.done():
+            self._told.set_result(self.plane.config.timeouts.drain if seconds is None else seconds)
+        elif seconds is not None:
+            self.plane.hurry(seconds)
+
+
+def freeze() -> None:
+    """What was made until now stays; what requests make is freed by its reference count."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+async def _run(descriptor: int) -> None:
+    await Worker().run(descriptor)
+
+
+def main() -> None:
+    """Runs a worker; the descriptor of the line is the only argument."""
+    logging.basicConfig(level=logging.WARNING, format="fedproxy: %(message)s")
+    ignore_unreadable_names()
+    try:
+        uvloop.run(_run(int(sys.argv[1])))
+    except asyncio.CancelledError:
+        raise SystemExit(0) from None
+    except ConfigError as error:
+        raise SystemExit("\n".join(f"fedproxy: worker: {fault}" for fault in error.faults)) from None
+
+
+if __name__ == "__main__":
+    main()
