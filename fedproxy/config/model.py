@@ -272,7 +272,19 @@ class Launch(Section):
         description="A launch that fails before the visitor saw an event moves to the next member.",
     )
     hold: SecondsOrNone = Field(
-        default=30.0, description="How long the edge waits for the first event that decides this."
+        default=30.0,
+        description="How long the edge waits for the first event that decides this, from the response's head "
+        "on; 0 passes everything on at once.",
+    )
+    elsewhere: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
+        default=(),
+        description="Regular expressions, searched in the message of a launch that failed: another member "
+        "might not fail it. What is known of BinderHub (full, rate limits, errors) is known without them.",
+    )
+    repeats: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
+        default=(),
+        description="The same for failures that every member would repeat, as of a bad repository; these are "
+        "looked for first.",
     )
 
 

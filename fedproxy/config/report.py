@@ -14,8 +14,6 @@ from fedproxy.errors import ConfigError
 PENDING: tuple[str, ...] = (
     "workers",
     "health",
-    "launch",
-    "members.*.max_launches",
 )
 
 

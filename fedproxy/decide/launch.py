@@ -188,15 +188,15 @@ class Launch:
             return Outcome.SUCCESS
         return Outcome.FAILURE if self.end is End.LOST or self.verdict is _ILL else Outcome.IGNORED
 
-    def event(self, data: bytes | None, now: float) -> None:
-        """Takes one event; None for one that was too large to be read."""
+    def event(self, data: bytes | None, now: float) -> bool:
+        """Takes one event, None for one that was too large to be read; True if the launch ended with it."""
         if self.end is not None:
-            return
+            return False
         if data is not None:
             # Most of a stream are lines of a build's log, and a look at their phase is enough.
             named = _PHASE(data)
             if named is not None and named[1] == self._phase:
-                return
+                return False
         said = _object(data)
         phase = said.get("phase")
         phase = _SAME.get(phase, phase) if isinstance(phase, str) else None
@@ -212,6 +212,7 @@ class Launch:
             # Whether there is room is said right after an image was found.
             if phase != "built":
                 self._decide(_COMMIT)
+        return self.end is not None
 
     def answered(self, status: int) -> None:
         """There is no stream that can be read, only a response's status."""

@@ -35,6 +35,7 @@ from fedproxy.errors import (
 )
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
+from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
 from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
@@ -218,7 +219,9 @@ class Downstream(Flow):
         if not ask.proxied:
             self._answer_here(ask, block, data)
             return
-        exchange = self.exchange = Exchange(edge, self, ask, block, edge.clock())
+        launch = ask.launch and block.upgrade is None and asked_for(block.raw)
+        kind = LaunchExchange if launch else Exchange
+        exchange = self.exchange = kind(edge, self, ask, block, edge.clock())
         if block.chunked or block.length:
             self._start_body(exchange, block, data[end:])
             if exchange.settled:

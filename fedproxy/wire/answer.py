@@ -13,6 +13,7 @@ _PHRASES: Final[dict[int, str]] = {status.value: status.phrase for status in HTT
 # What may be different in a moment, so that trying again is worth a visitor's while.
 _PASSING: Final = frozenset((429, 502, 503, 504))
 _AGAIN: Final = '<p><a href="">Try again</a></p>\n'
+_ADVICE: Final = "Please try again in a minute."
 
 # One document with nothing to load: whatever is wrong with the members, this page is whole.
 _PAGE: Final = """<!doctype html>
@@ -62,6 +63,9 @@ def render(status: int, detail: str, request_id: str, accept: bytes | None, buil
         return Answer(status, b"text/plain; charset=utf-8", f"{status} {phrase}: {detail}\n".encode())
     accept = accept.lower()
     if build and b"text/event-stream" in accept:
+        # A client of an event stream sees no Retry-After and no link, only these words.
+        if status in _PASSING and "try again" not in detail:
+            detail = f"{detail} {_ADVICE}"
         event = json.dumps({"phase": "failed", "status_code": status, "message": detail})
         return Answer(200, b"text/event-stream", f"data: {event}\n\n".encode())
     if b"text/html" in accept:

@@ -47,12 +47,18 @@ def test_page_offers_another_try_only_where_it_may_help() -> None:
 
 
 def test_launch_gets_one_failed_event_with_status_200() -> None:
-    answer = render(503, "Line one\nline two", "abc", b"text/event-stream", True)
+    answer = render(403, "Line one\nline two", "abc", b"text/event-stream", True)
     assert (answer.status, answer.content_type) == (200, b"text/event-stream")
     first, *rest = answer.body.decode().split("\n")
     assert rest == ["", ""]
     event = json.loads(first.removeprefix("data: "))
-    assert event == {"phase": "failed", "status_code": 503, "message": "Line one\nline two"}
+    assert event == {"phase": "failed", "status_code": 403, "message": "Line one\nline two"}
+
+
+@pytest.mark.parametrize("detail", ["Nobody answers.", "Nobody answers. Please try again in an hour."])
+def test_launch_that_may_work_later_is_told_so(detail: str) -> None:
+    event = json.loads(render(503, detail, "abc", b"text/event-stream", True).body.removeprefix(b"data: "))
+    assert event["message"].count("try again") == 1
 
 
 def test_build_url_opened_by_a_person_gets_the_page() -> None:
