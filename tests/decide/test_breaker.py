@@ -292,7 +292,8 @@ class AnyHistory(RuleBasedStateMachine):
         breaker = self.breaker
         assert 0 <= breaker.open_for <= breaker.policy.open_max * 1.1
         if breaker.state is OPEN:
-            assert breaker.admits(self.now + breaker.open_for * 1.001 + 1e-3)
+            # A clock that was set back admits at once, and may come to the open time again.
+            assert breaker.admits(self.now) or breaker.admits(self.now + breaker.open_for * 1.001 + 1e-3)
         if breaker.state is HALF_OPEN:
             assert breaker.admits(self.now) or breaker.trials
 
