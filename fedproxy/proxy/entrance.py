@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from fedproxy.errors import BadProxyHeader
@@ -93,21 +94,22 @@ class Entrance(Flow):
         # One turn later the handshake is about to begin, and no later byte can have overtaken the early ones.
         await asyncio.sleep(0)
         loop.call_soon(self._feed, early)
+        transport = None
         try:
-            transport = await starting
-        except OSError:
-            # It failed, or the connection is gone; there is nobody to tell.
-            transport = None
-        if transport is None or transport.is_closing() or self.over:
-            self.transport.abort()
-            self._leave()
-        else:
+            # Of a failure there is nobody to tell.
+            with suppress(OSError):
+                transport = await starting
+        finally:
+            if transport is None or transport.is_closing():
+                self.transport.abort()
+                self._leave()
+        if transport is not None and not self.over:
             self._become_downstream(transport)
 
     def _feed(self, data: bytes) -> None:
         """Gives what came right behind the header to the handshake, which has the connection by now."""
-        inner = self.transport.get_protocol()
-        while data and isinstance(inner, asyncio.BufferedProtocol):
+        inner = cast(asyncio.BufferedProtocol, self.transport.get_protocol())
+        while data and not self.transport.is_closing():
             buffer = memoryview(inner.get_buffer(len(data)))
             size = min(len(buffer), len(data))
             buffer[:size] = data[:size]
