@@ -31,9 +31,6 @@ class End(StrEnum):
     ABANDONED = "abandoned"
     UNKNOWN = "unknown"
 
-    # It is a key of counters.
-    __hash__ = str.__hash__
-
 
 class Verdict(Enum):
     """What a failure says of the member.

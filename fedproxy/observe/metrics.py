@@ -131,9 +131,26 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Metric]:
     )
     yield _counter(
         "fedproxy_launches",
-        "Launches, by their outcome.",
+        "Launches that a member was given, by how they ended there.",
         ("member", "outcome"),
         (((m.name, outcome), n) for m in members for outcome, n in sorted(m.counts.launches.items())),
+    )
+    yield _histogram(
+        "fedproxy_launch_duration_seconds",
+        "From when a launch was sent to a member to its ready event.",
+        {m.name: m.counts.launch_duration for m in members},
+    )
+    yield _counter(
+        "fedproxy_launch_phase_seconds",
+        "Time that launches spent in each phase.",
+        ("member", "phase"),
+        (((m.name, phase), n) for m in members for phase, n in sorted(m.counts.launch_phases.items())),
+    )
+    yield _counter(
+        "fedproxy_launch_failovers",
+        "Launches that moved from a member that could not serve them.",
+        ("from", "to"),
+        (((m.name, to), n) for m in members for to, n in sorted(m.counts.failovers.items())),
     )
 
 

@@ -210,7 +210,7 @@ class LaunchExchange(Exchange):
             self.word = (self.pool, head, payload)
 
     def _give_up(self, member: Member, error: MemberError) -> None:
-        self.outcome = End.FAILED
+        self.outcome = End.FAILED.value
         if self.word is None:
             super()._give_up(member, error)
             return
@@ -227,7 +227,7 @@ class LaunchExchange(Exchange):
         self.visitor.finished(self, now)
 
     def _refuse(self, error: ExchangeError) -> None:
-        self.outcome = self.outcome or End.FAILED
+        self.outcome = self.outcome or End.FAILED.value
         super()._refuse(error)
 
     def _note(self) -> None:
@@ -266,7 +266,7 @@ class LaunchExchange(Exchange):
         if launch is None:
             return
         now = self.edge.clock()
-        self.outcome = launch.close(end, now)
+        self.outcome = launch.close(end, now).value
         if self.lease is not None and launch.blame is not None:
             self.edge.federation.judge(self.lease, launch.blame, now)
         counts = self.pool.member.counts

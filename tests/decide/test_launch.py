@@ -10,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.decide.breaker import Outcome
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.breaker import BreakerState, Outcome
+from fedproxy.decide.federation import Federation, Lease
 from fedproxy.decide.launch import Decision, End, FailureTable, Launch, MovedKeys, Verdict, judge_status
+from fedproxy.decide.member import Member
+from tests.decide.build import federation, member
 
 TABLE = FailureTable()
 SPEC = "gh:org/repo/HEAD"
@@ -283,6 +287,58 @@ def test_any_events_give_an_end(events: list[bytes | None]) -> None:
     launch = fed(*events)
     assert launch.close(End.LOST, 1000.0) in End
     assert (launch.decision is HOLD) == (not events)
+
+
+# What the breaker is told
+
+
+def outcome(fed: Federation, of: Member, how: Outcome, *, launch: bool = True) -> None:
+    """One request with that outcome: a launch, judged and then settled, or a page."""
+    lease = fed.acquire_member(of, Source.HOST, (), 0.0, launch)
+    assert isinstance(lease, Lease)
+    if launch:
+        fed.judge(lease, how, 0.0)
+    fed.settle(lease, Outcome.SUCCESS if launch else how, 0.0)
+
+
+def test_launches_that_fail_in_a_row_open_however_many_pages_come_between() -> None:
+    gesis = member("gesis")
+    fed = federation(gesis, member("ovh"))
+    for _ in range(5):
+        for _ in range(20):
+            outcome(fed, gesis, Outcome.SUCCESS, launch=False)
+        outcome(fed, gesis, Outcome.FAILURE)
+    assert gesis.breaker.state is BreakerState.OPEN
+    assert (gesis.in_flight, gesis.launches) == (0, 0)
+
+
+def test_launch_that_gets_ready_begins_the_count_anew_and_one_that_says_nothing_does_not() -> None:
+    gesis = member("gesis")
+    fed = federation(gesis, member("ovh"))
+    for how in (Outcome.FAILURE,) * 4 + (Outcome.IGNORED, Outcome.SUCCESS) + (Outcome.FAILURE,) * 4:
+        outcome(fed, gesis, how)
+        outcome(fed, gesis, Outcome.SUCCESS, launch=False)
+    assert gesis.breaker.closed
+    outcome(fed, gesis, Outcome.FAILURE)
+    assert not gesis.breaker.closed
+
+
+def test_last_member_is_not_ejected_for_its_launches() -> None:
+    gesis = member("gesis")
+    fed = federation(gesis)
+    for _ in range(10):
+        outcome(fed, gesis, Outcome.FAILURE)
+    assert gesis.breaker.closed
+
+
+def test_launch_that_began_before_the_breaker_opened_is_not_judged() -> None:
+    gesis = member("gesis")
+    fed = federation(gesis, member("ovh"))
+    lease = fed.acquire_member(gesis, Source.HOST, (), 0.0, True)
+    assert isinstance(lease, Lease)
+    gesis.breaker.trip(0.0, 0.0)
+    fed.judge(lease, Outcome.FAILURE, 0.0)
+    assert gesis.failed_launches == 0
 
 
 # Keys that moved

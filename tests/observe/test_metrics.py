@@ -37,6 +37,9 @@ def busy_view() -> View:
     gesis.in_flight, gesis.launches = 2, 1
     gesis.breaker.trip(0.0, 0.0)
     ovh.set_health(False, 0.0, ("Pod quota", "versions"))
+    gesis.counts.launch_duration.observe(20.0)
+    gesis.counts.launch_phases["building"] += 12.5
+    gesis.counts.failovers["ovh"] += 2
     edge = EdgeCounts()
     edge.connections = 9
     edge.rejected["malformed"] = 6
@@ -96,6 +99,10 @@ def found() -> Samples:
         ("fedproxy_breaker_state", {"member": "ovh"}, 0),
         ("fedproxy_breaker_transitions_total", {"member": "gesis", "to": "open"}, 1),
         ("fedproxy_launches_total", {"member": "gesis", "outcome": "ready"}, 4),
+        ("fedproxy_launch_duration_seconds_count", {"member": "gesis"}, 1),
+        ("fedproxy_launch_duration_seconds_sum", {"member": "gesis"}, 20),
+        ("fedproxy_launch_phase_seconds_total", {"member": "gesis", "phase": "building"}, 12.5),
+        ("fedproxy_launch_failovers_total", {"from": "gesis", "to": "ovh"}, 2),
         ("fedproxy_downstream_connections", {}, 9),
         ("fedproxy_rejected_total", {"reason": "malformed"}, 6),
         ("fedproxy_retry_budget_exhausted_total", {}, 8),
