@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TELL = 1.0  # seconds between two accounts of what was counted
-_GATHER = 0.05  # seconds between two looks at the launches in flight
+_GATHER = 0.1  # seconds between two looks at the launches in flight
 _HANDOVER = 10.0  # seconds that a successor may take to start
 
 
@@ -50,6 +50,8 @@ class Worker:
         self.plane = Plane(tell=self._tell)
         self._started: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
         self._told: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._serving = False
+        self._early: list[object] = []  # what was told before there was somebody to tell
         self._handlers: dict[type, Callable[..., None]] = {
             Start: self._started.set_result,
             Put: self._put,
@@ -76,6 +78,10 @@ class Worker:
             for sock in sockets:
                 sock.close()
         freeze()
+        self._serving = True
+        for message in self._early:
+            self._on_message(message)
+        self._early.clear()
         self.line.send(Ready())
         accounts = asyncio.get_running_loop().create_task(self._give_accounts())
         try:
@@ -90,6 +96,9 @@ class Worker:
         await asyncio.sleep(0.05)
 
     def _on_message(self, message: object) -> None:
+        if not (self._serving or isinstance(message, Start | Drain)):
+            self._early.append(message)
+            return
         handler = self._handlers.get(type(message))
         if handler is not None:
             handler(message)
