@@ -82,8 +82,10 @@ async def _serve(file: Path, config: Config, workers: int | None) -> None:
     from fedproxy.serve import systemd
     from fedproxy.serve.fleet import StartError
     from fedproxy.serve.service import Service
+    from fedproxy.serve.tls import ignore_unreadable_names
     from fedproxy.serve.worker import freeze
 
+    ignore_unreadable_names()
     service = Service(
         config,
         reread=lambda: _with_workers(load(file, os.environ), workers),

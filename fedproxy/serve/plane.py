@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Of a listener, what cannot change while it listens: its address, whether it speaks TLS, PROXY protocol.
 Shape = tuple["Address", bool, bool]
 
+_SHUTDOWN = 5.0  # seconds that a visitor may take to answer TLS's goodbye
+
 
 def shape(listener: Listener) -> Shape:
     """What cannot change while it listens."""
@@ -111,7 +113,7 @@ class Plane:
     def put(self, put: Put) -> None:
         """Puts a config in force, all but new listeners. Raises ConfigError, with nothing changed."""
         edge = self.edge
-        self._replace_certificates(put.config)
+        self._renew_doors(put.config)
         assemble(edge, put.config, put.workers)
         self.config = put.config
         self._log_as(put.config.access_log)
@@ -165,7 +167,6 @@ class Plane:
             kept = next((each for each in before if each.shape == shape(listener)), None)
             if kept is not None:
                 before.remove(kept)
-                kept.door = door_of(listener)
                 self._open.append(kept)
             else:
                 await self._accept(at, listener, sock)
@@ -184,7 +185,11 @@ class Plane:
         tls: dict[str, Any] = {}
         if certificates is not None and not listener.proxy_protocol:
             limit = max(1.0, self.config.timeouts.request_head)
-            tls = {"ssl": certificates.context, "ssl_handshake_timeout": limit}
+            tls = {
+                "ssl": certificates.context,
+                "ssl_handshake_timeout": limit,
+                "ssl_shutdown_timeout": _SHUTDOWN,
+            }
         # With PROXY protocol the handshake begins once the header is read, and not by the loop's server.
         context = certificates.context if certificates is not None else None
 
@@ -196,12 +201,14 @@ class Plane:
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
         opened.server = await create(factory, sock=sock.dup(), backlog=BACKLOG, **tls)
 
-    def _replace_certificates(self, config: Config) -> None:
-        by_shape = {each.shape: each.certificates for each in self._open}
+    def _renew_doors(self, config: Config) -> None:
+        by_shape = {each.shape: each for each in self._open}
         for at, listener in enumerate(config.listen):
-            certificates = by_shape.get(shape(listener))
-            if certificates is not None and listener.tls is not None:
-                certificates.replace(listener.tls, f"listen.{at}.tls")
+            opened = by_shape.get(shape(listener))
+            if opened is not None and opened.certificates is not None and listener.tls is not None:
+                opened.certificates.replace(listener.tls, f"listen.{at}.tls")
+            if opened is not None:
+                opened.door = door_of(listener)
 
     def renew(self) -> None:
         """Reads the certificates again. What cannot be used is said by those who looked first."""
