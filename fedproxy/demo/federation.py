@@ -16,6 +16,8 @@ _TOWNS = ("oxford", "leuven", "bergen", "bologna", "krakow", "coimbra", "uppsala
 _WEIGHTS = (50, 30, 20)
 _QUOTAS = (300, 180, 60)
 
+BREAKER_FAILURES = 5
+
 
 class DemoFederation:
     """Toy members and their control page, in this process and on this loop, from `async with` to its end.
@@ -67,8 +69,15 @@ class DemoFederation:
             "listen": [{"address": f"127.0.0.1:{port}"}],
             "admin": admin if token is None else {**admin, "token": token},
             "workers": 1,
-            "health": {"interval": "2s", "timeout": "1s", "fall": 2, "unhealthy_interval": "3s"},
-            "timeouts": {"drain": "2s"},
+            "health": {
+                "interval": "2s",
+                "timeout": "1s",
+                "fall": 2,
+                "unhealthy_interval": "2s",
+                "slow_start": "10s",
+            },
+            "breaker": {"failures": BREAKER_FAILURES, "open": "2s", "open_max": "10s"},
+            "timeouts": {"response_head": "5s", "drain": "2s"},
             "members": {hub.name: _member(at, hub) for at, hub in enumerate(self.hubs)},
         }
 

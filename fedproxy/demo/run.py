@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 import click
 import yaml
 
 from fedproxy.config import parse
-from fedproxy.demo.federation import DemoFederation
+from fedproxy.demo.federation import BREAKER_FAILURES, DemoFederation
 from fedproxy.serve.service import Service
 
 _TOKEN = "demo"  # noqa: S105 -- the demo listens on loopback alone
@@ -38,32 +40,51 @@ async def run(port: int, members: int) -> None:
 def _tell(federation: DemoFederation, service: Service) -> None:
     edge = "http://{}:{}".format(*service.addresses[0])
     admin = "http://{}:{}".format(*service.admin_address)
-    name = federation.hubs[0].name
-    program = sys.argv[0]
-    # `python -m` leaves the path of a file that is no command.
-    command = f"{sys.executable} -m fedproxy" if program.endswith("__main__.py") else program
+    launch = "gh/binder-examples/requirements/HEAD"
+    toy = f"{federation.control_url}/{federation.hubs[0].name}"
+    fedproxy = _command()
     click.echo("A federation of toy BinderHubs, with the edge in front:\n")
     for label, url in (
         ("the edge", f"{edge}/"),
-        ("a launch to watch", f"{edge}/v2/gh/binder-examples/requirements/HEAD"),
+        ("a launch", f"{edge}/v2/{launch}"),
         ("who serves me?", f"{edge}/federation"),
         ("the federation", f"{edge}/active_hosts"),
         ("for operators", f"{admin}/"),
         ("for Prometheus", f"{admin}/metrics"),
+        *((hub.name, f"{hub.url}/") for hub in federation.hubs),
+        ("to break them", f"{federation.control_url}/"),
     ):
-        click.echo(f"  {label:<18} {url}")
-    click.echo("\nThe members themselves:\n")
-    for hub in federation.hubs:
-        click.echo(f"  {hub.name:<18} {hub.url}/")
-    click.echo(
-        "\nThe same launch as a program sees it:\n\n"
-        f"  curl -N -H 'Accept: text/event-stream' {edge}/build/gh/binder-examples/requirements/HEAD\n"
-        "\nBreak a member, and look at the page for operators:\n\n"
-        f"  curl -X POST {federation.control_url}/{name}/failing\n"
-        "  (or slow, sick, resetting, hanging, full, flapping, kill)\n"
-        f"  curl -X POST {federation.control_url}/{name}/well\n"
-        "\nTake a member out of rotation, and back:\n\n"
-        f"  export FEDPROXY_ADMIN={admin} FEDPROXY_ADMIN_TOKEN={_TOKEN}\n"
-        f"  {command} drain {name}; {command} members; {command} ready {name}\n"
-        "\nCtrl-C ends all of it."
-    )
+        click.echo(f"  {label:<14} {url}")
+    click.echo(f"""
+Break a member, reload the edge, look at the page for operators, and mend it:
+
+  curl -X POST {toy}/failing
+  curl -X POST {toy}/well
+
+  failing, flapping  503: its breaker opens after {BREAKER_FAILURES}, for 2 s, 4 s, 8 s ...
+  kill, resetting    another member serves; breaker open, then unhealthy
+  hanging            another member serves after 5 s; then unhealthy: timeout
+  sick, full         unhealthy in 2 to 4 s: JupyterHub API, quota
+  slow               3 s late, not ill: fedproxy_time_to_first_byte_seconds
+
+A launch as a program sees it, and an operator's word:
+
+  curl -N -H 'Accept: text/event-stream' \\
+    {edge}/build/{launch}
+  export FEDPROXY_ADMIN={admin} FEDPROXY_ADMIN_TOKEN={_TOKEN}
+  {fedproxy} drain {federation.hubs[0].name}
+  {fedproxy} members
+  {fedproxy} ready {federation.hubs[0].name}
+
+Ctrl-C ends all of it.""")
+
+
+def _command() -> str:
+    """What to type to run this program again."""
+    program = sys.argv[0]
+    # `python -m` leaves the path of a file that is no command.
+    if program.endswith("__main__.py"):
+        return f"{sys.executable} -m fedproxy"
+    found = shutil.which("fedproxy")
+    same = found is not None and Path(found).resolve() == Path(program).resolve()
+    return "fedproxy" if same else program

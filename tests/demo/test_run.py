@@ -4,6 +4,7 @@ import socket
 
 import aiohttp
 
+from fedproxy.demo.toy import Mode
 from tests.program import fedproxy
 
 LAST = "Ctrl-C ends all of it."
@@ -12,16 +13,17 @@ LAST = "Ctrl-C ends all of it."
 async def test_demo_serves_what_it_prints_and_ends_at_ctrl_c() -> None:
     async with fedproxy("demo", "--port", 0, "--members", 2) as demo:
         await demo.line(LAST)
-        said = dict(re.findall(r"^  (\S.*?)  +(http://\S+)$", demo.output, re.MULTILINE))
+        said = dict(re.findall(r"^  (?!curl)(\S.*?) +(http://\S+)$", demo.output, re.MULTILINE))
         assert list(said) == [
             "the edge",
-            "a launch to watch",
+            "a launch",
             "who serves me?",
             "the federation",
             "for operators",
             "for Prometheus",
             "toy-oxford",
             "toy-leuven",
+            "to break them",
         ]
         async with aiohttp.ClientSession() as client:
             for name, url in said.items():
@@ -34,21 +36,29 @@ async def test_demo_serves_what_it_prints_and_ends_at_ctrl_c() -> None:
         assert demo.lines[-1] == "Stopping."
 
 
+async def test_demo_tells_of_every_mode_on_a_screen_of_eighty_columns() -> None:
+    async with fedproxy("demo", "--port", 0) as demo:
+        await demo.line(LAST)
+        text = re.sub(r"\S+ -m fedproxy", "fedproxy", demo.output)
+        assert max(map(len, text.splitlines())) <= 80
+        assert len(text.splitlines()) <= 40
+        assert set(Mode) <= set(re.findall(r"[a-z]+", text))
+        demo.signal(signal.SIGINT)
+        assert await demo.ended() == 0
+
+
 async def test_examples_that_the_demo_prints_do_what_they_say() -> None:
     async with fedproxy("demo", "--port", 0, "--members", 1) as demo:
         await demo.line(LAST)
         edge, operators = (
-            re.findall(rf"^  {label}  +(http://\S+)/$", demo.output, re.MULTILINE)[0]
+            re.findall(rf"^  {label} +(http://\S+)/$", demo.output, re.MULTILINE)[0]
             for label in ("the edge", "for operators")
         )
         ill, well = re.findall(r"curl -X POST (\S+)$", demo.output, re.MULTILINE)
         token = re.findall(r"FEDPROXY_ADMIN_TOKEN=(\S+)", demo.output)[0]
         assert f"FEDPROXY_ADMIN={operators} " in demo.output
-        assert re.search(
-            r"-m fedproxy drain toy-oxford; .*-m fedproxy members; .*-m fedproxy ready toy-oxford$",
-            demo.output,
-            re.MULTILINE,
-        )
+        typed = re.findall(r"^  \S+ -m fedproxy (.+)$", demo.output, re.MULTILINE)
+        assert typed == ["drain toy-oxford", "members", "ready toy-oxford"]
         async with aiohttp.ClientSession() as client:
             for url, status in (ill, 503), (well, 200):
                 async with client.post(url) as response:
