@@ -21,7 +21,7 @@ import uvloop
 from click.shell_completion import CompletionItem
 
 from fedproxy import __version__
-from fedproxy.config import Address, convert, fault_lines, load, not_in_force
+from fedproxy.config import Address, convert, fault_lines, load
 from fedproxy.config.address import LINK, LOCATION, ORIGIN
 from fedproxy.config.load import read_text
 from fedproxy.config.units import AMOUNT, FILE, Kind
@@ -64,8 +64,6 @@ def serve(file: Path, workers: int | None) -> None:
     """Run the edge until SIGTERM or SIGINT."""
     config = _with_workers(_load(file), workers)
     _say(f"fedproxy {__version__}: {_members(config)} from {file}")
-    for key in not_in_force(config):
-        _say(f"{file}: {key}: accepted, not in force yet")
     try:
         uvloop.run(_serve(file, config, workers))
     except ConfigError as error:
@@ -176,8 +174,6 @@ def demo(port: int, members: int) -> None:
 def check(file: Path) -> None:
     """Validate a config: exit 0, or 2 with every fault."""
     config = _load(file)
-    for key in not_in_force(config):
-        click.echo(f"{file}: {key}: accepted, not in force yet")
     click.echo(f"{file}: valid, {_members(config)}")
 
 

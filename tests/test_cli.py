@@ -17,7 +17,7 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 
 from fedproxy.cli import main
-from fedproxy.config import parse, report
+from fedproxy.config import parse
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.web.admin import create_admin_app
 from tests.program import Program, fedproxy
@@ -71,17 +71,6 @@ def test_check_of_a_valid_file_counts_its_members(write: Write) -> None:
     file = write({"members": MEMBERS})
     result = run("check", file)
     assert (result.exit_code, result.output) == (0, f"{file}: valid, 2 members\n")
-
-
-def test_check_says_which_keys_are_not_in_force(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "PENDING", ("rate",))
-    file = write({"rate": {"launches": 5}, "members": {"a": {"url": "http://a.example"}}})
-    result = run("check", file)
-    assert result.exit_code == 0
-    assert result.output.splitlines() == [
-        f"{file}: rate: accepted, not in force yet",
-        f"{file}: valid, 1 member",
-    ]
 
 
 def test_check_of_a_faulty_file_says_every_fault(write: Write) -> None:

@@ -3,10 +3,9 @@
 from fedproxy.config.address import Address, MemberAddress, member_address
 from fedproxy.config.load import convert, load, member_from, parse, to_yaml
 from fedproxy.config.model import Config, Listener, Member, Organisation, Route
-from fedproxy.config.report import PENDING, fault_lines, masked, not_in_force
+from fedproxy.config.report import fault_lines, masked
 
 __all__ = [
-    "PENDING",
     "Address",
     "Config",
     "Listener",
@@ -20,7 +19,6 @@ __all__ = [
     "masked",
     "member_address",
     "member_from",
-    "not_in_force",
     "parse",
     "to_yaml",
 ]

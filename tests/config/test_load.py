@@ -21,9 +21,7 @@ from fedproxy.config import (
     load,
     masked,
     member_from,
-    not_in_force,
     parse,
-    report,
 )
 from fedproxy.config.check import MAX_FAULTS
 from fedproxy.config.reference import render
@@ -498,26 +496,6 @@ def test_masked_config_is_json_without_secrets() -> None:
     assert masked(parse(MINIMAL, {}))["admin"]["token"] is None
 
 
-def test_keys_that_are_not_in_force_are_those_that_the_operator_set() -> None:
-    assert not_in_force(parse(MINIMAL, {})) == []
-    assert (
-        not_in_force(parse(MINIMAL + "workers: 1\nlisten: [{address: 'a:1', proxy_protocol: false}]", {}))
-        == []
-    )
-
-
-def test_only_what_asks_for_something_is_not_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = ("workers", "rate", "listen.*.proxy_protocol", "members.*.max_launches", "admin.token")
-    monkeypatch.setattr(report, "PENDING", keys)
-    listen = "listen: [{address: 'a:1', proxy_protocol: true}, {address: 'b:1', proxy_protocol: false}]"
-    config = parse(
-        f"workers: 2\nrate: {{launches: 3}}\n{listen}\nadmin: {{address: 'c:1'}}\n"
-        "members: {a: {url: https://a, max_launches: 1}, b: {url: https://b}}",
-        {},
-    )
-    assert not_in_force(config) == ["workers", "rate", "listen.0.proxy_protocol", "members.a.max_launches"]
-
-
 def test_example_of_the_project_is_valid_and_has_every_key() -> None:
     path = ROOT / "conf" / "mybinder.yaml"
     config = load(path, {})
@@ -596,4 +574,3 @@ def check(text: str) -> None:
         assert all("\n" not in line for line in fault_lines("f", error))
     else:
         json.dumps(masked(config))
-        not_in_force(config)
