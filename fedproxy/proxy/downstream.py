@@ -55,8 +55,18 @@ _AS_SENT = 0  # ... as the member sent it
 _LINGER = 5.0
 _SMALL = 16 * 1024
 _AFTER = 30  # seconds, after which it may be worth trying again
-# What the edge itself tells the server of its own pages.
-_SAID_HERE = (b"connection:", b"x-request-id:", b"x-forwarded-", b"x-real-ip:", b"forwarded:")
+# What the edge itself tells the server of its own pages, or does not: no page takes a body.
+_SAID_HERE = (
+    b"connection:",
+    b"x-request-id:",
+    b"x-forwarded-",
+    b"x-real-ip:",
+    b"forwarded:",
+    b"content-length:",
+    b"transfer-encoding:",
+    b"expect:",
+    b"upgrade:",
+)
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _ID = b"X-Request-ID: "
@@ -524,7 +534,7 @@ class Downstream(Flow):
         )
 
     def _hand_over(self, ask: Ask, block: HeaderBlock, data: bytes) -> None:
-        """One of the edge's own pages: the transport and all that was read go to aiohttp's server."""
+        """One of the edge's own pages: the transport and the request's head go to aiohttp's server."""
         edge = self.edge
         if edge.local is None:
             self._refuse(BadRequest())
@@ -537,7 +547,7 @@ class Downstream(Flow):
             if not line.lower().replace(b"_", b"-").startswith(_SAID_HERE)
         ]
         lines += [b"Connection: close", b"X-Request-ID: " + self.request_id]
-        request = b"\r\n".join(lines) + b"\r\n" + self.forwarded + b"\r\n" + data[end + 4 :]
+        request = b"\r\n".join(lines) + b"\r\n" + self.forwarded + b"\r\n"
         edge.connections.discard(self)
         OwnPage(self, edge.local()).begin(request)
 

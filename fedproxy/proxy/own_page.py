@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class OwnPage(Flow):
-    """Passes everything on to `handler`, and keeps the connection within the edge's limits meanwhile.
+    """Lets `handler` answer one request, and keeps the connection within the edge's limits meanwhile.
 
-    The connection ends with the page. It has `timeouts.request_idle` for it, and after that for as long as
-    the visitor goes on reading.
+    The connection ends with the page. It has `timeouts.request_idle` for it, and again for each part that the
+    visitor reads.
     """
 
     unsent = 0
@@ -26,7 +26,6 @@ class OwnPage(Flow):
         self.edge = downstream.edge
         self.transport = downstream.transport
         self.handler = handler
-        self.data_received = handler.data_received  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         return f"<OwnPage {self.downstream.client.decode('latin-1')}>"
@@ -38,6 +37,9 @@ class OwnPage(Flow):
         self.transport.set_protocol(self)
         self.handler.connection_made(self.transport)
         self.handler.data_received(request)
+
+    def data_received(self, data: bytes) -> None:
+        """What follows the request's head is thrown away, as a body is that nobody asked for."""
 
     def eof_received(self) -> bool | None:
         return self.handler.eof_received()
