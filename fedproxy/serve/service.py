@@ -7,6 +7,7 @@ The fleet is a data plane in this process (`workers: 1`) or worker processes.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import socket
@@ -91,6 +92,7 @@ class Service:
         self.reloads = {"success": 0, "failure": 0}
         self.reloaded_at: float | None = None
         self._serving = False
+        self._workers = 0
 
     _fleet: Fleet
 
@@ -133,7 +135,7 @@ class Service:
         try:
             find_targets(self.config)
             self._certificates = self._open_certificates(self.config)
-            workers = count_workers(self.config)
+            workers = self._workers = count_workers(self.config)
             self._sockets.open(self.config.listen, workers)
             await self._listen_admin(self.config)
             self._fleet = self._fleet_of(workers)
@@ -156,7 +158,7 @@ class Service:
 
     def _put(self) -> Put:
         intents = {name: self._state.intent(name) for name in self.config.active_members}
-        return Put(self.config, intents, count_workers(self.config))
+        return Put(self.config, intents, self._workers)
 
     async def _listen_admin(self, config: Config) -> None:
         """Opens the admin listener of a config, and then closes the one before. Raises OSError."""
@@ -352,15 +354,15 @@ class Service:
         find_targets(config)
         certificates = self._open_certificates(config)
         workers = count_workers(config)
-        old, old_workers = self.config, count_workers(self.config)
-        before = self.config, self._own, self._state
+        old, old_workers = self.config, self._workers
+        before = self.config, self._own, self._state, self._workers
         moved = workers != old_workers or [*map(shape, config.listen)] != [*map(shape, old.listen)]
         if moved:
             self._sockets.open(config.listen, max(workers, old_workers))
         try:
             if config.admin.address != old.admin.address:
                 await self._listen_admin(config)
-            self.config, self._own, self._state = config, own, state
+            self.config, self._own, self._state, self._workers = config, own, state, workers
             if not moved:
                 self._fleet.put(self._put())
             elif workers == 1 and isinstance(self._fleet, Inside):
@@ -369,11 +371,11 @@ class Service:
             else:
                 await self._replace_fleet(workers)
         except (ConfigError, OSError, StartError):
-            self.config, self._own, self._state = before
+            self.config, self._own, self._state, self._workers = before
             raise
         finally:
             if moved:
-                self._sockets.close_others(self.config.listen, count_workers(self.config))
+                self._sockets.close_others(self.config.listen, self._workers)
         self._certificates = certificates
         self._probe_again()
 
@@ -449,7 +451,17 @@ class Service:
 
 def count_workers(config: Config) -> int:
     """How many workers a config asks for; `auto` is one for each processor that this process may use."""
-    return len(os.sched_getaffinity(0)) if config.workers == "auto" else config.workers
+    return _processors() if config.workers == "auto" else config.workers
+
+
+def _processors() -> int:
+    """How many there are, or how many of them a container's limit comes to."""
+    count = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            count = min(count, max(1, math.ceil(int(quota) / int(period))))
+    return count
 
 
 def _signature(file: Path | None) -> tuple[int, ...] | None:
