@@ -7,6 +7,7 @@ import asyncio
 import yaml
 
 from fedproxy.config import parse
+from fedproxy.proxy.downstream import Downstream
 from tests.rig import Conn, answer, edge, until
 
 HEAD = b"Host: hub.test\r\n\r\n"
@@ -22,6 +23,7 @@ async def test_own_answers_wait_for_a_visitor_who_reads_none() -> None:
         sending = asyncio.ensure_future(client.send((b"GET /f HTTP/1.1\r\n" + HEAD) * 5_000))
         await until(lambda: running.buffered() > 0, "the visitor's side is full")
         (connection,) = running.service.edge.connections
+        assert isinstance(connection, Downstream)
         await until(lambda: not connection.reading, "the edge reads no more")
         assert running.buffered() < 512 * 1024
         assert len(connection.held) < 512 * 1024
