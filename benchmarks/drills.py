@@ -289,7 +289,11 @@ async def scrape(client: aiohttp.ClientSession, port: int) -> Figures:
         retries=sum(int(sample.value) for sample in families["fedproxy_retries"]),
         exhausted=int(families["fedproxy_retry_budget_exhausted"][0].value),
         errors=victims("fedproxy_upstream_errors", "reason"),
-        answered_503=victims("fedproxy_requests", "code").get("503", 0),
+        # Passed on, or passed over for another member's.
+        answered_503=sum(
+            victims(name, label).get("503", 0)
+            for name, label in (("fedproxy_requests", "code"), ("fedproxy_retries", "reason"))
+        ),
         opened=victims("fedproxy_breaker_transitions", "to").get("open", 0),
     )
 
