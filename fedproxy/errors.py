@@ -260,6 +260,15 @@ class AllFull(EdgeError):
     detail = "Every member of the federation is busy at the moment. Please try again in a minute."
 
 
+class OutOfFiles(EdgeError):
+    """No file is left for a connection to a member."""
+
+    status = 503
+    reason = "descriptors"
+    termination = "PC"
+    detail = "This edge is busy at the moment. Please try again in a minute."
+
+
 class Drained(EdgeError):
     """The edge is going down, and the time for what was under way has run out."""
 

@@ -90,9 +90,8 @@ _BUILDING: Final = frozenset(("waiting", "fetching", "unknown", "building", "pus
 _PHASES: Final = _BUILDING | {"built", "launching", "ready", "failed"}
 # BinderHub itself takes both for one.
 _SAME: Final = {"failure": "failed"}
-
-# A phase in its usual place; a quote within a message is escaped, so a message cannot look like one.
-_PHASE: Final = re.compile(rb'"phase": ?"([a-z]+)"').search
+# No event begins or ends with it.
+_NOTHING: Final = b"\0"
 
 
 class FailureTable:
@@ -144,7 +143,8 @@ class Launch:
     """
 
     __slots__ = (
-        "_phase",
+        "_first",
+        "_last",
         "_since",
         "_table",
         "decision",
@@ -158,7 +158,8 @@ class Launch:
 
     def __init__(self, table: FailureTable, now: float) -> None:
         self._table = table
-        self._phase = b""
+        # What an event of the same phase ends or begins with: by repo2docker, and by BinderHub.
+        self._last = self._first = _NOTHING
         self._since = now
         self.started = now
         self.decision = _HOLD
@@ -189,11 +190,9 @@ class Launch:
         """Takes one event, None for one that was too large to be read; True if the launch ended with it."""
         if self.end is not None:
             return False
-        if data is not None:
-            # Most of a stream are lines of a build's log, and a look at their phase is enough.
-            named = _PHASE(data)
-            if named is not None and named[1] == self._phase:
-                return False
+        # Most of a stream are lines of a build's log. (A quote within a message is escaped.)
+        if data is not None and (data.endswith(self._last) or data.startswith(self._first)):
+            return False
         said = _object(data)
         phase = said.get("phase")
         phase = _SAME.get(phase, phase) if isinstance(phase, str) else None
@@ -249,7 +248,9 @@ class Launch:
             self.phases[self.phase] = self.phases.get(self.phase, 0.0) + now - self._since
         self._since = now
         self.phase = phase
-        self._phase = phase.encode() if phase is not None else b""
+        if phase is not None:
+            self._last = b'"phase": "%b"}' % phase.encode()
+            self._first = b'{"phase": "%b"' % phase.encode()
 
     def _decide(self, decision: Decision) -> None:
         if self.decision is _HOLD:

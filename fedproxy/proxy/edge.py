@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from fedproxy.proxy.policy import Endpoint, Policy, Rate
     from fedproxy.proxy.tunnel import Tunnel
 
+# JupyterHub's and its users' own paths: a 503 there is about a server that does not run.
+_SESSIONS = (b"/user/", b"/hub/")
+
 
 @dataclass(slots=True)
 class Ask:
@@ -48,6 +51,7 @@ class Ask:
     renews: bool  # its response renews the cookie
     build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
     launch: bool  # a launch, if an event stream is asked for
+    stays: bool = False  # about a session, which no other member has
     banned: bool = False  # asks for a repository that the operator does not serve
 
 
@@ -249,6 +253,7 @@ class Edge:
             renews=build or path.startswith(b"/v2/"),
             build=build,
             launch=build and line.method == b"GET" and path.count(b"/") > 2,
+            stays=path.startswith(_SESSIONS),
             banned=bool(bans.repositories) and bans.repository(path),
         )
 
@@ -318,6 +323,13 @@ class Edge:
         """Closes the connections that serve nobody just now."""
         for downstream in list(self.connections):
             downstream.close_if_idle()
+
+    def close_idle_upstreams(self) -> bool:
+        """Closes every idle connection to a member; False if there is none."""
+        idle = self.idle()
+        for pool in self.pools.values():
+            pool.expire(float("inf"))
+        return idle > 0
 
     def log_exchange(self, exchange: Exchange, now: float) -> None:
         """Writes the line of an exchange that is over."""

@@ -22,6 +22,7 @@ from fedproxy.errors import (
     AllFull,
     BodyStalled,
     BodyTimeout,
+    EdgeError,
     ExchangeError,
     MemberError,
     NoMember,
@@ -47,6 +48,8 @@ _MOVED = Source.MOVED
 _SUCCESS = Outcome.SUCCESS
 _FAILURE = Outcome.FAILURE
 _IGNORED = Outcome.IGNORED
+# A member that says so is no worse than one that says nothing. A 500 is about the request as likely as not.
+_PASSED_OVER = frozenset((502, 503, 504))
 
 
 class Visitor(Protocol):
@@ -172,6 +175,11 @@ class Exchange:
             self.connecting = None
             self.on_failure(error)
             return
+        except EdgeError as error:
+            self.connecting = None
+            if not self.settled:
+                self.cut(error)
+            return
         self.connecting = None
         if self.settled:
             upstream.release(self.edge.clock())
@@ -239,18 +247,16 @@ class Exchange:
 
         COMMIT: from here on the visitor has seen something, and there is no other attempt.
         """
+        failing = head.status in self.edge.policy.failing
+        if head.status in _PASSED_OVER and not self.is_launch and self._passed_over(head.status, done):
+            return
         self.committed = True
         self.held = None
         self.status = head.status
         self.bytes_out = len(body)
         now = self.first_byte_at = self.edge.clock()
         lease = self.lease
-        if (
-            lease is not None
-            and not lease.member.breaker.closed
-            and head.status not in self.edge.policy.failing
-            and not self.watched
-        ):
+        if lease is not None and not lease.member.breaker.closed and not failing and not self.watched:
             # A trial need not wait for the end of a stream of an hour.
             self.edge.federation.answered(lease, now)
         self.visitor.send_head(self, head, body, done)
@@ -297,14 +303,7 @@ class Exchange:
         if self.committed:
             self._break(error, now)
             return
-        if may_retry(
-            idempotent=self.ask.line.idempotent,
-            delivered=error.delivered,
-            committed=self.committed or self.interims > 0,
-            replayable=self.held is not None or not self.bytes_in,
-            attempts=self.attempts,
-            max_attempts=edge.policy.attempts,
-        ):
+        if self._may_retry(error.delivered):
             if stale and edge.pools.get(member.name) is self.pool:
                 # The member's habit, not its failure: the same one again, on a connection of its own.
                 again = edge.federation.acquire_member(member, lease.source, self.tried, now, self.is_launch)
@@ -318,6 +317,34 @@ class Exchange:
                     self._attempt(after)
                     return
         self._give_up(member, error)
+
+    def _may_retry(self, delivered: bool) -> bool:
+        return may_retry(
+            idempotent=self.ask.line.idempotent,
+            delivered=delivered,
+            committed=self.committed or self.interims > 0,
+            replayable=self.held is not None or not self.bytes_in,
+            attempts=self.attempts,
+            max_attempts=self.edge.policy.attempts,
+        )
+
+    def _passed_over(self, status: int, done: bool) -> bool:
+        """Whether another member is asked, and a failing answer not passed on."""
+        lease, upstream = self.lease, self.upstream
+        if lease is None or upstream is None or self.ask.stays or not self._may_retry(delivered=True):
+            return False
+        now = self.edge.clock()
+        after = self._next(lease.member, str(status), now)
+        if after is None:
+            return False
+        self.edge.federation.settle(lease, _FAILURE, now)
+        self.upstream = None
+        if done and self.body_done:
+            upstream.release(now)
+        else:
+            upstream.abort()
+        self._attempt(after)
+        return True
 
     def _give_up(self, member: Member, error: MemberError) -> None:
         """The last attempt failed, and the visitor is told so."""

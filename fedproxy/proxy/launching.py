@@ -47,9 +47,10 @@ class Waiting:
 
     __slots__ = ("body", "found", "head", "size", "timer")
 
-    def __init__(self, head: ResponseHead, timer: asyncio.TimerHandle) -> None:
+    timer: asyncio.TimerHandle
+
+    def __init__(self, head: ResponseHead) -> None:
         self.head = head
-        self.timer = timer
         self.body: list[bytes] = []
         self.size = 0
         self.found = False
@@ -95,9 +96,9 @@ class LaunchExchange(Exchange):
         else:
             self._read(body)
         if policy.failover and policy.hold and self.may_move():
-            timer = asyncio.get_running_loop().call_later(policy.hold, self._release)
-            self.waiting = Waiting(head, timer)
-            self._wait(self.waiting, launch, body, done)
+            waiting = self.waiting = Waiting(head)
+            waiting.timer = asyncio.get_running_loop().call_later(policy.hold, self._release, waiting)
+            self._wait(waiting, launch, body, done)
         else:
             self._note()
             super().on_head(head, body, done)
@@ -126,7 +127,7 @@ class LaunchExchange(Exchange):
         for event in reader.feed(data):
             if launch.event(event, now) and launch.blame is not None:
                 self.edge.federation.judge(lease, launch.blame, now)
-        if launch.building and not lease.member.breaker.closed:
+        if not lease.member.breaker.closed and launch.building:
             # A build may take an hour, for which no other trial would be let through. But an image that
             # is there says nothing yet of a member whose servers do not start: that trial waits for the end.
             self.edge.federation.answered(lease, now)
@@ -146,20 +147,17 @@ class LaunchExchange(Exchange):
             if launch.phase is not None and not waiting.found:
                 self._hurry(waiting)
             return
-        self._release(done)
+        self._release(waiting, done)
 
     def _hurry(self, waiting: Waiting) -> None:
         loop = asyncio.get_running_loop()
         waiting.found = True
         when = min(waiting.timer.when(), loop.time() + _FOUND)
         waiting.timer.cancel()
-        waiting.timer = loop.call_at(when, self._release)
+        waiting.timer = loop.call_at(when, self._release, waiting)
 
-    def _release(self, done: bool = False) -> None:
+    def _release(self, waiting: Waiting, done: bool = False) -> None:
         """COMMIT: what waited goes on, and nothing waits any more."""
-        waiting = self.waiting
-        if waiting is None:
-            return
         self._stop_waiting()
         self._note()
         super().on_head(waiting.head, b"".join(waiting.body), done)

@@ -8,6 +8,7 @@ that means for the request is the exchange's business.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +20,7 @@ from fedproxy.errors import (
     ConnectFailed,
     ConnectTimeout,
     MemberError,
+    OutOfFiles,
     ResponseLost,
     StaleConnection,
     TLSFailed,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.exchange import Exchange
     from fedproxy.proxy.policy import Endpoint
 
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 _AWAITING_HEAD = -1
 _UNTIL_CLOSE = 1 << 62
 _LONGEST_HEAD = 64 * 1024
@@ -265,7 +268,22 @@ class Pool:
         self.expire(float("inf"))
 
     async def connect(self) -> Upstream:
-        """A new connection. Raises `ConnectFailed` or one of its kinds within `timeouts.connect`."""
+        """A new connection.
+
+        Raises `ConnectFailed` or one of its kinds within `timeouts.connect`, and `OutOfFiles` if there are
+        none left, not even of idle connections.
+        """
+        try:
+            return await self._connect()
+        except OutOfFiles:
+            if not self.edge.close_idle_upstreams():
+                raise
+        # They are closed by the turn after the next.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return await self._connect()
+
+    async def _connect(self) -> Upstream:
         endpoint = self.endpoint
         loop = asyncio.get_running_loop()
         try:
@@ -289,5 +307,7 @@ class Pool:
         except ssl.SSLError as error:
             raise TLSFailed from error
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _OUT_OF_FILES:
+                raise OutOfFiles from error
             # ValueError: a name that no resolver takes.
             raise ConnectFailed from error

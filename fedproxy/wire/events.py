@@ -23,10 +23,11 @@ class EventReader:
     over `most` bytes, of which nothing is kept. An event without data is none. No input is an error.
     """
 
-    __slots__ = ("_at_start", "_cr", "_data", "_has_data", "_line", "_most", "_over", "_skipping")
+    __slots__ = ("_at_start", "_cr", "_data", "_fresh", "_has_data", "_line", "_most", "_over", "_skipping")
 
     def __init__(self, most: int = MOST_DATA) -> None:
         self._most = most
+        self._fresh = False  # nothing of what follows is set
         self._at_start = True  # where a byte order mark may stand
         self._cr = False  # the last byte was a CR, whose LF may follow
         self._line = bytearray()  # the beginning of a line
@@ -38,17 +39,18 @@ class EventReader:
     def feed(self, data: bytes) -> list[bytes | None]:
         """The events that end in `data`."""
         if (
-            data.startswith(b"data: ")
+            self._fresh
+            and data.startswith(b"data: ")
+            and data.endswith(b"\n\n")
             and data.find(b"\n") == len(data) - 2
-            and data.endswith(b"\n")
             and b"\r" not in data
-            and not (self._line or self._skipping or self._has_data)
             and len(data) <= self._most
         ):
-            # The usual case: one whole event. (Its own LF cannot be one that a CR is waiting for.)
-            self._at_start = self._cr = False
+            # The usual case: one whole event.
             return [data[6:-2]]
-        return self._read(data)
+        events = self._read(data)
+        self._fresh = not (self._at_start or self._cr or self._line or self._skipping or self._has_data)
+        return events
 
     def _read(self, data: bytes) -> list[bytes | None]:
         if self._at_start:
@@ -67,10 +69,11 @@ class EventReader:
         for end in _LINE_END.finditer(data):
             self._end_line(data[at : end.start()], events)
             at = end.end()
-        if at == len(data):
+        if at < len(data):
+            if not self._skipping:
+                self._keep(data[at:])
+        elif data:
             self._cr = data.endswith(b"\r")
-        elif not self._skipping:
-            self._keep(data[at:])
         return events
 
     def _keep(self, piece: bytes) -> None:
