@@ -60,6 +60,11 @@ class Process:
     def __repr__(self) -> str:
         return f"<Process {self.name} pid={self._popen.pid} returncode={self._popen.returncode}>"
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._popen.pid
+
     def cpu(self) -> Cpu:
         """What the process and all its descendants have used so far."""
         ticks = [0, 0]
@@ -169,7 +174,7 @@ class Peer:
         return found[0] if found else "unknown"
 
 
-def _nginx(folder: Path, name: str, body: str) -> list[str]:
+def nginx_command(folder: Path, name: str, body: str) -> list[str]:
     """Write an nginx config that runs in the foreground, as anybody, and keeps to `folder`."""
     # Without this line nginx started by root drops to a user who cannot read a temporary folder.
     user = "user root;" if os.geteuid() == 0 else ""
@@ -212,7 +217,7 @@ def members_command(folder: Path, ports: Sequence[int]) -> list[str]:
         for port in ports
     )
     body = f"    default_type application/json;\n    open_file_cache max=16;\n    sendfile on;\n{servers}"
-    return _nginx(folder, "members", body)
+    return nginx_command(folder, "members", body)
 
 
 def _nginx_peer(folder: Path, port: int, members: Sequence[int]) -> list[str]:
@@ -244,7 +249,7 @@ def _nginx_peer(folder: Path, port: int, members: Sequence[int]) -> list[str]:
             add_header Set-Cookie $new_cookie;
         }}
     }}"""
-    return _nginx(folder, "nginx", body)
+    return nginx_command(folder, "nginx", body)
 
 
 def _haproxy(folder: Path, port: int, members: Sequence[int]) -> list[str]:

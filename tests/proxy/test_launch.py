@@ -499,6 +499,25 @@ async def test_secrets_of_ready_are_in_no_log() -> None:
         assert "s3cret" not in json.dumps(await last(running))
 
 
+async def test_stream_that_ends_with_its_connection_is_read_too() -> None:
+    go = asyncio.Event()
+
+    async def in_two(conn: Conn) -> None:
+        await conn.request()
+        conn.send(UNTIL_CLOSE, BUILT[:9])
+        await go.wait()
+        conn.send(BUILT[9:], LAUNCHING, READY)
+
+    async with launched({"a": in_two, "b": says(*CACHED)}) as running:
+        client = await running.client()
+        await client.send(LAUNCH)
+        await until(lambda: waits(running), "a response that waits")
+        go.set()
+        response = await client.response()
+        assert (response.framing, response.body) == ("chunked", streams(*CACHED))
+        assert (await last(running))["launch"] == "ready"
+
+
 async def test_encoded_stream_is_passed_on_unread() -> None:
     head = HEAD[:-2] + b"Content-Encoding: gzip\r\n\r\n"
     async with launched({"a": says(QUOTA, head=head), "b": says(*CACHED)}) as running:

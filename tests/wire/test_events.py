@@ -158,3 +158,8 @@ def test_tap_sees_the_payload_and_changes_nothing(
 )
 def test_launch_accepts_an_event_stream_and_nothing_else(block: bytes, asked: bool) -> None:
     assert asked_for(block) is asked
+
+
+def test_nothing_in_between_changes_nothing() -> None:
+    assert read([b"data: a\r", b"", b"\ndata: b\n\n"]) == [b"a\nb"]
+    assert read([b"data: a\n", b"", b"\n", b""]) == [b"a"]
