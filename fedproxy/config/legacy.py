@@ -1,7 +1,9 @@
 """The `config.json` of federation-redirect, the program before this one, as a config of this one.
 
-What it did: send `/build/` to a member with a 307, badges to static.mybinder.org with a 301, and pass
-everything else on to the prime member. A host that is null, or has no weight, takes no part.
+What it did: send `/build/` to a member with a 307, badges to static.mybinder.org with a 301, answer
+`/metrics` itself, and pass everything else on to the prime member. A host that is null, or has no weight,
+takes no part. `admin` and `trusted_proxies` may stand beside its keys, so that the same file says where
+Kubernetes and Prometheus ask, and who is believed about addresses.
 """
 
 from __future__ import annotations
@@ -15,8 +17,19 @@ from fedproxy.config import address as addr
 from fedproxy.config import units
 from fedproxy.config.check import model_from
 from fedproxy.config.document import Finding
-from fedproxy.config.model import Amount, Config, Count, CountOrNone, Flag, Health, Probed, Seconds, Section
-from fedproxy.config.units import Kind
+from fedproxy.config.model import (
+    Admin,
+    Amount,
+    Config,
+    Count,
+    CountOrNone,
+    Flag,
+    Health,
+    Probed,
+    Seconds,
+    Section,
+)
+from fedproxy.config.units import Kind, Network
 
 _BADGES = {
     "/badge_logo.svg": "https://static.mybinder.org/badge_logo.svg",
@@ -24,6 +37,7 @@ _BADGES = {
     "/assets/images/badge.svg": "https://static.mybinder.org/badge.svg",
 }
 _HEALTH = Health()
+_BESIDE = ("admin", "trusted_proxies")
 _HOURS = Kind("number", "a number of hours above 0", units.within(units.number, 0, 87_600, above=True))
 
 
@@ -55,6 +69,8 @@ class _Legacy(_Lenient):
     load_balancer: Literal["rendezvous", "random"] = "rendezvous"
     pod_headroom: CountOrNone = _HEALTH.pod_headroom
     host_cookie_age_hours: Annotated[float, _HOURS] | None = None
+    admin: Admin = Admin()
+    trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = ()
 
 
 def is_legacy(data: object) -> bool:
@@ -70,7 +86,7 @@ def convert_data(data: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
             "is not a key of the old format, expected `members` in place of `hosts`",
         )
         for key in Config.model_fields
-        if key in data
+        if key in data and key not in _BESIDE
     ]
     hosts = data["hosts"]
     if isinstance(hosts, dict):
@@ -83,7 +99,8 @@ def convert_data(data: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     if not primes:
         findings.append((("hosts",), "has no host with `prime`, expected one"))
         return {}, findings
-    return _converted(legacy, primes[0]), findings
+    beside = {key: data[key] for key in _BESIDE if data.get(key) is not None}
+    return beside | _converted(legacy, primes[0]), findings
 
 
 def _converted(legacy: _Legacy, prime: str) -> dict[str, Any]:
@@ -111,6 +128,7 @@ def _converted(legacy: _Legacy, prime: str) -> dict[str, Any]:
         },
         "routes": [
             *({"path": path, "redirect": url, "status": 301} for path, url in _BADGES.items()),
+            {"path": "/metrics", "status": 404},
             {"path": "/build/*", "to": "members", "mode": "redirect"},
             {"path": "/*", "to": "prime"},
         ],

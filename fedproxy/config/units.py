@@ -64,7 +64,7 @@ def number(value: object) -> float | None:
         return None
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         return float(value)
-    if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 1e18:
+    if isinstance(value, int | float) and abs(value) < 1e18:
         return float(value)
     return None
 

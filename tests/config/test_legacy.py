@@ -58,6 +58,7 @@ def test_old_config_behaves_as_before() -> None:
         ("/badge_logo.svg", "https://static.mybinder.org/badge_logo.svg", 301, None, "proxy"),
         ("/badge.svg", "https://static.mybinder.org/badge.svg", 301, None, "proxy"),
         ("/assets/images/badge.svg", "https://static.mybinder.org/badge.svg", 301, None, "proxy"),
+        ("/metrics", None, 404, None, "proxy"),
         ("/build/*", None, None, "members", "redirect"),
         ("/*", None, None, "prime", "proxy"),
     ]
@@ -87,6 +88,18 @@ def test_converted_file_reads_as_the_same_config_and_says_it_shortly() -> None:
     assert parse(text, {}) == parse(json.dumps(PRODUCTION), {})
     assert text.startswith(
         "affinity: {key: repository, max_age: 6h}\n\nbalancer: random\n\nload_bound: 1000\n"
+    )
+
+
+def test_admin_listener_and_trusted_proxies_may_stand_beside_the_old_keys() -> None:
+    old = minimal(admin={"address": "0.0.0.0:8081", "token": "$x"}, trusted_proxies=["10.0.0.0/8"])
+    config = parse(json.dumps(old), {})
+    assert (str(config.admin.address), *map(str, config.trusted_proxies)) == ("0.0.0.0:8081", "10.0.0.0/8")
+    assert config.admin.token is not None
+    assert config.admin.token.get_secret_value() == "$x"
+    assert parse(convert(json.dumps(old)), {}) == config
+    assert parse(json.dumps(minimal(admin=None, trusted_proxies=None)), {}) == parse(
+        json.dumps(minimal()), {}
     )
 
 
@@ -143,6 +156,15 @@ def test_any_old_config_converts_to_an_equal_one(hosts: dict[str, Any], balancer
             ["check.period: is 0, expected a duration above 0, such as 250ms, 15s or 4h"],
         ),
         (minimal(check=5), ["check: is 5, expected a mapping"]),
+        (
+            minimal(admin={"adress": "a:1"}, trusted_proxies=["x"], load_balancer=5),
+            [
+                "admin.adress: is not a known key, did you mean 'address'?",
+                "trusted_proxies.0: is 'x', expected a network such as 192.0.2.0/24 or 2001:db8::/32, "
+                "no bits set behind its prefix",
+                "load_balancer: is 5, expected rendezvous or random",
+            ],
+        ),
         (
             minimal(timeouts={}),
             ["timeouts: is not a key of the old format, expected `members` in place of `hosts`"],
