@@ -25,6 +25,9 @@ from fedproxy.decide.snapshot import Snapshot, Survey
 
 BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
+#: What federation-redirect called a reason, where it is another name here.
+_OLD_REASONS: Final = {"quota": "Pod quota"}
+
 _EDGES: Final = (*map(str, BOUNDS), "+Inf")
 
 Row = tuple[Sequence[str], float]
@@ -73,8 +76,20 @@ def create_registry(read: Callable[[], View]) -> CollectorRegistry:
     """A registry of the federation's metrics and this process's."""
     registry = CollectorRegistry()
     registry.register(FederationCollector(read))
-    ProcessCollector(registry=registry)
+    registry.register(_ThisProcess())
     return registry
+
+
+class _ThisProcess(Collector):
+    """The usual metrics of a process, which say of which one they are."""
+
+    def __init__(self) -> None:
+        self._usual = ProcessCollector(registry=None)
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._usual.collect():
+            metric.documentation += " Of the control process; with one worker there is no other."
+            yield metric
 
 
 def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
@@ -268,22 +283,29 @@ def _of_federation_redirect(members: Sequence[Snapshot]) -> Iterator[Metric]:
     """Names and types of the program before, which called a count a gauge; one health series a member."""
     yield _gauge(
         "federation_health",
-        "1 healthy, 0 unhealthy; reason is the first check that failed.",
+        "1 healthy, 0 unhealthy; reason is empty or the first check that failed.",
         ("member", "reason"),
-        (((m.name, "" if m.healthy else next(iter(m.reasons), "unknown")), int(m.healthy)) for m in members),
+        (((m.name, _old_reason(m)), int(m.healthy)) for m in members),
     )
     yield _gauge(
         "federation_health_check",
-        "1 if a check of a member's health passed, else 0.",
+        "1 if a check of a member's last probe passed, else 0; versions is one of them.",
         ("member", "check"),
         (((m.name, check), int(ok)) for m in members for check, ok in m.checks.items()),
     )
     yield _gauge(
         "federation_redirect_count",
-        "Requests routed to each member.",
+        "Requests routed to each member; reason is what chose it, as in fedproxy_affinity_total.",
         ("member", "reason"),
         (((m.name, source.value), m.counts.affinity.get(source, 0)) for m in members for source in Source),
     )
+
+
+def _old_reason(member: Snapshot) -> str:
+    if member.healthy:
+        return ""
+    reason = next(iter(member.reasons), "unknown")
+    return _OLD_REASONS.get(reason, reason)
 
 
 def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:

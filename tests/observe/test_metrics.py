@@ -156,8 +156,11 @@ def test_openmetrics_is_valid_and_says_the_same() -> None:
     assert ours(samples(read)) == ours(samples(parse_text(plain.decode())))
 
 
-def test_process_metrics_are_there() -> None:
-    assert "process_open_fds" in families(busy_view())
+def test_process_metrics_say_of_which_process_they_are() -> None:
+    found = families(busy_view())
+    assert {"process_open_fds", "process_resident_memory_bytes"} <= found.keys()
+    for name, family in found.items():
+        assert ("control process" in family.documentation) == name.startswith("process_")
 
 
 def test_health_has_one_series_a_member_and_no_stale_reason() -> None:
@@ -166,8 +169,12 @@ def test_health_has_one_series_a_member_and_no_stale_reason() -> None:
     def health() -> list[tuple[str, float]]:
         return [(s.labels["reason"], s.value) for s in families(view_of(ill))["federation_health"].samples]
 
-    ill.set_health(False, 0.0, ("versions",))
+    ill.set_health(False, 0.0, ("versions", "quota"))
     assert health() == [("versions", 0)]
+    ill.set_health(False, 0.0, ("quota",))
+    assert health() == [("Pod quota", 0)]
+    ill.set_health(False, 0.0, ("dns",))
+    assert health() == [("dns", 0)]
     ill.set_health(False, 0.0)
     assert health() == [("unknown", 0)]
     ill.set_health(True, 0.0)
