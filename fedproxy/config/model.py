@@ -99,7 +99,8 @@ class Listener(Section):
     tls: Tls | None = Field(default=None, description="Speak TLS here; without it, plain HTTP.")
     proxy_protocol: Flag = Field(
         default=False,
-        description="Every connection starts with a PROXY protocol header, version 1 or 2, with the client.",
+        description="Every connection starts with a PROXY protocol header, version 1 or 2, that says who the "
+        "client is, before TLS too. Any peer is believed, or only `trusted_proxies` if there are any.",
     )
     redirect_to_https: Flag = Field(
         default=False, description="Answer every request with a redirect to the same URL over https."
