@@ -234,6 +234,8 @@ def _between_routes(
 ) -> Iterator[Finding]:
     for index, route in routes.items():
         where = ("routes", index, "to")
+        if route.mode == "redirect":
+            yield from _away(index, route.to, members)
         if route.to is None or route.to == "members":
             continue
         if route.to == "prime":
@@ -247,6 +249,17 @@ def _between_routes(
             yield where, f"is {show(route.to)}, expected members, prime or a member's name{hint}"
         elif route.to in members and not members[route.to].active:
             yield where, f"is {show(route.to)}, a past member, expected an active one"
+
+
+def _away(index: int, to: str | None, members: Mapping[str, Member]) -> Iterator[Finding]:
+    """No visitor can be sent to a unix socket."""
+    for name, member in members.items():
+        meant = to in (None, "members", name) or (to == "prime" and member.prime)
+        if meant and member.active and member.url.startswith("unix:"):
+            yield (
+                ("routes", index, "mode"),
+                f"is 'redirect' to {name}, whose url is {member.url!r}, expected a URL",
+            )
 
 
 def _between_listeners(listen: Mapping[int, Listener], admin: object) -> Iterator[Finding]:

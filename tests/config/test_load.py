@@ -348,6 +348,15 @@ def test_ca_is_only_for_https(tmp_path: Path) -> None:
     assert faults(text) == ["members.a.ca: is set for http://a, expected an https:// member"]
 
 
+@pytest.mark.parametrize("to", ["members", "prime", "b"])
+def test_nobody_is_redirected_to_a_unix_socket(to: str) -> None:
+    members = "members: {a: {url: 'https://a'}, b: {url: 'unix:/run/b.sock', prime: true}}\n"
+    assert faults(f"{members}routes: [{{path: /x, to: {to}, mode: redirect}}]") == [
+        "routes.0.mode: is 'redirect' to b, whose url is 'unix:/run/b.sock', expected a URL"
+    ]
+    parse(f"{members}routes: [{{path: /x, to: {to}}}, {{path: /y, to: a, mode: redirect}}]", {})
+
+
 def test_listener_with_tls_does_not_redirect_to_https(tmp_path: Path) -> None:
     (tmp_path / "pem").write_text("x")
     pem = f"{tmp_path}/pem"
