@@ -1,15 +1,16 @@
 """The admin listener: a page for operators, the admin API, health and metrics.
 
 Reading is open to whoever reaches the listener; every write needs the token. A write is checked whole before
-anything of it is done.
+anything of it is done, and when it is answered all who serve know of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp_jinja2
@@ -18,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from fedproxy import __version__
 from fedproxy.decide.member import Intent
+from fedproxy.errors import ConfigError
 from fedproxy.observe.metrics import View, create_registry, expose
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id
 from fedproxy.web.page import environment, stylesheet
@@ -26,12 +28,14 @@ from fedproxy.web.view import describe, probed, shares
 
 if TYPE_CHECKING:
     from fedproxy.config import Config
-    from fedproxy.decide.snapshot import Snapshot, Survey
+    from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
 
 _REFRESH: Final = "5"
 _MOST: Final = 1e18
+_MEMBER: Final = "/members/{name:[^/]+}"
 _BODY_TIME: Final = 10.0  # seconds, for the whole of it
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class AdminState(Protocol):
@@ -63,7 +67,17 @@ class AdminState(Protocol):
         """The config in force, without its secrets."""
 
     async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
-        """The operator's word on a member, in every worker. Raises KeyError for no member's name."""
+        """The operator's word on a member, kept and told to all who serve.
+
+        Raises KeyError for no member's name, ConfigError, and OSError, with a sentence for its strerror, if
+        it cannot be kept. In each case nothing has changed.
+        """
+
+    async def join(self, name: str, settings: object) -> None:
+        """A member joins, or takes the place of the one of that name. Raises ConfigError, and OSError."""
+
+    async def leave(self, name: str) -> None:
+        """A member leaves. Raises as `change` does; ConfigError if the federation needs it."""
 
     async def reload(self) -> list[Fault]:
         """Reads the config again; what is wrong with it, or nothing if it is in force now."""
@@ -80,8 +94,10 @@ def create_admin_app(state: AdminState) -> web.Application:
     app.router.add_get("/health/live", admin.live)
     app.router.add_get("/health/ready", admin.ready)
     app.router.add_get("/members", admin.members)
-    app.router.add_get("/members/{name}", admin.member)
-    app.router.add_patch("/members/{name}", admin.change)
+    app.router.add_get(_MEMBER, admin.member)
+    app.router.add_patch(_MEMBER, admin.change)
+    app.router.add_put(_MEMBER, admin.join)
+    app.router.add_delete(_MEMBER, admin.leave)
     app.router.add_get("/config", admin.config)
     app.router.add_post("/reload", admin.reload)
     return app
@@ -139,8 +155,7 @@ class _Admin:
         return web.json_response({"members": self._described(await self._state.survey())})
 
     async def member(self, request: web.Request) -> web.Response:
-        survey = await self._state.survey()
-        return web.json_response(self._describe(survey, _named(survey, request)))
+        return web.json_response(self._described_one(await self._state.survey(), _name(request)))
 
     async def config(self, request: web.Request) -> web.Response:
         return web.json_response(self._state.config_masked(), dumps=_indented)
@@ -149,24 +164,41 @@ class _Admin:
 
     async def change(self, request: web.Request) -> web.Response:
         self._authorize(request)
-        member = _named(await self._state.survey(), request)
+        name = _name(request)
+        if name not in self._state.config.active_members:
+            raise _unknown()
         intent, weight = _read_change(await _body(request))
-        await self._state.change(member.name, intent, weight)
+        faults = await _write(self._state.change(name, intent, weight))
+        if faults:
+            return _refuse(request, faults)
+        return web.json_response(self._described_one(await self._state.survey(), name))
+
+    async def join(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        name, settings = _name(request), await _body(request)
+        known = name in self._state.config.active_members
+        faults = await _write(self._state.join(name, settings))
+        if faults:
+            return _refuse(request, faults)
+        # Whoever has answered this has taken the member over: they are asked in the order they were told.
         survey = await self._state.survey()
-        return web.json_response(self._describe(survey, _named(survey, request)))
+        if survey.named(name) is None:
+            # It was put as a past member, of whom there is nothing to describe.
+            return web.Response(status=204)
+        return web.json_response(self._described_one(survey, name), status=200 if known else 201)
+
+    async def leave(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        faults = await _write(self._state.leave(_name(request)))
+        if faults:
+            return _refuse(request, faults)
+        await self._state.survey()
+        return web.Response(status=204)
 
     async def reload(self, request: web.Request) -> web.Response:
         self._authorize(request)
         faults = await self._state.reload()
-        if not faults:
-            return web.json_response({"reloaded": True})
-        answer = {
-            "error": "Unprocessable Content",
-            "detail": "; ".join(map(str, faults)),
-            "request_id": request_id(request),
-            "faults": [{"path": fault.path, "message": fault.message} for fault in faults],
-        }
-        return web.json_response(answer, status=422)
+        return _refuse(request, faults) if faults else web.json_response({"reloaded": True})
 
     def _authorize(self, request: web.Request) -> None:
         token = self._state.config.admin.token
@@ -175,7 +207,7 @@ class _Admin:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         expected = token.get_secret_value().encode()
         if scheme.lower() != "bearer" or not hmac.compare_digest(
-            given.strip().encode("utf-8", "surrogateescape"), expected
+            given.strip(" ").encode("utf-8", "surrogateescape"), expected
         ):
             raise RefusedError(
                 401, "This needs the admin token.", {"WWW-Authenticate": 'Bearer realm="fedproxy"'}
@@ -186,8 +218,11 @@ class _Admin:
     def _is_ready(self, survey: Survey) -> bool:
         return self._state.listening and any(member.available for member in survey.members)
 
-    def _describe(self, survey: Survey, member: Snapshot) -> dict[str, Any]:
-        return next(found for found in self._described(survey) if found["name"] == member.name)
+    def _described_one(self, survey: Survey, name: str) -> dict[str, Any]:
+        found = next((found for found in self._described(survey) if found["name"] == name), None)
+        if found is None:
+            raise _unknown()
+        return found
 
     def _described(self, survey: Survey) -> list[dict[str, Any]]:
         parts = shares(survey.members)
@@ -198,11 +233,37 @@ class _Admin:
         ]
 
 
-def _named(survey: Survey, request: web.Request) -> Snapshot:
-    member = survey.named(request.match_info["name"])
-    if member is None:
-        raise RefusedError(404, "There is no member of that name.")
-    return member
+def _name(request: web.Request) -> str:
+    return request.match_info["name"]
+
+
+def _unknown() -> RefusedError:
+    return RefusedError(404, "There is no member of that name.")
+
+
+async def _write(change: Awaitable[None]) -> list[Fault]:
+    """What is wrong with a change, or nothing if it is in force now. Raises `RefusedError`."""
+    try:
+        await change
+    except KeyError as error:
+        raise _unknown() from error
+    except ConfigError as error:
+        return error.faults
+    except OSError as error:
+        status = 507 if error.errno in _NO_ROOM else 500
+        raise RefusedError(status, f"Nothing was changed: {error.strerror or error}.") from error
+    return []
+
+
+def _refuse(request: web.Request, faults: Sequence[Fault]) -> web.Response:
+    """422 with every fault."""
+    answer = {
+        "error": "Unprocessable Content",
+        "detail": "; ".join(map(str, faults)),
+        "request_id": request_id(request),
+        "faults": [{"path": fault.path, "message": fault.message} for fault in faults],
+    }
+    return web.json_response(answer, status=422)
 
 
 async def _body(request: web.Request) -> object:

@@ -71,6 +71,9 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
         "requests": sum(counts.codes.values()),
         "errors": {str(reason): count for reason, count in counts.errors.items()},
         "retries": {str(reason): count for reason, count in counts.retries.items()},
+        "outcomes": {str(outcome): count for outcome, count in counts.launches.items()},
+        "failovers": dict(counts.failovers),
+        "connections": {"idle": member.idle, "active": member.busy},
         "bytes_in": counts.bytes_in,
         "bytes_out": counts.bytes_out,
     }

@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 from fedproxy.config import Config, masked, parse
+from fedproxy.control import state as operators
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation
@@ -43,23 +44,18 @@ members:
 
 
 class State:
-    """Does what it is told and remembers nothing else."""
+    """Does what it is told, or raises `error`; `asked` is what it was asked for, in that order."""
 
     def __init__(self, text: str = CONFIG) -> None:
         self.config: Config = parse(text, {})
-        self.federation: Federation = federation(
-            *(
-                Member(
-                    name, settings.url, Breaker(BreakerPolicy()), weight=settings.weight, prime=settings.prime
-                )
-                for name, settings in self.config.active_members.items()
-            )
-        )
+        self.federation = _members(self.config)
         self.counts = EdgeCounts()
         self.listening = True
         self.reloads = {"success": 0, "failure": 0}
         self.reloaded_at: float | None = None
         self.faults: list[Fault] = []
+        self.error: Exception | None = None
+        self.asked: list[str] = []
 
     def members(self) -> list[Snapshot]:
         return [
@@ -68,6 +64,7 @@ class State:
         ]
 
     async def survey(self) -> Survey:
+        self.asked.append("survey")
         return Survey(self.members(), self.counts)
 
     def certificates(self) -> dict[str, float]:
@@ -80,11 +77,39 @@ class State:
         return masked(self.config)
 
     async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
+        self._asked(f"change {name}")
         member = self.federation.by_name[name]
         if intent is not None:
             member.set_intent(intent)
         if weight is not None:
             member.weight = weight
 
+    async def join(self, name: str, settings: object) -> None:
+        self._asked(f"join {name}")
+        self._set(operators.join(self.config, operators.State(), name, settings))
+
+    async def leave(self, name: str) -> None:
+        self._asked(f"leave {name}")
+        self._set(operators.leave(self.config, operators.State(), name))
+
     async def reload(self) -> list[Fault]:
+        self.asked.append("reload")
         return self.faults
+
+    def _asked(self, what: str) -> None:
+        self.asked.append(what)
+        if self.error is not None:
+            raise self.error
+
+    def _set(self, state: operators.State) -> None:
+        self.config = operators.overlay(self.config, state)
+        self.federation = _members(self.config)
+
+
+def _members(config: Config) -> Federation:
+    return federation(
+        *(
+            Member(name, each.url, Breaker(BreakerPolicy()), weight=each.weight, prime=each.prime)
+            for name, each in config.active_members.items()
+        )
+    )

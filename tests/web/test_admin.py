@@ -1,23 +1,33 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
+import re
+from dataclasses import replace
+from html import unescape
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_aiohttp import AiohttpClient
+from yarl import URL
 
+from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
-from fedproxy.errors import Fault
+from fedproxy.decide.snapshot import Snapshot, Survey
+from fedproxy.errors import ConfigError, Fault
 from fedproxy.web.admin import create_admin_app
 from tests.decide.build import federation
 from tests.rig.wire import until
 from tests.web.state import CONFIG, Client, State
+from tests.web.test_public import Page
 
 TOKEN = {"Authorization": "Bearer s3cret"}
+NEW = {"url": "https://new.example.org", "weight": 20}
 
 
 @pytest.fixture
@@ -48,6 +58,8 @@ async def test_members_are_described(client: Client, state: State) -> None:
     gesis.counts.codes[200] = 3
     gesis.counts.codes[502] = 1
     gesis.counts.errors["connect"] = 2
+    gesis.counts.launches |= {"ready": 5, "failed": 1}
+    gesis.counts.failovers["ovh"] = 1
     found = (await (await client.get("/members")).json())["members"]
     assert [member["name"] for member in found] == ["gesis", "ovh", "shed"]
     assert found[0] == {
@@ -74,6 +86,9 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "requests": 4,
         "errors": {"connect": 2},
         "retries": {},
+        "outcomes": {"ready": 5, "failed": 1},
+        "failovers": {"ovh": 1},
+        "connections": {"idle": 1, "active": 2},
         "bytes_in": 0,
         "bytes_out": 0,
     }
@@ -115,6 +130,65 @@ async def test_page_shows_the_members_and_comes_again_by_itself(client: Client, 
     for word in ("gesis", "ovh", "shed", "&lt;Pod quota&gt;", "ill", "Ready"):
         assert word in text
     assert "<Pod" not in text
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+async def test_page_is_well_formed_and_loads_its_own_style_only(
+    client: Client, state: State, number: int
+) -> None:
+    state.federation = federation(*state.federation.members[:number])
+    for ill in state.federation.members[1:]:
+        ill.set_health(False, 0.0, ('<"quota">',))
+    parsed = Page(await (await client.get("/")).text())
+    assert (parsed.open, parsed.loads) == ([], ["/style.css"])
+    assert set(parsed.labelled_by) == ({"ill"} if number == 3 else set())
+    assert set(parsed.labelled_by) <= set(parsed.ids)
+
+
+async def test_page_says_what_is_wrong_in_words(
+    client: Client, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = [
+        replace(snapshot, healthy=False, reasons=("quota",), details=("291 pods & more", "no"))
+        for snapshot in state.members()[:1]
+    ]
+    monkeypatch.setattr(state, "members", lambda: snapshots)
+    text = await (await client.get("/")).text()
+    assert '<span class="shut" title="291 pods &amp; more; no">ill</span>' in text
+    assert "<strong>gesis</strong>: 291 pods &amp; more; no</li>" in text
+
+
+async def test_page_of_a_busy_federation_fits_80_columns_of_text(
+    client: Client, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(snapshot: Snapshot) -> Snapshot:
+        snapshot.counts.codes[200] = 12345678
+        snapshot.counts.errors["connect"] = 123
+        snapshot.counts.launches |= {"ready": 12345, "lost": 12}
+        return replace(
+            snapshot,
+            name="hetzner-gesis",
+            breaker=BreakerState.HALF_OPEN,
+            pods={"total": 137},
+            quota=300,
+            in_flight=4321,
+            launches=20,
+        )
+
+    snapshots = [busy(snapshot) for snapshot in state.members()]
+    monkeypatch.setattr(state, "members", lambda: snapshots)
+    text = await (await client.get("/")).text()
+    rows = [
+        [
+            [unescape(re.sub("<[^>]*>", "", line)) for line in cell.split("<br>")]
+            for cell in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        ]
+        for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    ]
+    assert len(rows) == 4
+    assert ["137", "/ 300"] in rows[1]
+    widths = [max(len(line) for cell in column for line in cell) for column in zip(*rows, strict=True)]
+    assert sum(widths) + len(widths) - 1 <= 80
 
 
 async def test_page_without_members_says_so(client: Client, state: State) -> None:
@@ -260,10 +334,25 @@ async def test_body_that_is_too_large_is_refused(client: Client) -> None:
         "s3cret",
         "Bearer \xff",
         "Bearer s3cre",
+        "Bearer S3cret",
+        "Bearer s3cret\u00a0",
+        "Bearer \u2003s3cret",
+        "Bearer s3cret, Bearer s3cret",
+        "Bearer s3creṫ",
+        "Bearer   ",
     ],
 )
 @pytest.mark.parametrize(
-    ("method", "path"), [("PATCH", "/members/gesis"), ("PATCH", "/members/gke"), ("POST", "/reload")]
+    ("method", "path"),
+    [
+        ("PATCH", "/members/gesis"),
+        ("PATCH", "/members/gke"),
+        ("PUT", "/members/gesis"),
+        ("PUT", "/members/%00"),
+        ("DELETE", "/members/gesis"),
+        ("DELETE", "/members/nobody"),
+        ("POST", "/reload"),
+    ],
 )
 async def test_write_without_the_token_is_refused(
     client: Client, state: State, given: str | None, method: str, path: str
@@ -272,7 +361,7 @@ async def test_write_without_the_token_is_refused(
     response = await client.request(method, path, data=b'{"state": "maint"}', headers=headers)
     await error_of(response, 401)
     assert response.headers["WWW-Authenticate"].startswith("Bearer")
-    assert state.federation.by_name["gesis"].intent is Intent.READY
+    assert state.asked == []
 
 
 async def test_scheme_is_taken_in_any_case(client: Client) -> None:
@@ -286,7 +375,171 @@ async def test_without_a_configured_token_every_write_is_refused(aiohttp_client:
     client = await aiohttp_client(create_admin_app(State(CONFIG.replace('admin: {token: "s3cret"}', ""))))
     detail = await error_of(await client.patch("/members/gesis", json={"weight": 1}, headers=TOKEN), 403)
     assert "admin.token" in detail
+    await error_of(await client.put("/members/new", json=NEW, headers=TOKEN), 403)
+    await error_of(await client.delete("/members/gesis", headers=TOKEN), 403)
     await error_of(await client.post("/reload", headers=TOKEN), 403)
+
+
+async def test_put_of_a_new_name_lets_a_member_join(client: Client, state: State) -> None:
+    response = await client.put("/members/new", json=NEW, headers=TOKEN)
+    assert response.status == 201
+    found = await response.json()
+    assert (found["name"], found["url"], found["weight"]) == ("new", "https://new.example.org", 20)
+    assert found == await (await client.get("/members/new")).json()
+    # They who serve are asked after they were told, so an answer says that they know.
+    assert state.asked[:2] == ["join new", "survey"]
+
+
+async def test_put_of_a_known_name_replaces_the_member(client: Client) -> None:
+    response = await client.put("/members/ovh", json=NEW, headers=TOKEN)
+    assert response.status == 200
+    assert (await response.json())["url"] == "https://new.example.org"
+    assert len((await (await client.get("/members")).json())["members"]) == 3
+
+
+async def test_past_member_that_is_put_as_an_active_one_is_new(client: Client) -> None:
+    assert (await client.put("/members/gke", json=NEW, headers=TOKEN)).status == 201
+
+
+async def test_member_that_is_put_as_a_past_one_is_none_to_describe(client: Client, state: State) -> None:
+    response = await client.put("/members/ovh", json={**NEW, "active": False}, headers=TOKEN)
+    assert (response.status, await response.read()) == (204, b"")
+    assert "ovh" not in state.federation.by_name
+
+
+@pytest.mark.parametrize("name", ["a%2Bb", "a+b", "a%40b:c", "%61"])
+async def test_name_in_the_path_may_be_percent_encoded(client: Client, state: State, name: str) -> None:
+    response = await client.put(URL(f"/members/{name}", encoded=True), json=NEW, headers=TOKEN)
+    assert response.status == 201
+    assert (await response.json())["name"] == unquote(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["%2F", "..%2Fgesis", "a%20b", "%00", "%FF", "%C3%A9", "%7Bname%7D", "-a", "a%0D%0Ab", "x" * 65]
+)
+async def test_odd_name_is_refused(client: Client, state: State, name: str) -> None:
+    response = await client.put(URL(f"/members/{name}", encoded=True), json=NEW, headers=TOKEN)
+    assert "is not a member's name" in await error_of(response, 422)
+    assert len(state.federation.members) == 3
+    await error_of(await client.delete(URL(f"/members/{name}", encoded=True), headers=TOKEN), 404)
+
+
+async def test_every_fault_of_a_member_is_said_at_once(client: Client, state: State) -> None:
+    bad = {"url": "ftp://x", "weight": -1, "wieght": 1, "hosts": ["a b"], "max_launches": 2.5}
+    response = await client.put("/members/new", json=bad, headers=TOKEN)
+    await error_of(response, 422)
+    faults = (await response.json())["faults"]
+    assert [fault["path"] for fault in faults] == ["url", "weight", "hosts.0", "max_launches", "wieght"]
+    assert all(fault["message"] for fault in faults)
+    assert "new" not in state.federation.by_name
+
+
+async def test_member_that_does_not_fit_the_others_is_refused(client: Client) -> None:
+    response = await client.put("/members/new", json={**NEW, "prime": True}, headers=TOKEN)
+    await error_of(response, 422)
+    (fault,) = (await response.json())["faults"]
+    assert fault["path"] == "members.new.prime"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"https://x"',
+        b"[" * 30_000,
+        b"[" * 900 + b"]" * 900,
+        b'{"url":' * 900 + b"1" + b"}" * 900,
+        b'{"url": null}',
+        b'{"url": ["http://x"]}',
+        b'{"url": "http://x", "weight": NaN}',
+        b'{"url": "http://x", "weight": 1e999}',
+        b'{"url": "http://x", "weight": 1e300}',
+        b'{"url": "http://x", "weight": 1' + b"0" * 4000 + b"}",
+        b'{"url": "http://x", "max_requests": 1' + b"0" * 4000 + b"}",
+        b'{"url": "http://x", "weight": 1' + b"0" * 5000 + b"}",
+        b'{"url": "http://x", "weight": true}',
+        b'{"url": "http://x", "run_by": {"name": "\\ud800"}}',
+        b'{"url": "http://x", "\\ud800": 1}',
+        b'{"url": "https://x", "ca": "/a\\u0000b"}',
+        b'{"url": "unix:/\\ud800"}',
+    ],
+)
+async def test_bad_member_says_why_and_changes_nothing(
+    client: Client, state: State, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = state.config
+    assert await error_of(await client.put("/members/new", data=body, headers=TOKEN), 422)
+    assert state.config is before
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.WARNING]
+
+
+async def test_member_that_is_too_large_is_refused(client: Client, state: State) -> None:
+    await error_of(await client.put("/members/new", data=b" " * 100_000, headers=TOKEN), 413)
+    assert state.asked == []
+
+
+async def test_deleted_member_is_gone_when_it_is_answered(client: Client, state: State) -> None:
+    response = await client.delete("/members/ovh", headers=TOKEN)
+    assert (response.status, await response.read()) == (204, b"")
+    assert state.asked == ["leave ovh", "survey"]
+    await error_of(await client.get("/members/ovh"), 404)
+    await error_of(await client.delete("/members/ovh", headers=TOKEN), 404)
+
+
+async def test_last_member_stays(client: Client, state: State) -> None:
+    for name in "gesis", "ovh":
+        assert (await client.delete(f"/members/{name}", headers=TOKEN)).status == 204
+    response = await client.delete("/members/shed", headers=TOKEN)
+    assert "at least one" in await error_of(response, 422)
+    assert (await response.json())["faults"][0]["path"] == "members"
+    assert list(state.federation.by_name) == ["shed"]
+
+
+WRITES = [("PATCH", {"state": "drain"}), ("PUT", NEW), ("DELETE", None)]
+
+
+@pytest.mark.parametrize(("method", "body"), WRITES)
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EACCES, 500)])
+async def test_change_that_cannot_be_kept_says_so(
+    client: Client,
+    state: State,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    body: object,
+    number: int,
+    status: int,
+) -> None:
+    state.error = OSError(number, "/var/lib/state.json cannot be written: no room")
+    response = await client.request(method, "/members/gesis", json=body, headers=TOKEN)
+    detail = await error_of(response, status)
+    assert detail == "Nothing was changed: /var/lib/state.json cannot be written: no room."
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(("method", "body"), WRITES)
+async def test_change_that_a_file_stands_against_gives_its_faults(
+    client: Client, state: State, method: str, body: object
+) -> None:
+    state.error = ConfigError([Fault("members.ovh.ca", "/ca.pem cannot be read: gone")])
+    response = await client.request(method, "/members/gesis", json=body, headers=TOKEN)
+    assert await error_of(response, 422) == "members.ovh.ca: /ca.pem cannot be read: gone"
+
+
+async def test_member_that_leaves_while_it_is_changed_is_not_found(
+    client: Client, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing_left() -> Survey:
+        return Survey([], state.counts)
+
+    monkeypatch.setattr(state, "survey", nothing_left)
+    await error_of(await client.patch("/members/gesis", json={"weight": 1}, headers=TOKEN), 404)
+    state.error = KeyError("gesis")
+    await error_of(await client.patch("/members/gesis", json={"weight": 1}, headers=TOKEN), 404)
 
 
 async def test_reload_puts_the_config_in_force(client: Client) -> None:
