@@ -47,12 +47,12 @@ class Put:
 
 @dataclass(frozen=True)
 class Start:
-    """The first message. sockets: for each listener of the config, the number of its descriptor."""
+    """The first message. sockets: for each listener of the config, the numbers of its descriptors."""
 
     put: Put
     health: tuple[Health, ...]
     tickets: bytes
-    sockets: tuple[int, ...]
+    sockets: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Federation:
         member = lease.member
         member.in_flight -= 1
         if lease.launch:
-            member.launches -= 1
+            member.count_launch(-1)
         if outcome is _FAILURE:
             member.breaker.settle(lease.generation, outcome, now, self._rng.random(), self._may_eject)
         else:
@@ -215,5 +215,5 @@ def _lease(member: Member, source: Source, now: float, launch: bool) -> Lease:
     breaker = member.breaker
     member.in_flight += 1
     if launch:
-        member.launches += 1
+        member.count_launch(1)
     return Lease(member, breaker.generation if breaker.closed else breaker.acquire(now), source, launch)

@@ -52,6 +52,7 @@ class Member:
         self.failed_launches = 0  # in a row
         self.launches_elsewhere = 0  # in flight through other workers
         self.on_trip: Callable[[str], None] | None = None  # told the name when the breaker opens
+        self.on_launches: Callable[[], None] | None = None  # told when `launches` changes
         self.counts = MemberCounts()
         self.slow_start = 0.0  # seconds
         self._recovered: float | None = None
@@ -76,6 +77,12 @@ class Member:
         if not launch or self.max_launches is None:
             return False
         return self.launches + self.launches_elsewhere >= self.max_launches
+
+    def count_launch(self, change: int) -> None:
+        """One launch more or less is in flight."""
+        self.launches += change
+        if self.on_launches is not None:
+            self.on_launches()
 
     def share(self, now: float) -> float:
         """The weight with which it is given new visitors: less for a while after it recovered."""

@@ -34,12 +34,13 @@ from fedproxy.errors import (
     VisitorError,
 )
 from fedproxy.proxy.exchange import Exchange
-from fedproxy.proxy.flow import LOCAL, Flow, address_of
+from fedproxy.proxy.flow import LOCAL, Flow, address_of, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
 from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.events import asked_for
+from fedproxy.wire.grammar import Memo
 from fedproxy.wire.request import host_name, with_host
 
 if TYPE_CHECKING:
@@ -147,6 +148,9 @@ class Downstream(Flow):
     def take_heed(self) -> None:
         """Whether a request needs more than an ordinary look."""
         self.careful = self.edge.careful or self.door.redirect_to_https
+        if self.edge.draining and self.exchange is not None and self.exchange.first_byte_at is None:
+            # Its head will say so.
+            self.keep = False
 
     @staticmethod
     def _forwarded_lines(client: bytes, addresses: bytes, secure: bool) -> bytes:
@@ -355,7 +359,7 @@ class Downstream(Flow):
         elif said.real_ip is not None:
             client = said.real_ip
             addresses = said.real_ip + b", " + self.peer
-        if not _is_address(client):
+        if not _is_address[client]:
             client = self.peer
         self.client = client
         self.secure = proto == b"https" if proto is not None else self.door.secure
@@ -665,7 +669,7 @@ class Downstream(Flow):
 
     def _next_or_end(self, data: bytes) -> None:
         """The response is out: the next request, if the connection is kept."""
-        if not self.keep or self.edge.draining:
+        if not self.keep:
             self._end_here()
             return
         self.idle_since = self.edge.clock()
@@ -709,10 +713,12 @@ class Downstream(Flow):
         else:
             self._read_held()
 
-    def close_if_idle(self) -> None:
-        """Closes a kept connection between two requests."""
-        if self.exchange is None and not self.held and self.linger_until is None:
-            self._close()
+    def close_if_idle(self, since: float) -> None:
+        """Closes a connection that waits between requests since then, unless one has come that is unread."""
+        if self.exchange is None and not self.held and self.linger_until is None and self.idle_since <= since:
+            sock = self.transport.get_extra_info("socket")
+            if sock is None or not has_unread(sock):
+                self._close()
 
     def _close(self) -> None:
         """Closes with nothing to say; what is still to be sent has as long as a slow reader has."""
@@ -741,7 +747,7 @@ class Downstream(Flow):
             self._reset() if unsent else self.transport.abort()
 
 
-def _is_address(text: bytes) -> bool:
+def _read_address(text: bytes) -> bool:
     try:
         ipaddress.ip_address(text.decode("ascii", "replace"))
     except ValueError:
@@ -749,6 +755,7 @@ def _is_address(text: bytes) -> bool:
     return True
 
 
+_is_address = Memo(_read_address, longest=64)
 _REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
 
 

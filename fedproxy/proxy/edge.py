@@ -319,10 +319,10 @@ class Edge:
         self._retired = [pool for pool in self._retired if pool.connections]
         self.federation.roll(now)
 
-    def close_idle(self) -> None:
-        """Closes the connections that serve nobody just now."""
+    def close_idle(self, since: float) -> None:
+        """Closes the connections that have served nobody since then."""
         for downstream in list(self.connections):
-            downstream.close_if_idle()
+            downstream.close_if_idle(since)
 
     def close_idle_upstreams(self) -> bool:
         """Closes every idle connection to a member; False if there is none."""

@@ -154,9 +154,9 @@ class Entrance(Flow):
     def take_heed(self) -> None:
         """There is no request yet."""
 
-    def close_if_idle(self) -> None:
+    def close_if_idle(self, since: float) -> None:
         """Closes a connection that has not said anything yet."""
-        if not self.held and not self.arrived:
+        if not self.held and not self.arrived and self.since <= since:
             self.transport.abort()
 
     def cut(self, error: ExchangeError) -> None:

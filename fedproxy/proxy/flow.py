@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import socket
+import struct
+import termios
 
 LOCAL = b"127.0.0.1"
 
@@ -15,6 +19,14 @@ def address_of(transport: asyncio.BaseTransport) -> bytes | None:
     # An IPv4 visitor of an IPv6 listener is an IPv4 visitor (RFC 4291 section 2.5.5.2).
     address: str = peer[0].partition("%")[0].removeprefix("::ffff:")
     return address.encode("ascii")
+
+
+def has_unread(sock: socket.socket) -> bool:
+    """Whether something has arrived that was not read yet."""
+    if sock.fileno() < 0:
+        return False
+    (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
+    return bool(count)
 
 
 class Flow(asyncio.Protocol):

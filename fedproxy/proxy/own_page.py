@@ -58,7 +58,7 @@ class OwnPage(Flow):
     def take_heed(self) -> None:
         """There is no further request."""
 
-    def close_if_idle(self) -> None:
+    def close_if_idle(self, since: float) -> None:
         """It is never idle."""
 
     def cut(self, error: ExchangeError) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import chain, count
 from typing import Protocol
 
 from fedproxy.control.line import (
@@ -36,8 +36,6 @@ from fedproxy.decide.snapshot import Survey
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Sockets
 
-_log = logging.getLogger("fedproxy")
-
 _TO_START = 30.0  # seconds that a worker may take until it accepts
 _TO_ANSWER = 1.0  # seconds that a worker may take to answer a question
 _LONG_LIVED = 10.0  # seconds after which an end is no sign of a worker that cannot live
@@ -48,12 +46,34 @@ class StartError(Exception):
     """A worker could not be started."""
 
 
-class Totals:
-    """What was counted by those who are gone: counters do not fall when a worker ends."""
+class Common:
+    """What all who serve have in common, those who are draining too.
+
+    members, edge: what was counted by those who are gone, as counters do not fall when a worker ends.
+    listeners: called when launches in flight have changed.
+    """
 
     def __init__(self) -> None:
         self.members: dict[str, MemberCounts] = {}
         self.edge = EdgeCounts()
+        self.listeners: set[Callable[[], None]] = set()
+        self._running: dict[Hashable, Mapping[str, int]] = {}
+
+    def run(self, who: Hashable, running: Mapping[str, int]) -> None:
+        """So many launches are in flight through `who`, by member."""
+        self._running.pop(who, None)
+        if running:
+            self._running[who] = dict(running)
+        for listener in list(self.listeners):
+            listener()
+
+    def elsewhere(self, who: Hashable) -> Launches:
+        """The launches in flight through all others."""
+        launches = Counter[str]()
+        for other, running in self._running.items():
+            if other is not who:
+                launches.update(running)
+        return Launches(dict(launches))
 
     def add(self, survey: Survey) -> None:
         """Keeps what a worker counted; what it had open is gone."""
@@ -79,8 +99,11 @@ class Fleet(Protocol):
     def tell(self, message: Health | Renew | Tickets) -> None:
         """To everybody."""
 
-    async def surveys(self) -> list[Survey]:
-        """What each of them sees."""
+    async def ask(self) -> None:
+        """Asks each of them what it sees, and waits for the answers, but not long."""
+
+    def surveys(self) -> list[Survey]:
+        """What each of them saw when it was asked last."""
 
     async def drain(self, seconds: float) -> None:
         """Accepts nobody any more; returns when all has ended, or after so many seconds."""
@@ -93,12 +116,15 @@ class Inside:
     """One data plane in this process."""
 
     def __init__(
-        self, listeners: Callable[[], list[socket.socket]], totals: Totals, log: Callable[[str], None] | None
+        self,
+        listeners: Callable[[], list[list[socket.socket]]],
+        common: Common,
+        log: Callable[[str], None] | None,
     ) -> None:
-        self.plane = Plane(log)
+        self.plane = Plane(log, self._on_fact)
         self.alive = 0
         self._sockets = listeners
-        self._totals = totals
+        self._common = common
         self._counted = True  # there is nothing yet that the totals lack
 
     async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
@@ -107,14 +133,30 @@ class Inside:
         await self.plane.start(start, self._sockets(), health)
         self.alive = 1
         self._counted = False
+        self._common.listeners.add(self._share_launches)
+        self._share_launches()
+
+    def _on_fact(self, fact: Fact) -> None:
+        if isinstance(fact, Launches):
+            self._common.run(self, fact.running)
+
+    def _share_launches(self) -> None:
+        self.plane.hear(self._common.elsewhere(self))
 
     def put(self, put: Put) -> None:
         """As `Fleet` says."""
         self.plane.put(put)
 
-    async def listen(self) -> None:
-        """Takes over new listeners, and leaves old ones."""
-        await self.plane.listen(self._sockets())
+    async def move(self, put: Put) -> None:
+        """A config with other listeners. Raises ConfigError or OSError, with nothing changed."""
+        sockets = self._sockets()
+        before, self.plane.config = self.plane.config, put.config
+        try:
+            await self.plane.listen(sockets)
+        except BaseException:
+            self.plane.config = before
+            raise
+        self.plane.put(put)
 
     def tell(self, message: Health | Renew | Tickets) -> None:
         """As `Fleet` says."""
@@ -125,9 +167,12 @@ class Inside:
         else:
             self.plane.renew()
 
-    async def surveys(self) -> list[Survey]:
+    async def ask(self) -> None:
+        """As `Fleet` says; it is always up to date."""
+
+    def surveys(self) -> list[Survey]:
         """As `Fleet` says."""
-        return [self.plane.survey()]
+        return [] if self._counted else [self.plane.survey()]
 
     async def drain(self, seconds: float) -> None:
         """As `Fleet` says."""
@@ -140,7 +185,9 @@ class Inside:
         await self.plane.close()
         if not self._counted:
             self._counted = True
-            self._totals.add(self.plane.survey())
+            self._common.listeners.discard(self._share_launches)
+            self._common.run(self, {})
+            self._common.add(self.plane.survey())
 
 
 class _Process:
@@ -154,7 +201,6 @@ class _Process:
         self.leaving = asyncio.Event()  # it wants to be replaced, or has ended
         self.draining = False
         self.last: Survey | None = None
-        self.running: dict[str, int] = {}
         self.started = time.monotonic()
         self.answers: dict[int, asyncio.Future[Survey]] = {}
         self.pid = 0
@@ -167,12 +213,13 @@ class _Process:
 
 
 class Workers:
-    """So many worker processes, one for each slot of the sockets."""
+    """So many worker processes, one for each slot of the sockets. `say` takes lines for whoever runs this."""
 
-    def __init__(self, number: int, sockets: Sockets, totals: Totals) -> None:
+    def __init__(self, number: int, sockets: Sockets, common: Common, say: Callable[[str], None]) -> None:
         self.number = number
         self._sockets = sockets
-        self._totals = totals
+        self._common = common
+        self._say = say
         self._processes: set[_Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._watchers: set[asyncio.Task[None]] = set()
@@ -191,6 +238,7 @@ class Workers:
         """As `Fleet` says."""
         self._start, self._tickets = start, tickets
         self._health = {each.name: each for each in health}
+        self._common.listeners.add(self._share_launches)
         started = await asyncio.gather(
             *(self._spawn(slot) for slot in range(self.number)), return_exceptions=True
         )
@@ -222,10 +270,12 @@ class Workers:
 
     async def _spawn(self, slot: int) -> _Process:
         """A worker that accepts. Raises StartError."""
-        ours, theirs = socket.socketpair()
         listeners = self._start.config.listen
-        descriptors = [sock.fileno() for sock in self._sockets.of(listeners, slot)]
+        descriptors = tuple(
+            tuple(sock.fileno() for sock in own) for own in self._sockets.of(listeners, slot, self.number)
+        )
         worker = _Process(slot)
+        ours, theirs = socket.socketpair()
         with theirs:
             worker.line = await Line.open(
                 ours, lambda message: self._on_message(worker, message), worker.cut.set
@@ -235,15 +285,17 @@ class Workers:
                 "-m",
                 "fedproxy.serve.worker",
                 str(theirs.fileno()),
-                pass_fds=[theirs.fileno(), *descriptors],
+                pass_fds=[theirs.fileno(), *chain.from_iterable(descriptors)],
                 stdin=subprocess.DEVNULL,
+                # Ctrl-C in a terminal is for the control process, which says what it means for a worker.
+                start_new_session=True,
             )
         worker.pid = worker.process.pid
         self._processes.add(worker)
         watcher = asyncio.get_running_loop().create_task(self._watch(worker))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
-        start = Start(self._start, tuple(self._health.values()), self._tickets, tuple(descriptors))
+        start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors)
         worker.line.send(start)
         await self._wait_for(worker)
         return worker
@@ -268,13 +320,13 @@ class Workers:
         await worker.process.wait()
         await worker.cut.wait()
         if worker.last is not None:
-            self._totals.add(worker.last)
+            self._common.add(worker.last)
         self._processes.discard(worker)
         worker.leaving.set()
         worker.gone.set()
         for answer in worker.answers.values():
             answer.cancel()
-        self._share_launches()
+        self._common.run(worker, {})
 
     async def _keep(self, worker: _Process) -> None:
         """Keeps one slot served, for as long as this fleet is not draining."""
@@ -282,9 +334,9 @@ class Workers:
         while True:
             await worker.leaving.wait()
             old = worker
+            quick = quick + 1 if old.gone.is_set() and time.monotonic() - old.started < _LONG_LIVED else 0
             if old.gone.is_set():
-                quick = quick + 1 if time.monotonic() - old.started < _LONG_LIVED else 0
-                _log.warning("worker %d ended with %s", old.pid, _said(old.process.returncode))
+                self._say(f"worker {old.pid} ended with {_said(old.process.returncode)}")
             worker = await self._successor(old.slot, quick)
             if not old.gone.is_set():
                 old.draining = True
@@ -292,15 +344,15 @@ class Workers:
 
     async def _successor(self, slot: int, quick: int) -> _Process:
         while True:
-            if quick:
-                delay = min(_BACK_OFF * 2 ** (quick - 1), _BACK_OFF_MAX)
-                _log.warning("starting the worker again in %g s", delay)
+            if quick > 1:
+                delay = min(_BACK_OFF * 2 ** min(quick - 2, 10), _BACK_OFF_MAX)
+                self._say(f"starting the worker again in {delay:g} s")
                 self._sockets.rest(slot)
                 await asyncio.sleep(delay)
             try:
                 return await self._spawn(slot)
             except (StartError, OSError) as error:
-                _log.warning("%s", error)
+                self._say(str(error))
                 quick += 1
 
     # Messages
@@ -312,8 +364,7 @@ class Workers:
             if answer is not None and not answer.done():
                 answer.set_result(message.survey)
         elif isinstance(message, Launches):
-            worker.running = dict(message.running)
-            self._share_launches()
+            self._common.run(worker, message.running)
         elif isinstance(message, Tripped | Moved | Launched):
             self._pass_on(message, worker)
         elif isinstance(message, Ready):
@@ -323,7 +374,7 @@ class Workers:
             worker.leaving.set()
         elif isinstance(message, Refused):
             for fault in message.faults:
-                _log.warning("worker %d keeps its config: %s", worker.pid, fault)
+                self._say(f"worker {worker.pid} keeps its config: {fault}")
 
     def _pass_on(self, fact: Fact, sender: _Process) -> None:
         for each in self._processes:
@@ -333,27 +384,25 @@ class Workers:
     def _share_launches(self) -> None:
         """Tells each worker what all others have in flight."""
         for each in self._processes:
-            elsewhere: dict[str, int] = {}
-            for other in self._processes:
-                if other is not each:
-                    for name, running in other.running.items():
-                        elsewhere[name] = elsewhere.get(name, 0) + running
-            each.line.send_fresh(Launches(elsewhere))
+            each.line.send_fresh(self._common.elsewhere(each))
 
-    async def surveys(self) -> list[Survey]:
-        """As `Fleet` says. A worker that does not answer in time is shown as it was last."""
-        asked = list(self._processes)
-        loop = asyncio.get_running_loop()
+    async def ask(self) -> None:
+        """As `Fleet` says."""
+        number = next(self._numbers)
+        asked = [each for each in self._processes if each.ready.is_set() and each.line.is_open]
         answers = []
         for each in asked:
-            if each.ready.is_set() and each.line.is_open:
-                number = next(self._numbers)
-                answer = each.answers[number] = loop.create_future()
-                answers.append(answer)
-                each.line.send(Ask(number))
+            answer = each.answers[number] = asyncio.get_running_loop().create_future()
+            answers.append(answer)
+            each.line.send(Ask(number))
         if answers:
             await asyncio.wait(answers, timeout=_TO_ANSWER)
-        return [each.last for each in asked if each.last is not None and not each.gone.is_set()]
+        for each in asked:
+            each.answers.pop(number, None)
+
+    def surveys(self) -> list[Survey]:
+        """As `Fleet` says. A worker that did not answer in time is shown as it was before."""
+        return [each.last for each in self._processes if each.last is not None]
 
     # The end
 
@@ -376,10 +425,11 @@ class Workers:
         if self._watchers:
             await asyncio.wait(self._watchers, timeout=5.0)
         for each in list(self._processes):
-            _log.warning("worker %d did not end and is killed", each.pid)
+            self._say(f"worker {each.pid} did not end and is killed")
             each.process.kill()
         if self._watchers:
             await asyncio.wait(self._watchers)
+        self._common.listeners.discard(self._share_launches)
 
     async def _stop_keeping(self) -> None:
         for keeper in self._keepers:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.observe.access_log import AccessLog, Output
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
+from fedproxy.serve import descriptors
 from fedproxy.serve.assemble import assemble, door_of
 from fedproxy.serve.own_pages import page_logger
 from fedproxy.serve.sockets import BACKLOG
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 Shape = tuple["Address", bool, bool]
 
 _SHUTDOWN = 5.0  # seconds that a visitor may take to answer TLS's goodbye
+_GATHER = 0.02  # seconds in which launches that begin and end are told together
+_GRACE = 1.0  # seconds in which a request may come on a connection that is to be closed
 
 
 def shape(listener: Listener) -> Shape:
@@ -44,7 +48,16 @@ class _Open:
         self.shape = shape(listener)
         self.door = door_of(listener)
         self.certificates = certificates
-        self.server: asyncio.Server | None = None
+        self.tls: dict[str, Any] = {}
+        self.servers: list[asyncio.Server] = []
+        self.sockets: list[socket.socket] = []
+
+    def stop(self) -> list[socket.socket]:
+        """Accepts nobody any more. What is returned is still open: some may wait there unaccepted."""
+        for server in self.servers:
+            server.close()
+        sockets, self.sockets = self.sockets, []
+        return sockets
 
 
 class Plane:
@@ -65,18 +78,23 @@ class Plane:
         self._tickets: bytes | None = None
         self._runner: web.AppRunner | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._launches: dict[str, int] = {}
+        self._telling = False
+        self._elsewhere: Mapping[str, int] = {}
         self._health: dict[str, Health] = {}
         self._drained_by = float("inf")
+        self._entering: set[asyncio.Task[Any]] = set()
         self.edge = Edge(local=self._page)
+        self.edge.room = descriptors.room()
         if tell is not None:
             self.edge.on_launched = lambda client: tell(Launched(client))
             self.edge.on_moved = lambda key, name: tell(Moved(key, name))
 
     config: Config
 
-    async def start(self, put: Put, sockets: Sequence[socket.socket], health: Sequence[Health] = ()) -> None:
-        """Starts to serve on one socket for each listener; they stay the caller's.
+    async def start(
+        self, put: Put, sockets: Sequence[Sequence[socket.socket]], health: Sequence[Health] = ()
+    ) -> None:
+        """Starts to serve on the sockets of each listener; they stay the caller's.
 
         Raises ConfigError; `close` is to be called then as well.
         """
@@ -121,8 +139,10 @@ class Plane:
             member.set_intent(put.intents.get(name, member.intent))
             if name in self._health:
                 self.health(self._health[name])
+            member.launches_elsewhere = self._elsewhere.get(name, 0)
             if self._tell is not None:
                 member.on_trip = self._on_trip
+                member.on_launches = self._on_launches
 
     def health(self, health: Health) -> None:
         """The probes' word on a member."""
@@ -146,60 +166,99 @@ class Plane:
         else:
             for member in edge.federation.members:
                 member.launches_elsewhere = fact.running.get(member.name, 0)
+            self._elsewhere = fact.running
 
     def _on_trip(self, name: str) -> None:
         if self._tell is not None:
             self._tell(Tripped(name))
 
-    def tell_launches(self) -> None:
-        """Tells how many launches are in flight, if that has changed since the last time."""
-        running = {member.name: member.launches for member in self.edge.federation.members if member.launches}
-        if running != self._launches and self._tell is not None:
-            self._launches = running
-            self._tell(Launches(running))
+    def _on_launches(self) -> None:
+        if not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_later(_GATHER, self._tell_launches)
+
+    def _tell_launches(self) -> None:
+        self._telling = False
+        if self._tell is not None:
+            members = self.edge.federation.members
+            self._tell(Launches({member.name: member.launches for member in members if member.launches}))
 
     # Listeners
 
-    async def listen(self, sockets: Sequence[socket.socket]) -> None:
-        """Accepts on one socket for each listener of the config; goes on where it does already."""
-        before, self._open = self._open, []
-        for at, (listener, sock) in enumerate(zip(self.config.listen, sockets, strict=True)):
-            kept = next((each for each in before if each.shape == shape(listener)), None)
-            if kept is not None:
-                before.remove(kept)
-                self._open.append(kept)
-            else:
-                await self._accept(at, listener, sock)
-        for gone in before:
-            if gone.server is not None:
-                gone.server.close()
+    async def listen(self, sockets: Sequence[Sequence[socket.socket]]) -> None:
+        """Accepts on the sockets of each listener of the config; goes on where it does already.
 
-    async def _accept(self, at: int, listener: Listener, sock: socket.socket) -> None:
+        Raises ConfigError and OSError, and then accepts where it did before.
+        """
+        before, now = list(self._open), list[_Open]()
+        new: list[_Open] = []
+        try:
+            for at, (listener, own) in enumerate(zip(self.config.listen, sockets, strict=True)):
+                kept = next((each for each in before if each.shape == shape(listener)), None)
+                if kept is not None:
+                    before.remove(kept)
+                    now.append(kept)
+                else:
+                    opened = self._prepare(at, listener)
+                    new.append(opened)
+                    now.append(opened)
+                    for sock in own:
+                        await self._accept(opened, listener, sock)
+        except BaseException:
+            for opened in new:
+                _close(opened.stop())
+            raise
+        self._open = now
+        for gone in before:
+            self._accept_last(gone)
+
+    def _prepare(self, at: int, listener: Listener) -> _Open:
         certificates = None
         if listener.tls is not None:
             certificates = Certificates(listener.tls, f"listen.{at}.tls")
             if self._tickets is not None:
                 certificates.set_ticket_key(self._tickets)
-        opened = _Open(listener, certificates)
-        self._open.append(opened)
-        tls: dict[str, Any] = {}
-        if certificates is not None and not listener.proxy_protocol:
-            limit = max(1.0, self.config.timeouts.request_head)
-            tls = {
-                "ssl": certificates.context,
-                "ssl_handshake_timeout": limit,
-                "ssl_shutdown_timeout": _SHUTDOWN,
-            }
-        # With PROXY protocol the handshake begins once the header is read, and not by the loop's server.
-        context = certificates.context if certificates is not None else None
+        return _Open(listener, certificates)
 
-        def factory() -> asyncio.Protocol:
-            return enter(self.edge, opened.door, context)
-
+    async def _accept(self, opened: _Open, listener: Listener, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         # A copy: closing the server closes what it was given.
+        opened.sockets.append(sock.dup())
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        opened.server = await create(factory, sock=sock.dup(), backlog=BACKLOG, **tls)
+        opened.tls = self._tls_of(opened, listener)
+        server = await create(self._visitors(opened), sock=sock.dup(), backlog=BACKLOG, **opened.tls)
+        opened.servers.append(server)
+
+    def _visitors(self, opened: _Open) -> Callable[[], asyncio.Protocol]:
+        context = opened.certificates.context if opened.certificates is not None else None
+        return lambda: enter(self.edge, opened.door, context)
+
+    def _tls_of(self, opened: _Open, listener: Listener) -> dict[str, Any]:
+        # With PROXY protocol the handshake begins once the header is read, and not by the loop's server.
+        if opened.certificates is None or listener.proxy_protocol:
+            return {}
+        return {
+            "ssl": opened.certificates.context,
+            "ssl_handshake_timeout": max(1.0, self.config.timeouts.request_head),
+            "ssl_shutdown_timeout": _SHUTDOWN,
+        }
+
+    def _accept_last(self, opened: _Open) -> None:
+        """Accepts nobody any more but those who wait already."""
+        loop = asyncio.get_running_loop()
+        sockets = opened.stop()
+        for visitor in [visitor for sock in sockets for visitor in _waiting(sock)]:
+            entering = loop.create_task(self._enter(opened, visitor))
+            self._entering.add(entering)
+            entering.add_done_callback(self._entering.discard)
+        _close(sockets)
+
+    async def _enter(self, opened: _Open, visitor: socket.socket) -> None:
+        # Who has left by now, or does not manage the handshake, is no fault of anybody here.
+        with suppress(OSError):
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._visitors(opened), visitor, **opened.tls
+            )
 
     def _renew_doors(self, config: Config) -> None:
         by_shape = {each.shape: each for each in self._open}
@@ -265,29 +324,29 @@ class Plane:
 
     async def drain(self, seconds: float) -> None:
         """Stops accepting, and gives what is under way so many seconds to end."""
-        # Who connected before this moment is served: what waits in the queues is accepted first.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        self._stop_accepting()
         edge = self.edge
         edge.draining = True
+        for each in self._open:
+            self._accept_last(each)
         self.hurry(seconds)
-        while (edge.connections or edge.tunnels) and edge.clock() < self._drained_by:
-            edge.close_idle()
+        began = edge.clock()
+        while (edge.connections or edge.tunnels or self._entering) and edge.clock() < self._drained_by:
+            # Who is not told yet that the connection ends may just be sending the next request.
+            if edge.clock() - began >= _GRACE:
+                edge.close_idle(edge.clock() - _GRACE)
             await asyncio.sleep(0.05)
 
     def hurry(self, seconds: float) -> None:
         """What is under way has so many seconds left, or what it had before if that is less."""
         self._drained_by = min(self._drained_by, self.edge.clock() + seconds)
 
-    def _stop_accepting(self) -> None:
-        for each in self._open:
-            if each.server is not None:
-                each.server.close()
-
     async def close(self) -> None:
         """Cuts what is left."""
-        self._stop_accepting()
+        for each in self._open:
+            _close(each.stop())
+        for entering in self._entering:
+            entering.cancel()
+        await asyncio.gather(*self._entering, return_exceptions=True)
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -296,10 +355,26 @@ class Plane:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        for each in self._open:
-            if each.server is not None:
-                await each.server.wait_closed()
+        for server in [server for each in self._open for server in each.servers]:
+            await server.wait_closed()
         self._open.clear()
         if self._output is not None:
             self._output.close()
             self._output = None
+
+
+def _waiting(sock: socket.socket) -> Iterator[socket.socket]:
+    """The visitors in a listening socket's queue, accepted."""
+    while True:
+        try:
+            visitor, _ = sock.accept()
+        except OSError:
+            # Nobody is left, or there are no files for more.
+            return
+        visitor.setblocking(False)
+        yield visitor
+
+
+def _close(sockets: Sequence[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.serve.assemble import find_targets, probe_policy
-from fedproxy.serve.fleet import Fleet, Inside, StartError, Totals, Workers
+from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Workers
 from fedproxy.serve.plane import Shape, shape
 from fedproxy.serve.sockets import Sockets, listen_on
 from fedproxy.serve.systemd import Notifier
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
     from fedproxy.proxy.edge import Edge
 
-_LOOK = 1.0  # seconds between two looks at the config's file
-_LOOK_AT_CERTIFICATES = 5  # every so many of them
+_LOOK = 0.4  # seconds between two looks at the config's file
+_LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
 
 
@@ -77,14 +77,15 @@ class Service:
         self._say = say
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
-        self._totals = Totals()
+        self._common = Common()
         self._leaving: dict[Fleet, asyncio.Task[None]] = {}
         self._certificates: dict[Shape, Certificates] = {}
         self._reports: dict[str, Report] = {}
         self._prober: Prober | None = None
-        self._chores: list[asyncio.Task[None]] = []
+        self._chores: set[asyncio.Task[Any]] = set()
         self._admin: web.AppRunner | None = None
         self._changing = asyncio.Lock()
+        self._read: tuple[int, ...] | None = None  # the signature of the file that was read last
         self._state = State()
         self._state_file = StateFile(None)
         self._tickets = secrets.token_bytes(32)
@@ -126,6 +127,20 @@ class Service:
         Raises OSError for an address it cannot listen on, ConfigError for files that cannot be used,
         StartError for a worker that does not start.
         """
+        self._read = _signature(self._file)
+        async with self._changing:
+            await self._start()
+        self._do(self._keep_house())
+        self._notifier.ready()
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """What is ended by `stop`, wherever it is."""
+        chore = asyncio.get_running_loop().create_task(work)
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+        return chore
+
+    async def _start(self) -> None:
         self._state_file = StateFile(state_path(self._own, self._file, os.environ))
         self._state, complaints = self._state_file.load()
         self._state, dropped = operators.reconcile(self._own, self._state)
@@ -137,7 +152,7 @@ class Service:
             self._certificates = self._open_certificates(self.config)
             workers = self._workers = count_workers(self.config)
             self._sockets.open(self.config.listen, workers)
-            await self._listen_admin(self.config)
+            self._admin = await self._listen_admin(self.config)
             self._fleet = self._fleet_of(workers)
             await self._fleet.start(self._put(), (), self._tickets)
         except BaseException:
@@ -147,40 +162,37 @@ class Service:
         if self._probe:
             self._prober = Prober(self._on_report)
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
-        self._chores = [asyncio.get_running_loop().create_task(self._keep_house())]
         self._serving = True
-        self._notifier.ready()
 
     def _fleet_of(self, workers: int) -> Fleet:
         if workers == 1:
-            return Inside(lambda: self._sockets.of(self.config.listen, 0), self._totals, self._log)
-        return Workers(workers, self._sockets, self._totals)
+            return Inside(lambda: self._sockets.of(self.config.listen, 0, 1), self._common, self._log)
+        return Workers(workers, self._sockets, self._common, self._say)
 
     def _put(self) -> Put:
         intents = {name: self._state.intent(name) for name in self.config.active_members}
         return Put(self.config, intents, self._workers)
 
-    async def _listen_admin(self, config: Config) -> None:
-        """Opens the admin listener of a config, and then closes the one before. Raises OSError."""
-        address = config.admin.address
-        sock = listen_on(address)
-        runner = web.AppRunner(create_admin_app(self), access_log=None, handle_signals=False)
+    async def _listen_admin(self, config: Config) -> web.AppRunner:
+        """Opens the admin listener of a config. Raises OSError."""
+        sock = listen_on(config.admin.address)
+        runner = web.AppRunner(
+            create_admin_app(self), access_log=None, handle_signals=False, shutdown_timeout=2.0
+        )
         await runner.setup()
         await web.SockSite(runner, sock).start()
-        if not address.path:
+        if not config.admin.address.path:
             self.admin_address = sock.getsockname()[:2]
-        before, self._admin = self._admin, runner
-        if before is not None:
-            await before.cleanup()
+        return runner
 
     async def stop(self, drain: float = 0.0) -> None:
         """Stops accepting, gives what is under way `drain` seconds to end, cuts what is left."""
         self._serving = False
         self._notifier.stopping(drain + 10.0)
-        for chore in self._chores:
+        chores = list(self._chores)
+        for chore in chores:
             chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
-        self._chores.clear()
+        await asyncio.gather(*chores, return_exceptions=True)
         if self._prober is not None:
             await self._prober.close()
             self._prober = None
@@ -203,17 +215,18 @@ class Service:
 
     async def survey(self) -> Survey:
         """The members and counts of all who serve, and of those who did."""
-        fleets = [self._fleet, *self._leaving]
-        surveys = [survey for each in fleets for survey in await each.surveys()]
+        await asyncio.gather(*(fleet.ask() for fleet in (self._fleet, *self._leaving)))
+        # All at one moment, or a worker that ends meanwhile is counted twice.
+        surveys = [survey for fleet in (self._fleet, *self._leaving) for survey in fleet.surveys()]
         members = [self._merged(name, surveys) for name in self.config.active_members]
-        edge = add_up([self._totals.edge, *(survey.edge for survey in surveys)])
+        edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
         return Survey(members, edge, self._fleet.alive)
 
     def _merged(self, name: str, surveys: Sequence[Survey]) -> Snapshot:
         parts = [found for survey in surveys if (found := survey.named(name)) is not None]
         member = merge(parts) if parts else self._unseen(name)
-        if name in self._totals.members:
-            member.counts.add(self._totals.members[name])
+        if name in self._common.members:
+            member.counts.add(self._common.members[name])
         report = self._reports.get(name)
         if report is None:
             return member
@@ -314,6 +327,9 @@ class Service:
         All but new listeners and another number of workers is taken over in place. For those, new workers
         take over while the old ones drain.
         """
+        return await asyncio.shield(self._do(self._reload_in_turn()))
+
+    async def _reload_in_turn(self) -> list[Fault]:
         async with self._changing:
             self._notifier.reloading()
             faults = await self._reload()
@@ -332,6 +348,7 @@ class Service:
     async def _reload(self) -> list[Fault]:
         if self._reread is None:
             return [Fault("", "was not read from a file, so there is nothing to read again")]
+        self._read = _signature(self._file)
         try:
             own = self._reread()
             state, dropped = operators.reconcile(own, self._state)
@@ -355,39 +372,51 @@ class Service:
         certificates = self._open_certificates(config)
         workers = count_workers(config)
         old, old_workers = self.config, self._workers
-        before = self.config, self._own, self._state, self._workers
+        before = self.config, self._own, self._state, self._workers, self.admin_address
         moved = workers != old_workers or [*map(shape, config.listen)] != [*map(shape, old.listen)]
-        if moved:
-            self._sockets.open(config.listen, max(workers, old_workers))
+        admin: web.AppRunner | None = None
         try:
+            if moved:
+                self._sockets.open(config.listen, max(workers, old_workers))
             if config.admin.address != old.admin.address:
-                await self._listen_admin(config)
+                admin = await self._listen_admin(config)
             self.config, self._own, self._state, self._workers = config, own, state, workers
-            if not moved:
-                self._fleet.put(self._put())
-            elif workers == 1 and isinstance(self._fleet, Inside):
-                self._fleet.put(self._put())
-                await self._fleet.listen()
-            else:
-                await self._replace_fleet(workers)
-        except (ConfigError, OSError, StartError):
-            self.config, self._own, self._state, self._workers = before
+            await self._tell_fleet(workers, moved)
+        except BaseException:
+            self.config, self._own, self._state, self._workers, self.admin_address = before
+            if admin is not None:
+                await admin.cleanup()
             raise
         finally:
             if moved:
                 self._sockets.close_others(self.config.listen, self._workers)
+        if admin is not None:
+            self._admin, gone = admin, self._admin
+            self._do(_close_admin(gone))
         self._certificates = certificates
         self._probe_again()
+
+    async def _tell_fleet(self, workers: int, moved: bool) -> None:
+        fleet = self._fleet
+        if not moved:
+            fleet.put(self._put())
+        elif workers == 1 and isinstance(fleet, Inside):
+            await fleet.move(self._put())
+        else:
+            await self._replace_fleet(workers)
 
     async def _replace_fleet(self, workers: int) -> None:
         fleet = self._fleet_of(workers)
         health = [Health(each.name, each.healthy, each.reasons) for each in self._reports.values()]
         try:
             await fleet.start(self._put(), health, self._tickets)
-        except (ConfigError, OSError, StartError):
+        except BaseException:
             await fleet.close()
             raise
         old, self._fleet = self._fleet, fleet
+        # What was probed meanwhile was told to those before.
+        for each in self._reports.values():
+            fleet.tell(Health(each.name, each.healthy, each.reasons))
         self._leaving[old] = asyncio.get_running_loop().create_task(self._see_off(old))
 
     async def _see_off(self, fleet: Fleet) -> None:
@@ -416,7 +445,7 @@ class Service:
     async def _keep_house(self) -> None:
         looks = 0
         rotate_at = time.monotonic() + _ROTATE_TICKETS
-        seen = asked = _signature(self._file)
+        seen = self._read
         pause = min(_LOOK, self._notifier.watchdog or _LOOK)
         while True:
             await asyncio.sleep(pause)
@@ -431,9 +460,9 @@ class Service:
             if self._reread is not None:
                 now = _signature(self._file)
                 # Twice the same: whoever writes it has finished.
-                if now != asked and now == seen:
-                    asked = now
-                    await self.reload()
+                if now != self._read and now == seen and not self._changing.locked():
+                    self._read = now
+                    self._do(self._reload_in_turn())
                 seen = now
 
     def _renew_certificates(self) -> None:
@@ -447,6 +476,12 @@ class Service:
             renewed = renewed or bool(refreshed.renewed)
         if renewed:
             self._fleet.tell(Renew())
+
+
+async def _close_admin(runner: web.AppRunner | None) -> None:
+    """In its own time: who asked for the reload over it is still to be answered."""
+    if runner is not None:
+        await runner.cleanup()
 
 
 def count_workers(config: Config) -> int:

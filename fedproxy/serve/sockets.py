@@ -2,7 +2,8 @@
 
 Each worker has a socket of its own for each TCP address, in one group (SO_REUSEPORT), so that the kernel
 spreads the visitors. The process that starts the workers keeps all of them open: whoever waits in the
-queue of a worker that died, or was replaced, is served by the next one.
+queue of a worker that died, or was replaced, is served by the next one. A socket joins the group when a
+worker listens on it, and not before, as nobody else would look at its queue.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ class Sockets:
             raise
 
     def close_others(self, listeners: Sequence[Listener], slots: int) -> None:
-        """Closes what these listeners in so many slots do not need."""
+        """Closes what these listeners in so many slots do not need, but nothing where visitors may wait."""
         wanted = set(_keys(listeners))
         for key in [key for key in self._open if key not in wanted]:
             self._open.pop(key).close()
         for group in self._open.values():
             group.shrink(slots)
 
-    def of(self, listeners: Sequence[Listener], slot: int) -> list[socket.socket]:
-        """For each listener the socket of one slot."""
-        return [self._open[key].of(slot) for key in _keys(listeners)]
+    def of(self, listeners: Sequence[Listener], slot: int, slots: int) -> list[list[socket.socket]]:
+        """For each listener what one slot of so many accepts on. Raises OSError."""
+        return [self._open[key].of(slot, slots) for key in _keys(listeners)]
 
     def rest(self, slot: int) -> None:
         """Nobody will accept in this slot for a while: the kernel is to send visitors to the others."""
@@ -63,7 +64,7 @@ class Sockets:
 
     def bound(self, listeners: Sequence[Listener]) -> list[tuple[str, int]]:
         """Host and port of each listener that has them, with the port that was found for 0."""
-        return [self._open[key].of(0).getsockname()[:2] for key in _keys(listeners) if not key[0].path]
+        return [self._open[key].bound() for key in _keys(listeners) if not key[0].path]
 
     def close(self) -> None:
         """Closes all of them."""
@@ -85,7 +86,13 @@ def listen_on(address: Address) -> socket.socket:
     """One listening socket, in no group. Raises OSError that names the address."""
     if address.path:
         return _unix(address)
-    return _tcp(address, address.port, in_group=False, listening=True)
+    sock = _tcp(address, address.port, in_group=False)
+    try:
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _cannot(address, error) from error
+    return sock
 
 
 def _keys(listeners: Sequence[Listener]) -> list[tuple[Address, int]]:
@@ -113,6 +120,7 @@ class _Group:
         self._sockets: list[socket.socket | None] = []
         self._shared = inherited
         self._file: Path | None = None
+        self._found = (address.host, address.port)
         if inherited is not None:
             inherited.setblocking(False)
         elif address.path:
@@ -127,47 +135,60 @@ class _Group:
                 self._sockets.append(self._another())
 
     def shrink(self, slots: int) -> None:
-        for sock in self._sockets[slots:]:
-            if sock is not None:
-                sock.close()
+        extra = self._sockets[slots:]
         del self._sockets[slots:]
+        for sock in extra:
+            if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                # It is in the group, and closing it would reset who comes just now.
+                self._sockets.append(sock)
+            elif sock is not None:
+                sock.close()
 
-    def of(self, slot: int) -> socket.socket:
+    def of(self, slot: int, slots: int) -> list[socket.socket]:
+        """The slot's own, and those that are left over from a time with more slots: everybody looks there."""
         if self._shared is not None:
-            return self._shared
-        sock = self._sockets[slot]
-        if sock is None:
-            sock = self._sockets[slot] = self._another()
-        return sock
+            return [self._shared]
+        own = self._sockets[slot]
+        if own is None:
+            own = self._sockets[slot] = self._another()
+        return [own, *(sock for sock in self._sockets[slots:] if sock is not None)]
+
+    def bound(self) -> tuple[str, int]:
+        """Host and port, with the port that was found for 0."""
+        if self._shared is not None:
+            host, port = self._shared.getsockname()[:2]
+            return host, port
+        return self._found
 
     def rest(self, slot: int) -> None:
         if self._shared is None and len(self._sockets) > 1:
             sock, self._sockets[slot] = self._sockets[slot], None
             if sock is not None:
-                self._port = sock.getsockname()[1]
                 sock.close()
 
     def close(self) -> None:
-        self.shrink(0)
+        for sock in self._sockets:
+            if sock is not None:
+                sock.close()
+        self._sockets.clear()
         if self._shared is not None:
             self._shared.close()
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
-    _port = 0
-
     def _another(self) -> socket.socket:
-        port = next((sock.getsockname()[1] for sock in self._sockets if sock is not None), self._port)
-        return _tcp(self._address, port or self._address.port, in_group=True, listening=True)
+        sock = _tcp(self._address, self._found[1], in_group=True)
+        self._found = sock.getsockname()[:2]
+        return sock
 
 
 def _check_free(address: Address) -> None:
     """Members of a group do not disturb each other, so only a socket without it finds a port in use."""
     if address.port:
-        _tcp(address, address.port, in_group=False, listening=False).close()
+        _tcp(address, address.port, in_group=False).close()
 
 
-def _tcp(address: Address, port: int, *, in_group: bool, listening: bool) -> socket.socket:
+def _tcp(address: Address, port: int, *, in_group: bool) -> socket.socket:
     host = address.host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -179,8 +200,6 @@ def _tcp(address: Address, port: int, *, in_group: bool, listening: bool) -> soc
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         sock.setblocking(False)
         sock.bind((host, port))
-        if listening:
-            sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise _cannot(address, error) from error

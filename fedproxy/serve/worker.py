@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TELL = 1.0  # seconds between two accounts of what was counted
-_GATHER = 0.1  # seconds between two looks at the launches in flight
 _HANDOVER = 10.0  # seconds that a successor may take to start
+_LAST_WORDS = 2.0  # seconds that the control process may take to read them
 
 
 class Worker:
@@ -50,10 +51,11 @@ class Worker:
         self.plane = Plane(tell=self._tell)
         self._started: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
         self._told: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._lost = asyncio.Event()
         self._serving = False
         self._early: list[object] = []  # what was told before there was somebody to tell
         self._handlers: dict[type, Callable[..., None]] = {
-            Start: self._started.set_result,
+            Start: self._start,
             Put: self._put,
             Health: self.plane.health,
             Renew: lambda _: self.plane.renew(),
@@ -71,11 +73,12 @@ class Worker:
         start = await self._started
         plane = self.plane
         plane.set_tickets(start.tickets)
-        sockets = [socket.socket(fileno=number) for number in start.sockets]
+        sockets = {number: socket.socket(fileno=number) for each in start.sockets for number in each}
         try:
-            await plane.start(start.put, sockets, start.health)
+            of_each = [[sockets[number] for number in each] for each in start.sockets]
+            await plane.start(start.put, of_each, start.health)
         finally:
-            for sock in sockets:
+            for sock in sockets.values():
                 sock.close()
         freeze()
         self._serving = True
@@ -92,8 +95,8 @@ class Worker:
             await plane.close()
             self.line.send(Told(None, plane.survey()))
             self.line.close()
-        # What is still in the line's buffer goes out in the next turns.
-        await asyncio.sleep(0.05)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
 
     def _on_message(self, message: object) -> None:
         if not (self._serving or isinstance(message, Start | Drain)):
@@ -105,7 +108,12 @@ class Worker:
         else:
             self.plane.hear(message)  # type: ignore[arg-type]
 
+    def _start(self, start: Start) -> None:
+        if not self._started.done():
+            self._started.set_result(start)
+
     def _on_lost(self) -> None:
+        self._lost.set()
         if not self._started.done():
             # Nobody is there who could tell what to serve.
             self._started.cancel()
@@ -120,14 +128,9 @@ class Worker:
         self.line.send_fresh(fact)
 
     async def _give_accounts(self) -> None:
-        every = round(_TELL / _GATHER)
-        turn = 0
         while True:
-            await asyncio.sleep(_GATHER)
-            self.plane.tell_launches()
-            turn += 1
-            if turn % every == 0:
-                self.line.send_fresh(Told(None, self.plane.survey()))
+            await asyncio.sleep(_TELL)
+            self.line.send_fresh(Told(None, self.plane.survey()))
 
     # The end
 
@@ -175,6 +178,8 @@ def main() -> None:
         raise SystemExit(0) from None
     except ConfigError as error:
         raise SystemExit("\n".join(f"fedproxy: worker: {fault}" for fault in error.faults)) from None
+    except OSError as error:
+        raise SystemExit(f"fedproxy: worker: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

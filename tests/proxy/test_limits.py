@@ -260,7 +260,7 @@ async def test_stop_cuts_a_page_that_is_under_way() -> None:
         await client.send(PAGE)
         await until(lambda: "<OwnPage 127.0.0.1>" in repr(edge_.connections), "the page's server has it")
         edge_.draining = True
-        edge_.close_idle()
+        edge_.close_idle(edge_.clock())
         await running.service.stop()
         async with guard():
             await client.until_end()

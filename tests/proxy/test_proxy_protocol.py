@@ -185,7 +185,7 @@ async def test_connection_that_said_nothing_does_not_hold_up_a_drain() -> None:
     async with behind() as running:
         visitor = await running.client()
         await until(lambda: running.service.edge.connections, "it is there")
-        running.service.edge.close_idle()
+        running.service.edge.close_idle(running.service.edge.clock())
         await visitor.closed()
 
 
@@ -197,7 +197,7 @@ async def test_what_has_not_begun_is_cut_with_the_rest() -> None:
         (entrance,) = running.service.edge.connections
         assert repr(entrance) == "<Entrance 127.0.0.1>"
         running.service.edge.draining = True
-        running.service.edge.close_idle()
+        running.service.edge.close_idle(running.service.edge.clock())
         assert running.service.edge.connections
         await running.service.stop()
         await visitor.closed()
