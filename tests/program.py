@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
+import uuid
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 from tests.rig import guard
+
+_MARK = "TESTS_OF_FEDPROXY"
 
 
 class Program:
     """`python -m fedproxy ...`; `lines` is what was read of its output and its errors so far."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, mark: str) -> None:
         self.lines: list[str] = []
         self._process = process
+        self._mark = mark
 
     @property
     def output(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def processes(self) -> list[int]:
+        """All that were started by it and have not ended, itself too; they outlive it."""
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if self._is_ours(pid)]
+
+    def workers(self) -> list[int]:
+        """The worker processes, those that drain too; the oldest first."""
+        return sorted(pid for pid in self.processes() if b"fedproxy.serve.worker" in _read(pid, "cmdline"))
+
+    def _is_ours(self, pid: int) -> bool:
+        return f"{_MARK}={self._mark}".encode() in _read(pid, "environ").split(b"\0")
 
     async def line(self, part: str) -> str:
         """Reads on until a line that contains `part`, and returns what follows `part` there."""
@@ -56,23 +77,50 @@ class Program:
         return bool(line)
 
 
+def _read(pid: int, name: str) -> bytes:
+    """Nothing if the process has ended, waited for or not, or is somebody else's."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
 @asynccontextmanager
-async def fedproxy(*arguments: object) -> AsyncIterator[Program]:
-    """Runs a command until it ends, or until the block does."""
+async def fedproxy(
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    before: Sequence[str] = ("-m", "fedproxy"),
+) -> AsyncIterator[Program]:
+    """Runs a command until it ends, or until the block does, with all that it has started.
+
+    `before` are Python's arguments before those of the command.
+    """
+    mark = uuid.uuid4().hex
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDPROXY_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "fedproxy",
+        *before,
         *map(str, arguments),
-        env={name: value for name, value in os.environ.items() if not name.startswith("FEDPROXY_")},
+        env={**inherited, **(env or {}), _MARK: mark},
+        pass_fds=pass_fds,
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=STDOUT,
     )
+    program = Program(process, mark)
     try:
-        yield Program(process)
+        yield program
     finally:
+        # Whoever could start another one goes first.
         if process.returncode is None:
             process.kill()
+            await process.wait()
+        while left := program.processes():
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.01)
         # The pipe is read to its end, or its transport outlives the test.
-        await process.communicate()
+        rest, _ = await process.communicate()
+        program.lines += rest.decode().splitlines()

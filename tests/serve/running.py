@@ -1,0 +1,167 @@
+"""The real program before one scripted member, and what its operator and its visitors do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.program import Program, fedproxy
+from tests.rig import Conn, Message, RawClient, Scripted, per_request
+
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+CLOSING = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+STREAM = b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n"
+SLOW = b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n"
+LAUNCH = (
+    b"GET /build/gh/a/b/HEAD HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\nConnection: close\r\n\r\n"
+)
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+_EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+_EVENT = b'data: {"phase": "building", "message": "x"}\n\n'
+TOKEN = "a word"
+
+
+class Hub:
+    """A member: `/` at once, `/slow` when told, `/stream` and launches an event at a time until told."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.tick = asyncio.Condition()
+        self.member = Scripted(per_request(self._serve))
+
+    async def _serve(self, conn: Conn, request: Message) -> None:
+        if request.target == b"/slow":
+            await self.go_on.wait()
+        if request.target not in (b"/stream", b"/build/gh/a/b/HEAD"):
+            conn.send(OK)
+            return
+        conn.send(_EVENTS, b"%x\r\n%b\r\n" % (len(_EVENT), _EVENT))
+        while not self.go_on.is_set():
+            async with self.tick:
+                await self.tick.wait()
+            conn.send(b"%x\r\n%b\r\n" % (len(_EVENT), _EVENT))
+        conn.send(b"0\r\n\r\n")
+
+    async def event(self) -> None:
+        """Every stream gets one more event."""
+        async with self.tick:
+            self.tick.notify_all()
+
+    async def end(self) -> None:
+        """What is slow is answered, and streams end."""
+        self.go_on.set()
+        await self.event()
+
+
+@dataclass
+class Running:
+    """A running `serve`, the file that it read, and where it listens."""
+
+    program: Program
+    file: Path
+    hub: Hub
+    public: tuple[str, int]
+    admin: tuple[str, int]
+    _clients: list[RawClient] = field(default_factory=list)
+
+    def write(self, **config: object) -> None:
+        write(self.file, self.hub, **config)
+
+    async def client(self) -> RawClient:
+        client = await RawClient.connect(self.public)
+        self._clients.append(client)
+        return client
+
+    async def stream(self, request: bytes = STREAM) -> RawClient:
+        """A visitor of a stream who has seen its first event."""
+        client = await self.client()
+        await client.send(request)
+        assert (await client.head()).status == 200
+        assert await client.chunk() == _EVENT
+        return client
+
+    async def ask(self, request: bytes = CLOSING) -> Message:
+        """One request on a connection of its own."""
+        client = await self.client()
+        response = await client.ask(request)
+        await client.leave()
+        return response
+
+    async def admin_ask(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
+        content = b"" if body is None else json.dumps(body).encode()
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n"
+        )
+        client = await RawClient.connect(self.admin)
+        response = await client.ask(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        await client.leave()
+        return response.status, response.body
+
+    async def members(self) -> dict[str, dict[str, Any]]:
+        _, body = await self.admin_ask("GET", "/members")
+        return {member["name"]: member for member in json.loads(body)["members"]}
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of that name with those labels."""
+        _, body = await self.admin_ask("GET", "/metrics")
+        samples = [
+            sample for found in text_string_to_metric_families(body.decode()) for sample in found.samples
+        ]
+        fitting = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+        return sum(fitting)
+
+    async def replaced(self, old: list[int]) -> list[int]:
+        """Waits until none of these workers is left and as many others serve, and returns those."""
+        async with asyncio.timeout(30):
+            while set(now := self.program.workers()) & set(old) or len(now) != len(old):
+                await asyncio.sleep(0.02)
+            while await self.metric("fedproxy_workers") != len(old):
+                await asyncio.sleep(0.02)
+        return now
+
+    async def leave(self) -> None:
+        for client in self._clients:
+            await client.leave()
+
+
+def write(file: Path, hub: Hub, *, member: Mapping[str, object] | None = None, **config: object) -> None:
+    base = {
+        "listen": [{"address": "127.0.0.1:0"}],
+        "admin": {"address": "127.0.0.1:0", "token": TOKEN},
+        "workers": 2,
+        "access_log": "off",
+        "health": {"interval": "1h"},
+        "members": {"a": {"url": hub.member.url, **(member or {})}},
+    }
+    # As those write it who know that it is watched.
+    new = file.with_suffix(".new")
+    new.write_text(yaml.safe_dump({**base, **config}))
+    new.replace(file)
+
+
+@asynccontextmanager
+async def running(folder: Path, **config: Any) -> AsyncIterator[Running]:
+    """`serve` with this config; at the end nothing of it is left, and it said no traceback."""
+    hub = Hub()
+    await hub.member.start()
+    file = folder / "edge.yaml"
+    write(file, hub, **config)
+    try:
+        async with fedproxy("serve", "--config", file) as program:
+            public = await program.address("listening on ")
+            admin = await program.address("admin on ")
+            edge = Running(program, file, hub, public, admin)
+            yield edge
+            await edge.leave()
+    finally:
+        await hub.member.stop()
+    assert "Traceback" not in program.output, program.output
+    assert "Error" not in program.output, program.output

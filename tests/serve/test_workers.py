@@ -1,0 +1,378 @@
+"""Several processes on one port: none is missed when it ends, and nobody is cut off who need not be."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.program import fedproxy
+from tests.rig import Ended, RawClient, guard, until
+from tests.serve.running import CLOSING, GET, LAUNCH, SLOW, Running, running
+
+KILL, TERM, STOP, CONT = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT
+
+
+async def kept_with(edge: Running, worker: int, count: int = 40) -> RawClient:
+    """A connection that is kept by that worker, and was not used yet."""
+    for _ in range(count):
+        client = await edge.client()
+        port = client.writer.get_extra_info("sockname")[1]
+        async with guard():
+            while not (owner := owner_of(port, edge.program.workers())):
+                await asyncio.sleep(0.005)
+        if owner == worker:
+            return client
+    raise AssertionError(f"no connection came to worker {worker}")
+
+
+def owner_of(port: int, pids: list[int]) -> int | None:
+    """Which process has the edge's end of the connection from that port of this one."""
+    inode = None
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[2].endswith(f":{port:04X}") and fields[9] != "0":
+            inode = f"socket:[{fields[9]}]"
+    for pid in pids:
+        with suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    if os.readlink(descriptor) == inode:
+                        return pid
+    return None
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(address) != 0
+
+
+async def test_two_workers_serve_on_one_port(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        workers = edge.program.workers()
+        assert len(workers) == 2
+        for worker in workers:
+            client = await kept_with(edge, worker)
+            assert (await client.ask(GET)).body == b"ok"
+        assert await edge.metric("fedproxy_workers") == 2
+        assert await edge.metric("fedproxy_requests_total", member="a") == 2
+        edge.program.signal(TERM)
+        assert await edge.program.ended() == 0
+        assert edge.program.processes() == []
+
+
+async def test_killed_worker_is_replaced_and_counters_do_not_fall(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        first, second = edge.program.workers()
+        for worker in (first, second):
+            client = await kept_with(edge, worker)
+            for _ in range(5):
+                await client.ask(GET)
+        # What was told stays; asking for it is telling it.
+        assert await edge.metric("fedproxy_requests_total", member="a") == 10
+        held = await kept_with(edge, second)
+        os.kill(first, KILL)
+        assert (await held.ask(GET)).body == b"ok"
+        assert await edge.program.line(f"worker {first} ended with ") == "signal 9"
+        await until(lambda: len(edge.program.workers()) == 2, "another worker")
+        assert await edge.metric("fedproxy_requests_total", member="a") == 11
+        (new,) = set(edge.program.workers()) - {second}
+        client = await kept_with(edge, new)
+        assert (await client.ask(GET)).body == b"ok"
+        assert await edge.metric("fedproxy_requests_total", member="a") == 12
+
+
+async def test_visitors_in_the_queue_of_a_killed_worker_are_served_by_the_next(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        first, second = edge.program.workers()
+        for worker in (first, second):
+            os.kill(worker, STOP)
+        waiting = [await edge.client() for _ in range(20)]
+        for client in waiting:
+            await client.send(CLOSING)
+        os.kill(first, KILL)
+        os.kill(second, CONT)
+        for client in waiting:
+            assert (await client.response()).body == b"ok"
+
+
+async def test_worker_that_keeps_dying_leaves_its_visitors_to_the_others(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        steady, doomed = edge.program.workers()
+        for _ in range(2):
+            await kept_with(edge, doomed)  # it serves
+            os.kill(doomed, KILL)
+            await edge.program.line(f"worker {doomed} ended with ")
+            if _ == 0:
+                await until(lambda: len(edge.program.workers()) == 2, "another worker")
+                (doomed,) = set(edge.program.workers()) - {steady}
+        await edge.program.line("starting the worker again in ")
+        # Nobody waits for it meanwhile.
+        for _ in range(20):
+            assert (await edge.ask()).body == b"ok"
+        await until(lambda: len(edge.program.workers()) == 2, "another worker, later")
+        (new,) = set(edge.program.workers()) - {steady}
+        assert (await (await kept_with(edge, new)).ask(GET)).body == b"ok"
+
+
+async def test_worker_told_to_end_is_replaced_first_and_loses_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        old = edge.program.workers()
+        kept = [await kept_with(edge, worker) for worker in old]
+        streams = [await edge.stream() for _ in range(4)]
+        slow = await edge.client()
+        await slow.send(SLOW)
+        await until(lambda: edge.hub.member.has(requests=5), "the slow request at the member")
+        for worker in old:
+            os.kill(worker, TERM)
+        await until(lambda: len(edge.program.workers()) == 4, "their successors")
+        for client in kept:
+            assert (await client.ask(GET)).body == b"ok"
+        assert (await edge.ask()).body == b"ok"
+        await edge.hub.event()
+        for stream in streams:
+            async with guard():
+                assert b"building" in await stream.chunk()
+        await edge.hub.end()
+        assert (await slow.response()).body == b"ok"
+        for stream in streams:
+            async with guard():
+                while await stream.chunk():
+                    pass
+        new = await edge.replaced(old)
+        assert len(new) == 2
+        assert await edge.metric("fedproxy_requests_total", member="a") == 8
+        assert not [line for line in edge.program.lines if "ended with" in line]
+
+
+async def test_workers_outlive_the_control_process_and_end_when_told(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        first, second = edge.program.workers()
+        stream = await edge.stream()
+        kept = await kept_with(edge, first)
+        edge.program.signal(KILL)
+        await until(
+            lambda: edge.program.pid not in edge.program.processes(), "the end of the control process"
+        )
+        assert (await kept.ask(GET)).body == b"ok"
+        for _ in range(10):
+            assert (await edge.ask()).body == b"ok"
+        for worker in (first, second):
+            os.kill(worker, TERM)
+        await until(lambda: refuses(edge.public), "nobody accepts")
+        await edge.hub.event()
+        async with guard():
+            assert b"building" in await stream.chunk()
+            await edge.hub.end()
+            while await stream.chunk():
+                pass
+        await until(lambda: not edge.program.processes(), "the end of the workers")
+
+
+async def test_sigterm_ends_what_runs_and_loses_no_request_that_is_on_its_way(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        kept = [await kept_with(edge, worker) for worker in edge.program.workers()]
+        for client in kept:
+            await client.ask(GET)
+        idle = await edge.client()
+        await idle.ask(GET)
+        stream = await edge.stream()
+        slow = await edge.client()
+        await slow.send(SLOW)
+        await until(lambda: edge.hub.member.has(requests=5), "the slow request at the member")
+        edge.program.signal(TERM)
+        await edge.program.line("draining for at most 600 s")
+        await until(lambda: refuses(edge.public), "nobody accepts")
+        for client in kept:
+            response = await client.ask(GET)
+            assert (response.body, response.value("connection")) == (b"ok", b"close")
+            assert await client.closed() == "eof"
+        assert await idle.closed() == "eof"
+        await edge.hub.event()
+        assert b"building" in await stream.chunk()
+        await edge.hub.end()
+        response = await slow.response()
+        assert (response.body, response.value("connection")) == (b"ok", b"close")
+        async with guard():
+            while await stream.chunk():
+                pass
+        assert await edge.program.ended() == 0
+        assert edge.program.processes() == []
+
+
+async def test_visitors_in_the_queues_are_served_before_the_end(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        workers = edge.program.workers()
+        for worker in workers:
+            os.kill(worker, STOP)
+        waiting = [await edge.client() for _ in range(30)]
+        for client in waiting:
+            await client.send(GET)
+        edge.program.signal(TERM)
+        await edge.program.line("draining for at most ")
+        for worker in workers:
+            os.kill(worker, CONT)
+        for client in waiting:
+            assert (await client.response()).body == b"ok"
+        assert await edge.program.ended() == 0
+
+
+async def test_second_signal_cuts_what_is_left(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        streams = [await edge.stream() for _ in range(4)]
+        edge.program.signal(TERM)
+        await edge.program.line("a second signal ends it at once")
+        edge.program.signal(TERM)
+        for stream in streams:
+            with pytest.raises(Ended):
+                async with guard():
+                    await stream.chunk()
+        assert await edge.program.ended() == 0
+
+
+async def test_streams_longer_than_the_drain_are_cut(tmp_path: Path) -> None:
+    async with running(tmp_path, timeouts={"drain": "200ms"}) as edge:
+        stream = await edge.stream()
+        edge.program.signal(TERM)
+        with pytest.raises(Ended):
+            async with guard():
+                await stream.chunk()
+        assert await edge.program.ended() == 0
+
+
+@pytest.mark.parametrize("number", [TERM, signal.SIGINT, signal.SIGHUP])
+async def test_signal_while_it_starts_is_no_accident(tmp_path: Path, number: int) -> None:
+    file = tmp_path / "edge.yaml"
+    file.write_text(
+        "{listen: [{address: '127.0.0.1:0'}], admin: {address: '127.0.0.1:0'}, workers: 2,"
+        " members: {a: {url: 'http://127.0.0.1:1'}}}"
+    )
+    async with fedproxy("serve", "--config", file) as program:
+        await program.line("1 member from ")
+        await until(lambda: len(program.processes()) == 3, "the workers come")
+        program.signal(number)
+        await program.address("listening on ")
+        if number == signal.SIGHUP:
+            await program.line("reloaded ")
+            program.signal(TERM)
+        assert await program.ended() == 0
+
+
+async def test_stop_during_a_reload_that_brings_new_workers_leaves_nobody_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        edge.write(workers=3)
+        edge.program.signal(signal.SIGHUP)
+        await until(lambda: len(edge.program.workers()) > 2, "new workers come")
+        edge.program.signal(TERM)
+        assert await edge.program.ended() == 0
+        await until(lambda: not edge.program.processes(), "the end of all")
+
+
+async def test_worker_that_hangs_holds_up_neither_operators_nor_visitors(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        hung, well = edge.program.workers()
+        kept = await kept_with(edge, well)
+        os.kill(hung, STOP)
+        assert await edge.metric("fedproxy_workers") == 2
+        status, _ = await edge.admin_ask("PATCH", "/members/a", {"weight": 5})
+        assert status == 200
+        assert (await kept.ask(GET)).body == b"ok"
+        os.kill(hung, CONT)
+        # What was told meanwhile is in force there too.
+        async with guard():
+            while (await edge.members())["a"]["weight"] != 5:
+                await asyncio.sleep(0.02)
+        client = await kept_with(edge, hung)
+        assert (await client.ask(GET)).body == b"ok"
+
+
+async def test_intent_reaches_every_worker_before_it_is_answered_and_survives_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as edge:
+        clients = [await kept_with(edge, worker) for worker in edge.program.workers()]
+        status, _ = await edge.admin_ask("PATCH", "/members/a", {"state": "maint", "weight": 7})
+        assert status == 200
+        for client in clients:
+            assert (await client.ask(GET)).status == 503
+        edge.program.signal(TERM)
+        assert await edge.program.ended() == 0
+        async with fedproxy("serve", "--config", edge.file) as program:
+            again = Running(
+                program,
+                edge.file,
+                edge.hub,
+                await program.address("listening on "),
+                await program.address("admin on "),
+            )
+            member = (await again.members())["a"]
+            assert (member["state"], member["weight"]) == ("maint", 7)
+            assert (await again.ask()).status == 503
+            assert (await again.admin_ask("PATCH", "/members/a", {"state": "ready"}))[0] == 200
+            assert (await again.ask()).status == 200
+
+
+async def test_breaker_that_opens_in_one_worker_opens_in_all(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    breaker = {"failures": 3, "open": "1h", "open_max": "1h", "max_ejected": 1}
+    retry = {"attempts": 1}
+    async with running(tmp_path, members={"a": {"url": nobody}}, breaker=breaker, retry=retry) as edge:
+        first, second = edge.program.workers()
+        client, other = await kept_with(edge, first), await kept_with(edge, second)
+        for _ in range(3):
+            assert (await client.ask(GET)).status == 502
+        async with guard():
+            while await edge.metric("fedproxy_breaker_transitions_total", member="a", to="open") < 2:
+                await asyncio.sleep(0.01)
+        assert (await other.ask(GET)).status == 503
+
+
+async def test_launches_in_flight_are_counted_across_workers(tmp_path: Path) -> None:
+    async with running(tmp_path, member={"max_launches": 1}) as edge:
+        first, second = edge.program.workers()
+        launching, other = await kept_with(edge, first), await kept_with(edge, second)
+        await launching.send(LAUNCH)
+        assert (await launching.head()).status == 200
+
+        async def refused() -> bool:
+            client = await kept_with(edge, second)
+            await client.send(LAUNCH)
+            head = await client.head()
+            body = (
+                await client.exactly(int(head.value("content-length") or 0))
+                if head.value("content-length")
+                else b""
+            )
+            await client.leave()
+            return b"busy" in body
+
+        async with guard():
+            while not await refused():
+                pass
+        assert (await other.ask(GET)).body == b"ok"
+        await edge.hub.end()
+        async with guard():
+            while await launching.chunk():
+                pass
+            while await edge.metric("fedproxy_launches_in_flight", member="a"):
+                await asyncio.sleep(0.01)
+            while await refused():
+                pass
+
+
+async def test_launch_rate_is_one_for_all_workers(tmp_path: Path) -> None:
+    async with running(tmp_path, rate={"launches": 2, "per": "1h"}) as edge:
+        await edge.hub.end()
+        first, second = edge.program.workers()
+        for worker in (first, first):
+            client = await kept_with(edge, worker)
+            assert b"Too many" not in (await client.ask(LAUNCH)).body
+        async with guard():
+            while b"Too many" not in (await (await kept_with(edge, second)).ask(LAUNCH)).body:
+                pass
