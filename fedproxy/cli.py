@@ -77,13 +77,14 @@ def _with_workers(config: Config, workers: int | None) -> Config:
 
 
 async def _serve(file: Path, config: Config, workers: int | None) -> None:
-    from fedproxy.serve import systemd
+    from fedproxy.serve import descriptors, systemd
     from fedproxy.serve.fleet import StartError
     from fedproxy.serve.service import Service
     from fedproxy.serve.tls import ignore_unreadable_names
     from fedproxy.serve.worker import freeze
 
     ignore_unreadable_names()
+    descriptors.raise_limit()
     service = Service(
         config,
         reread=lambda: _with_workers(load(file, os.environ), workers),
@@ -93,14 +94,17 @@ async def _serve(file: Path, config: Config, workers: int | None) -> None:
         notifier=systemd.Notifier(os.environ),
     )
     stop = _until_told_to_stop()
+    _reload_when_told(service)
     try:
         await service.start()
     except StartError as error:
         raise SystemExit(f"fedproxy: {error}") from None
-    _reload_when_told(service)
     freeze()
     for line in _listening(service):
         _say(line)
+    shortage = descriptors.shortage(config.limits.connections)
+    if shortage is not None:
+        _say(shortage)
     try:
         await stop.wait()
         stop.clear()

@@ -168,7 +168,7 @@ async def test_connections_beyond_the_room_are_closed_and_room_comes_back(
     member: Scripted, tmp_path: Path
 ) -> None:
     async with program({"a": member}, tmp_path) as running:
-        assert any(f"which is enough for {ROOM};" in line for line in running.program.lines)
+        await running.program.line(f"which is enough for {ROOM};")
         clients = [await running.client() for _ in range(3 * FILES)]
         await until(
             lambda: sum(c.reader.at_eof() for c in clients) == len(clients) - ROOM, "the rest is closed"
