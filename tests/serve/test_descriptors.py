@@ -3,8 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,11 +12,16 @@ import pytest
 import yaml
 
 from fedproxy.serve import descriptors
-from tests.program import Program
+from tests.program import Program, fedproxy
 from tests.rig import Ended, RawClient, Scripted, answer, guard, until
 
 FILES = 100
 ROOM = (FILES - 64) // 2
+START = f"""
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))
+runpy.run_module("fedproxy", run_name="__main__", alter_sys=True)
+"""
 HERE = b"GET /here HTTP/1.1\r\nHost: hub.test\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: hub.test\r\n\r\n"
 
@@ -113,30 +117,10 @@ async def program(
             }
         )
     )
-    process = await asyncio.create_subprocess_exec(
-        "sh",
-        "-c",
-        f'ulimit -n {FILES} && exec "$@"',
-        "sh",
-        sys.executable,
-        "-m",
-        "fedproxy",
-        "serve",
-        "--config",
-        str(config),
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=STDOUT,
-    )
-    running = Program(process)
-    try:
-        yield Running(running, process.pid, await running.address("listening on "))
-        process.terminate()
+    async with fedproxy("serve", "--config", config, before=("-c", START)) as running:
+        yield Running(running, running.pid, await running.address("listening on "))
+        running.signal(signal.SIGTERM)
         assert await running.ended() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 @pytest.fixture
