@@ -1,97 +1,50 @@
-"""`python -m benchmarks`: fedproxy beside nginx and HAProxy, in the same minutes on the same machine.
+"""`python -m benchmarks`: fedproxy beside its peers, in the same minutes on the same machine.
 
-Each proxy has one core for itself; the members (one nginx) and wrk share another. All proxies run
-throughout, and each round loads them in turn, so that what disturbs the machine disturbs them all.
+`run` (the default) measures, `quick` compares with the last release, `load` is for an edge that is deployed.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
-
-from benchmarks import load, report
-from benchmarks.load import SCENARIOS, Sample, Scenario
-from benchmarks.peers import MEMBERS, PEERS, BenchmarkError, Process, members_command, require_free
-
-_PORTS_EACH = 10
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure: `seconds` per run, `rounds` of every peer in turn, ports from `port` upward."""
-
-    seconds: int
-    rounds: int
-    connections: int
-    port: int
-    proxy_core: int
-    load_core: int
-
-
-@dataclass(frozen=True)
-class Running:
-    """A peer that answers."""
-
-    process: Process
-    port: int
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
-@click.option("--seconds", type=click.IntRange(1), default=None, help="Length of one run.  [default: 3]")
-@click.option("--rounds", type=click.IntRange(1), default=None, help="Runs of each peer.  [default: 3]")
-@click.option("--connections", type=click.IntRange(1, 1024), default=64, show_default=True)
-@click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Only these peers.")
-@click.option(
-    "--port", type=click.IntRange(1024, 65000), default=18100, show_default=True, help="First port."
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
 )
-def main(
-    scenarios: tuple[str, ...],
-    seconds: int | None,
-    rounds: int | None,
-    connections: int,
-    peers: tuple[str, ...],
-    port: int,
-) -> None:
-    """Measure the processor time of a request. SCENARIOS: all when none is named.
 
-    QUICK=1 in the environment makes it one round of one second: proof that it runs, not a measurement.
-    """
-    quick = os.environ.get("QUICK", "") not in ("", "0")
-    proxy_core, load_core = _cores()
-    settings = Settings(
-        seconds=seconds or (1 if quick else 3),
-        rounds=rounds or (1 if quick else 3),
-        connections=connections,
-        port=port,
-        proxy_core=proxy_core,
-        load_core=load_core,
-    )
+from benchmarks import bench, quick, report
+from benchmarks.bench import Record, Settings
+from benchmarks.load import load as load_command
+from benchmarks.peers import PEERS, BenchmarkError
+from benchmarks.scenarios import FAST, SCENARIOS
+
+
+class _Default(click.Group):
+    """Without the name of a command it is `run`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, "-h", "--help"}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure fedproxy beside its peers, or load an edge that is deployed. Without a command: run."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    console = Console()
-    try:
-        samples = _measure(
-            settings, [SCENARIOS[name] for name in scenarios or SCENARIOS], peers or tuple(PEERS), console
-        )
-    except BenchmarkError as error:
-        raise click.ClickException(str(error)) from error
-    rows = report.summarise(samples)
-    report.show(rows, console)
-    versions = {name: PEERS[name].describe() for name in dict.fromkeys(sample.peer for sample in samples)}
-    path = report.save(rows, samples, versions, vars(settings))
-    console.print(f"Every run: {os.path.relpath(path)}", soft_wrap=True)
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
@@ -99,93 +52,137 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _cores() -> tuple[int, int]:
-    allowed = sorted(os.sched_getaffinity(0))
-    if len(allowed) < 2:
-        raise click.ClickException(
-            "two cores are needed: one for the proxy, one for its members and the load"
-        )
-    return allowed[0], allowed[1]
+_PORT = click.option(
+    "--port", type=click.IntRange(1024, 65000), default=18100, show_default=True, help="First of 400 ports."
+)
+
+
+@main.command()
+@click.argument("chosen", metavar="[SCENARIO]...", nargs=-1, type=click.Choice(list(SCENARIOS)))
+@click.option("--seconds", type=click.IntRange(1), default=None, help="Length of one run.  [default: 2]")
+@click.option("--rounds", type=click.IntRange(1), default=None, help="Runs of each proxy.  [default: 3]")
+@click.option("--connections", type=click.IntRange(1, 900), default=64, show_default=True)
+@click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Only these proxies.")
+@click.option(
+    "--tools",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of configurable-http-proxy; npm installs it there if it is not.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=report.LOCAL,
+    help="Folder of the results.  [default: benchmarks/results/local]",
+)
+@click.option("--name", help="Name of the results' files.  [default: the time]")
+@_PORT
+def run(
+    chosen: Sequence[str],
+    seconds: int | None,
+    rounds: int | None,
+    connections: int,
+    peers: Sequence[str],
+    tools: Path | None,
+    output: Path,
+    name: str | None,
+    port: int,
+) -> None:
+    """Measure the processor time of a request, and more. All scenarios when none is named.
+
+    QUICK=1 in the environment makes it one round of one second, and has the slow proxies in the first
+    scenario only: proof that it runs, not a measurement.
+    """
+    in_brief = os.environ.get("QUICK", "") not in ("", "0")
+    try:
+        if tools:
+            bench.with_tools(tools)
+        proxy_core, load_core = bench.cores()
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from error
+    settings = Settings(
+        peers=peers or tuple(PEERS),
+        seconds=seconds or (1 if in_brief else 2),
+        rounds=rounds or (1 if in_brief else 3),
+        connections=connections,
+        port=port,
+        proxy_core=proxy_core,
+        load_core=load_core,
+        quick=in_brief,
+    )
+    console = Console()
+    record, found, ended = _measure(settings, chosen or tuple(SCENARIOS), console)
+    if record.samples:
+        report.show(found["summary"], console)
+        report.show_verdicts(report.verdicts(record.samples), console)
+    _say(record, console)
+    if record.samples:
+        for path in report.save(found, output, name or time.strftime("%Y%m%d-%H%M%S")):
+            console.print(os.path.relpath(path), soft_wrap=True)
+    raise SystemExit(ended)
+
+
+@main.command("quick")
+@click.option("--record", "keep", is_flag=True, help="Keep it as benchmarks/results/VERSION.json.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@_PORT
+def quick_run(keep: bool, rounds: int, port: int) -> None:
+    """Compare the ratios to nginx and HAProxy with those of the last release. Two minutes.
+
+    Exit status 1 when a ratio has grown by more than a quarter.
+    """
+    try:
+        proxy_core, load_core = bench.cores()
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from error
+    names = [name for name in PEERS if name in FAST]
+    settings = Settings(names, 1, rounds, 64, port, proxy_core, load_core)
+    console = Console()
+    record, found, ended = _measure(settings, quick.SCENARIOS, console)
+    _say(record, console)
+    if ended:
+        raise SystemExit(ended)
+    ratios = quick.ratios(found["summary"])
+    before = quick.last(report.RESULTS, found["versions"]["fedproxy"])
+    worse = quick.show(ratios, before, console)
+    if keep:
+        path = quick.save(report.RESULTS, found, ratios)
+        console.print(f"Kept: {os.path.relpath(path)}", soft_wrap=True)
+    raise SystemExit(bool(worse))
 
 
 def _measure(
-    settings: Settings, scenarios: Sequence[Scenario], names: Sequence[str], console: Console
-) -> list[Sample]:
-    for program in ("wrk", "nginx", "taskset"):
-        if shutil.which(program) is None:
-            raise BenchmarkError(f"{program} is not installed: the members or the load need it")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedproxy-bench-")))
-        running = _start_all(settings, names, folder, stack, console)
-        for peer in running:
-            load.run(
-                scenarios[0],
-                peer.process,
-                peer.port,
-                turn=0,
-                seconds=1,
-                connections=settings.connections,
-                core=settings.load_core,
-            )
-        return [
-            sample
-            for scenario in scenarios
-            for sample in _measure_scenario(settings, scenario, running, console)
-        ]
-
-
-def _start_all(
-    settings: Settings, names: Sequence[str], folder: Path, stack: ExitStack, console: Console
-) -> list[Running]:
-    members = [settings.port + at for at in range(len(MEMBERS))]
-    first = {name: settings.port + _PORTS_EACH * at for at, name in enumerate(PEERS, start=1)}
-    require_free(members + [port for name in names for port in (first[name], first[name] + 1)])
-    process = Process("members", members_command(folder, members), core=settings.load_core, folder=folder)
-    stack.callback(process.stop)
-    for port in members:
-        process.wait_ready(port, "/1k")
-    running = []
-    for name in names:
-        peer = PEERS[name]
-        if not peer.installed():
-            console.print(f"Left out: {name} is not installed.")
-            continue
-        process = Process(
-            name, peer.command(folder, first[name], members), core=settings.proxy_core, folder=folder
-        )
-        stack.callback(process.stop)
+    settings: Settings, chosen: Sequence[str], console: Console
+) -> tuple[Record, dict[str, Any], int]:
+    """What was measured, also when it was cut short; the last is the exit status."""
+    before, record, ended = os.getloadavg(), Record(), 0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
         try:
-            process.wait_ready(first[name], "/1k")
+            bench.measure(settings, [SCENARIOS[name] for name in chosen], record, progress)
         except BenchmarkError as error:
-            console.print(f"Left out: {error}", soft_wrap=True, markup=False)
-            continue
-        running.append(Running(process, first[name]))
-    if not running:
-        raise BenchmarkError("no peer is left to measure")
-    return running
+            record.note(f"Cut short: {error}")
+            ended = 1
+        except (KeyboardInterrupt, SystemExit) as error:
+            record.note("Cut short: interrupted")
+            ended = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130
+    if record.rate:
+        record.note(f"The open loop had {record.rate:,.0f} requests a second.")
+    versions = {peer: PEERS[peer].describe() for peer in settings.peers if PEERS[peer].installed()}
+    return record, report.result(record.samples, versions, vars(settings), record.notes, before), ended
 
 
-def _measure_scenario(
-    settings: Settings, scenario: Scenario, running: Sequence[Running], console: Console
-) -> list[Sample]:
-    samples = []
-    for peer in running:
-        load.check(scenario, peer.port, peer.process.name)
-    for turn in range(1, settings.rounds + 1):
-        with console.status(f"{scenario.name}: {scenario.about} (round {turn} of {settings.rounds})"):
-            samples += [
-                load.run(
-                    scenario,
-                    peer.process,
-                    peer.port,
-                    turn=turn,
-                    seconds=settings.seconds,
-                    connections=settings.connections,
-                    core=settings.load_core,
-                )
-                for peer in running
-            ]
-    return samples
+def _say(record: Record, console: Console) -> None:
+    for note in record.notes:
+        console.print(note, soft_wrap=True, markup=False)
+
+
+main.add_command(load_command)
 
 
 if __name__ == "__main__":

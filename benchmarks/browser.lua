@@ -1,5 +1,7 @@
--- A browser's requests for wrk. Arguments: cookie mode (warm, cold, none), first number of the cold
--- cookies, names of the members. Prints one line that begins with RESULT.
+-- A browser's requests for wrk. Arguments: mode, first number of what never comes twice, cookies of the members.
+-- Modes: warm (the same few heads), cold (a cookie header never seen before), none (new visitors of repositories
+-- by Zipf's law), mixed (a page and what it brings), close (a connection each), post (64 KiB to /upload).
+-- Prints one line that begins with RESULT.
 
 local HEADERS = {
   {"User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"},
@@ -8,7 +10,6 @@ local HEADERS = {
   {"Accept-Encoding", "gzip, deflate, br, zstd"},
   {"Referer", "https://mybinder.org/"},
   {"DNT", "1"},
-  {"Connection", "keep-alive"},
   {"Upgrade-Insecure-Requests", "1"},
   {"Sec-Fetch-Dest", "document"},
   {"Sec-Fetch-Mode", "navigate"},
@@ -16,38 +17,98 @@ local HEADERS = {
   {"Sec-Fetch-User", "?1"},
   {"Priority", "u=0, i"},
 }
+local REPOSITORIES = 1000
+local FIRST_VISIT = {
+  "/static/dist/styles.css", "/static/dist/bundle.js", "/static/logo.svg", "/static/fonts/icons.woff2",
+}
 
-local mode, serial, pinned, turn = "none", 0, {}, 0
+local mode, serial, cookies, fields = "warm", 0, {}, ""
+local ready, turn, queue = {}, 0, {}
+
+local function head(path, cookie)
+  local method = mode == "post" and "POST " or "GET "
+  return method .. path .. fields .. (cookie and "\r\nCookie: fedproxy_member=" .. cookie or "")
+end
+
+-- Many picks, each repository as often as Zipf's law says, in an order without pattern.
+local function zipf(count)
+  local sum, limits, picks = 0, {}, {}
+  for rank = 1, REPOSITORIES do
+    sum = sum + 1 / rank
+    limits[rank] = sum
+  end
+  math.randomseed(20)
+  for at = 1, count do
+    local drawn, low, high = math.random() * sum, 1, REPOSITORIES
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if limits[middle] < drawn then low = middle + 1 else high = middle end
+    end
+    picks[at] = low
+  end
+  return picks
+end
+
+-- One visitor in four has nothing in the browser's cache.
+local function visit()
+  serial = serial + 1
+  local cookie = string.format("%s; _ga=GA1.1.%013.0f", cookies[serial % #cookies + 1], serial)
+  local repository = ready[serial % #ready + 1]
+  queue[1] = head("/api/repoproviders", cookie) .. "\r\n\r\n"
+  if serial % 4 == 0 then
+    for _, path in ipairs(FIRST_VISIT) do
+      queue[#queue + 1] = head(path, cookie) .. "\r\n\r\n"
+    end
+  end
+  queue[#queue + 1] = head("/v2/gh/org/repo-" .. repository .. "/HEAD", cookie) .. "\r\n\r\n"
+end
 
 function init(args)
   mode, serial = args[1], tonumber(args[2])
-  local lines = {"GET " .. wrk.path .. " HTTP/1.1", "Host: " .. wrk.host .. ":" .. wrk.port}
+  for at = 3, #args do
+    cookies[#cookies + 1] = args[at]
+  end
+  local lines = {" HTTP/1.1", "Host: " .. wrk.host .. ":" .. wrk.port}
   for _, header in ipairs(HEADERS) do
     lines[#lines + 1] = header[1] .. ": " .. header[2]
   end
-  local head = table.concat(lines, "\r\n")
-  if mode == "none" then
-    pinned[1] = head .. "\r\n\r\n"
-    return
+  lines[#lines + 1] = "Connection: " .. (mode == "close" and "close" or "keep-alive")
+  local body = ""
+  if mode == "post" then
+    body = string.rep("x", 65536)
+    lines[#lines + 1] = "Content-Type: application/octet-stream\r\nContent-Length: " .. #body
   end
-  for at = 3, #args do
-    local cookie = head .. "\r\nCookie: fedproxy_member=" .. args[at] .. "; _ga=GA1.1."
-    pinned[#pinned + 1] = mode == "cold" and cookie or cookie .. "1234567890123\r\n\r\n"
+  fields = table.concat(lines, "\r\n")
+  if mode == "none" then
+    for _, repository in ipairs(zipf(20000)) do
+      ready[#ready + 1] = head("/v2/gh/small/repo-" .. repository .. "/HEAD") .. "\r\n\r\n"
+    end
+  elseif mode == "mixed" then
+    ready = zipf(20000)
+  else
+    for _, cookie in ipairs(cookies) do
+      local started = head(wrk.path, cookie .. "; _ga=GA1.1.")
+      ready[#ready + 1] = mode == "cold" and started or started .. "1234567890123\r\n\r\n" .. body
+    end
   end
 end
 
 function request()
-  turn = turn % #pinned + 1
+  if mode == "mixed" then
+    if #queue == 0 then visit() end
+    return table.remove(queue)
+  end
+  turn = turn % #ready + 1
   if mode ~= "cold" then
-    return pinned[turn]
+    return ready[turn]
   end
   serial = serial + 1
-  return pinned[turn] .. string.format("%013.0f", serial) .. "\r\n\r\n"
+  return ready[turn] .. string.format("%013.0f", serial) .. "\r\n\r\n"
 end
 
 function done(summary, latency, requests)
   local errors = summary.errors
-  print(string.format("RESULT %d %d %d %.0f %.0f %d %d",
+  print(string.format("RESULT %d %d %.0f %.0f %.0f %d %d",
     summary.requests, summary.duration, summary.bytes, latency:percentile(50), latency:percentile(99),
     errors.status, errors.connect + errors.read + errors.write + errors.timeout))
 end

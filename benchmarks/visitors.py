@@ -1,0 +1,283 @@
+"""Visitors that wrk cannot play: event streams, WebSockets, idle connections, an open loop."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar, cast
+
+from benchmarks.members import frame, frame_length
+from benchmarks.peers import COOKIE, BenchmarkError
+
+_STAMP: Final = re.compile(rb'"at": (\d{20})')
+_PATIENCE = 30.0
+_BROWSER: Final = (
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
+    "Accept-Language: en-GB,en;q=0.7,de;q=0.3\r\nReferer: https://mybinder.org/\r\n"
+)
+
+
+@dataclass
+class Seen:
+    """What the visitors saw of a run. `delays` in microseconds, in no order."""
+
+    count: int = 0
+    seconds: float = 0.0
+    delays: list[float] = field(default_factory=list)
+    broken: int = 0
+
+
+def percentile(delays: Sequence[float], share: float) -> float:
+    """The smallest that `share` of them does not exceed; 0 of none."""
+    if not delays:
+        return 0.0
+    ordered = sorted(delays)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def request(path: str, port: int, cookie: str, *more: str) -> bytes:
+    """The head of a browser's GET."""
+    fields = "".join(f"{line}\r\n" for line in more)
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{_BROWSER}{fields}"
+        f"Cookie: {COOKIE}={cookie}\r\n\r\n"
+    ).encode()
+
+
+class _Visitor(asyncio.Protocol):
+    """One connection; `opened` is done when the answer's head is there."""
+
+    status = b"200"
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+        self._head = b""
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.opened.done():
+            self.more(data)
+            return
+        self._head += data
+        head, end, rest = self._head.partition(b"\r\n\r\n")
+        if not end:
+            return
+        if head.split(b" ", 2)[1] != self.status:
+            self.opened.set_exception(BenchmarkError(f"a peer answered {head[:60]!r}"))
+            return
+        self.opened.set_result(None)
+        if rest:
+            self.more(rest)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._seen.broken += 1
+        if not self.opened.done():
+            self.opened.set_exception(BenchmarkError("a peer closed a connection before it answered"))
+
+    def more(self, data: bytes) -> None:
+        """What follows the head."""
+
+
+class _Stream(_Visitor):
+    def more(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        for stamp in _STAMP.findall(data):
+            self._seen.count += 1
+            self._seen.delays.append((now - int(stamp)) / 1000)
+
+
+class _Echo(_Visitor):
+    """Sends the next message when the last is back."""
+
+    status = b"101"
+
+    def __init__(self, seen: Seen, message: bytes) -> None:
+        super().__init__(seen)
+        self._message = message
+        self._buffer = b""
+
+    def send(self) -> None:
+        self._sent = time.monotonic_ns()
+        self.transport.write(self._message)
+
+    def more(self, data: bytes) -> None:
+        self._buffer = data = self._buffer + data if self._buffer else data
+        length = frame_length(data)
+        if not length or len(data) < length:
+            return
+        self._seen.count += 1
+        self._seen.delays.append((time.monotonic_ns() - self._sent) / 1000)
+        self._buffer = data[length:]
+        self.send()
+
+
+_V = TypeVar("_V", bound=_Visitor)
+
+
+async def _open(port: int, heads: Sequence[bytes], make: Callable[[], _V]) -> list[_V]:
+    loop = asyncio.get_running_loop()
+    visitors: list[_V] = []
+    async with asyncio.timeout(_PATIENCE):
+        for head in heads:
+            transport, visitor = await loop.create_connection(make, "127.0.0.1", port)
+            transport.write(head)
+            visitors.append(visitor)
+        for visitor in visitors:
+            await visitor.opened
+    return visitors
+
+
+async def _watch(seen: Seen, seconds: float, begin: Callable[[], None], end: Callable[[], None]) -> Seen:
+    """Forgets what was before, and counts for `seconds`."""
+    seen.count, seen.delays, seen.broken = 0, [], 0
+    begin()
+    started = time.monotonic()
+    await asyncio.sleep(seconds)
+    end()
+    seen.seconds = time.monotonic() - started
+    return Seen(seen.count, seen.seconds, list(seen.delays), seen.broken)
+
+
+def _leave(visitors: Sequence[_Visitor]) -> None:
+    for visitor in visitors:
+        visitor.transport.abort()
+
+
+async def events(
+    port: int,
+    cookies: Sequence[str],
+    streams: int,
+    seconds: float,
+    begin: Callable[[], None] = lambda: None,
+    end: Callable[[], None] = lambda: None,
+) -> Seen:
+    """That many event streams of launches, for `seconds`; `begin` and `end` are called around the count."""
+    seen = Seen()
+    heads = [
+        request(
+            f"/build/gh/org/repo-{number}/HEAD",
+            port,
+            cookies[number % len(cookies)],
+            "Accept: text/event-stream",
+            "Cache-Control: no-cache",
+        )
+        for number in range(streams)
+    ]
+    visitors = await _open(port, heads, lambda: _Stream(seen))
+    # Every stream has had its turn once, so that what happens at the start of one is over.
+    await asyncio.sleep(0.5)
+    result = await _watch(seen, seconds, begin, end)
+    _leave(visitors)
+    return result
+
+
+async def echo(
+    port: int,
+    cookies: Sequence[str],
+    connections: int,
+    size: int,
+    seconds: float,
+    begin: Callable[[], None] = lambda: None,
+    end: Callable[[], None] = lambda: None,
+) -> Seen:
+    """WebSockets that each send a message of `size` bytes, wait until it is back, and send it again."""
+    seen = Seen()
+    heads = [
+        request(
+            "/echo",
+            port,
+            cookies[number % len(cookies)],
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        )
+        for number in range(connections)
+    ]
+    message = frame(size, masked=True)
+    visitors = await _open(port, heads, lambda: _Echo(seen, message))
+    for visitor in visitors:
+        visitor.send()
+    await asyncio.sleep(0.2)
+    result = await _watch(seen, seconds, begin, end)
+    _leave(visitors)
+    return result
+
+
+async def idle(
+    port: int, cookies: Sequence[str], connections: int, begin: Callable[[], None], end: Callable[[], None]
+) -> Seen:
+    """Connections, each used once and kept; `begin` before the first, `end` while all are open."""
+    warm = [request("/1k", port, cookies[0])] * 50
+    _leave(await _open(port, warm, lambda: _Visitor(Seen())))
+    await asyncio.sleep(0.3)
+    seen = Seen()
+    started = time.monotonic()
+    begin()
+    heads = [request("/1k", port, cookies[number % len(cookies)]) for number in range(connections)]
+    visitors = await _open(port, heads, lambda: _Visitor(seen))
+    await asyncio.sleep(1.0)
+    end()
+    result = Seen(connections, time.monotonic() - started, [], seen.broken)
+    _leave(visitors)
+    return result
+
+
+def paced(
+    port: int, cookies: Sequence[str], connections: int, rate: float, seconds: float, size: int
+) -> Seen:
+    """GET /1k at `rate` a second in an open loop: a delay is counted from when the request was due.
+
+    A plain loop over `select`, whose time-out is in microseconds where an event loop's is in milliseconds.
+    `size` is the bytes of a body, to know when an answer is complete.
+    """
+    seen = Seen()
+    heads = [request("/1k", port, cookie, "Connection: keep-alive") for cookie in cookies]
+    free = deque(socket.create_connection(("127.0.0.1", port)) for _ in range(connections))
+    everybody = list(free)
+    for sock in everybody:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    waiting: dict[socket.socket, tuple[float, bytes]] = {}
+    started = time.perf_counter()
+    sent, total = 0, int(rate * seconds)
+    try:
+        while sent < total or waiting:
+            now = time.perf_counter()
+            if now > started + seconds + _PATIENCE:
+                break
+            while free and sent < total and started + sent / rate <= now:
+                sock = free.popleft()
+                sock.sendall(heads[sent % len(heads)])
+                waiting[sock] = (started + sent / rate, b"")
+                sent += 1
+            due = started + sent / rate - time.perf_counter() if sent < total and free else 1.0
+            for sock in select.select(list(waiting), [], [], max(0.0, due))[0]:
+                intended, answer = waiting.pop(sock)
+                data = sock.recv(65536)
+                if not data:
+                    seen.broken += 1
+                    continue
+                answer += data
+                if len(answer) - answer.find(b"\r\n\r\n") - 4 < size:
+                    waiting[sock] = (intended, answer)
+                    continue
+                seen.count += 1
+                seen.delays.append((time.perf_counter() - intended) * 1e6)
+                free.append(sock)
+            if not free and not waiting:
+                raise BenchmarkError("a peer closed every connection")
+    finally:
+        for sock in everybody:
+            sock.close()
+    seen.broken += len(waiting)
+    seen.seconds = time.perf_counter() - started
+    return seen
