@@ -316,7 +316,7 @@ async def echo(conn: Conn) -> None:
 
 @pytest.mark.parametrize("after", [GET, b"\x16\x03\x01\x00\x02\x01\x00", b""])
 async def test_handshake_that_fails_leaves_nothing_behind(listen: list[dict[str, Any]], after: bytes) -> None:
-    async with behind(listen, timeouts={"request_head": "300ms"}) as running:
+    async with behind(listen, timeouts={"request_head": "1s"}) as running:
         visitor = await running.client()
         await visitor.send(LINE + after)
         async with guard():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fedproxy.errors import BadRequest, MethodRefused
 from fedproxy.wire.forwarded import Hop
-from fedproxy.wire.request import BlockReader, Forwarded, HeaderBlock, read_line, with_host
+from fedproxy.wire.request import BlockReader, Forwarded, HeaderBlock, host_name, read_line, with_host
 
 READER = BlockReader("fedproxy_member", "https://mybinder.org", trusted=False)
 TRUSTING = BlockReader("fedproxy_member", None, trusted=True)
@@ -295,6 +295,20 @@ def test_forwarded_of_a_trusted_peer_is_kept_and_names_the_host() -> None:
 )
 def test_host_is_the_requests_own_if_no_proxy_names_one(lines: list[bytes]) -> None:
     assert sent(block(b"Host: h", *lines, reader=TRUSTING))[0] == b"X-Forwarded-Host: h"
+
+
+@pytest.mark.parametrize(
+    ("authority", "name"),
+    [
+        (b"Hub.test", b"hub.test"),
+        (b"hub.test:8080", b"hub.test"),
+        (b"[2001:DB8::1]", b"[2001:db8::1]"),
+        (b"[2001:db8::1]:8080", b"[2001:db8::1]"),
+        (b"", b""),
+    ],
+)
+def test_name_of_a_host_is_without_its_port(authority: bytes, name: bytes) -> None:
+    assert host_name(authority) == name
 
 
 def test_block_is_banned_by_its_user_agent() -> None:
