@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from tests.rig import guard
-
 _MARK = "TESTS_OF_FEDPROXY"
+_PATIENCE = 60.0  # as several processes may have to start, on a machine that is busy
 
 
 class Program:
@@ -35,7 +34,8 @@ class Program:
 
     def processes(self) -> list[int]:
         """All that were started by it and have not ended, itself too; they outlive it."""
-        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if self._is_ours(pid)]
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+        return [pid for pid in pids if self._is_ours(pid)]
 
     def workers(self) -> list[int]:
         """The worker processes, those that drain too; the oldest first."""
@@ -46,7 +46,7 @@ class Program:
 
     async def line(self, part: str) -> str:
         """Reads on until a line that contains `part`, and returns what follows `part` there."""
-        async with guard():
+        async with asyncio.timeout(_PATIENCE):
             while await self._read():
                 if part in self.lines[-1]:
                     return self.lines[-1].partition(part)[2]
@@ -62,7 +62,7 @@ class Program:
 
     async def ended(self) -> int:
         """Reads to the end of the output: the exit status. It must come without a traceback."""
-        async with guard():
+        async with asyncio.timeout(_PATIENCE):
             while await self._read():
                 pass
             status = await self._process.wait()

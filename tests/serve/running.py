@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ class Running:
     admin: tuple[str, int]
     _clients: list[RawClient] = field(default_factory=list)
 
-    def write(self, **config: object) -> None:
+    def write(self, **config: Any) -> None:
         write(self.file, self.hub, **config)
 
     async def client(self) -> RawClient:
@@ -118,12 +119,13 @@ class Running:
         fitting = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
         return sum(fitting)
 
-    async def replaced(self, old: list[int]) -> list[int]:
-        """Waits until none of these workers is left and as many others serve, and returns those."""
-        async with asyncio.timeout(30):
-            while set(now := self.program.workers()) & set(old) or len(now) != len(old):
+    async def replaced(self, old: Sequence[int], kept: Sequence[int] = ()) -> list[int]:
+        """Waits until these workers are gone and as many others serve beside those that are kept."""
+        count = len(old) + len(kept)
+        async with patience():
+            while set(now := self.program.workers()) & set(old) or len(now) != count:
                 await asyncio.sleep(0.02)
-            while await self.metric("fedproxy_workers") != len(old):
+            while await self.metric("fedproxy_workers") != count:
                 await asyncio.sleep(0.02)
         return now
 
@@ -132,7 +134,13 @@ class Running:
             await client.leave()
 
 
-def write(file: Path, hub: Hub, *, member: Mapping[str, object] | None = None, **config: object) -> None:
+def refuses(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as sock:
+        return sock.connect_ex(address) != 0
+
+
+def write(file: Path, hub: Hub, *, member: Mapping[str, object] | None = None, **config: Any) -> None:
     base = {
         "listen": [{"address": "127.0.0.1:0"}],
         "admin": {"address": "127.0.0.1:0", "token": TOKEN},
@@ -147,21 +155,43 @@ def write(file: Path, hub: Hub, *, member: Mapping[str, object] | None = None, *
     new.replace(file)
 
 
+def patience() -> asyncio.Timeout:
+    """Nothing that a test waits for takes this long, however many processes have to start for it."""
+    return asyncio.timeout(60)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Waits for a condition that nobody announces; `what` says which."""
+    try:
+        async with patience():
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"never came true: {what}") from None
+
+
 @asynccontextmanager
 async def running(folder: Path, **config: Any) -> AsyncIterator[Running]:
     """`serve` with this config; at the end nothing of it is left, and it said no traceback."""
     hub = Hub()
     await hub.member.start()
-    file = folder / "edge.yaml"
-    write(file, hub, **config)
     try:
-        async with fedproxy("serve", "--config", file) as program:
-            public = await program.address("listening on ")
-            admin = await program.address("admin on ")
-            edge = Running(program, file, hub, public, admin)
+        write(folder / "edge.yaml", hub, **config)
+        async with serving(folder / "edge.yaml", hub) as edge:
             yield edge
-            await edge.leave()
     finally:
         await hub.member.stop()
+
+
+@asynccontextmanager
+async def serving(file: Path, hub: Hub) -> AsyncIterator[Running]:
+    """`serve` with this file."""
+    async with fedproxy("serve", "--config", file) as program:
+        public = await program.address("listening on ")
+        edge = Running(program, file, hub, public, await program.address("admin on "))
+        try:
+            yield edge
+        finally:
+            await edge.leave()
     assert "Traceback" not in program.output, program.output
-    assert "Error" not in program.output, program.output
+    assert "exception" not in program.output, program.output

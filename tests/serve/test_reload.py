@@ -1,0 +1,277 @@
+"""What changes while it serves, and that nobody is cut off by it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedproxy.control.line import Launches
+from fedproxy.serve.fleet import Common
+from tests.rig import RawClient
+from tests.serve.running import GET, TOKEN, Running, patience, refuses, running, serving, until, write
+
+HUP, TERM = signal.SIGHUP, signal.SIGTERM
+TEAPOT: dict[str, Any] = {"routes": [{"path": "/tea", "status": 418}]}
+TEA = b"GET /tea HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+
+
+async def in_force(edge: Running, what: bytes = b"418") -> None:
+    """Waits until every worker has what `TEAPOT` says."""
+    async with patience():
+        alike = 0
+        while alike < 10:
+            alike = alike + 1 if (await edge.ask(TEA)).start.split()[1] == what else 0
+
+
+@pytest.mark.parametrize("how", ["signal", "api", "file"])
+async def test_routes_and_weights_change_in_every_worker(tmp_path: Path, how: str) -> None:
+    async with running(tmp_path) as edge:
+        before = edge.program.workers()
+        stream = await edge.stream()
+        edge.write(member={"weight": 7}, **TEAPOT)
+        if how == "signal":
+            edge.program.signal(HUP)
+        elif how == "api":
+            assert (await edge.admin_ask("POST", "/reload"))[0] == 200
+        await edge.program.line("reloaded ")
+        await in_force(edge)
+        assert (await edge.members())["a"]["weight"] == 7
+        assert edge.program.workers() == before
+        await edge.hub.event()
+        assert b"building" in await stream.chunk()
+        # The file was read once: watching it does not read it again.
+        assert await edge.metric("fedproxy_config_reloads_total", result="success") == 1
+
+
+async def test_swapped_link_is_a_changed_file(tmp_path: Path) -> None:
+    """As Kubernetes mounts a ConfigMap: the file is a link through a link to a folder, which is swapped."""
+    async with running(tmp_path) as edge:
+        edge.program.signal(TERM)
+        assert await edge.program.ended() == 0
+        folder = tmp_path / "mounted"
+        folder.mkdir()
+        for name, config in (("one", {}), ("two", TEAPOT)):
+            (folder / name).mkdir()
+            write(folder / name / "edge.yaml", edge.hub, **config)
+        (folder / "data").symlink_to("one")
+        (folder / "edge.yaml").symlink_to("data/edge.yaml")
+        async with serving(folder / "edge.yaml", edge.hub) as mounted:
+            (folder / "data.new").symlink_to("two")
+            (folder / "data.new").rename(folder / "data")
+            await mounted.program.line("reloaded ")
+            await in_force(mounted)
+
+
+async def test_file_that_disappears_is_said_once_and_taken_when_it_comes_back(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        away = tmp_path / "away.yaml"
+        edge.file.rename(away)
+        await edge.program.line("the config in force is kept")
+        assert (await edge.ask()).body == b"ok"
+        write(away, edge.hub, **TEAPOT)
+        away.rename(edge.file)
+        await edge.program.line("reloaded ")
+        await in_force(edge)
+        assert edge.program.output.count("the config in force is kept") == 1
+        assert await edge.metric("fedproxy_config_reloads_total", result="failure") == 1
+
+
+async def test_invalid_file_changes_nothing_and_says_every_fault(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        before = edge.program.workers()
+        edge.write(balancer="dice", mebers=3, **TEAPOT)
+        status, body = await edge.admin_ask("POST", "/reload")
+        assert status == 422
+        assert b"balancer" in body and b"mebers" in body
+        await edge.program.line("the config in force is kept")
+        assert f"{edge.file}: balancer: " in edge.program.output
+        assert f"{edge.file}: mebers: " in edge.program.output
+        await in_force(edge, b"200")
+        assert edge.program.workers() == before
+
+
+CHANGES: dict[str, tuple[int, dict[str, Any]]] = {
+    "one more": (1, {"workers": 2}),
+    "one less": (2, {"workers": 1}),
+    "three": (2, {"workers": 3}),
+    "two of three": (3, {"workers": 2}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_another_number_of_workers_takes_over_and_nobody_is_cut_off(
+    tmp_path: Path, change: str
+) -> None:
+    workers, config = CHANGES[change]
+    async with running(tmp_path, workers=workers) as edge:
+        old = edge.program.workers()
+        streams = [await edge.stream() for _ in range(4)]
+        kept = [await edge.client() for _ in range(4)]
+        for client in kept:
+            assert (await client.ask(GET)).body == b"ok"
+        visiting = asyncio.ensure_future(visit(edge))
+        edge.write(**TEAPOT, **config)
+        edge.program.signal(HUP)
+        await edge.program.line("reloaded ")
+        for client in kept:
+            assert (await client.ask(GET)).body == b"ok"
+        await in_force(edge)
+        visiting.cancel()
+        (failure,) = await asyncio.gather(visiting, return_exceptions=True)
+        assert isinstance(failure, asyncio.CancelledError), failure
+        assert await edge.metric("fedproxy_workers") == config["workers"]
+        await edge.hub.event()
+        for stream in streams:
+            async with patience():
+                assert b"building" in await stream.chunk()
+        await edge.hub.end()
+        for stream in streams:
+            async with patience():
+                while await stream.chunk():
+                    pass
+        now = config["workers"] if config["workers"] > 1 else 0
+        await until(lambda: not set(edge.program.workers()) & set(old), "the end of the old workers")
+        assert len(edge.program.workers()) == now
+        assert (await edge.ask()).body == b"ok"
+        edge.program.signal(TERM)
+        assert await edge.program.ended() == 0
+
+
+async def visit(edge: Running) -> None:
+    """Asks again and again, each time on a new connection."""
+    while True:
+        assert (await edge.ask()).body == b"ok"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_another_listener_is_taken_over_while_the_old_one_drains(tmp_path: Path, workers: int) -> None:
+    async with running(tmp_path, workers=workers) as edge:
+        stream = await edge.stream()
+        path = tmp_path / "edge.sock"
+        edge.write(workers=workers, listen=[{"address": f"unix:{path}"}])
+        edge.program.signal(HUP)
+        await edge.program.line("reloaded ")
+        await until(lambda: refuses(edge.public), "nobody listens there any more")
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\nok")
+        writer.close()
+        await writer.wait_closed()
+        await edge.hub.event()
+        assert b"building" in await stream.chunk()
+        await edge.hub.end()
+        async with patience():
+            while await stream.chunk():
+                pass
+        edge.program.signal(TERM)
+        assert await edge.program.ended() == 0
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_listener_that_cannot_be_opened_changes_nothing(tmp_path: Path, workers: int) -> None:
+    async with running(tmp_path, workers=workers) as edge:
+        before = edge.program.workers()
+        host, port = edge.admin
+        listen = [{"address": "127.0.0.1:0"}, {"address": f"{host}:{port}"}]
+        edge.write(workers=3, listen=listen, admin={"address": f"unix:{tmp_path}/admin.sock"}, **TEAPOT)
+        edge.program.signal(HUP)
+        await edge.program.line(f"cannot listen on {host}:{port}: Address already in use")
+        await edge.program.line("the config in force is kept")
+        await in_force(edge, b"200")
+        assert (await edge.members())["a"]["weight"] == 1
+        assert edge.program.workers() == before
+
+
+async def test_admin_listener_moves_even_when_it_was_asked_there(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        edge.write(admin={"address": f"unix:{tmp_path}/admin.sock", "token": TOKEN})
+        assert (await edge.admin_ask("POST", "/reload"))[0] == 200
+        await until(lambda: refuses(edge.admin), "nobody listens there any more")
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "admin.sock")
+        writer.write(b"GET /health/ready HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_access_log_is_turned_on_and_off(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        edge.write(access_log="combined")
+        edge.program.signal(HUP)
+        await edge.program.line("reloaded ")
+        await edge.ask()
+        await edge.program.line('"GET / HTTP/1.1" 200')
+
+
+async def test_reloads_at_once_come_one_after_the_other(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        edge.write(workers=3, **TEAPOT)
+        answers = await asyncio.gather(*(edge.admin_ask("POST", "/reload") for _ in range(4)))
+        assert [status for status, _ in answers] == [200] * 4
+        await in_force(edge)
+        await until(lambda: len(edge.program.workers()) == 3, "the old workers are gone")
+        assert await edge.metric("fedproxy_config_reloads_total", result="success") == 4
+
+
+async def test_worker_that_dies_as_it_is_replaced_is_not_missed(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        old = edge.program.workers()
+        edge.write(workers=3, **TEAPOT)
+        edge.program.signal(HUP)
+        await until(lambda: set(edge.program.workers()) - set(old), "new workers come")
+        for worker in old:
+            os.kill(worker, signal.SIGKILL)
+        await edge.program.line("reloaded ")
+        await in_force(edge)
+        async with patience():
+            while await edge.metric("fedproxy_workers") != 3 or len(edge.program.workers()) != 3:
+                await asyncio.sleep(0.02)
+
+
+async def test_new_worker_that_dies_leaves_the_old_ones_in_force(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        old = edge.program.workers()
+        edge.write(workers=3, **TEAPOT)
+        edge.program.signal(HUP)
+        await until(lambda: set(edge.program.workers()) - set(old), "new workers come")
+        os.kill(max(set(edge.program.workers()) - set(old)), signal.SIGKILL)
+        await edge.program.line("ended with signal 9 at its start")
+        await edge.program.line("the config in force is kept")
+        await in_force(edge, b"200")
+        assert edge.program.workers() == old
+
+
+async def test_counters_do_not_fall_when_everybody_is_replaced(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        kept: list[RawClient] = [await edge.client() for _ in range(6)]
+        for client in kept:
+            await client.ask(GET)
+        seen = 6.0
+        for workers in (3, 1, 2):
+            edge.write(workers=workers)
+            edge.program.signal(HUP)
+            await edge.program.line("reloaded ")
+            async with patience():
+                for _ in range(20):
+                    now = await edge.metric("fedproxy_requests_total", member="a")
+                    assert now >= seen
+                    seen = now
+        assert seen == 6
+
+
+def test_launches_are_told_to_all_but_those_who_have_them() -> None:
+    common, called = Common(), list[str]()
+    common.listeners.add(lambda: called.append("told"))
+    common.run("one", {"a": 2})
+    common.run("two", {"a": 1, "b": 1})
+    assert common.elsewhere("one") == Launches({"a": 1, "b": 1})
+    assert common.elsewhere("three") == Launches({"a": 3, "b": 1})
+    common.run("two", {})
+    assert common.elsewhere("one") == Launches({})
+    assert called == ["told"] * 3
