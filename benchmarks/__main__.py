@@ -45,6 +45,8 @@ def main() -> None:
     """Measure fedproxy beside its peers, or load an edge that is deployed. Without a command: run."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
+    # A shell has background jobs ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:

@@ -116,7 +116,8 @@ def measure(settings: Settings, chosen: Sequence[Scenario], record: Record, prog
     installed = [PEERS[name] for name in settings.peers if PEERS[name].installed()]
     for name in settings.peers:
         if PEERS[name] not in installed:
-            record.note(f"Left out: {name} ({PEERS[name].about}) is not installed.")
+            hint = " --tools FOLDER has npm install it there." if name == "chp" else ""
+            record.note(f"Left out: {name} ({PEERS[name].about}) is not installed.{hint}")
     if not installed:
         raise BenchmarkError("no proxy is left to measure")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -125,7 +126,7 @@ def measure(settings: Settings, chosen: Sequence[Scenario], record: Record, prog
         (stage, [scenario for scenario in chosen if scenario.stage == name]) for name, stage in STAGES.items()
     ]
     steps = sum(
-        settings.rounds * len(_entrants(settings, stage, scenario, installed))
+        settings.rounds * len(entrants(settings, stage, scenario, installed))
         for stage, planned in plans
         for scenario in planned
     )
@@ -151,7 +152,7 @@ def _certificate(folder: Path) -> Certificate:
     return files
 
 
-def _entrants(
+def entrants(
     settings: Settings, stage: Stage, scenario: Scenario, installed: Sequence[Peer]
 ) -> list[tuple[Peer, Variant]]:
     """Who takes part. A quick run has the slow ones in the first scenario only."""
@@ -190,7 +191,7 @@ class _Staged:
     def measure(self, planned: Sequence[Scenario], installed: Sequence[Peer]) -> None:
         """Start what is needed, run the scenarios, end it."""
         takes_part = {
-            scenario.name: _entrants(self._settings, self._stage, scenario, installed) for scenario in planned
+            scenario.name: entrants(self._settings, self._stage, scenario, installed) for scenario in planned
         }
         with ExitStack() as stack:
             self._display.on("starting")
@@ -277,6 +278,7 @@ class _Staged:
         assert self._members is not None
         try:
             self._record.samples.append(scenarios.run(scenario, contender, self._turn, number))
+            self._members.require_alive()
         except (BenchmarkError, OSError, TimeoutError) as error:
             self._members.require_alive()
             self._record.note(

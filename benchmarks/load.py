@@ -413,10 +413,11 @@ def markdown(found: Mapping[str, Any], name: str) -> str:
         [
             f"# Load of {plan['url']}, {found['time']}",
             "",
-            f"{plan['rate']:g} visits a second for {plan['duration']:g} s after a ramp of {plan['ramp']:g} s;"
-            f" {found['visits']} visits in {found['seconds']:.0f} s. The generator used {generator['cpu']:.0%}"
-            f" of a processor; 99 % of the visits started within {generator['lag_p99_us'] / 1000:.1f} ms"
-            " of when they were due. Delays in milliseconds, from when a visit was due.",
+            f"{plan['rate']:g} visits a second for {plan['duration']:g} s after a ramp of {plan['ramp']:g} s:"
+            f" {found['visits']} visits in {found['seconds']:.0f} s.",
+            "",
+            f"The generator used {generator['cpu']:.0%} of a processor; 99 % of the visits were started within"
+            f" {generator['lag_p99_us'] / 1000:.1f} ms of when they were due. Delays in ms, from then.",
             "",
             *(f"- {warning}" for warning in found["warnings"]),
             "",
@@ -453,7 +454,11 @@ def markdown(found: Mapping[str, Any], name: str) -> str:
     show_default=True,
 )
 @click.option(
-    "--asset", "assets", multiple=True, default=("/api/repoproviders", "/static/logo.svg"), show_default=True
+    "--asset",
+    "assets",
+    multiple=True,
+    default=("/api/repoproviders", "/static/dist/styles.css"),
+    show_default=True,
 )
 @click.option(
     "--launch", "launches", multiple=True, help="gh/ORG/REPO/REF: a real launch, which takes a pod."

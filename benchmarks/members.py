@@ -124,7 +124,8 @@ def _unmasked(mask: bytes, payload: bytes) -> bytes:
     return plain.to_bytes(len(payload), "little")
 
 
-async def _tell() -> None:
+async def tell() -> None:
+    """Sends events to the open streams in turn, until it is cancelled."""
     due, last = 0.0, time.monotonic()
     while True:
         await asyncio.sleep(_TICK)
@@ -142,7 +143,7 @@ async def run(ports: list[int]) -> None:
     loop = asyncio.get_running_loop()
     for port in ports:
         await loop.create_server(Connection, "127.0.0.1", port, backlog=4096)
-    await _tell()
+    await tell()
 
 
 if __name__ == "__main__":

@@ -143,15 +143,16 @@ class Process:
             self._popen.wait()
 
     def _family(self) -> dict[int, str]:
-        """The process and its descendants: number -> start time."""
-        parents, started = {}, {}
+        """The process and its descendants: number -> start time. Those it left behind are of its session."""
+        parents, started, family = {}, {}, {self._popen.pid}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
-                    fields = _stat(int(entry.name))
-                    parents[int(entry.name)] = int(fields[1])
-                    started[int(entry.name)] = fields[19]
-        family = {self._popen.pid}
+                    number, fields = int(entry.name), _stat(int(entry.name))
+                    parents[number] = int(fields[1])
+                    started[number] = fields[19]
+                    if int(fields[3]) == self._popen.pid:
+                        family.add(number)
         while grown := {pid for pid, parent in parents.items() if parent in family} - family:
             family |= grown
         return {pid: started[pid] for pid in family if pid in started}
