@@ -537,15 +537,6 @@ async def test_hangup_with_a_broken_file_keeps_the_old_config(file: Path) -> Non
         await client.leave()
 
 
-async def test_hangup_with_another_listener_asks_for_a_restart(file: Path) -> None:
-    async with serving(file, answer(OK)) as edge:
-        edge.write(7, listen=[{"address": "127.0.0.1:1"}])
-        edge.program.signal(signal.SIGHUP)
-        await edge.program.line("the config in force is kept")
-        assert edge.program.lines[-2] == f"{file}: listen: has changed, which takes a restart"
-        assert await edge.weight() == 1
-
-
 async def test_request_under_way_at_sigterm_is_finished(file: Path) -> None:
     told = asyncio.Event()
 

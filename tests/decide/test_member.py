@@ -117,3 +117,13 @@ def test_roll_ends_a_slow_start_that_is_over() -> None:
     assert gesis.share(3.0) == 0.1
     gesis.roll(31.0)
     assert gesis.share(3.0) == 1.0
+
+
+def test_launches_that_begin_and_end_are_told() -> None:
+    gesis = member()
+    told: list[int] = []
+    gesis.count_launch(1)
+    gesis.on_launches = lambda: told.append(gesis.launches)
+    gesis.count_launch(1)
+    gesis.count_launch(-1)
+    assert told == [2, 1]

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -11,8 +12,10 @@ import trustme
 import yaml
 
 from fedproxy.config import Config, parse
+from fedproxy.control.line import Put
 from fedproxy.errors import ConfigError, Fault, NameFailed
 from fedproxy.proxy.resolver import Resolver
+from fedproxy.serve.fleet import Common, Inside
 from fedproxy.serve.service import Service
 from tests.rig import RawClient, Scripted, answer, edge, guard, until
 
@@ -230,6 +233,44 @@ async def test_drain_lets_a_request_end_and_closes_idle_connections() -> None:
     member.close()
 
 
+async def test_request_that_was_not_read_yet_keeps_its_connection_open() -> None:
+    async with edge(answer(OK)) as running:
+        client = await running.client()
+        assert (await client.ask(GET)).body == b"ok"
+        later = running.service.edge.clock() + 1
+        # Past the loop: it is there, and the edge has not looked yet.
+        os.write(client.writer.get_extra_info("socket").fileno(), GET)
+        running.service.edge.close_idle(later)
+        assert (await client.response()).body == b"ok"
+        running.service.edge.close_idle(later)
+        assert await client.closed() == "eof"
+
+
+async def test_listener_that_cannot_be_opened_leaves_the_others_as_they_were() -> None:
+    first, second = Scripted(answer(OK)), "127.0.0.1:0"
+    await first.start()
+    service = service_of(config_of(first.url))
+    await service.start()
+    plane = cast(Inside, service._fleet).plane
+    put = Put(config_of(first.url, listen=[{"address": "127.0.0.1:1"}, {"address": second}]), {}, 1)
+    fleet = Inside(lambda: [[closed_socket()], [closed_socket()]], Common(), None)
+    fleet.plane = plane
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await fleet.move(put)
+    client = await RawClient.connect(service.addresses[0])
+    assert (await client.ask(GET)).body == b"ok"
+    assert plane.config is service.config
+    await client.leave()
+    await service.stop()
+    await first.stop()
+
+
+def closed_socket() -> socket.socket:
+    sock = socket.socket()
+    sock.close()
+    return sock
+
+
 async def test_name_is_resolved_and_an_unknown_one_is_a_failure() -> None:
     now = 0.0
     resolver = Resolver(lambda: now)
@@ -247,7 +288,9 @@ async def test_name_is_resolved_and_an_unknown_one_is_a_failure() -> None:
 async def test_certificate_without_its_key_is_a_fault_that_names_both(files: dict[str, str]) -> None:
     tls = {"certificate": files["ca"], "private_key": files["key"]}
     service = service_of(config_of("http://127.0.0.1:1", listen=[{"address": "127.0.0.1:0", "tls": tls}]))
-    with pytest.raises(ConfigError, match=r"listen\.0\.tls\.certificate: .*ca\.pem does not go with .*key\.pem"):
+    with pytest.raises(
+        ConfigError, match=r"listen\.0\.tls\.certificate: .*ca\.pem does not go with .*key\.pem"
+    ):
         await service.start()
 
 

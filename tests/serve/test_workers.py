@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.program import fedproxy
-from tests.rig import Ended, RawClient
+from tests.rig import Conn, Ended, Message, RawClient, Scripted, per_request
 from tests.serve.running import (
     CLOSING,
     GET,
@@ -369,3 +369,39 @@ async def test_launch_rate_is_one_for_all_workers(tmp_path: Path) -> None:
         async with patience():
             while b"Too many" not in (await (await kept_with(edge, second)).ask(LAUNCH)).body:
                 pass
+
+
+def says(event: bytes) -> Scripted:
+    """A member whose launches have this one event."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(event)
+
+    async def handle(conn: Conn, request: Message) -> None:
+        conn.send(head, event)
+
+    return Scripted(per_request(handle))
+
+
+def launches(member: Scripted) -> int:
+    return sum(request.target.startswith(b"/build/") for request in member.requests)
+
+
+async def test_launch_that_moved_is_known_to_the_other_workers(tmp_path: Path) -> None:
+    full = says(
+        b'data: {"phase": "failed", "status_code": 503, "message": "Too many users on this BinderHub!"}\n\n'
+    )
+    well = says(b'data: {"phase": "ready"}\n\n')
+    await full.start()
+    await well.start()
+    members = {"a": {"url": full.url, "weight": 1e6}, "b": {"url": well.url, "weight": 1e-6}}
+    try:
+        async with running(tmp_path, members=members) as edge:
+            one, other = edge.program.workers()
+            assert b"ready" in (await (await kept_with(edge, one)).ask(LAUNCH)).body
+            assert (launches(full), launches(well)) == (1, 1)
+            await edge.members()  # what was said before has been passed on by now
+            await edge.members()
+            assert b"ready" in (await (await kept_with(edge, other)).ask(LAUNCH)).body
+            assert (launches(full), launches(well)) == (1, 2)
+    finally:
+        await full.stop()
+        await well.stop()
