@@ -11,7 +11,7 @@ demo: $(VENV)/.run
 
 test: lint
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --include='fedproxy/decide/*,fedproxy/wire/*' --fail-under=100
 	$(BIN)/coverage report --skip-covered --fail-under=85
 
