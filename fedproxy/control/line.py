@@ -29,11 +29,13 @@ _FRESH_ONLY = 1 << 18  # bytes that wait to be read by the other side
 
 @dataclass(frozen=True)
 class Health:
-    """The probes' word on a member."""
+    """The probes' word on a member. pods, quota: as far as it told them, for the visitors' page."""
 
     name: str
     healthy: bool
     reasons: tuple[str, ...] = ()
+    pods: Mapping[str, int] = field(default_factory=dict)
+    quota: int | None = None
 
 
 @dataclass(frozen=True)

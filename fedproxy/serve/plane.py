@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,7 +110,15 @@ class Plane:
     # The public pages ask for these
 
     def members(self) -> list[Snapshot]:
-        """The members as this worker sees them."""
+        """The members as this worker sees them, and what the probes said of their pods."""
+        return [
+            replace(member, pods=health.pods, quota=health.quota)
+            if (health := self._health.get(member.name)) is not None
+            else member
+            for member in self._members()
+        ]
+
+    def _members(self) -> list[Snapshot]:
         edge = self.edge
         now = edge.clock()
         return [
@@ -122,9 +131,14 @@ class Plane:
         member = self.edge.pins.get(value.encode("latin-1", "replace"))
         return member.name if member is not None else None
 
+    def cookie_for(self, name: str, secure: bool) -> str | None:
+        """The value of the Set-Cookie field that keeps a visitor with a member; None for no member's name."""
+        line = self.edge.cookies.get((name, secure))
+        return line.decode("ascii").partition(": ")[2].rstrip() if line is not None else None
+
     def survey(self) -> Survey:
         """The members, and what was counted."""
-        return Survey(self.members(), self.edge.counts)
+        return Survey(self._members(), self.edge.counts)
 
     # What is told
 

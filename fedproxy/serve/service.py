@@ -30,6 +30,7 @@ from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
+from fedproxy.observe.history import History, Level
 from fedproxy.serve.assemble import find_targets, probe_policy
 from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Workers
 from fedproxy.serve.plane import Shape, shape
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
+_OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
+_SELDOM = 5  # ... and so many times as long while nobody does
 
 
 class Service:
@@ -74,7 +77,8 @@ class Service:
         self._reread = reread
         self._file = file
         self._probe = probe
-        self._say = say
+        self._aside = say
+        self.history = History()
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
         self._common = Common()
@@ -96,6 +100,8 @@ class Service:
         self._workers = 0
 
     _fleet: Fleet
+    _next_look: asyncio.Future[None]
+    _watched = False
 
     @property
     def edge(self) -> Edge:
@@ -128,9 +134,11 @@ class Service:
         StartError for a worker that does not start.
         """
         self._read = _signature(self._file)
+        self._next_look = asyncio.get_running_loop().create_future()
         async with self._changing:
             await self._start()
         self._do(self._keep_house())
+        self._do(self._look())
         self._notifier.ready()
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -257,6 +265,11 @@ class Service:
             counts=MemberCounts(),
         )
 
+    def next_look(self) -> asyncio.Future[None]:
+        """Done when the history has seen the next survey, which comes soon when somebody waits for it."""
+        self._watched = True
+        return self._next_look
+
     def certificates(self) -> Mapping[str, float]:
         """When each certificate expires, in seconds since the epoch, by its name."""
         ends: dict[str, float] = {}
@@ -314,10 +327,17 @@ class Service:
     def _on_report(self, report: Report) -> None:
         before = self._reports.get(report.name)
         self._reports[report.name] = report
-        self._fleet.tell(Health(report.name, report.healthy, report.reasons))
+        self._fleet.tell(_health(report))
         if (before.healthy if before else True) != report.healthy:
             why = "; ".join(report.details or report.reasons)
-            self._say(f"{report.name} is well again" if report.healthy else f"{report.name} is ill: {why}")
+            line = f"{report.name} is well again" if report.healthy else f"{report.name} is ill: {why}"
+            self.history.note(time.time(), line, Level.GOOD if report.healthy else Level.BAD, report.name)
+            self._aside(line)
+
+    def _say(self, line: str) -> None:
+        """To whoever runs this, and to whoever looks at what happened."""
+        self.history.note(time.time(), line)
+        self._aside(line)
 
     # Reload
 
@@ -407,7 +427,7 @@ class Service:
 
     async def _replace_fleet(self, workers: int) -> None:
         fleet = self._fleet_of(workers)
-        health = [Health(each.name, each.healthy, each.reasons) for each in self._reports.values()]
+        health = [_health(each) for each in self._reports.values()]
         try:
             await fleet.start(self._put(), health, self._tickets)
         except BaseException:
@@ -416,7 +436,7 @@ class Service:
         old, self._fleet = self._fleet, fleet
         # What was probed meanwhile was told to those before.
         for each in self._reports.values():
-            fleet.tell(Health(each.name, each.healthy, each.reasons))
+            fleet.tell(_health(each))
         self._leaving[old] = asyncio.get_running_loop().create_task(self._see_off(old))
 
     async def _see_off(self, fleet: Fleet) -> None:
@@ -441,6 +461,18 @@ class Service:
         return found
 
     # Chores
+
+    async def _look(self) -> None:
+        """Shows the history what there is: often while somebody looks on, else now and then."""
+        while True:
+            self.history.see(await self.survey(), time.monotonic(), time.time())
+            self._watched = False
+            done, self._next_look = self._next_look, asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            for _ in range(_SELDOM):
+                await asyncio.sleep(_OFTEN)
+                if self._watched:
+                    break
 
     async def _keep_house(self) -> None:
         looks = 0
@@ -476,6 +508,10 @@ class Service:
             renewed = renewed or bool(refreshed.renewed)
         if renewed:
             self._fleet.tell(Renew())
+
+
+def _health(report: Report) -> Health:
+    return Health(report.name, report.healthy, report.reasons, report.pods, report.quota)
 
 
 async def _close_admin(runner: web.AppRunner | None) -> None:

@@ -1,0 +1,368 @@
+"""The last hour of the federation, kept in memory: charts of rates and times, and what happened in sentences.
+
+`History.see` is shown a survey every so often, and works out what changed since the one before. All that it
+keeps is bounded: an hour of steps for each member in force, and the last few hundred events.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.counts import BOUNDS, MemberCounts
+from fedproxy.decide.launch import End
+from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import Snapshot, Survey
+
+STEP: Final = 10.0
+"""Seconds between two points of a chart."""
+
+KEPT: Final = 360
+"""Points of a chart: an hour."""
+
+LINES: Final = ("requests", "errors", "first_byte", "in_flight")
+"""What is charted, each per member: per second, per second, 95 % of them in seconds, a number."""
+
+_MINUTE: Final = 6  # steps
+_EVENTS: Final = 500
+_LONGEST: Final = 400  # characters of a sentence
+_SAME: Final = 60.0  # seconds in which what happens again is the same event
+_NEW: Final = (Source.KEY, Source.RANDOM)
+_SPOILT: Final = (End.FAILED, End.LOST)
+_Number = TypeVar("_Number", int, float)
+_INTENTS: Final = {
+    Intent.READY: "takes visitors again, by an operator's word",
+    Intent.DRAIN: "drains, by an operator's word: no new visitors, those it has stay",
+    Intent.MAINT: "is in maintenance, by an operator's word: no visitors",
+}
+
+
+class Level(StrEnum):
+    """Whether an event is good news."""
+
+    GOOD = "good"
+    BAD = "bad"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened: `time` in seconds since the epoch, `text` a sentence for people."""
+
+    time: float
+    text: str
+    level: Level = Level.NOTE
+    member: str | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A member lately.
+
+    requests, errors: per second, in the last 10 to 20 seconds. first_byte: seconds until the response's head
+    within which 50, 95 and 99 % came, in the last minute; None if nothing came. new: the part of all new
+    visitors that it got in the last hour, from 0 to 1; None if nobody came.
+    """
+
+    requests: float = 0.0
+    errors: float = 0.0
+    first_byte: tuple[float | None, float | None, float | None] = (None, None, None)
+    new: float | None = None
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """A member's counters at one moment, `at` in seconds of a steady clock. errors: by what went wrong."""
+
+    at: float
+    requests: int
+    new: int
+    first_byte: tuple[int, ...]
+    errors: Mapping[str, int]
+    transitions: Mapping[str, int]
+    failovers: Mapping[str, int]
+
+    @classmethod
+    def of(cls, counts: MemberCounts, at: float) -> _Totals:
+        """The counters are live: they are copied."""
+        wrong: Counter[str] = Counter(counts.errors)
+        # An answer that was passed over is counted as a retry with its status for a reason; what visitors are
+        # told when nothing answered, 502 or 504, is among the errors already.
+        wrong.update({f"answered {reason}": n for reason, n in counts.retries.items() if reason.isdecimal()})
+        wrong.update(
+            {
+                f"answered {code}": n
+                for code, n in counts.codes.items()
+                if code >= 500 and code not in (502, 504)
+            }
+        )
+        wrong.update({f"launch {end.value}": counts.launches.get(end.value, 0) for end in _SPOILT})
+        return cls(
+            at=at,
+            requests=sum(counts.codes.values()),
+            new=sum(counts.affinity.get(source, 0) for source in _NEW),
+            first_byte=tuple(counts.first_byte.counts),
+            errors=wrong,
+            transitions=dict(counts.transitions),
+            failovers=dict(counts.failovers),
+        )
+
+
+@dataclass
+class _Watch:
+    """A member from survey to survey. `marks` are its totals at the end of each step of the last minute."""
+
+    snapshot: Snapshot
+    totals: _Totals
+    marks: deque[_Totals] = field(default_factory=lambda: deque(maxlen=_MINUTE + 1))
+    lines: dict[str, array[float]] = field(default_factory=lambda: {line: array("f") for line in LINES})
+    new: array[int] = field(default_factory=lambda: array("L"))
+
+    def close_step(self) -> None:
+        """A point for each chart."""
+        totals, before = self.totals, self.marks[-1]
+        for line, value in (
+            ("requests", _rate(totals, before, totals.requests - before.requests)),
+            ("errors", _rate(totals, before, sum(_more(totals.errors, before.errors).values()))),
+            ("first_byte", quantile(_between(totals, before), 0.95) or 0.0),
+            ("in_flight", float(self.snapshot.in_flight)),
+        ):
+            _keep(self.lines[line], value)
+        _keep(self.new, max(0, totals.new - before.new))
+        self.marks.append(totals)
+
+    def figures(self, all_new: int) -> Figures:
+        """all_new: new visitors of all members in the last hour."""
+        totals, minute = self.totals, _between(self.totals, self.marks[0])
+        lately = self.marks[-2] if len(self.marks) > 1 else self.marks[-1]
+        return Figures(
+            requests=_rate(totals, lately, totals.requests - lately.requests),
+            errors=_rate(totals, lately, sum(_more(totals.errors, lately.errors).values())),
+            first_byte=(quantile(minute, 0.5), quantile(minute, 0.95), quantile(minute, 0.99)),
+            new=self.newcomers() / all_new if all_new else None,
+        )
+
+    def newcomers(self) -> int:
+        """New visitors in the last hour."""
+        return sum(self.new) + max(0, self.totals.new - self.marks[-1].new)
+
+    def why(self) -> str:
+        """What went wrong lately, most first."""
+        lately = self.marks[-2] if len(self.marks) > 1 else self.marks[-1]
+        wrong = sorted(_more(self.totals.errors, lately.errors).items(), key=lambda item: -item[1])
+        return ", ".join(f"{_times(count)} {reason.replace('_', ' ')}" for reason, count in wrong[:4])
+
+
+class History:
+    """What `see` made of the surveys it was shown, and what `note` was told.
+
+    survey: the last one. looks, steps, changes: how many surveys, points of the charts and changes of the
+    events there were so far.
+    """
+
+    def __init__(self) -> None:
+        self.survey: Survey | None = None
+        self.looks = 0
+        self.steps = 0
+        self.changes = 0
+        self._watches: dict[str, _Watch] = {}
+        self._events: deque[Event] = deque(maxlen=_EVENTS)
+        self._counted: dict[tuple[str, ...], tuple[Event, int]] = {}
+        self._step_began = 0.0
+        self._available = True
+        self._refused = 0
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """The newest last."""
+        return tuple(self._events)
+
+    def about(self, name: str, most: int) -> list[Event]:
+        """The last events about a member, the newest first."""
+        return [event for event in reversed(self._events) if event.member == name][:most]
+
+    def figures(self) -> dict[str, Figures]:
+        """Each member lately."""
+        all_new = sum(watch.newcomers() for watch in self._watches.values())
+        return {name: watch.figures(all_new) for name, watch in self._watches.items()}
+
+    def charts(self) -> dict[str, dict[str, list[float]]]:
+        """Of each member each line, a point a step, the newest last; a member that came later has fewer."""
+        return {
+            name: {line: [_short(value) for value in values] for line, values in watch.lines.items()}
+            for name, watch in self._watches.items()
+        }
+
+    def newest(self) -> dict[str, list[float]]:
+        """The last point of each member's lines, in the order of `LINES`; of those that have one."""
+        return {
+            name: [_short(values[-1]) for values in watch.lines.values()]
+            for name, watch in self._watches.items()
+            if watch.lines[LINES[0]]
+        }
+
+    def note(self, time: float, text: str, level: Level = Level.NOTE, member: str | None = None) -> None:
+        """Something happened."""
+        self._add(Event(time, text, level, member))
+
+    def see(self, survey: Survey, now: float, time: float) -> None:
+        """Takes a survey; `now` is of a steady clock, `time` of the calendar, both in seconds."""
+        first = self.survey is None
+        if first:
+            self._step_began = now
+            self._refused = survey.edge.budget_exhausted
+        old, self._watches = self._watches, {}
+        for snapshot in survey.members:
+            totals = _Totals.of(snapshot.counts, now)
+            watch = old.pop(snapshot.name, None)
+            if watch is None:
+                watch = _Watch(snapshot, totals)
+                watch.marks.append(totals)
+                if not first:
+                    self.note(time, f"{snapshot.name} joined the federation", Level.GOOD, snapshot.name)
+            else:
+                before, watch.snapshot = watch.snapshot, snapshot
+                counted, watch.totals = watch.totals, totals
+                self._compare(watch, before, counted, time)
+            self._watches[snapshot.name] = watch
+        for name in old:
+            self.note(time, f"{name} left the federation", Level.NOTE, name)
+        self._compare_edge(survey, time)
+        self.survey = survey
+        self.looks += 1
+        if now - self._step_began >= STEP:
+            self._step_began = now
+            self.steps += 1
+            for watch in self._watches.values():
+                watch.close_step()
+
+    # What changed
+
+    def _compare(self, watch: _Watch, before: Snapshot, counted: _Totals, time: float) -> None:
+        after, name = watch.snapshot, watch.snapshot.name
+        if after.intent is not before.intent:
+            level = Level.GOOD if after.intent is Intent.READY else Level.NOTE
+            self.note(time, f"{name} {_INTENTS[after.intent]}", level, name)
+        if after.weight != before.weight:
+            self.note(time, f"{name} has the weight {after.weight:g}, it was {before.weight:g}", member=name)
+        self._compare_breaker(watch, before.breaker, counted, time)
+        for other, more in _more(watch.totals.failovers, counted.failovers).items():
+            self._count(("failover", name, other), more, time, _went_on(name, other), Level.NOTE, name)
+
+    def _compare_breaker(self, watch: _Watch, before: BreakerState, counted: _Totals, time: float) -> None:
+        after, name = watch.snapshot.breaker, watch.snapshot.name
+        passed = _more(watch.totals.transitions, counted.transitions)
+        why = watch.why()
+        because = f" ({why})" if why else ""
+        opened, tried = BreakerState.OPEN.value in passed, BreakerState.HALF_OPEN.value in passed
+        if after is BreakerState.OPEN:
+            if before is BreakerState.CLOSED:
+                self.note(time, f"{name} is left out: its breaker opened{because}", Level.BAD, name)
+            elif opened and (tried or before is BreakerState.HALF_OPEN):
+                self.note(time, f"{name} stays left out: it failed its trial{because}", Level.BAD, name)
+        elif after is not before and after is BreakerState.HALF_OPEN:
+            self.note(time, f"{name} is tried again: its breaker is half-open", Level.NOTE, name)
+        elif after is not before:
+            self.note(time, f"{name} is back: its breaker closed", Level.GOOD, name)
+        elif after is BreakerState.CLOSED and opened:
+            text = f"{name} was left out for a moment: its breaker opened{because} and closed"
+            self.note(time, text, Level.BAD, name)
+
+    def _compare_edge(self, survey: Survey, time: float) -> None:
+        could, self._available = self._available, any(member.available for member in survey.members)
+        if could and not self._available:
+            self.note(time, "no member is available", Level.BAD)
+        elif self._available and not could:
+            self.note(time, "a member is available again", Level.GOOD)
+        more, self._refused = survey.edge.budget_exhausted - self._refused, survey.edge.budget_exhausted
+        if more > 0:
+            self._count(("budget",), more, time, _used_up, Level.BAD)
+
+    # Events
+
+    def _count(
+        self,
+        key: tuple[str, ...],
+        more: int,
+        time: float,
+        say: Callable[[int], str],
+        level: Level,
+        member: str | None = None,
+    ) -> None:
+        """What happens again soon takes the place of the event before, and says how often it happened."""
+        last, times = self._counted.get(key, (None, 0))
+        if last is not None and time - last.time < _SAME and last in self._events:
+            self._events.remove(last)
+            more += times
+        event = self._add(Event(time, say(more), level, member))
+        self._counted = {key: kept for key, kept in self._counted.items() if time - kept[0].time < _SAME}
+        self._counted[key] = event, more
+
+    def _add(self, event: Event) -> Event:
+        if len(event.text) > _LONGEST:
+            event = Event(event.time, event.text[: _LONGEST - 1] + "…", event.level, event.member)
+        self._events.append(event)
+        self.changes += 1
+        return event
+
+
+def quantile(counts: Sequence[int], part: float) -> float | None:
+    """The value that this part of those counted in a `Histogram`'s buckets do not exceed; None for no values.
+
+    Within a bucket values are taken to be spread evenly, as Prometheus does; what is over the last bound is
+    shown as that bound.
+    """
+    whole = sum(counts)
+    if not whole:
+        return None
+    rank, below = part * whole, 0
+    for at, count in enumerate(counts[: len(BOUNDS)]):
+        if count and below + count >= rank:
+            lower = BOUNDS[at - 1] if at else 0.0
+            return lower + (BOUNDS[at] - lower) * (rank - below) / count
+        below += count
+    return BOUNDS[-1]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _went_on(name: str, other: str) -> Callable[[int], str]:
+    return lambda n: f"{n} launch{'es' * (n > 1)} that {name} could not serve went on with {other}"
+
+
+def _used_up(times: int) -> str:
+    return f"the retry budget was used up: {times} {'retries were' if times > 1 else 'retry was'} not made"
+
+
+def _between(now: _Totals, before: _Totals) -> list[int]:
+    return [max(0, more - less) for more, less in zip(now.first_byte, before.first_byte, strict=True)]
+
+
+def _more(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """What has grown, and by how much."""
+    return {key: count - before.get(key, 0) for key, count in now.items() if count > before.get(key, 0)}
+
+
+def _rate(now: _Totals, before: _Totals, count: float) -> float:
+    """Per second. A counter falls when a member comes back under a name that another had."""
+    passed = now.at - before.at
+    return max(0.0, count) / passed if passed > 0 else 0.0
+
+
+def _keep(values: array[_Number], value: _Number) -> None:
+    values.append(value)
+    if len(values) > KEPT:
+        values.pop(0)
+
+
+def _short(value: float) -> float:
+    """Three digits are as much as a chart can show."""
+    return float(f"{value:.3g}")

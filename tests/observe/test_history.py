@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import pytest
+
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.counts import BOUNDS, EdgeCounts, Histogram
+from fedproxy.decide.member import Intent, Member
+from fedproxy.decide.snapshot import Survey, merge, snapshot
+from fedproxy.observe.history import KEPT, LINES, STEP, History, Level, quantile
+from tests.decide.build import member
+
+
+class Watched:
+    """Members that a history looks at; time is what `look` adds up, and a calendar that began at 1000."""
+
+    def __init__(self, *members: Member) -> None:
+        self.members = list(members)
+        self.edge = EdgeCounts()
+        self.history = History()
+        self.now = 0.0
+
+    def look(self, seconds: float = 1.0) -> list[str]:
+        """The sentences that this look added."""
+        self.now += seconds
+        for each in self.members:
+            each.roll(self.now)
+        before = self.history.events
+        # Merged, as the edge does it: the counts are copies.
+        parts = [merge([snapshot(each, self.now)]) for each in self.members]
+        edge = EdgeCounts()
+        edge.add(self.edge)
+        self.history.see(Survey(parts, edge), self.now, 1000.0 + self.now)
+        return [event.text for event in self.history.events if event not in before]
+
+
+@pytest.fixture
+def a() -> Member:
+    return member("a")
+
+
+@pytest.fixture
+def b() -> Member:
+    return member("b")
+
+
+@pytest.fixture
+def watched(a: Member, b: Member) -> Watched:
+    watched = Watched(a, b)
+    assert watched.look() == []
+    return watched
+
+
+def test_rates_are_of_the_last_seconds(watched: Watched, a: Member) -> None:
+    watched.look(STEP)
+    a.counts.codes[200] += 30
+    a.counts.errors["connect"] += 5
+    watched.look(STEP / 2)
+    figures = watched.history.figures()["a"]
+    assert figures.requests == 2.0
+    assert figures.errors == pytest.approx(1 / 3)
+    watched.look(STEP)
+    watched.look(STEP)
+    assert watched.history.figures()["a"].requests == 0
+
+
+def test_each_step_gives_a_point_of_each_line(watched: Watched, a: Member) -> None:
+    a.counts.codes[200] += 50
+    a.counts.first_byte.observe(0.2)
+    a.in_flight = 7
+    watched.look(STEP)
+    assert watched.history.steps == 1
+    assert watched.history.newest()["a"] == [5.0, 0.0, 0.243, 7.0]
+    assert watched.history.charts()["a"] == {
+        "requests": [5.0],
+        "errors": [0.0],
+        "first_byte": [0.243],
+        "in_flight": [7.0],
+    }
+
+
+def test_charts_keep_an_hour(watched: Watched, a: Member) -> None:
+    for _ in range(KEPT + 5):
+        a.counts.codes[200] += 1
+        watched.look(STEP)
+    charts = watched.history.charts()["a"]
+    assert {line: len(charts[line]) for line in LINES} == dict.fromkeys(LINES, KEPT)
+    assert watched.history.steps == KEPT + 5
+
+
+def test_looks_between_two_steps_give_no_points(watched: Watched) -> None:
+    watched.look(STEP / 2)
+    assert (watched.history.steps, watched.history.newest()) == (0, {})
+    assert watched.history.looks == 2
+
+
+def test_percentiles_are_of_the_last_minute(watched: Watched, a: Member) -> None:
+    for seconds in (0.001,) * 98 + (20.0, 20.0):
+        a.counts.first_byte.observe(seconds)
+    watched.look()
+    half, most, nearly_all = watched.history.figures()["a"].first_byte
+    assert half is not None and half <= 0.001
+    assert most is not None and most <= 0.001
+    assert nearly_all == 20.0
+    for _ in range(8):
+        watched.look(STEP)
+    assert watched.history.figures()["a"].first_byte == (None, None, None)
+
+
+def test_share_of_new_visitors_is_counted(watched: Watched, a: Member, b: Member) -> None:
+    assert watched.history.figures()["a"].new is None
+    a.counts.affinity["key"] += 2
+    a.counts.affinity["cookie"] += 90
+    watched.look(STEP)
+    a.counts.affinity["random"] += 1
+    b.counts.affinity["key"] += 1
+    watched.look()
+    assert {name: each.new for name, each in watched.history.figures().items()} == {"a": 0.75, "b": 0.25}
+
+
+def test_counters_that_fall_count_nothing(watched: Watched, a: Member) -> None:
+    a.counts.codes[200] = 10
+    watched.look(STEP)
+    a.counts.codes[200] = 1
+    a.counts.first_byte = Histogram()
+    assert watched.look(STEP) == []
+    assert watched.history.newest()["a"][:2] == [0.0, 0.0]
+
+
+def test_breaker_that_opens_is_told_with_what_went_wrong(watched: Watched, a: Member) -> None:
+    a.counts.errors |= {"connect_timeout": 3, "reset": 2}
+    a.counts.retries["503"] += 4
+    a.counts.codes |= {500: 1, 502: 9}
+    a.counts.launches["failed"] += 1
+    a.breaker.trip(1.5, 0.0)
+    assert watched.look() == [
+        "a is left out: its breaker opened (4 times answered 503, 3 times connect timeout, 2 times reset, "
+        "once answered 500)"
+    ]
+    (event,) = watched.history.about("a", 5)
+    assert (event.level, event.member, event.time) == (Level.BAD, "a", 1002.0)
+
+
+def test_breaker_is_followed_until_it_closes(watched: Watched, a: Member) -> None:
+    a.breaker.trip(1.5, 0.0)
+    assert watched.look() == ["a is left out: its breaker opened"]
+    assert watched.look() == []
+    a.breaker.acquire(7.0)
+    assert watched.look() == ["a is tried again: its breaker is half-open"]
+    a.breaker.trip(8.0, 0.0)
+    assert watched.look() == ["a stays left out: it failed its trial"]
+    a.breaker.acquire(30.0)
+    a.breaker.trip(31.0, 0.0)
+    assert watched.look() == ["a stays left out: it failed its trial"]
+    generation = a.breaker.acquire(99.0)
+    watched.look()
+    a.breaker._become(BreakerState.CLOSED, 99.0)
+    assert a.breaker.generation != generation
+    assert watched.look() == ["a is back: its breaker closed"]
+    assert [event.level for event in watched.history.about("a", 2)] == [Level.GOOD, Level.NOTE]
+
+
+def test_breaker_that_opens_in_another_worker_too_is_told_once(watched: Watched, a: Member) -> None:
+    a.breaker.trip(1.5, 0.0)
+    watched.look()
+    a.counts.transitions["open"] += 1
+    assert watched.look() == []
+
+
+def test_breaker_that_opened_and_closed_between_two_looks_is_told(watched: Watched, a: Member) -> None:
+    a.breaker.trip(1.1, 0.0)
+    a.breaker._become(BreakerState.CLOSED, 1.2)
+    assert watched.look() == ["a was left out for a moment: its breaker opened and closed"]
+
+
+def test_operator_s_word_is_told(watched: Watched, a: Member) -> None:
+    a.set_intent(Intent.DRAIN)
+    a.weight = 2.5
+    assert watched.look() == [
+        "a drains, by an operator's word: no new visitors, those it has stay",
+        "a has the weight 2.5, it was 1",
+    ]
+    a.set_intent(Intent.READY)
+    assert watched.look() == ["a takes visitors again, by an operator's word"]
+
+
+def test_members_that_come_and_go_are_told_and_forgotten(watched: Watched, b: Member) -> None:
+    watched.members.remove(b)
+    watched.members.append(member("c"))
+    assert watched.look() == ["c joined the federation", "b left the federation"]
+    assert set(watched.history.charts()) == {"a", "c"}
+
+
+def test_nobody_available_is_told(watched: Watched, a: Member, b: Member) -> None:
+    a.set_health(False, 0.0)
+    b.set_intent(Intent.MAINT)
+    assert "no member is available" in watched.look()
+    a.set_health(True, 0.0)
+    assert watched.look() == ["a member is available again"]
+
+
+def test_what_happens_again_soon_is_one_event(watched: Watched, a: Member) -> None:
+    a.counts.failovers["b"] += 1
+    watched.edge.budget_exhausted += 1
+    assert watched.look() == [
+        "1 launch that a could not serve went on with b",
+        "the retry budget was used up: 1 retry was not made",
+    ]
+    a.counts.failovers["b"] += 2
+    watched.edge.budget_exhausted += 4
+    assert watched.look(30.0) == [
+        "3 launches that a could not serve went on with b",
+        "the retry budget was used up: 5 retries were not made",
+    ]
+    assert len(watched.history.events) == 2
+    a.counts.failovers["b"] += 1
+    assert watched.look(90.0) == ["1 launch that a could not serve went on with b"]
+    assert len(watched.history.events) == 3
+
+
+def test_events_and_their_words_are_bounded() -> None:
+    history = History()
+    for number in range(2000):
+        history.note(float(number), f"{number} " + "x" * 5000)
+    assert (len(history.events), history.changes) == (500, 2000)
+    assert {len(event.text) for event in history.events} == {400}
+    assert history.events[-1].time == 1999.0
+
+
+@pytest.mark.parametrize(
+    ("values", "part", "expected"),
+    [
+        ([], 0.5, None),
+        ([0.0005], 1.0, 0.001),
+        ([0.2] * 4, 0.5, 0.175),
+        ([0.2, 9999.0], 0.99, BOUNDS[-1]),
+        ([9999.0], 0.1, BOUNDS[-1]),
+    ],
+)
+def test_quantile(values: list[float], part: float, expected: float | None) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.observe(value)
+    assert quantile(histogram.counts, part) == (expected if expected is None else pytest.approx(expected))
