@@ -25,6 +25,7 @@ fmt: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+# QUICK=1: every scenario once, in under two minutes.
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
 

@@ -416,8 +416,8 @@ def markdown(found: Mapping[str, Any], name: str) -> str:
             f"{plan['rate']:g} visits a second for {plan['duration']:g} s after a ramp of {plan['ramp']:g} s:"
             f" {found['visits']} visits in {found['seconds']:.0f} s.",
             "",
-            f"The generator used {generator['cpu']:.0%} of a processor; 99 % of the visits were started within"
-            f" {generator['lag_p99_us'] / 1000:.1f} ms of when they were due. Delays in ms, from then.",
+            f"The generator used {generator['cpu']:.0%} of a processor; 99 % of the visits were started"
+            f" within {generator['lag_p99_us'] / 1000:.1f} ms of when they were due. Delays in ms.",
             "",
             *(f"- {warning}" for warning in found["warnings"]),
             "",

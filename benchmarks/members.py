@@ -17,7 +17,7 @@ from typing import Final, cast
 
 import uvloop
 
-EVENTS: Final = 5_000
+EVENTS: Final = 3_000
 _TICK = 0.002
 _ACCEPT: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY: Final = re.compile(rb"(?i)\r\nsec-websocket-key: *([^\r ]+)")

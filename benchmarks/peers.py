@@ -396,6 +396,17 @@ def _haproxy(folder: Path, port: int, members: Sequence[int], setting: Setting) 
         f"    server {name} 127.0.0.1:{at} cookie {name} check inter 15s"
         for name, at in zip(names_of(members), members, strict=True)
     )
+    backend = f"""
+    balance uri depth 4
+    hash-type consistent
+    option forwardfor
+    option redispatch
+    option httpchk GET /health
+    http-reuse always
+    http-request set-header X-Forwarded-Proto http
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
+    cookie {COOKIE} insert indirect nocache httponly
+{servers}"""
     tls = (
         setting.tls and f"    bind 127.0.0.1:{port + TLS_OFFSET} backlog 4096 ssl crt {setting.tls.together}"
     )
@@ -415,18 +426,13 @@ frontend edge
     bind 127.0.0.1:{port} backlog 4096
 {tls or ""}
 {_HAPROXY_LOG if setting.log else ""}
+    use_backend streams if {{ path_beg /build/ }}
     default_backend members
 backend members
-    balance uri depth 4
-    hash-type consistent
-    option forwardfor
-    option redispatch
-    option httpchk GET /health
-    http-reuse always
-    http-request set-header X-Forwarded-Proto http
-    http-request set-header X-Forwarded-Host %[req.hdr(host)]
-    cookie {COOKIE} insert indirect nocache httponly
-{servers}
+{backend}
+backend streams
+    option http-no-delay
+{backend}
 """)
     return ["haproxy", "-db", "-f", str(config)]
 
@@ -494,7 +500,7 @@ def _caddy_cookies(members: Sequence[int]) -> list[str]:
 def _chp(_folder: Path, port: int, members: Sequence[int], _setting: Setting) -> list[str]:
     ports = ["--ip", "127.0.0.1", "--port", str(port), "--api-ip", "127.0.0.1", "--api-port", str(port + 1)]
     target = ["--default-target", f"http://127.0.0.1:{members[0]}"]
-    return [_CHP, *ports, *target, "--log-level", "error"]
+    return [_CHP, *ports, *target, "--keep-alive-timeout", "600000", "--log-level", "error"]
 
 
 _CHP = "configurable-http-proxy"

@@ -212,11 +212,9 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     rate = row["per_cpu_second"]
     return [
         chart.number(row["figure"]) if row["figure"] else "-",
-        chart.number(row["user_us"]),
-        chart.number(row["kernel_us"]),
+        *(chart.number(row[name]) if rate else "-" for name in ("user_us", "kernel_us")),
         f"{rate:,.0f}" if rate else "-",
-        chart.number(row["p50_us"] / 1000),
-        chart.number(row["p99_us"] / 1000),
+        *(chart.number(row[name] / 1000) if row[name] else "-" for name in ("p50_us", "p99_us")),
         f"{row['memory'] / 2**20:.0f}",
         str(row["not_ok"] + row["broken"]),
         *(f"{value:.2f}" if value else "-" for value in row["ratios"].values()),

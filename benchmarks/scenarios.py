@@ -371,7 +371,7 @@ SCENARIOS = {
         ),
         Scenario("members-300", "1 KiB warm, 300 members", _WARM, "many", frozenset({"failover"})),
         Scenario("workers-2", "1 KiB warm, one worker and two", _WARM, "workers", frozenset({"failover"})),
-        Scenario("idle", "kept connections, used once", _idle, "fresh", measure="KiB per connection"),
+        Scenario("idle", "kept connections, each used once", _idle, "fresh", measure="KiB each"),
         Scenario("start", "from start to the first answer", _start, "fresh", measure="ms"),
     )
 }
