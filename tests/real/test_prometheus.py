@@ -1,0 +1,190 @@
+"""Debian's Prometheus scrapes a running edge with the rules that are shipped: alerts fire, and resolve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from fedproxy.demo.toy import Mode, ToyBinderHub
+from tests.program import Program, fedproxy
+from tests.real import program
+
+pytestmark = program.needs("prometheus", "prometheus")
+
+RULES = Path(__file__).parents[2] / "conf" / "prometheus"
+WITHIN = 30.0  # seconds that a test waits for what must come
+
+
+def hastened(rules: str) -> str:
+    """The shipped rules with every `for` and every range cut down to what a test can wait for."""
+    rules = re.sub(r"\bfor: \w+$", "for: 400ms", rules, flags=re.MULTILINE)
+    return re.sub(r"\[\w+(:\w+)?\]", lambda found: "[4s:200ms]" if found[1] else "[4s]", rules)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Two toy members, an edge in front of them and a Prometheus that watches it."""
+
+    members: dict[str, ToyBinderHub]
+    edge: Program
+    public: str
+    prometheus: str
+    session: aiohttp.ClientSession
+
+    async def ask(self, path: str, **query: str) -> Any:
+        """The data of an answer of Prometheus's API."""
+        async with self.session.get(f"{self.prometheus}/api/v1/{path}", params=query) as response:
+            answer = await response.json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    async def comes(self, path: str, good: Callable[[Any], bool], **query: str) -> Any:
+        """Asks until the data are good."""
+        data = None
+        try:
+            async with asyncio.timeout(WITHIN):
+                while not good(data := await self.ask(path, **query)):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"{path} stays {data}") from None
+        return data
+
+    async def fires(self, alert: str) -> dict[str, Any]:
+        """The one alert of that name, once it fires."""
+        data = await self.comes("alerts", lambda data: any(_is_firing(alert, one) for one in data["alerts"]))
+        (found,) = (one for one in data["alerts"] if _is_firing(alert, one))
+        return dict(found)
+
+    async def resolves(self, alert: str) -> None:
+        """Returns when no alert of that name is there any more, not even a pending one."""
+        await self.comes(
+            "alerts", lambda data: all(one["labels"]["alertname"] != alert for one in data["alerts"])
+        )
+
+    @asynccontextmanager
+    async def visited(self) -> AsyncIterator[None]:
+        """While the block runs, visitors come one after the other, each for another repository.
+
+        Each has a connection of its own: every worker gets some, and can try a member that was ill.
+        """
+
+        async def visit() -> None:
+            number = 0
+            while True:
+                number += 1
+                address = f"{self.public}/v2/gh/some/repository-{number}/HEAD"
+                async with self.session.get(address, headers={"Connection": "close"}) as response:
+                    await response.read()
+
+        visitors = asyncio.create_task(visit())
+        try:
+            yield
+        finally:
+            visitors.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await visitors
+
+
+def _is_firing(alert: str, found: dict[str, Any]) -> bool:
+    return bool(found["labels"]["alertname"] == alert and found["state"] == "firing")
+
+
+@asynccontextmanager
+async def watched(folder: Path) -> AsyncIterator[Watched]:
+    async with AsyncExitStack() as stack:
+        members = {name: ToyBinderHub(name, pace=0) for name in ("gesis", "ovh")}
+        for toy in members.values():
+            await toy.start()
+            stack.push_async_callback(toy.stop)
+        edge = await stack.enter_async_context(fedproxy("serve", "--config", _edge(folder, members)))
+        host, port = await edge.address("listening on ")
+        admin = "{}:{}".format(*await edge.address("admin on "))
+        running = stack.enter_context(ExitStack())
+        own = program.free_port()
+        # In a thread: the members answer the edge's probes while Prometheus starts.
+        await asyncio.to_thread(
+            running.enter_context,
+            program.running(_prometheus(folder, admin, own), folder, port=own, ready="/-/ready"),
+        )
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(10))
+        )
+        found = Watched(members, edge, f"http://{host}:{port}", f"http://127.0.0.1:{own}", session)
+        await found.comes(
+            "targets", lambda data: [one["health"] for one in data["activeTargets"]] == ["up"], state="active"
+        )
+        yield found
+
+
+def _edge(folder: Path, members: dict[str, ToyBinderHub]) -> Path:
+    config = {
+        "listen": [{"address": "127.0.0.1:0"}],
+        "admin": {"address": "127.0.0.1:0", "state": "off"},
+        "workers": 2,
+        "access_log": "off",
+        "health": {"interval": "200ms", "unhealthy_interval": "200ms", "fall": 2},
+        "breaker": {"open": "500ms", "open_max": "1s"},
+        "members": {name: {"url": toy.url, "weight": 50} for name, toy in members.items()},
+    }
+    file = folder / "edge.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def _prometheus(folder: Path, target: str, port: int) -> list[str]:
+    """The shipped config, asking one target five times a second, and the command that runs it."""
+    for name in ("recording.yaml", "alerts.yaml"):
+        (folder / name).write_text(hastened((RULES / name).read_text()))
+    config = yaml.safe_load((RULES / "prometheus.yaml").read_text())
+    config["global"] = {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"}
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+    del config["alerting"]
+    file = folder / "prometheus.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return [
+        program.found("prometheus"),
+        f"--config.file={file}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+
+
+async def test_alerts_of_an_ill_member_and_of_an_edge_that_ended(tmp_path: Path) -> None:
+    async with watched(tmp_path) as running:
+        await running.members["ovh"].set_mode(Mode.SICK)
+        alert = await running.fires("FedproxyMemberDown")
+        assert alert["labels"]["member"] == "ovh"
+        assert "says JupyterHub API" in alert["annotations"]["description"]
+        await running.members["ovh"].set_mode(Mode.WELL)
+        await running.resolves("FedproxyMemberDown")
+
+        # Only in OpenMetrics a counter's family has a name without "_total".
+        data = await running.comes("metadata", bool, metric="fedproxy_requests")
+        assert [one["type"] for one in data["fedproxy_requests"]] == ["counter"]
+
+        running.edge.signal(signal.SIGTERM)
+        assert await running.edge.ended() == 0
+        alert = await running.fires("FedproxyScrapeFails")
+        assert alert["labels"]["job"] == "fedproxy"
+
+
+async def test_alert_of_an_open_breaker_fires_and_resolves(tmp_path: Path) -> None:
+    async with watched(tmp_path) as running, running.visited():
+        await running.members["gesis"].set_mode(Mode.FAILING)
+        alert = await running.fires("FedproxyBreakerOpen")
+        assert alert["labels"]["member"] == "gesis"
+        data = await running.ask("rules")
+        rules = [rule for group in data["groups"] for rule in group["rules"]]
+        assert {rule["health"] for rule in rules} == {"ok"}, rules
+        await running.members["gesis"].set_mode(Mode.WELL)
+        await running.resolves("FedproxyBreakerOpen")
