@@ -34,6 +34,7 @@ Shape = tuple["Address", bool, bool]
 
 _SHUTDOWN = 5.0  # seconds that a visitor may take to answer TLS's goodbye
 _GATHER = 0.02  # seconds in which launches that begin and end are told together
+_TURN = 0.05  # seconds between two looks at what is left
 _GRACE = 1.0  # seconds in which a request may come on a connection that is to be closed
 
 
@@ -344,11 +345,17 @@ class Plane:
             self._accept_last(each)
         self.hurry(seconds)
         began = edge.clock()
-        while (edge.connections or edge.tunnels or self._entering) and edge.clock() < self._drained_by:
+        # Nobody sees the handshakes that the loop's servers are still at.
+        at_least = _GRACE if any(each.tls for each in self._open) else _TURN
+        while edge.clock() < self._drained_by:
+            # First of all, so that who was accepted in this very turn is there to be seen.
+            await asyncio.sleep(_TURN)
+            passed = edge.clock() - began
+            if passed >= at_least and not (edge.connections or edge.tunnels or self._entering):
+                break
             # Who is not told yet that the connection ends may just be sending the next request.
-            if edge.clock() - began >= _GRACE:
+            if passed >= _GRACE:
                 edge.close_idle(edge.clock() - _GRACE)
-            await asyncio.sleep(0.05)
 
     def hurry(self, seconds: float) -> None:
         """What is under way has so many seconds left, or what it had before if that is less."""

@@ -13,7 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -396,20 +396,21 @@ class Service:
         moved = workers != old_workers or [*map(shape, config.listen)] != [*map(shape, old.listen)]
         admin: web.AppRunner | None = None
         try:
-            if moved:
-                self._sockets.open(config.listen, max(workers, old_workers))
-            if config.admin.address != old.admin.address:
-                admin = await self._listen_admin(config)
-            self.config, self._own, self._state, self._workers = config, own, state, workers
-            await self._tell_fleet(workers, moved)
+            with ExitStack() as undo:
+                if moved:
+                    undo.callback(self._sockets.open(config.listen, max(workers, old_workers)))
+                if config.admin.address != old.admin.address:
+                    admin = await self._listen_admin(config)
+                self.config, self._own, self._state, self._workers = config, own, state, workers
+                await self._tell_fleet(workers, moved)
+                undo.pop_all()
         except BaseException:
             self.config, self._own, self._state, self._workers, self.admin_address = before
             if admin is not None:
                 await admin.cleanup()
             raise
-        finally:
-            if moved:
-                self._sockets.close_others(self.config.listen, self._workers)
+        if moved:
+            self._sockets.close_others(config.listen, workers)
         if admin is not None:
             self._admin, gone = admin, self._admin
             self._do(_close_admin(gone))

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,19 +31,28 @@ class Sockets:
         self._open: dict[tuple[Address, int], _Group] = {}
         self._inherited = list(inherited)
 
-    def open(self, listeners: Sequence[Listener], slots: int) -> None:
-        """Opens what is not open yet. Raises OSError, with nothing new left open, for what cannot be."""
-        new: list[tuple[Address, int]] = []
+    def open(self, listeners: Sequence[Listener], slots: int) -> Callable[[], None]:
+        """Opens what is not open yet, and returns what closes that again.
+
+        Raises OSError, with nothing new left open, for what cannot be.
+        """
+        before = {key: len(group) for key, group in self._open.items()}
+
+        def undo() -> None:
+            for key in [key for key in self._open if key not in before]:
+                self._open.pop(key).close()
+            for key, size in before.items():
+                self._open[key].cut(size)
+
         try:
             for key in _keys(listeners):
                 if key not in self._open:
                     self._open[key] = _Group(key[0], self._take_inherited(key[0]))
-                    new.append(key)
                 self._open[key].grow(slots)
         except OSError:
-            for key in new:
-                self._open.pop(key).close()
+            undo()
             raise
+        return undo
 
     def close_others(self, listeners: Sequence[Listener], slots: int) -> None:
         """Closes what these listeners in so many slots do not need, but nothing where visitors may wait."""
@@ -134,6 +143,16 @@ class _Group:
             while len(self._sockets) < slots:
                 self._sockets.append(self._another())
 
+    def __len__(self) -> int:
+        return len(self._sockets)
+
+    def cut(self, size: int) -> None:
+        """Closes all but the first ones: nobody will look at the queues of the others."""
+        for sock in self._sockets[size:]:
+            if sock is not None:
+                sock.close()
+        del self._sockets[size:]
+
     def shrink(self, slots: int) -> None:
         extra = self._sockets[slots:]
         del self._sockets[slots:]
@@ -167,10 +186,7 @@ class _Group:
                 sock.close()
 
     def close(self) -> None:
-        for sock in self._sockets:
-            if sock is not None:
-                sock.close()
-        self._sockets.clear()
+        self.cut(0)
         if self._shared is not None:
             self._shared.close()
         if self._file is not None:

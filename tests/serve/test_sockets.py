@@ -70,6 +70,18 @@ def test_slots_that_are_left_look_after_the_queue_of_those_that_are_gone(sockets
     assert sockets.of(ANY, 1, 2) == [[group[1]]]
 
 
+def test_what_was_opened_in_vain_is_closed_with_its_queue(sockets: Sockets) -> None:
+    sockets.open(ANY, 2)
+    both = listeners("127.0.0.1:0", "127.0.0.1:0")
+    undo = sockets.open(both, 3)
+    extra, new = (own[0] for own in sockets.of(both, 2, 3))
+    extra.listen(BACKLOG)
+    undo()
+    assert extra.fileno() == new.fileno() == -1
+    assert all(sock.fileno() > 0 for slot in range(2) for sock in sockets.of(ANY, slot, 2)[0])
+    assert len(sockets.bound(ANY)) == 1
+
+
 def test_resting_slot_leaves_the_group_and_comes_back_on_the_same_port(sockets: Sockets) -> None:
     sockets.open(ANY, 2)
     ((before,),) = sockets.of(ANY, 0, 2)
