@@ -20,10 +20,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from fedproxy import __version__
 from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError
+from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View, create_registry, expose
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id
-from fedproxy.web.page import environment, stylesheet
-from fedproxy.web.public import style_response
+from fedproxy.web.live import Live, log
+from fedproxy.web.page import Asset, environment, stylesheet
 from fedproxy.web.view import describe, probed, shares
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
 
-_REFRESH: Final = "5"
+_POLICY: Final = "script-src 'self'; connect-src 'self'; form-action 'none'"
 _MOST: Final = 1e18
 _MEMBER: Final = "/members/{name:[^/]+}"
 _BODY_TIME: Final = 10.0  # seconds, for the whole of it
@@ -56,6 +57,13 @@ class AdminState(Protocol):
     @property
     def reloaded_at(self) -> float | None:
         """When a config was last put in force, in seconds since the epoch."""
+
+    @property
+    def history(self) -> History:
+        """The last hour."""
+
+    def next_look(self) -> asyncio.Future[None]:
+        """Done when the history has seen the next survey. Shared: not to be cancelled."""
 
     async def survey(self) -> Survey:
         """The members and counts of all workers together."""
@@ -85,11 +93,16 @@ class AdminState(Protocol):
 
 def create_admin_app(state: AdminState) -> web.Application:
     """The admin listener's application."""
-    app = create_app(answer_errors(b"application/json"))
-    app[aiohttp_jinja2.APP_KEY] = environment()
-    admin = _Admin(state)
+    app = create_app(answer_errors(b"application/json"), _POLICY)
+    templates = app[aiohttp_jinja2.APP_KEY] = environment()
+    live = Live(state, templates.get_template("live.html"))
+    app.on_shutdown.append(live.close)
+    admin = _Admin(state, live)
     app.router.add_get("/", admin.page)
-    app.router.add_get("/style.css", admin.style)
+    app.router.add_get("/events", live.stream, allow_head=False)
+    app.router.add_get("/log", admin.log)
+    for asset in (admin.style, admin.script):
+        app.router.add_get(asset.path, asset.serve)
     app.router.add_get("/metrics", admin.metrics)
     app.router.add_get("/health/live", admin.live)
     app.router.add_get("/health/ready", admin.ready)
@@ -106,29 +119,27 @@ def create_admin_app(state: AdminState) -> web.Application:
 class _Admin:
     _view: View
 
-    def __init__(self, state: AdminState) -> None:
+    def __init__(self, state: AdminState, live: Live) -> None:
         self._state = state
+        self._live = live
         self._registry = create_registry(lambda: self._view)
-        self._css = stylesheet()
+        self.style = stylesheet("/style.css")
+        self.script = Asset("live.js", "text/javascript", "/live.js")
 
     # Reading
 
     async def page(self, request: web.Request) -> web.Response:
-        survey = await self._state.survey()
         context = {
             "css": None,
-            "style": "/style.css",
+            "style": self.style.url,
+            "script": self.script.url,
             "version": __version__,
-            "ready": self._is_ready(survey),
-            "counts": survey.edge,
-            "members": self._described(survey),
+            **self._live.context(await self._state.survey()),
         }
-        response = aiohttp_jinja2.render_template("members.html", request, context)
-        response.headers["Refresh"] = _REFRESH
-        return response
+        return aiohttp_jinja2.render_template("members.html", request, context)
 
-    async def style(self, request: web.Request) -> web.Response:
-        return style_response(self._css)
+    async def log(self, request: web.Request) -> web.Response:
+        return web.json_response(log(self._state.history.events))
 
     async def metrics(self, request: web.Request) -> web.Response:
         state = self._state

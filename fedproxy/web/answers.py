@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
@@ -21,9 +22,7 @@ _DETAILS: Final = {
     405: "This method is not allowed here.",
     413: "The request's body is too large.",
 }
-_POLICY: Final = (
-    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+_POLICY: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 
 class RefusedError(FedproxyError):
@@ -65,14 +64,18 @@ def answer_errors(accept: bytes | None = None) -> Middleware:
     return middleware
 
 
-async def sign(request: web.Request, response: web.StreamResponse) -> None:
+def _signer(policy: str) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     """Adds what every response carries; for `on_response_prepare`."""
-    headers = response.headers
-    headers["X-Request-ID"] = request_id(request)
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Referrer-Policy"] = "same-origin"
-    headers["Content-Security-Policy"] = _POLICY
-    headers.setdefault("Cache-Control", "no-store")
+
+    async def sign(request: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers["X-Request-ID"] = request_id(request)
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Referrer-Policy"] = "same-origin"
+        headers["Content-Security-Policy"] = f"{_POLICY}; {policy}"
+        headers.setdefault("Cache-Control", "no-store")
+
+    return sign
 
 
 class _WithoutTracebacks(logging.Filter):
@@ -88,9 +91,12 @@ class _WithoutTracebacks(logging.Filter):
 _FILTER: Final = _WithoutTracebacks()
 
 
-def create_app(middleware: Middleware) -> web.Application:
-    """An application that signs its responses and logs no traceback for a client's mistake."""
+def create_app(middleware: Middleware, policy: str) -> web.Application:
+    """An application that signs its responses and logs no traceback for a client's mistake.
+
+    policy: what its pages may do, in words of Content-Security-Policy, besides loading their style.
+    """
     logging.getLogger("aiohttp.server").addFilter(_FILTER)
     app = web.Application(middlewares=[middleware], client_max_size=64 * 1024)
-    app.on_response_prepare.append(sign)
+    app.on_response_prepare.append(_signer(policy))
     return app

@@ -1,14 +1,16 @@
-"""The templates, and the federation's page from a config alone."""
+"""The templates and what pages load, and the federation's page from a config alone."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
+from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from fedproxy.web.view import configured_cards, past_cards
+from fedproxy.web.view import configured_cards, join_contact, past_cards
 
 if TYPE_CHECKING:
     from fedproxy.config import Config
@@ -35,9 +37,24 @@ def environment() -> Environment:
     return made
 
 
-def stylesheet() -> str:
-    """The style of every page."""
-    return files("fedproxy.web").joinpath("static/style.css").read_text("utf-8")
+class Asset:
+    """A file that pages load. `url` names its content: a new version's page never meets an old version's."""
+
+    def __init__(self, file: str, content_type: str, path: str) -> None:
+        self.text = files("fedproxy.web").joinpath("static", file).read_text("utf-8")
+        self.path = path
+        self.url = f"{path}?{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
+        self._type = content_type
+
+    async def serve(self, request: web.Request) -> web.Response:
+        """Answers with it; browsers may keep it for a day."""
+        headers = {"Cache-Control": "public, max-age=86400"}
+        return web.Response(text=self.text, content_type=self._type, charset="utf-8", headers=headers)
+
+
+def stylesheet(path: str) -> Asset:
+    """The style of every page, as `path`."""
+    return Asset("style.css", "text/css", path)
 
 
 def site(config: Config) -> str:
@@ -50,9 +67,10 @@ def render_page(config: Config, form: str) -> str:
     template = environment().get_template("federation.md" if form == "markdown" else "federation.html")
     return template.render(
         site=site(config),
-        css=stylesheet(),
+        css=stylesheet("").text,
         live=False,
         mine=None,
+        join=join_contact(config),
         members=configured_cards(config),
         past=past_cards(config),
     )

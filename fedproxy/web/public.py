@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp_jinja2
 from aiohttp import web
 
-from fedproxy.web.answers import answer_errors, create_app
+from fedproxy.web.answers import RefusedError, answer_errors, create_app
 from fedproxy.web.page import environment, site, stylesheet
-from fedproxy.web.view import active_hosts, live_cards, past_cards
-from fedproxy.wire.cookie import take
+from fedproxy.web.view import active_hosts, join_contact, live_cards, past_cards
+from fedproxy.wire.cookie import set_cookie, take
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fedproxy.config import Config
     from fedproxy.decide.snapshot import Snapshot
+
+
+_PAGE: Final = "/federation"
 
 
 class PublicState(Protocol):
@@ -33,24 +35,26 @@ class PublicState(Protocol):
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value stands for."""
 
+    def cookie_for(self, name: str, secure: bool) -> str | None:
+        """The value of the Set-Cookie field that keeps a visitor with a member; None for no member's name."""
+
 
 def create_public_app(state: PublicState) -> web.Application:
     """The pages of the public listeners."""
-    app = create_app(answer_errors())
+    app = create_app(answer_errors(), "form-action 'self'")
     app[aiohttp_jinja2.APP_KEY] = environment()
     pages = _Pages(state)
     app.router.add_get("/active_hosts", pages.active_hosts)
-    app.router.add_get("/federation", pages.federation)
-    app.router.add_get("/federation/style.css", pages.style)
+    app.router.add_get(_PAGE, pages.federation)
+    app.router.add_post(f"{_PAGE}/move", pages.move)
+    app.router.add_get(pages.style.path, pages.style.serve)
     return app
 
 
 class _Pages:
     def __init__(self, state: PublicState) -> None:
         self._state = state
-        self._css = stylesheet()
-        # In the address, so that a new version's page never meets an old version's style.
-        self._style = f"/federation/style.css?{hashlib.sha256(self._css.encode()).hexdigest()[:12]}"
+        self.style = stylesheet(f"{_PAGE}/style.css")
 
     async def active_hosts(self, request: web.Request) -> web.Response:
         state = self._state
@@ -61,16 +65,39 @@ class _Pages:
         context = {
             "site": site(state.config),
             "css": None,
-            "style": self._style,
+            "style": self.style.url,
             "live": True,
             "mine": self._mine(request),
+            "join": join_contact(state.config),
             "members": live_cards(state.config, state.members()),
             "past": past_cards(state.config),
         }
         return aiohttp_jinja2.render_template("federation.html", request, context)
 
-    async def style(self, request: web.Request) -> web.Response:
-        return style_response(self._css)
+    async def move(self, request: web.Request) -> web.Response:
+        """Moves the visitor to `member`, or with none to whoever the next request leads to.
+
+        What is asked for is in the query: no page of the edge takes a body.
+        """
+        if not _is_own(request, site(self._state.config)):
+            raise RefusedError(403, "This can only be asked for on the federation's own page.")
+        name = request.query.get("member", "")
+        secure = request.headers.get("X-Forwarded-Proto") == "https"
+        if name:
+            cookie = self._cookie_for(name, secure)
+        else:
+            line = set_cookie(self._state.config.affinity.cookie, b"", 0, secure=secure)
+            cookie = line.decode("ascii").partition(": ")[2].rstrip()
+        return web.Response(status=303, headers={"Location": _PAGE, "Set-Cookie": cookie})
+
+    def _cookie_for(self, name: str, secure: bool) -> str:
+        member = next((member for member in self._state.members() if member.name == name), None)
+        cookie = self._state.cookie_for(name, secure)
+        if member is None or cookie is None:
+            raise RefusedError(404, "There is no member of that name.")
+        if not member.takes_visitors:
+            raise RefusedError(409, "This member takes no new visitors at the moment.")
+        return cookie
 
     def _mine(self, request: web.Request) -> str | None:
         """The member that the visitor is with, by the cookie as the hot path reads it."""
@@ -81,8 +108,12 @@ class _Pages:
         return self._state.cookie_member(value.decode("latin-1")) if value else None
 
 
-def style_response(css: str) -> web.Response:
-    """The style sheet, which browsers may keep for a day."""
-    return web.Response(
-        text=css, content_type="text/css", charset="utf-8", headers={"Cache-Control": "public, max-age=86400"}
-    )
+def _is_own(request: web.Request, public: str) -> bool:
+    """Whether a page of this site sends the request, as far as a browser says: no other moves visitors."""
+    where = request.headers.get("Sec-Fetch-Site")
+    if where is not None:
+        return where in ("same-origin", "none")
+    # Over plain http, and in older browsers, there is only the form's origin. Who says neither is no browser.
+    origin = request.headers.get("Origin")
+    here = (request.headers.get("Host", "").lower(), public.lower())
+    return origin is None or origin.lower().partition("://")[2] in here

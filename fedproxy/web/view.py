@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedproxy.decide.member import Intent
@@ -86,7 +87,10 @@ def _plain(number: float) -> float:
 
 @dataclass(frozen=True)
 class Card:
-    """A member as visitors see it. `open`: takes new visitors. `share`: in percent, None for a past one."""
+    """A member as visitors see it. `open`: takes new visitors. `share`: in percent, None for a past one.
+
+    pods: that it runs now, of its `quota`; None for what is not known.
+    """
 
     name: str
     url: str | None
@@ -96,6 +100,14 @@ class Card:
     status: str
     open: bool
     share: int | None
+    pods: int | None = None
+    quota: int | None = None
+
+    @property
+    def initials(self) -> str:
+        """In place of a logo, which would have to come from another host."""
+        words = [word for word in re.split(r"[^0-9A-Za-z]+", self.name) if word] or ["?"]
+        return "".join(word[0] for word in words[:2]).upper()
 
 
 def past_cards(config: Config) -> list[Card]:
@@ -129,15 +141,26 @@ def live_cards(config: Config, members: Iterable[Snapshot]) -> list[Card]:
     parts = shares(members)
     settings: Mapping[str, Settings] = config.members
     return [
-        _card(
-            member.name,
-            settings.get(member.name),
-            _status(member),
-            member.takes_visitors,
-            round(100 * parts[member.name]),
+        replace(
+            _card(
+                member.name,
+                settings.get(member.name),
+                _status(member),
+                member.takes_visitors,
+                round(100 * parts[member.name]),
+            ),
+            pods=member.pods.get("total"),
+            quota=member.quota,
         )
         for member in members
     ]
+
+
+def join_contact(config: Config) -> str | None:
+    """Where those ask who want to join: the prime member's contact, or else the first that there is."""
+    active = config.active_members
+    prime = active[config.prime].contact if config.prime in active else None
+    return prime or next((settings.contact for settings in active.values() if settings.contact), None)
 
 
 def _card(name: str, settings: Settings | None, status: str, is_open: bool, share: int | None) -> Card:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from aiohttp import web
@@ -13,8 +14,9 @@ from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation
 from fedproxy.decide.member import Intent, Member
-from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
+from fedproxy.decide.snapshot import Snapshot, Survey, merge, snapshot
 from fedproxy.errors import Fault
+from fedproxy.observe.history import History
 from tests.decide.build import federation
 
 Client = TestClient[web.Request, web.Application]
@@ -44,7 +46,10 @@ members:
 
 
 class State:
-    """Does what it is told, or raises `error`; `asked` is what it was asked for, in that order."""
+    """Does what it is told, or raises `error`; `asked` is what it was asked for, in that order.
+
+    `look` shows the history how the members are, `waiting` is how many wait for that.
+    """
 
     def __init__(self, text: str = CONFIG) -> None:
         self.config: Config = parse(text, {})
@@ -56,6 +61,25 @@ class State:
         self.faults: list[Fault] = []
         self.error: Exception | None = None
         self.asked: list[str] = []
+        self.history = History()
+        self.now = 0.0
+        self.waiting = 0
+        self._next_look: asyncio.Future[None] | None = None
+
+    def look(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        parts = [merge([member]) for member in self.members()]
+        self.history.see(Survey(parts, self.counts), self.now, 1_800_000_000.0 + self.now)
+        self.waiting = 0
+        if self._next_look is not None:
+            self._next_look.set_result(None)
+            self._next_look = None
+
+    def next_look(self) -> asyncio.Future[None]:
+        self.waiting += 1
+        if self._next_look is None:
+            self._next_look = asyncio.get_running_loop().create_future()
+        return self._next_look
 
     def members(self) -> list[Snapshot]:
         return [
@@ -72,6 +96,11 @@ class State:
 
     def cookie_member(self, value: str) -> str | None:
         return value if value in self.federation.by_name else None
+
+    def cookie_for(self, name: str, secure: bool) -> str | None:
+        if name not in self.federation.by_name:
+            return None
+        return f"{self.config.affinity.cookie}={name}; Path=/{'; Secure' if secure else ''}"
 
     def config_masked(self) -> dict[str, Any]:
         return masked(self.config)

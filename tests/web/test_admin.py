@@ -112,20 +112,33 @@ async def test_member_that_is_none_is_not_found(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/metrics", "/members", "/members/gesis", "/config", "/health/live", "/style.css"]
+    "path",
+    [
+        "/",
+        "/metrics",
+        "/members",
+        "/members/gesis",
+        "/config",
+        "/health/live",
+        "/log",
+        "/style.css",
+        "/live.js",
+    ],
 )
 async def test_every_answer_can_be_had_by_head(client: Client, path: str) -> None:
     response = await client.head(path)
     assert (response.status, await response.read()) == (200, b"")
 
 
-async def test_page_shows_the_members_and_comes_again_by_itself(client: Client, state: State) -> None:
+async def test_page_shows_the_members_and_comes_again_by_itself_without_script(
+    client: Client, state: State
+) -> None:
     state.federation.by_name["ovh"].set_health(False, 0.0, ("<Pod quota>",))
     state.federation.by_name["shed"].set_health(False, 0.0)
     response = await client.get("/")
     text = await response.text()
     assert response.content_type == "text/html"
-    assert response.headers["Refresh"] == "5"
+    assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in text
     assert "unsafe" not in response.headers["Content-Security-Policy"]
     for word in ("gesis", "ovh", "shed", "&lt;Pod quota&gt;", "ill", "Ready"):
         assert word in text
@@ -133,15 +146,17 @@ async def test_page_shows_the_members_and_comes_again_by_itself(client: Client, 
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
-async def test_page_is_well_formed_and_loads_its_own_style_only(
+async def test_page_is_well_formed_and_loads_its_own_style_and_script_only(
     client: Client, state: State, number: int
 ) -> None:
     state.federation = federation(*state.federation.members[:number])
     for ill in state.federation.members[1:]:
         ill.set_health(False, 0.0, ('<"quota">',))
     parsed = Page(await (await client.get("/")).text())
-    assert (parsed.open, parsed.loads) == ([], ["/style.css"])
-    assert set(parsed.labelled_by) == ({"ill"} if number == 3 else set())
+    assert parsed.open == []
+    assert [url.partition("?")[0] for url in parsed.loads] == ["/style.css", "/live.js"]
+    expected = {"log"} | ({"lately"} if number else set()) | ({"ill"} if number == 3 else set())
+    assert set(parsed.labelled_by) == expected
     assert set(parsed.labelled_by) <= set(parsed.ids)
 
 

@@ -12,6 +12,7 @@ def test_html_page_is_one_document_with_its_style_inside() -> None:
     assert "<link" not in page
     assert "GESIS &amp; &lt;friends&gt;" in page
     assert "You are with" not in page
+    assert "<form" not in page
 
 
 def test_shares_go_by_the_config_s_weights() -> None:
@@ -32,6 +33,7 @@ def test_markdown_page_has_a_row_for_each_member() -> None:
         "| Member | Run by | Funded by |",
         "| gke |  | [Google](<https://cloud.google.com>) |",
     ]
+    assert lines[-1].endswith("then write to <mailto:help@gesis.org>.")
 
 
 def test_markdown_page_of_a_config_without_past_members_has_no_such_part() -> None:

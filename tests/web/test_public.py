@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
+from aiohttp import ClientResponse
 from pytest_aiohttp import AiohttpClient
 
 from fedproxy.decide.member import Intent
@@ -11,7 +14,7 @@ from fedproxy.web.public import create_public_app
 from tests.decide.build import federation, member
 from tests.web.state import Client, State
 
-VOID = {"meta", "link", "br", "img"}
+VOID = {"meta", "link", "br", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -172,6 +175,8 @@ async def test_page_s_policy_allows_nothing_inline(client: Client) -> None:
     response = await client.get("/federation")
     policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
+    assert "form-action 'self'" in policy
+    assert "script-src" not in policy
     assert "unsafe" not in policy
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Cache-Control"] == "no-store"
@@ -182,6 +187,98 @@ async def test_head_gives_the_same_head_and_no_body(client: Client, path: str) -
     full, head = await client.get(path), await client.head(path)
     assert (head.status, await head.read()) == (200, b"")
     assert head.headers["Content-Length"] == full.headers["Content-Length"]
+
+
+async def test_page_shows_pods_and_logos_as_text(
+    client: Client, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gesis, ovh, shed = state.members()
+    members = [replace(gesis, pods={"total": 137}, quota=300), replace(ovh, pods={"total": 4}), shed]
+    monkeypatch.setattr(state, "members", lambda: members)
+    text = await page(client)
+    assert "<dd>137 of 300</dd>" in text
+    assert "<dd>4</dd>" in text
+    assert text.count("Pods in use") == 2
+    assert '<a href="https://www.gesis.org/logo.svg">logo<span class="unseen"> of GESIS</span></a>' in text
+    assert "<img" not in text
+
+
+async def test_page_says_how_to_join_and_whom_to_ask(client: Client, aiohttp_client: AiohttpClient) -> None:
+    joining = (await page(client)).partition('id="join"')[2]
+    assert '<a href="mailto:help@gesis.org">help@gesis.org</a>' in joining
+    others = {"b": "{url: 'http://b', contact: 'https://b/contact'}", "a": "{url: 'http://a', prime: true}"}
+    text = "members: {" + ", ".join(f"{name}: {member}" for name, member in others.items()) + "}"
+    joining = (await page(await aiohttp_client(create_public_app(State(text))))).partition('id="join"')[2]
+    assert '<a href="https://b/contact">' in joining
+
+
+def moves(text: str) -> list[str]:
+    """Where the page's forms lead."""
+    return [unescape(found) for found in re.findall(r'<form method="post" action="([^"]*)">', text)]
+
+
+async def test_visitor_can_move_to_every_member_that_takes_visitors(client: Client, state: State) -> None:
+    assert moves(await page(client)) == [
+        "/federation/move?member=gesis",
+        "/federation/move?member=ovh",
+    ]
+    assert moves(await page(client, "fedproxy_member=ovh")) == [
+        "/federation/move",
+        "/federation/move?member=gesis",
+    ]
+    state.federation.by_name["gesis"].set_intent(Intent.DRAIN)
+    assert moves(await page(client)) == ["/federation/move?member=ovh"]
+
+
+async def move(client: Client, query: str = "?member=ovh", **headers: str) -> ClientResponse:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await client.post(f"/federation/move{query}", headers=named, allow_redirects=False)
+
+
+async def test_move_sets_the_cookie_and_comes_back_to_the_page(client: Client) -> None:
+    response = await move(client)
+    assert (response.status, response.headers["Location"]) == (303, "/federation")
+    assert response.headers["Set-Cookie"] == "fedproxy_member=ovh; Path=/"
+    over_tls = await move(client, X_Forwarded_Proto="https")
+    assert over_tls.headers["Set-Cookie"] == "fedproxy_member=ovh; Path=/; Secure"
+
+
+@pytest.mark.parametrize("query", ["", "?member=", "?other=ovh"])
+async def test_move_to_nobody_in_particular_clears_the_cookie(client: Client, query: str) -> None:
+    response = await move(client, query)
+    assert response.status == 303
+    assert response.headers["Set-Cookie"] == "fedproxy_member=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax"
+
+
+@pytest.mark.parametrize(("name", "status"), [("gke", 404), ("%3Cx%3E%0D%0A", 404), ("shed", 409)])
+async def test_move_to_who_takes_no_visitors_is_refused(client: Client, name: str, status: int) -> None:
+    response = await move(client, f"?member={name}")
+    assert response.status == status
+    assert "Set-Cookie" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec_Fetch_Site": "same-origin"}, 303),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "same-site", "Origin": "https://mybinder.org"}, 403),
+        ({"Origin": "https://mybinder.org"}, 303),
+        ({"Origin": "http://Edge.example:8080", "Host": "edge.example:8080"}, 303),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+    ],
+)
+async def test_no_other_site_moves_a_visitor(client: Client, headers: dict[str, str], status: int) -> None:
+    response = await move(client, **headers)
+    assert response.status == status
+    assert ("Set-Cookie" in response.headers) is (status == 303)
+
+
+async def test_move_is_only_by_post(client: Client) -> None:
+    response = await client.get("/federation/move?member=ovh")
+    assert (response.status, response.headers["Allow"]) == (405, "POST")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND"])
@@ -218,6 +315,6 @@ async def test_request_id_that_is_none_is_replaced(client: Client, given: str) -
 async def test_member_that_joined_at_run_time_is_listed_by_its_name(client: Client, state: State) -> None:
     state.federation = federation(*state.federation.members, member("new"))
     text = await page(client)
-    assert "<h3>new</h3>" in text
+    assert '<span class="monogram" aria-hidden="true">N</span> new</h3>' in text
     found = await (await client.get("/active_hosts")).json()
     assert found["active_hosts"]["new"]["health"] == "https://new.example.org/health"

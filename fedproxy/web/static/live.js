@@ -1,0 +1,171 @@
+// Keeps the operators' page up to date, draws its charts, and says what an operator asks for.
+"use strict";
+
+const live = document.getElementById("live");
+const said = document.getElementById("said");
+const word = document.getElementById("word");
+const forget = document.getElementById("forget");
+const root = document.documentElement;
+
+// The page: what the server sends is put in place without touching what stayed the same, so that neither the
+// keyboard's place nor a number that is being typed is lost.
+
+function morph(old, fresh) {
+  if (old.nodeName !== fresh.nodeName) {
+    old.replaceWith(fresh);
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
+  }
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) {
+    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+  if (!old.hasAttribute("data-chart")) morphChildren(old, fresh);
+}
+
+function morphChildren(old, fresh) {
+  const before = [...old.childNodes];
+  const after = [...fresh.childNodes];
+  after.forEach((node, at) => (at < before.length ? morph(before[at], node) : old.append(node)));
+  before.slice(after.length).forEach((node) => node.remove());
+}
+
+// Charts: each line of a member is a list of numbers, the newest last.
+
+const SVG = "http://www.w3.org/2000/svg";
+const POINTS = 360; // an hour
+const FEWEST = 60;
+const HEIGHT = 60;
+const charts = new Map();
+const drawn = new WeakMap();
+let lines = [];
+let step = 0;
+
+function make(name, attributes) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+function draw(figure) {
+  const { chart: member, lines: wanted } = figure.dataset;
+  const state = `${step} ${member}`;
+  if (drawn.get(figure) === state) return;
+  drawn.set(figure, state);
+  const found = wanted.split(" ").map((line) => [line, charts.get(member)?.[line] ?? []]);
+  const most = Math.max(...found.flatMap(([, values]) => values), 0);
+  const now = found.map(([, values]) => values.at(-1) ?? 0).join(" and ");
+  const width = Math.max(FEWEST, ...found.map(([, values]) => values.length));
+  const svg = make("svg", {
+    viewBox: `0 0 ${width} ${HEIGHT}`,
+    preserveAspectRatio: "none",
+    role: "img",
+    "aria-label": `${figure.querySelector("figcaption").textContent}: ${now} now, ${most} at most`,
+  });
+  for (const [line, values] of found) {
+    const points = values.map((value, at) => {
+      const x = width - values.length + at + 1;
+      return `${x},${(HEIGHT - 2 - (most ? (value / most) * (HEIGHT - 4) : 0)).toFixed(1)}`;
+    });
+    if (points.length === 1) points.unshift(`${width - 1},${points[0].split(",")[1]}`);
+    svg.append(make("polyline", { points: points.join(" "), class: `line ${line}` }));
+  }
+  const scale = document.createElement("small");
+  scale.textContent = ` now ${now}, at most ${most}`;
+  figure.querySelectorAll("svg, small").forEach((old) => old.remove());
+  figure.querySelector("figcaption").append(scale);
+  figure.append(svg);
+}
+
+function drawAll() {
+  live.querySelectorAll("[data-chart]").forEach(draw);
+}
+
+const heard = {
+  page(html) {
+    morphChildren(live, new DOMParser().parseFromString(`<main>${html}</main>`, "text/html").body.firstChild);
+    drawAll();
+  },
+  charts(told) {
+    lines = told.lines;
+    charts.clear();
+    Object.entries(told.members).forEach(([name, values]) => charts.set(name, values));
+    step += 1;
+    drawAll();
+  },
+  point(told) {
+    for (const name of charts.keys()) if (!(name in told.members)) charts.delete(name);
+    for (const [name, values] of Object.entries(told.members)) {
+      if (!charts.has(name)) charts.set(name, Object.fromEntries(lines.map((line) => [line, []])));
+      lines.forEach((line, at) => {
+        const kept = charts.get(name)[line];
+        kept.push(values[at]);
+        if (kept.length > POINTS) kept.shift();
+      });
+    }
+    step += 1;
+    drawAll();
+  },
+};
+
+function listen() {
+  const events = new EventSource("/events");
+  events.onopen = () => delete root.dataset.stale;
+  events.onerror = () => {
+    root.dataset.stale = "";
+    // A browser tries again by itself, but not after an answer that says no.
+    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
+  };
+  for (const [name, hear] of Object.entries(heard)) {
+    events.addEventListener(name, (event) => hear(JSON.parse(event.data)));
+  }
+}
+
+// What an operator asks for. The token stays in this tab.
+
+function useToken(token) {
+  if (token) sessionStorage.setItem("token", token);
+  else sessionStorage.removeItem("token");
+  root.toggleAttribute("data-token", Boolean(token));
+  forget.hidden = !token;
+  word.value = "";
+}
+
+async function change(member, wanted) {
+  const headers = { Authorization: `Bearer ${sessionStorage.getItem("token")}`, "Content-Type": "application/json" };
+  try {
+    const body = JSON.stringify(wanted);
+    const answer = await fetch(`/members/${encodeURIComponent(member)}`, { method: "PATCH", headers, body });
+    const told = await answer.json();
+    if (answer.status === 401) useToken("");
+    said.textContent = answer.ok ? `${member}: ${told.state}, weight ${told.weight}` : `${member}: ${told.detail}`;
+  } catch (error) {
+    said.textContent = `${member}: ${error.message}`;
+  }
+}
+
+live.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-state]");
+  if (button) change(button.closest("[data-member]").dataset.member, { state: button.dataset.state });
+});
+live.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const { weight } = event.target.elements;
+  change(event.target.closest("[data-member]").dataset.member, { weight: weight.valueAsNumber });
+});
+document.getElementById("token").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useToken(word.value);
+  said.textContent = "The token is kept in this tab.";
+});
+forget.addEventListener("click", () => {
+  useToken("");
+  said.textContent = "The token is forgotten.";
+});
+
+root.dataset.scripted = "";
+useToken(sessionStorage.getItem("token"));
+listen();
