@@ -29,6 +29,8 @@ Balancer = Callable[[bytes | None, Sequence[Member], Sequence[float], Chance], M
 
 _HASHES: Final = 2**64 - 1
 _LEAST: Final = 2.0**-64
+# The keys of real repositories are shorter; a visitor can make longer ones, each another, at no cost.
+_LONGEST_KEPT: Final = 256
 
 
 def cost(hash64: int) -> float:
@@ -36,10 +38,16 @@ def cost(hash64: int) -> float:
     return -log((hash64 or 1) / _HASHES) or _LEAST
 
 
+def _cost_of(key: bytes, name: str) -> float:
+    """By federation-redirect's hash, so that both programs rank alike."""
+    return cost(int.from_bytes(blake2b(key + b"-" + name.encode(), digest_size=8).digest(), "big"))
+
+
 class CostCache:
     """The costs of keys for members' names, so that a key that comes again costs no hashing.
 
     Bounded: when about `size` costs are held, the young generation becomes the old one, and the old one goes.
+    Those of long keys are not held.
     """
 
     def __init__(self, size: int = 100_000) -> None:
@@ -53,6 +61,8 @@ class CostCache:
 
     def costs(self, key: bytes, members: Sequence[Member]) -> list[float]:
         """Those of these members, in their order."""
+        if len(key) > _LONGEST_KEPT:
+            return [_cost_of(key, member.name) for member in members]
         known = self._young.get(key)
         if known is None:
             known = self._old.pop(key, {})
@@ -64,9 +74,7 @@ class CostCache:
             for member in members:
                 name = member.name
                 if name not in known:
-                    # federation-redirect's hash, so that both programs rank alike.
-                    digest = blake2b(key + b"-" + name.encode(), digest_size=8).digest()
-                    known[name] = cost(int.from_bytes(digest, "big"))
+                    known[name] = _cost_of(key, name)
                     self._held += 1
             return [known[member.name] for member in members]
 

@@ -129,3 +129,12 @@ def test_cache_holds_no_more_than_its_size_and_keeps_what_is_used() -> None:
         assert len(cache) <= 6
     a, b = members
     assert cache.costs(b"used", [b, member("c"), a])[::2] == used[::-1]
+
+
+def test_keys_of_any_length_take_no_room_in_the_cache() -> None:
+    cache = CostCache()
+    members = pair(1, 1)
+    long = b"/build/gh/" + b"x" * 10_000
+    assert cache.costs(long, members) == cache.costs(long, members)
+    assert cache.costs(long, members) != cache.costs(long + b"y", members)
+    assert len(cache) == 0
