@@ -13,7 +13,7 @@ MOST_DATA: Final = 64 * 1024
 
 _LINE_END: Final = re.compile(rb"\r\n?|\n")
 _BOM: Final = b"\xef\xbb\xbf"
-_ACCEPT: Final = re.compile(rb"(?:\A|\r\n)accept:[ \t]*([^\r]*)", re.IGNORECASE)
+_ACCEPT: Final = re.compile(rb"(?:\A|\r\n)accept:([^\r]*)", re.IGNORECASE)
 
 
 class EventReader:
@@ -128,4 +128,5 @@ class EventReader:
 
 def asked_for(block: bytes) -> bool:
     """Whether a block of header fields accepts an event stream and nothing else."""
-    return _ACCEPT.findall(block) == [b"text/event-stream"]
+    # RFC 9110 section 5.5: white space around a value is none of it, and no member sees it.
+    return [value.strip(b" \t") for value in _ACCEPT.findall(block)] == [b"text/event-stream"]

@@ -149,6 +149,7 @@ def test_tap_sees_the_payload_and_changes_nothing(
     [
         (b"Host: a\r\nAccept: text/event-stream\r\n\r\n", True),
         (b"accept:text/event-stream\r\n\r\n", True),
+        (b"Accept: \t text/event-stream \t\r\nHost: a\r\n\r\n", True),
         (b"Host: a\r\n\r\n", False),
         (b"Accept: text/event-stream, */*\r\n\r\n", False),
         (b"Accept: */*\r\n\r\n", False),
