@@ -34,6 +34,10 @@ class RetryBudget:
         self._requests = 0
         self._now: float | None = None
 
+    def take_over(self, before: RetryBudget) -> None:
+        """Holds what the one before held, so that a reload brings no new tokens."""
+        self._tokens, self._requests, self._now = before._tokens, before._requests, before._now
+
     def withdraw(self, now: float, requests: int) -> bool:
         """Takes a token if there is one. `requests` is the running count of all requests."""
         if self._now is None:

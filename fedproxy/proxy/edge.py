@@ -134,6 +134,8 @@ class Edge:
         self.policy = policy
         self.federation = federation
         self.router = router
+        if self.pools:
+            budget.take_over(self.budget)
         self.budget = budget
         old, self.pools = self.pools, {}
         for member in federation.members:

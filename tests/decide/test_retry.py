@@ -51,6 +51,14 @@ def test_retries_stay_within_budget_and_floor_when_everything_fails() -> None:
     assert retries <= 0.2 * 100_000 + 100 + 10
 
 
+def test_budget_that_takes_over_has_what_was_left() -> None:
+    before = RetryBudget(budget=0.5, floor=1.0)
+    spent(before, 100.0, 1000)
+    budget = RetryBudget(budget=0.5, floor=1.0)
+    budget.take_over(before)
+    assert spent(budget, 102.0, 1010) == 7
+
+
 def test_budget_of_nothing_allows_nothing() -> None:
     assert spent(RetryBudget(budget=0.0, floor=0.0), 0.0, 10**6) == 0
 
