@@ -311,11 +311,11 @@ class Exchange:
                     member.counts.retries[error.reason] += 1
                     self._again(again)
                     return
-            else:
-                after = self._next(member, error.reason, now)
-                if after is not None:
-                    self._attempt(after)
-                    return
+            # It is no more to be asked, or has failed.
+            after = self._next(member, error.reason, now)
+            if after is not None:
+                self._attempt(after)
+                return
         self._give_up(member, error)
 
     def _may_retry(self, delivered: bool) -> bool:

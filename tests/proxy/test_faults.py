@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fedproxy.decide.member import Intent
 from tests.rig import Conn, Edge, Message, Script, Scripted, answer, blackhole, edge, guard, refusing, until
 
 HOST = b"Host: hub.test\r\n"
@@ -297,6 +298,20 @@ async def test_post_on_a_stale_connection_is_not_sent_again(second: Callable[[Co
         await client.ask(GET)
         assert (await client.ask(POST)).status == 502
         assert len(running.member.connections) == 1
+
+
+async def test_get_on_a_stale_connection_moves_if_its_member_is_no_more_to_be_asked() -> None:
+    async with pair(once_more(lambda conn: leaves(conn))) as running:
+
+        def leaves(conn: Conn) -> None:
+            running.service.edge.federation.by_name["a"].set_intent(Intent.MAINT)
+            conn.close()
+
+        client = await running.client()
+        await client.ask(GET)
+        assert (await client.ask(GET)).body == b"from b"
+        lines = await running.logged(2)
+        assert (lines[1]["termination"], lines[1]["attempts"], lines[1]["member"]) == ("--", 2, "b")
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
