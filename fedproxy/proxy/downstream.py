@@ -301,7 +301,7 @@ class Downstream(Flow):
             raise Banned
         if ask.banned or block.banned:
             raise Banned
-        if self.door.redirect_to_https:
+        if self.door.redirect_to_https and not self.secure:
             return self._to_https(ask, block)
         if edge.rate is not None and ask.launch and asked_for(block.raw):
             wait = edge.ask_launch(self.client)
@@ -595,8 +595,8 @@ class Downstream(Flow):
             if cookie is not None:
                 lines.append(cookie)
         lines.append(b"\r\n")
-        if self.framing == _CHUNK and body:
-            body = chunk(body)
+        if self.framing == _CHUNK:
+            body = (chunk(body) if body else b"") + (LAST_CHUNK if done else b"")
         if len(body) <= _SMALL:
             lines.append(body)
             self.write(b"".join(lines))

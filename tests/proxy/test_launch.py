@@ -469,6 +469,18 @@ async def test_stream_that_ends_without_an_outcome_is_lost() -> None:
         assert of(running, "a").failed_launches == 1
 
 
+async def test_stream_that_ends_with_its_connection_while_it_waits_is_passed_on_whole() -> None:
+    async def script(conn: Conn) -> None:
+        await conn.request()
+        conn.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", BUILT)
+
+    async with launched({"a": script}) as running:
+        client = await running.client()
+        response = await client.ask(LAUNCH)
+        assert (response.framing, response.body) == ("chunked", BUILT)
+        assert (await client.ask(LAUNCH)).body == BUILT
+
+
 async def test_stream_that_is_cut_is_lost_and_does_not_look_complete() -> None:
     async with launched({"a": breaks_off(WAITING, event("building")[:9]), "b": says(*CACHED)}) as running:
         with pytest.raises(Ended):

@@ -37,6 +37,15 @@ async def plain(**overrides: Any) -> AsyncIterator[Edge]:
         assert running.member.requests == []
 
 
+async def test_visitor_who_came_to_a_trusted_proxy_over_https_is_served() -> None:
+    listen = [{"address": "127.0.0.1:0", "redirect_to_https": True}]
+    async with edge(answer(), listen=listen, trusted_proxies=["127.0.0.1"]) as running:
+        client = await running.client()
+        assert (await client.ask(request(b"/", b"X-Forwarded-Proto: https"))).status == 200
+        assert (await client.ask(request(b"/", b"X-Forwarded-Proto: http"))).status == 301
+        assert (await client.ask(request())).status == 301
+
+
 @pytest.mark.parametrize(
     ("host", "target", "location"),
     [
