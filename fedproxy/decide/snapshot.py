@@ -65,7 +65,12 @@ class Survey:
 
 
 def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Snapshot:
-    """A member as it is now. The counts are the live ones: to be read, or copied, at once."""
+    """A member as it is now. The counts are the live ones: to be read, or copied, at once.
+
+    A breaker whose open time is over is shown as half-open: the next request is its trial, whenever it comes.
+    """
+    admits = member.breaker.admits(now)
+    breaker = member.breaker.state
     return Snapshot(
         name=member.name,
         url=member.url,
@@ -75,8 +80,8 @@ def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Sna
         intent=member.intent,
         healthy=member.healthy,
         reasons=member.reasons,
-        breaker=member.breaker.state,
-        admits=member.breaker.admits(now),
+        breaker=BreakerState.HALF_OPEN if admits and breaker is BreakerState.OPEN else breaker,
+        admits=admits,
         available=member.available(now),
         in_flight=member.in_flight,
         max_requests=member.max_requests,

@@ -21,6 +21,7 @@ from fedproxy import __version__
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, Histogram
+from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
 
 BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
@@ -200,6 +201,12 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Metric]:
         "The weight that the operator gave a member.",
         ("member",),
         (((m.name,), m.weight) for m in members),
+    )
+    yield _gauge(
+        "fedproxy_member_state",
+        "1 for what the operator said of a member: ready, drain or maint.",
+        ("member", "state"),
+        (((m.name, state.value), int(m.intent is state)) for m in members for state in Intent),
     )
     yield _gauge(
         "fedproxy_breaker_state",

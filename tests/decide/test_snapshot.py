@@ -65,3 +65,11 @@ def test_survey_finds_a_member_by_its_name() -> None:
     assert found is not None
     assert found.name == "a"
     assert survey.named("b") is None
+
+
+def test_breaker_whose_open_time_is_over_is_shown_as_half_open() -> None:
+    a = member("a")
+    a.breaker.trip(0.0, 0.0)
+    assert snapshot(a, 1.0).breaker is BreakerState.OPEN
+    assert snapshot(a, 6.0).breaker is BreakerState.HALF_OPEN
+    assert a.breaker.state is BreakerState.OPEN

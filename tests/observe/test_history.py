@@ -141,15 +141,17 @@ def test_breaker_that_opens_is_told_with_what_went_wrong(watched: Watched, a: Me
 
 
 def test_breaker_is_followed_until_it_closes(watched: Watched, a: Member) -> None:
-    a.breaker.trip(1.5, 0.0)
+    a.breaker.trip(watched.now, 0.0)
     assert watched.look() == ["a is left out: its breaker opened"]
     assert watched.look() == []
-    a.breaker.acquire(7.0)
-    assert watched.look() == ["a is tried again: its breaker is half-open"]
-    a.breaker.trip(8.0, 0.0)
+    assert watched.look(5.0) == ["a is tried again: its breaker is half-open"]
+    a.breaker.acquire(watched.now)
+    assert watched.look() == []
+    a.breaker.trip(watched.now, 0.0)
     assert watched.look() == ["a stays left out: it failed its trial"]
-    a.breaker.acquire(30.0)
-    a.breaker.trip(31.0, 0.0)
+    assert watched.look(10.0) == ["a is tried again: its breaker is half-open"]
+    a.breaker.acquire(watched.now)
+    a.breaker.trip(watched.now, 0.0)
     assert watched.look() == ["a stays left out: it failed its trial"]
     generation = a.breaker.acquire(99.0)
     watched.look()
