@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -102,10 +101,7 @@ async def edge() -> AsyncIterator[Edge]:
         await service.start()
         try:
             async with async_playwright() as playwright:
-                browser = await playwright.chromium.launch(
-                    executable_path=program.found("chromium"),
-                    args=["--no-sandbox"] if os.geteuid() == 0 else [],
-                )
+                browser = await playwright.chromium.launch(executable_path=program.found("chromium"))
                 yield Edge(service, {hub.name: hub for hub in federation.hubs}, browser)
                 await browser.close()
         finally:

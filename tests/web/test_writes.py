@@ -23,7 +23,9 @@ def named(name: bytes) -> Scripted:
 
 
 @asynccontextmanager
-async def running(folder: Path, url: str) -> AsyncIterator[tuple[Service, aiohttp.ClientSession]]:
+async def running(
+    folder: Path, url: str, *, probe: bool = False
+) -> AsyncIterator[tuple[Service, aiohttp.ClientSession]]:
     """An edge of two workers, and a client of its admin listener."""
     file = folder / "edge.yaml"
     file.write_text(
@@ -41,7 +43,7 @@ async def running(folder: Path, url: str) -> AsyncIterator[tuple[Service, aiohtt
             }
         )
     )
-    service = Service(parse(file.read_text(), {}), file=file, probe=False)
+    service = Service(parse(file.read_text(), {}), file=file, probe=probe)
     await service.start()
     host, port = service.admin_address
     try:

@@ -1,0 +1,116 @@
+"""Both pages of a real edge with two workers: what the probes find and an operator does is known to all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.rig import Conn, Message, Scripted, edge, guard, per_request
+from tests.web.test_writes import TOKEN, running
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
+QUOTA = {"service": "Pod quota", "total_pods": 37, "build_pods": 1, "user_pods": 36, "quota": 60, "ok": True}
+
+
+class Hub:
+    """A member that says how it is: `health` to its probes, and its name to others."""
+
+    def __init__(self) -> None:
+        self.health: dict[str, Any] = {"ok": True, "checks": [QUOTA]}
+        self.member = Scripted(per_request(self._serve))
+
+    async def _serve(self, conn: Conn, request: Message) -> None:
+        body = json.dumps(self.health).encode() if request.target == b"/health" else b"{}"
+        conn.send(OK % (len(body), body))
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    hub = Hub()
+    await hub.member.start()
+    yield hub
+    await hub.member.stop()
+
+
+async def comes(ask: Callable[[], Any], good: Callable[[str], bool]) -> str:
+    """Asks until the answer is good."""
+    async with guard():
+        while not good(text := await ask()):
+            pass
+    return str(text)
+
+
+async def test_pods_are_on_the_page_of_every_worker(hub: Hub, tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, hub.member.url, probe=True) as (service, _),
+        aiohttp.ClientSession() as session,
+    ):
+        url = "http://{}:{}/federation".format(*service.addresses[0])
+
+        async def page() -> str:
+            # A connection of its own meets any of the workers.
+            async with session.get(url, headers={"Connection": "close"}) as response:
+                return await response.text()
+
+        await comes(page, lambda text: "<dd>37 of 60</dd>" in text)
+        for _ in range(20):
+            await comes(page, lambda text: "<dd>37 of 60</dd>" in text)
+
+
+async def test_what_happens_is_in_the_log(hub: Hub, tmp_path: Path) -> None:
+    hub.health = {"ok": False, "checks": [{"service": "Docker registry", "ok": False}, QUOTA | {"quota": 40}]}
+    async with running(tmp_path, hub.member.url, probe=True) as (service, admin):
+
+        async def log() -> str:
+            async with admin.get("/log") as response:
+                return "\n".join(event["text"] for event in (await response.json())["events"])
+
+        why = "37 pods and a headroom of 10 reach the quota of 40; says that Docker registry is not ok"
+        await comes(log, lambda text: f"old is ill: {why}" in text)
+        async with admin.patch("/members/old", json={"state": "drain"}, headers=TOKEN) as response:
+            assert response.status == 200
+        async with admin.get("/events"):
+            # Somebody looks on, so that it does not take long.
+            await comes(log, lambda text: "old drains, by an operator's word" in text)
+        assert [event.level for event in service.history.about("old", 9)][-1] == "bad"
+
+
+async def _serve(conn: Conn, request: Message) -> None:
+    conn.send(OK % (2, b"ok"))
+
+
+async def test_visitor_who_moves_is_with_that_member() -> None:
+    members = {"a": per_request(_serve), "b": per_request(_serve)}
+    async with edge(members) as running:
+        for name in ("b", "a"):
+            moved = await running.ask(
+                b"POST /federation/move?member=%b HTTP/1.1\r\nHost: h\r\nOrigin: http://h\r\n"
+                b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 0\r\n\r\n"
+                % name.encode(),
+                "POST",
+            )
+            assert (moved.status, moved.value("location")) == (303, b"/federation")
+            cookie = moved.value("set-cookie") or b""
+            assert (
+                cookie == b"fedproxy_member=%b; Path=/; Max-Age=14400; HttpOnly; SameSite=Lax" % name.encode()
+            )
+            jar = b"Cookie: " + cookie.partition(b";")[0]
+            page = await running.ask(b"GET /federation HTTP/1.1\r\nHost: h\r\n%b\r\n\r\n" % jar)
+            assert b"You are with <strong>%b</strong>" % name.encode() in page.body
+            await running.ask(b"GET /somewhere HTTP/1.1\r\nHost: h\r\n%b\r\n\r\n" % jar)
+            assert running.members[name].requests[-1].target == b"/somewhere"
+
+
+async def test_other_site_moves_nobody_through_the_edge() -> None:
+    async with edge({"a": per_request(_serve)}) as running:
+        refused = await running.ask(
+            b"POST /federation/move?member=a HTTP/1.1\r\nHost: h\r\nSec-Fetch-Site: cross-site\r\n"
+            b"Content-Length: 5\r\n\r\na=b&c",
+            "POST",
+        )
+        assert (refused.status, refused.value("set-cookie")) == (403, None)
