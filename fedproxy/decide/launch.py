@@ -90,6 +90,8 @@ _BUILDING: Final = frozenset(("waiting", "fetching", "unknown", "building", "pus
 _PHASES: Final = _BUILDING | {"built", "launching", "ready", "failed"}
 # BinderHub itself takes both for one.
 _SAME: Final = {"failure": "failed"}
+# The keys of real repositories are shorter.
+_LONGEST_KEY: Final = 256
 # No event begins or ends with it.
 _NOTHING: Final = b"\0"
 
@@ -260,7 +262,8 @@ class Launch:
 class MovedKeys:
     """Which member took a key that its rank would not give it: bounded, and forgotten after a while.
 
-    `seconds` count from the last `note` of a key. When there are more than `entries`, the oldest goes.
+    `seconds` count from the last `note` of a key. When there are more than `entries`, the oldest goes; a long
+    key is not noted.
     """
 
     def __init__(self, entries: int = 4096, seconds: float = 600.0) -> None:
@@ -273,6 +276,8 @@ class MovedKeys:
 
     def note(self, key: bytes, name: str, now: float) -> None:
         """The member of that name has the key now."""
+        if len(key) > _LONGEST_KEY:
+            return
         self._kept.pop(key, None)
         self._kept[key] = (name, now + self._seconds)
         if len(self._kept) > self._entries:

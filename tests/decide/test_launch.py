@@ -360,6 +360,12 @@ def test_moved_key_that_is_noted_again_lives_on() -> None:
     assert moved.get(b"key", 100.0) == "ovh"
 
 
+def test_long_key_is_not_noted() -> None:
+    moved = MovedKeys()
+    moved.note(b"/build/gh/" + b"x" * 10_000, "a", 0.0)
+    assert not moved
+
+
 def test_moved_keys_are_bounded_and_the_oldest_goes_first() -> None:
     moved = MovedKeys(entries=2)
     for key in (b"a", b"b", b"a", b"c"):
