@@ -233,7 +233,7 @@ class Downstream(Flow):
         if not ask.proxied:
             self._answer_here(ask, block, data)
             return
-        launch = ask.launch and block.upgrade is None and asked_for(block.raw)
+        launch = ask.launch and asked_for(block.raw)
         kind = LaunchExchange if launch else Exchange
         exchange = self.exchange = kind(edge, self, ask, block, edge.clock())
         if block.chunked or block.length:
@@ -562,7 +562,7 @@ class Downstream(Flow):
         block = exchange.block
         line = exchange.ask.line
         start = line.start + exchange.pool.host_line
-        if block.upgrade is not None and not line.http10:
+        if block.upgrade is not None and not line.http10 and not exchange.is_launch:
             start += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
         return b"".join((start, block.forward, self.forwarded, self.ids))
 

@@ -273,7 +273,7 @@ class Exchange:
     def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
         """A 101: the connections become a tunnel. False if the visitor did not ask for one."""
         upstream = self.upstream
-        if self.block.upgrade is None or self.ask.line.http10 or upstream is None:
+        if self.block.upgrade is None or self.is_launch or self.ask.line.http10 or upstream is None:
             return False
         if head.upgrade is not None and not may_be_tunnelled(head.upgrade):
             return False

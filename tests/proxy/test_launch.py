@@ -469,6 +469,15 @@ async def test_stream_that_ends_without_an_outcome_is_lost() -> None:
         assert of(running, "a").failed_launches == 1
 
 
+async def test_launch_that_asks_for_an_upgrade_is_a_launch_without_it() -> None:
+    request = ask(EVENTS, PIN, b"Connection: Upgrade", b"Upgrade: other")
+    async with launched({"a": says(*CACHED)}) as running:
+        assert (await running.ask(request)).body == streams(*CACHED)
+        assert ends(running) == {"a": {"ready": 1}}
+        (sent,) = running.member.requests
+        assert sent.value("upgrade") is None
+
+
 async def test_stream_that_ends_with_its_connection_while_it_waits_is_passed_on_whole() -> None:
     async def script(conn: Conn) -> None:
         await conn.request()
