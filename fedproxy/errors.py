@@ -276,3 +276,13 @@ class Drained(EdgeError):
     reason = "drain"
     termination = "DD"
     detail = "This edge is going down. Please try again."
+
+
+def reasons_of(*kinds: type[ExchangeError]) -> frozenset[str]:
+    """The metrics labels of these errors and of all their kinds."""
+    found: set[str] = set()
+    for kind in kinds:
+        if "reason" in vars(kind):
+            found.add(kind.reason)
+        found |= reasons_of(*kind.__subclasses__())
+    return frozenset(found)

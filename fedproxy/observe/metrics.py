@@ -21,8 +21,12 @@ from fedproxy import __version__
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, Histogram
+from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
+from fedproxy.errors import EdgeError, VisitorError, VisitorGone, reasons_of
+
+_REASONS: Final = reasons_of(VisitorError, EdgeError) - {VisitorGone.reason} | {"connections", "address"}
 
 BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
@@ -149,7 +153,7 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Metric]:
         "fedproxy_launches",
         "Launches that a member was given, by how they ended there.",
         ("member", "outcome"),
-        (((m.name, outcome), n) for m in members for outcome, n in sorted(m.counts.launches.items())),
+        (((m.name, end.value), m.counts.launches.get(end.value, 0)) for m in members for end in End),
     )
     yield _histogram(
         "fedproxy_launch_duration_seconds",
@@ -255,7 +259,8 @@ def _edge(view: View) -> Iterator[Metric]:
         "fedproxy_rejected",
         "Requests and connections that the edge refused.",
         ("reason",),
-        (((reason,), n) for reason, n in sorted(edge.rejected.items())),
+        # All of them from the start: what is not there cannot be seen to grow.
+        (((reason,), edge.rejected.get(reason, 0)) for reason in sorted(_REASONS | edge.rejected.keys())),
     )
     yield _counter(
         "fedproxy_retry_budget_exhausted",

@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 Shape = tuple["Address", bool, bool]
 
 _SHUTDOWN = 5.0  # seconds that a visitor may take to answer TLS's goodbye
-_GATHER = 0.02  # seconds in which launches that begin and end are told together
 _TURN = 0.05  # seconds between two looks at what is left
 _GRACE = 1.0  # seconds in which a request may come on a connection that is to be closed
+_HEAD = 1 << 24  # bytes
+# Bytes that the system may take for a visitor beyond what is on its way: with less a fast reader waits, and
+# without a limit each slow one costs megabytes that no process shows.
+_UNSENT = 256 * 1024
 
 
 def shape(listener: Listener) -> Shape:
@@ -103,7 +106,10 @@ class Plane:
         self._health = {each.name: each for each in health}
         self.put(put)
         app = create_public_app(self)
-        self._runner = web.AppRunner(app, handle_signals=False, **self._page_log())
+        # The edge has bounded the head already; a page is not to refuse what a member would have taken.
+        self._runner = web.AppRunner(
+            app, handle_signals=False, max_line_size=_HEAD, max_field_size=_HEAD, **self._page_log()
+        )
         await self._runner.setup()
         await self.listen(sockets)
         self._sweeper = asyncio.get_running_loop().create_task(self.edge.run())
@@ -190,7 +196,8 @@ class Plane:
     def _on_launches(self) -> None:
         if not self._telling:
             self._telling = True
-            asyncio.get_running_loop().call_later(_GATHER, self._tell_launches)
+            # At once: what others do not know of, they may give a member too much of.
+            asyncio.get_running_loop().call_soon(self._tell_launches)
 
     def _tell_launches(self) -> None:
         self._telling = False
@@ -237,6 +244,9 @@ class Plane:
 
     async def _accept(self, opened: _Open, listener: Listener, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        if sock.family != socket.AF_UNIX:
+            # Who is accepted has what the listener has.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         # A copy: closing the server closes what it was given.
         opened.sockets.append(sock.dup())
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
