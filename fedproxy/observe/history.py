@@ -7,11 +7,11 @@ keeps is bounded: an hour of steps for each member in force, and the last few hu
 from __future__ import annotations
 
 from array import array
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final
 
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import BreakerState
@@ -26,8 +26,12 @@ STEP: Final = 10.0
 KEPT: Final = 360
 """Points of a chart: an hour."""
 
-LINES: Final = ("requests", "errors", "first_byte", "in_flight")
-"""What is charted, each per member: per second, per second, 95 % of them in seconds, a number."""
+LINES: Final = {"requests": 100, "errors": 100, "first_byte": 10_000, "in_flight": 1}
+"""What is charted, each per member: per second, per second, 95 % of them in seconds, a number.
+
+A point is kept and shown to programs as a whole number: so many are one of these. That is quickly written,
+and an hour of hundreds of members is many points.
+"""
 
 _MINUTE: Final = 6  # steps
 _EVENTS: Final = 500
@@ -35,7 +39,6 @@ _LONGEST: Final = 400  # characters of a sentence
 _SAME: Final = 60.0  # seconds in which what happens again is the same event
 _NEW: Final = (Source.KEY, Source.RANDOM)
 _SPOILT: Final = (End.FAILED, End.LOST)
-_Number = TypeVar("_Number", int, float)
 _INTENTS: Final = {
     Intent.READY: "takes visitors again, by an operator's word",
     Intent.DRAIN: "drains, by an operator's word: no new visitors, those it has stay",
@@ -91,18 +94,18 @@ class _Totals:
     @classmethod
     def of(cls, counts: MemberCounts, at: float) -> _Totals:
         """The counters are live: they are copied."""
-        wrong: Counter[str] = Counter(counts.errors)
+        wrong = dict(counts.errors)
         # An answer that was passed over is counted as a retry with its status for a reason; what visitors are
         # told when nothing answered, 502 or 504, is among the errors already.
-        wrong.update({f"answered {reason}": n for reason, n in counts.retries.items() if reason.isdecimal()})
-        wrong.update(
-            {
-                f"answered {code}": n
-                for code, n in counts.codes.items()
-                if code >= 500 and code not in (502, 504)
-            }
-        )
-        wrong.update({f"launch {end.value}": counts.launches.get(end.value, 0) for end in _SPOILT})
+        for reason, count in counts.retries.items():
+            if reason.isdecimal():
+                wrong[f"answered {reason}"] = count
+        for code, count in counts.codes.items():
+            if code >= 500 and code not in (502, 504):
+                wrong[f"answered {code}"] = wrong.get(f"answered {code}", 0) + count
+        for end in _SPOILT:
+            if end in counts.launches:
+                wrong[f"launch {end}"] = counts.launches[end]
         return cls(
             at=at,
             requests=sum(counts.codes.values()),
@@ -121,7 +124,7 @@ class _Watch:
     snapshot: Snapshot
     totals: _Totals
     marks: deque[_Totals] = field(default_factory=lambda: deque(maxlen=_MINUTE + 1))
-    lines: dict[str, array[float]] = field(default_factory=lambda: {line: array("f") for line in LINES})
+    lines: dict[str, array[int]] = field(default_factory=lambda: {line: array("L") for line in LINES})
     new: array[int] = field(default_factory=lambda: array("L"))
 
     def close_step(self) -> None:
@@ -133,7 +136,7 @@ class _Watch:
             ("first_byte", quantile(_between(totals, before), 0.95) or 0.0),
             ("in_flight", float(self.snapshot.in_flight)),
         ):
-            _keep(self.lines[line], value)
+            _keep(self.lines[line], round(value * LINES[line]))
         _keep(self.new, max(0, totals.new - before.new))
         self.marks.append(totals)
 
@@ -192,19 +195,19 @@ class History:
         all_new = sum(watch.newcomers() for watch in self._watches.values())
         return {name: watch.figures(all_new) for name, watch in self._watches.items()}
 
-    def charts(self) -> dict[str, dict[str, list[float]]]:
+    def charts(self) -> dict[str, dict[str, list[int]]]:
         """Of each member each line, a point a step, the newest last; a member that came later has fewer."""
         return {
-            name: {line: [_short(value) for value in values] for line, values in watch.lines.items()}
+            name: {line: values.tolist() for line, values in watch.lines.items()}
             for name, watch in self._watches.items()
         }
 
-    def newest(self) -> dict[str, list[float]]:
+    def newest(self) -> dict[str, list[int]]:
         """The last point of each member's lines, in the order of `LINES`; of those that have one."""
         return {
-            name: [_short(values[-1]) for values in watch.lines.values()]
+            name: [values[-1] for values in watch.lines.values()]
             for name, watch in self._watches.items()
-            if watch.lines[LINES[0]]
+            if watch.lines["requests"]
         }
 
     def note(self, time: float, text: str, level: Level = Level.NOTE, member: str | None = None) -> None:
@@ -357,12 +360,7 @@ def _rate(now: _Totals, before: _Totals, count: float) -> float:
     return max(0.0, count) / passed if passed > 0 else 0.0
 
 
-def _keep(values: array[_Number], value: _Number) -> None:
+def _keep(values: array[int], value: int) -> None:
     values.append(value)
     if len(values) > KEPT:
         values.pop(0)
-
-
-def _short(value: float) -> float:
-    """Three digits are as much as a chart can show."""
-    return float(f"{value:.3g}")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _MOST_STREAMS: Final = 200
 _PATIENCE: Final = 10.0  # seconds that a reader may take for what it was sent
+_REST: Final = 9.0  # times as long as it took to make a page, none is made
 _ABOUT_ONE: Final = 4  # events that are shown beside a member
 _SHOWN: Final = 40  # events that the page lists
 _HEAD: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -46,6 +49,15 @@ class LiveState(Protocol):
         """Done when the history has seen the next survey. Shared: not to be cancelled."""
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What was made of the look or the step of that `number`; the next is not made before `rest_until`."""
+
+    number: int = -1
+    content: bytes = b""
+    rest_until: float = 0.0
+
+
 class Live:
     """The page's content, and its streams. `template` is that of the part that changes."""
 
@@ -54,7 +66,8 @@ class Live:
         self._template = template
         self._streams = 0
         self._closing: asyncio.Future[None] | None = None
-        self._made: tuple[int, bytes] = (-1, b"")
+        self._made = _Made()
+        self._charted = _Made()
         self._making = asyncio.Lock()
 
     def context(self, survey: Survey) -> dict[str, Any]:
@@ -101,40 +114,53 @@ class Live:
     async def _serve(self, request: web.Request, closing: asyncio.Future[None]) -> web.StreamResponse:
         response = web.StreamResponse(headers=_HEAD)
         await response.prepare(request)
-        drawn: int | None = None
+        shown = drawn = -1
         try:
             while not closing.done():
                 looked = self._state.next_look()
-                charts, drawn = self._charts(drawn)
+                charts, page = await self._chart(drawn), await self._page()
+                new = (charts.content if charts.number != drawn else b"") + (
+                    page.content if page.number != shown else b""
+                )
+                drawn, shown = charts.number, page.number
                 # A reader who is far behind keeps this waiting, and is then sent what holds by then.
                 async with asyncio.timeout(_PATIENCE):
-                    await response.write(charts + await self._page())
+                    await response.write(new)
                 await asyncio.wait({looked, closing}, return_when=asyncio.FIRST_COMPLETED)
         except (TimeoutError, ConnectionError):
             if request.transport is not None:
                 request.transport.abort()
         return response
 
-    async def _page(self) -> bytes:
-        """The page as it is now, made once for all streams."""
-        history = self._state.history
+    async def _page(self) -> _Made:
+        """The page, made once for all streams, and again after a look if that takes no more than its part."""
+        history, made = self._state.history, self._made
         async with self._making:
-            if history.survey is not None and self._made[0] != history.looks:
-                looks, context = history.looks, self.context(history.survey)
-                # In a thread: with many members it takes its time, and this may be the visitors' loop.
-                page = await asyncio.to_thread(self._template.render, context)
-                self._made = looks, _event("page", page)
-        return self._made[1]
+            if history.survey is None or made is not self._made or made.number == history.looks:
+                return self._made
+            began = time.monotonic()
+            if began < made.rest_until:
+                return made
+            number, context = history.looks, self.context(history.survey)
+            # In a thread: with many members it takes its time, and this may be the visitors' loop.
+            page = await asyncio.to_thread(self._template.render, context)
+            now = time.monotonic()
+            self._made = _Made(number, _event("page", page), now + _REST * (now - began))
+        return self._made
 
-    def _charts(self, drawn: int | None) -> tuple[bytes, int]:
-        """What a page lacks whose charts go up to the step `drawn`; and the step up to which they go then."""
+    async def _chart(self, drawn: int) -> _Made:
+        """What a page lacks whose charts go up to the step `drawn`, and the step up to which they go then."""
         history = self._state.history
-        if drawn == history.steps:
-            return b"", drawn
-        if drawn is not None and drawn == history.steps - 1:
-            return _event("point", {"members": history.newest()}), history.steps
-        charts = {"lines": LINES, "seconds": STEP, "members": history.charts()}
-        return _event("charts", charts), history.steps
+        if drawn == history.steps - 1 and drawn >= 0:
+            return _Made(history.steps, _event("point", {"members": history.newest()}))
+        if drawn != history.steps:
+            async with self._making:
+                if self._charted.number != history.steps:
+                    number = history.steps
+                    charts = {"lines": LINES, "seconds": STEP, "members": history.charts()}
+                    self._charted = _Made(number, await asyncio.to_thread(_event, "charts", charts))
+            return self._charted
+        return _Made(drawn)
 
 
 def log(events: Iterable[Event]) -> dict[str, Any]:

@@ -24,6 +24,12 @@ from tests.web.test_public import Page
 MARKUP = "<script>alert(1)</script>\"'&\r\n\r\ndata: x"
 
 
+@pytest.fixture(autouse=True)
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look makes a page, however soon it comes."""
+    monkeypatch.setattr(live, "_REST", 0.0)
+
+
 @pytest.fixture
 def state() -> State:
     state = State()
@@ -87,10 +93,10 @@ async def test_charts_are_sent_whole_and_then_a_point_a_step(client: Client, sta
         name, charts = await reader.event()
         assert (name, charts["lines"], charts["seconds"]) == (
             "charts",
-            ["requests", "errors", "first_byte", "in_flight"],
+            {"requests": 100, "errors": 100, "first_byte": 10_000, "in_flight": 1},
             STEP,
         )
-        assert charts["members"]["gesis"] == {line: [0.0] for line in charts["lines"]}
+        assert charts["members"]["gesis"] == {line: [0] for line in charts["lines"]}
         await reader.page()
         state.federation.by_name["gesis"].counts.codes[200] += 40
         await look(state)
@@ -100,7 +106,7 @@ async def test_charts_are_sent_whole_and_then_a_point_a_step(client: Client, sta
             "point",
             {
                 "members": {
-                    "gesis": [pytest.approx(40 / (STEP + 1), 0.01), 0, 0, 0],
+                    "gesis": [round(4000 / (STEP + 1)), 0, 0, 0],
                     "ovh": [0] * 4,
                     "shed": [0] * 4,
                 }
@@ -149,6 +155,21 @@ async def test_page_shows_rates_times_shares_checks_and_events(
         'value="50"',
     ):
         assert words in card, words
+
+
+async def test_pages_that_take_long_are_made_less_often(
+    client: Client, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_REST", 1e9)
+    async with stream(client) as reader:
+        await reader.page()
+        await look(state)
+        await look(state, STEP)
+        # Charts go on, and the page is not made again.
+        assert (await reader.event())[0] == "point"
+        await until(lambda: state.waiting, "the stream waits again")
+    async with stream(client) as reader:
+        assert "gesis" in await reader.page()
 
 
 async def test_log_is_shown_to_programs(client: Client, state: State) -> None:
@@ -234,10 +255,12 @@ async def test_reader_that_reads_nothing_is_dropped(
         state.history.note(float(number), "x" * 400)
     # Of what nobody reads, asyncio takes no more than a little.
     _, writer = await asyncio.open_connection(client.host, client.port)
-    writer.write(b"GET /events HTTP/1.1\r\nHost: h\r\n\r\n")
-    await until(lambda: state.waiting, "the stream began")
-    assert await admitted_while_looking(client, state)
-    writer.transport.abort()
+    try:
+        writer.write(b"GET /events HTTP/1.1\r\nHost: h\r\n\r\n")
+        await until(lambda: state.waiting, "the stream began")
+        assert await admitted_while_looking(client, state)
+    finally:
+        writer.transport.abort()
 
 
 async def test_streams_end_with_the_listener(state: State, aiohttp_client: AiohttpClient) -> None:

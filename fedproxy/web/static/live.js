@@ -33,7 +33,7 @@ function morphChildren(old, fresh) {
   before.slice(after.length).forEach((node) => node.remove());
 }
 
-// Charts: each line of a member is a list of numbers, the newest last.
+// Charts: each line of a member is a list of whole numbers, the newest last; `lines` says how many make one.
 
 const SVG = "http://www.w3.org/2000/svg";
 const POINTS = 360; // an hour
@@ -41,7 +41,7 @@ const FEWEST = 60;
 const HEIGHT = 60;
 const charts = new Map();
 const drawn = new WeakMap();
-let lines = [];
+let lines = {};
 let step = 0;
 
 function make(name, attributes) {
@@ -55,7 +55,10 @@ function draw(figure) {
   const state = `${step} ${member}`;
   if (drawn.get(figure) === state) return;
   drawn.set(figure, state);
-  const found = wanted.split(" ").map((line) => [line, charts.get(member)?.[line] ?? []]);
+  const found = wanted.split(" ").map((line) => {
+    const values = charts.get(member)?.[line] ?? [];
+    return [line, values.map((value) => value / lines[line])];
+  });
   const most = Math.max(...found.flatMap(([, values]) => values), 0);
   const now = found.map(([, values]) => values.at(-1) ?? 0).join(" and ");
   const width = Math.max(FEWEST, ...found.map(([, values]) => values.length));
@@ -99,8 +102,8 @@ const heard = {
   point(told) {
     for (const name of charts.keys()) if (!(name in told.members)) charts.delete(name);
     for (const [name, values] of Object.entries(told.members)) {
-      if (!charts.has(name)) charts.set(name, Object.fromEntries(lines.map((line) => [line, []])));
-      lines.forEach((line, at) => {
+      if (!charts.has(name)) charts.set(name, Object.fromEntries(Object.keys(lines).map((line) => [line, []])));
+      Object.keys(lines).forEach((line, at) => {
         const kept = charts.get(name)[line];
         kept.push(values[at]);
         if (kept.length > POINTS) kept.shift();
