@@ -282,7 +282,7 @@ class _Staged:
         except (BenchmarkError, OSError, TimeoutError) as error:
             self._members.require_alive()
             self._record.note(
-                f"{scenario.name}: {contender.label} was not measured: {error or 'no answer in time'}"
+                f"{scenario.name}: {contender.label} was not measured: {str(error) or 'no answer in time'}"
             )
 
     def _once(self, scenario: Scenario, peer: Peer, variant: Variant, number: int) -> None:

@@ -216,19 +216,21 @@ async def echo(
 async def idle(
     port: int, cookies: Sequence[str], connections: int, begin: Callable[[], None], end: Callable[[], None]
 ) -> Seen:
-    """Connections, each used once and kept; `begin` before the first, `end` while all are open."""
-    warm = [request("/1k", port, cookies[0])] * 50
-    _leave(await _open(port, warm, lambda: _Visitor(Seen())))
-    await asyncio.sleep(0.3)
+    """Connections, each used once and kept: as many before `begin` as between it and `end`.
+
+    The first half fills what memory the proxy had left over, so that the growth is that of a connection.
+    """
     seen = Seen()
+    heads = [request("/1k", port, cookies[number % len(cookies)]) for number in range(connections)]
+    before = await _open(port, heads, lambda: _Visitor(seen))
+    await asyncio.sleep(0.5)
     started = time.monotonic()
     begin()
-    heads = [request("/1k", port, cookies[number % len(cookies)]) for number in range(connections)]
     visitors = await _open(port, heads, lambda: _Visitor(seen))
     await asyncio.sleep(1.0)
     end()
     result = Seen(connections, time.monotonic() - started, [], seen.broken)
-    _leave(visitors)
+    _leave([*before, *visitors])
     return result
 
 
