@@ -91,6 +91,7 @@ def show(now: Ratios, before: tuple[str, Ratios] | None, console: Console) -> li
 
 def save(folder: Path, found: Mapping[str, Any], now: Ratios) -> Path:
     """Keep it under its version."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{found['versions']['fedproxy']}.json"
     kept = {name: found[name] for name in ("time", "command", "machine", "versions", "settings")}
     path.write_text(json.dumps(kept | {"ratios": now}, indent=1) + "\n")

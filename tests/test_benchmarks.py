@@ -131,6 +131,15 @@ def test_release_is_compared_with_the_newest_before_it(tmp_path: Path) -> None:
     assert quick.last(tmp_path / "none", "0.2.0") is None
 
 
+def test_what_is_recorded_is_what_the_next_release_is_compared_with(tmp_path: Path) -> None:
+    samples = [sample("nginx", 1, 10), sample("fedproxy", 1, 11)]
+    found = report.result(samples, {"fedproxy": "0.1.0"}, {}, [], (0.0, 0.0, 0.0))
+    ratios = quick.ratios(found["summary"])
+    assert ratios == {"warm-1k": {"nginx": 1.1}}
+    assert quick.save(tmp_path / "results", found, ratios).name == "0.1.0.json"
+    assert quick.last(tmp_path / "results", "0.2.0") == ("0.1.0", ratios)
+
+
 def test_only_a_ratio_that_grew_by_more_than_noise_is_named() -> None:
     before = {"warm-1k": {"nginx": 1.0, "haproxy": 1.0}}
     now = {"warm-1k": {"nginx": 1.2, "haproxy": 1.3}, "new": {"nginx": 9.0}}
