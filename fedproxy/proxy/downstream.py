@@ -34,7 +34,7 @@ from fedproxy.errors import (
     VisitorError,
 )
 from fedproxy.proxy.exchange import Exchange
-from fedproxy.proxy.flow import LOCAL, Flow, address_of, has_unread
+from fedproxy.proxy.flow import LOCAL, Flow, address_of, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
 from fedproxy.wire.answer import render
@@ -728,7 +728,11 @@ class Downstream(Flow):
     def sweep(self, now: float) -> None:
         """Looks at the one deadline that counts now."""
         if self.exchange is not None:
-            self.exchange.sweep(now)
+            if not self.reading and has_left(self.transport):
+                # Of somebody who is not read from, the loop does not tell it.
+                self.transport.abort()
+            else:
+                self.exchange.sweep(now)
         elif self.linger_until is not None:
             self._sweep_lingering(self.linger_until, now)
         elif self.head_since is not None:

@@ -197,6 +197,10 @@ class Edge:
     def enter(self, connection: Downstream | Entrance) -> bool:
         """Counts a visitor's new connection; False if it is one too many."""
         self.connections.add(connection)
+        return self.count()
+
+    def count(self) -> bool:
+        """The same, for one that nobody looks after yet."""
         counts = self.counts
         counts.connections += 1
         if counts.connections <= min(self.policy.limits.connections, self.room):

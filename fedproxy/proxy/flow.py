@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -27,6 +28,16 @@ def has_unread(sock: socket.socket) -> bool:
         return False
     (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
     return bool(count)
+
+
+def has_left(transport: asyncio.BaseTransport) -> bool:
+    """Whether the other side has closed, also if what it sent before is not read yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class Flow(asyncio.Protocol):

@@ -17,7 +17,7 @@ from fedproxy.control.line import Fact, Health, Launched, Launches, Moved, Put, 
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.observe.access_log import AccessLog, Output
 from fedproxy.proxy.edge import Edge
-from fedproxy.proxy.entrance import enter
+from fedproxy.proxy.entrance import enter, handshakes
 from fedproxy.serve import descriptors
 from fedproxy.serve.assemble import assemble, door_of
 from fedproxy.serve.own_pages import page_logger
@@ -262,6 +262,7 @@ class Plane:
         # With PROXY protocol the handshake begins once the header is read, and not by the loop's server.
         if opened.certificates is None or listener.proxy_protocol:
             return {}
+        opened.certificates.context.sslobject_class = handshakes(self.edge)
         return {
             "ssl": opened.certificates.context,
             "ssl_handshake_timeout": max(1.0, self.config.timeouts.request_head),
