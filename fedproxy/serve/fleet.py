@@ -252,6 +252,9 @@ class Workers:
     def put(self, put: Put) -> None:
         """As `Fleet` says."""
         self._start = put
+        self._health = {
+            name: word for name, word in self._health.items() if name in put.config.active_members
+        }
         self._to_all(put)
 
     def tell(self, message: Health | Renew | Tickets) -> None:

@@ -156,6 +156,8 @@ class Plane:
         assemble(edge, put.config, put.workers)
         self.config = put.config
         self._log_as(put.config.access_log)
+        # Who leaves and comes back begins anew.
+        self._health = {name: word for name, word in self._health.items() if name in edge.federation.by_name}
         for name, member in edge.federation.by_name.items():
             member.set_intent(put.intents.get(name, member.intent))
             if name in self._health:
