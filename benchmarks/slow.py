@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import resource
 import select
 import shutil
@@ -352,6 +353,7 @@ def _measure(kind: Kind, edge: Process, ports: Ports, visit: Visit, size: int) -
 
 # slowhttptest
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MODES = {
     "-H": ["/1k", "-i", "1", "-x", "24"],
     "-B": ["/upload", "-i", "1", "-x", "10", "-s", "100000"],
@@ -386,13 +388,13 @@ def _slowhttptest(mode: str, folder: Path, ports: Ports, size: int, seconds: int
     )
     with output.with_suffix(".csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    _, _, end = run.stdout.partition("Exit status: ")
+    _, _, end = _COLOUR.sub("", run.stdout).partition("Exit status:")
     return Verdict(
         mode,
         len(rows),
         sum(row["Service Available"] != "0" for row in rows),
         max((int(row["Connected"]) for row in rows), default=0),
-        end.split("\x1b")[0].strip() or run.stderr.strip()[-80:],
+        end.strip() or run.stderr.strip()[-80:],
     )
 
 
