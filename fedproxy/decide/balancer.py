@@ -137,14 +137,16 @@ def bounded(
     chosen = pick(key, members, shares, rng)
     if not chosen.in_flight:
         return chosen
-    each = bound * (1 + sum([member.in_flight for member in members])) / sum(shares)
+    load = 1
+    for member in members:
+        load += member.in_flight
+    each = bound * load / sum(shares)
     if chosen.in_flight < each * shares[members.index(chosen)]:
         return chosen
-    below = [
-        (member, share)
-        for member, share in zip(members, shares, strict=True)
-        if not member.in_flight or member.in_flight < each * share
-    ]
-    if not below:
-        return chosen
-    return pick(key, [member for member, _ in below], [share for _, share in below], rng)
+    below: list[Member] = []
+    theirs: list[float] = []
+    for member, share in zip(members, shares, strict=True):
+        if not member.in_flight or member.in_flight < each * share:
+            below.append(member)
+            theirs.append(share)
+    return pick(key, below, theirs, rng) if below else chosen

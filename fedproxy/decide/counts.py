@@ -104,6 +104,18 @@ class MemberCounts(_Counts):
         self.launch_phases: defaultdict[str, float] = defaultdict(float)  # seconds
         self.failovers: defaultdict[str, int] = defaultdict(int)  # by the member that a launch moved to
 
+    def observe(self, duration: float, first_byte: float | None) -> None:
+        """Counts how long a request took, and after how long its response began, if it did; in seconds."""
+        slot = bisect_left(BOUNDS, duration)
+        whole = self.duration
+        whole.counts[slot] += 1
+        whole.total += duration
+        if first_byte is not None:
+            begun = self.first_byte
+            # Most responses come as one piece, and both times are one.
+            begun.counts[slot if first_byte == duration else bisect_left(BOUNDS, first_byte)] += 1
+            begun.total += first_byte
+
 
 class EdgeCounts(_Counts):
     """The edge's own counters; `connections` are visitors' connections open now."""

@@ -36,12 +36,12 @@ class Lease:
 
     __slots__ = ("generation", "launch", "member", "settled", "source")
 
-    def __init__(self, member: Member, generation: int, source: Source, launch: bool = False) -> None:
-        self.member = member
-        self.generation = generation
-        self.source = source
-        self.launch = launch
-        self.settled = False
+    # Set by `_lease`: without an `__init__`, making one costs half.
+    member: Member
+    generation: int
+    source: Source
+    launch: bool
+    settled: bool
 
     def __repr__(self) -> str:
         return f"<Lease {self.member.name} {self.source}{' settled' if self.settled else ''}>"
@@ -111,13 +111,14 @@ class Federation:
         self, key: bytes | None, tried: Collection[Member], now: float, launch: bool = False
     ) -> Member | None:
         """The balancer's choice among the members that take new visitors, or None if nobody does."""
-        takers = [member for member in self.members if member.available(now, launch)]
-        if tried:
-            takers = [member for member in takers if member not in tried]
-        shares = [member.share(now) for member in takers]
-        if 0 in shares:
-            takers = [member for member, share in zip(takers, shares, strict=True) if share]
-            shares = [share for share in shares if share]
+        takers: list[Member] = []
+        shares: list[float] = []
+        for member in self.members:
+            if member.available(now, launch) and member not in tried:
+                share = member.share(now)
+                if share:
+                    takers.append(member)
+                    shares.append(share)
         if not takers:
             return None
         if self._keyed:
@@ -216,4 +217,10 @@ def _lease(member: Member, source: Source, now: float, launch: bool) -> Lease:
     member.in_flight += 1
     if launch:
         member.count_launch(1)
-    return Lease(member, breaker.generation if breaker.closed else breaker.acquire(now), source, launch)
+    lease = Lease()
+    lease.member = member
+    lease.generation = breaker.generation if breaker.closed else breaker.acquire(now)
+    lease.source = source
+    lease.launch = launch
+    lease.settled = False
+    return lease

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Final
 
 from fedproxy.decide.breaker import Breaker, BreakerState
 from fedproxy.decide.counts import MemberCounts
@@ -17,6 +18,10 @@ class Intent(StrEnum):
     READY = "ready"
     DRAIN = "drain"
     MAINT = "maint"
+
+
+# Looking a member of an enumeration up by its class is slow, and a share is asked for by each new visitor.
+_READY: Final = Intent.READY
 
 
 class Member:
@@ -86,7 +91,7 @@ class Member:
 
     def share(self, now: float) -> float:
         """The weight with which it is given new visitors: less for a while after it recovered."""
-        if self.intent is not Intent.READY:
+        if self.intent is not _READY:
             return 0.0
         if self._recovered is None:
             return self.weight

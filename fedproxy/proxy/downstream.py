@@ -86,26 +86,52 @@ _PREFLIGHT = (
 class Downstream(Flow):
     """One connection from a visitor."""
 
-    exchange: Exchange | None = None
-    held = b""  # an unfinished head, or what came after the request under way
-    left = 0  # bytes of the request's body still to come
-    chunks: Chunked | None = None
-    writable = True
-    keep = True
-    framing = _AS_SENT
-    linger_until: float | None = None
-    unsent = 0
-    head_since: float | None = None
-    idle_since = 0.0
-    request_id = b""
-    ids = b""
-    client = peer = b""
-    trusted = False
-    address_key: bytes | None = None
+    __slots__ = (
+        "address_key",
+        "careful",
+        "chunks",
+        "client",
+        "door",
+        "edge",
+        "exchange",
+        "forwarded",
+        "framing",
+        "head_since",
+        "held",
+        "id_name",
+        "idle_since",
+        "keep",
+        "left",
+        "linger_until",
+        "peer",
+        "request_id",
+        "secure",
+        "trace",
+        "trusted",
+        "unsent",
+        "writable",
+        "write",
+    )
 
     def __init__(self, edge: Edge, door: Door) -> None:
+        super().__init__()
         self.edge = edge
         self.door = door
+        self.exchange: Exchange | None = None
+        self.held = b""  # an unfinished head, or what came after the request under way
+        self.left = 0  # bytes of the request's body still to come
+        self.chunks: Chunked | None = None
+        self.writable = True
+        self.keep = True
+        self.framing = _AS_SENT
+        self.linger_until: float | None = None
+        self.unsent = 0
+        self.head_since: float | None = None
+        self.idle_since = 0.0
+        self.request_id = self.trace = b""
+        self.client = self.peer = b""
+        self.trusted = False
+        self.address_key: bytes | None = None
         self.secure = door.secure
         self.id_name = _ID
         if door.hsts:
@@ -200,30 +226,36 @@ class Downstream(Flow):
 
     def _read_head(self, data: bytes) -> None:
         edge = self.edge
-        end = data.find(b"\r\n\r\n") + 4
+        blocks = edge.trusted_blocks if self.trusted else edge.blocks
         limit = edge.policy.limits.request_head
-        if end < 4 or end > limit or data[0] in b"\r\n":
-            data = self._unusual_head(data, limit)
-            if not data:
-                return
+        raw = rest = b""
+        block = None
+        if len(data) <= limit and data[-4:] == b"\r\n\r\n":
+            # One head and nothing else, if what is below the first line is known as a whole block.
+            line, _, raw = data.partition(b"\r\n")
+            block = blocks.get(raw)
+        if block is None:
             end = data.find(b"\r\n\r\n") + 4
+            if end < 4 or end > limit or data[0] in b"\r\n":
+                data = self._unusual_head(data, limit)
+                if not data:
+                    return
+                end = data.find(b"\r\n\r\n") + 4
+                raw = b""
+            if not raw or end < len(data):
+                line, _, raw = data[:end].partition(b"\r\n")
+                rest = data[end:]
         self.head_since = None
-        line_end = data.find(b"\r\n")
         try:
-            ask = edge.asks[data[:line_end]]
-            raw = data[line_end + 2 : end]
-            block = edge.trusted_blocks[raw] if self.trusted else edge.blocks[raw]
-            if ask.line.authority is not None and block.host is not None:
-                blocks = edge.trusted_blocks if self.trusted else edge.blocks
-                block = blocks[with_host(raw, ask.line.authority)]
-            if self.trusted:
-                self._believe(block)
-            if not block.plain or ask.line.http10 or self.careful:
-                ask = self._check(ask, block)
+            ask = edge.asks[line]
+            if block is None:
+                block = blocks[raw]
+            if not (ask.ordinary and block.plain) or self.careful or self.trusted:
+                ask, block = self._consider(ask, block, blocks)
             else:
                 self.keep = True
         except (Banned, TooManyLaunches) as error:
-            self._turn_away(ask, block, data[end:], error)
+            self._turn_away(ask, cast("HeaderBlock", block), rest, error)
             return
         except VisitorError as error:
             self._refuse(error)
@@ -231,17 +263,18 @@ class Downstream(Flow):
         edge.counts.requests += 1
         self._identify(block)
         if not ask.proxied:
-            self._answer_here(ask, block, data)
+            self._answer_here(ask, block, line + b"\r\n" + raw, rest)
             return
         launch = ask.launch and asked_for(block.raw)
         kind = LaunchExchange if launch else Exchange
-        exchange = self.exchange = kind(edge, self, ask, block, edge.clock())
+        exchange = self.exchange = kind()
+        exchange.open(edge, self, ask, block, edge.clock())
         if block.chunked or block.length:
-            self._start_body(exchange, block, data[end:])
+            self._start_body(exchange, block, rest)
             if exchange.settled:
                 return
-        elif len(data) > end:
-            self._hold(data[end:])
+        elif rest:
+            self._hold(rest)
         if not self.writable:
             exchange.full = True
         exchange.begin()
@@ -274,6 +307,19 @@ class Downstream(Flow):
             self.head_since = self.edge.clock()
         self.held = data
         return b""
+
+    def _consider(self, ask: Ask, block: HeaderBlock, blocks: Memo[HeaderBlock]) -> tuple[Ask, HeaderBlock]:
+        """A request that may not be what most are. Raises `VisitorError`."""
+        line = ask.line
+        if line.authority is not None and block.host is not None:
+            block = blocks[with_host(block.raw, line.authority)]
+        if self.trusted:
+            self._believe(block)
+        if not block.plain or line.http10 or self.careful:
+            ask = self._check(ask, block)
+        else:
+            self.keep = True
+        return ask, block
 
     def _check(self, ask: Ask, block: HeaderBlock) -> Ask:
         """What only line and block together can say, and what is then to be done. Raises `VisitorError`."""
@@ -328,15 +374,15 @@ class Downstream(Flow):
     def _identify(self, block: HeaderBlock) -> None:
         """The id that the request has everywhere: the visitor's, or the trace's, or a new one."""
         trace = block.traceparent
-        edge = self.edge
         if trace is None:
-            span = b"%016x" % edge.random_bits(64)
-            trace_id = edge.trace_prefix + span
+            edge = self.edge
+            number = (edge.numbers or edge.draw_ids()).pop()
+            trace_id = edge.id_start + number + edge.id_end
+            self.trace = b"00-" + trace_id + edge.parent
             self.request_id = block.request_id or trace_id
-            trace = b"00-%b-%b-00" % (trace_id, span)
         else:
+            self.trace = trace
             self.request_id = block.request_id or trace[3:35]
-        self.ids = b"X-Request-ID: %b\r\ntraceparent: %b\r\n\r\n" % (self.request_id, trace)
 
     def _believe(self, block: HeaderBlock) -> None:
         """The peer is a trusted proxy: who the visitor is and how they came is what it says."""
@@ -479,10 +525,10 @@ class Downstream(Flow):
             lines.append(b"Connection: close")
         self.write(b"\r\n".join((*lines, b"", body)))
 
-    def _answer_here(self, ask: Ask, block: HeaderBlock, data: bytes) -> None:
+    def _answer_here(self, ask: Ask, block: HeaderBlock, head: bytes, rest: bytes) -> None:
         action, line = ask.action, ask.line
         if isinstance(action, Local):
-            self._hand_over(ask, block, data)
+            self._hand_over(ask, block, head)
             return
         if block.chunked or block.length:
             self.keep = False
@@ -496,7 +542,7 @@ class Downstream(Flow):
             self.edge.log_request(self, line, block, status=204, termination="--")
         else:
             self._redirect_to_member(ask, block)
-        self._next_or_end(data[data.find(b"\r\n\r\n") + 4 :])
+        self._next_or_end(rest)
 
     def _answer_fixed(self, ask: Ask, block: HeaderBlock, status: int) -> None:
         if status < 400:
@@ -537,17 +583,16 @@ class Downstream(Flow):
             self, ask.line, block, status=307, member=member.name, affinity=source.value, termination="--"
         )
 
-    def _hand_over(self, ask: Ask, block: HeaderBlock, data: bytes) -> None:
+    def _hand_over(self, ask: Ask, block: HeaderBlock, head: bytes) -> None:
         """One of the edge's own pages: the transport and the request's head go to aiohttp's server."""
         edge = self.edge
         if edge.local is None:
             self._refuse(BadRequest())
             return
-        end = data.find(b"\r\n\r\n")
         # The page's server knows no other routes, so the connection ends with its answer.
         lines = [
             line
-            for line in data[:end].split(b"\r\n")
+            for line in head[:-4].split(b"\r\n")
             if not line.lower().replace(b"_", b"-").startswith(_SAID_HERE)
         ]
         lines += [b"Connection: close", b"X-Request-ID: " + self.request_id]
@@ -561,10 +606,23 @@ class Downstream(Flow):
         """The request's head as the member is sent it."""
         block = exchange.block
         line = exchange.ask.line
-        start = line.start + exchange.pool.host_line
+        upgrade = b""
         if block.upgrade is not None and not line.http10 and not exchange.is_launch:
-            start += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
-        return b"".join((start, block.forward, self.forwarded, self.ids))
+            upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
+        return b"".join(
+            (
+                line.start,
+                exchange.pool.host_line,
+                upgrade,
+                block.forward,
+                self.forwarded,
+                b"X-Request-ID: ",
+                self.request_id,
+                b"\r\ntraceparent: ",
+                self.trace,
+                b"\r\n\r\n",
+            )
+        )
 
     def send_interim(self, head: ResponseHead) -> None:
         """Passes a 1xx on, not to a 1.0 visitor (RFC 9110 section 15.2)."""
@@ -574,47 +632,48 @@ class Downstream(Flow):
 
     def send_head(self, exchange: Exchange, head: ResponseHead, body: bytes, done: bool) -> None:
         """Passes the final head on, with the cookie if it changed."""
-        lines = [head.forward, self.id_name, self.request_id, b"\r\n"]
         self.framing = _AS_SENT
-        if head.length is None and not (head.bodiless or exchange.is_head):
-            self._frame(exchange, head, lines)
-        if head.status == 101:
-            lines.append(
-                b"Connection: Upgrade\r\nUpgrade: %b\r\n" % (head.upgrade or exchange.block.upgrade or b"")
-            )
-        else:
-            if not exchange.body_done:
-                self.keep = False
-            if not self.keep:
-                lines.append(b"Connection: close\r\n")
-            elif exchange.ask.line.http10:
-                lines.append(b"Connection: keep-alive\r\n")
-        if not head.public and exchange.sets_cookie:
+        more = b"\r\n\r\n"
+        if head.length is None or not self.keep or not exchange.body_done or not exchange.framed:
+            more = self._lines_of_connection(exchange, head)
+        if exchange.sets_cookie and not head.public:
             # None if a reload took the member away meanwhile.
             cookie = self.edge.cookies.get((exchange.pool.member.name, self.secure))
             if cookie is not None:
-                lines.append(cookie)
-        lines.append(b"\r\n")
+                more = b"\r\n" + cookie + more[2:]
         if self.framing == _CHUNK:
             body = (chunk(body) if body else b"") + (LAST_CHUNK if done else b"")
         if len(body) <= _SMALL:
-            lines.append(body)
-            self.write(b"".join(lines))
+            self.write(b"".join((head.forward, self.id_name, self.request_id, more, body)))
         else:
-            self.write(b"".join(lines))
+            self.write(b"".join((head.forward, self.id_name, self.request_id, more)))
             self.write(body)
 
-    def _frame(self, exchange: Exchange, head: ResponseHead, lines: list[bytes]) -> None:
+    def _lines_of_connection(self, exchange: Exchange, head: ResponseHead) -> bytes:
+        """The end of a head whose length or connection is not as usual, from the CRLF before it."""
         if head.status == 101:
-            return
-        if exchange.ask.line.http10:
+            upgrade = head.upgrade or exchange.block.upgrade or b""
+            return b"\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % upgrade
+        lines = b""
+        if head.length is None and not (head.bodiless or exchange.is_head):
+            lines = self._frame(exchange, head)
+        if not exchange.body_done:
+            self.keep = False
+        if not self.keep:
+            lines += b"\r\nConnection: close"
+        elif not exchange.framed:
+            lines += b"\r\nConnection: keep-alive"
+        return lines + b"\r\n\r\n"
+
+    def _frame(self, exchange: Exchange, head: ResponseHead) -> bytes:
+        if not exchange.framed:
             self.framing = _UNTIL_CLOSE
             self.keep = False
-            return
+            return b""
         if not head.chunked:
             # RFC 9112 section 6.3: chunks let the visitor see where it ends, and that nothing is missing.
             self.framing = _CHUNK
-        lines.append(b"Transfer-Encoding: chunked\r\n")
+        return b"\r\nTransfer-Encoding: chunked"
 
     def send_body(self, data: bytes, done: bool) -> None:
         """Passes (a part of) the body on."""

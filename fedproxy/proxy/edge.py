@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.policy import Endpoint, Policy, Rate
     from fedproxy.proxy.tunnel import Tunnel
 
+_NUMBERS = [b"%03x" % number for number in range(1, 4096)]
 # JupyterHub's and its users' own paths: a 503 there is about a server that does not run.
 _SESSIONS = (b"/user/", b"/hub/")
 
@@ -48,6 +49,7 @@ class Ask:
     key: bytes | None
     proxied: bool  # streamed through, not answered here
     balanced: bool  # to the members, not to a certain one
+    ordinary: bool  # neither HTTP/1.0 nor in absolute-form
     renews: bool  # its response renews the cookie
     build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
     launch: bool  # a launch, if an event stream is asked for
@@ -104,7 +106,7 @@ class Edge:
         self.clock = clock
         # Ids are told apart by it, nothing is guarded.
         self.random_bits = random.Random().getrandbits  # noqa: S311
-        self.trace_prefix = b"%016x" % self.random_bits(64)
+        self.numbers: list[bytes] = []
         self.counts = EdgeCounts()
         self.connections: set[Downstream | Entrance | OwnPage] = set()
         self.addresses: dict[bytes, int] = {}
@@ -194,6 +196,17 @@ class Edge:
         for connection in self.connections:
             connection.take_heed()
 
+    def draw_ids(self) -> list[bytes]:
+        """Some thousand trace ids more: each is `id_start`, one of the numbers returned, and `id_end`.
+
+        Samplers look at the half in which the numbers are the highest digits.
+        """
+        self.id_start = b"%016x" % self.random_bits(64)
+        self.id_end = b"%013x" % self.random_bits(52)
+        self.parent = b"-%016x-00" % (self.random_bits(64) or 1)
+        self.numbers = _NUMBERS.copy()
+        return self.numbers
+
     def enter(self, connection: Downstream | Entrance) -> bool:
         """Counts a visitor's new connection; False if it is one too many."""
         self.connections.add(connection)
@@ -256,6 +269,7 @@ class Edge:
             key=self._key_of(path) if self._key_of is not None else None,
             proxied=isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect,
             balanced=isinstance(action, ToMembers),
+            ordinary=line.authority is None and not line.http10,
             renews=build or path.startswith(b"/v2/"),
             build=build,
             launch=build and line.method == b"GET" and path.count(b"/") > 2,

@@ -78,6 +78,7 @@ class Entrance(Flow):
     over = False
 
     def __init__(self, edge: Edge, door: Door, tls: ssl.SSLContext | None) -> None:
+        super().__init__()
         self.edge = edge
         self.door = door
         self.tls = tls

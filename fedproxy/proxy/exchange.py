@@ -93,39 +93,48 @@ class Visitor(Protocol):
 
 
 class Exchange:
-    """One request and its response.
+    """One request and its response."""
 
-    What most requests never set is a class attribute, so that making an exchange stays cheap.
-    """
+    __slots__ = (
+        "ask",
+        "attempts",
+        "block",
+        "body_done",
+        "bytes_in",
+        "bytes_out",
+        "committed",
+        "connecting",
+        "edge",
+        "error",
+        "first_byte_at",
+        "framed",
+        "full",
+        "held",
+        "held_size",
+        "interims",
+        "is_head",
+        "is_launch",
+        "lease",
+        "outcome",
+        "pool",
+        "seen",
+        "sets_cookie",
+        "settled",
+        "since",
+        "source",
+        "started",
+        "status",
+        "termination",
+        "tried",
+        "upstream",
+        "visitor",
+        "watched",
+    )
 
-    lease: Lease | None = None
     pool: Pool
-    upstream: Upstream | None = None
-    connecting: asyncio.Task[None] | None = None
-    tried: tuple[Member, ...] = ()
-    attempts = 0
-    committed = False
-    interims = 0
-    settled = False
-    is_launch = False
-    watched = False  # its events are read as they pass, and tell what a status cannot
-    outcome: str | None = None  # of a launch
-    source: Source | None = None
-    sets_cookie = False  # the visitor is told where they are: new, moved, or on a page that renews it
-    status = 0
-    bytes_in = 0
-    bytes_out = 0
-    first_byte_at: float | None = None
-    error: ExchangeError | None = None
-    termination = "--"
-    full = False  # the visitor's side takes no more for now
-    held: list[bytes] | None = None  # request body not yet sent, or kept for another attempt
-    held_size = 0
-    body_done = True
-    seen = -1
-    since = 0.0
 
-    def __init__(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock, now: float) -> None:
+    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock, now: float) -> None:
+        """Sets everything: as an `__init__`, which the interpreter calls the long way, it would cost more."""
         self.edge = edge
         self.visitor = visitor
         self.ask = ask
@@ -133,6 +142,31 @@ class Exchange:
         self.started = now
         self.is_head = ask.line.is_head
         self.framed = not ask.line.http10
+        self.lease: Lease | None = None
+        self.upstream: Upstream | None = None
+        self.connecting: asyncio.Task[None] | None = None
+        self.tried: tuple[Member, ...] = ()
+        self.attempts = 0
+        self.committed = False
+        self.interims = 0
+        self.settled = False
+        self.is_launch = False
+        self.watched = False  # its events are read as they pass, and tell what a status cannot
+        self.outcome: str | None = None  # of a launch
+        self.source: Source | None = None
+        self.sets_cookie = False  # the visitor is told where they are
+        self.status = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.first_byte_at: float | None = None
+        self.error: ExchangeError | None = None
+        self.termination = "--"
+        self.full = False  # the visitor's side takes no more for now
+        self.held: list[bytes] | None = None  # request body not yet sent, or kept for another attempt
+        self.held_size = 0
+        self.body_done = True
+        self.seen = -1
+        self.since = 0.0
 
     def __repr__(self) -> str:
         phase = "settled" if self.settled else "relaying" if self.committed else "attempting"
@@ -247,21 +281,26 @@ class Exchange:
 
         COMMIT: from here on the visitor has seen something, and there is no other attempt.
         """
-        failing = head.status in self.edge.policy.failing
-        if head.status in _PASSED_OVER and not self.is_launch and self._passed_over(head.status, done):
+        status = head.status
+        if status >= 500 and not self.is_launch and self._passed_over(status, done):
             return
+        self.status = status
         self.committed = True
         self.held = None
-        self.status = head.status
         self.bytes_out = len(body)
-        now = self.first_byte_at = self.edge.clock()
+        edge = self.edge
+        now = self.first_byte_at = edge.clock()
         lease = self.lease
-        if lease is not None and not lease.member.breaker.closed and not failing and not self.watched:
-            # A trial need not wait for the end of a stream of an hour.
-            self.edge.federation.answered(lease, now)
+        if lease is not None and not lease.member.breaker.closed and not self.watched:
+            self._answered(lease, now)
         self.visitor.send_head(self, head, body, done)
         if done:
             self._finish(now)
+
+    def _answered(self, lease: Lease, now: float) -> None:
+        # A trial need not wait for the end of a stream of an hour.
+        if self.status not in self.edge.policy.failing:
+            self.edge.federation.answered(lease, now)
 
     def on_body(self, data: bytes, done: bool) -> None:
         """(A part of) the response's body."""
@@ -331,7 +370,9 @@ class Exchange:
     def _passed_over(self, status: int, done: bool) -> bool:
         """Whether another member is asked, and a failing answer not passed on."""
         lease, upstream = self.lease, self.upstream
-        if lease is None or upstream is None or self.ask.stays or not self._may_retry(delivered=True):
+        if status not in _PASSED_OVER or lease is None or upstream is None:
+            return False
+        if self.ask.stays or not self._may_retry(delivered=True):
             return False
         now = self.edge.clock()
         after = self._next(lease.member, str(status), now)
@@ -492,7 +533,8 @@ class Exchange:
         self.settled = True
         self.lease = None
         self.upstream = None
-        edge.federation.settle(lease, _FAILURE if self.status in edge.policy.failing else _SUCCESS, now)
+        failed = self.status >= 500 and self.status in edge.policy.failing
+        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now)
         if self.body_done and not (self.bytes_in and upstream.transport.get_write_buffer_size()):
             upstream.release(now)
         else:
@@ -515,17 +557,16 @@ class Exchange:
         self._record(now)
 
     def _record(self, now: float) -> None:
-        edge = self.edge
         if self.attempts:
             counts = self.pool.member.counts
             if self.error is None or self.committed:
                 counts.codes[self.status] += 1
-            counts.duration.observe(now - self.started)
-            if self.first_byte_at is not None:
-                counts.first_byte.observe(self.first_byte_at - self.started)
-            counts.bytes_in += self.bytes_in
+            begun, started = self.first_byte_at, self.started
+            counts.observe(now - started, None if begun is None else begun - started)
+            if self.bytes_in:
+                counts.bytes_in += self.bytes_in
             counts.bytes_out += self.bytes_out
             if self.source is not None:
                 counts.affinity[self.source] += 1
-        if edge.log is not None:
-            edge.log_exchange(self, now)
+        if self.edge.log is not None:
+            self.edge.log_exchange(self, now)

@@ -43,8 +43,12 @@ def has_left(transport: asyncio.BaseTransport) -> bool:
 class Flow(asyncio.Protocol):
     """A connection whose reading can be paused; both calls may be made at any time and again."""
 
+    __slots__ = ("reading", "transport")
+
     transport: asyncio.Transport
-    reading = True
+
+    def __init__(self) -> None:
+        self.reading = True
 
     def pause(self) -> None:
         """Reads no more until `resume`."""

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from fedproxy.decide.federation import Lease
     from fedproxy.decide.member import Member
     from fedproxy.errors import ExchangeError, MemberError
+    from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.exchange import Visitor
     from fedproxy.proxy.upstream import Pool
+    from fedproxy.wire.request import HeaderBlock
     from fedproxy.wire.response import ResponseHead
 
 # More bytes than this do not wait, whatever they are.
@@ -59,14 +62,18 @@ class Waiting:
 class LaunchExchange(Exchange):
     """One launch."""
 
-    is_launch = True
-    launch: Launch | None = None  # on the member of the attempt under way
-    reader: EventReader | None = None
-    tapped = False  # events are read of the chunks, not of what goes on
-    waiting: Waiting | None = None
-    # What the last member said that could not serve it, for the case that nobody else says anything.
-    word: tuple[Pool, ResponseHead, bytes] | None = None
-    noted_at: float | None = None
+    __slots__ = ("launch", "noted_at", "reader", "tapped", "waiting", "word")
+
+    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock, now: float) -> None:
+        super().open(edge, visitor, ask, block, now)
+        self.is_launch = True
+        self.launch: Launch | None = None  # on the member of the attempt under way
+        self.reader: EventReader | None = None
+        self.tapped = False  # events are read of the chunks, not of what goes on
+        self.waiting: Waiting | None = None
+        # What the last member said that could not serve it, for the case that nobody else says anything.
+        self.word: tuple[Pool, ResponseHead, bytes] | None = None
+        self.noted_at: float | None = None
 
     def _attempt(self, lease: Lease) -> None:
         if self.tried:

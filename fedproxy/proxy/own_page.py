@@ -22,6 +22,7 @@ class OwnPage(Flow):
     unsent = 0
 
     def __init__(self, downstream: Downstream, handler: asyncio.Protocol) -> None:
+        super().__init__()
         self.downstream = downstream
         self.edge = downstream.edge
         self.transport = downstream.transport

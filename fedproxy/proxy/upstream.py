@@ -47,17 +47,30 @@ _heads = Memo(response.read, entries=2048, longest=4096)
 class Upstream(Flow):
     """One connection to a member."""
 
-    exchange: Exchange | None = None
-    reused = False
-    writable = True
-    left = _AWAITING_HEAD
-    chunks: Chunked | None = None
-    held = b""
-    keep = True
-    idle_since = 0.0
+    __slots__ = (
+        "chunks",
+        "exchange",
+        "held",
+        "idle_since",
+        "keep",
+        "left",
+        "pool",
+        "reused",
+        "writable",
+        "write",
+    )
 
     def __init__(self, pool: Pool) -> None:
+        super().__init__()
         self.pool = pool
+        self.exchange: Exchange | None = None
+        self.reused = False
+        self.writable = True
+        self.left = _AWAITING_HEAD
+        self.chunks: Chunked | None = None
+        self.held = b""
+        self.keep = True
+        self.idle_since = 0.0
 
     def __repr__(self) -> str:
         state = "idle" if self.exchange is None else "waiting" if self.left == _AWAITING_HEAD else "relaying"
@@ -72,7 +85,6 @@ class Upstream(Flow):
         """Sends a request's head; its body follows with `write`."""
         self.exchange = exchange
         self.left = _AWAITING_HEAD
-        self.keep = True
         self.write(head)
 
     def data_received(self, data: bytes) -> None:
@@ -109,7 +121,13 @@ class Upstream(Flow):
                 self._fail(exchange, error)
                 return
             if head.status >= 200:
-                self._start_body(exchange, head, data, end)
+                if head.length == len(data) - end and not exchange.is_head and not head.bodiless:
+                    # All of it is here, as it mostly is.
+                    self.left = 0
+                    self.keep = not head.close
+                    exchange.on_head(head, data[end:], True)
+                else:
+                    self._start_body(exchange, head, data, end)
                 return
             data = data[end:]
             if head.status == 101 or exchange.interims >= _MOST_INTERIMS:
@@ -187,13 +205,16 @@ class Upstream(Flow):
             exchange.on_failure(BodyLost())
 
     def release(self, now: float) -> None:
-        """The exchange is over: back to the pool, or closed."""
+        """The exchange is over: back to the pool, unless that has enough, or closed."""
         self.exchange = None
-        if self.keep and not self.transport.is_closing():
-            self.resume()
-            self.pool.put(self, now)
-        else:
+        pool = self.pool
+        if not self.keep or pool.closed or len(pool.idle) >= pool.edge.policy.limits.idle_connections:
             self.transport.close()
+            return
+        if not self.reading:
+            self.resume()
+        self.idle_since = now
+        pool.idle.append(self)
 
     def abort(self) -> None:
         """Drops the connection at once, with whatever is under way on it."""
@@ -238,14 +259,6 @@ class Pool:
                 upstream.reused = True
                 return upstream
         return None
-
-    def put(self, upstream: Upstream, now: float) -> None:
-        """Keeps a connection for the next exchange, unless there are enough."""
-        if self.closed or len(self.idle) >= self.edge.policy.limits.idle_connections:
-            upstream.transport.close()
-            return
-        upstream.idle_since = now
-        self.idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:
         """A connection is gone."""

@@ -9,8 +9,12 @@ def take(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
     What is left keeps its bytes and its order; it is empty when no other cookie was there.
     """
     start = name + b"="
-    if start not in value:
+    before, there, after = value.partition(start)
+    if not there:
         return None, value
+    if not before and start not in after:
+        first, _, rest = after.partition(b";")
+        return first.strip(b' \t"'), rest.strip(b" \t")
     found: bytes | None = None
     others: list[bytes] = []
     for pair in value.split(b";"):

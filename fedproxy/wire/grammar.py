@@ -15,6 +15,7 @@ FIELD = re.compile(
     # White space before a value is taken at once and for good: what divides in n ways takes n squared.
     + rb"):[ \t]*+((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
+VALUE_BYTES = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 IS_TOKEN = re.compile(TOKEN).fullmatch
 LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
 

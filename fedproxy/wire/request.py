@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from fedproxy.errors import BadRequest, MethodRefused
 from fedproxy.wire import cookie, forwarded
-from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, Memo, tokens
+from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, Memo, tokens
 
 _LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)((?:[/?].*)?)", re.IGNORECASE).fullmatch
@@ -198,18 +198,17 @@ class BlockReader:
 
     def read(self, raw: bytes) -> HeaderBlock:
         """Reads a block, from below the request line to the empty line, with it. Raises `BadRequest`."""
-        at = raw.find(b"\r\nCookie: ")
-        if at < 0:
+        before, name, after = raw.partition(b"\r\nCookie: ")
+        if not name:
             return self._read_lines(raw)
         # Visitors with the same browser differ in their cookies, and often in nothing else.
-        end = raw.find(b"\r\n", at + 2)
-        line = raw[at + 2 : end]
-        if FIELD.fullmatch(line) is None:
+        value, _, after = after.partition(b"\r\n")
+        if value.translate(None, VALUE_BYTES):
             raise BadRequest
-        rest = self._without_cookies[raw[:at] + raw[end:]]
+        rest = self._without_cookies[before + b"\r\n" + after]
         if rest.more_cookies:
             return self._read_lines(raw)
-        found, others = cookie.take(line[8:], self._cookie)
+        found, others = cookie.take(value, self._cookie)
         return rest.with_cookies(raw, found, b"Cookie: %b\r\n" % others if others else b"")
 
     def _read_lines(self, raw: bytes) -> HeaderBlock:
