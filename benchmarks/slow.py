@@ -394,7 +394,7 @@ def _slowhttptest(mode: str, folder: Path, ports: Ports, size: int, seconds: int
         len(rows),
         sum(row["Service Available"] != "0" for row in rows),
         max((int(row["Connected"]) for row in rows), default=0),
-        end.strip() or run.stderr.strip()[-80:],
+        end.strip().partition("\n")[0] or run.stderr.strip()[-80:],
     )
 
 
