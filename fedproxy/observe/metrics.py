@@ -107,7 +107,7 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Metric]:
     """What was counted on the way."""
     yield _counter(
         "fedproxy_requests",
-        "Requests, by the status that the visitor was sent.",
+        "Requests, by the status that the visitor was sent, or told in the event of a failed launch.",
         ("member", "code"),
         (((m.name, str(code)), n) for m in members for code, n in sorted(m.counts.codes.items())),
     )
