@@ -152,6 +152,8 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _answer(self) -> None:
+        if self._transport.is_closing():
+            return
         match self._member.fault:
             case Fault.HANG:
                 return

@@ -297,24 +297,12 @@ class Pool:
         return await self._connect()
 
     async def _connect(self) -> Upstream:
-        endpoint = self.endpoint
-        loop = asyncio.get_running_loop()
+        upstream = Upstream(self)
+        made = False
         try:
             async with asyncio.timeout(self.edge.policy.timeouts.connect):
-                if endpoint.path is not None:
-                    _, upstream = await loop.create_unix_connection(lambda: Upstream(self), endpoint.path)
-                    return upstream
-                addresses = await self.edge.resolver.resolve(endpoint.host, endpoint.port)
-                sock = await aiohappyeyeballs.start_connection(
-                    addresses, happy_eyeballs_delay=0.25, interleave=1, loop=loop
-                )
-                _, upstream = await loop.create_connection(
-                    lambda: Upstream(self),
-                    sock=sock,
-                    ssl=endpoint.tls,
-                    server_hostname=endpoint.host if endpoint.tls else None,
-                )
-                return upstream
+                await self._open(upstream)
+            made = True
         except TimeoutError as error:
             raise ConnectTimeout from error
         except ssl.SSLError as error:
@@ -324,3 +312,25 @@ class Pool:
                 raise OutOfFiles from error
             # ValueError: a name that no resolver takes.
             raise ConnectFailed from error
+        finally:
+            if not made:
+                # uvloop tells a protocol nothing of a connection that is given up just as it is made.
+                self.forget(upstream)
+        return upstream
+
+    async def _open(self, upstream: Upstream) -> None:
+        endpoint = self.endpoint
+        loop = asyncio.get_running_loop()
+        if endpoint.path is not None:
+            await loop.create_unix_connection(lambda: upstream, endpoint.path)
+            return
+        addresses = await self.edge.resolver.resolve(endpoint.host, endpoint.port)
+        sock = await aiohappyeyeballs.start_connection(
+            addresses, happy_eyeballs_delay=0.25, interleave=1, loop=loop
+        )
+        await loop.create_connection(
+            lambda: upstream,
+            sock=sock,
+            ssl=endpoint.tls,
+            server_hostname=endpoint.host if endpoint.tls else None,
+        )

@@ -111,7 +111,8 @@ async def test_response_that_began_is_cut_and_all_others_are_whole() -> None:
         await there.all_at_home()
         seen = there.seen
         assert seen["failed"] == 0
-        assert seen["cut"] == there.failures() > 0
+        # A reset may overtake the head on its way to a visitor, whose client then asks again by itself.
+        assert 0 < seen["cut"] <= there.failures()
 
 
 @pytest.mark.parametrize("fault", [Fault.KILLED, Fault.RESET, Fault.NONSENSE, Fault.HANG])

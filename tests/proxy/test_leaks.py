@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.rig import Conn, Edge, Ended, Message, RawClient, chunked, edge, guard, until
+from fedproxy.proxy.upstream import Upstream
+from tests.rig import Conn, Edge, Ended, Message, RawClient, answer, chunked, edge, guard, until
 
 HEAD = b"Host: hub.test\r\n"
 VISITORS = 16
@@ -177,3 +178,21 @@ async def test_nothing_is_left_over_after_a_request_broken_off_at_any_point(kind
             (client.close if number % 2 else client.reset)()
         await until(lambda: not running.busy(), running.busy)
         assert (await running.ask(get(b"/"))).status == 200
+
+
+async def test_connection_that_is_given_up_as_it_is_made_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Upstream.connection_made
+
+    def late(upstream: Upstream, transport: asyncio.BaseTransport) -> None:
+        made(upstream, transport)
+        task.cancel()
+
+    monkeypatch.setattr(Upstream, "connection_made", late)
+    async with edge(answer()) as running:
+        pool = running.service.edge.pools["a"]
+        task = asyncio.ensure_future(pool.connect())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not pool.connections
