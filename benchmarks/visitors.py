@@ -6,6 +6,7 @@ import asyncio
 import re
 import select
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -123,12 +124,17 @@ class _Echo(_Visitor):
 _V = TypeVar("_V", bound=_Visitor)
 
 
-async def _open(port: int, heads: Sequence[bytes], make: Callable[[], _V]) -> list[_V]:
+async def _open(
+    port: int, heads: Sequence[bytes], make: Callable[[], _V], tls: ssl.SSLContext | None = None
+) -> list[_V]:
     loop = asyncio.get_running_loop()
+    name = "localhost" if tls is not None else None
     visitors: list[_V] = []
     async with asyncio.timeout(_PATIENCE):
         for head in heads:
-            transport, visitor = await loop.create_connection(make, "127.0.0.1", port)
+            transport, visitor = await loop.create_connection(
+                make, "127.0.0.1", port, ssl=tls, server_hostname=name
+            )
             transport.write(head)
             visitors.append(visitor)
         for visitor in visitors:
@@ -214,7 +220,12 @@ async def echo(
 
 
 async def idle(
-    port: int, cookies: Sequence[str], connections: int, begin: Callable[[], None], end: Callable[[], None]
+    port: int,
+    cookies: Sequence[str],
+    connections: int,
+    begin: Callable[[], None],
+    end: Callable[[], None],
+    tls: ssl.SSLContext | None = None,
 ) -> Seen:
     """Connections, each used once and kept: as many before `begin` as between it and `end`.
 
@@ -222,11 +233,11 @@ async def idle(
     """
     seen = Seen()
     heads = [request("/1k", port, cookies[number % len(cookies)]) for number in range(connections)]
-    before = await _open(port, heads, lambda: _Visitor(seen))
+    before = await _open(port, heads, lambda: _Visitor(seen), tls)
     await asyncio.sleep(0.5)
     started = time.monotonic()
     begin()
-    visitors = await _open(port, heads, lambda: _Visitor(seen))
+    visitors = await _open(port, heads, lambda: _Visitor(seen), tls)
     await asyncio.sleep(1.0)
     end()
     result = Seen(connections, time.monotonic() - started, [], seen.broken)
