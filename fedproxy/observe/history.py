@@ -270,6 +270,8 @@ class History:
             elif opened and (tried or before is BreakerState.HALF_OPEN):
                 self.note(time, f"{name} stays left out: it failed its trial{because}", Level.BAD, name)
         elif after is not before and after is BreakerState.HALF_OPEN:
+            if before is BreakerState.CLOSED and opened:
+                self.note(time, f"{name} is left out: its breaker opened{because}", Level.BAD, name)
             self.note(time, f"{name} is tried again: its breaker is half-open", Level.NOTE, name)
         elif after is not before:
             self.note(time, f"{name} is back: its breaker closed", Level.GOOD, name)

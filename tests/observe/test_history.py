@@ -243,3 +243,13 @@ def test_quantile(values: list[float], part: float, expected: float | None) -> N
     for value in values:
         histogram.observe(value)
     assert quantile(histogram.counts, part) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_breaker_that_opened_and_is_tried_again_between_two_looks_is_told_as_both(
+    watched: Watched, a: Member
+) -> None:
+    a.breaker.trip(watched.now, 0.0)
+    assert watched.look(6.0) == [
+        "a is left out: its breaker opened",
+        "a is tried again: its breaker is half-open",
+    ]
