@@ -443,7 +443,11 @@ class Config(Section):
         default="auto", description="Worker processes: a number, or `auto` for one per processor."
     )
     access_log: Annotated[Literal["json", "combined", "off"], units.ACCESS_LOG] = Field(
-        default="json", description="One line per request on stdout: JSON, Apache's combined format, or none."
+        default="json", description="One line per request: JSON, Apache's combined format, or none."
+    )
+    access_log_file: Annotated[Path | Literal["stdout"], units.LOG_FILE] = Field(
+        default="stdout",
+        description="Where the access log goes: `stdout`, or a file, which is opened anew at SIGUSR1.",
     )
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
         default=(),

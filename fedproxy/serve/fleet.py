@@ -26,6 +26,7 @@ from fedproxy.control.line import (
     Ready,
     Refused,
     Renew,
+    Reopen,
     Start,
     Tickets,
     Told,
@@ -96,8 +97,8 @@ class Fleet(Protocol):
     def put(self, put: Put) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
 
-    def tell(self, message: Health | Renew | Tickets) -> None:
-        """To everybody."""
+    def tell(self, message: Health | Renew | Tickets | Reopen) -> None:
+        """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
 
     async def ask(self) -> None:
         """Asks each of them what it sees, and waits for the answers, but not long."""
@@ -158,12 +159,14 @@ class Inside:
             raise
         self.plane.put(put)
 
-    def tell(self, message: Health | Renew | Tickets) -> None:
+    def tell(self, message: Health | Renew | Tickets | Reopen) -> None:
         """As `Fleet` says."""
         if isinstance(message, Health):
             self.plane.health(message)
         elif isinstance(message, Tickets):
             self.plane.set_tickets(message.secret)
+        elif isinstance(message, Reopen):
+            self.plane.reopen_log()
         else:
             self.plane.renew()
 
@@ -257,7 +260,7 @@ class Workers:
         }
         self._to_all(put)
 
-    def tell(self, message: Health | Renew | Tickets) -> None:
+    def tell(self, message: Health | Renew | Tickets | Reopen) -> None:
         """As `Fleet` says."""
         if isinstance(message, Health):
             self._health[message.name] = message

@@ -28,6 +28,7 @@ from fedproxy.control.line import (
     Ready,
     Refused,
     Renew,
+    Reopen,
     Start,
     Tickets,
     Told,
@@ -59,6 +60,7 @@ class Worker:
             Put: self._put,
             Health: self.plane.health,
             Renew: lambda _: self.plane.renew(),
+            Reopen: lambda _: self._reopen_log(),
             Tickets: lambda message: self.plane.set_tickets(message.secret),
             Ask: lambda message: self.line.send(Told(message.number, self.plane.survey())),
             Drain: lambda message: self._end(message.seconds),
@@ -124,6 +126,12 @@ class Worker:
         except ConfigError as error:
             self.line.send(Refused(tuple(error.faults)))
 
+    def _reopen_log(self) -> None:
+        try:
+            self.plane.reopen_log()
+        except ConfigError as error:
+            self.line.send(Refused(tuple(error.faults)))
+
     def _tell(self, fact: Fact) -> None:
         self.line.send_fresh(fact)
 
@@ -140,6 +148,8 @@ class Worker:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         loop.add_signal_handler(signal.SIGINT, lambda: None if self.line.is_open else self._leave())
         loop.add_signal_handler(signal.SIGTERM, self._leave)
+        # Of somebody who sends it to the whole service.
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
 
     def _leave(self) -> None:
         """Told by a signal: visitors are accepted until the successor does."""
