@@ -6,9 +6,10 @@ is over, leaves nothing behind.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -16,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from fedproxy import __version__
 from fedproxy.decide.affinity import Source
@@ -32,6 +34,9 @@ BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, Brea
 
 #: What federation-redirect called a reason, where it is another name here.
 _OLD_REASONS: Final = {"quota": "Pod quota"}
+
+_PLAIN: Final = ("text/plain", "text/*", "*/*")
+_QUALITY: Final = re.compile(r";\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE).search
 
 _EDGES: Final = (*map(str, BOUNDS), "+Inf")
 
@@ -98,9 +103,27 @@ class _ThisProcess(Collector):
 
 
 def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """The body and its Content-Type, in the form that the Accept field asks for."""
-    encode, content_type = choose_encoder(accept)
+    """The body and its Content-Type, in the form that the Accept field asks for.
+
+    Only OpenMetrics has exemplars.
+    """
+    encode, content_type = choose_encoder(_preferred(accept))
     return encode(registry), content_type
+
+
+def _preferred(accept: str) -> str:
+    """The media ranges of an Accept field that are wanted before plain text, the most wanted first.
+
+    RFC 9110 section 12.5.1. `choose_encoder` takes the first that it knows, whatever else is wanted more.
+    """
+    ranges = [each for each in accept.split(",") if _quality(each) > 0]
+    ranges.sort(key=_quality, reverse=True)
+    return ",".join(takewhile(lambda each: each.split(";")[0].strip().lower() not in _PLAIN, ranges))
+
+
+def _quality(media_range: str) -> float:
+    found = _QUALITY(media_range)
+    return float(found[1]) if found is not None else 1.0
 
 
 def _requests(members: Sequence[Snapshot]) -> Iterator[Metric]:
@@ -337,6 +360,13 @@ def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> 
 def _histogram(name: str, text: str, by_member: Mapping[str, Histogram]) -> Metric:
     family = HistogramMetricFamily(name, text, labels=("member",))
     for member, histogram in by_member.items():
-        buckets = list(zip(_EDGES, accumulate(histogram.counts), strict=True))
+        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+        for at, (edge, count) in enumerate(zip(_EDGES, accumulate(histogram.counts), strict=True)):
+            found = histogram.exemplars.get(at)
+            if found is None:
+                buckets.append((edge, count))
+            else:
+                example = Exemplar({"trace_id": found.trace_id}, found.value, found.time)
+                buckets.append((edge, count, example))
         family.add_metric((member,), buckets, histogram.total)
     return family

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from fedproxy import __version__
 from fedproxy.decide.breaker import BreakerState
-from fedproxy.decide.counts import BOUNDS, EdgeCounts
+from fedproxy.decide.counts import BOUNDS, EdgeCounts, Exemplar
 from fedproxy.decide.member import Member
 from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.observe.metrics import View, create_registry, expose
@@ -230,3 +230,47 @@ def test_certificates_tell_when_they_expire() -> None:
         found["fedproxy_tls_certificate_expiry_timestamp_seconds", frozenset({("name", "mybinder.org")})]
         == 1.8e9
     )
+
+
+def test_openmetrics_has_the_example_of_each_bucket_and_plain_text_has_none() -> None:
+    gesis = member("gesis")
+    for seconds in (0.2, 0.3, 9999.0):
+        gesis.counts.observe(seconds, None)
+    gesis.counts.duration.exemplify(Exemplar(0.2, "a" * 32, 1763900000.5))
+    gesis.counts.duration.exemplify(Exemplar(9999.0, "b" * 32, 1763900001.5))
+    registry = create_registry(lambda: view_of(gesis))
+    body, _ = expose(registry, OPENMETRICS)
+    assert body.endswith(b"# EOF\n")
+    parsed = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+    found = {
+        sample.labels["le"]: sample.exemplar
+        for family in parsed
+        if family.name == "fedproxy_request_duration_seconds"
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert {
+        le: (each.labels["trace_id"], each.value, float(each.timestamp)) for le, each in found.items()
+    } == {
+        "0.25": ("a" * 32, 0.2, 1763900000.5),
+        "+Inf": ("b" * 32, 9999.0, 1763900001.5),
+    }
+    assert b"trace_id" not in expose(registry, "")[0]
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.1", True),
+        ("text/plain;version=0.0.4;q=0.5, application/openmetrics-text; q=0.75", True),
+        ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.75", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;q=0.5, */*", False),
+        ("*/*", False),
+        ("text/html", False),
+    ],
+)
+def test_form_is_the_one_that_accept_prefers(accept: str, openmetrics: bool) -> None:
+    body, content_type = expose(create_registry(lambda: view_of(member("gesis"))), accept)
+    assert content_type.startswith("application/openmetrics-text" if openmetrics else "text/plain")
+    assert body.endswith(b"# EOF\n") == openmetrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ async def log(tmp_path: Path) -> Path:
             head, _, body = request.partition(b"\r\n\r\n")
             client = await edge.client()
             await client.send(head + b"\r\n" + address + body)
-            await until(lambda so_far=number: lines_of(log) > so_far, "its line")
+            await until(partial(has_lines, log, number + 1), "its line")
             await client.leave()
     return log
 
 
-def lines_of(log: Path) -> int:
-    return log.read_bytes().count(b"\n")
+def has_lines(log: Path, count: int) -> bool:
+    return log.read_bytes().count(b"\n") == count
 
 
 async def run(*command: str) -> str:
