@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.exchange import Exchange
     from fedproxy.proxy.own_page import OwnPage
     from fedproxy.proxy.policy import Endpoint, Policy, Rate
+    from fedproxy.proxy.traced import Tracer
     from fedproxy.proxy.tunnel import Tunnel
 
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
@@ -88,11 +89,13 @@ class Edge:
     room: visitors' connections that this process has files for, whatever the policy says. on_launched: called
     with the client's key for each launch that counts against its rate, so that other workers can be told.
     on_moved: called with the key of a launch and the name of the member that it moved to, for the same.
+    tracer: whoever makes spans of requests, if anybody does.
     """
 
     room = 1 << 30
     on_launched: Callable[[bytes], None] | None = None
     on_moved: Callable[[bytes, str], None] | None = None
+    tracer: Tracer | None = None
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from fedproxy.serve.log import Log
 from fedproxy.serve.own_pages import page_logger
 from fedproxy.serve.sockets import BACKLOG
 from fedproxy.serve.tls import Certificates
+from fedproxy.serve.traces import Traces
 from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Plane:
         self._drained_by = float("inf")
         self._entering: set[asyncio.Task[Any]] = set()
         self.edge = Edge(local=self._page)
+        self._traces = Traces(self.edge)
         self.edge.room = descriptors.room()
         if tell is not None:
             self.edge.on_launched = lambda client: tell(Launched(client))
@@ -153,6 +155,7 @@ class Plane:
             self._renew_doors(put.config)
             assemble(edge, put.config, put.workers)
         edge.log = log()
+        self._traces.put(put.config.tracing)
         self.config = put.config
         # Who leaves and comes back begins anew.
         self._health = {name: word for name, word in self._health.items() if name in edge.federation.by_name}
@@ -373,6 +376,7 @@ class Plane:
         for server in [server for each in self._open for server in each.servers]:
             await server.wait_closed()
         self._open.clear()
+        await self._traces.close()
         self._log.close()
 
 
