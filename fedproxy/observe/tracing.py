@@ -100,8 +100,8 @@ class Sampler:
     """Which requests are traced: this share of them, and those that are of a sampled trace already.
 
     follow: whose word that a trace is sampled, or is not, counts: of trusted proxies, of anyone, of nobody.
-    limit: so many a second at most, whatever visitors say. The share is taken by chance, not by the trace's id,
-    which a visitor can choose.
+    limit: so many a second at most, whatever visitors say. The share is taken by chance and not by the id of
+    the trace, which a visitor can choose.
     """
 
     def __init__(
@@ -337,13 +337,18 @@ class _Complaints(logging.Handler):
         self._logger.addHandler(_NOWHERE)
         self._logger.propagate = False
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called by logging, in the thread that sends."""
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Called by logging before it locks the handler: the loop does not wait for the thread that sends."""
         now = time.monotonic()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _SELDOM
-            said = record.getMessage().partition("\n")[0][:_LONGEST]
-            _log.warning("tracing: spans cannot be sent to %s: %s", self._endpoint, said)
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + _SELDOM
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging for what is not filtered out."""
+        said = record.getMessage().partition("\n")[0][:_LONGEST]
+        _log.warning("tracing: spans cannot be sent to %s: %s", self._endpoint, said)
 
     def close(self) -> None:
         """As logging's; what is said from now on is of no interest any more."""

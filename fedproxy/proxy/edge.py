@@ -20,6 +20,7 @@ from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime
 from fedproxy.errors import Drained
 from fedproxy.proxy.resolver import Resolver
+from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
 from fedproxy.wire.cookie import set_cookie
 from fedproxy.wire.grammar import Memo
@@ -372,6 +373,7 @@ class Edge:
             affinity=exchange.source.value if exchange.source is not None else None,
             termination=exchange.termination,
             launch=exchange.outcome,
+            exchanged=True,
         )
 
     def log_request(
@@ -390,8 +392,11 @@ class Edge:
         affinity: str | None = None,
         termination: str,
         launch: str | None = None,
+        exchanged: bool = False,
     ) -> None:
         """Writes the line of a request; `line` and `block` are None if it was refused unread."""
+        if self.tracer is not None and not exchanged and line is not None and block is not None:
+            take_answer(self, downstream, line, block, status, member, affinity, termination)
         if self.log is None:
             return
         self.log(

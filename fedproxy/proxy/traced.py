@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.proxy.exchange import Visitor
     from fedproxy.proxy.upstream import Upstream
-    from fedproxy.wire.request import HeaderBlock
+    from fedproxy.wire.request import HeaderBlock, RequestLine
     from fedproxy.wire.response import ResponseHead
 
 
@@ -57,7 +57,6 @@ class Trace:
     parent_id: bytes | None
     started: float
     ended: float
-    first_byte_at: float | None
     request_id: str
     client: str
     secure: bool
@@ -66,14 +65,15 @@ class Trace:
     target: str
     version: str
     user_agent: str
-    status: int
-    bytes_in: int
-    bytes_out: int
-    member: str | None
-    affinity: str | None
-    termination: str
-    launch: str | None
-    error: str | None
+    first_byte_at: float | None = None
+    status: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    member: str | None = None
+    affinity: str | None = None
+    termination: str = "--"
+    launch: str | None = None
+    error: str | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
 
@@ -105,6 +105,50 @@ def kind_of(edge: Edge, visitor: Downstream, block: HeaderBlock, launch: bool) -
     return SampledExchange if sampled else Exchange
 
 
+def take_answer(
+    edge: Edge,
+    visitor: Downstream,
+    line: RequestLine,
+    block: HeaderBlock,
+    status: int,
+    member: str | None,
+    affinity: str | None,
+    termination: str,
+) -> None:
+    """A request that was answered without an exchange, which takes no time that could be measured."""
+    tracer = edge.tracer
+    if tracer is not None and tracer.samples(block.traceparent, visitor.trusted):
+        trace = _begin_trace(edge, visitor, line, block, edge.clock())
+        trace.status = status
+        trace.member = member
+        trace.affinity = affinity
+        trace.termination = termination
+        tracer.take(trace)
+
+
+def _begin_trace(edge: Edge, visitor: Downstream, line: RequestLine, block: HeaderBlock, now: float) -> Trace:
+    given = block.traceparent
+    return Trace(
+        trace_id=visitor.trace[3:35],
+        span_id=_new_id(edge),
+        parent_id=given[36:52] if given is not None else None,
+        started=now,
+        ended=now,
+        request_id=visitor.request_id.decode("ascii"),
+        client=visitor.client.decode("latin-1"),
+        secure=visitor.secure,
+        method=line.method.decode("latin-1"),
+        host=(line.authority or block.host or b"").decode("latin-1"),
+        target=line.target.decode("latin-1"),
+        version="1.0" if line.http10 else "1.1",
+        user_agent=block.value(b"user-agent").decode("latin-1"),
+    )
+
+
+def _new_id(edge: Edge) -> bytes:
+    return b"%016x" % (edge.random_bits(64) or 1)
+
+
 class SampledExchange(Exchange):
     """One request of a sampled trace."""
 
@@ -119,9 +163,6 @@ class SampledExchange(Exchange):
         self.trace_id = self.visitor.trace[3:35]
         self.noted: list[Attempt] = []
 
-    def _new_id(self) -> bytes:
-        return b"%016x" % (self.edge.random_bits(64) or 1)
-
     # Attempts
 
     def _attempt(self, lease: Lease) -> None:
@@ -135,7 +176,7 @@ class SampledExchange(Exchange):
     def _begin_attempt(self, member: Member) -> None:
         now = self.edge.clock()
         self._end_attempt(now)
-        self.noted.append(Attempt(self._new_id(), member.name, member.url, now))
+        self.noted.append(Attempt(_new_id(self.edge), member.name, member.url, now))
 
     def _send(self, upstream: Upstream) -> None:
         attempt = self.noted[-1]
@@ -188,33 +229,19 @@ class SampledExchange(Exchange):
         return Exemplar(seconds, self.trace_id.decode("ascii"), time.time())
 
     def _trace(self, now: float, error: str | None) -> Trace:
-        visitor, block, line = self.visitor, self.block, self.ask.line
-        given = block.traceparent
-        return Trace(
-            trace_id=self.trace_id,
-            span_id=self._new_id(),
-            parent_id=given[36:52] if given is not None else None,
-            started=self.started,
-            ended=now,
-            first_byte_at=self.first_byte_at,
-            request_id=visitor.request_id.decode("ascii"),
-            client=visitor.client.decode("latin-1"),
-            secure=visitor.secure,
-            method=line.method.decode("latin-1"),
-            host=(line.authority or block.host or b"").decode("latin-1"),
-            target=line.target.decode("latin-1"),
-            version="1.0" if line.http10 else "1.1",
-            user_agent=block.value(b"user-agent").decode("latin-1"),
-            status=self.status,
-            bytes_in=self.bytes_in,
-            bytes_out=self.bytes_out,
-            member=self.pool.member.name if self.attempts else None,
-            affinity=self.source.value if self.source is not None else None,
-            termination=self.termination,
-            launch=self.outcome,
-            error=error,
-            attempts=self.noted,
-        )
+        trace = _begin_trace(self.edge, self.visitor, self.ask.line, self.block, self.started)
+        trace.ended = now
+        trace.first_byte_at = self.first_byte_at
+        trace.status = self.status
+        trace.bytes_in = self.bytes_in
+        trace.bytes_out = self.bytes_out
+        trace.member = self.pool.member.name if self.attempts else None
+        trace.affinity = self.source.value if self.source is not None else None
+        trace.termination = self.termination
+        trace.launch = self.outcome
+        trace.error = error
+        trace.attempts = self.noted
+        return trace
 
 
 class SampledLaunch(SampledExchange, LaunchExchange):

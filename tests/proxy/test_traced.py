@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedproxy.decide.counts import Exemplar
-from fedproxy.decide.member import Member
+from fedproxy.decide.member import Intent, Member
 from tests.proxy.test_launch import CACHED, LAUNCH, QUOTA, TARGET, says
 from tests.rig import Conn, Edge, Ended, Script, answer, edge, refusing, until
 from tests.rig.collector import Collector, collector
@@ -213,6 +213,38 @@ async def test_tunnel_is_one_span_until_its_end() -> None:
     assert request.attributes["fedproxy.termination"] == "CT"
     assert request.attributes["http.request.body.size"] == 4
     assert [each.attributes["http.response.status_code"] for each in found.attempts(request)] == [101]
+
+
+async def test_answers_of_the_edge_s_own_have_spans_without_attempts() -> None:
+    routes = [
+        {"path": "/moved", "redirect": "https://other.test/"},
+        {"path": "/metrics", "status": 404},
+        {"path": "/v2/*", "to": "members", "mode": "redirect"},
+    ]
+    rate = {"launches": 1}
+    async with traced({"a": says(*CACHED)}, routes=routes, rate=rate) as (running, found):
+        for target in (b"/moved", b"/metrics?token=x", b"/v2/gh/a/b/HEAD"):
+            await running.ask(get(target))
+        await running.ask(LAUNCH)
+        await running.ask(LAUNCH)
+        await running.ask(b"GET / HTTP/1.1\r\nno head\r\n\r\n")
+        federation = running.service.edge.federation
+        federation.by_name["a"].set_intent(Intent.MAINT)
+        await running.ask(get())
+    assert [
+        (each.attributes["url.path"], each.attributes["http.response.status_code"], len(found.attempts(each)))
+        for each in found.requests
+    ] == [
+        ("/moved", 302, 0),
+        ("/metrics", 404, 0),
+        ("/v2/gh/a/b/HEAD", 307, 0),
+        (TARGET.decode(), 200, 1),
+        (TARGET.decode(), 429, 0),
+        ("/", 503, 0),
+    ]
+    redirected = found.requests[2].attributes
+    assert (redirected["fedproxy.member"], redirected["fedproxy.affinity"]) == ("a", "key")
+    assert [each.failed for each in found.requests] == [False] * 5 + [True]
 
 
 # Whose word counts
