@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fedproxy.observe.tracing import Tracing
     from fedproxy.proxy.edge import Edge
 
-_LAST_SPANS = 2.0  # seconds that a collector may take for them
+_LAST_SPANS = 1.0  # seconds that a collector may take for them
 
 
 class Traces:
