@@ -12,6 +12,7 @@ import math
 import os
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ from fedproxy.observe.access_log import mask_target
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _TIMEOUT: Final = 5.0  # seconds for one batch, with all that is tried again
+_SWITCH: Final = 0.0005  # seconds
 _SELDOM: Final = 60.0  # seconds between two lines about a collector that does not take them
 _LONGEST: Final = 300  # characters of such a line
 _LONGEST_VALUE: Final = 2048  # characters
@@ -166,6 +168,8 @@ class Tracing:
 
     def __init__(self, endpoint: str, service_name: str, sampler: Sampler) -> None:
         self.samples = sampler.samples
+        # The loop is not to wait for as long as Python would let another thread go on.
+        sys.setswitchinterval(_SWITCH)
         self._complaints = _Complaints(endpoint)
         self._ids = _Ids()
         self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT)
