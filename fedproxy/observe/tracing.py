@@ -44,7 +44,7 @@ _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _TIMEOUT: Final = 5.0  # seconds for one batch, with all that is tried again
 _SWITCH: Final = 0.0005  # seconds
 _SELDOM: Final = 60.0  # seconds between two lines about a collector that does not take them
-_LONGEST: Final = 300  # characters of such a line
+_LONGEST: Final = 500  # characters of such a line
 _LONGEST_VALUE: Final = 2048  # characters
 
 Value = str | bool | int | float

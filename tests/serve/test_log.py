@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from fedproxy.config import parse
+from fedproxy.errors import ConfigError
+from fedproxy.serve.log import Log
 from tests.program import fedproxy
 from tests.serve.running import Running, running, until
 
@@ -121,6 +124,18 @@ async def test_signal_to_a_worker_opens_its_file_anew(tmp_path: Path) -> None:
         await edge.ask()
         await until(lambda: log.stat().st_size, "the line is in the new one")
         assert moved.stat().st_size == 0
+
+
+async def test_file_that_was_opened_for_a_config_that_is_refused_is_closed(tmp_path: Path) -> None:
+    file = tmp_path / "access.log"
+    config = parse(f"{{access_log_file: {file}, members: {{a: {{url: 'http://a.example'}}}}}}", {})
+    log = Log()
+    with pytest.raises(ConfigError), log.prepare(config):
+        raise ConfigError([])
+    assert file.exists()
+    assert str(file) not in {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}
+    log.reopen()
+    log.close()
 
 
 async def test_file_that_cannot_be_written_is_a_fault_at_the_start(tmp_path: Path) -> None:
