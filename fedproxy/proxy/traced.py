@@ -157,8 +157,8 @@ class SampledExchange(Exchange):
     tracer: Tracer | None
     visitor: Downstream
 
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock, now: float) -> None:
-        super().open(edge, visitor, ask, block, now)
+    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
+        super().open(edge, visitor, ask, block)
         self.tracer = edge.tracer
         self.trace_id = self.visitor.trace[3:35]
         self.noted: list[Attempt] = []

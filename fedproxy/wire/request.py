@@ -334,6 +334,8 @@ class BlockReader:
             and not block.close
             and not block.expect
             and block.upgrade is None
+            and block.request_id is None
+            and block.traceparent is None
         )
 
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedproxy.decide.affinity import Source
@@ -283,6 +283,7 @@ def test_response_that_is_no_stream(status: int, decision: Decision, end: End, b
 
 
 @given(st.lists(st.one_of(st.binary(max_size=60), st.none(), st.sampled_from([QUOTA, BROKEN, READY]))))
+@example([b"\0"])
 def test_any_events_give_an_end(events: list[bytes | None]) -> None:
     launch = fed(*events)
     assert launch.close(End.LOST, 1000.0) in End
