@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from fedproxy.decide.counts import Exemplar
 from fedproxy.errors import EdgeError, MemberError, StaleConnection
@@ -15,6 +15,7 @@ from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.launching import LaunchExchange
 
 if TYPE_CHECKING:
+    from fedproxy.decide.counts import Histogram
     from fedproxy.decide.federation import Lease
     from fedproxy.decide.launch import End
     from fedproxy.decide.member import Member
@@ -149,106 +150,169 @@ def _new_id(edge: Edge) -> bytes:
     return b"%016x" % (edge.random_bits(64) or 1)
 
 
-class SampledExchange(Exchange):
-    """One request of a sampled trace."""
+class Notes:
+    """What is noted of one exchange, which tells what happens."""
 
-    # Without __slots__, as a class that two kinds of exchange inherit.
-
-    tracer: Tracer | None
-    visitor: Downstream
-
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
-        super().open(edge, visitor, ask, block)
+    def __init__(self, exchange: Exchange) -> None:
+        edge = exchange.edge
+        self.exchange = exchange
+        self.edge = edge
         self.tracer = edge.tracer
+        self.visitor = cast("Downstream", exchange.visitor)
         self.trace_id = self.visitor.trace[3:35]
-        self.noted: list[Attempt] = []
+        self.attempts: list[Attempt] = []
 
-    # Attempts
-
-    def _attempt(self, lease: Lease) -> None:
-        self._begin_attempt(lease.member)
-        super()._attempt(lease)
-
-    def _again(self, lease: Lease) -> None:
-        self._begin_attempt(lease.member)
-        super()._again(lease)
-
-    def _begin_attempt(self, member: Member) -> None:
+    def begin(self, member: Member) -> None:
+        """Another attempt begins, and with that the one before is over."""
         now = self.edge.clock()
-        self._end_attempt(now)
-        self.noted.append(Attempt(_new_id(self.edge), member.name, member.url, now))
+        self.end(now)
+        self.attempts.append(Attempt(_new_id(self.edge), member.name, member.url, now))
 
-    def _send(self, upstream: Upstream) -> None:
-        attempt = self.noted[-1]
+    def send(self, reused: bool) -> None:
+        """There is a connection for the attempt, and the request is to be sent."""
+        attempt = self.attempts[-1]
         attempt.sent = self.edge.clock()
-        attempt.reused = upstream.reused
+        attempt.reused = reused
         if self.tracer is not None:
             # What the member does is a part of this attempt.
-            self.visitor.trace = b"00-%b-%b-01" % (self.trace_id, attempt.span_id)
-        super()._send(upstream)
+            self.visitor.trace = b"00-" + self.trace_id + b"-" + attempt.span_id + b"-01"
 
-    def on_head(self, head: ResponseHead, body: bytes, done: bool) -> None:
-        self.noted[-1].status = head.status
-        super().on_head(head, body, done)
+    def answer(self, status: int) -> None:
+        """The member answered."""
+        self.attempts[-1].status = status
 
-    def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
-        self.noted[-1].status = head.status
-        return super().on_upgrade(head, rest)
+    def fail(self, error: MemberError) -> None:
+        """The attempt failed."""
+        if self.exchange.lease is not None and not self.exchange.settled:
+            self.end(self.edge.clock(), error.reason)
 
-    def on_failure(self, error: MemberError) -> None:
-        if self.lease is not None and not self.settled:
-            self._end_attempt(self.edge.clock(), error.reason)
-        super().on_failure(error)
-
-    def _end_attempt(self, now: float, error: str | None = None) -> None:
-        attempt = self.noted[-1] if self.noted else None
+    def end(self, now: float, error: str | None = None) -> None:
+        """The attempt is over, if there is one and it was not over yet."""
+        attempt = self.attempts[-1] if self.attempts else None
         if attempt is None or attempt.ended is not None:
             return
         attempt.ended = now
         attempt.error = error
         if error != StaleConnection.reason:
-            attempt.launch = self.outcome
+            attempt.launch = self.exchange.outcome
 
-    # The end
+    def example(self, histogram: Histogram, seconds: float) -> None:
+        """A value that was counted is an example of its bucket."""
+        histogram.exemplify(Exemplar(seconds, self.trace_id.decode("ascii"), time.time()))
 
-    def _record(self, now: float) -> None:
-        super()._record(now)
-        failed = isinstance(self.error, MemberError | EdgeError)
-        error = self.error.reason if failed and self.error is not None else None
-        self._end_attempt(now, error)
-        if self.attempts:
-            begun, started = self.first_byte_at, self.started
-            counts = self.pool.member.counts
-            counts.duration.exemplify(self._exemplar(now - started))
+    def record(self, now: float) -> None:
+        """The exchange is over, and was counted."""
+        exchange = self.exchange
+        error = None
+        if isinstance(exchange.error, MemberError | EdgeError):
+            error = exchange.error.reason
+        self.end(now, error)
+        if exchange.attempts:
+            begun, started = exchange.first_byte_at, exchange.started
+            counts = exchange.pool.member.counts
+            self.example(counts.duration, now - started)
             if begun is not None:
-                counts.first_byte.exemplify(self._exemplar(begun - started))
+                self.example(counts.first_byte, begun - started)
         if self.tracer is not None:
             self.tracer.take(self._trace(now, error))
 
-    def _exemplar(self, seconds: float) -> Exemplar:
-        return Exemplar(seconds, self.trace_id.decode("ascii"), time.time())
-
     def _trace(self, now: float, error: str | None) -> Trace:
-        trace = _begin_trace(self.edge, self.visitor, self.ask.line, self.block, self.started)
+        exchange = self.exchange
+        trace = _begin_trace(self.edge, self.visitor, exchange.ask.line, exchange.block, exchange.started)
         trace.ended = now
-        trace.first_byte_at = self.first_byte_at
-        trace.status = self.status
-        trace.bytes_in = self.bytes_in
-        trace.bytes_out = self.bytes_out
-        trace.member = self.pool.member.name if self.attempts else None
-        trace.affinity = self.source.value if self.source is not None else None
-        trace.termination = self.termination
-        trace.launch = self.outcome
+        trace.first_byte_at = exchange.first_byte_at
+        trace.status = exchange.status
+        trace.bytes_in = exchange.bytes_in
+        trace.bytes_out = exchange.bytes_out
+        trace.member = exchange.pool.member.name if exchange.attempts else None
+        trace.affinity = exchange.source.value if exchange.source is not None else None
+        trace.termination = exchange.termination
+        trace.launch = exchange.outcome
         trace.error = error
-        trace.attempts = self.noted
+        trace.attempts = self.attempts
         return trace
 
 
-class SampledLaunch(SampledExchange, LaunchExchange):
+# Twice the same, as a class that is compiled inherits from one other and no more.
+
+
+class SampledExchange(Exchange):
+    """One request of a sampled trace."""
+
+    __slots__ = ("notes",)
+
+    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
+        super().open(edge, visitor, ask, block)
+        self.notes = Notes(self)
+
+    def _attempt(self, lease: Lease) -> None:
+        self.notes.begin(lease.member)
+        super()._attempt(lease)
+
+    def _again(self, lease: Lease) -> None:
+        self.notes.begin(lease.member)
+        super()._again(lease)
+
+    def _send(self, upstream: Upstream) -> None:
+        self.notes.send(upstream.reused)
+        super()._send(upstream)
+
+    def on_head(self, head: ResponseHead, body: bytes, done: bool) -> None:
+        self.notes.answer(head.status)
+        super().on_head(head, body, done)
+
+    def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
+        self.notes.answer(head.status)
+        return super().on_upgrade(head, rest)
+
+    def on_failure(self, error: MemberError) -> None:
+        self.notes.fail(error)
+        super().on_failure(error)
+
+    def _record(self, now: float) -> None:
+        super()._record(now)
+        self.notes.record(now)
+
+
+class SampledLaunch(LaunchExchange):
     """One launch of a sampled trace."""
+
+    __slots__ = ("notes",)
+
+    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
+        super().open(edge, visitor, ask, block)
+        self.notes = Notes(self)
+
+    def _attempt(self, lease: Lease) -> None:
+        self.notes.begin(lease.member)
+        super()._attempt(lease)
+
+    def _again(self, lease: Lease) -> None:
+        self.notes.begin(lease.member)
+        super()._again(lease)
+
+    def _send(self, upstream: Upstream) -> None:
+        self.notes.send(upstream.reused)
+        super()._send(upstream)
+
+    def on_head(self, head: ResponseHead, body: bytes, done: bool) -> None:
+        self.notes.answer(head.status)
+        super().on_head(head, body, done)
+
+    def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
+        self.notes.answer(head.status)
+        return super().on_upgrade(head, rest)
+
+    def on_failure(self, error: MemberError) -> None:
+        self.notes.fail(error)
+        super().on_failure(error)
+
+    def _record(self, now: float) -> None:
+        super()._record(now)
+        self.notes.record(now)
 
     def _conclude(self, end: End) -> None:
         launch = self.launch
         super()._conclude(end)
         if launch is not None and launch.ready_after is not None:
-            self.pool.member.counts.launch_duration.exemplify(self._exemplar(launch.ready_after))
+            self.notes.example(self.pool.member.counts.launch_duration, launch.ready_after)
