@@ -388,6 +388,7 @@ class Edge:
         block: HeaderBlock | None,
         *,
         status: int,
+        termination: str,
         bytes_in: int = 0,
         bytes_out: int = 0,
         duration: float = 0.0,
@@ -395,7 +396,6 @@ class Edge:
         member: str | None = None,
         attempts: int = 0,
         affinity: str | None = None,
-        termination: str,
         launch: str | None = None,
     ) -> None:
         """Writes the line of a request; `line` and `block` are None if it was refused unread."""
