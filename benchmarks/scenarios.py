@@ -20,7 +20,7 @@ from benchmarks.peers import (
 )
 from benchmarks.visitors import Seen, percentile
 
-FAST = frozenset({"nginx", "haproxy", "fedproxy"})
+FAST = frozenset({"nginx", "haproxy", "fedproxy", "compiled"})
 DIRECT = "no proxy"
 
 _IDLE = 2_500
@@ -58,7 +58,7 @@ STAGES = {
     "streams": Stage(streaming=True),
     "log": Stage((Variant(log=True),)),
     "broken": Stage(broken=1),
-    "many": Stage((Variant(members=300), Variant(" 3 members", peers=_FEDPROXY))),
+    "many": Stage((Variant(members=300), Variant(" 3 members", peers=frozenset({"fedproxy", "compiled"})))),
     "observed": Stage(
         (
             Variant(peers=_FEDPROXY),

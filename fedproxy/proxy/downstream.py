@@ -236,13 +236,16 @@ class Downstream(Flow):
             self._hold(data)
 
     def _read_head(self, data: bytes) -> None:
+        if data[-4:] != b"\r\n\r\n":
+            self._read_any_head(data)
+            return
         edge = self.edge
         line, _, raw = data.partition(b"\r\n")
         # What is known as a block ends where a head ends, so it is one whole head and nothing else.
         ask = edge.asks.get(line)
         block = edge.blocks.get(raw)
         if ask is None or block is None:
-            if not self.ordinary or data[-4:] != b"\r\n\r\n" or len(data) > edge.policy.limits.request_head:
+            if not self.ordinary or len(data) > edge.policy.limits.request_head:
                 self._read_any_head(data)
                 return
             try:

@@ -393,6 +393,7 @@ class Edge:
         block: HeaderBlock | None,
         *,
         status: int,
+        termination: str,
         bytes_in: int = 0,
         bytes_out: int = 0,
         duration: float = 0.0,
@@ -400,7 +401,6 @@ class Edge:
         member: str | None = None,
         attempts: int = 0,
         affinity: str | None = None,
-        termination: str,
         launch: str | None = None,
         exchanged: bool = False,
     ) -> None:

@@ -15,7 +15,8 @@ from aiohttp import web
 from fedproxy.control.line import Fact, Health, Launched, Launches, Moved, Put, Tripped
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.proxy.edge import Edge
-from fedproxy.proxy.entrance import enter, handshakes
+from fedproxy.proxy.entrance import enter
+from fedproxy.proxy.handshake import handshakes
 from fedproxy.serve import descriptors
 from fedproxy.serve.assemble import assemble, door_of
 from fedproxy.serve.log import Log
