@@ -250,18 +250,22 @@ class Output:
         self._write()
 
     def _write(self) -> None:
+        cut = self._waiting.startswith(b"\n")
         try:
             while self._waiting:
                 piece = _first_lines(self._waiting) if self._in_pieces else self._waiting
-                self._waiting = self._waiting[os.write(self._fd, piece) :]
+                written = os.write(self._fd, piece)
+                cut = not piece.endswith(b"\n", 0, written)
+                self._waiting = self._waiting[written:]
         except BlockingIOError:
             if self._later is not None and not self._scheduled:
                 self._scheduled = True
                 self._later(self.flush)
         except OSError:
             # The reader is gone or the disk is full: the log is lost, the visitors must not be.
-            self.dropped += self._waiting.count(b"\n")
-            self._waiting = b""
+            self.dropped += self._waiting.lstrip(b"\n").count(b"\n")
+            # A line that was cut off ends before the next one.
+            self._waiting = b"\n" if cut else b""
 
     def move(self, fd: int) -> None:
         """Goes on to another descriptor, which this object owns, once what waits is written."""

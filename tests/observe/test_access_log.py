@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -273,6 +274,31 @@ def test_output_of_many_writers_to_one_pipe_mixes_no_lines(monkeypatch: pytest.M
     output.close()
     os.close(reading)
     os.close(writing)
+
+
+def test_line_that_a_full_disk_cut_off_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Output(open_file(tmp_path / "log"), owned=True)
+    write, room = os.write, 6
+
+    def write_as_far_as_it_goes(fd: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(fd, data[:room])
+        room -= written
+        return written
+
+    monkeypatch.setattr("fedproxy.observe.access_log.os.write", write_as_far_as_it_goes)
+    output("one\ntwo\nthree\n")
+    output("four\n")
+    assert output.dropped == 3
+    room = 100
+    output("five\n")
+    output("six\n")
+    output.close()
+    assert (tmp_path / "log").read_text() == "one\ntw\nfive\nsix\n"
 
 
 def test_output_goes_on_to_another_file_and_closes_both(tmp_path: Path) -> None:
