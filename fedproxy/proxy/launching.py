@@ -19,7 +19,7 @@ from fedproxy.decide.launch import Decision, End, Launch
 from fedproxy.decide.retry import may_retry
 from fedproxy.errors import StaleConnection
 from fedproxy.proxy.exchange import Exchange
-from fedproxy.wire.body import LAST_CHUNK, Chunked, Tapped, chunk
+from fedproxy.wire.body import LAST_CHUNK, Chunked, chunk
 from fedproxy.wire.events import EventReader
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class LaunchExchange(Exchange):
         self.reader = EventReader()
         if head.chunked:
             self.tapped = True
-            upstream.chunks = Tapped(self._read, framed=self.framed)
+            upstream.chunks = Chunked(framed=self.framed, tap=self._read)
         else:
             self._read(body)
         if policy.failover and policy.hold and self.may_move():
