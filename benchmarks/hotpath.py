@@ -154,12 +154,10 @@ def _compiled(arguments: list[str]) -> dict[str, float] | None:
     if not COMPILED.is_dir():
         return None
     command = [*WITH_COMPILED, f"PYTHONPATH={COMPILED}{os.pathsep}{COMPILED.parent}", sys.executable]
-    done = subprocess.run(
-        [*command, "-m", "benchmarks.hotpath", "--json", *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    program = [*command, "-m", "benchmarks.hotpath", "--json", *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(f"the compiled edge failed: {done.stderr.strip()[-300:]}")
     found: dict[str, float] = json.loads(done.stdout)
     return found
 

@@ -93,11 +93,6 @@ class Edge:
     tracer: whoever makes spans of requests, if anybody does.
     """
 
-    room = 1 << 30
-    on_launched: Callable[[bytes], None] | None = None
-    on_moved: Callable[[bytes, str], None] | None = None
-    tracer: Tracer | None = None
-
     def __init__(
         self,
         *,
@@ -108,6 +103,12 @@ class Edge:
         self.log = log
         self.local = local
         self.clock = clock
+        self.room = 1 << 30
+        self.on_launched: Callable[[bytes], None] | None = None
+        self.on_moved: Callable[[bytes, str], None] | None = None
+        self.tracer: Tracer | None = None
+        self.rate: LaunchRate | None = None
+        self._rate_policy: Rate | None = None
         # Ids are told apart by it, nothing is guarded.
         self.random_bits = random.Random().getrandbits  # noqa: S311
         self.numbers: list[bytes] = []
@@ -187,9 +188,6 @@ class Edge:
             self._rate_policy = policy.rate
             self.rate = LaunchRate(policy.rate.launches, policy.rate.per) if policy.rate is not None else None
         self._take_heed()
-
-    rate: LaunchRate | None = None
-    _rate_policy: Rate | None = None
 
     @property
     def draining(self) -> bool:
