@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.snapshot import Survey, snapshot
-from fedproxy.observe.metrics import View, create_registry
+from fedproxy.observe.metrics import View, expose
 from tests.decide.build import member
 from tests.real import program
 
@@ -87,15 +88,15 @@ def _exposed() -> dict[str, set[str]]:
         counts.retries,
         counts.launches,
         counts.launch_phases,
-        counts.failovers,
     ):
         numbers["x"] = 1
+    counts.failovers["gesis"] = 1
     edge = EdgeCounts()
     edge.rejected["x"] = 1
     seen = replace(snapshot(gesis, 0.0), pods={"total": 1}, quota=2, checks={"x": True})
     view = View(Survey([seen], edge), reloaded_at=1.0, certificates={"x": 1.0})
     labels: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate", "member"}}
-    for family in create_registry(lambda: view).collect():
+    for family in text_string_to_metric_families("".join(expose(view, ""))):
         for sample in family.samples:
             labels.setdefault(sample.name, set()).update(sample.labels)
     return labels

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from fedproxy.control.line import (
     Leaving,
     Line,
     Moved,
+    Part,
     Put,
     Ready,
     Refused,
@@ -32,7 +34,7 @@ from fedproxy.control.line import (
     Tripped,
 )
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
-from fedproxy.decide.snapshot import Survey
+from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Sockets
 
@@ -50,8 +52,10 @@ class Common:
     """What all who serve have in common, those who are draining too.
 
     members, edge: what was counted by those who are gone, as counters do not fall when a worker ends.
-    listeners: called when launches in flight have changed.
+    listeners: called when launches in flight have changed. on_trip: called when a breaker has opened.
     """
+
+    on_trip: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         self.members: dict[str, MemberCounts] = {}
@@ -74,6 +78,15 @@ class Common:
             if other is not who:
                 launches.update(running)
         return Launches(dict(launches))
+
+    def tripped(self) -> None:
+        """A breaker has opened, somewhere."""
+        if self.on_trip is not None:
+            self.on_trip()
+
+    def forget(self, known: Container[str]) -> None:
+        """Drops what was counted of members that are not known any more."""
+        self.members = {name: counts for name, counts in self.members.items() if name in known}
 
     def add(self, survey: Survey) -> None:
         """Keeps what a worker counted; what it had open is gone."""
@@ -139,6 +152,8 @@ class Inside:
     def _on_fact(self, fact: Fact) -> None:
         if isinstance(fact, Launches):
             self._common.run(self, fact.running)
+        elif isinstance(fact, Tripped):
+            self._common.tripped()
 
     def _share_launches(self) -> None:
         self.plane.hear(self._common.elsewhere(self))
@@ -202,7 +217,8 @@ class _Process:
         self.draining = False
         self.last: Survey | None = None
         self.started = time.monotonic()
-        self.answers: dict[int, asyncio.Future[Survey]] = {}
+        self.parts: list[Snapshot] = []  # of the account that is being told
+        self.answers: dict[int, asyncio.Future[None]] = {}
         self.pid = 0
 
     process: asyncio.subprocess.Process
@@ -361,15 +377,20 @@ class Workers:
     # Messages
 
     def _on_message(self, worker: _Process, message: object) -> None:
-        if isinstance(message, Told):
-            worker.last = message.survey
+        if isinstance(message, Part):
+            worker.parts[message.at :] = message.members
+        elif isinstance(message, Told):
+            before, worker.parts = worker.parts[: message.after], []
+            worker.last = replace(message.survey, members=[*before, *message.survey.members])
             answer = worker.answers.pop(message.number, None) if message.number is not None else None
             if answer is not None and not answer.done():
-                answer.set_result(message.survey)
+                answer.set_result(None)
         elif isinstance(message, Launches):
             self._common.run(worker, message.running)
         elif isinstance(message, Tripped | Moved | Launched):
             self._pass_on(message, worker)
+            if isinstance(message, Tripped):
+                self._common.tripped()
         elif isinstance(message, Ready):
             worker.ready.set()
             self._share_launches()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
+_AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes wrong does so in crowds
 _OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
 _SELDOM = 5  # ... and so many times as long while nobody does
 
@@ -82,6 +83,8 @@ class Service:
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
         self._common = Common()
+        self._common.on_trip = self._hear_news
+        self._has_news = asyncio.Event()
         self._leaving: dict[Fleet, asyncio.Task[None]] = {}
         self._certificates: dict[Shape, Certificates] = {}
         self._reports: dict[str, Report] = {}
@@ -222,19 +225,25 @@ class Service:
     # What operators ask for
 
     async def survey(self) -> Survey:
-        """The members and counts of all who serve, and of those who did."""
+        """The members and counts of all who serve, and of those who did; they are asked for them."""
         await asyncio.gather(*(fleet.ask() for fleet in (self._fleet, *self._leaving)))
+        return self.known()
+
+    def known(self) -> Survey:
+        """The same as they told it last, of their own accord once a second. Counts may be the live ones."""
         # All at one moment, or a worker that ends meanwhile is counted twice.
         surveys = [survey for fleet in (self._fleet, *self._leaving) for survey in fleet.surveys()]
-        members = [self._merged(name, surveys) for name in self.config.active_members]
+        parts: dict[str, list[Snapshot]] = {name: [] for name in self.config.active_members}
+        for survey in surveys:
+            for member in survey.members:
+                if member.name in parts:
+                    parts[member.name].append(member)
+        members = [self._merged(name, found) for name, found in parts.items()]
         edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
         return Survey(members, edge, self._fleet.alive)
 
-    def _merged(self, name: str, surveys: Sequence[Survey]) -> Snapshot:
-        parts = [found for survey in surveys if (found := survey.named(name)) is not None]
-        member = merge(parts) if parts else self._unseen(name)
-        if name in self._common.members:
-            member.counts.add(self._common.members[name])
+    def _merged(self, name: str, parts: Sequence[Snapshot]) -> Snapshot:
+        member = merge(parts or [self._unseen(name)], self._common.members.get(name))
         report = self._reports.get(name)
         if report is None:
             return member
@@ -316,8 +325,10 @@ class Service:
         self.config = config
         self._fleet.put(self._put())
         self._probe_again()
+        self._hear_news()
 
     def _probe_again(self) -> None:
+        self._common.forget(self.config.active_members)
         if self._prober is not None:
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
         self._reports = {
@@ -333,6 +344,7 @@ class Service:
             line = f"{report.name} is well again" if report.healthy else f"{report.name} is ill: {why}"
             self.history.note(time.time(), line, Level.GOOD if report.healthy else Level.BAD, report.name)
             self._aside(line)
+            self._hear_news()
 
     def _say(self, line: str) -> None:
         """To whoever runs this, and to whoever looks at what happened."""
@@ -464,16 +476,26 @@ class Service:
     # Chores
 
     async def _look(self) -> None:
-        """Shows the history what there is: often while somebody looks on, else now and then."""
+        """Shows the history what there is: often while somebody looks on, else now and then, and on news."""
         while True:
-            self.history.see(await self.survey(), time.monotonic(), time.time())
+            # Who serves is only asked when something happened: they tell what they counted anyway.
+            news, self._has_news = self._has_news.is_set(), asyncio.Event()
+            survey = await self.survey() if news else self.known()
+            # Visitors may be served in this loop, so not all at once.
+            await asyncio.sleep(0)
+            self.history.see(survey, time.monotonic(), time.time())
             self._watched = False
             done, self._next_look = self._next_look, asyncio.get_running_loop().create_future()
             done.set_result(None)
+            await asyncio.sleep(_AT_ONCE)
             for _ in range(_SELDOM):
-                await asyncio.sleep(_OFTEN)
-                if self._watched:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_news.wait(), _OFTEN - _AT_ONCE)
+                if self._watched or self._has_news.is_set():
                     break
+
+    def _hear_news(self) -> None:
+        self._has_news.set()
 
     async def _keep_house(self) -> None:
         looks = 0

@@ -21,10 +21,11 @@ from fedproxy import __version__
 from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError
 from fedproxy.observe.history import History
-from fedproxy.observe.metrics import View, create_registry, expose
+from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id
 from fedproxy.web.live import Live, log
 from fedproxy.web.page import Asset, environment, stylesheet
+from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, probed, shares
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ class AdminState(Protocol):
         """Done when the history has seen the next survey. Shared: not to be cancelled."""
 
     async def survey(self) -> Survey:
-        """The members and counts of all workers together."""
+        """The members and counts of all workers together, who are asked for them."""
+
+    def known(self) -> Survey:
+        """The same without asking anybody: as it was about a second ago. Counts may be the live ones."""
 
     def certificates(self) -> Mapping[str, float]:
         """When each certificate expires, in seconds since the epoch, by its name."""
@@ -117,12 +121,9 @@ def create_admin_app(state: AdminState) -> web.Application:
 
 
 class _Admin:
-    _view: View
-
     def __init__(self, state: AdminState, live: Live) -> None:
         self._state = state
         self._live = live
-        self._registry = create_registry(lambda: self._view)
         self.style = stylesheet("/style.css")
         self.script = Asset("live.js", "text/javascript", "/live.js")
 
@@ -143,14 +144,16 @@ class _Admin:
 
     async def metrics(self, request: web.Request) -> web.Response:
         state = self._state
-        self._view = View(
-            survey=await state.survey(),
-            reloads=state.reloads,
+        view = View(
+            survey=state.known(),
+            reloads=dict(state.reloads),
             reloaded_at=state.reloaded_at,
             certificates=state.certificates(),
         )
-        body, content_type = expose(self._registry, request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        accept = ",".join(request.headers.getall("Accept", ()))
+        # Visitors may be served in this loop, and other scrapes made in it meanwhile.
+        text = await in_turns(expose(view, accept))
+        return web.Response(body=text.encode(), headers={"Content-Type": content_type(accept)})
 
     async def live(self, request: web.Request) -> web.Response:
         return web.json_response({"live": True})

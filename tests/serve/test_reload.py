@@ -253,6 +253,7 @@ async def test_counters_do_not_fall_when_everybody_is_replaced(tmp_path: Path) -
         for client in kept:
             await client.ask(GET)
         seen = 6.0
+        await edge.counts(seen, "fedproxy_requests_total", member="a")
         for workers in (3, 1, 2):
             edge.write(workers=workers)
             edge.program.signal(HUP)

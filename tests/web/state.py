@@ -83,12 +83,15 @@ class State:
 
     def members(self) -> list[Snapshot]:
         return [
-            snapshot(member, 1000.0, idle=member.name == "gesis", busy=2 * (member.name == "gesis"))
+            snapshot(member, 1000.0, idle=1 * (member.name == "gesis"), busy=2 * (member.name == "gesis"))
             for member in self.federation.members
         ]
 
     async def survey(self) -> Survey:
         self.asked.append("survey")
+        return Survey(self.members(), self.counts)
+
+    def known(self) -> Survey:
         return Survey(self.members(), self.counts)
 
     def certificates(self) -> dict[str, float]:
