@@ -38,6 +38,12 @@ _OLD_REASONS: Final = {"quota": "Pod quota"}
 
 _EDGES: Final = (*map(str, BOUNDS), "+Inf")
 
+# The values of enumerations, which are slow to ask for.
+_SOURCES: Final = [source.value for source in Source]
+_ENDS: Final = [end.value for end in End]
+_INTENTS: Final = [(intent, intent.value) for intent in Intent]
+_BREAKERS: Final = [state.value for state in BreakerState]
+
 Row = tuple[Sequence[str], float]
 
 
@@ -57,7 +63,7 @@ class View:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A metric whose series are a number each. A row is the values of the labels, and the number."""
+    """A metric whose series are a number each. A row: the values of at most two labels, and it."""
 
     name: str
     kind: str
@@ -71,11 +77,14 @@ class Numbers:
         if not self.labels:
             for _, number in self.rows:
                 yield f"{name} {number}\n"
-            return
-        keys = [f'{label}="' for label in self.labels]
-        for values, number in self.rows:
-            pairs = '",'.join([key + _escaped(value) for key, value in zip(keys, values, strict=True)])
-            yield f'{name}{{{pairs}"}} {number}\n'
+        elif len(self.labels) == 1:
+            first = f'{name}{{{self.labels[0]}="'
+            for (value,), number in self.rows:
+                yield f'{first}{_escaped(value)}"}} {number}\n'
+        else:
+            first, second = f'{name}{{{self.labels[0]}="', f'",{self.labels[1]}="'
+            for (value, other), number in self.rows:
+                yield f'{first}{_escaped(value)}{second}{_escaped(other)}"}} {number}\n'
 
 
 @dataclass(frozen=True)
@@ -221,13 +230,13 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
         "fedproxy_affinity",
         "Requests, by what chose the member.",
         ("member", "source"),
-        (((m.name, source.value), m.counts.affinity.get(source, 0)) for m in members for source in Source),
+        (((m.name, source), m.counts.affinity.get(source, 0)) for m in members for source in _SOURCES),
     )
     yield _counter(
         "fedproxy_launches",
         "Launches that a member was given, by how they ended there.",
         ("member", "outcome"),
-        (((m.name, end.value), m.counts.launches.get(end.value, 0)) for m in members for end in End),
+        (((m.name, end), m.counts.launches.get(end, 0)) for m in members for end in _ENDS),
     )
     yield _histogram(
         "fedproxy_launch_duration_seconds",
@@ -290,7 +299,7 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
         "fedproxy_member_state",
         "1 for what the operator said of a member: ready, drain or maint.",
         ("member", "state"),
-        (((m.name, state.value), int(m.intent is state)) for m in members for state in Intent),
+        (((m.name, state), int(m.intent is intent)) for m in members for intent, state in _INTENTS),
     )
     yield _gauge(
         "fedproxy_breaker_state",
@@ -302,11 +311,7 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
         "fedproxy_breaker_transitions",
         "How often a member's circuit breaker became this.",
         ("member", "to"),
-        (
-            ((m.name, state.value), m.counts.transitions.get(state, 0))
-            for m in members
-            for state in BreakerState
-        ),
+        (((m.name, state), m.counts.transitions.get(state, 0)) for m in members for state in _BREAKERS),
     )
 
 
@@ -389,7 +394,7 @@ def _of_federation_redirect(members: Sequence[Snapshot]) -> Iterator[Family]:
         "federation_redirect_count",
         "Requests routed to each member; reason is what chose it, as in fedproxy_affinity_total.",
         ("member", "reason"),
-        (((m.name, source.value), m.counts.affinity.get(source, 0)) for m in members for source in Source),
+        (((m.name, source), m.counts.affinity.get(source, 0)) for m in members for source in _SOURCES),
     )
 
 
