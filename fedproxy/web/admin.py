@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import aiohttp_jinja2
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from markupsafe import Markup
 
 from fedproxy import __version__
 from fedproxy.decide.member import Intent
@@ -135,7 +136,7 @@ class _Admin:
             "style": self.style.url,
             "script": self.script.url,
             "version": __version__,
-            **self._live.context(await self._state.survey()),
+            "live": Markup(await self._live.page()),  # noqa: S704 -- a template made it
         }
         return aiohttp_jinja2.render_template("members.html", request, context)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
+from time import perf_counter
 from typing import Final
 
 _TURN: Final = 0.001  # seconds
@@ -15,10 +15,10 @@ async def in_turns(pieces: Iterable[str]) -> str:
 
     Not in a thread: that would take the interpreter away from the loop for five milliseconds at a time.
     """
-    made, turn = [], time.perf_counter() + _TURN
+    made, turn = [], perf_counter() + _TURN
     for piece in pieces:
         made.append(piece)
-        if time.perf_counter() >= turn:
+        if perf_counter() >= turn:
             await asyncio.sleep(0)
-            turn = time.perf_counter() + _TURN
+            turn = perf_counter() + _TURN
     return "".join(made)

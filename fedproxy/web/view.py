@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 
 if TYPE_CHECKING:
@@ -78,6 +79,19 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
         "bytes_in": counts.bytes_in,
         "bytes_out": counts.bytes_out,
     }
+
+
+def condition(member: Snapshot) -> str:
+    """A member in a word: whether it serves, and if not, what keeps it from that."""
+    if member.intent is not Intent.READY:
+        return member.intent.value
+    if not member.healthy:
+        return "ill"
+    if member.breaker is BreakerState.OPEN:
+        return "out"
+    if not member.available:
+        return "full"
+    return "trial" if member.breaker is BreakerState.HALF_OPEN else "ready"
 
 
 def _plain(number: float) -> float:

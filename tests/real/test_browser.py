@@ -135,20 +135,24 @@ async def test_member_that_breaks_is_on_the_open_page_at_once_and_on_the_visitor
     broken = edge.members["toy-leuven"]
     async with edge.page("live") as (page, seen), edge.page("federation") as (public, _):
         card = page.locator('[data-member="toy-leuven"]')
-        await expect(card.get_by_text("not available")).to_have_count(0)
+        await expect(card.get_by_role("heading")).to_have_text("toy-leuven ready")
+        await expect(page).to_have_title("3 of 3 available - fedproxy")
         await broken.set_mode(Mode.FAILING)
         breaker = edge.service.federation.by_name[broken.name].breaker
         number = 0
         while breaker.closed:
             number += 1
             await edge.visit(f"somebody/number-{number}")
-        await expect(card.get_by_text("not available")).to_be_visible()
+        await expect(card.get_by_role("heading")).to_have_text("toy-leuven out")
+        wrong = page.get_by_role("region", name="What is wrong")
+        await expect(wrong).to_contain_text("toy-leuven: its breaker is open;")
+        await expect(page).to_have_title("2 of 3 available - fedproxy")
         await expect(card.get_by_text("is left out: its breaker opened")).to_contain_text("answered 503")
         await expect(page.locator("tr", has_text=broken.name)).to_contain_text("open")
         await public.reload()
         await expect(public.locator("li", has_text=broken.name)).to_contain_text("Recovering")
         await broken.set_mode(Mode.SICK)
-        await expect(page.get_by_role("heading", name="What is wrong")).to_be_visible()
+        await expect(wrong).to_contain_text("JupyterHub API")
         assert not seen.complaints
 
 
@@ -237,3 +241,5 @@ async def test_open_page_shows_that_it_is_stale_when_the_edge_is_gone(edge: Edge
         await page.locator("figure svg").first.wait_for()
         await edge.service.stop()
         await page.locator("html[data-stale]").wait_for()
+        await expect(page.get_by_role("alert")).to_contain_text("the edge has not been heard since")
+        await expect(page).to_have_title("Not heard - fedproxy")
