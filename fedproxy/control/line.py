@@ -70,6 +70,16 @@ class Tickets:
 
 
 @dataclass(frozen=True)
+class Logo:
+    """An image for the visitors' page, as it was found at `url`. key: names the content. kind: media type."""
+
+    url: str
+    key: str
+    kind: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Ask:
     """To be answered with `Told`, which then says that all that was sent before is in force."""
 

@@ -22,6 +22,7 @@ from fedproxy.control.line import (
     Launches,
     Leaving,
     Line,
+    Logo,
     Moved,
     Part,
     Put,
@@ -109,7 +110,7 @@ class Fleet(Protocol):
     def put(self, put: Put) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
 
-    def tell(self, message: Health | Renew | Tickets) -> None:
+    def tell(self, message: Health | Renew | Tickets | Logo) -> None:
         """To everybody."""
 
     async def ask(self) -> None:
@@ -173,12 +174,14 @@ class Inside:
             raise
         self.plane.put(put)
 
-    def tell(self, message: Health | Renew | Tickets) -> None:
+    def tell(self, message: Health | Renew | Tickets | Logo) -> None:
         """As `Fleet` says."""
         if isinstance(message, Health):
             self.plane.health(message)
         elif isinstance(message, Tickets):
             self.plane.set_tickets(message.secret)
+        elif isinstance(message, Logo):
+            self.plane.set_logo(message)
         else:
             self.plane.renew()
 
@@ -240,6 +243,7 @@ class Workers:
         self._keepers: list[asyncio.Task[None]] = []
         self._watchers: set[asyncio.Task[None]] = set()
         self._health: dict[str, Health] = {}
+        self._logos: dict[str, Logo] = {}
         self._numbers = count()
 
     _start: Put
@@ -271,14 +275,17 @@ class Workers:
         self._health = {
             name: word for name, word in self._health.items() if name in put.config.active_members
         }
+        self._logos = {url: logo for url, logo in self._logos.items() if url in put.config.logos}
         self._to_all(put)
 
-    def tell(self, message: Health | Renew | Tickets) -> None:
+    def tell(self, message: Health | Renew | Tickets | Logo) -> None:
         """As `Fleet` says."""
         if isinstance(message, Health):
             self._health[message.name] = message
         elif isinstance(message, Tickets):
             self._tickets = message.secret
+        elif isinstance(message, Logo):
+            self._logos[message.url] = message
         self._to_all(message)
 
     def _to_all(self, message: object) -> None:
@@ -316,6 +323,8 @@ class Workers:
         watcher.add_done_callback(self._watchers.discard)
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors)
         worker.line.send(start)
+        for logo in self._logos.values():
+            worker.line.send(logo)
         await self._wait_for(worker)
         return worker
 

@@ -23,6 +23,7 @@ from aiohttp import web
 from fedproxy.config import Config, fault_lines, masked
 from fedproxy.control import state as operators
 from fedproxy.control.line import Health, Put, Renew, Tickets
+from fedproxy.control.logos import Logos
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.state import State, StateFile, state_path
 from fedproxy.decide.breaker import BreakerState
@@ -56,8 +57,9 @@ class Service:
 
     log: takes each line of the access log of a data plane in this process; without it they go to standard
     output. reread: reads the config again for a reload, and raises ConfigError. file: where the config is; it
-    is watched, and what operators set is kept beside it. probe: whether members are asked how they are. say:
-    takes lines for whoever runs this. inherited: listening sockets that were given to this process.
+    is watched, and what operators set is kept beside it. probe: whether members are asked how they are,
+    and logos fetched. say: takes lines for whoever runs this. inherited: listening sockets that were given to
+    this process.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Service:
         self._certificates: dict[Shape, Certificates] = {}
         self._reports: dict[str, Report] = {}
         self._prober: Prober | None = None
+        self._logos: Logos | None = None
         self._chores: set[asyncio.Task[Any]] = set()
         self._admin: web.AppRunner | None = None
         self._changing = asyncio.Lock()
@@ -173,6 +176,8 @@ class Service:
         if self._probe:
             self._prober = Prober(self._on_report)
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
+            self._logos = Logos(lambda logo: self._fleet.tell(logo), self._aside)
+            self._logos.apply(self.config.logos)
         self._serving = True
 
     def _fleet_of(self, workers: int) -> Fleet:
@@ -207,6 +212,9 @@ class Service:
         if self._prober is not None:
             await self._prober.close()
             self._prober = None
+        if self._logos is not None:
+            await self._logos.close()
+            self._logos = None
         fleets = [*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])]
         draining = [asyncio.ensure_future(fleet.drain(drain)) for fleet in fleets] if drain > 0 else []
         # Those who serve have their own copies. Nobody is to wait in a queue that nobody looks at.
@@ -331,6 +339,8 @@ class Service:
         self._common.forget(self.config.active_members)
         if self._prober is not None:
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
+        if self._logos is not None:
+            self._logos.apply(self.config.logos)
         self._reports = {
             name: report for name, report in self._reports.items() if name in self.config.active_members
         }
@@ -450,6 +460,8 @@ class Service:
         # What was probed meanwhile was told to those before.
         for each in self._reports.values():
             fleet.tell(_health(each))
+        for logo in self._logos.known if self._logos is not None else ():
+            fleet.tell(logo)
         self._leaving[old] = asyncio.get_running_loop().create_task(self._see_off(old))
 
     async def _see_off(self, fleet: Fleet) -> None:
@@ -490,7 +502,8 @@ class Service:
             await asyncio.sleep(_AT_ONCE)
             for _ in range(_SELDOM):
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._has_news.wait(), _OFTEN - _AT_ONCE)
+                    async with asyncio.timeout(_OFTEN - _AT_ONCE):
+                        await self._has_news.wait()
                 if self._watched or self._has_news.is_set():
                     break
 

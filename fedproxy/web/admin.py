@@ -25,7 +25,7 @@ from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id
 from fedproxy.web.live import Live, log
-from fedproxy.web.page import Asset, environment, stylesheet
+from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, probed, shares
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
 
-_POLICY: Final = "script-src 'self'; connect-src 'self'; form-action 'none'"
+_POLICY: Final = "script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'none'"
 _MOST: Final = 1e18
 _MEMBER: Final = "/members/{name:[^/]+}"
 _BODY_TIME: Final = 10.0  # seconds, for the whole of it
@@ -106,7 +106,7 @@ def create_admin_app(state: AdminState) -> web.Application:
     app.router.add_get("/", admin.page)
     app.router.add_get("/events", live.stream, allow_head=False)
     app.router.add_get("/log", admin.log)
-    for asset in (admin.style, admin.script):
+    for asset in (admin.style, admin.icon, admin.script):
         app.router.add_get(asset.path, asset.serve)
     app.router.add_get("/metrics", admin.metrics)
     app.router.add_get("/health/live", admin.live)
@@ -126,6 +126,7 @@ class _Admin:
         self._state = state
         self._live = live
         self.style = stylesheet("/style.css")
+        self.icon = icon("/icon.svg")
         self.script = Asset("live.js", "text/javascript", "/live.js")
 
     # Reading
@@ -134,6 +135,7 @@ class _Admin:
         context = {
             "css": None,
             "style": self.style.url,
+            "icon": self.icon.url,
             "script": self.script.url,
             "version": __version__,
             "live": Markup(await self._live.page()),  # noqa: S704 -- a template made it
