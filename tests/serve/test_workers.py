@@ -72,6 +72,22 @@ async def test_two_workers_serve_on_one_port(tmp_path: Path) -> None:
         assert edge.program.processes() == []
 
 
+async def test_many_members_are_told_of_part_by_part_and_all_are_there(tmp_path: Path) -> None:
+    names = [f"m{number:02}" for number in range(95)]
+    members = {name: {"url": "http://127.0.0.1:1"} for name in names}
+    async with running(tmp_path, members=members) as edge:
+        for _ in range(2):
+            assert list(await edge.members()) == names
+        for name in ("m00", "m94"):
+            client = await edge.client()
+            cookie = f"GET / HTTP/1.1\r\nHost: h\r\nCookie: fedproxy_member={name}\r\n\r\n"
+            assert (await client.ask(cookie.encode())).status == 502
+        await edge.counts(2 * 95, "fedproxy_member_up")
+        found = await edge.members()
+        for name in ("m00", "m94"):
+            assert found[name]["errors"] == {"connect": 1}
+
+
 async def test_killed_worker_is_replaced_and_counters_do_not_fall(tmp_path: Path) -> None:
     async with running(tmp_path) as edge:
         first, second = edge.program.workers()
