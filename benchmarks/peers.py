@@ -538,6 +538,15 @@ def _fedproxy(folder: Path, port: int, members: Sequence[int], setting: Setting)
     return [sys.executable, "-m", "fedproxy", "serve", "--config", str(path)]
 
 
+COMPILED = Path(__file__).parent.parent / ".compiled"
+_WITH_COMPILED = ["env", f"PYTHONPATH={COMPILED}", "PYTHONSAFEPATH=1"]
+
+
+def _compiled(folder: Path, port: int, members: Sequence[int], setting: Setting) -> list[str]:
+    """The edge as `make compiled` builds it."""
+    return [*_WITH_COMPILED, *_fedproxy(folder, port, members, setting)]
+
+
 _ALL = frozenset({"log", "tls", "stream", "websocket", "failover", "sticky"})
 _VERSION_OF = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
 
@@ -552,6 +561,14 @@ PEERS = {
             _module("fedproxy"),
             _fedproxy,
             (sys.executable, "-m", "fedproxy", "--version"),
+            _ALL,
+        ),
+        Peer(
+            "compiled",
+            "this program with its hot path compiled (make compiled)",
+            (COMPILED / "fedproxy").is_dir,
+            _compiled,
+            (*_WITH_COMPILED, sys.executable, "-m", "fedproxy", "--version"),
             _ALL,
         ),
         Peer("caddy", "Caddy", _program("caddy"), _caddy, ("caddy", "version"), _ALL, _caddy_cookies),

@@ -24,7 +24,8 @@ from benchmarks.scenarios import DIRECT, SCENARIOS, Sample
 RESULTS = Path(__file__).parent / "results"
 LOCAL = RESULTS / "local"
 REFERENCES = ("nginx", "haproxy")
-EDGE = "fedproxy"
+EDGES = ("fedproxy", "compiled")
+"""This program, in plain Python and with its hot path compiled: the targets are for each."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Target:
     scenario: str
     reference: str | None
     most: float
-    peer: str = EDGE
 
+
+ITSELF = "itself"
+"""As the reference of a target: the same proxy, set up in another way."""
 
 TARGETS = (
     *(
@@ -62,7 +65,7 @@ TARGETS = (
     Target("warm-1k", "chp", 1 / 8),
     Target("warm-1k", "aiohttp", 1 / 8),
     Target("start", None, 600.0),
-    Target("members-300", f"{EDGE} 3 members", 1.1),
+    Target("members-300", f"{ITSELF} 3 members", 1.1),
 )
 
 
@@ -118,6 +121,7 @@ class Verdict:
     """A target, and what was measured."""
 
     target: Target
+    peer: str
     value: float
 
     @property
@@ -128,20 +132,22 @@ class Verdict:
     @property
     def against(self) -> str:
         """What it is compared with."""
-        return self.target.reference or SCENARIOS[self.target.scenario].measure
+        reference = self.target.reference
+        return reference.replace(ITSELF, self.peer) if reference else SCENARIOS[self.target.scenario].measure
 
 
 def verdicts(samples: Sequence[Sample]) -> list[Verdict]:
     """Of every target whose runs were made."""
     found = []
     for target in TARGETS:
-        if target.reference:
-            value = ratio(samples, target.scenario, target.peer, target.reference)
-        else:
-            figures = _figures(samples, target.scenario, target.peer)
-            value = median(figures.values()) if figures else None
-        if value is not None:
-            found.append(Verdict(target, value))
+        for peer in EDGES:
+            if target.reference:
+                value = ratio(samples, target.scenario, peer, target.reference.replace(ITSELF, peer))
+            else:
+                figures = _figures(samples, target.scenario, peer)
+                value = median(figures.values()) if figures else None
+            if value is not None:
+                found.append(Verdict(target, peer, value))
     return found
 
 
@@ -185,7 +191,7 @@ def show(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
 def show_verdicts(found: Iterable[Verdict], console: Console) -> None:
     """Print what is aimed at beside what was measured."""
     table = _table("Targets")
-    for name in ("scenario", "against"):
+    for name in ("scenario", "proxy", "against"):
         table.add_column(name, no_wrap=True)
     for name in ("measured", "at most", ""):
         table.add_column(name, justify="right", no_wrap=True)
@@ -193,6 +199,7 @@ def show_verdicts(found: Iterable[Verdict], console: Console) -> None:
         target = verdict.target
         table.add_row(
             target.scenario,
+            verdict.peer,
             verdict.against,
             f"{verdict.value:.2f}",
             f"{target.most:.2f}",
@@ -240,7 +247,13 @@ def result(
         "settings": dict(settings),
         "notes": list(notes),
         "targets": [
-            asdict(verdict.target) | {"measured": verdict.value, "held": verdict.held}
+            asdict(verdict.target)
+            | {
+                "peer": verdict.peer,
+                "reference": verdict.against,
+                "measured": verdict.value,
+                "held": verdict.held,
+            }
             for verdict in verdicts(samples)
         ],
         "summary": summarise(samples),
@@ -313,10 +326,10 @@ def _markdown_targets(targets: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "## Targets",
         "",
-        "| scenario | against | measured | at most | |",
-        "| --- | --- | ---: | ---: | --- |",
+        "| scenario | proxy | against | measured | at most | |",
+        "| --- | --- | --- | ---: | ---: | --- |",
         *(
-            f"| {target['scenario']} | {target['reference'] or SCENARIOS[target['scenario']].measure} "
+            f"| {target['scenario']} | {target['peer']} | {target['reference']} "
             f"| {target['measured']:.2f} | {target['most']:.2f} "
             f"| {'reached' if target['held'] else 'missed'} |"
             for target in targets
@@ -331,7 +344,7 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> list[chart.Panel]:
             f"{scenario}: {SCENARIOS[scenario].about}",
             SCENARIOS[scenario].measure,
             [
-                chart.Bar(row["peer"], row["figure"], row["peer"].startswith(EDGE))
+                chart.Bar(row["peer"], row["figure"], row["peer"].startswith(EDGES))
                 for row in rows
                 if row["scenario"] == scenario and row["peer"] != DIRECT
             ],

@@ -20,7 +20,7 @@ from benchmarks.peers import (
 )
 from benchmarks.visitors import Seen, percentile
 
-FAST = frozenset({"nginx", "haproxy", "fedproxy"})
+FAST = frozenset({"nginx", "haproxy", "fedproxy", "compiled"})
 DIRECT = "no proxy"
 
 _IDLE = 2_500
@@ -55,7 +55,7 @@ STAGES = {
     "streams": Stage(streaming=True),
     "log": Stage((Variant(log=True),)),
     "broken": Stage(broken=1),
-    "many": Stage((Variant(members=300), Variant(" 3 members", peers=frozenset({"fedproxy"})))),
+    "many": Stage((Variant(members=300), Variant(" 3 members", peers=frozenset({"fedproxy", "compiled"})))),
     "workers": Stage((Variant(), Variant(" 2 workers", workers=2, peers=FAST))),
     "fresh": Stage((Variant(tls=True),), fresh=True),
 }

@@ -16,7 +16,7 @@ from typing import Final, TypeVar, cast
 from benchmarks.members import frame, frame_length
 from benchmarks.peers import COOKIE, BenchmarkError
 
-_STAMP: Final = re.compile(rb'"at": (\d{20})')
+_STAMP: Final = re.compile(rb'"at": "(\d{20})"')
 _PATIENCE = 30.0
 _BROWSER: Final = (
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"

@@ -44,7 +44,7 @@ def test_every_scenario_has_a_stage_and_every_stage_a_scenario() -> None:
 
 def test_every_need_of_a_scenario_is_met_by_the_edge_and_its_references() -> None:
     for scenario in SCENARIOS.values():
-        for name in (report.EDGE, *report.REFERENCES):
+        for name in (*report.EDGES, *report.REFERENCES):
             assert scenario.needs <= PEERS[name].can
 
 

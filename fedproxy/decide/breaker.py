@@ -155,7 +155,7 @@ class Breaker:
         generation: int,
         outcome: Outcome,
         now: float,
-        chance: float,
+        chance: float = 0.0,
         may_open: Callable[[], bool] | None = None,
     ) -> bool:
         """Notes the outcome of a request that `acquire` gave `generation` to; True if the state changed.

@@ -104,8 +104,11 @@ class MemberCounts(_Counts):
         self.launch_phases: defaultdict[str, float] = defaultdict(float)  # seconds
         self.failovers: defaultdict[str, int] = defaultdict(int)  # by the member that a launch moved to
 
-    def observe(self, duration: float, first_byte: float | None) -> None:
-        """Counts how long a request took, and after how long its response began, if it did; in seconds."""
+    def record(self, source: str | None, duration: float, first_byte: float | None, bytes_out: int) -> None:
+        """Counts a request that is over: its time, and the time until its response began, in seconds."""
+        if source is not None:
+            self.affinity[source] += 1
+        self.bytes_out += bytes_out
         slot = bisect_left(BOUNDS, duration)
         whole = self.duration
         whole.counts[slot] += 1

@@ -182,7 +182,7 @@ class Federation:
         if outcome is _FAILURE:
             member.breaker.settle(lease.generation, outcome, now, self._rng.random(), self._may_eject)
         else:
-            member.breaker.settle(lease.generation, outcome, now, 0.0)
+            member.breaker.settle(lease.generation, outcome, now)
 
     def trip(self, member: Member, now: float) -> None:
         """Another worker saw the member fail: its breaker opens here too, and nobody is told again."""

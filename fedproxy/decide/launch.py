@@ -92,8 +92,6 @@ _PHASES: Final = _BUILDING | {"built", "launching", "ready", "failed"}
 _SAME: Final = {"failure": "failed"}
 # The keys of real repositories are shorter.
 _LONGEST_KEY: Final = 256
-# No event begins or ends with it.
-_NOTHING: Final = b"\0"
 
 
 class FailureTable:
@@ -161,7 +159,7 @@ class Launch:
     def __init__(self, table: FailureTable, now: float) -> None:
         self._table = table
         # What an event of the same phase ends or begins with: by repo2docker, and by BinderHub.
-        self._last = self._first = _NOTHING
+        self._last = self._first = b""
         self._since = now
         self.started = now
         self.decision = _HOLD
@@ -193,7 +191,7 @@ class Launch:
         if self.end is not None:
             return False
         # Most of a stream are lines of a build's log. (A quote within a message is escaped.)
-        if data is not None and (data.endswith(self._last) or data.startswith(self._first)):
+        if data and self.phase is not None and (data.endswith(self._last) or data.startswith(self._first)):
             return False
         said = _object(data)
         phase = said.get("phase")

@@ -51,7 +51,8 @@ class Member:
         self.intent = Intent.READY
         self.healthy = True
         self.reasons: tuple[str, ...] = ()
-        self.serving = True  # intent and health together, so that a request asks one question
+        self.serving = True  # intent and health together, ...
+        self.open = True  # ... and the breaker with them, so that a request asks one question
         self.in_flight = 0
         self.launches = 0
         self.failed_launches = 0  # in a row
@@ -69,9 +70,8 @@ class Member:
     def available(self, now: float, launch: bool = False) -> bool:
         """Whether a request (or a launch) may be sent to it now: serving, breaker admits, not full."""
         return (
-            self.serving
+            (self.open or (self.serving and self.breaker.admits(now)))
             and self.in_flight < self.max_requests
-            and (self.breaker.closed or self.breaker.admits(now))
             and not (launch and self.full(launch=True))
         )
 
@@ -125,6 +125,7 @@ class Member:
 
     def _decide(self) -> None:
         self.serving = self.healthy and self.intent is not Intent.MAINT
+        self.open = self.serving and self.breaker.closed
 
     def _on_transition(self, state: BreakerState, now: float) -> None:
         self.counts.transitions[state.value] += 1
@@ -132,3 +133,4 @@ class Member:
             self.on_trip(self.name)
         if state is BreakerState.CLOSED:
             self.recovered(now)
+        self._decide()

@@ -103,6 +103,7 @@ class Downstream(Flow):
         "keep",
         "left",
         "linger_until",
+        "ordinary",
         "peer",
         "request_id",
         "secure",
@@ -174,6 +175,7 @@ class Downstream(Flow):
     def take_heed(self) -> None:
         """Whether a request needs more than an ordinary look."""
         self.careful = self.edge.careful or self.door.redirect_to_https
+        self.ordinary = not (self.careful or self.trusted)
         if self.edge.draining and self.exchange is not None and self.exchange.first_byte_at is None:
             # Its head will say so.
             self.keep = False
@@ -216,41 +218,74 @@ class Downstream(Flow):
     def data_received(self, data: bytes) -> None:
         if self.exchange is not None:
             self._read_on(self.exchange, data)
-        elif self.linger_until is None:
-            if self.held:
-                data, self.held = self.held + data, b""
-            if self.writable:
-                self._read_head(data)
-            else:
-                self._hold(data)
+        elif self.held or not self.writable or self.linger_until is not None:
+            self._read_more(data)
+        else:
+            self._read_head(data)
+
+    def _read_more(self, data: bytes) -> None:
+        """More of a head that was not whole, or something that is not to be read now."""
+        if self.linger_until is not None:
+            return
+        if self.held:
+            data, self.held = self.held + data, b""
+        if self.writable:
+            self._read_head(data)
+        else:
+            self._hold(data)
 
     def _read_head(self, data: bytes) -> None:
+        if data[-4:] != b"\r\n\r\n":
+            self._read_any_head(data)
+            return
+        edge = self.edge
+        line, _, raw = data.partition(b"\r\n")
+        # What is known as a block ends where a head ends, so it is one whole head and nothing else.
+        ask = edge.asks.get(line)
+        block = edge.blocks.get(raw)
+        if ask is None or block is None:
+            if not self.ordinary or len(data) > edge.policy.limits.request_head:
+                self._read_any_head(data)
+                return
+            try:
+                ask = edge.asks[line]
+                # An empty line within is malformed in a block, whatever else it means.
+                block = edge.blocks[raw]
+            except VisitorError:
+                self._read_any_head(data)
+                return
+        if not (ask.ordinary and block.plain and self.ordinary):
+            self._read_any_head(data)
+            return
+        self.keep = True
+        self.head_since = None
+        edge.counts.requests += 1
+        number = (edge.numbers or edge.draw_ids()).pop()
+        self.request_id = edge.id_start + number + edge.id_end
+        self.trace = edge.trace_start + number + edge.trace_end
+        exchange = self.exchange = Exchange()
+        exchange.open(edge, self, ask, block)
+        exchange.begin()
+
+    def _read_any_head(self, data: bytes) -> None:
+        """A head that is not known, not whole, or not what most are."""
         edge = self.edge
         blocks = edge.trusted_blocks if self.trusted else edge.blocks
         limit = edge.policy.limits.request_head
-        raw = rest = b""
-        block = None
-        if len(data) <= limit and data[-4:] == b"\r\n\r\n":
-            # One head and nothing else, if what is below the first line is known as a whole block.
-            line, _, raw = data.partition(b"\r\n")
-            block = blocks.get(raw)
-        if block is None:
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4 or end > limit or data[0] in b"\r\n":
+            data = self._unusual_head(data, limit)
+            if not data:
+                return
             end = data.find(b"\r\n\r\n") + 4
-            if end < 4 or end > limit or data[0] in b"\r\n":
-                data = self._unusual_head(data, limit)
-                if not data:
-                    return
-                end = data.find(b"\r\n\r\n") + 4
-                raw = b""
-            if not raw or end < len(data):
-                line, _, raw = data[:end].partition(b"\r\n")
-                rest = data[end:]
+        line, _, raw = data[:end].partition(b"\r\n")
+        rest = data[end:]
         self.head_since = None
+        block = None
         try:
             ask = edge.asks[line]
-            if block is None:
-                block = blocks[raw]
-            if not (ask.ordinary and block.plain) or self.careful or self.trusted:
+            block = blocks[raw]
+            if not (ask.ordinary and block.plain and self.ordinary):
                 ask, block = self._consider(ask, block, blocks)
             else:
                 self.keep = True
@@ -266,9 +301,8 @@ class Downstream(Flow):
             self._answer_here(ask, block, line + b"\r\n" + raw, rest)
             return
         launch = ask.launch and asked_for(block.raw)
-        kind = LaunchExchange if launch else Exchange
-        exchange = self.exchange = kind()
-        exchange.open(edge, self, ask, block, edge.clock())
+        exchange = self.exchange = LaunchExchange() if launch else Exchange()
+        exchange.open(edge, self, ask, block)
         if block.chunked or block.length:
             self._start_body(exchange, block, rest)
             if exchange.settled:
@@ -309,7 +343,7 @@ class Downstream(Flow):
         return b""
 
     def _consider(self, ask: Ask, block: HeaderBlock, blocks: Memo[HeaderBlock]) -> tuple[Ask, HeaderBlock]:
-        """A request that may not be what most are. Raises `VisitorError`."""
+        """A request that is not what most are. Raises `VisitorError`."""
         line = ask.line
         if line.authority is not None and block.host is not None:
             block = blocks[with_host(block.raw, line.authority)]
@@ -377,9 +411,8 @@ class Downstream(Flow):
         if trace is None:
             edge = self.edge
             number = (edge.numbers or edge.draw_ids()).pop()
-            trace_id = edge.id_start + number + edge.id_end
-            self.trace = b"00-" + trace_id + edge.parent
-            self.request_id = block.request_id or trace_id
+            self.trace = edge.trace_start + number + edge.trace_end
+            self.request_id = block.request_id or edge.id_start + number + edge.id_end
         else:
             self.trace = trace
             self.request_id = block.request_id or trace[3:35]

@@ -49,7 +49,7 @@ class Ask:
     key: bytes | None
     proxied: bool  # streamed through, not answered here
     balanced: bool  # to the members, not to a certain one
-    ordinary: bool  # neither HTTP/1.0 nor in absolute-form
+    ordinary: bool  # proxied, no launch, neither HTTP/1.0 nor in absolute-form
     renews: bool  # its response renews the cookie
     build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
     launch: bool  # a launch, if an event stream is asked for
@@ -147,11 +147,14 @@ class Edge:
                 del old[member.name]
             else:
                 pool = Pool(self, member, endpoints[member.name], cookie_values[member.name])
+            pool.room = policy.limits.idle_connections
             self.pools[member.name] = pool
         for pool in old.values():
             pool.close()
             self._retired.append(pool)
-        self.pins = {pool.cookie_value: pool.member for pool in self.pools.values()}
+        self.pins: dict[bytes | None, Member] = {
+            pool.cookie_value: pool.member for pool in self.pools.values()
+        }
         self.host_members = {
             host.lower().encode("ascii"): member for member in federation.members for host in member.hosts
         }
@@ -164,12 +167,16 @@ class Edge:
         # The host that visitors type, and its port if it has one, where it speaks https.
         self.public = public.removeprefix(b"https://") if public.startswith(b"https://") else b""
         self._key_of = KEYS.get(policy.key)
-        self.asks: Memo[Ask] = Memo(self._read_ask, entries=4096, longest=2048)
+        # A known line and a known block together are within the limit.
+        half = policy.limits.request_head // 2
+        self.asks: Memo[Ask] = Memo(self._read_ask, entries=4096, longest=min(2048, half))
         bans = policy.bans
         ban = bans.agent if bans.user_agents else None
         cookie, origin = policy.cookie, policy.origin
-        self.blocks = Memo(BlockReader(cookie, origin, trusted=False, ban=ban).read, entries=2048)
-        self.trusted_blocks = Memo(BlockReader(cookie, origin, trusted=True, ban=ban).read, entries=2048)
+        self.blocks = Memo(BlockReader(cookie, origin, trusted=False, ban=ban).read, 2048, min(4096, half))
+        self.trusted_blocks = Memo(
+            BlockReader(cookie, origin, trusted=True, ban=ban).read, 2048, min(4096, half)
+        )
         self.trusts = Memo(policy.trusted.__contains__, longest=64)
         self.bans_address = Memo(bans.networks.__contains__, longest=64)
         if policy.rate != self._rate_policy:
@@ -203,7 +210,9 @@ class Edge:
         """
         self.id_start = b"%016x" % self.random_bits(64)
         self.id_end = b"%013x" % self.random_bits(52)
-        self.parent = b"-%016x-00" % (self.random_bits(64) or 1)
+        parent = self.random_bits(64) or 1
+        self.trace_start = b"00-" + self.id_start
+        self.trace_end = b"%b-%016x-00" % (self.id_end, parent)
         self.numbers = _NUMBERS.copy()
         return self.numbers
 
@@ -263,16 +272,18 @@ class Edge:
         action = self.router.match(path)
         build = path.startswith(b"/build/")
         bans = self.policy.bans
+        proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
+        launch = build and line.method == b"GET" and path.count(b"/") > 2
         return Ask(
             line=line,
             action=action,
             key=self._key_of(path) if self._key_of is not None else None,
-            proxied=isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect,
+            proxied=proxied,
             balanced=isinstance(action, ToMembers),
-            ordinary=line.authority is None and not line.http10,
+            ordinary=proxied and not launch and line.authority is None and not line.http10,
             renews=build or path.startswith(b"/v2/"),
             build=build,
-            launch=build and line.method == b"GET" and path.count(b"/") > 2,
+            launch=launch,
             stays=path.startswith(_SESSIONS),
             banned=bool(bans.repositories) and bans.repository(path),
         )
@@ -299,8 +310,7 @@ class Edge:
             only = self.only(ask, block)
             if only is not None:
                 return self.federation.acquire_member(only[0], only[1], (), now, launch)
-        cookie = block.cookie
-        pinned = self.pins.get(cookie) if cookie is not None else None
+        pinned = self.pins.get(block.cookie)
         key = ask.key if self._key_of is not None else client
         if launch and pinned is None and key is not None and self.moved:
             # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
@@ -378,6 +388,7 @@ class Edge:
         block: HeaderBlock | None,
         *,
         status: int,
+        termination: str,
         bytes_in: int = 0,
         bytes_out: int = 0,
         duration: float = 0.0,
@@ -385,7 +396,6 @@ class Edge:
         member: str | None = None,
         attempts: int = 0,
         affinity: str | None = None,
-        termination: str,
         launch: str | None = None,
     ) -> None:
         """Writes the line of a request; `line` and `block` are None if it was refused unread."""

@@ -36,36 +36,6 @@ def enter(edge: Edge, door: Door, tls: ssl.SSLContext | None = None) -> asyncio.
     return Entrance(edge, door, tls) if door.proxy_protocol else Downstream(edge, door)
 
 
-def handshakes(edge: Edge) -> type[ssl.SSLObject]:
-    """What a TLS context makes of a handshake where the listener does TLS itself.
-
-    The loop tells of such a connection only once it is encrypted. Until then it is counted here, and one too
-    many is refused before anything is computed for it.
-    """
-
-    class Handshake(ssl.SSLObject):
-        counted = False
-
-        def do_handshake(self) -> None:
-            if not self.counted:
-                self.counted = True
-                if not edge.count():
-                    raise ssl.SSLError("one connection too many")
-            super().do_handshake()
-            self._leave()
-
-        def __del__(self) -> None:
-            # A handshake that comes to nothing ends with its connection, and nobody is told.
-            self._leave()
-
-        def _leave(self) -> None:
-            if self.counted:
-                self.counted = False
-                edge.counts.connections -= 1
-
-    return Handshake
-
-
 class Entrance(Flow):
     """A connection until it is known whose it is, and, with `tls`, until it is encrypted.
 

@@ -115,12 +115,10 @@ class Exchange:
         "is_head",
         "is_launch",
         "lease",
-        "outcome",
         "pool",
-        "seen",
+        "progress",
         "sets_cookie",
         "settled",
-        "since",
         "source",
         "started",
         "status",
@@ -128,18 +126,21 @@ class Exchange:
         "tried",
         "upstream",
         "visitor",
-        "watched",
     )
 
     pool: Pool
+    # Of a launch: whether its events are read, which tell what a status cannot, and how it ended.
+    watched = False
+    outcome: str | None = None
 
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock, now: float) -> None:
+    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
         """Sets everything: as an `__init__`, which the interpreter calls the long way, it would cost more."""
         self.edge = edge
         self.visitor = visitor
         self.ask = ask
         self.block = block
-        self.started = now
+        self.started = edge.clock()
+        self.is_launch = False
         self.is_head = ask.line.is_head
         self.framed = not ask.line.http10
         self.lease: Lease | None = None
@@ -150,9 +151,6 @@ class Exchange:
         self.committed = False
         self.interims = 0
         self.settled = False
-        self.is_launch = False
-        self.watched = False  # its events are read as they pass, and tell what a status cannot
-        self.outcome: str | None = None  # of a launch
         self.source: Source | None = None
         self.sets_cookie = False  # the visitor is told where they are
         self.status = 0
@@ -165,8 +163,7 @@ class Exchange:
         self.held: list[bytes] | None = None  # request body not yet sent, or kept for another attempt
         self.held_size = 0
         self.body_done = True
-        self.seen = -1
-        self.since = 0.0
+        self.progress: tuple[int, float] | None = None  # how much had moved at the last sweep, and since when
 
     def __repr__(self) -> str:
         phase = "settled" if self.settled else "relaying" if self.committed else "attempting"
@@ -183,17 +180,15 @@ class Exchange:
             self._refuse(AllFull() if lease is Refusal.FULL else NoMember())
 
     def _attempt(self, lease: Lease) -> None:
-        member = lease.member
-        source = lease.source if not self.tried else _MOVED
-        self.source = source
+        source = self.source = lease.source if not self.tried else _MOVED
         if source is not _COOKIE or self.ask.renews:
             self.sets_cookie = source is not _HOST
         self.lease = lease
         self.attempts += 1
-        pool = self.pool = self.edge.pools[member.name]
-        upstream = pool.take()
-        if upstream is not None:
-            self._send(upstream)
+        pool = self.pool = self.edge.pools[lease.member.name]
+        # The one used last. One that is closing, of which nobody was told yet, fails as a stale one does.
+        if pool.idle:
+            self._send(pool.idle.pop())
         else:
             self._connect(pool)
 
@@ -225,14 +220,18 @@ class Exchange:
 
     def _send(self, upstream: Upstream) -> None:
         self.upstream = upstream
-        upstream.start(self, self.visitor.upstream_head(self))
+        upstream.exchange = self
+        upstream.write(self.visitor.upstream_head(self))
         if self.held is not None:
-            for piece in self.held:
-                upstream.write(piece)
-            if self.held_size > self.edge.policy.limits.replay:
-                self.held = None
+            self._send_held(upstream, self.held)
         if self.full:
             upstream.pause()
+
+    def _send_held(self, upstream: Upstream, held: list[bytes]) -> None:
+        for piece in held:
+            upstream.write(piece)
+        if self.held_size > self.edge.policy.limits.replay:
+            self.held = None
         if not self.body_done and upstream.writable:
             self.visitor.resume()
 
@@ -284,14 +283,15 @@ class Exchange:
         status = head.status
         if status >= 500 and not self.is_launch and self._passed_over(status, done):
             return
+        lease = self.lease
+        if lease is None:
+            return
         self.status = status
         self.committed = True
         self.held = None
         self.bytes_out = len(body)
-        edge = self.edge
-        now = self.first_byte_at = edge.clock()
-        lease = self.lease
-        if lease is not None and not lease.member.breaker.closed and not self.watched:
+        now = self.first_byte_at = self.edge.clock()
+        if not lease.member.breaker.closed and not self.watched:
             self._answered(lease, now)
         self.visitor.send_head(self, head, body, done)
         if done:
@@ -472,12 +472,11 @@ class Exchange:
 
     def sweep(self, now: float) -> None:
         """Looks whether anything moved since the last time, and how long ago."""
-        progress = self.bytes_in + self.bytes_out + self.attempts
-        if progress != self.seen or self.connecting is not None:
-            self.seen = progress
-            self.since = now
+        moved = self.bytes_in + self.bytes_out + self.attempts
+        if self.progress is None or self.progress[0] != moved or self.connecting is not None:
+            self.progress = (moved, now)
             return
-        stood = now - self.since
+        stood = now - self.progress[1]
         timeouts = self.edge.policy.timeouts
         upstream = self.upstream
         if upstream is None:
@@ -525,7 +524,6 @@ class Exchange:
         self._record(now)
 
     def _finish(self, now: float) -> None:
-        edge = self.edge
         lease = self.lease
         upstream = self.upstream
         if self.settled or lease is None or upstream is None:
@@ -533,6 +531,7 @@ class Exchange:
         self.settled = True
         self.lease = None
         self.upstream = None
+        edge = self.edge
         failed = self.status >= 500 and self.status in edge.policy.failing
         edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now)
         if self.body_done and not (self.bytes_in and upstream.transport.get_write_buffer_size()):
@@ -562,11 +561,9 @@ class Exchange:
             if self.error is None or self.committed:
                 counts.codes[self.status] += 1
             begun, started = self.first_byte_at, self.started
-            counts.observe(now - started, None if begun is None else begun - started)
+            first_byte = None if begun is None else begun - started
+            counts.record(self.source, now - started, first_byte, self.bytes_out)
             if self.bytes_in:
                 counts.bytes_in += self.bytes_in
-            counts.bytes_out += self.bytes_out
-            if self.source is not None:
-                counts.affinity[self.source] += 1
         if self.edge.log is not None:
             self.edge.log_exchange(self, now)

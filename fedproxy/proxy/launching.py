@@ -62,11 +62,13 @@ class Waiting:
 class LaunchExchange(Exchange):
     """One launch."""
 
-    __slots__ = ("launch", "noted_at", "reader", "tapped", "waiting", "word")
+    __slots__ = ("launch", "noted_at", "outcome", "reader", "tapped", "waiting", "watched", "word")
 
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock, now: float) -> None:
-        super().open(edge, visitor, ask, block, now)
+    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
+        super().open(edge, visitor, ask, block)
         self.is_launch = True
+        self.watched = False
+        self.outcome = None
         self.launch: Launch | None = None  # on the member of the attempt under way
         self.reader: EventReader | None = None
         self.tapped = False  # events are read of the chunks, not of what goes on

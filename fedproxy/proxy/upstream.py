@@ -81,19 +81,22 @@ class Upstream(Flow):
         self.write = self.transport.write
         self.pool.connections.add(self)
 
-    def start(self, exchange: Exchange, head: bytes) -> None:
-        """Sends a request's head; its body follows with `write`."""
-        self.exchange = exchange
-        self.left = _AWAITING_HEAD
-        self.write(head)
-
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
         if exchange is None:
             # Nobody asked. Bytes beyond a response never become a second one.
             self.abort()
         elif self.left == _AWAITING_HEAD:
-            self._read_head(exchange, data)
+            # A member's heads are often of one length, and what is known as a head ends where it ends.
+            end = self.pool.head_length
+            head = _heads.get(data[:end])
+            if head is None or self.held or head.whole != len(data) - end or exchange.is_head:
+                self._read_head(exchange, data)
+                return
+            # A known head with all of its body, as it mostly is.
+            self.left = 0
+            self.keep = not head.close
+            exchange.on_head(head, data[end:], True)
         elif self.chunks is not None:
             self._read_chunks(exchange, self.chunks, data)
         else:
@@ -121,13 +124,8 @@ class Upstream(Flow):
                 self._fail(exchange, error)
                 return
             if head.status >= 200:
-                if head.length == len(data) - end and not exchange.is_head and not head.bodiless:
-                    # All of it is here, as it mostly is.
-                    self.left = 0
-                    self.keep = not head.close
-                    exchange.on_head(head, data[end:], True)
-                else:
-                    self._start_body(exchange, head, data, end)
+                self.pool.head_length = end
+                self._start_body(exchange, head, data, end)
                 return
             data = data[end:]
             if head.status == 101 or exchange.interims >= _MOST_INTERIMS:
@@ -189,7 +187,7 @@ class Upstream(Flow):
 
     def eof_received(self) -> None:
         # Returning nothing closes the transport; connection_lost says what that means.
-        return None
+        self.pool.retire(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.forget(self)
@@ -208,11 +206,13 @@ class Upstream(Flow):
         """The exchange is over: back to the pool, unless that has enough, or closed."""
         self.exchange = None
         pool = self.pool
-        if not self.keep or pool.closed or len(pool.idle) >= pool.edge.policy.limits.idle_connections:
+        if not self.keep or len(pool.idle) >= pool.room:
             self.transport.close()
             return
         if not self.reading:
             self.resume()
+        self.reused = True
+        self.left = _AWAITING_HEAD
         self.idle_since = now
         pool.idle.append(self)
 
@@ -243,26 +243,21 @@ class Pool:
         self.host_line = b"Host: " + endpoint.authority + b"\r\n"
         self.idle: list[Upstream] = []
         self.connections: set[Upstream] = set()
-        self.closed = False
+        self.head_length = 0  # of the response before
+        self.room = 0  # for so many idle connections; none in one that is closed
 
     @property
     def busy(self) -> int:
         """Connections that serve an exchange or a tunnel."""
         return len(self.connections) - len(self.idle)
 
-    def take(self) -> Upstream | None:
-        """The connection used last, if one is idle."""
-        idle = self.idle
-        while idle:
-            upstream = idle.pop()
-            if not upstream.transport.is_closing():
-                upstream.reused = True
-                return upstream
-        return None
-
     def forget(self, upstream: Upstream) -> None:
         """A connection is gone."""
         self.connections.discard(upstream)
+        self.retire(upstream)
+
+    def retire(self, upstream: Upstream) -> None:
+        """A connection serves no other exchange."""
         if upstream in self.idle:
             self.idle.remove(upstream)
 
@@ -277,7 +272,7 @@ class Pool:
 
     def close(self) -> None:
         """Closes what is idle, and the rest as it is released."""
-        self.closed = True
+        self.room = 0
         self.expire(float("inf"))
 
     async def connect(self) -> Upstream:

@@ -17,7 +17,8 @@ from fedproxy.control.line import Fact, Health, Launched, Launches, Logo, Moved,
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.observe.access_log import AccessLog, Output
 from fedproxy.proxy.edge import Edge
-from fedproxy.proxy.entrance import enter, handshakes
+from fedproxy.proxy.entrance import enter
+from fedproxy.proxy.handshake import handshakes
 from fedproxy.serve import descriptors
 from fedproxy.serve.assemble import assemble, door_of
 from fedproxy.serve.own_pages import page_logger

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _TELL = 1.0  # seconds between two accounts of what was counted
 _AT_A_TIME = 30  # members that are told of in one turn, which takes less than a millisecond
 _HANDOVER = 10.0  # seconds that a successor may take to start
+_BODIES = 4 * 1024 * 1024
 _LAST_WORDS = 2.0  # seconds that the control process may take to read them
 
 
@@ -184,6 +185,9 @@ class Worker:
 
 def freeze() -> None:
     """What was made until now stays; what requests make is freed by its reference count."""
+    # Having seen a piece of this size come and go, glibc keeps twice as much at hand: what each body gives back
+    # to the system it would have to ask for again, page by page.
+    bytes(_BODIES)
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 

@@ -136,8 +136,7 @@ class HeaderBlock:
 
     def with_cookies(self, raw: bytes, cookie: bytes | None, line: bytes) -> HeaderBlock:
         """The same block with a Cookie line more; `line` is what of it goes on to the member."""
-        block = HeaderBlock.__new__(HeaderBlock)
-        block.raw = raw
+        block = HeaderBlock(raw)
         block.host = self.host
         block.length = self.length
         block.chunked = self.chunked
@@ -151,7 +150,6 @@ class HeaderBlock:
         block.plain = self.plain
         block.banned = self.banned
         block.cookie = cookie
-        block.more_cookies = False
         block.forward = self.forward + line
         return block
 
@@ -334,6 +332,8 @@ class BlockReader:
             and not block.close
             and not block.expect
             and block.upgrade is None
+            and block.request_id is None
+            and block.traceparent is None
         )
 
 

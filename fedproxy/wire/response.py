@@ -18,7 +18,8 @@ _BODILESS = frozenset((204, 304))
 
 class ResponseHead:
     """What a member answered. `forward` holds the status line and the lines that pass, with the
-    `Content-Length` but without `Transfer-Encoding`, which depends on the visitor's version."""
+    `Content-Length` but without `Transfer-Encoding`, which depends on the visitor's version. `whole` is the
+    size of a final response's body if the head says it, whatever the method; else -1."""
 
     __slots__ = (
         "bodiless",
@@ -31,6 +32,7 @@ class ResponseHead:
         "public",
         "status",
         "upgrade",
+        "whole",
     )
 
     def __init__(self, status: int) -> None:
@@ -44,6 +46,7 @@ class ResponseHead:
         self.public = False
         self.bodiless = status < 200 or status in _BODILESS
         self.forward = b""
+        self.whole = -1
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
@@ -109,5 +112,7 @@ def _finish(head: ResponseHead, lines: list[bytes], named: tuple[bytes, ...], *,
     # RFC 9110 section 8.6: a 1xx or 204 has no Content-Length, whatever the member says.
     if head.length is not None and head.status != 204 and head.status >= 200:
         lines.append(b"Content-Length: %d" % head.length)
+    if head.length is not None and not head.bodiless:
+        head.whole = head.length
     lines.append(b"")
     head.forward = b"\r\n".join(lines)

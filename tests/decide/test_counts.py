@@ -21,14 +21,15 @@ def test_value_falls_into_the_bucket_whose_bound_includes_it(value: float, bucke
 
 def test_both_times_of_a_request_are_counted_where_they_belong() -> None:
     counts = MemberCounts()
-    counts.observe(0.002, 0.002)
-    counts.observe(3601.0, 0.0)
-    counts.observe(0.3, None)
+    counts.record("key", 0.002, 0.002, 100)
+    counts.record("key", 3601.0, 0.0, 20)
+    counts.record(None, 0.3, None, 0)
     assert counts.duration.counts[1] == counts.duration.counts[-1] == counts.duration.counts[8] == 1
     assert counts.first_byte.counts[1] == counts.first_byte.counts[0] == 1
     assert sum(counts.duration.counts) == 3
     assert sum(counts.first_byte.counts) == 2
     assert (counts.duration.total, counts.first_byte.total) == (3601.302, 0.002)
+    assert (dict(counts.affinity), counts.bytes_out) == ({"key": 2}, 120)
 
 
 def test_counts_of_a_new_key_start_at_zero() -> None:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedproxy.decide.affinity import Source
@@ -15,6 +15,7 @@ from fedproxy.decide.breaker import BreakerState, Outcome
 from fedproxy.decide.federation import Federation, Lease
 from fedproxy.decide.launch import Decision, End, FailureTable, Launch, MovedKeys, Verdict, judge_status
 from fedproxy.decide.member import Member
+from tests.attributes import attributes
 from tests.decide.build import federation, member
 
 TABLE = FailureTable()
@@ -182,7 +183,7 @@ def test_ready_ends_a_launch_and_what_follows_is_not_read() -> None:
     assert launch.close(End.LOST, 200.0) is End.READY
     assert launch.phases == {"built": 1.0, "launching": 1.0}
     assert "secret" not in repr(launch) and not any(
-        "secret" in str(getattr(launch, s)) for s in launch.__slots__
+        "secret" in str(getattr(launch, s)) for s in attributes(Launch)
     )
 
 
@@ -283,6 +284,7 @@ def test_response_that_is_no_stream(status: int, decision: Decision, end: End, b
 
 
 @given(st.lists(st.one_of(st.binary(max_size=60), st.none(), st.sampled_from([QUOTA, BROKEN, READY]))))
+@example([b"\0"])
 def test_any_events_give_an_end(events: list[bytes | None]) -> None:
     launch = fed(*events)
     assert launch.close(End.LOST, 1000.0) in End
