@@ -1,8 +1,9 @@
 """`python -m benchmarks.scrape`: how long a scrape takes, and whether visitors have to wait for it.
 
 Every member has had traffic through every worker. Requests come in an open loop, on time whatever the edge
-does; seconds without a scrape and seconds with several take turns. The edge, all of its processes, has one
-core; its members, the visitors and the scraper (curl) share another.
+does; seconds without a scrape and seconds with several take turns. Without one, the scraper (curl) asks a
+member instead: that it is started, on the visitors' core, delays them most of all. The edge has a core, with
+several workers both; its members, the visitors and the scraper share the other.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ class Figures:
     scraped: list[list[float]] = field(default_factory=list)
 
 
-def scrape(port: int, core: int) -> Scrape:
+def scrape(port: int, core: int, path: str = "/metrics") -> Scrape:
     """Asks as Prometheus does, in a process of its own. Raises `BenchmarkError`."""
     command = ["taskset", "-c", str(core), "curl", "-sf", "-o", os.devnull, "-H", f"Accept: {OPENMETRICS}"]
     done = subprocess.run(
-        [*command, "-w", "%{time_total} %{size_download}", f"http://127.0.0.1:{port}/metrics"],
+        [*command, "-w", "%{time_total} %{size_download}", f"http://127.0.0.1:{port}{path}"],
         capture_output=True,
         text=True,
         timeout=30,
@@ -119,7 +120,7 @@ def edge(members: int, workers: int, port: int, cores: Sequence[int]) -> Iterato
         stack.callback(served.stop)
         served.wait_ready(own[0], "/1k")
         command = PEERS["fedproxy"].command(folder, public, own, Setting(workers=workers))
-        process = Process("fedproxy", command, core=cores[0], folder=folder)
+        process = Process("fedproxy", command, core=cores[0] if workers == 1 else cores[:2], folder=folder)
         stack.callback(process.stop)
         process.wait_ready(public, "/1k")
         url = f"http://127.0.0.1:{public}/1k"
@@ -160,7 +161,8 @@ def measure(members: int, workers: int, port: int, seconds: float, rounds: int) 
         try:
             fetch(admin, "/metrics")
             for _ in range(rounds):
-                figures.alone.append(visit())
+                with beside(lambda: scrape(port + 10, cores[1], "/1k"), _PAUSE):
+                    figures.alone.append(visit())
                 with beside(lambda: figures.scrapes.append(scrape(admin, cores[1])), _PAUSE):
                     figures.scraped.append(visit())
         finally:
@@ -217,10 +219,11 @@ def leave(number: int, _frame: FrameType | None) -> NoReturn:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seconds", type=click.FloatRange(0.1), default=None, help="Length of one run.  [default: 3]")
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Runs of each kind.  [default: 5]")
+@click.option("--only", type=(int, int), default=None, help="One case: so many members, and workers.")
 @click.option(
     "--port", type=click.IntRange(1024, 65000), default=18300, show_default=True, help="First port."
 )
-def main(seconds: float | None, rounds: int | None, port: int) -> None:
+def main(seconds: float | None, rounds: int | None, only: tuple[int, int] | None, port: int) -> None:
     """Measure scrapes of edges with few and many members, and the delay of requests meanwhile.
 
     QUICK=1 in the environment makes it one short round of one case: proof that it runs, not a measurement.
@@ -228,7 +231,7 @@ def main(seconds: float | None, rounds: int | None, port: int) -> None:
     quick = os.environ.get("QUICK", "") not in ("", "0")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
-    cases = CASES[:1] if quick else CASES
+    cases = (only,) if only else CASES[:1] if quick else CASES
     try:
         found = [
             measure(members, workers, port, seconds or (0.5 if quick else 3.0), rounds or (1 if quick else 5))

@@ -197,6 +197,17 @@ async def test_alerts_of_an_ill_member_and_of_an_edge_that_ended(tmp_path: Path)
         assert alert["labels"]["job"] == "fedproxy"
 
 
+async def test_full_member_is_full_and_not_down(tmp_path: Path) -> None:
+    async with watched(tmp_path) as running:
+        await running.members["gesis"].set_mode(Mode.FULL)
+        alert = await running.fires("FedproxyMemberFull")
+        assert alert["labels"]["member"] == "gesis"
+        data = await running.ask("alerts")
+        assert {one["labels"]["alertname"] for one in data["alerts"]} == {"FedproxyMemberFull"}
+        await running.members["gesis"].set_mode(Mode.WELL)
+        await running.resolves("FedproxyMemberFull")
+
+
 async def test_alert_of_an_open_breaker_fires_and_resolves(tmp_path: Path) -> None:
     async with watched(tmp_path) as running, running.visited():
         await running.members["gesis"].set_mode(Mode.FAILING)
