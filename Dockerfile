@@ -1,9 +1,9 @@
-# The program is built in the first stage: wheels, then an environment from nothing but those. The second stage has
-# that environment and no compiler, pip cache or source tree.
+# The program is built in the first stage, its hot path compiled: wheels, then an environment from nothing but those.
+# The second stage has that environment and no compiler, pip cache or source tree.
 ARG PYTHON=3.13
 
-FROM python:${PYTHON}-slim AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+FROM python:${PYTHON} AS build
+ENV HATCH_BUILD_HOOK_ENABLE_MYPYC=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY fedproxy ./fedproxy

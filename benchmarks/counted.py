@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Callable
 
+from benchmarks import hotpath
 from fedproxy.decide.breaker import Breaker, BreakerPolicy, Outcome
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease
 from fedproxy.decide.launch import FailureTable, Launch
@@ -89,7 +90,14 @@ def _cases() -> dict[str, Callable[[int], object]]:
         "member by key, never seen": lambda number: settle(
             federation.acquire(b"/build/gh/other/repo-%d" % number, None, (), 0.0)
         ),
+        **{f"whole {name}": _whole(name) for name in hotpath.INPUTS},
     }
+
+
+def _whole(name: str) -> Callable[[int], object]:
+    """Both protocols and all between them."""
+    drive, make = hotpath.driver(name), hotpath.INPUTS[name]
+    return lambda _number: drive(make())
 
 
 def run() -> None:

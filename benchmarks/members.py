@@ -31,7 +31,8 @@ _BODIES: Final = {b"/health": b'{"ok": true, "checks": []}', b"/1k": b"x" * 1024
 def event(stamp: int) -> bytes:
     """A line of a build as BinderHub sends it, about 100 bytes, with a time in nanoseconds; one chunk."""
     line = (
-        b'data: {"phase": "building", "message": "Step 7/52 : RUN apt-get install", "at": "%020d"}\n\n' % stamp
+        b'data: {"phase": "building", "message": "Step 7/52 : RUN apt-get install", "at": "%020d"}\n\n'
+        % stamp
     )
     return b"%x\r\n%b\r\n" % (len(line), line)
 

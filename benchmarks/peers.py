@@ -539,12 +539,12 @@ def _fedproxy(folder: Path, port: int, members: Sequence[int], setting: Setting)
 
 
 COMPILED = Path(__file__).parent.parent / ".compiled"
-_WITH_COMPILED = ["env", f"PYTHONPATH={COMPILED}", "PYTHONSAFEPATH=1"]
+WITH_COMPILED = ["env", f"PYTHONPATH={COMPILED}", "PYTHONSAFEPATH=1"]
 
 
 def _compiled(folder: Path, port: int, members: Sequence[int], setting: Setting) -> list[str]:
     """The edge as `make compiled` builds it."""
-    return [*_WITH_COMPILED, *_fedproxy(folder, port, members, setting)]
+    return [*WITH_COMPILED, *_fedproxy(folder, port, members, setting)]
 
 
 _ALL = frozenset({"log", "tls", "stream", "websocket", "failover", "sticky"})
@@ -568,7 +568,7 @@ PEERS = {
             "this program with its hot path compiled (make compiled)",
             (COMPILED / "fedproxy").is_dir,
             _compiled,
-            (*_WITH_COMPILED, sys.executable, "-m", "fedproxy", "--version"),
+            (*WITH_COMPILED, sys.executable, "-m", "fedproxy", "--version"),
             _ALL,
         ),
         Peer("caddy", "Caddy", _program("caddy"), _caddy, ("caddy", "version"), _ALL, _caddy_cookies),

@@ -343,6 +343,13 @@ SCENARIOS = {
             measure="CPU µs per connection",
         ),
         Scenario(
+            "handshakes",
+            "1 KiB, a TLS connection with a full handshake for each request",
+            _wrk("close", "/1k", SIZES["1k"], tls=True),
+            needs=frozenset({"tls"}),
+            measure="CPU µs per connection",
+        ),
+        Scenario(
             "paced-1k",
             "1 KiB in an open loop at half of nginx's saturation",
             _paced,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -150,6 +151,15 @@ def test_instructions_of_a_case_are_those_between_its_marks_without_the_loop() -
     times = counted.TIMES
     totals = [7, 10 * times, 8, 110 * times, 9, 60 * times]
     assert instructions.read(["nothing", "a", "b"], totals) == {"a": 100, "b": 50}
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind (Debian package valgrind)")
+def test_no_case_takes_more_instructions_than_its_bound() -> None:
+    assert instructions.over(instructions.counts(), instructions.bounds_of(instructions.VERSION)) == []
+
+
+def test_version_of_python_without_bounds_has_those_of_the_last_one_and_more_room() -> None:
+    assert instructions.bounds_of("9.99")["request line"] > instructions.bounds_of("3.11")["request line"]
 
 
 def test_case_over_its_bound_or_without_one_is_named() -> None:

@@ -186,12 +186,16 @@ class Launch:
             return Outcome.SUCCESS
         return Outcome.FAILURE if self.end is End.LOST or self.verdict is _ILL else Outcome.IGNORED
 
+    def goes_on(self, data: bytes | None) -> bool:
+        """Whether an event says nothing new, as most do not: lines of a build's log."""
+        if self.phase is None or data is None:
+            return False
+        # A quote within a message is escaped.
+        return data.startswith(self._first) or data.endswith(self._last)
+
     def event(self, data: bytes | None, now: float) -> bool:
         """Takes one event, None for one that was too large to be read; True if the launch ended with it."""
-        if self.end is not None:
-            return False
-        # Most of a stream are lines of a build's log. (A quote within a message is escaped.)
-        if data and self.phase is not None and (data.endswith(self._last) or data.startswith(self._first)):
+        if self.end is not None or self.goes_on(data):
             return False
         said = _object(data)
         phase = said.get("phase")

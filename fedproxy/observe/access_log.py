@@ -112,26 +112,26 @@ class JsonLines:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         texts = self._texts
-        ttfb = entry.ttfb
+        ttfb, member, affinity, launch = entry.ttfb, entry.member, entry.affinity, entry.launch
         # By hand: half the cost of json.dumps, and this runs once for every request.
         return (
             f'{{"time":"{self._stamp}{_MILLISECONDS[millisecond]}",'
             f'"request_id":{quote(entry.request_id)},'
             f'"client":{quote(entry.client)},'
-            f'"method":{quote(entry.method)},'
+            f'"method":{texts[entry.method]},'
             f'"host":{texts[entry.host]},'
             f'"target":{self._targets[entry.target]},'
-            f'"protocol":{quote(entry.protocol)},'
+            f'"protocol":{texts[entry.protocol]},'
             f'"status":{entry.status},'
             f'"bytes_in":{entry.bytes_in},'
             f'"bytes_out":{entry.bytes_out},'
             f'"duration":{entry.duration:.6f},'
             f'"ttfb":{"null" if ttfb is None else f"{ttfb:.6f}"},'
-            f'"member":{_quote_or_null(entry.member)},'
+            f'"member":{"null" if member is None else texts[member]},'
             f'"attempts":{entry.attempts},'
-            f'"affinity":{_quote_or_null(entry.affinity)},'
-            f'"termination":{quote(entry.termination)},'
-            f'"launch":{_quote_or_null(entry.launch)},'
+            f'"affinity":{"null" if affinity is None else texts[affinity]},'
+            f'"termination":{texts[entry.termination]},'
+            f'"launch":{"null" if launch is None else texts[launch]},'
             f'"user_agent":{texts[entry.user_agent]},'
             f'"referer":{texts[entry.referer]}}}\n'
         )
@@ -164,10 +164,6 @@ class CombinedLines:
             f'{texts[entry.client] or "-"} - - [{self._stamp}] "{request}" {entry.status} {entry.bytes_out}'
             f' "{texts[entry.referer] or "-"}" "{texts[entry.user_agent] or "-"}"\n'
         )
-
-
-def _quote_or_null(text: str | None) -> str:
-    return "null" if text is None else quote(text)
 
 
 _UNSAFE: Final = re.compile(r'[^ -~]|["\\]')

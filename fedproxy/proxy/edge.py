@@ -401,17 +401,19 @@ class Edge:
         """Writes the line of a request; `line` and `block` are None if it was refused unread."""
         if self.log is None:
             return
+        method, target, protocol = line.words if line else ("", "", "HTTP/1.1")
+        host, agent, referer = block.words() if block else ("", "", "")
+        if line and line.authority:
+            host = line.authority.decode("latin-1")
         self.log(
             Entry(
                 time=time.time(),
                 request_id=downstream.request_id.decode("ascii"),
                 client=downstream.client.decode("latin-1"),
-                method=line.method.decode("latin-1") if line else "",
-                host=((line.authority if line else None) or (block.host if block else None) or b"").decode(
-                    "latin-1"
-                ),
-                target=line.target.decode("latin-1") if line else "",
-                protocol="HTTP/1.0" if line and line.http10 else "HTTP/1.1",
+                method=method,
+                host=host,
+                target=target,
+                protocol=protocol,
                 status=status,
                 bytes_in=bytes_in,
                 bytes_out=bytes_out,
@@ -422,8 +424,8 @@ class Edge:
                 affinity=affinity,
                 termination=termination,
                 launch=launch,
-                user_agent=block.value(b"user-agent").decode("latin-1") if block else "",
-                referer=block.value(b"referer").decode("latin-1") if block else "",
+                user_agent=agent,
+                referer=referer,
             )
         )
 

@@ -19,7 +19,7 @@ from fedproxy.decide.launch import Decision, End, Launch
 from fedproxy.decide.retry import may_retry
 from fedproxy.errors import StaleConnection
 from fedproxy.proxy.exchange import Exchange
-from fedproxy.wire.body import LAST_CHUNK, Chunked, Tapped, chunk
+from fedproxy.wire.body import LAST_CHUNK, Chunked, chunk
 from fedproxy.wire.events import EventReader
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class LaunchExchange(Exchange):
         self.reader = EventReader()
         if head.chunked:
             self.tapped = True
-            upstream.chunks = Tapped(self._read, framed=self.framed)
+            upstream.chunks = Chunked(framed=self.framed, tap=self._read)
         else:
             self._read(body)
         if policy.failover and policy.hold and self.may_move():
@@ -132,14 +132,16 @@ class LaunchExchange(Exchange):
         launch, lease, reader = self.launch, self.lease, self.reader
         if launch is None or lease is None or reader is None or launch.end is not None:
             return
-        now = self.edge.clock()
         for event in reader.feed(data):
+            if launch.goes_on(event):
+                continue
+            now = self.edge.clock()
             if launch.event(event, now) and launch.blame is not None:
                 self.edge.federation.judge(lease, launch.blame, now)
         if not lease.member.breaker.closed and launch.building:
             # A build may take an hour, for which no other trial would be let through. But an image that
             # is there says nothing yet of a member whose servers do not start: that trial waits for the end.
-            self.edge.federation.answered(lease, now)
+            self.edge.federation.answered(lease, self.edge.clock())
 
     # Waiting
 

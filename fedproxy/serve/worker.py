@@ -185,8 +185,8 @@ class Worker:
 
 def freeze() -> None:
     """What was made until now stays; what requests make is freed by its reference count."""
-    # Having seen a piece of this size come and go, glibc keeps twice as much at hand: what each body gives back
-    # to the system it would have to ask for again, page by page.
+    # Having seen a piece of this size come and go, glibc keeps twice as much at hand (mallopt(3), dynamic
+    # M_MMAP_THRESHOLD): what a body gave back to the system, the next one would ask for again, page by page.
     bytes(_BODIES)
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

@@ -13,6 +13,7 @@ from fedproxy.wire.grammar import FIELD
 
 # 16 hex digits are 64 bits. What follows the size must be an extension, which is ignored.
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(;[\t\x20-\x7e\x80-\xff]*)?").fullmatch
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n").match
 _LONGEST_LINE = 1024
 _MOST_EXTENSIONS = 16 * 1024
 _MOST_TRAILERS = 8 * 1024
@@ -31,13 +32,28 @@ class Chunked:
     """Follows one chunked body, whatever way its bytes are split.
 
     `feed` returns what to forward: with `framed` the same chunks without their extensions, else the
-    payload alone. `size` counts payload bytes. When `done`, `rest` holds what came after the body.
+    payload alone; `tap` is called with every piece of the payload before. `size` counts payload bytes. When
+    `done`, `rest` holds what came after the body.
     """
 
-    __slots__ = ("_extensions", "_framed", "_held", "_left", "_step", "_trailers", "done", "rest", "size")
+    __slots__ = (
+        "_between",
+        "_extensions",
+        "_framed",
+        "_held",
+        "_left",
+        "_step",
+        "_tap",
+        "_trailers",
+        "done",
+        "rest",
+        "size",
+    )
 
-    def __init__(self, *, framed: bool = True) -> None:
+    def __init__(self, *, framed: bool = True, tap: Callable[[bytes], object] | None = None) -> None:
         self._framed = framed
+        self._tap = tap
+        self._between = True  # the next byte is a chunk's first
         self._held = b""
         self._left = 0
         self._step = self._read_size
@@ -49,6 +65,16 @@ class Chunked:
 
     def feed(self, data: bytes) -> bytes:
         """What to forward of `data`, in order; possibly empty. Raises `BodyError`."""
+        if self._between:
+            # The usual case: one chunk, such as an event, and nothing else.
+            match = _PLAIN_SIZE(data)
+            if match is not None:
+                size, at = int(match[1], 16), match.end()
+                if size and at + size + 2 == len(data) and data.endswith(b"\r\n"):
+                    self.size += size
+                    if self._tap is not None:
+                        self._tap(data[at:-2])
+                    return data if self._framed else data[at:-2]
         if self._held:
             data, self._held = self._held + data, b""
         out: list[bytes] = []
@@ -57,6 +83,7 @@ class Chunked:
             at = self._step(data, at, out)
         if self.done:
             self.rest = data[at:]
+        self._between = not self._held and self._step == self._read_size
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _line(self, data: bytes, at: int) -> int:
@@ -97,10 +124,12 @@ class Chunked:
         return end + 2
 
     def _whole_chunk(self, data: bytes, at: int, digits: int, after: int, out: list[bytes]) -> int:
-        # The usual case, an event in a chunk of its own: one slice, or no copy at all.
+        # One slice where the size has no extension.
         if data[after - 2 : after] != b"\r\n":
             raise BodyError("a chunk does not end where it should")
-        line = data.find(b"\r\n", at)
+        line = data.find(b"\r\n", digits)
+        if self._tap is not None:
+            self._tap(data[line + 2 : after - 2])
         if not self._framed:
             out.append(data[line + 2 : after - 2])
         elif line == digits:
@@ -111,6 +140,8 @@ class Chunked:
 
     def _read_data(self, data: bytes, at: int, out: list[bytes]) -> int:
         piece = data[at : at + self._left]
+        if self._tap is not None:
+            self._tap(piece)
         out.append(piece)
         self._left -= len(piece)
         if not self._left:
@@ -146,27 +177,6 @@ class Chunked:
         if self._framed:
             out.append(data[at : end + 2])
         return end + 2
-
-
-class Tapped(Chunked):
-    """As `Chunked`, and `tap` is called with every piece of the payload, before `feed` returns it."""
-
-    __slots__ = ("_tap",)
-
-    def __init__(self, tap: Callable[[bytes], object], *, framed: bool = True) -> None:
-        super().__init__(framed=framed)
-        self._tap = tap
-
-    def _whole_chunk(self, data: bytes, at: int, digits: int, after: int, out: list[bytes]) -> int:
-        super()._whole_chunk(data, at, digits, after, out)
-        # The size line ends where its digits or its extensions do.
-        self._tap(data[data.find(b"\r\n", digits) + 2 : after - 2])
-        return after
-
-    def _read_data(self, data: bytes, at: int, out: list[bytes]) -> int:
-        end = super()._read_data(data, at, out)
-        self._tap(data[at:end])
-        return end
 
 
 def chunk(data: bytes) -> bytes:

@@ -43,7 +43,7 @@ _KEPT = _OWN | {b"authorization", b"cache-control", b"content-type", b"content-e
 class RequestLine:
     """The first line of a request. `target` is origin-form or `*`, raw; `path` is without its query."""
 
-    __slots__ = ("authority", "http10", "idempotent", "is_head", "method", "path", "start", "target")
+    __slots__ = ("authority", "http10", "idempotent", "is_head", "method", "path", "start", "target", "words")
 
     def __init__(self, method: bytes, target: bytes, authority: bytes | None, *, http10: bool) -> None:
         self.method = method
@@ -54,6 +54,9 @@ class RequestLine:
         self.idempotent = method in _IDEMPOTENT
         self.is_head = method == b"HEAD"
         self.start = b"%b %b HTTP/1.1\r\n" % (method, target)
+        # Method, target and version, for the log.
+        version = "HTTP/1.0" if http10 else "HTTP/1.1"
+        self.words = (method.decode("ascii"), target.decode("ascii"), version)
 
 
 def read_line(line: bytes) -> RequestLine:
@@ -98,6 +101,7 @@ class HeaderBlock:
     what the edge adds for each connection or request, and without `Upgrade` (see `upgrade`)."""
 
     __slots__ = (
+        "_words",
         "banned",
         "chunked",
         "close",
@@ -108,6 +112,7 @@ class HeaderBlock:
         "host",
         "keep_alive",
         "length",
+        "like",
         "more_cookies",
         "plain",
         "raw",
@@ -118,6 +123,8 @@ class HeaderBlock:
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
+        self.like: HeaderBlock | None = None  # the same without its cookies
+        self._words: tuple[str, str, str] | None = None
         self.host: bytes | None = None
         self.length: int | None = None
         self.chunked = False
@@ -137,6 +144,7 @@ class HeaderBlock:
     def with_cookies(self, raw: bytes, cookie: bytes | None, line: bytes) -> HeaderBlock:
         """The same block with a Cookie line more; `line` is what of it goes on to the member."""
         block = HeaderBlock(raw)
+        block.like = self
         block.host = self.host
         block.length = self.length
         block.chunked = self.chunked
@@ -152,6 +160,19 @@ class HeaderBlock:
         block.cookie = cookie
         block.forward = self.forward + line
         return block
+
+    def words(self) -> tuple[str, str, str]:
+        """Host, User-Agent and Referer, for the log; empty where there is none."""
+        words = self._words
+        if words is None:
+            if self.like is not None:
+                words = self.like.words()
+            else:
+                agent, referer = self.value(b"user-agent"), self.value(b"referer")
+                host = self.host or b""
+                words = (host.decode("latin-1"), agent.decode("latin-1"), referer.decode("latin-1"))
+            self._words = words
+        return words
 
     def value(self, name: bytes) -> bytes:
         """The first value of a field, `name` in lower case; empty if there is none. Not for the hot path."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.wire.body import LAST_CHUNK, Chunked, Tapped, chunk
+from fedproxy.wire.body import LAST_CHUNK, Chunked, chunk
 from fedproxy.wire.events import MOST_DATA, EventReader, asked_for
 
 LINES = st.sampled_from(
@@ -137,7 +137,7 @@ def test_tap_sees_the_payload_and_changes_nothing(
 ) -> None:
     body = b"".join(chunk(part).replace(b"\r\n", extension + b"\r\n", 1) for part in parts) + LAST_CHUNK
     seen: list[bytes] = []
-    plain, tapped = Chunked(framed=framed), Tapped(seen.append, framed=framed)
+    plain, tapped = Chunked(framed=framed), Chunked(framed=framed, tap=seen.append)
     for piece in pieces(body, cuts):
         assert tapped.feed(piece) == plain.feed(piece)
     assert b"".join(seen) == b"".join(parts)

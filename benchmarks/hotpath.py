@@ -1,0 +1,190 @@
+"""`python -m benchmarks.hotpath`: what a request costs the edge apart from the loop and the system.
+
+Both protocols, with everything on that is on by default, between transports that do nothing. Processor time
+in microseconds: the best of several rounds, because what disturbs a round only ever makes it longer. Beside
+it the same with the hot path compiled, where `make compiled` has built it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from time import process_time
+from typing import Any, Final, cast
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.peers import COMPILED, WITH_COMPILED
+from fedproxy import config
+from fedproxy.proxy.downstream import Downstream
+from fedproxy.proxy.edge import Edge
+from fedproxy.proxy.policy import Door
+from fedproxy.proxy.upstream import Upstream
+from fedproxy.serve.assemble import assemble
+from fedproxy.serve.worker import freeze
+
+_REQUESTS: Final = 10_000
+_NAMES: Final = ("a", "b", "c")
+_HEAD: Final = (
+    b"GET %b HTTP/1.1\r\nHost: mybinder.org\r\n"
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
+    b"Accept: %b\r\nAccept-Language: en-GB,en;q=0.7,de;q=0.3\r\nAccept-Encoding: gzip, deflate, br, zstd\r\n"
+    b"Referer: https://mybinder.org/\r\nUpgrade-Insecure-Requests: 1\r\nSec-Fetch-Dest: document\r\n"
+    b"Sec-Fetch-Mode: navigate\r\nSec-Fetch-Site: same-origin\r\nPriority: u=0, i\r\n%b\r\n"
+)
+_PAGE: Final = b"text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+_RESPONSE: Final = (
+    b"HTTP/1.1 200 OK\r\nServer: TornadoServer/6.5\r\nContent-Type: text/html; charset=UTF-8\r\n"
+    b'Etag: "5d1f8d6c0a"\r\nContent-Length: 1024\r\nDate: Mon, 03 Aug 2026 10:00:00 GMT\r\n\r\n'
+) + b"x" * 1024
+_STREAM: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+_EVENT: Final = b'data: {"phase": "building", "message": "Step %6d/52 : RUN apt-get install"}\n\n'
+
+
+class _Transport:
+    """Takes everything, and has nothing to say."""
+
+    def __init__(self) -> None:
+        self.write = deque[bytes](maxlen=1).append
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("192.0.2.1", 40000) if name == "peername" else None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        raise AssertionError("nothing ends a connection here")
+
+    abort = close
+
+
+class HotPath:
+    """One visitor's connection, and one idle connection to each member."""
+
+    def __init__(self) -> None:
+        members = {name: {"url": f"http://{name}.example.org", "prime": name == "a"} for name in _NAMES}
+        # A launch that waits needs a loop.
+        settings = config.parse(json.dumps({"members": members, "launch": {"hold": 0}}), {})
+        self._edge = edge = Edge()
+        assemble(edge, settings)
+        self._visitor = Downstream(edge, Door())
+        self._visitor.connection_made(cast("Any", _Transport()))
+        self._members: list[Upstream] = []
+        for pool in edge.pools.values():
+            upstream = Upstream(pool)
+            upstream.connection_made(cast("Any", _Transport()))
+            upstream.release(edge.clock())
+            self._members.append(upstream)
+        self._streaming: Upstream | None = None
+
+    def request(self, head: bytes) -> None:
+        """Serves one request, from its head to the line that would be logged."""
+        self._visitor.data_received(head)
+        for upstream in self._members:
+            if upstream.exchange is not None:
+                upstream.data_received(_RESPONSE)
+                return
+        raise AssertionError("no member was asked")
+
+    def event(self, chunk: bytes) -> None:
+        """Passes one event of a launch on; the launch is begun by the first."""
+        if self._streaming is None:
+            self._visitor.data_received(_HEAD % (b"/build/gh/org/repo/HEAD", b"text/event-stream", b""))
+            self._streaming = next(each for each in self._members if each.exchange is not None)
+            self._streaming.data_received(_STREAM)
+        self._streaming.data_received(chunk)
+
+
+def head(target: bytes, cookies: bytes = b"") -> bytes:
+    """A browser's, as a read would give it."""
+    return _HEAD % (target, _PAGE, b"Cookie: " + cookies + b"\r\n" if cookies else b"")
+
+
+def chunk(number: int) -> bytes:
+    """One event."""
+    event = _EVENT % (number % 1_000_000)
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+_numbers = count()
+INPUTS: Final[dict[str, Callable[[], bytes]]] = {
+    "request, repeated head": lambda: head(b"/", b"fedproxy_member=%c" % b"abc"[next(_numbers) % 3]),
+    "request, another cookie": lambda: head(b"/", b"fedproxy_member=a; _ga=GA1.1.%013d" % next(_numbers)),
+    "request, no cookie": lambda: head(b"/v2/gh/org/repo-%d/HEAD" % (next(_numbers) * 7919 % 1000)),
+    "event of a launch": lambda: chunk(next(_numbers)),
+}
+"""What is passed on, by its name; each call gives another."""
+
+
+def driver(name: str) -> Callable[[bytes], None]:
+    """Passes one such input on, through connections of its own."""
+    path = HotPath()
+    return path.event if name.startswith("event") else path.request
+
+
+def microseconds(name: str, *, requests: int, rounds: int) -> float:
+    """Of one request or event."""
+    drive, make = driver(name), INPUTS[name]
+    best = float("inf")
+    for _ in range(rounds + 1):
+        inputs = [make() for _ in range(requests)]
+        start = process_time()
+        for each in inputs:
+            drive(each)
+        best = min(best, process_time() - start)
+    return best / requests * 1e6
+
+
+def _compiled(arguments: list[str]) -> dict[str, float] | None:
+    if not COMPILED.is_dir():
+        return None
+    command = [*WITH_COMPILED, f"PYTHONPATH={COMPILED}{os.pathsep}{COMPILED.parent}", sys.executable]
+    done = subprocess.run(
+        [*command, "-m", "benchmarks.hotpath", "--json", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--rounds", type=click.IntRange(1, 100), default=10, show_default=True)
+@click.option("--quick", is_flag=True, help="A hundredth of the requests: proof that it runs.")
+@click.option("--json", "as_json", is_flag=True, help="Only this one, for programs.")
+def main(rounds: int, quick: bool, as_json: bool) -> None:
+    """Measure what requests and events cost apart from the loop and the system."""
+    freeze()
+    requests = _REQUESTS // (100 if quick else 1)
+    found = {name: microseconds(name, requests=requests, rounds=rounds) for name in INPUTS}
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    compiled = _compiled(["--rounds", str(rounds), *(["--quick"] if quick else [])])
+    table = Table(title="µs of processor time", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for column in ("Python", "compiled"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, cost in found.items():
+        table.add_row(name, f"{cost:.2f}", f"{compiled[name]:.2f}" if compiled else "-")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.hotpath")
