@@ -7,7 +7,7 @@ ENV HATCH_BUILD_HOOK_ENABLE_MYPYC=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY fedproxy ./fedproxy
-RUN pip wheel --wheel-dir /wheels . \
+RUN pip wheel --wheel-dir /wheels '.[otel]' \
     && python -m venv --without-pip /opt/fedproxy \
     && pip --python /opt/fedproxy/bin/python install --no-index /wheels/*.whl \
     && install -d -o 65532 -g 65532 -m 0700 /state

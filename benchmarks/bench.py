@@ -233,7 +233,7 @@ class _Staged:
         require_free([port + offset for offset in range(3)])
         members = self._ports(variant.members)
         tls = self._certificate if variant.tls else None
-        setting = replace(PLAIN, log=variant.log, workers=variant.workers, tls=tls)
+        setting = replace(PLAIN, log=variant.log, workers=variant.workers, tls=tls, traced=variant.traced)
         begin = time.monotonic()
         process = Process(
             label,

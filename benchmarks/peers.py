@@ -205,6 +205,8 @@ class Setting:
     log: bool = False
     workers: int = 1
     tls: Certificate | None = None
+    traced: float = 0.0
+    """Share of the requests; the spans go to the first member, which reads them as it does an upload."""
 
 
 PLAIN = Setting()
@@ -526,6 +528,11 @@ def _fedproxy(folder: Path, port: int, members: Sequence[int], setting: Setting)
         "admin": {"address": f"127.0.0.1:{port + 1}"},
         "workers": setting.workers,
         "access_log": "json" if setting.log else "off",
+        "tracing": {
+            "endpoint": f"http://127.0.0.1:{members[0]}/upload" if setting.traced else "off",
+            "sample": setting.traced,
+            "limit": 1_000_000,
+        },
         "affinity": {"cookie": COOKIE},
         "timeouts": {"drain": "1s", "keepalive": "600s"},
         "members": {

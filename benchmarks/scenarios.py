@@ -36,6 +36,7 @@ class Variant:
     log: bool = False
     workers: int = 1
     tls: bool = False
+    traced: float = 0.0
     peers: frozenset[str] | None = None
 
 
@@ -50,12 +51,21 @@ class Stage:
     """Every run has a proxy of its own, which has done nothing yet."""
 
 
+_FEDPROXY = frozenset({"fedproxy"})
+
 STAGES = {
     "plain": Stage((Variant(tls=True),)),
     "streams": Stage(streaming=True),
     "log": Stage((Variant(log=True),)),
     "broken": Stage(broken=1),
     "many": Stage((Variant(members=300), Variant(" 3 members", peers=frozenset({"fedproxy", "compiled"})))),
+    "observed": Stage(
+        (
+            Variant(peers=_FEDPROXY),
+            Variant(" log", log=True, peers=_FEDPROXY),
+            Variant(" 1 % traced", traced=0.01, peers=_FEDPROXY),
+        )
+    ),
     "workers": Stage((Variant(), Variant(" 2 workers", workers=2, peers=FAST))),
     "fresh": Stage((Variant(tls=True),), fresh=True),
 }
@@ -356,6 +366,7 @@ SCENARIOS = {
             measure="p99 µs",
         ),
         Scenario("log-1k", "1 KiB warm, JSON access log on", _WARM, "log", frozenset({"log"})),
+        Scenario("traces-1k", "1 KiB warm: no log, with a log, one of a hundred traced", _WARM, "observed"),
         Scenario(
             "events",
             f"event streams of launches, {EVENTS:,} events a second over all",

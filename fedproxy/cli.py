@@ -95,6 +95,7 @@ async def _serve(file: Path, config: Config, workers: int | None) -> None:
     )
     stop = _until_told_to_stop()
     _reload_when_told(service)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.reopen_log)
     try:
         await service.start()
     except StartError as error:

@@ -2,7 +2,7 @@
 
 from fedproxy.config.address import Address, MemberAddress, member_address
 from fedproxy.config.load import convert, load, member_from, parse, to_yaml
-from fedproxy.config.model import Config, Listener, Member, Organisation, Route
+from fedproxy.config.model import Config, Listener, Member, Organisation, Route, Tracing
 from fedproxy.config.report import fault_lines, masked
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "MemberAddress",
     "Organisation",
     "Route",
+    "Tracing",
     "convert",
     "fault_lines",
     "load",

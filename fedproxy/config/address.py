@@ -162,6 +162,11 @@ ADDRESS = Kind("address", "HOST:PORT such as 0.0.0.0:8080 or [::]:8080, or unix:
 ORIGIN = Kind("URL", "an http:// or https:// URL with no path", origin)
 MEMBER_URL = Kind("URL", "an http:// or https:// URL with no path, or unix:/PATH", member_url)
 LINK = Kind("URL", "an http:// or https:// URL", link)
+LINK_OR_OFF = Kind(
+    "URL or off",
+    "an http:// or https:// URL, or off",
+    lambda v: "off" if v is False or v == "off" else link(v),
+)
 CONTACT = Kind("URL", "an http://, https:// or mailto: URL", _contact)
 PROBED = Kind("path or URL", "a path such as /health, or an http:// or https:// URL", _target_or_link)
 LOCATION = Kind("path or URL", "a path, or an http:// or https:// URL", _target_or_link)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -289,6 +290,40 @@ class Launch(Section):
     )
 
 
+class Tracing(Section):
+    """Spans of OpenTelemetry; needs `pip install 'fedproxy[otel]'`."""
+
+    endpoint: Annotated[str, addr.LINK_OR_OFF] = Field(
+        default="off",
+        description="Where a collector takes OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`, or "
+        "`off`. Needs `pip install 'fedproxy[otel]'`.",
+    )
+    sample: Annotated[float, units.SHARE] = Field(
+        default=0.01, description="Share of the requests that are traced, chosen by chance."
+    )
+    follow: Literal["trusted", "anyone", "nobody"] = Field(
+        default="trusted",
+        description="Whose `traceparent` says whether a request is traced, in place of chance: one that a "
+        "proxy of `trusted_proxies` passed on, anyone's, or nobody's.",
+    )
+    limit: Count = Field(
+        default=100, description="Requests that are traced in one second at most, per worker."
+    )
+    service_name: Text = Field(default="fedproxy", description="The resource's `service.name`.")
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        if self.endpoint != "off" and not _has_opentelemetry():
+            message = f"is {self.endpoint!r} and OpenTelemetry is not installed, expected off"
+            yield "endpoint", f"{message}, or pip install 'fedproxy[otel]'"
+
+
+def _has_opentelemetry() -> bool:
+    try:
+        return all(find_spec(f"opentelemetry.{name}") for name in ("sdk.trace", "exporter.otlp.proto.http"))
+    except ModuleNotFoundError:
+        return False
+
+
 class Ban(Section):
     """Who is answered 403."""
 
@@ -446,7 +481,14 @@ class Config(Section):
         default="auto", description="Worker processes: a number, or `auto` for one per processor."
     )
     access_log: Annotated[Literal["json", "combined", "off"], units.ACCESS_LOG] = Field(
-        default="json", description="One line per request on stdout: JSON, Apache's combined format, or none."
+        default="json", description="One line per request: JSON, Apache's combined format, or none."
+    )
+    access_log_file: Annotated[Path | Literal["stdout"], units.LOG_FILE] = Field(
+        default="stdout",
+        description="Where the access log goes: `stdout`, or a file, which is opened anew at SIGUSR1.",
+    )
+    tracing: Tracing = Field(
+        default=Tracing(), description="Spans of OpenTelemetry for a share of the requests."
     )
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
         default=(),

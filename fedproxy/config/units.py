@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -154,6 +155,25 @@ def _file_or_off(value: object) -> Path | str | None:
     return Path(parsed) if parsed and Path(parsed).name not in ("", "..") else None
 
 
+def _log_file(value: object) -> Path | str | None:
+    """A file that is there and can be written, or can be made where it is to be."""
+    if value == "stdout":
+        return "stdout"
+    path = value if isinstance(value, Path) else Path(text(value) or "")
+    try:
+        if path.is_dir():
+            return None
+        there = os.access(path, os.F_OK)
+        writable = os.access(path, os.W_OK) if there else _takes_files(path.parent)
+    except OSError:
+        return None
+    return path if writable and path.name != ".." else None
+
+
+def _takes_files(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def network(value: object) -> Network | None:
     """A CIDR block with no bit set behind its prefix, or one address."""
     if isinstance(value, IPv4Network | IPv6Network):
@@ -250,4 +270,5 @@ NETWORK = Kind(
 PATTERN = Kind("regular expression", "a regular expression", pattern, _plain)
 WORKERS = Kind("auto or whole number", "auto or a whole number from 1 to 1024", workers)
 ACCESS_LOG = Kind("json, combined or off", "json, combined or off", access_log)
+LOG_FILE = Kind("file or stdout", "the path of a file that can be written, or stdout", _log_file, str)
 TLS_VERSION = Kind("1.2 or 1.3", '"1.2" or "1.3"', tls_version)

@@ -63,6 +63,11 @@ class Renew:
 
 
 @dataclass(frozen=True)
+class Reopen:
+    """The access log's file was moved away: another is to be opened in its place."""
+
+
+@dataclass(frozen=True)
 class Tickets:
     """The secret of TLS session tickets has changed."""
 

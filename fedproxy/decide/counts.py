@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from typing import Self
+from typing import NamedTuple, Self
 
 # Upper bounds in seconds: from a cached asset to a build of an hour.
 BOUNDS = (
@@ -29,27 +29,48 @@ BOUNDS = (
 )
 
 
+class Exemplar(NamedTuple):
+    """One of the values that were counted, in seconds, its trace, and when that was since the epoch."""
+
+    value: float
+    trace_id: str
+    time: float
+
+
 class Histogram:
     """`counts[i]` values were at most `BOUNDS[i]` and over the bound before it; the last holds the rest.
 
-    `total` is their sum in seconds.
+    `total` is their sum in seconds. `exemplars`: the last value of a sampled trace, by its place in `counts`.
     """
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("counts", "exemplars", "total")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.total = 0.0
+        self.exemplars: dict[int, Exemplar] = {}
 
     def observe(self, value: float) -> None:
         """Counts one value, in seconds."""
         self.counts[bisect_left(BOUNDS, value)] += 1
         self.total += value
 
+    def exemplify(self, exemplar: Exemplar) -> None:
+        """Keeps a value that was counted as the example of its bucket."""
+        self.exemplars[bisect_left(BOUNDS, exemplar.value)] = exemplar
+
     def add(self, other: Histogram) -> None:
         """Counts what another one counted too."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
+        self.take_exemplars(other)
+
+    def take_exemplars(self, other: Histogram) -> None:
+        """Keeps the newer example of each bucket."""
+        for slot, exemplar in other.exemplars.items():
+            mine = self.exemplars.get(slot)
+            if mine is None or mine.time < exemplar.time:
+                self.exemplars[slot] = exemplar
 
 
 class _Counts:

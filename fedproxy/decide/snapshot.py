@@ -131,6 +131,8 @@ def _together(counts: Sequence[MemberCounts]) -> MemberCounts:
             mine.total = sum([value.total for value in values])
             if mine.total:
                 mine.counts = list(map(sum, zip(*[value.counts for value in values], strict=True)))
+            for value in values:
+                mine.take_exemplars(value)
         elif isinstance(mine, dict):
             mine.update(values[0])
             for value in values[1:]:

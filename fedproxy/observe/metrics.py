@@ -71,8 +71,8 @@ class Numbers:
     labels: Sequence[str]
     rows: Iterable[Row]
 
-    def lines(self) -> Iterator[str]:
-        """The series, a line each."""
+    def lines(self, examples: bool) -> Iterator[str]:
+        """The series, a line each; there are no examples of them."""
         name = f"{self.name}_total" if self.kind == "counter" else self.name
         if not self.labels:
             for _, number in self.rows:
@@ -96,13 +96,17 @@ class Histograms:
     by_member: Mapping[str, Histogram]
     kind: str = "histogram"
 
-    def lines(self) -> Iterator[str]:
-        """The series of one member after the other."""
+    def lines(self, examples: bool) -> Iterator[str]:
+        """The series of one member after the other. examples: with one of each bucket that has one."""
         for member, histogram in self.by_member.items():
             label = f'member="{_escaped(member)}"'
             start = f'{self.name}_bucket{{{label},le="'
             counts = list(accumulate(histogram.counts))
             buckets = [f'{start}{edge}"}} {count}\n' for edge, count in zip(_EDGES, counts, strict=True)]
+            if examples:
+                for at, found in histogram.exemplars.items():
+                    example = f'# {{trace_id="{_escaped(found.trace_id)}"}} {found.value} {found.time}'
+                    buckets[at] = f"{buckets[at][:-1]} {example}\n"
             yield (
                 f"{''.join(buckets)}{self.name}_count{{{label}}} {counts[-1]}\n"
                 f"{self.name}_sum{{{label}}} {histogram.total}\n"
@@ -173,13 +177,13 @@ def content_type(accept: str) -> str:
 
 
 def expose(view: View, accept: str) -> Iterator[str]:
-    """The text in the form that the Accept field asks for, piece by piece."""
+    """The text in the form that the Accept field asks for, piece by piece. Only OpenMetrics has exemplars."""
     modern = is_openmetrics(accept)
     for family in collect(view):
         # The older form calls a counter by the name of its series.
         name = f"{family.name}_total" if family.kind == "counter" and not modern else family.name
         yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
-        yield from family.lines()
+        yield from family.lines(modern)
     # Last, as it ends with the mark of the end where there is one.
     encode: Callable[[Collector], bytes] = openmetrics.generate_latest if modern else plain.generate_latest
     yield encode(_PROCESS).decode()

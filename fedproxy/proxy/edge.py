@@ -20,6 +20,7 @@ from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime
 from fedproxy.errors import Drained
 from fedproxy.proxy.resolver import Resolver
+from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
 from fedproxy.wire.cookie import set_cookie
 from fedproxy.wire.grammar import Memo
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.exchange import Exchange
     from fedproxy.proxy.own_page import OwnPage
     from fedproxy.proxy.policy import Endpoint, Policy, Rate
+    from fedproxy.proxy.traced import Tracer
     from fedproxy.proxy.tunnel import Tunnel
 
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
@@ -88,11 +90,13 @@ class Edge:
     room: visitors' connections that this process has files for, whatever the policy says. on_launched: called
     with the client's key for each launch that counts against its rate, so that other workers can be told.
     on_moved: called with the key of a launch and the name of the member that it moved to, for the same.
+    tracer: whoever makes spans of requests, if anybody does.
     """
 
     room = 1 << 30
     on_launched: Callable[[bytes], None] | None = None
     on_moved: Callable[[bytes, str], None] | None = None
+    tracer: Tracer | None = None
 
     def __init__(
         self,
@@ -379,6 +383,7 @@ class Edge:
             affinity=exchange.source.value if exchange.source is not None else None,
             termination=exchange.termination,
             launch=exchange.outcome,
+            exchanged=True,
         )
 
     def log_request(
@@ -397,8 +402,11 @@ class Edge:
         attempts: int = 0,
         affinity: str | None = None,
         launch: str | None = None,
+        exchanged: bool = False,
     ) -> None:
         """Writes the line of a request; `line` and `block` are None if it was refused unread."""
+        if self.tracer is not None and not exchanged and line is not None and block is not None:
+            take_answer(self, downstream, line, block, status, member, affinity, termination)
         if self.log is None:
             return
         method, target, protocol = line.words if line else ("", "", "HTTP/1.1")

@@ -29,6 +29,7 @@ from fedproxy.control.line import (
     Ready,
     Refused,
     Renew,
+    Reopen,
     Start,
     Tickets,
     Told,
@@ -110,8 +111,8 @@ class Fleet(Protocol):
     def put(self, put: Put) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
 
-    def tell(self, message: Health | Renew | Tickets | Logo) -> None:
-        """To everybody."""
+    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
+        """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
 
     async def ask(self) -> None:
         """Asks each of them what it sees, and waits for the answers, but not long."""
@@ -174,7 +175,7 @@ class Inside:
             raise
         self.plane.put(put)
 
-    def tell(self, message: Health | Renew | Tickets | Logo) -> None:
+    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
         """As `Fleet` says."""
         if isinstance(message, Health):
             self.plane.health(message)
@@ -182,6 +183,8 @@ class Inside:
             self.plane.set_tickets(message.secret)
         elif isinstance(message, Logo):
             self.plane.set_logo(message)
+        elif isinstance(message, Reopen):
+            self.plane.reopen_log()
         else:
             self.plane.renew()
 
@@ -278,7 +281,7 @@ class Workers:
         self._logos = {url: logo for url, logo in self._logos.items() if url in put.config.logos}
         self._to_all(put)
 
-    def tell(self, message: Health | Renew | Tickets | Logo) -> None:
+    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
         """As `Fleet` says."""
         if isinstance(message, Health):
             self._health[message.name] = message

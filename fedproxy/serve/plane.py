@@ -8,22 +8,22 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from fedproxy.control.line import Fact, Health, Launched, Launches, Logo, Moved, Put, Tripped
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
-from fedproxy.observe.access_log import AccessLog, Output
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
 from fedproxy.proxy.handshake import handshakes
 from fedproxy.serve import descriptors
 from fedproxy.serve.assemble import assemble, door_of
+from fedproxy.serve.log import Log
 from fedproxy.serve.own_pages import page_logger
 from fedproxy.serve.sockets import BACKLOG
 from fedproxy.serve.tls import Certificates
+from fedproxy.serve.traces import Traces
 from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
@@ -76,10 +76,8 @@ class Plane:
     def __init__(
         self, log: Callable[[str], None] | None = None, tell: Callable[[Fact], None] | None = None
     ) -> None:
-        self._write = log
+        self._log = Log(log)
         self._tell = tell
-        self._output: Output | None = None
-        self._form: str = "off"
         self._open: list[_Open] = []
         self._tickets: bytes | None = None
         self._runner: web.AppRunner | None = None
@@ -91,6 +89,7 @@ class Plane:
         self._drained_by = float("inf")
         self._entering: set[asyncio.Task[Any]] = set()
         self.edge = Edge(local=self._page)
+        self._traces = Traces(self.edge)
         self.edge.room = descriptors.room()
         if tell is not None:
             self.edge.on_launched = lambda client: tell(Launched(client))
@@ -158,10 +157,12 @@ class Plane:
     def put(self, put: Put) -> None:
         """Puts a config in force, all but new listeners. Raises ConfigError, with nothing changed."""
         edge = self.edge
-        self._renew_doors(put.config)
-        assemble(edge, put.config, put.workers)
+        with self._log.prepare(put.config) as log:
+            self._renew_doors(put.config)
+            assemble(edge, put.config, put.workers)
+        edge.log = log()
+        self._traces.put(put.config.tracing)
         self.config = put.config
-        self._log_as(put.config.access_log)
         # Who leaves and comes back begins anew.
         self._health = {name: word for name, word in self._health.items() if name in edge.federation.by_name}
         wanted = put.config.logos
@@ -325,26 +326,9 @@ class Plane:
 
     # The access log
 
-    def _log_as(self, form: Literal["json", "combined", "off"]) -> None:
-        if form == self._form:
-            return
-        self._form = form
-        loop = asyncio.get_running_loop()
-        self.edge.log = AccessLog(self._writer(), form, loop.call_soon) if form != "off" else None
-
-    def _writer(self) -> Callable[[str], None]:
-        write = self._write
-        if write is None:
-            if self._output is None:
-                loop = asyncio.get_running_loop()
-                self._output = Output(later=partial(loop.call_later, 0.1))
-            return self._output
-
-        def write_lines(text: str) -> None:
-            for line in text.splitlines():
-                write(line)
-
-        return write_lines
+    def reopen_log(self) -> None:
+        """Opens the log's file anew. Raises ConfigError, with the one in use kept."""
+        self._log.reopen()
 
     def _record(self, entry: Entry) -> None:
         if self.edge.log is not None:
@@ -405,9 +389,8 @@ class Plane:
         for server in [server for each in self._open for server in each.servers]:
             await server.wait_closed()
         self._open.clear()
-        if self._output is not None:
-            self._output.close()
-            self._output = None
+        await self._traces.close()
+        self._log.close()
 
 
 def _waiting(sock: socket.socket) -> Iterator[socket.socket]:

@@ -22,7 +22,7 @@ from aiohttp import web
 
 from fedproxy.config import Config, fault_lines, masked
 from fedproxy.control import state as operators
-from fedproxy.control.line import Health, Put, Renew, Tickets
+from fedproxy.control.line import Health, Put, Renew, Reopen, Tickets
 from fedproxy.control.logos import Logos
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.state import State, StateFile, state_path
@@ -34,6 +34,7 @@ from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
 from fedproxy.serve.assemble import find_targets, probe_policy
 from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Workers
+from fedproxy.serve.log import check_log
 from fedproxy.serve.plane import Shape, shape
 from fedproxy.serve.sockets import Sockets, listen_on
 from fedproxy.serve.systemd import Notifier
@@ -163,6 +164,7 @@ class Service:
         self.config = operators.overlay(self._own, self._state)
         try:
             find_targets(self.config)
+            check_log(self.config)
             self._certificates = self._open_certificates(self.config)
             workers = self._workers = count_workers(self.config)
             self._sockets.open(self.config.listen, workers)
@@ -361,6 +363,20 @@ class Service:
         self.history.note(time.time(), line)
         self._aside(line)
 
+    def reopen_log(self) -> None:
+        """Opens the access log's file anew, everywhere, as whoever moved it away expects.
+
+        If it cannot be opened, all go on with the one that they have, and it is said once.
+        """
+        fleets = [*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])]
+        try:
+            check_log(self.config)
+            for fleet in fleets:
+                fleet.tell(Reopen())
+        except ConfigError as error:
+            for line in fault_lines(str(self._file or "config"), error):
+                self._say(f"{line}; the one in use is kept")
+
     # Reload
 
     async def reload(self) -> list[Fault]:
@@ -411,6 +427,7 @@ class Service:
     async def _take_over(self, config: Config, own: Config, state: State) -> None:
         """Raises ConfigError, OSError or StartError, with nothing changed."""
         find_targets(config)
+        check_log(config)
         certificates = self._open_certificates(config)
         workers = count_workers(config)
         old, old_workers = self.config, self._workers

@@ -31,6 +31,7 @@ from fedproxy.control.line import (
     Ready,
     Refused,
     Renew,
+    Reopen,
     Start,
     Tickets,
     Told,
@@ -67,6 +68,7 @@ class Worker:
             Health: self.plane.health,
             Logo: self.plane.set_logo,
             Renew: lambda _: self.plane.renew(),
+            Reopen: lambda _: self._reopen_log(),
             Tickets: lambda message: self.plane.set_tickets(message.secret),
             Ask: self._ask,
             Drain: lambda message: self._end(message.seconds),
@@ -132,6 +134,12 @@ class Worker:
         except ConfigError as error:
             self.line.send(Refused(tuple(error.faults)))
 
+    def _reopen_log(self) -> None:
+        try:
+            self.plane.reopen_log()
+        except ConfigError as error:
+            self.line.send(Refused(tuple(error.faults)))
+
     def _tell(self, fact: Fact) -> None:
         self.line.send_fresh(fact)
 
@@ -165,6 +173,8 @@ class Worker:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         loop.add_signal_handler(signal.SIGINT, lambda: None if self.line.is_open else self._leave())
         loop.add_signal_handler(signal.SIGTERM, self._leave)
+        # Of somebody who sends it to the whole service.
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
 
     def _leave(self) -> None:
         """Told by a signal: visitors are accepted until the successor does."""

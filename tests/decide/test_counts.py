@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedproxy.decide.counts import BOUNDS, EdgeCounts, Histogram, MemberCounts
+from fedproxy.decide.counts import BOUNDS, EdgeCounts, Exemplar, Histogram, MemberCounts
 
 
 def test_bounds_rise_from_a_millisecond_to_an_hour() -> None:
@@ -30,6 +30,21 @@ def test_both_times_of_a_request_are_counted_where_they_belong() -> None:
     assert sum(counts.first_byte.counts) == 2
     assert (counts.duration.total, counts.first_byte.total) == (3601.302, 0.002)
     assert (dict(counts.affinity), counts.bytes_out) == ({"key": 2}, 120)
+
+
+def test_last_example_of_a_bucket_is_kept_and_the_newest_of_all_workers() -> None:
+    mine, other = Histogram(), Histogram()
+    first, second, third = (Exemplar(0.002, f"{at:032x}", float(at)) for at in (1, 2, 3))
+    slow = Exemplar(9999.0, f"{4:032x}", 4.0)
+    mine.exemplify(first)
+    mine.exemplify(third)
+    assert mine.exemplars == {1: third}
+    other.exemplify(second)
+    other.exemplify(slow)
+    mine.add(other)
+    assert mine.exemplars == {1: third, len(BOUNDS): slow}
+    other.add(mine)
+    assert other.exemplars == mine.exemplars
 
 
 def test_counts_of_a_new_key_start_at_zero() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import select
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.observe.access_log import AccessLog, CombinedLines, JsonLines, Output, mask_target
+from fedproxy.observe.access_log import AccessLog, CombinedLines, JsonLines, Output, mask_target, open_file
 
 
 @dataclass
@@ -250,6 +252,72 @@ def test_output_without_a_timer_goes_on_with_the_next_line() -> None:
     output.close()
     os.close(reading)
     os.close(writing)
+
+
+def test_output_of_many_writers_to_one_pipe_mixes_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    pieces: list[bytes] = []
+    write = os.write
+
+    def note(fd: int, data: bytes) -> int:
+        pieces.append(data)
+        return write(fd, data)
+
+    monkeypatch.setattr("fedproxy.observe.access_log.os.write", note)
+    output = Output(writing)
+    lines = [letter * size + "\n" for letter in "abc" for size in (10, 3000, 5000, 1200)]
+    output("".join(lines))
+    assert os.read(reading, 1 << 20).decode() == "".join(lines)
+    # POSIX: what is at most PIPE_BUF long is written in one piece.
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert [len(piece) for piece in pieces if len(piece) > select.PIPE_BUF] == [5001] * 3
+    output.close()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_line_that_a_full_disk_cut_off_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Output(open_file(tmp_path / "log"), owned=True)
+    write, room = os.write, 6
+
+    def write_as_far_as_it_goes(fd: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(fd, data[:room])
+        room -= written
+        return written
+
+    monkeypatch.setattr("fedproxy.observe.access_log.os.write", write_as_far_as_it_goes)
+    output("one\ntwo\nthree\n")
+    output("four\n")
+    assert output.dropped == 3
+    room = 100
+    output("five\n")
+    output("six\n")
+    output.close()
+    assert (tmp_path / "log").read_text() == "one\ntw\nfive\nsix\n"
+
+
+def test_output_goes_on_to_another_file_and_closes_both(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    output = Output(open_file(first), owned=True)
+    output("one\n")
+    descriptor = open_file(second)
+    output.move(descriptor)
+    output("two\n")
+    output.close()
+    assert (first.read_text(), second.read_text()) == ("one\n", "two\n")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_opening_a_pipe_that_nobody_reads_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device"):
+        open_file(tmp_path / "pipe")
 
 
 def test_output_writes_in_the_plain_way_where_nothing_can_be_reopened(

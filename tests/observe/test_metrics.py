@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from fedproxy import __version__
 from fedproxy.decide.breaker import BreakerState
-from fedproxy.decide.counts import BOUNDS, EdgeCounts
+from fedproxy.decide.counts import BOUNDS, EdgeCounts, Exemplar
 from fedproxy.decide.member import Member
 from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.observe.metrics import View, content_type, expose
@@ -250,3 +250,26 @@ def test_certificates_tell_when_they_expire() -> None:
         found["fedproxy_tls_certificate_expiry_timestamp_seconds", frozenset({("name", "mybinder.org")})]
         == 1.8e9
     )
+
+
+def test_openmetrics_has_the_example_of_each_bucket_and_plain_text_has_none() -> None:
+    gesis = member("gesis")
+    for seconds in (0.2, 0.3, 9999.0):
+        gesis.counts.record(None, seconds, None, 0)
+    gesis.counts.duration.exemplify(Exemplar(0.2, "a" * 32, 1763900000.5))
+    gesis.counts.duration.exemplify(Exemplar(9999.0, "b" * 32, 1763900001.5))
+    parsed = parse_openmetrics("".join(expose(view_of(gesis), OPENMETRICS)))  # type: ignore[no-untyped-call]
+    found = {
+        sample.labels["le"]: sample.exemplar
+        for family in parsed
+        if family.name == "fedproxy_request_duration_seconds"
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert {
+        le: (each.labels["trace_id"], each.value, float(each.timestamp)) for le, each in found.items()
+    } == {
+        "0.25": ("a" * 32, 0.2, 1763900000.5),
+        "+Inf": ("b" * 32, 9999.0, 1763900001.5),
+    }
+    assert "trace_id" not in "".join(expose(view_of(gesis), ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -175,7 +176,29 @@ def _prometheus(folder: Path, target: str, port: int) -> list[str]:
         f"--config.file={file}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
     ]
+
+
+async def examples_come(running: Watched) -> None:
+    """From the buckets of both workers' histograms an example leads to a trace."""
+    asked = [f"{number:032x}" for number in range(1, 9)]
+    now = time.time()
+    for trace in asked:
+        headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "Connection": "close"}
+        async with running.session.get(f"{running.public}/v2/gh/a/b/HEAD", headers=headers) as response:
+            assert response.headers["X-Request-ID"] == trace
+    for name in ("request_duration", "time_to_first_byte"):
+        data = await running.comes(
+            "query_exemplars",
+            bool,
+            query=f"fedproxy_{name}_seconds_bucket",
+            start=str(now - 60),
+            end=str(now + 600),
+        )
+        found = [(one["seriesLabels"], each) for one in data for each in one["exemplars"]]
+        assert {each["labels"]["trace_id"] for _, each in found} <= set(asked)
+        assert all(float(each["value"]) <= float(labels["le"]) for labels, each in found)
 
 
 async def test_alerts_of_an_ill_member_and_of_an_edge_that_ended(tmp_path: Path) -> None:
@@ -190,6 +213,7 @@ async def test_alerts_of_an_ill_member_and_of_an_edge_that_ended(tmp_path: Path)
         # Only in OpenMetrics a counter's family has a name without "_total".
         data = await running.comes("metadata", bool, metric="fedproxy_requests")
         assert [one["type"] for one in data["fedproxy_requests"]] == ["counter"]
+        await examples_come(running)
 
         running.edge.signal(signal.SIGTERM)
         assert await running.edge.ended() == 0

@@ -1,0 +1,360 @@
+"""Traces: spans of OpenTelemetry, made of what was noted of a request once it is over.
+
+Only this file knows OpenTelemetry, which is installed with `fedproxy[otel]`; it is imported when traces are
+asked for. Spans are sent by a thread of the SDK: a bounded number waits, and what is more is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, Literal, Protocol
+from urllib.parse import urlsplit
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
+
+from fedproxy import __version__
+from fedproxy.observe.access_log import mask_target
+
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_TIMEOUT: Final = 5.0  # seconds for one batch, with all that is tried again
+_SWITCH: Final = 0.0005  # seconds
+_SELDOM: Final = 60.0  # seconds between two lines about a collector that does not take them
+_LONGEST: Final = 500  # characters of such a line
+_LONGEST_VALUE: Final = 2048  # characters
+
+Value = str | bool | int | float
+_log = logging.getLogger("fedproxy.tracing")
+_NOWHERE: Final = logging.NullHandler()
+
+
+class Attempt(Protocol):
+    """One attempt, as the hot path noted it."""
+
+    span_id: bytes
+    member: str
+    url: str
+    started: float
+    sent: float | None
+    ended: float | None
+    reused: bool
+    status: int
+    error: str | None
+    launch: str | None
+
+
+class Trace(Protocol):
+    """One request that is over, as the hot path noted it. Times in seconds, by a clock of its own."""
+
+    trace_id: bytes
+    span_id: bytes
+    parent_id: bytes | None
+    started: float
+    ended: float
+    first_byte_at: float | None
+    request_id: str
+    client: str
+    secure: bool
+    method: str
+    host: str
+    target: str
+    version: str
+    user_agent: str
+    status: int
+    bytes_in: int
+    bytes_out: int
+    member: str | None
+    affinity: str | None
+    termination: str
+    launch: str | None
+    error: str | None
+
+    @property
+    def attempts(self) -> Sequence[Attempt]:
+        """In their order."""
+
+
+class Sampler:
+    """Which requests are traced: this share of them, and those that are of a sampled trace already.
+
+    follow: whose word that a trace is sampled, or is not, counts: of trusted proxies, of anyone, of nobody.
+    limit: so many a second at most, whatever visitors say. The share is taken by chance and not by the id of
+    the trace, which a visitor can choose.
+    """
+
+    def __init__(
+        self,
+        share: float,
+        follow: Literal["trusted", "anyone", "nobody"],
+        limit: int,
+        *,
+        chance: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._share = share
+        self._trusted = follow != "nobody"
+        self._anyone = follow == "anyone"
+        self._limit = limit
+        self._chance = chance
+        self._clock = clock
+        self._second = -1.0
+        self._count = 0
+        self._skip = self._draw()
+
+    def samples(self, traceparent: bytes | None, trusted: bool) -> bool:
+        """Whether a request is traced."""
+        if traceparent is not None and (self._anyone or (trusted and self._trusted)):
+            return int(traceparent[-2:], 16) & 1 == 1 and self._within_limit()
+        if self._skip >= 1:
+            self._skip -= 1
+            return False
+        self._skip = self._draw()
+        return self._within_limit()
+
+    def _draw(self) -> float:
+        """How many requests are passed over until the next one is traced: one draw for all of them."""
+        if self._share <= 0:
+            return math.inf
+        if self._share >= 1:
+            return 0
+        return math.floor(math.log(1 - self._chance()) / math.log(1 - self._share))
+
+    def _within_limit(self) -> bool:
+        second = math.floor(self._clock())
+        if second != self._second:
+            self._second, self._count = second, 0
+        self._count += 1
+        return self._count <= self._limit
+
+
+class _Ids(IdGenerator):
+    """The ids that the next span is to have: the member was told them long before."""
+
+    span_id = trace_id = 0
+
+    def generate_span_id(self) -> int:
+        return self.span_id
+
+    def generate_trace_id(self) -> int:
+        return self.trace_id
+
+
+class Tracing:
+    """Makes spans of traces and has them sent to a collector by OTLP over HTTP; `samples` says of which."""
+
+    def __init__(self, endpoint: str, service_name: str, sampler: Sampler) -> None:
+        self.samples = sampler.samples
+        # The loop is not to wait for as long as Python would let another thread go on.
+        sys.setswitchinterval(_SWITCH)
+        self._complaints = _Complaints(endpoint)
+        self._ids = _Ids()
+        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT)
+        resource = Resource.create(
+            {
+                "service.name": service_name,
+                "service.version": __version__,
+                "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
+            }
+        )
+        self._provider = TracerProvider(
+            sampler=ALWAYS_ON,
+            resource=resource,
+            id_generator=self._ids,
+            span_limits=SpanLimits(max_attribute_length=_LONGEST_VALUE),
+            shutdown_on_exit=False,
+        )
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._spans = self._provider.get_tracer("fedproxy", __version__)
+
+    def take(self, trace: Trace) -> None:
+        """Makes the spans of a request that is over, and leaves them to the thread that sends them."""
+        offset = time.time_ns() - round(trace.ended * 1e9)
+        trace_id, span_id = int(trace.trace_id, 16), int(trace.span_id, 16)
+        context = Context()
+        if trace.parent_id is not None:
+            context = _inside(trace_id, int(trace.parent_id, 16), is_remote=True)
+        method = trace.method if trace.method in _METHODS else "HTTP"
+        self._span(
+            method,
+            context,
+            SpanKind.SERVER,
+            (trace_id, span_id),
+            (offset + round(trace.started * 1e9), offset + round(trace.ended * 1e9)),
+            _of_request(trace),
+            failed=trace.error is not None or trace.status >= 500,
+        )
+        context = _inside(trace_id, span_id)
+        for number, attempt in enumerate(trace.attempts):
+            ended = trace.ended if attempt.ended is None else attempt.ended
+            self._span(
+                method,
+                context,
+                SpanKind.CLIENT,
+                (trace_id, int(attempt.span_id, 16)),
+                (offset + round(attempt.started * 1e9), offset + round(ended * 1e9)),
+                _of_attempt(trace, attempt, number),
+                failed=attempt.error is not None or attempt.status >= 400,
+            )
+
+    def _span(
+        self,
+        name: str,
+        context: Context,
+        kind: SpanKind,
+        ids: tuple[int, int],
+        times: tuple[int, int],
+        attributes: dict[str, Value],
+        *,
+        failed: bool,
+    ) -> None:
+        self._ids.trace_id, self._ids.span_id = ids
+        span = self._spans.start_span(name, context, kind, attributes, start_time=times[0])
+        if failed:
+            span.set_status(StatusCode.ERROR)
+        span.end(times[1])
+
+    async def close(self, within: float) -> None:
+        """Sends what waits, for so many seconds at most."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def shut_down() -> None:
+            self._provider.shutdown()
+            with suppress(RuntimeError):  # nobody waits any more, and the loop is closed
+                loop.call_soon_threadsafe(done.set)
+
+        # A daemon, so that the process can end before it.
+        threading.Thread(target=shut_down, name="fedproxy-last-spans", daemon=True).start()
+        try:
+            async with asyncio.timeout(within):
+                await done.wait()
+        except TimeoutError:
+            # Nothing is tried again.
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
+        finally:
+            self._complaints.close()
+
+
+def _inside(trace_id: int, span_id: int, *, is_remote: bool = False) -> Context:
+    """The context of what is done within that span."""
+    return set_span_in_context(
+        NonRecordingSpan(SpanContext(trace_id, span_id, is_remote, _SAMPLED)), Context()
+    )
+
+
+def _of_request(trace: Trace) -> dict[str, Value]:
+    """The attributes of the semantic conventions for HTTP servers, and this program's own."""
+    path, _, query = mask_target(trace.target).partition("?")
+    found: dict[str, Value | None] = {
+        **_method(trace),
+        "url.scheme": "https" if trace.secure else "http",
+        "url.path": path,
+        "url.query": query or None,
+        **_server(f"//{trace.host}"),
+        "client.address": trace.client,
+        "network.protocol.version": trace.version,
+        "user_agent.original": trace.user_agent or None,
+        "http.response.status_code": trace.status or None,
+        "http.request.body.size": trace.bytes_in or None,
+        "http.response.body.size": trace.bytes_out,
+        "error.type": trace.error or (str(trace.status) if trace.status >= 500 else None),
+        "fedproxy.request_id": trace.request_id,
+        "fedproxy.member": trace.member,
+        "fedproxy.affinity": trace.affinity,
+        "fedproxy.attempts": len(trace.attempts),
+        "fedproxy.termination": trace.termination,
+        "fedproxy.launch": trace.launch,
+        "fedproxy.ttfb": None if trace.first_byte_at is None else trace.first_byte_at - trace.started,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _of_attempt(trace: Trace, attempt: Attempt, number: int) -> dict[str, Value]:
+    """The same for HTTP clients."""
+    found: dict[str, Value | None] = {
+        **_method(trace),
+        "url.full": attempt.url.rstrip("/") + mask_target(trace.target),
+        **_server(attempt.url),
+        "network.protocol.version": "1.1",
+        "http.response.status_code": attempt.status or None,
+        "http.request.resend_count": number or None,
+        "error.type": attempt.error or (str(attempt.status) if attempt.status >= 400 else None),
+        "fedproxy.member": attempt.member,
+        "fedproxy.connection.reused": attempt.reused if attempt.sent is not None else None,
+        "fedproxy.connection.wait": None if attempt.sent is None else attempt.sent - attempt.started,
+        "fedproxy.launch": attempt.launch,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _method(trace: Trace) -> dict[str, Value | None]:
+    if trace.method in _METHODS:
+        return {"http.request.method": trace.method}
+    return {"http.request.method": "_OTHER", "http.request.method_original": trace.method}
+
+
+def _server(url: str) -> dict[str, Value | None]:
+    """Its address and port, as far as the URL has them; of a unix socket the path is the address."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        # A Host field may have a port that there cannot be.
+        return {"server.address": url.removeprefix("//")}
+    return {"server.address": parts.hostname or parts.path or None, "server.port": port}
+
+
+class _Complaints(logging.Handler):
+    """What the SDK says of a collector that takes no spans: one line of it, then none for a while."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(logging.WARNING)
+        self._endpoint = endpoint
+        self._quiet_until = -math.inf
+        self._logger = logging.getLogger("opentelemetry")
+        self._logger.addHandler(self)
+        # For what is said when this one is gone, which nobody needs to hear.
+        self._logger.addHandler(_NOWHERE)
+        self._logger.propagate = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Called by logging before it locks the handler: the loop does not wait for the thread that sends."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + _SELDOM
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging for what is not filtered out."""
+        said = record.getMessage().partition("\n")[0][:_LONGEST]
+        _log.warning("tracing: spans cannot be sent to %s: %s", self._endpoint, said)
+
+    def close(self) -> None:
+        """As logging's; what is said from now on is of no interest any more."""
+        self._logger.removeHandler(self)
+        super().close()

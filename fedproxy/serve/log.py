@@ -1,0 +1,101 @@
+"""Where the access log of a data plane goes: standard output, a file, or whoever runs this."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fedproxy.errors import ConfigError, Fault
+from fedproxy.observe.access_log import AccessLog, Output, open_file
+
+if TYPE_CHECKING:
+    from fedproxy.config import Config
+
+
+def check_log(config: Config) -> None:
+    """Raises ConfigError if the file of the access log cannot be opened; makes it if it is not there."""
+    file = _file_of(config)
+    if file is not None:
+        os.close(_open(file))
+
+
+def _file_of(config: Config) -> Path | None:
+    file = config.access_log_file
+    return None if config.access_log == "off" or file == "stdout" else Path(file)
+
+
+def _open(file: Path) -> int:
+    try:
+        return open_file(file)
+    except OSError as error:
+        message = f"{file} cannot be opened: {error.strerror}, expected a file that can be written, or stdout"
+        raise ConfigError([Fault("access_log_file", message)]) from error
+
+
+class Log:
+    """One data plane's access log. `given` takes its lines, one by one, wherever the config sends them."""
+
+    def __init__(self, given: Callable[[str], None] | None = None) -> None:
+        self._given = given
+        self._form: Literal["json", "combined", "off"] = "off"
+        self._file: Path | None = None
+        self._log: AccessLog | None = None
+        self._output: Output | None = None
+
+    @contextmanager
+    def prepare(self, config: Config) -> Iterator[Callable[[], AccessLog | None]]:
+        """Opens what the config asks for; the log is what is yielded, called once all the rest is in force.
+
+        Raises ConfigError. If the block raises, nothing has changed.
+        """
+        form, file = config.access_log, _file_of(config)
+        output = self._output
+        if form == "off" or self._given is not None:
+            output = None
+        elif output is None or file != self._file:
+            later = partial(asyncio.get_running_loop().call_later, 0.1)
+            output = Output(later=later) if file is None else Output(_open(file), later, owned=True)
+        try:
+            yield lambda: self._use(form, file, output)
+        except BaseException:
+            if output is not None and output is not self._output:
+                output.close()
+            raise
+
+    def _use(
+        self, form: Literal["json", "combined", "off"], file: Path | None, output: Output | None
+    ) -> AccessLog | None:
+        if (form, output) != (self._form, self._output):
+            self.close()
+            self._form, self._output = form, output
+            write = output or self._write_lines
+            loop = asyncio.get_running_loop()
+            self._log = AccessLog(write, form, loop.call_soon) if form != "off" else None
+        self._file = file
+        return self._log
+
+    def _write_lines(self, text: str) -> None:
+        if self._given is not None:
+            for line in text.splitlines():
+                self._given(line)
+
+    def reopen(self) -> None:
+        """Opens the file anew, if it is one. Raises ConfigError, and then goes on with the one it has."""
+        if self._output is not None and self._log is not None and self._file is not None:
+            fd = _open(self._file)
+            self._log.flush()
+            self._output.move(fd)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._log is not None:
+            self._log.flush()
+            self._log = None
+        if self._output is not None:
+            self._output.close()
+            self._output = None

@@ -1,0 +1,50 @@
+"""Whether a data plane makes traces, and of what."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedproxy.config import Tracing as Settings
+    from fedproxy.observe.tracing import Tracing
+    from fedproxy.proxy.edge import Edge
+
+_LAST_SPANS = 1.0  # seconds that a collector may take for them
+
+
+class Traces:
+    """Makes the edge's tracer as the config says."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._settings: Settings | None = None
+        self._tracing: Tracing | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def put(self, settings: Settings) -> None:
+        """Puts the settings in force; what was traced by others is still sent."""
+        if settings == self._settings:
+            return
+        self._settings = settings
+        self._end()
+        if settings.endpoint != "off":
+            # Only now, as it is only there with the extra, and takes its time.
+            from fedproxy.observe.tracing import Sampler, Tracing
+
+            sampler = Sampler(settings.sample, settings.follow, settings.limit)
+            self._tracing = Tracing(settings.endpoint, settings.service_name, sampler)
+        self._edge.tracer = self._tracing
+
+    def _end(self) -> None:
+        if self._tracing is not None:
+            closing = asyncio.get_running_loop().create_task(self._tracing.close(_LAST_SPANS))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            self._tracing = None
+
+    async def close(self) -> None:
+        """Returns once what was traced is sent, or its time is over."""
+        self._edge.tracer = None
+        self._end()
+        await asyncio.gather(*self._closing)
