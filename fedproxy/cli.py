@@ -62,6 +62,9 @@ def _load(file: Path) -> Config:
 )
 def serve(file: Path, workers: int | None) -> None:
     """Run the edge until SIGTERM or SIGINT."""
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        # Until somebody listens, here and in the workers, what they ask for is about to be done anyway.
+        signal.signal(number, signal.SIG_IGN)
     config = _with_workers(_load(file), workers)
     _say(f"fedproxy {__version__}: {_members(config)} from {file}")
     try:

@@ -58,10 +58,10 @@ def test_instructions_are_known_and_in_capitals() -> None:
     assert {found.name for found in INSTRUCTIONS} == known
 
 
-def test_both_stages_start_from_the_same_pinned_slim_python() -> None:
+def test_both_stages_start_from_the_same_pinned_python_and_the_last_from_a_slim_one() -> None:
     (version,) = re.findall(r"^PYTHON=(3\.\d+)$", _of("ARG")[0].value)
     assert [found.value for found in _of("FROM")] == [
-        "python:${PYTHON}-slim AS build",
+        "python:${PYTHON} AS build",
         "python:${PYTHON}-slim",
     ]
     requires = re.findall(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
