@@ -14,10 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.launch import End
+from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Survey, snapshot
-from fedproxy.observe.metrics import View, create_registry
+from fedproxy.errors import EdgeError, VisitorError, reasons_of
+from fedproxy.observe.metrics import View, expose
 from tests.decide.build import member
 from tests.real import program
 
@@ -35,6 +41,19 @@ GRAFANA = {
     "$datasource": "prometheus",
     "$job": "fedproxy",
     "$member": ".*",
+}
+
+#: What the program says in a label, where an expression asks for it.
+VALUES = {
+    ("federation_health", "reason"): {"", "Pod quota", "versions", "dns", "connect", "tls", "timeout"},
+    ("fedproxy_rejected_total", "reason"): reasons_of(VisitorError, EdgeError) | {"connections", "address"},
+    ("fedproxy_affinity_total", "source"): set(Source),
+    ("fedproxy_launches_total", "outcome"): set(End),
+    ("fedproxy_member_state", "state"): set(Intent),
+    ("fedproxy_breaker_transitions_total", "to"): set(BreakerState),
+    ("fedproxy_config_reloads_total", "result"): {"success", "failure"},
+    ("fedproxy_member_pods", "kind"): {"total", "build", "user"},
+    ("member:fedproxy_bytes:rate5m", "direction"): {"in", "out"},
 }
 
 needs_promtool = program.needs("promtool", "prometheus")
@@ -87,15 +106,15 @@ def _exposed() -> dict[str, set[str]]:
         counts.retries,
         counts.launches,
         counts.launch_phases,
-        counts.failovers,
     ):
         numbers["x"] = 1
+    counts.failovers["gesis"] = 1
     edge = EdgeCounts()
     edge.rejected["x"] = 1
     seen = replace(snapshot(gesis, 0.0), pods={"total": 1}, quota=2, checks={"x": True})
     view = View(Survey([seen], edge), reloaded_at=1.0, certificates={"x": 1.0})
     labels: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate", "member"}}
-    for family in create_registry(lambda: view).collect():
+    for family in text_string_to_metric_families("".join(expose(view, ""))):
         for sample in family.samples:
             labels.setdefault(sample.name, set()).update(sample.labels)
     return labels
@@ -146,6 +165,17 @@ def test_expression_asks_for_series_and_labels_that_exist(where: str, expression
     grouped = re.findall(r"\b(?:by|on|group_left|without) \(([\w, ]*)\)", expression)
     known = set.union(*(_labels()[name] for name in names))
     assert {label for group in grouped for label in re.findall(r"\w+", group)} <= known
+
+
+@pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
+def test_expression_asks_for_values_that_labels_can_have(where: str, expression: str) -> None:
+    for name, matchers in re.findall(r"([\w:]+)\{([^}]*)\}", expression):
+        for label, values in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"', matchers):
+            if (name, label) in VALUES:
+                assert set(values.split("|")) <= VALUES[name, label], (name, label)
+            else:
+                # Others are names of the operator's, or numbers.
+                assert label in {"job", "member", "from", "code", "alertname", "alertstate"}, (name, label)
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"] + rule["labels"]["severity"])

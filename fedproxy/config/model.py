@@ -356,7 +356,10 @@ class Organisation(Section):
 
     name: Text = Field(description="The name that is shown.")
     url: Link | None = Field(default=None, description="Where the name leads.")
-    logo: Link | None = Field(default=None, description="An image.")
+    logo: Link | None = Field(
+        default=None,
+        description="An image of up to 64 KiB. The edge fetches it and serves it itself on its member page.",
+    )
 
 
 class Member(Section):
@@ -532,6 +535,12 @@ class Config(Section):
     def active_members(self) -> dict[str, Member]:
         """The members that take part, in the order of the file."""
         return {name: member for name, member in self.members.items() if member.active}
+
+    @property
+    def logos(self) -> frozenset[str]:
+        """The URLs of the images that the member page shows."""
+        shown = (each for member in self.members.values() for each in (member.run_by, member.funded_by))
+        return frozenset(each.logo for each in shown if each is not None and each.logo is not None)
 
     @property
     def prime(self) -> str | None:

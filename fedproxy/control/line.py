@@ -10,14 +10,14 @@ import asyncio
 import pickle
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from fedproxy.config import Config
     from fedproxy.decide.member import Intent
-    from fedproxy.decide.snapshot import Survey
+    from fedproxy.decide.snapshot import Snapshot, Survey
     from fedproxy.errors import Fault
 
 _LENGTH = struct.Struct(">I")
@@ -75,6 +75,16 @@ class Tickets:
 
 
 @dataclass(frozen=True)
+class Logo:
+    """An image for the visitors' page, as it was found at `url`. key: names the content. kind: media type."""
+
+    url: str
+    key: str
+    kind: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Ask:
     """To be answered with `Told`, which then says that all that was sent before is in force."""
 
@@ -97,11 +107,26 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some members of an account, told one part after the other: with hundreds, visitors would have to wait.
+
+    at: so many members of this account were told of before. `Told` ends it.
+    """
+
+    at: int
+    members: Sequence[Snapshot]
+
+
+@dataclass(frozen=True)
 class Told:
-    """What was counted so far; with the number of the question, if there was one."""
+    """What was counted so far; with the number of the question, if there was one.
+
+    after: so many members were told of before, in `Part`s.
+    """
 
     number: int | None
     survey: Survey
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,9 +209,14 @@ class Line(asyncio.Protocol):
             data = pickle.dumps(message)
             self._transport.write(_LENGTH.pack(len(data)) + data)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the other end is there and reads, so that few messages wait."""
+        return self.is_open and self._transport.get_write_buffer_size() < _FRESH_ONLY
+
     def send_fresh(self, message: object) -> None:
         """Sends a message, unless many wait: the next one will say more."""
-        if self.is_open and self._transport.get_write_buffer_size() < _FRESH_ONLY:
+        if self.is_read:
             self.send(message)
 
     def data_received(self, data: bytes) -> None:

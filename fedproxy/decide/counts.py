@@ -63,6 +63,10 @@ class Histogram:
         """Counts what another one counted too."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
+        self.take_exemplars(other)
+
+    def take_exemplars(self, other: Histogram) -> None:
+        """Keeps the newer example of each bucket."""
         for slot, exemplar in other.exemplars.items():
             mine = self.exemplars.get(slot)
             if mine is None or mine.time < exemplar.time:

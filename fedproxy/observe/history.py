@@ -26,7 +26,7 @@ STEP: Final = 10.0
 KEPT: Final = 360
 """Points of a chart: an hour."""
 
-LINES: Final = {"requests": 100, "errors": 100, "first_byte": 10_000, "in_flight": 1}
+LINES: Final = {"requests": 100, "errors": 100, "first_byte": 100_000, "in_flight": 1}
 """What is charted, each per member: per second, per second, 95 % of them in seconds, a number.
 
 A point is kept and shown to programs as a whole number: so many are one of these. That is quickly written,
@@ -165,12 +165,13 @@ class _Watch:
 class History:
     """What `see` made of the surveys it was shown, and what `note` was told.
 
-    survey: the last one. looks, steps, changes: how many surveys, points of the charts and changes of the
-    events there were so far.
+    survey: the last one; time: when that was, in seconds since the epoch. looks, steps, changes: how many
+    surveys, points of the charts and changes of the events there were so far.
     """
 
     def __init__(self) -> None:
         self.survey: Survey | None = None
+        self.time = 0.0
         self.looks = 0
         self.steps = 0
         self.changes = 0
@@ -237,7 +238,7 @@ class History:
         for name in old:
             self.note(time, f"{name} left the federation", Level.NOTE, name)
         self._compare_edge(survey, time)
-        self.survey = survey
+        self.survey, self.time = survey, time
         self.looks += 1
         if now - self._step_began >= STEP:
             self._step_began = now
@@ -268,7 +269,7 @@ class History:
             if before is BreakerState.CLOSED:
                 self.note(time, f"{name} is left out: its breaker opened{because}", Level.BAD, name)
             elif opened and (tried or before is BreakerState.HALF_OPEN):
-                self.note(time, f"{name} stays left out: it failed its trial{because}", Level.BAD, name)
+                self._count(("trial", name), 1, time, _failed(name, because), Level.BAD, name)
         elif after is not before and after is BreakerState.HALF_OPEN:
             if before is BreakerState.CLOSED and opened:
                 self.note(time, f"{name} is left out: its breaker opened{because}", Level.BAD, name)
@@ -337,6 +338,10 @@ def quantile(counts: Sequence[int], part: float) -> float | None:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
+
+
+def _failed(name: str, because: str) -> Callable[[int], str]:
+    return lambda n: f"{name} stays left out: it failed {'its trial' if n == 1 else f'{n} trials'}{because}"
 
 
 def _went_on(name: str, other: str) -> Callable[[int], str]:

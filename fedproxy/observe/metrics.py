@@ -1,23 +1,24 @@
 """Prometheus: what the hot path counted, read when somebody scrapes.
 
 Every scrape builds its series from the members that are in force, so a member that left, or a reason that
-is over, leaves nothing behind.
+is over, leaves nothing behind. With hundreds of members there are tens of thousands of lines: they are made
+as text at once, in pieces between which others get their turn, and not as an object each.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, takewhile
+from functools import lru_cache
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import exposition as plain
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
 
 from fedproxy import __version__
 from fedproxy.decide.affinity import Source
@@ -35,10 +36,13 @@ BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, Brea
 #: What federation-redirect called a reason, where it is another name here.
 _OLD_REASONS: Final = {"quota": "Pod quota"}
 
-_PLAIN: Final = ("text/plain", "text/*", "*/*")
-_QUALITY: Final = re.compile(r";\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE).search
-
 _EDGES: Final = (*map(str, BOUNDS), "+Inf")
+
+# The values of enumerations, which are slow to ask for.
+_SOURCES: Final = [source.value for source in Source]
+_ENDS: Final = [end.value for end in End]
+_INTENTS: Final = [(intent, intent.value) for intent in Intent]
+_BREAKERS: Final = [state.value for state in BreakerState]
 
 Row = tuple[Sequence[str], float]
 
@@ -57,7 +61,68 @@ class View:
     certificates: Mapping[str, float] = field(default_factory=dict)
 
 
-def collect(view: View) -> Iterator[Metric]:
+@dataclass(frozen=True)
+class Numbers:
+    """A metric whose series are a number each. A row: the values of at most two labels, and it."""
+
+    name: str
+    kind: str
+    text: str
+    labels: Sequence[str]
+    rows: Iterable[Row]
+
+    def lines(self, examples: bool) -> Iterator[str]:
+        """The series, a line each; there are no examples of them."""
+        name = f"{self.name}_total" if self.kind == "counter" else self.name
+        if not self.labels:
+            for _, number in self.rows:
+                yield f"{name} {number}\n"
+        elif len(self.labels) == 1:
+            first = f'{name}{{{self.labels[0]}="'
+            for (value,), number in self.rows:
+                yield f'{first}{_escaped(value)}"}} {number}\n'
+        else:
+            first, second = f'{name}{{{self.labels[0]}="', f'",{self.labels[1]}="'
+            for (value, other), number in self.rows:
+                yield f'{first}{_escaped(value)}{second}{_escaped(other)}"}} {number}\n'
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """A metric that is a histogram for each member."""
+
+    name: str
+    text: str
+    by_member: Mapping[str, Histogram]
+    kind: str = "histogram"
+
+    def lines(self, examples: bool) -> Iterator[str]:
+        """The series of one member after the other. examples: with one of each bucket that has one."""
+        for member, histogram in self.by_member.items():
+            label = f'member="{_escaped(member)}"'
+            start = f'{self.name}_bucket{{{label},le="'
+            counts = list(accumulate(histogram.counts))
+            buckets = [f'{start}{edge}"}} {count}\n' for edge, count in zip(_EDGES, counts, strict=True)]
+            if examples:
+                for at, found in histogram.exemplars.items():
+                    example = f'# {{trace_id="{_escaped(found.trace_id)}"}} {found.value} {found.time}'
+                    buckets[at] = f"{buckets[at][:-1]} {example}\n"
+            yield (
+                f"{''.join(buckets)}{self.name}_count{{{label}}} {counts[-1]}\n"
+                f"{self.name}_sum{{{label}}} {histogram.total}\n"
+            )
+
+
+Family = Numbers | Histograms
+
+
+@lru_cache(maxsize=4096)
+def _escaped(value: str) -> str:
+    """A label's value: names and reasons come again in every line."""
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def collect(view: View) -> Iterator[Family]:
     """Every metric, each with all of its series."""
     members = view.survey.members
     yield from _requests(members)
@@ -65,29 +130,6 @@ def collect(view: View) -> Iterator[Metric]:
     yield from _probed(members)
     yield from _edge(view)
     yield from _of_federation_redirect(members)
-
-
-class FederationCollector(Collector):
-    """Reads a new `View` for each scrape."""
-
-    def __init__(self, read: Callable[[], View]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterable[Metric]:
-        """Called by the registry for each scrape."""
-        return collect(self._read())
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry would collect to learn the names, and there may be nothing to read yet."""
-        return ()
-
-
-def create_registry(read: Callable[[], View]) -> CollectorRegistry:
-    """A registry of the federation's metrics and this process's."""
-    registry = CollectorRegistry()
-    registry.register(FederationCollector(read))
-    registry.register(_ThisProcess())
-    return registry
 
 
 class _ThisProcess(Collector):
@@ -102,32 +144,54 @@ class _ThisProcess(Collector):
             yield metric
 
 
-def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """The body and its Content-Type, in the form that the Accept field asks for.
-
-    Only OpenMetrics has exemplars.
-    """
-    encode, content_type = choose_encoder(_preferred(accept))
-    return encode(registry), content_type
+_PROCESS: Final = CollectorRegistry()
+_PROCESS.register(_ThisProcess())
 
 
-def _preferred(accept: str) -> str:
-    """The media ranges of an Accept field that are wanted before plain text, the most wanted first.
+def is_openmetrics(accept: str) -> bool:
+    """Whether an Accept field would rather have OpenMetrics; what makes no sense in it is passed over."""
+    best = {True: 0.0, False: 0.0}
+    for each in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in each.split(";"))
+        said = dict(part.split("=", 1) for part in parameters if "=" in part)
+        if kind == "application/openmetrics-text":
+            if said.get("version", "1.0.0").strip('"') not in ("1.0.0", "0.0.1"):
+                continue
+        elif kind not in ("text/plain", "text/*", "*/*"):
+            continue
+        try:
+            wanted = float(said.get("q", "1"))
+        except ValueError:
+            continue
+        if math.isfinite(wanted):
+            mine = kind == "application/openmetrics-text"
+            best[mine] = max(best[mine], wanted)
+    return best[True] > 0 and best[True] >= best[False]
 
-    RFC 9110 section 12.5.1. `choose_encoder` takes the first that it knows, whatever else is wanted more.
-    """
-    ranges = [each for each in accept.split(",") if _quality(each) > 0]
-    ranges.sort(key=_quality, reverse=True)
-    return ",".join(takewhile(lambda each: each.split(";")[0].strip().lower() not in _PLAIN, ranges))
+
+def content_type(accept: str) -> str:
+    """The Content-Type of what `expose` makes for the same Accept field."""
+    if is_openmetrics(accept):
+        return "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    return "text/plain; version=0.0.4; charset=utf-8"
 
 
-def _quality(media_range: str) -> float:
-    found = _QUALITY(media_range)
-    return float(found[1]) if found is not None else 1.0
+def expose(view: View, accept: str) -> Iterator[str]:
+    """The text in the form that the Accept field asks for, piece by piece. Only OpenMetrics has exemplars."""
+    modern = is_openmetrics(accept)
+    for family in collect(view):
+        # The older form calls a counter by the name of its series.
+        name = f"{family.name}_total" if family.kind == "counter" and not modern else family.name
+        yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
+        yield from family.lines(modern)
+    # Last, as it ends with the mark of the end where there is one.
+    encode: Callable[[Collector], bytes] = openmetrics.generate_latest if modern else plain.generate_latest
+    yield encode(_PROCESS).decode()
 
 
-def _requests(members: Sequence[Snapshot]) -> Iterator[Metric]:
+def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
     """What was counted on the way."""
+    names = {m.name for m in members}
     yield _counter(
         "fedproxy_requests",
         "Requests, by the status that the visitor was sent, or told in the event of a failed launch.",
@@ -170,13 +234,13 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Metric]:
         "fedproxy_affinity",
         "Requests, by what chose the member.",
         ("member", "source"),
-        (((m.name, source.value), m.counts.affinity.get(source, 0)) for m in members for source in Source),
+        (((m.name, source), m.counts.affinity.get(source, 0)) for m in members for source in _SOURCES),
     )
     yield _counter(
         "fedproxy_launches",
         "Launches that a member was given, by how they ended there.",
         ("member", "outcome"),
-        (((m.name, end.value), m.counts.launches.get(end.value, 0)) for m in members for end in End),
+        (((m.name, end), m.counts.launches.get(end, 0)) for m in members for end in _ENDS),
     )
     yield _histogram(
         "fedproxy_launch_duration_seconds",
@@ -193,11 +257,17 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Metric]:
         "fedproxy_launch_failovers",
         "Launches that moved from a member that could not serve them.",
         ("from", "to"),
-        (((m.name, to), n) for m in members for to, n in sorted(m.counts.failovers.items())),
+        (
+            ((m.name, to), n)
+            for m in members
+            for to, n in sorted(m.counts.failovers.items())
+            # Else who has left would stay here.
+            if to in names
+        ),
     )
 
 
-def _state(members: Sequence[Snapshot]) -> Iterator[Metric]:
+def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
     """How the members are now."""
     yield _gauge(
         "fedproxy_requests_in_flight",
@@ -233,7 +303,7 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Metric]:
         "fedproxy_member_state",
         "1 for what the operator said of a member: ready, drain or maint.",
         ("member", "state"),
-        (((m.name, state.value), int(m.intent is state)) for m in members for state in Intent),
+        (((m.name, state), int(m.intent is intent)) for m in members for intent, state in _INTENTS),
     )
     yield _gauge(
         "fedproxy_breaker_state",
@@ -245,15 +315,11 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Metric]:
         "fedproxy_breaker_transitions",
         "How often a member's circuit breaker became this.",
         ("member", "to"),
-        (
-            ((m.name, state.value), m.counts.transitions.get(state, 0))
-            for m in members
-            for state in BreakerState
-        ),
+        (((m.name, state), m.counts.transitions.get(state, 0)) for m in members for state in _BREAKERS),
     )
 
 
-def _probed(members: Sequence[Snapshot]) -> Iterator[Metric]:
+def _probed(members: Sequence[Snapshot]) -> Iterator[Family]:
     """What the last probes said."""
     yield _gauge(
         "fedproxy_member_pods",
@@ -269,7 +335,7 @@ def _probed(members: Sequence[Snapshot]) -> Iterator[Metric]:
     )
 
 
-def _edge(view: View) -> Iterator[Metric]:
+def _edge(view: View) -> Iterator[Family]:
     """What belongs to no member."""
     edge = view.survey.edge
     yield _gauge(
@@ -314,7 +380,7 @@ def _edge(view: View) -> Iterator[Metric]:
     yield _gauge("fedproxy_build_info", "Always 1.", ("version",), [((__version__,), 1)])
 
 
-def _of_federation_redirect(members: Sequence[Snapshot]) -> Iterator[Metric]:
+def _of_federation_redirect(members: Sequence[Snapshot]) -> Iterator[Family]:
     """Names and types of the program before, which called a count a gauge; one health series a member."""
     yield _gauge(
         "federation_health",
@@ -332,7 +398,7 @@ def _of_federation_redirect(members: Sequence[Snapshot]) -> Iterator[Metric]:
         "federation_redirect_count",
         "Requests routed to each member; reason is what chose it, as in fedproxy_affinity_total.",
         ("member", "reason"),
-        (((m.name, source.value), m.counts.affinity.get(source, 0)) for m in members for source in Source),
+        (((m.name, source), m.counts.affinity.get(source, 0)) for m in members for source in _SOURCES),
     )
 
 
@@ -343,30 +409,13 @@ def _old_reason(member: Snapshot) -> str:
     return _OLD_REASONS.get(reason, reason)
 
 
-def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for values, number in rows:
-        family.add_metric(values, number)
-    return family
+def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Family:
+    return Numbers(name, "counter", text, labels, rows)
 
 
-def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for values, number in rows:
-        family.add_metric(values, number)
-    return family
+def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Family:
+    return Numbers(name, "gauge", text, labels, rows)
 
 
-def _histogram(name: str, text: str, by_member: Mapping[str, Histogram]) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=("member",))
-    for member, histogram in by_member.items():
-        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
-        for at, (edge, count) in enumerate(zip(_EDGES, accumulate(histogram.counts), strict=True)):
-            found = histogram.exemplars.get(at)
-            if found is None:
-                buckets.append((edge, count))
-            else:
-                example = Exemplar({"trace_id": found.trace_id}, found.value, found.time)
-                buckets.append((edge, count, example))
-        family.add_metric((member,), buckets, histogram.total)
-    return family
+def _histogram(name: str, text: str, by_member: Mapping[str, Histogram]) -> Family:
+    return Histograms(name, text, by_member)

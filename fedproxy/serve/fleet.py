@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from typing import Protocol
 
@@ -21,7 +22,9 @@ from fedproxy.control.line import (
     Launches,
     Leaving,
     Line,
+    Logo,
     Moved,
+    Part,
     Put,
     Ready,
     Refused,
@@ -33,7 +36,7 @@ from fedproxy.control.line import (
     Tripped,
 )
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
-from fedproxy.decide.snapshot import Survey
+from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Sockets
 
@@ -51,8 +54,10 @@ class Common:
     """What all who serve have in common, those who are draining too.
 
     members, edge: what was counted by those who are gone, as counters do not fall when a worker ends.
-    listeners: called when launches in flight have changed.
+    listeners: called when launches in flight have changed. on_trip: called when a breaker has opened.
     """
+
+    on_trip: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         self.members: dict[str, MemberCounts] = {}
@@ -76,6 +81,15 @@ class Common:
                 launches.update(running)
         return Launches(dict(launches))
 
+    def tripped(self) -> None:
+        """A breaker has opened, somewhere."""
+        if self.on_trip is not None:
+            self.on_trip()
+
+    def forget(self, known: Container[str]) -> None:
+        """Drops what was counted of members that are not known any more."""
+        self.members = {name: counts for name, counts in self.members.items() if name in known}
+
     def add(self, survey: Survey) -> None:
         """Keeps what a worker counted; what it had open is gone."""
         for member in survey.members:
@@ -97,7 +111,7 @@ class Fleet(Protocol):
     def put(self, put: Put) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
 
-    def tell(self, message: Health | Renew | Tickets | Reopen) -> None:
+    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
         """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
 
     async def ask(self) -> None:
@@ -140,6 +154,8 @@ class Inside:
     def _on_fact(self, fact: Fact) -> None:
         if isinstance(fact, Launches):
             self._common.run(self, fact.running)
+        elif isinstance(fact, Tripped):
+            self._common.tripped()
 
     def _share_launches(self) -> None:
         self.plane.hear(self._common.elsewhere(self))
@@ -159,12 +175,14 @@ class Inside:
             raise
         self.plane.put(put)
 
-    def tell(self, message: Health | Renew | Tickets | Reopen) -> None:
+    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
         """As `Fleet` says."""
         if isinstance(message, Health):
             self.plane.health(message)
         elif isinstance(message, Tickets):
             self.plane.set_tickets(message.secret)
+        elif isinstance(message, Logo):
+            self.plane.set_logo(message)
         elif isinstance(message, Reopen):
             self.plane.reopen_log()
         else:
@@ -205,7 +223,8 @@ class _Process:
         self.draining = False
         self.last: Survey | None = None
         self.started = time.monotonic()
-        self.answers: dict[int, asyncio.Future[Survey]] = {}
+        self.parts: list[Snapshot] = []  # of the account that is being told
+        self.answers: dict[int, asyncio.Future[None]] = {}
         self.pid = 0
 
     process: asyncio.subprocess.Process
@@ -227,6 +246,7 @@ class Workers:
         self._keepers: list[asyncio.Task[None]] = []
         self._watchers: set[asyncio.Task[None]] = set()
         self._health: dict[str, Health] = {}
+        self._logos: dict[str, Logo] = {}
         self._numbers = count()
 
     _start: Put
@@ -258,14 +278,17 @@ class Workers:
         self._health = {
             name: word for name, word in self._health.items() if name in put.config.active_members
         }
+        self._logos = {url: logo for url, logo in self._logos.items() if url in put.config.logos}
         self._to_all(put)
 
-    def tell(self, message: Health | Renew | Tickets | Reopen) -> None:
+    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
         """As `Fleet` says."""
         if isinstance(message, Health):
             self._health[message.name] = message
         elif isinstance(message, Tickets):
             self._tickets = message.secret
+        elif isinstance(message, Logo):
+            self._logos[message.url] = message
         self._to_all(message)
 
     def _to_all(self, message: object) -> None:
@@ -303,6 +326,8 @@ class Workers:
         watcher.add_done_callback(self._watchers.discard)
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors)
         worker.line.send(start)
+        for logo in self._logos.values():
+            worker.line.send(logo)
         await self._wait_for(worker)
         return worker
 
@@ -364,15 +389,20 @@ class Workers:
     # Messages
 
     def _on_message(self, worker: _Process, message: object) -> None:
-        if isinstance(message, Told):
-            worker.last = message.survey
+        if isinstance(message, Part):
+            worker.parts[message.at :] = message.members
+        elif isinstance(message, Told):
+            before, worker.parts = worker.parts[: message.after], []
+            worker.last = replace(message.survey, members=[*before, *message.survey.members])
             answer = worker.answers.pop(message.number, None) if message.number is not None else None
             if answer is not None and not answer.done():
-                answer.set_result(message.survey)
+                answer.set_result(None)
         elif isinstance(message, Launches):
             self._common.run(worker, message.running)
         elif isinstance(message, Tripped | Moved | Launched):
             self._pass_on(message, worker)
+            if isinstance(message, Tripped):
+                self._common.tripped()
         elif isinstance(message, Ready):
             worker.ready.set()
             self._share_launches()

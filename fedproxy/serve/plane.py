@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from fedproxy.control.line import Fact, Health, Launched, Launches, Moved, Put, Tripped
+from fedproxy.control.line import Fact, Health, Launched, Launches, Logo, Moved, Put, Tripped
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
@@ -85,6 +85,7 @@ class Plane:
         self._telling = False
         self._elsewhere: Mapping[str, int] = {}
         self._health: dict[str, Health] = {}
+        self._logos: dict[str, Logo] = {}
         self._drained_by = float("inf")
         self._entering: set[asyncio.Task[Any]] = set()
         self.edge = Edge(local=self._page)
@@ -133,6 +134,10 @@ class Plane:
             for member in edge.federation.members
         ]
 
+    def logos(self) -> Mapping[str, Logo]:
+        """The images that the page can show, by the URL in the config."""
+        return self._logos
+
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value stands for."""
         member = self.edge.pins.get(value.encode("latin-1", "replace"))
@@ -160,6 +165,8 @@ class Plane:
         self.config = put.config
         # Who leaves and comes back begins anew.
         self._health = {name: word for name, word in self._health.items() if name in edge.federation.by_name}
+        wanted = put.config.logos
+        self._logos = {url: logo for url, logo in self._logos.items() if url in wanted}
         for name, member in edge.federation.by_name.items():
             member.set_intent(put.intents.get(name, member.intent))
             if name in self._health:
@@ -168,6 +175,11 @@ class Plane:
             if self._tell is not None:
                 member.on_trip = self._on_trip
                 member.on_launches = self._on_launches
+
+    def set_logo(self, logo: Logo) -> None:
+        """An image for the visitors' page. It may come late, when nobody wants it any more."""
+        if logo.url in self.config.logos:
+            self._logos[logo.url] = logo
 
     def health(self, health: Health) -> None:
         """The probes' word on a member."""

@@ -23,6 +23,7 @@ from aiohttp import web
 from fedproxy.config import Config, fault_lines, masked
 from fedproxy.control import state as operators
 from fedproxy.control.line import Health, Put, Renew, Reopen, Tickets
+from fedproxy.control.logos import Logos
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.state import State, StateFile, state_path
 from fedproxy.decide.breaker import BreakerState
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
+_AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes wrong does so in crowds
 _OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
 _SELDOM = 5  # ... and so many times as long while nobody does
 
@@ -56,8 +58,9 @@ class Service:
 
     log: takes each line of the access log of a data plane in this process; without it they go to standard
     output. reread: reads the config again for a reload, and raises ConfigError. file: where the config is; it
-    is watched, and what operators set is kept beside it. probe: whether members are asked how they are. say:
-    takes lines for whoever runs this. inherited: listening sockets that were given to this process.
+    is watched, and what operators set is kept beside it. probe: whether members are asked how they are,
+    and logos fetched. say: takes lines for whoever runs this. inherited: listening sockets that were given to
+    this process.
     """
 
     def __init__(
@@ -83,10 +86,13 @@ class Service:
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
         self._common = Common()
+        self._common.on_trip = self._hear_news
+        self._has_news = asyncio.Event()
         self._leaving: dict[Fleet, asyncio.Task[None]] = {}
         self._certificates: dict[Shape, Certificates] = {}
         self._reports: dict[str, Report] = {}
         self._prober: Prober | None = None
+        self._logos: Logos | None = None
         self._chores: set[asyncio.Task[Any]] = set()
         self._admin: web.AppRunner | None = None
         self._changing = asyncio.Lock()
@@ -172,6 +178,8 @@ class Service:
         if self._probe:
             self._prober = Prober(self._on_report)
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
+            self._logos = Logos(lambda logo: self._fleet.tell(logo), self._aside)
+            self._logos.apply(self.config.logos)
         self._serving = True
 
     def _fleet_of(self, workers: int) -> Fleet:
@@ -206,6 +214,9 @@ class Service:
         if self._prober is not None:
             await self._prober.close()
             self._prober = None
+        if self._logos is not None:
+            await self._logos.close()
+            self._logos = None
         fleets = [*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])]
         draining = [asyncio.ensure_future(fleet.drain(drain)) for fleet in fleets] if drain > 0 else []
         # Those who serve have their own copies. Nobody is to wait in a queue that nobody looks at.
@@ -224,19 +235,25 @@ class Service:
     # What operators ask for
 
     async def survey(self) -> Survey:
-        """The members and counts of all who serve, and of those who did."""
+        """The members and counts of all who serve, and of those who did; they are asked for them."""
         await asyncio.gather(*(fleet.ask() for fleet in (self._fleet, *self._leaving)))
+        return self.known()
+
+    def known(self) -> Survey:
+        """The same as they told it last, of their own accord once a second. Counts may be the live ones."""
         # All at one moment, or a worker that ends meanwhile is counted twice.
         surveys = [survey for fleet in (self._fleet, *self._leaving) for survey in fleet.surveys()]
-        members = [self._merged(name, surveys) for name in self.config.active_members]
+        parts: dict[str, list[Snapshot]] = {name: [] for name in self.config.active_members}
+        for survey in surveys:
+            for member in survey.members:
+                if member.name in parts:
+                    parts[member.name].append(member)
+        members = [self._merged(name, found) for name, found in parts.items()]
         edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
         return Survey(members, edge, self._fleet.alive)
 
-    def _merged(self, name: str, surveys: Sequence[Survey]) -> Snapshot:
-        parts = [found for survey in surveys if (found := survey.named(name)) is not None]
-        member = merge(parts) if parts else self._unseen(name)
-        if name in self._common.members:
-            member.counts.add(self._common.members[name])
+    def _merged(self, name: str, parts: Sequence[Snapshot]) -> Snapshot:
+        member = merge(parts or [self._unseen(name)], self._common.members.get(name))
         report = self._reports.get(name)
         if report is None:
             return member
@@ -318,10 +335,14 @@ class Service:
         self.config = config
         self._fleet.put(self._put())
         self._probe_again()
+        self._hear_news()
 
     def _probe_again(self) -> None:
+        self._common.forget(self.config.active_members)
         if self._prober is not None:
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
+        if self._logos is not None:
+            self._logos.apply(self.config.logos)
         self._reports = {
             name: report for name, report in self._reports.items() if name in self.config.active_members
         }
@@ -335,6 +356,7 @@ class Service:
             line = f"{report.name} is well again" if report.healthy else f"{report.name} is ill: {why}"
             self.history.note(time.time(), line, Level.GOOD if report.healthy else Level.BAD, report.name)
             self._aside(line)
+            self._hear_news()
 
     def _say(self, line: str) -> None:
         """To whoever runs this, and to whoever looks at what happened."""
@@ -455,6 +477,8 @@ class Service:
         # What was probed meanwhile was told to those before.
         for each in self._reports.values():
             fleet.tell(_health(each))
+        for logo in self._logos.known if self._logos is not None else ():
+            fleet.tell(logo)
         self._leaving[old] = asyncio.get_running_loop().create_task(self._see_off(old))
 
     async def _see_off(self, fleet: Fleet) -> None:
@@ -481,16 +505,27 @@ class Service:
     # Chores
 
     async def _look(self) -> None:
-        """Shows the history what there is: often while somebody looks on, else now and then."""
+        """Shows the history what there is: often while somebody looks on, else now and then, and on news."""
         while True:
-            self.history.see(await self.survey(), time.monotonic(), time.time())
+            # Who serves is only asked when something happened: they tell what they counted anyway.
+            news, self._has_news = self._has_news.is_set(), asyncio.Event()
+            survey = await self.survey() if news else self.known()
+            # Visitors may be served in this loop, so not all at once.
+            await asyncio.sleep(0)
+            self.history.see(survey, time.monotonic(), time.time())
             self._watched = False
             done, self._next_look = self._next_look, asyncio.get_running_loop().create_future()
             done.set_result(None)
+            await asyncio.sleep(_AT_ONCE)
             for _ in range(_SELDOM):
-                await asyncio.sleep(_OFTEN)
-                if self._watched:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_OFTEN - _AT_ONCE):
+                        await self._has_news.wait()
+                if self._watched or self._has_news.is_set():
                     break
+
+    def _hear_news(self) -> None:
+        self._has_news.set()
 
     async def _keep_house(self) -> None:
         looks = 0

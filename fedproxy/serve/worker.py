@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -24,6 +25,8 @@ from fedproxy.control.line import (
     Health,
     Leaving,
     Line,
+    Logo,
+    Part,
     Put,
     Ready,
     Refused,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TELL = 1.0  # seconds between two accounts of what was counted
+_AT_A_TIME = 30  # members that are told of in one turn, which takes less than a millisecond
 _HANDOVER = 10.0  # seconds that a successor may take to start
 _BODIES = 4 * 1024 * 1024
 _LAST_WORDS = 2.0  # seconds that the control process may take to read them
@@ -55,15 +59,18 @@ class Worker:
         self._told: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
         self._serving = False
+        self._telling = asyncio.Lock()
+        self._answers: set[asyncio.Task[None]] = set()
         self._early: list[object] = []  # what was told before there was somebody to tell
         self._handlers: dict[type, Callable[..., None]] = {
             Start: self._start,
             Put: self._put,
             Health: self.plane.health,
+            Logo: self.plane.set_logo,
             Renew: lambda _: self.plane.renew(),
             Reopen: lambda _: self._reopen_log(),
             Tickets: lambda message: self.plane.set_tickets(message.secret),
-            Ask: lambda message: self.line.send(Told(message.number, self.plane.survey())),
+            Ask: self._ask,
             Drain: lambda message: self._end(message.seconds),
         }
 
@@ -94,7 +101,7 @@ class Worker:
             await plane.drain(await self._told)
         finally:
             accounts.cancel()
-            await asyncio.gather(accounts, return_exceptions=True)
+            await asyncio.gather(accounts, *self._answers, return_exceptions=True)
             await plane.close()
             self.line.send(Told(None, plane.survey()))
             self.line.close()
@@ -136,10 +143,27 @@ class Worker:
     def _tell(self, fact: Fact) -> None:
         self.line.send_fresh(fact)
 
+    def _ask(self, ask: Ask) -> None:
+        answer = asyncio.get_running_loop().create_task(self._give_account(ask.number))
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
+
     async def _give_accounts(self) -> None:
         while True:
             await asyncio.sleep(_TELL)
-            self.line.send_fresh(Told(None, self.plane.survey()))
+            # One that began is told whole.
+            if self.line.is_read:
+                await self._give_account(None)
+
+    async def _give_account(self, number: int | None) -> None:
+        """Tells of all members, of some at a time: visitors have their turn in between."""
+        async with self._telling:
+            survey = self.plane.survey()
+            members, last = survey.members, max(0, len(survey.members) - 1) // _AT_A_TIME * _AT_A_TIME
+            for at in range(0, last, _AT_A_TIME):
+                self.line.send(Part(at, members[at : at + _AT_A_TIME]))
+                await asyncio.sleep(0)
+            self.line.send(Told(number, replace(survey, members=members[last:]), last))
 
     # The end
 

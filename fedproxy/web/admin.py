@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import aiohttp_jinja2
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from markupsafe import Markup
 
 from fedproxy import __version__
 from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError
 from fedproxy.observe.history import History
-from fedproxy.observe.metrics import View, create_registry, expose
+from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id
 from fedproxy.web.live import Live, log
-from fedproxy.web.page import Asset, environment, stylesheet
+from fedproxy.web.page import Asset, environment, icon, stylesheet
+from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, probed, shares
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
 
-_POLICY: Final = "script-src 'self'; connect-src 'self'; form-action 'none'"
+_POLICY: Final = "script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'none'"
 _MOST: Final = 1e18
 _MEMBER: Final = "/members/{name:[^/]+}"
 _BODY_TIME: Final = 10.0  # seconds, for the whole of it
@@ -66,7 +68,10 @@ class AdminState(Protocol):
         """Done when the history has seen the next survey. Shared: not to be cancelled."""
 
     async def survey(self) -> Survey:
-        """The members and counts of all workers together."""
+        """The members and counts of all workers together, who are asked for them."""
+
+    def known(self) -> Survey:
+        """The same without asking anybody: as it was about a second ago. Counts may be the live ones."""
 
     def certificates(self) -> Mapping[str, float]:
         """When each certificate expires, in seconds since the epoch, by its name."""
@@ -101,7 +106,7 @@ def create_admin_app(state: AdminState) -> web.Application:
     app.router.add_get("/", admin.page)
     app.router.add_get("/events", live.stream, allow_head=False)
     app.router.add_get("/log", admin.log)
-    for asset in (admin.style, admin.script):
+    for asset in (admin.style, admin.icon, admin.script):
         app.router.add_get(asset.path, asset.serve)
     app.router.add_get("/metrics", admin.metrics)
     app.router.add_get("/health/live", admin.live)
@@ -117,13 +122,11 @@ def create_admin_app(state: AdminState) -> web.Application:
 
 
 class _Admin:
-    _view: View
-
     def __init__(self, state: AdminState, live: Live) -> None:
         self._state = state
         self._live = live
-        self._registry = create_registry(lambda: self._view)
         self.style = stylesheet("/style.css")
+        self.icon = icon("/icon.svg")
         self.script = Asset("live.js", "text/javascript", "/live.js")
 
     # Reading
@@ -132,9 +135,10 @@ class _Admin:
         context = {
             "css": None,
             "style": self.style.url,
+            "icon": self.icon.url,
             "script": self.script.url,
             "version": __version__,
-            **self._live.context(await self._state.survey()),
+            "live": Markup(await self._live.page()),  # noqa: S704 -- a template made it
         }
         return aiohttp_jinja2.render_template("members.html", request, context)
 
@@ -143,14 +147,16 @@ class _Admin:
 
     async def metrics(self, request: web.Request) -> web.Response:
         state = self._state
-        self._view = View(
-            survey=await state.survey(),
-            reloads=state.reloads,
+        view = View(
+            survey=state.known(),
+            reloads=dict(state.reloads),
             reloaded_at=state.reloaded_at,
             certificates=state.certificates(),
         )
-        body, content_type = expose(self._registry, request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        accept = ",".join(request.headers.getall("Accept", ()))
+        # Visitors may be served in this loop, and other scrapes made in it meanwhile.
+        text = await in_turns(expose(view, accept))
+        return web.Response(body=text.encode(), headers={"Content-Type": content_type(accept)})
 
     async def live(self, request: web.Request) -> web.Response:
         return web.json_response({"live": True})

@@ -3,6 +3,10 @@
 A stream is sent the page's changing part as HTML, as the templates have it, so that a page that was just
 loaded and one that is open show the same. What a reader is too slow for is skipped, and one that reads
 nothing is dropped.
+
+With one worker the visitors' loop is this one. So an event is made once for all streams, and compressed once:
+each is a piece of a deflate stream that looks back at no other. It is made a little at a time, and written to
+one stream in a turn of the loop.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,20 +23,24 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import web
 
-from fedproxy.observe.history import LINES, STEP, Event, Figures, History
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.member import Intent
+from fedproxy.observe.history import LINES, STEP, Event, Figures, History, Level
 from fedproxy.web.answers import RefusedError
-from fedproxy.web.view import describe, shares
+from fedproxy.web.turns import in_turns
+from fedproxy.web.view import condition, describe, shares
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from fedproxy.decide.snapshot import Survey
+    from fedproxy.decide.snapshot import Snapshot, Survey
 
 _MOST_STREAMS: Final = 200
 _PATIENCE: Final = 10.0  # seconds that a reader may take for what it was sent
 _REST: Final = 9.0  # times as long as it took to make a page, none is made
 _ABOUT_ONE: Final = 4  # events that are shown beside a member
 _SHOWN: Final = 40  # events that the page lists
+_GZIP: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: a head that says nothing
 _HEAD: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -45,17 +55,28 @@ class LiveState(Protocol):
     def listening(self) -> bool:
         """Whether visitors are accepted."""
 
+    def known(self) -> Survey:
+        """The members as they are, as far as that is known without asking."""
+
     def next_look(self) -> asyncio.Future[None]:
         """Done when the history has seen the next survey. Shared: not to be cancelled."""
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What was made of the look or the step of that `number`; the next is not made before `rest_until`."""
+    """What was made of the look or the step of that `number`; the next is not made before `rest_until`.
+
+    packed: the same as a piece of a deflate stream.
+    """
 
     number: int = -1
     content: bytes = b""
+    packed: bytes = b""
     rest_until: float = 0.0
+
+    def sent(self, packs: bool) -> bytes:
+        """As a stream is sent it."""
+        return self.packed if packs else self.content
 
 
 class Live:
@@ -68,17 +89,25 @@ class Live:
         self._closing: asyncio.Future[None] | None = None
         self._made = _Made()
         self._charted = _Made()
+        self._pointed = _Made()
         self._making = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     def context(self, survey: Survey) -> dict[str, Any]:
         """What the template shows."""
         history = self._state.history
         parts, figures = shares(survey.members), history.figures()
+        events: dict[str | None, list[Event]] = defaultdict(list)
+        for event in reversed(history.events):
+            if len(events[event.member]) < _ABOUT_ONE:
+                events[event.member].append(event)
         members = [
             {
                 **describe(member, parts[member.name]),
+                "condition": condition(member),
+                "trouble": _trouble(member, events[member.name]),
                 "lately": figures.get(member.name, Figures()),
-                "events": [told(event) for event in history.about(member.name, _ABOUT_ONE)],
+                "events": [told(event) for event in events[member.name]],
             }
             for member in survey.members
         ]
@@ -87,6 +116,8 @@ class Live:
             "edge": survey.edge,
             "workers": survey.workers,
             "members": members,
+            "available": sum(member.available for member in survey.members),
+            "time": _written(history.time) if history.time else None,
             "requests": sum(member["lately"].requests for member in members),
             "errors": sum(member["lately"].errors for member in members),
             "events": [told(event) for event in history.events[: -_SHOWN - 1 : -1]],
@@ -112,25 +143,37 @@ class Live:
             self._closing.set_result(None)
 
     async def _serve(self, request: web.Request, closing: asyncio.Future[None]) -> web.StreamResponse:
+        packs = "gzip" in request.headers.get("Accept-Encoding", "").lower()
         response = web.StreamResponse(headers=_HEAD)
+        response.headers["Vary"] = "Accept-Encoding"
+        if packs:
+            response.headers["Content-Encoding"] = "gzip"
         await response.prepare(request)
         shown = drawn = -1
+        begin = _GZIP if packs else b""
         try:
             while not closing.done():
                 looked = self._state.next_look()
                 charts, page = await self._chart(drawn), await self._page()
-                new = (charts.content if charts.number != drawn else b"") + (
-                    page.content if page.number != shown else b""
+                new = (charts.sent(packs) if charts.number != drawn else b"") + (
+                    page.sent(packs) if page.number != shown else b""
                 )
                 drawn, shown = charts.number, page.number
+                async with self._turn:
+                    await asyncio.sleep(0)
                 # A reader who is far behind keeps this waiting, and is then sent what holds by then.
                 async with asyncio.timeout(_PATIENCE):
-                    await response.write(new)
+                    await response.write(begin + new)
+                begin = b""
                 await asyncio.wait({looked, closing}, return_when=asyncio.FIRST_COMPLETED)
         except (TimeoutError, ConnectionError):
             if request.transport is not None:
                 request.transport.abort()
         return response
+
+    async def page(self) -> str:
+        """What the page shows now."""
+        return await in_turns(self._template.generate(self.context(self._state.known())))
 
     async def _page(self) -> _Made:
         """The page, made once for all streams, and again after a look if that takes no more than its part."""
@@ -142,25 +185,25 @@ class Live:
             if began < made.rest_until:
                 return made
             number, context = history.looks, self.context(history.survey)
-            # In a thread: with many members it takes its time, and this may be the visitors' loop.
-            page = await asyncio.to_thread(self._template.render, context)
+            page = await in_turns(self._template.generate(context))
             now = time.monotonic()
-            self._made = _Made(number, _event("page", page), now + _REST * (now - began))
+            self._made = await _make(number, "page", page, now + _REST * (now - began))
         return self._made
 
     async def _chart(self, drawn: int) -> _Made:
         """What a page lacks whose charts go up to the step `drawn`, and the step up to which they go then."""
         history = self._state.history
-        if drawn == history.steps - 1 and drawn >= 0:
-            return _Made(history.steps, _event("point", {"members": history.newest()}))
-        if drawn != history.steps:
-            async with self._making:
-                if self._charted.number != history.steps:
-                    number = history.steps
-                    charts = {"lines": LINES, "seconds": STEP, "members": history.charts()}
-                    self._charted = _Made(number, await asyncio.to_thread(_event, "charts", charts))
+        if drawn == history.steps:
+            return _Made(drawn)
+        async with self._making:
+            if drawn == history.steps - 1 and drawn >= 0:
+                if self._pointed.number != history.steps:
+                    self._pointed = await _make(history.steps, "point", {"members": history.newest()})
+                return self._pointed
+            if self._charted.number != history.steps:
+                charts = {"lines": LINES, "seconds": STEP, "members": history.charts()}
+                self._charted = await _make(history.steps, "charts", charts)
             return self._charted
-        return _Made(drawn)
 
 
 def log(events: Iterable[Event]) -> dict[str, Any]:
@@ -171,14 +214,44 @@ def log(events: Iterable[Event]) -> dict[str, Any]:
 def told(event: Event) -> dict[str, Any]:
     """An event in plain words and values."""
     return {
-        "time": datetime.fromtimestamp(event.time, UTC).isoformat(timespec="seconds"),
+        "time": _written(event.time),
         "level": event.level.value,
         "member": event.member,
         "text": event.text,
     }
 
 
-def _event(name: str, data: str | Mapping[str, Any]) -> bytes:
+def _written(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")
+
+
+def _trouble(member: Snapshot, events: Iterable[Event]) -> str | None:
+    """What is wrong with a member, as an operator who was just woken wants to read it; None if nothing is.
+
+    events: about it, the newest first.
+    """
+    if not member.healthy:
+        return "; ".join(member.details or member.reasons) or "the probes say so, and not why"
+    if member.breaker is not BreakerState.CLOSED:
+        bad = next((event for event in events if event.level is Level.BAD), None)
+        last = f"; {_written(bad.time)[11:19]} {bad.text}" if bad else ""
+        return f"its breaker is {member.breaker.value}{last}"
+    if member.intent is Intent.READY and not member.available:
+        return f"full, with {member.in_flight} requests and {member.launches} launches in flight"
+    return None
+
+
+async def _make(number: int, name: str, data: str | Mapping[str, Any], rest_until: float = 0.0) -> _Made:
+    """An event, in both forms."""
+    # In a thread, which other threads need not wait for while it packs.
+    content, packed = await asyncio.to_thread(_event, name, data)
+    return _Made(number, content, packed, rest_until)
+
+
+def _event(name: str, data: str | Mapping[str, Any]) -> tuple[bytes, bytes]:
     # As JSON it has no line ends.
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
-    return f"event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
+    content = f"event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
+    pack = zlib.compressobj(4, zlib.DEFLATED, -zlib.MAX_WBITS)
+    # After a full flush the next piece begins at a byte and looks back at nothing.
+    return content, pack.compress(content) + pack.flush(zlib.Z_FULL_FLUSH)

@@ -57,6 +57,11 @@ def stylesheet(path: str) -> Asset:
     return Asset("style.css", "text/css", path)
 
 
+def icon(path: str) -> Asset:
+    """The sign of the edge's own pages, as `path`: else a browser asks for one, and a member would answer."""
+    return Asset("icon.svg", "image/svg+xml", path)
+
+
 def site(config: Config) -> str:
     """The name of the federation's address, as visitors type it; empty if the config has none."""
     return (config.public_url or "").partition("://")[2]

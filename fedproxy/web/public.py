@@ -8,18 +8,20 @@ import aiohttp_jinja2
 from aiohttp import web
 
 from fedproxy.web.answers import RefusedError, answer_errors, create_app
-from fedproxy.web.page import environment, site, stylesheet
+from fedproxy.web.page import environment, icon, site, stylesheet
 from fedproxy.web.view import active_hosts, join_contact, live_cards, past_cards
 from fedproxy.wire.cookie import set_cookie, take
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fedproxy.config import Config
+    from fedproxy.control.line import Logo
     from fedproxy.decide.snapshot import Snapshot
 
 
 _PAGE: Final = "/federation"
+_LOGOS: Final = f"{_PAGE}/logo/"
 
 
 class PublicState(Protocol):
@@ -32,6 +34,9 @@ class PublicState(Protocol):
     def members(self) -> Sequence[Snapshot]:
         """The members as they are now."""
 
+    def logos(self) -> Mapping[str, Logo]:
+        """The images that the page can show, by the URL in the config."""
+
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value stands for."""
 
@@ -41,13 +46,15 @@ class PublicState(Protocol):
 
 def create_public_app(state: PublicState) -> web.Application:
     """The pages of the public listeners."""
-    app = create_app(answer_errors(), "form-action 'self'")
+    app = create_app(answer_errors(), "form-action 'self'; img-src 'self'")
     app[aiohttp_jinja2.APP_KEY] = environment()
     pages = _Pages(state)
     app.router.add_get("/active_hosts", pages.active_hosts)
     app.router.add_get(_PAGE, pages.federation)
     app.router.add_post(f"{_PAGE}/move", pages.move)
-    app.router.add_get(pages.style.path, pages.style.serve)
+    for asset in (pages.style, pages.icon):
+        app.router.add_get(asset.path, asset.serve)
+    app.router.add_get(f"{_LOGOS}{{key}}", pages.logo)
     return app
 
 
@@ -55,6 +62,7 @@ class _Pages:
     def __init__(self, state: PublicState) -> None:
         self._state = state
         self.style = stylesheet(f"{_PAGE}/style.css")
+        self.icon = icon(f"{_PAGE}/icon.svg")
 
     async def active_hosts(self, request: web.Request) -> web.Response:
         state = self._state
@@ -62,17 +70,28 @@ class _Pages:
 
     async def federation(self, request: web.Request) -> web.Response:
         state = self._state
+        logos = {url: _LOGOS + logo.key for url, logo in state.logos().items()}
         context = {
             "site": site(state.config),
             "css": None,
             "style": self.style.url,
+            "icon": self.icon.url,
             "live": True,
             "mine": self._mine(request),
             "join": join_contact(state.config),
-            "members": live_cards(state.config, state.members()),
-            "past": past_cards(state.config),
+            "members": live_cards(state.config, state.members(), logos),
+            "past": past_cards(state.config, logos),
         }
         return aiohttp_jinja2.render_template("federation.html", request, context)
+
+    async def logo(self, request: web.Request) -> web.Response:
+        """An image that the page shows. Its name is its content's, so that it may be kept for long."""
+        key = request.match_info["key"]
+        logo = next((logo for logo in self._state.logos().values() if logo.key == key), None)
+        if logo is None:
+            raise RefusedError(404, "There is no such image.")
+        headers = {"Content-Type": logo.kind, "Cache-Control": "public, max-age=604800, immutable"}
+        return web.Response(body=logo.content, headers=headers)
 
     async def move(self, request: web.Request) -> web.Response:
         """Moves the visitor to `member`, or with none to whoever the next request leads to.

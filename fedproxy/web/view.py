@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 
 if TYPE_CHECKING:
@@ -80,6 +81,19 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
     }
 
 
+def condition(member: Snapshot) -> str:
+    """A member in a word: whether it serves, and if not, what keeps it from that."""
+    if member.intent is not Intent.READY:
+        return member.intent.value
+    if not member.healthy:
+        return "ill"
+    if member.breaker is BreakerState.OPEN:
+        return "out"
+    if not member.available:
+        return "full"
+    return "trial" if member.breaker is BreakerState.HALF_OPEN else "ready"
+
+
 def _plain(number: float) -> float:
     """50 rather than 50.0, as it was written."""
     return int(number) if float(number).is_integer() else number
@@ -89,7 +103,8 @@ def _plain(number: float) -> float:
 class Card:
     """A member as visitors see it. `open`: takes new visitors. `share`: in percent, None for a past one.
 
-    pods: that it runs now, of its `quota`; None for what is not known.
+    pods: that it runs now, of its `quota`; None for what is not known. logo: where this edge serves the image
+    of who funds it, or else of who runs it.
     """
 
     name: str
@@ -102,18 +117,19 @@ class Card:
     share: int | None
     pods: int | None = None
     quota: int | None = None
+    logo: str | None = None
 
     @property
     def initials(self) -> str:
-        """In place of a logo, which would have to come from another host."""
+        """In place of a logo."""
         words = [word for word in re.split(r"[^0-9A-Za-z]+", self.name) if word] or ["?"]
         return "".join(word[0] for word in words[:2]).upper()
 
 
-def past_cards(config: Config) -> list[Card]:
-    """The members that were."""
+def past_cards(config: Config, logos: Mapping[str, str] | None = None) -> list[Card]:
+    """The members that were. logos: as for `live_cards`."""
     return [
-        _card(name, settings, "Past member", False, None)
+        replace(_card(name, settings, "Past member", False, None), logo=_logo(settings, logos or {}))
         for name, settings in config.members.items()
         if not settings.active
     ]
@@ -135,8 +151,8 @@ def configured_cards(config: Config) -> list[Card]:
     ]
 
 
-def live_cards(config: Config, members: Iterable[Snapshot]) -> list[Card]:
-    """The members as they are now."""
+def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, str]) -> list[Card]:
+    """The members as they are now. logos: where this edge serves them, by the URLs in the config."""
     members = list(members)
     parts = shares(members)
     settings: Mapping[str, Settings] = config.members
@@ -151,6 +167,7 @@ def live_cards(config: Config, members: Iterable[Snapshot]) -> list[Card]:
             ),
             pods=member.pods.get("total"),
             quota=member.quota,
+            logo=_logo(settings.get(member.name), logos),
         )
         for member in members
     ]
@@ -161,6 +178,12 @@ def join_contact(config: Config) -> str | None:
     active = config.active_members
     prime = active[config.prime].contact if config.prime in active else None
     return prime or next((settings.contact for settings in active.values() if settings.contact), None)
+
+
+def _logo(settings: Settings | None, logos: Mapping[str, str]) -> str | None:
+    shown = (settings.funded_by, settings.run_by) if settings is not None else ()
+    found = (logos.get(each.logo or "") for each in shown if each is not None)
+    return next((logo for logo in found if logo is not None), None)
 
 
 def _card(name: str, settings: Settings | None, status: str, is_open: bool, share: int | None) -> Card:

@@ -69,11 +69,11 @@ def test_each_step_gives_a_point_of_each_line(watched: Watched, a: Member) -> No
     a.in_flight = 7
     watched.look(STEP)
     assert watched.history.steps == 1
-    assert watched.history.newest()["a"] == [500, 0, 2425, 7]
+    assert watched.history.newest()["a"] == [500, 0, 24250, 7]
     assert watched.history.charts()["a"] == {
         "requests": [500],
         "errors": [0],
-        "first_byte": [2425],
+        "first_byte": [24250],
         "in_flight": [7],
     }
 
@@ -152,7 +152,7 @@ def test_breaker_is_followed_until_it_closes(watched: Watched, a: Member) -> Non
     assert watched.look(10.0) == ["a is tried again: its breaker is half-open"]
     a.breaker.acquire(watched.now)
     a.breaker.trip(watched.now, 0.0)
-    assert watched.look() == ["a stays left out: it failed its trial"]
+    assert watched.look() == ["a stays left out: it failed 2 trials"]
     generation = a.breaker.acquire(99.0)
     watched.look()
     a.breaker._become(BreakerState.CLOSED, 99.0)

@@ -11,6 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, Request, async_playwright, expect
 from yarl import URL
@@ -27,6 +29,7 @@ WITHIN = 30_000.0  # milliseconds that a test waits for what must come
 MOST_BYTES = 60_000
 TOKEN = "s3cret"
 DARK = "rgb(22, 24, 28)"
+LOGO = b"<svg xmlns='http://www.w3.org/2000/svg' width='80' height='40'><rect width='80' height='40'/></svg>"
 
 
 @dataclass
@@ -88,15 +91,21 @@ def patient() -> Iterator[None]:
     expect.set_options(timeout=None)
 
 
+async def _logo(_request: web.Request) -> web.Response:
+    return web.Response(body=LOGO, content_type="text/plain")
+
+
 @pytest.fixture
 async def edge() -> AsyncIterator[Edge]:
-    async with DemoFederation(3) as federation:
+    elsewhere = web.Application()
+    elsewhere.router.add_get("/logo.svg", _logo)
+    async with DemoFederation(3) as federation, TestServer(elsewhere) as museum:
         config = federation.config_dict(0, 0, token=TOKEN)
         # A breaker that stays open for as long as anybody looks at it.
         config["breaker"] |= {"open": "1h", "open_max": "1h"}
         config["members"]["toy-past"] = {"url": "http://127.0.0.1:1", "active": False}
         first = config["members"][federation.hubs[0].name]
-        first["funded_by"]["logo"] = "https://logo.example.org/logo.svg"
+        first["funded_by"]["logo"] = str(museum.make_url("/logo.svg"))
         service = Service(parse(yaml.safe_dump(config), {}), log=lambda line: None)
         await service.start()
         try:
@@ -135,20 +144,24 @@ async def test_member_that_breaks_is_on_the_open_page_at_once_and_on_the_visitor
     broken = edge.members["toy-leuven"]
     async with edge.page("live") as (page, seen), edge.page("federation") as (public, _):
         card = page.locator('[data-member="toy-leuven"]')
-        await expect(card.get_by_text("not available")).to_have_count(0)
+        await expect(card.get_by_role("heading")).to_have_text("toy-leuven ready")
+        await expect(page).to_have_title("3 of 3 available - fedproxy")
         await broken.set_mode(Mode.FAILING)
         breaker = edge.service.federation.by_name[broken.name].breaker
         number = 0
         while breaker.closed:
             number += 1
             await edge.visit(f"somebody/number-{number}")
-        await expect(card.get_by_text("not available")).to_be_visible()
+        await expect(card.get_by_role("heading")).to_have_text("toy-leuven out")
+        wrong = page.get_by_role("region", name="What is wrong")
+        await expect(wrong).to_contain_text("toy-leuven: its breaker is open;")
+        await expect(page).to_have_title("2 of 3 available - fedproxy")
         await expect(card.get_by_text("is left out: its breaker opened")).to_contain_text("answered 503")
         await expect(page.locator("tr", has_text=broken.name)).to_contain_text("open")
         await public.reload()
         await expect(public.locator("li", has_text=broken.name)).to_contain_text("Recovering")
         await broken.set_mode(Mode.SICK)
-        await expect(page.get_by_role("heading", name="What is wrong")).to_be_visible()
+        await expect(wrong).to_contain_text("JupyterHub API")
         assert not seen.complaints
 
 
@@ -166,7 +179,19 @@ async def test_visitor_moves_without_script_and_by_the_keyboard_alone(edge: Edge
         assert (cookie["name"], cookie["value"]) == ("fedproxy_member", "toy-bergen")
         await page.get_by_role("button", name="Choose for me again").click()
         await expect(page.get_by_text("Nobody yet")).to_be_visible()
+        # Nothing that the page loads comes from a member, who would be chosen for it.
         assert await page.context.cookies() == []
+
+
+async def test_logo_is_shown_and_comes_from_the_edge(edge: Edge) -> None:
+    async with edge.page("federation") as (page, seen):
+        logo = page.locator("img.logo")
+        # It comes a moment after the edge's start.
+        while not await logo.count():
+            await page.reload()
+        assert await logo.evaluate("each => each.complete && each.naturalWidth") == 80
+        assert seen.hosts() == {URL(edge.url("federation")).authority}
+        assert not seen.complaints
 
 
 async def test_every_button_of_the_visitors_page_is_reached_by_tab(edge: Edge) -> None:
@@ -237,3 +262,5 @@ async def test_open_page_shows_that_it_is_stale_when_the_edge_is_gone(edge: Edge
         await page.locator("figure svg").first.wait_for()
         await edge.service.stop()
         await page.locator("html[data-stale]").wait_for()
+        await expect(page.get_by_role("alert")).to_contain_text("the edge has not been heard since")
+        await expect(page).to_have_title("Not heard - fedproxy")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import trustme
 import yaml
 
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from tests.program import Program, fedproxy
 from tests.real import program
+from tests.test_alerts import QUERIES
 
 pytestmark = program.needs("prometheus", "prometheus")
 
@@ -57,7 +58,7 @@ class Watched:
                 while not good(data := await self.ask(path, **query)):
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            raise AssertionError(f"{path} stays {data}") from None
+            raise AssertionError(f"{path} {query} stays {data}") from None
         return data
 
     async def fires(self, alert: str) -> dict[str, Any]:
@@ -72,9 +73,21 @@ class Watched:
             "alerts", lambda data: all(one["labels"]["alertname"] != alert for one in data["alerts"])
         )
 
+    async def launch(self) -> None:
+        """Launches one repository after the other, each until it is ready or has failed."""
+        number = 0
+        while True:
+            number += 1
+            address = f"{self.public}/build/gh/some/launch-{number}/HEAD"
+            headers = {"Accept": "text/event-stream", "Connection": "close"}
+            async with self.session.get(address, headers=headers) as response:
+                async for line in response.content:
+                    if b'"ready"' in line or b'"failed"' in line:
+                        break
+
     @asynccontextmanager
-    async def visited(self) -> AsyncIterator[None]:
-        """While the block runs, visitors come one after the other, each for another repository.
+    async def visited(self, *others: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """While the block runs, visitors come one by one, each for another repository, beside others.
 
         Each has a connection of its own: every worker gets some, and can try a member that was ill.
         """
@@ -87,13 +100,14 @@ class Watched:
                 async with self.session.get(address, headers={"Connection": "close"}) as response:
                     await response.read()
 
-        visitors = asyncio.create_task(visit())
+        visitors = [asyncio.create_task(each) for each in (visit(), *others)]
         try:
             yield
         finally:
-            visitors.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await visitors
+            for each in visitors:
+                each.cancel()
+            ended = await asyncio.gather(*visitors, return_exceptions=True)
+            assert {type(each) for each in ended} == {asyncio.CancelledError}, ended
 
 
 def _is_firing(alert: str, found: dict[str, Any]) -> bool:
@@ -128,8 +142,13 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
 
 
 def _edge(folder: Path, members: dict[str, ToyBinderHub]) -> Path:
+    issued = trustme.CA().issue_cert("localhost")
+    chain, key = folder / "tls.crt", folder / "tls.key"
+    chain.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+    key.write_bytes(issued.private_key_pem.bytes())
+    tls = {"certificate": str(chain), "private_key": str(key)}
     config = {
-        "listen": [{"address": "127.0.0.1:0"}],
+        "listen": [{"address": "127.0.0.1:0"}, {"address": "127.0.0.1:0", "tls": tls}],
         "admin": {"address": "127.0.0.1:0", "state": "off"},
         "workers": 2,
         "access_log": "off",
@@ -202,6 +221,17 @@ async def test_alerts_of_an_ill_member_and_of_an_edge_that_ended(tmp_path: Path)
         assert alert["labels"]["job"] == "fedproxy"
 
 
+async def test_full_member_is_full_and_not_down(tmp_path: Path) -> None:
+    async with watched(tmp_path) as running:
+        await running.members["gesis"].set_mode(Mode.FULL)
+        alert = await running.fires("FedproxyMemberFull")
+        assert alert["labels"]["member"] == "gesis"
+        data = await running.ask("alerts")
+        assert {one["labels"]["alertname"] for one in data["alerts"]} == {"FedproxyMemberFull"}
+        await running.members["gesis"].set_mode(Mode.WELL)
+        await running.resolves("FedproxyMemberFull")
+
+
 async def test_alert_of_an_open_breaker_fires_and_resolves(tmp_path: Path) -> None:
     async with watched(tmp_path) as running, running.visited():
         await running.members["gesis"].set_mode(Mode.FAILING)
@@ -212,3 +242,38 @@ async def test_alert_of_an_open_breaker_fires_and_resolves(tmp_path: Path) -> No
         assert {rule["health"] for rule in rules} == {"ok"}, rules
         await running.members["gesis"].set_mode(Mode.WELL)
         await running.resolves("FedproxyBreakerOpen")
+
+
+async def test_everything_that_the_dashboard_and_the_manual_name_has_data(tmp_path: Path) -> None:
+    manual = (RULES.parents[1] / "docs" / "operating.md").read_text()
+    named = re.findall(r"^\| `(fed\w+)` \|([\w, ]*)\| ?(.*)\|$", manual, re.MULTILINE)
+    assert len(named) > 30
+    async with watched(tmp_path) as running, running.visited(running.launch()):
+        await running.comes(
+            "query", _some, query='fedproxy_launches_total{member="gesis",outcome="ready"} > 0'
+        )
+        await running.members["gesis"].set_mode(Mode.KILL)
+        await running.comes("query", _some, query='fedproxy_upstream_errors_total{member="gesis"}')
+        await running.members["gesis"].set_mode(Mode.WELL)
+        await running.comes("query", _some, query='fedproxy_breaker_state{member="gesis"} == 0')
+        await running.members["gesis"].set_mode(Mode.FAILING)
+        await running.comes("query", _some, query='fedproxy_retries_total{reason="503"}')
+        await running.comes("query", _some, query="fedproxy_launch_failovers_total")
+        # The alerts first: they end when all are well again, and only then has every member a share.
+        for title, expression, _ in sorted(QUERIES, key=lambda query: "ALERTS" not in query[1]):
+            if "ALERTS" not in expression:
+                await running.members["gesis"].set_mode(Mode.WELL)
+            assert await running.comes("query", _some, query=expression), title
+        for name, labels, what in named:
+            part = "_bucket" if what.startswith("histogram") else ""
+            data = await running.comes("query", _some, query=f"{name}{part}")
+            found = {label for one in data["result"] for label in one["metric"]}
+            if name == "federation_health":
+                # It is empty for who is well, which is none to Prometheus.
+                found.add("reason")
+            wanted = set(labels.replace(",", " ").split())
+            assert found - {"__name__", "instance", "job", "le"} == wanted, name
+
+
+def _some(data: Any) -> bool:
+    return bool(data["result"])

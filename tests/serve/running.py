@@ -119,6 +119,13 @@ class Running:
         fitting = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
         return sum(fitting)
 
+    async def counts(self, value: float, name: str, **labels: str) -> None:
+        """Returns when that sum has come to the value: workers tell what they counted once a second."""
+        async with patience():
+            while (now := await self.metric(name, **labels)) != value:
+                assert now < value
+                await asyncio.sleep(0.02)
+
     async def replaced(self, old: Sequence[int], kept: Sequence[int] = ()) -> list[int]:
         """Waits until these workers are gone and as many others serve beside those that are kept."""
         count = len(old) + len(kept)

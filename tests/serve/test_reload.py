@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fedproxy.control.line import Launches
+from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.serve.fleet import Common
+from tests.decide.build import member
 from tests.rig import RawClient
 from tests.serve.running import GET, TOKEN, Running, patience, refuses, running, serving, until, write
 
@@ -253,6 +257,7 @@ async def test_counters_do_not_fall_when_everybody_is_replaced(tmp_path: Path) -
         for client in kept:
             await client.ask(GET)
         seen = 6.0
+        await edge.counts(seen, "fedproxy_requests_total", member="a")
         for workers in (3, 1, 2):
             edge.write(workers=workers)
             edge.program.signal(HUP)
@@ -263,6 +268,32 @@ async def test_counters_do_not_fall_when_everybody_is_replaced(tmp_path: Path) -
                     assert now >= seen
                     seen = now
         assert seen == 6
+
+
+def test_counts_of_who_is_gone_are_forgotten_with_the_member() -> None:
+    common = Common()
+    counted = [snapshot(member(name), 0.0) for name in ("a", "b")]
+    common.add(Survey(counted, EdgeCounts()))
+    common.forget({"b": None})
+    assert list(common.members) == ["b"]
+
+
+async def test_scrapes_while_members_come_and_go_are_whole(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        await edge.ask()
+        await edge.counts(1, "fedproxy_requests_total", member="a")
+        for number in range(6):
+            more = {f"m{each}": {"url": "http://127.0.0.1:1"} for each in range(number % 3 * 40)}
+            edge.write(members={"a": {"url": edge.hub.member.url}, **more})
+            edge.program.signal(HUP)
+            scrapes = await asyncio.gather(*(edge.admin_ask("GET", "/metrics") for _ in range(5)))
+            for status, body in scrapes:
+                found = {each.name: each for each in text_string_to_metric_families(body.decode())}
+                samples = found["fedproxy_requests"].samples
+                assert (status, [each.value for each in samples]) == (200, [1])
+                up = len(found["fedproxy_member_up"].samples)
+                assert up == len(found["fedproxy_member_weight"].samples)
+                assert up in (1, 41, 81)
 
 
 def test_launches_are_told_to_all_but_those_who_have_them() -> None:

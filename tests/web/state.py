@@ -10,6 +10,7 @@ from aiohttp.test_utils import TestClient
 
 from fedproxy.config import Config, masked, parse
 from fedproxy.control import state as operators
+from fedproxy.control.line import Logo
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation
@@ -55,6 +56,7 @@ class State:
         self.config: Config = parse(text, {})
         self.federation = _members(self.config)
         self.counts = EdgeCounts()
+        self.images: list[Logo] = []
         self.listening = True
         self.reloads = {"success": 0, "failure": 0}
         self.reloaded_at: float | None = None
@@ -83,7 +85,7 @@ class State:
 
     def members(self) -> list[Snapshot]:
         return [
-            snapshot(member, 1000.0, idle=member.name == "gesis", busy=2 * (member.name == "gesis"))
+            snapshot(member, 1000.0, idle=1 * (member.name == "gesis"), busy=2 * (member.name == "gesis"))
             for member in self.federation.members
         ]
 
@@ -91,8 +93,14 @@ class State:
         self.asked.append("survey")
         return Survey(self.members(), self.counts)
 
+    def known(self) -> Survey:
+        return Survey(self.members(), self.counts)
+
     def certificates(self) -> dict[str, float]:
         return {"mybinder.org": 1800000000.0}
+
+    def logos(self) -> dict[str, Logo]:
+        return {logo.url: logo for logo in self.images}
 
     def cookie_member(self, value: str) -> str | None:
         return value if value in self.federation.by_name else None

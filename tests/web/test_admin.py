@@ -154,7 +154,7 @@ async def test_page_is_well_formed_and_loads_its_own_style_and_script_only(
         ill.set_health(False, 0.0, ('<"quota">',))
     parsed = Page(await (await client.get("/")).text())
     assert parsed.open == []
-    assert [url.partition("?")[0] for url in parsed.loads] == ["/style.css", "/live.js"]
+    assert [url.partition("?")[0] for url in parsed.loads] == ["/style.css", "/icon.svg", "/live.js"]
     expected = {"log"} | ({"lately"} if number else set()) | ({"ill"} if number == 3 else set())
     assert set(parsed.labelled_by) == expected
     assert set(parsed.labelled_by) <= set(parsed.ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -87,13 +88,31 @@ async def test_open_page_is_sent_what_a_new_one_is(client: Client, state: State)
         assert text in await (await client.get("/")).text()
 
 
+@pytest.mark.parametrize("accept", ["gzip, deflate", "identity"])
+async def test_stream_is_packed_for_who_takes_that_and_late_readers_can_read_on(
+    client: Client, state: State, accept: str
+) -> None:
+    async with (
+        stream(client) as first,
+        client.get("/events", headers={"Accept-Encoding": accept}) as response,
+    ):
+        assert response.headers.get("Content-Encoding") == ("gzip" if "gzip" in accept else None)
+        second = Stream(response)
+        assert await first.page() == await second.page()
+        for _ in range(3):
+            await until(lambda: state.waiting == 2, "both wait")
+            state.look(STEP)
+            assert (await first.event())[0] == (await second.event())[0] == "point"
+            assert await first.page() == await second.page()
+
+
 async def test_charts_are_sent_whole_and_then_a_point_a_step(client: Client, state: State) -> None:
     state.look(STEP)
     async with stream(client) as reader:
         name, charts = await reader.event()
         assert (name, charts["lines"], charts["seconds"]) == (
             "charts",
-            {"requests": 100, "errors": 100, "first_byte": 10_000, "in_flight": 1},
+            {"requests": 100, "errors": 100, "first_byte": 100_000, "in_flight": 1},
             STEP,
         )
         assert charts["members"]["gesis"] == {line: [0] for line in charts["lines"]}
@@ -146,8 +165,8 @@ async def test_page_shows_rates_times_shares_checks_and_events(
         "2/s, 0 in flight",
         "0.7/s",
         "50&nbsp;ms, 2.35&nbsp;s, 2.47&nbsp;s",
-        "0&nbsp;%, 100&nbsp;%",
-        "2 failed, 7 ready",
+        "0&nbsp;% by weight, 100&nbsp;% got",
+        "0 running, 2 failed, 7 ready",
         '<dd class="shut">open</dd>',
         '<span class="state open">Docker registry</span>',
         '<span class="state shut">JupyterHub API failed</span>',
@@ -155,6 +174,29 @@ async def test_page_shows_rates_times_shares_checks_and_events(
         'value="50"',
     ):
         assert words in card, words
+
+
+async def test_page_says_first_what_is_wrong_and_why(client: Client, state: State) -> None:
+    def wrong(text: str) -> list[str]:
+        found = re.findall(
+            r"<li><strong>(.*?)</li>", text.partition('id="ill"')[2].partition("</section>")[0]
+        )
+        return [each.replace("</strong>", "") for each in found]
+
+    assert wrong(await (await client.get("/")).text()) == []
+    gesis, ovh, shed = state.federation.members
+    gesis.counts.errors["connect"] += 5
+    gesis.breaker.trip(1000.0, 0.0)
+    ovh.in_flight = ovh.max_requests
+    shed.set_intent(Intent.MAINT)
+    state.look()
+    text = await (await client.get("/")).text()
+    assert wrong(text) == [
+        "gesis: its breaker is open; 08:00:02 gesis is left out: its breaker opened (5 times connect)",
+        "ovh: full, with 1000 requests and 0 launches in flight",
+    ]
+    assert re.findall(r'class="state \w+">(\w+)</span></td>', text) == ["out", "full", "maint"]
+    assert 'data-title="0 of 3 available - fedproxy"' in text
 
 
 async def test_pages_that_take_long_are_made_less_often(

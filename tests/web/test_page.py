@@ -25,7 +25,7 @@ def test_markdown_page_has_a_row_for_each_member() -> None:
     assert lines[0] == r"# The federation behind mybinder\.org"
     rows = [line for line in lines if line.startswith("|") and "---" not in line]
     assert rows == [
-        "| Member | Share of new visitors | Run by | Funded by | Contact |",
+        "| Member | Share of launches | Run by | Funded by | Contact |",
         r"| [gesis](<https://gesis.mybinder.org>) | 25 % | [GESIS & \<friends\>](<https://www.gesis.org>)"
         r" | GESIS | <mailto:help@gesis.org> |".replace("&", r"\&"),
         "| [ovh](<https://ovh.mybinder.org>) | 75 % |  |  |  |",

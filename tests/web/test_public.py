@@ -9,6 +9,7 @@ import pytest
 from aiohttp import ClientResponse
 from pytest_aiohttp import AiohttpClient
 
+from fedproxy.control.line import Logo
 from fedproxy.decide.member import Intent
 from fedproxy.web.public import create_public_app
 from tests.decide.build import federation, member
@@ -116,12 +117,13 @@ async def test_page_names_members_people_and_past_members(client: Client) -> Non
     assert "You are with" not in text
 
 
-async def test_page_is_well_formed_and_loads_its_own_style_only(client: Client) -> None:
+async def test_page_is_well_formed_and_loads_what_is_its_own(client: Client) -> None:
     parsed = Page(await page(client, "fedproxy_member=gesis"))
     assert parsed.open == []
     assert parsed.labelled_by
     assert set(parsed.labelled_by) <= set(parsed.ids)
-    (style,) = parsed.loads
+    style, icon = parsed.loads
+    assert (await client.get(icon)).content_type == "image/svg+xml"
     response = await client.get(style)
     assert (response.status, response.content_type) == (200, "text/css")
     assert "url(" not in await response.text()
@@ -189,9 +191,7 @@ async def test_head_gives_the_same_head_and_no_body(client: Client, path: str) -
     assert head.headers["Content-Length"] == full.headers["Content-Length"]
 
 
-async def test_page_shows_pods_and_logos_as_text(
-    client: Client, state: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_page_shows_pods(client: Client, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     gesis, ovh, shed = state.members()
     members = [replace(gesis, pods={"total": 137}, quota=300), replace(ovh, pods={"total": 4}), shed]
     monkeypatch.setattr(state, "members", lambda: members)
@@ -199,8 +199,27 @@ async def test_page_shows_pods_and_logos_as_text(
     assert "<dd>137 of 300</dd>" in text
     assert "<dd>4</dd>" in text
     assert text.count("Pods in use") == 2
-    assert '<a href="https://www.gesis.org/logo.svg">logo<span class="unseen"> of GESIS</span></a>' in text
-    assert "<img" not in text
+
+
+async def test_logo_that_the_edge_has_is_shown_and_comes_from_the_edge(client: Client, state: State) -> None:
+    before = await page(client)
+    assert "<img" not in before
+    assert "logo.svg" not in before
+    content = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+    state.images.append(Logo("https://www.gesis.org/logo.svg", "0123abcd", "image/svg+xml", content))
+    text = await page(client)
+    assert text.count("<img") == 1
+    assert '<img class="logo" src="/federation/logo/0123abcd" alt="" height="40">' in text
+    assert Page(text).open == []
+    response = await client.get("/federation/logo/0123abcd")
+    assert (response.status, response.content_type) == (200, "image/svg+xml")
+    assert await response.read() == content
+    # Opened by itself it is a document of this site: its script does not run.
+    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    assert "script-src" not in response.headers["Content-Security-Policy"]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert "immutable" in response.headers["Cache-Control"]
+    assert (await client.get("/federation/logo/nobody")).status == 404
 
 
 async def test_page_says_how_to_join_and_whom_to_ask(client: Client, aiohttp_client: AiohttpClient) -> None:
@@ -315,6 +334,7 @@ async def test_request_id_that_is_none_is_replaced(client: Client, given: str) -
 async def test_member_that_joined_at_run_time_is_listed_by_its_name(client: Client, state: State) -> None:
     state.federation = federation(*state.federation.members, member("new"))
     text = await page(client)
-    assert '<span class="monogram" aria-hidden="true">N</span> new</h3>' in text
+    assert '<span class="monogram" aria-hidden="true">N</span>' in text
+    assert "<h3>new</h3>" in text
     found = await (await client.get("/active_hosts")).json()
     assert found["active_hosts"]["new"]["health"] == "https://new.example.org/health"

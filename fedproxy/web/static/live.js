@@ -3,6 +3,7 @@
 
 const live = document.getElementById("live");
 const said = document.getElementById("said");
+const stale = document.getElementById("stale");
 const word = document.getElementById("word");
 const forget = document.getElementById("forget");
 const root = document.documentElement;
@@ -42,12 +43,18 @@ const HEIGHT = 60;
 const charts = new Map();
 const drawn = new WeakMap();
 let lines = {};
+let seconds = 10; // between two points
 let step = 0;
 
 function make(name, attributes) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
+}
+
+function shown(line, value) {
+  if (line === "first_byte") return value < 1 ? `${Number((value * 1000).toPrecision(3))} ms` : `${Number(value.toPrecision(3))} s`;
+  return String(value < 100 ? Number(value.toPrecision(3)) : Math.round(value));
 }
 
 function draw(figure) {
@@ -60,13 +67,15 @@ function draw(figure) {
     return [line, values.map((value) => value / lines[line])];
   });
   const most = Math.max(...found.flatMap(([, values]) => values), 0);
-  const now = found.map(([, values]) => values.at(-1) ?? 0).join(" and ");
+  const now = found.map(([line, values]) => shown(line, values.at(-1) ?? 0)).join(" and ");
+  const peak = shown(found[0][0], most);
   const width = Math.max(FEWEST, ...found.map(([, values]) => values.length));
+  const caption = figure.querySelector("figcaption");
   const svg = make("svg", {
     viewBox: `0 0 ${width} ${HEIGHT}`,
     preserveAspectRatio: "none",
     role: "img",
-    "aria-label": `${figure.querySelector("figcaption").textContent}: ${now} now, ${most} at most`,
+    "aria-label": `${caption.firstChild.textContent}: ${now} now, ${peak} at most`,
   });
   for (const [line, values] of found) {
     const points = values.map((value, at) => {
@@ -77,10 +86,15 @@ function draw(figure) {
     svg.append(make("polyline", { points: points.join(" "), class: `line ${line}` }));
   }
   const scale = document.createElement("small");
-  scale.textContent = ` now ${now}, at most ${most}`;
-  figure.querySelectorAll("svg, small").forEach((old) => old.remove());
-  figure.querySelector("figcaption").append(scale);
-  figure.append(svg);
+  scale.textContent = ` now ${now}, at most ${peak}`;
+  const axis = document.createElement("div");
+  axis.className = "axis";
+  for (const text of [`${Math.round((width * seconds) / 60)} min ago`, "now"]) {
+    axis.append(Object.assign(document.createElement("span"), { textContent: text }));
+  }
+  figure.querySelectorAll("svg, small, .axis").forEach((old) => old.remove());
+  caption.append(scale);
+  figure.append(svg, axis);
 }
 
 function drawAll() {
@@ -90,10 +104,11 @@ function drawAll() {
 const heard = {
   page(html) {
     morphChildren(live, new DOMParser().parseFromString(`<main>${html}</main>`, "text/html").body.firstChild);
+    document.title = live.querySelector("[data-title]").dataset.title;
     drawAll();
   },
   charts(told) {
-    lines = told.lines;
+    ({ lines, seconds } = told);
     charts.clear();
     Object.entries(told.members).forEach(([name, values]) => charts.set(name, values));
     step += 1;
@@ -116,8 +131,16 @@ const heard = {
 
 function listen() {
   const events = new EventSource("/events");
-  events.onopen = () => delete root.dataset.stale;
+  events.onopen = () => {
+    delete root.dataset.stale;
+    stale.textContent = "";
+  };
   events.onerror = () => {
+    if (!("stale" in root.dataset)) {
+      const since = new Date().toISOString().slice(11, 19);
+      stale.textContent = `Nothing here is up to date: the edge has not been heard since ${since} UTC.`;
+      document.title = "Not heard - fedproxy";
+    }
     root.dataset.stale = "";
     // A browser tries again by itself, but not after an answer that says no.
     if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
@@ -137,6 +160,14 @@ function useToken(token) {
   word.value = "";
 }
 
+let saying;
+
+function say(text) {
+  said.textContent = text;
+  clearTimeout(saying);
+  saying = setTimeout(() => (said.textContent = ""), 15000);
+}
+
 async function change(member, wanted) {
   const headers = { Authorization: `Bearer ${sessionStorage.getItem("token")}`, "Content-Type": "application/json" };
   try {
@@ -144,9 +175,9 @@ async function change(member, wanted) {
     const answer = await fetch(`/members/${encodeURIComponent(member)}`, { method: "PATCH", headers, body });
     const told = await answer.json();
     if (answer.status === 401) useToken("");
-    said.textContent = answer.ok ? `${member}: ${told.state}, weight ${told.weight}` : `${member}: ${told.detail}`;
+    say(answer.ok ? `${member}: ${told.state}, weight ${told.weight}` : `${member}: ${told.detail}`);
   } catch (error) {
-    said.textContent = `${member}: ${error.message}`;
+    say(`${member}: ${error.message}`);
   }
 }
 
@@ -162,11 +193,11 @@ live.addEventListener("submit", (event) => {
 document.getElementById("token").addEventListener("submit", (event) => {
   event.preventDefault();
   useToken(word.value);
-  said.textContent = "The token is kept in this tab.";
+  say("The token is kept in this tab.");
 });
 forget.addEventListener("click", () => {
   useToken("");
-  said.textContent = "The token is forgotten.";
+  say("The token is forgotten.");
 });
 
 root.dataset.scripted = "";

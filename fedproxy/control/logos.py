@@ -1,0 +1,131 @@
+"""Fetches the logos of the members' page, so that visitors' browsers load nothing from other hosts.
+
+One after the other, each whole and small or not at all. Their first bytes tell what they are, not what the
+other host calls them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Final
+
+import aiohttp
+
+from fedproxy import __version__
+from fedproxy.control.line import Logo
+
+_LARGEST: Final = 64 * 1024  # bytes
+_TIME: Final = 10.0  # seconds for one of them
+_AGAIN: Final = 24 * 3600.0  # seconds until one that is there is fetched again ...
+_RETRY: Final = 600.0  # ... and one that is not
+_REDIRECTS: Final = 3
+_MARKS: Final = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+)
+
+
+class Logos:
+    """Fetches what `apply` was given last, from the first of it to `close`. Made in a running loop.
+
+    tell: called with each logo that is new or has changed. say: takes a line for each URL that gives none.
+    """
+
+    def __init__(self, tell: Callable[[Logo], None], say: Callable[[str], None] = lambda line: None) -> None:
+        self._tell = tell
+        self._say = say
+        self._due: dict[str, float] = {}  # by URL, in seconds of the loop's clock
+        self._known: dict[str, Logo] = {}
+        self._complained: set[str] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def known(self) -> list[Logo]:
+        """Those that are there."""
+        return list(self._known.values())
+
+    def apply(self, urls: Iterable[str]) -> None:
+        """From now on these. What is known of those that stay is kept."""
+        wanted = set(urls)
+        self._due = {url: self._due.get(url, 0.0) for url in sorted(wanted)}
+        self._known = {url: logo for url, logo in self._known.items() if url in wanted}
+        self._complained &= wanted
+        self._wake.set()
+        if wanted and self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Fetches nothing any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            for url in [url for url, at in self._due.items() if at <= loop.time()]:
+                logo = await self._fetch(url)
+                if url in self._due:
+                    self._due[url] = loop.time() + (_AGAIN if logo is not None else _RETRY)
+                    self._keep(url, logo)
+            if not self._wake.is_set():
+                soonest = min(self._due.values(), default=loop.time() + _AGAIN)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(soonest):
+                        await self._wake.wait()
+
+    def _keep(self, url: str, logo: Logo | None) -> None:
+        if logo is not None and logo != self._known.get(url):
+            self._known[url] = logo
+            self._tell(logo)
+        if logo is None and url not in self._known and url not in self._complained:
+            self._complained.add(url)
+            self._say(f"no logo at {url}: initials stand in its place")
+
+    async def _fetch(self, url: str) -> Logo | None:
+        """None if there is no image there that is small enough."""
+        headers = {"User-Agent": f"fedproxy/{__version__}", "Accept": "image/*"}
+        try:
+            async with (
+                asyncio.timeout(_TIME),
+                aiohttp.ClientSession(headers=headers, cookie_jar=aiohttp.DummyCookieJar()) as session,
+                session.get(url, max_redirects=_REDIRECTS) as response,
+            ):
+                if response.status != 200:
+                    return None
+                content = bytearray()
+                async for piece in response.content.iter_any():
+                    content += piece
+                    if len(content) > _LARGEST:
+                        return None
+        # ValueError: a URL or a name that cannot be asked.
+        except (aiohttp.ClientError, OSError, ValueError):
+            return None
+        kind = image_type(bytes(content))
+        if kind is None:
+            return None
+        key = hashlib.sha256(kind.encode() + content).hexdigest()[:16]
+        return Logo(url, key, kind, bytes(content))
+
+
+def image_type(content: bytes) -> str | None:
+    """The media type of an image that browsers show; None for anything else."""
+    for mark, kind in _MARKS:
+        if content.startswith(mark):
+            return kind
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    start = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"<svg") or (
+        start.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in start
+    ):
+        return "image/svg+xml"
+    return None
