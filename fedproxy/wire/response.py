@@ -14,12 +14,14 @@ _SPECIAL = _HOP_BY_HOP | frozenset(
 )
 # RFC 9110 sections 6.4.1 and 15.2: these never have a body.
 _BODILESS = frozenset((204, 304))
+# Less than any part of a head lacks to a longer one.
+_UNSAID = -(1 << 32)
 
 
 class ResponseHead:
     """What a member answered. `forward` holds the status line and the lines that pass, with the
     `Content-Length` but without `Transfer-Encoding`, which depends on the visitor's version. `whole` is the
-    size of a final response's body if the head says it, whatever the method; else -1."""
+    size of a final response's body if the head says it, whatever the method; else far below 0."""
 
     __slots__ = (
         "bodiless",
@@ -46,7 +48,7 @@ class ResponseHead:
         self.public = False
         self.bodiless = status < 200 or status in _BODILESS
         self.forward = b""
-        self.whole = -1
+        self.whole = _UNSAID
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:

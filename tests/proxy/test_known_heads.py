@@ -1,0 +1,95 @@
+"""Heads that are known already: where they end is guessed, and no guess changes what anybody is sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.rig import Message, RawClient, chunked, edge, per_request, until
+from tests.rig.member import Conn
+
+GET = b"GET / HTTP/1.1\r\nHost: hub.test\r\n\r\n"
+STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\nConnection: close\r\nX: unframed\r\n\r\n"
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
+
+
+def longer(head: bytes, by: int) -> bytes:
+    """A response whose head is longer than `head` by so many bytes, its body included."""
+    start = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"
+    return start + b"X: %b\r\n\r\nok" % (b"x" * (len(head) + by - len(start) - 7))
+
+
+async def more_than(count: int, client: RawClient) -> None:
+    await until(lambda: len(client.received) > count, "the head goes on at once")
+
+
+@pytest.mark.parametrize("by", range(-4, 5))
+@pytest.mark.parametrize("head", [STREAM, UNTIL_CLOSE, EARLY], ids=["chunked", "until close", "interim"])
+async def test_known_head_alone_is_not_a_whole_response(head: bytes, by: int) -> None:
+    """Its body comes later, and how long the head before was does not matter."""
+    rest = {
+        STREAM: chunked(b"streamed"),
+        UNTIL_CLOSE: b"streamed",
+        EARLY: b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nstreamed",
+    }[head]
+    goes_on = asyncio.Event()
+
+    async def script(conn: Conn, request: Message) -> None:
+        if len(conn.member.requests) % 2:
+            conn.send(longer(head, by))
+            return
+        conn.send(head)
+        await goes_on.wait()
+        conn.send(rest)
+        if head is UNTIL_CLOSE:
+            await conn.flush()
+            conn.close()
+
+    async with edge(per_request(script)) as running:
+        for _ in range(2):
+            # The second time around, the head is known.
+            client = await running.client()
+            assert (await client.ask(GET)).body == b"ok"
+            goes_on.clear()
+            before = len(client.received)
+            await client.send(GET)
+            await more_than(before, client)
+            goes_on.set()
+            assert (await client.response()).body == b"streamed"
+            await client.leave()
+        assert not running.errors("a")
+
+
+async def test_response_after_an_interim_one_is_never_another_visitors() -> None:
+    """An interim head one byte shorter than the head before it, known, and alone."""
+    goes_on = asyncio.Event()
+
+    async def script(conn: Conn, request: Message) -> None:
+        if request.target == b"/private":
+            conn.send(EARLY)
+            await goes_on.wait()
+            conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret")
+        elif request.target == b"/other":
+            conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother")
+        else:
+            conn.send(longer(EARLY, 1))
+
+    def get(target: bytes) -> bytes:
+        return GET.replace(b"/", target, 1)
+
+    async with edge(per_request(script)) as running:
+        for _ in range(2):
+            goes_on.clear()
+            await running.ask(get(b"/"))
+            one, other = await running.client(), await running.client()
+            await one.send(get(b"/private"))
+            await more_than(0, one)
+            await other.send(get(b"/other"))
+            await until(lambda: running.service.edge.counts.requests % 3 == 0, "both have asked")
+            goes_on.set()
+            assert (await other.response()).body == b"other"
+            assert (await one.response()).body == b"secret"
+            await one.leave()
+            await other.leave()
