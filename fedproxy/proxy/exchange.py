@@ -186,11 +186,14 @@ class Exchange:
         self.lease = lease
         self.attempts += 1
         pool = self.pool = self.edge.pools[lease.member.name]
-        # The one used last. One that is closing, of which nobody was told yet, fails as a stale one does.
-        if pool.idle:
-            self._send(pool.idle.pop())
-        else:
-            self._connect(pool)
+        idle = pool.idle
+        while idle:
+            # The one used last, unless it is closing and the loop has yet to say so: a POST would be lost.
+            upstream = idle.pop()
+            if not upstream.transport.is_closing():
+                self._send(upstream)
+                return
+        self._connect(pool)
 
     def _connect(self, pool: Pool) -> None:
         self.connecting = asyncio.get_running_loop().create_task(self._connected(pool))

@@ -187,7 +187,7 @@ class Upstream(Flow):
 
     def eof_received(self) -> None:
         # Returning nothing closes the transport; connection_lost says what that means.
-        self.pool.retire(self)
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.forget(self)
@@ -254,10 +254,6 @@ class Pool:
     def forget(self, upstream: Upstream) -> None:
         """A connection is gone."""
         self.connections.discard(upstream)
-        self.retire(upstream)
-
-    def retire(self, upstream: Upstream) -> None:
-        """A connection serves no other exchange."""
         if upstream in self.idle:
             self.idle.remove(upstream)
 

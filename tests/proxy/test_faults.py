@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -333,6 +334,19 @@ async def test_bytes_on_an_idle_connection_close_it() -> None:
         running.member.connections[0].send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
         await until(lambda: not running.service.edge.idle(), "the edge dropped it")
         assert (await client.ask(POST)).status == 200
+        assert running.errors("a") == {}
+
+
+async def test_idle_connection_that_ends_in_the_turn_of_a_post_is_not_used() -> None:
+    async with edge(answer()) as running:
+        client = await running.client()
+        await client.ask(GET)
+        # Past the loop, so that it finds both at once, and in this order.
+        for wire, data in ((running.member.connections[0], b"nonsense"), (client, POST)):
+            os.write(wire.writer.get_extra_info("socket").fileno(), data)
+        assert (await client.response()).status == 200
+        lines = await running.logged(2)
+        assert lines[1]["attempts"] == 1
         assert running.errors("a") == {}
 
 
