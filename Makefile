@@ -42,7 +42,8 @@ bench: $(VENV)/.test $(if $(HAS_COMPILER),compiled)
 # The wheel with the hot path compiled, in dist/, and the same unpacked in .compiled/, for PYTHONPATH.
 compiled: .compiled/.made
 
-.compiled/.made: pyproject.toml $(wildcard fedproxy/decide/*.py fedproxy/proxy/*.py fedproxy/wire/*.py) | $(VENV)/.test
+# All of the package: what is not compiled is in .compiled too, and goes before the source.
+.compiled/.made: pyproject.toml $(shell find fedproxy -name __pycache__ -prune -o -type f -print) | $(VENV)/.test
 	@echo 'Compiling ...'
 	@rm -rf .compiled && mkdir .compiled
 	@HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m build --outdir .compiled/dist . >.compiled/log 2>&1 || { tail -n 20 .compiled/log; exit 1; }
