@@ -123,7 +123,7 @@ class HeaderBlock:
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
-        self.like: HeaderBlock | None = None  # the same without its cookies
+        self.like: HeaderBlock | None = None  # the same without its cookies, until its words are known
         self._words: tuple[str, str, str] | None = None
         self.host: bytes | None = None
         self.length: int | None = None
@@ -167,6 +167,7 @@ class HeaderBlock:
         if words is None:
             if self.like is not None:
                 words = self.like.words()
+                self.like = None
             else:
                 agent, referer = self.value(b"user-agent"), self.value(b"referer")
                 host = self.host or b""
