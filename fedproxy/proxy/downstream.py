@@ -245,7 +245,8 @@ class Downstream(Flow):
         ask = edge.asks.get(line)
         block = edge.blocks.get(raw)
         if ask is None or block is None:
-            if not self.ordinary or len(data) > edge.policy.limits.request_head:
+            # A longer one may be over the limit, or would be read twice if it is not what most are.
+            if not self.ordinary or len(data) > edge.longest_block:
                 self._read_any_head(data)
                 return
             try:

@@ -172,16 +172,17 @@ class Edge:
         # The host that visitors type, and its port if it has one, where it speaks https.
         self.public = public.removeprefix(b"https://") if public.startswith(b"https://") else b""
         self._key_of = KEYS.get(policy.key)
-        # A known line and a known block together are within the limit.
-        half = policy.limits.request_head // 2
+        # A known line and a known block, with the CRLF between them, are within the limit.
+        half = policy.limits.request_head // 2 - 1
         self.asks: Memo[Ask] = Memo(self._read_ask, entries=4096, longest=min(2048, half))
+        self.longest_block = min(4096, half)  # that is kept
         bans = policy.bans
         ban = bans.agent if bans.user_agents else None
         cookie, origin = policy.cookie, policy.origin
-        self.blocks = Memo(BlockReader(cookie, origin, trusted=False, ban=ban).read, 2048, min(4096, half))
-        self.trusted_blocks = Memo(
-            BlockReader(cookie, origin, trusted=True, ban=ban).read, 2048, min(4096, half)
-        )
+        reader = BlockReader(cookie, origin, trusted=False, ban=ban)
+        self.blocks = Memo(reader.read, 2048, self.longest_block)
+        reader = BlockReader(cookie, origin, trusted=True, ban=ban)
+        self.trusted_blocks = Memo(reader.read, 2048, self.longest_block)
         self.trusts = Memo(policy.trusted.__contains__, longest=64)
         self.bans_address = Memo(bans.networks.__contains__, longest=64)
         if policy.rate != self._rate_policy:

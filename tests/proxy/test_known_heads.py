@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.rig import Message, RawClient, chunked, edge, per_request, until
+from tests.rig import Message, RawClient, answer, chunked, edge, per_request, until
 from tests.rig.member import Conn
 
 GET = b"GET / HTTP/1.1\r\nHost: hub.test\r\n\r\n"
@@ -93,3 +93,21 @@ async def test_response_after_an_interim_one_is_never_another_visitors() -> None
             assert (await one.response()).body == b"secret"
             await one.leave()
             await other.leave()
+
+
+def head(line: int, block: int) -> bytes:
+    """A request whose first line and whose fields have so many bytes each, without the CRLF between them."""
+    start = b"GET /%b HTTP/1.1" % (b"a" * (line - 14))
+    fields = b"Host: hub.test\r\n"
+    return start + b"\r\n" + fields + b"X: %b\r\n\r\n" % (b"x" * (block - len(fields) - 7))
+
+
+@pytest.mark.parametrize("over", [0, 1, 2])
+async def test_line_and_block_that_are_known_apart_are_together_within_the_limit(over: int) -> None:
+    async with edge(answer(), limits={"request_head": 200}) as running:
+        assert (await running.ask(head(99, 50))).status == 200
+        assert (await running.ask(head(100, 50))).status == 200
+        assert (await running.ask(head(50, 99))).status == 200
+        assert (await running.ask(head(50, 100))).status == 200
+        line, block = 99 + (over > 1), 99 + (over > 0)
+        assert (await running.ask(head(line, block))).status == (431 if over else 200)
