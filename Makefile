@@ -43,14 +43,16 @@ bench: $(VENV)/.test $(if $(HAS_COMPILER),compiled)
 compiled: .compiled/.made
 
 # All of the package: what is not compiled is in .compiled too, and goes before the source.
-.compiled/.made: pyproject.toml $(shell find fedproxy -name __pycache__ -prune -o -type f -print) | $(VENV)/.test
+.compiled/.made: pyproject.toml $(shell find fedproxy -name __pycache__ -prune -o -type f ! -name '*.so' -print) | $(VENV)/.test
 	@echo 'Compiling ...'
 	@rm -rf .compiled && mkdir .compiled
 	@HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m build --outdir .compiled/dist . >.compiled/log 2>&1 || { tail -n 20 .compiled/log; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .compiled .compiled/dist/*.whl
+	@PYTHONPATH=.compiled $(BIN)/python -P -c 'import sys; from fedproxy.proxy import edge; sys.exit(None if edge.__file__.endswith(".so") else "not compiled: " + edge.__file__)'
 	@touch $@
 
 clean:
+	rm -f *.so fedproxy/*/*.so
 	rm -rf $(VENV) .compiled build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 
 # The stamps are made last, so that an interrupted set-up starts again.

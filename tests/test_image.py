@@ -123,4 +123,4 @@ def test_labels_are_those_of_the_open_container_initiative() -> None:
 def test_context_has_nothing_that_is_not_named() -> None:
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
-    assert all(line.startswith("!") or line == "**/__pycache__" for line in lines[1:])
+    assert all(line.startswith("!") or line in ("**/__pycache__", "**/*.so") for line in lines[1:])
