@@ -245,13 +245,13 @@ class Downstream(Flow):
         ask = edge.asks.get(line)
         block = edge.blocks.get(raw)
         if ask is None or block is None:
-            # A longer one may be over the limit, or would be read twice if it is not what most are.
-            if not self.ordinary or len(data) > edge.longest_block:
+            # A long one may be over the limit, or would be read twice if it is not what most are.
+            whole = data.find(b"\r\n\r\n") + 4 == len(data) <= edge.longest_block
+            if not (whole and self.ordinary):
                 self._read_any_head(data)
                 return
             try:
                 ask = edge.asks[line]
-                # An empty line within is malformed in a block, whatever else it means.
                 block = edge.blocks[raw]
             except VisitorError:
                 self._read_any_head(data)
