@@ -58,7 +58,7 @@ STAGES = {
     "streams": Stage(streaming=True),
     "log": Stage((Variant(log=True),)),
     "broken": Stage(broken=1),
-    "many": Stage((Variant(members=300), Variant(" 3 members", peers=frozenset({"fedproxy", "compiled"})))),
+    "many": Stage((Variant(members=300), Variant(" 3 members", peers=FAST))),
     "observed": Stage(
         (
             Variant(peers=_FEDPROXY),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from typing import NamedTuple, Self
+from collections.abc import Callable
+from typing import ClassVar, Final, NamedTuple, Self
 
 # Upper bounds in seconds: from a cached asset to a build of an hour.
 BOUNDS = (
@@ -50,6 +51,9 @@ class Histogram:
         self.total = 0.0
         self.exemplars: dict[int, Exemplar] = {}
 
+    def __reduce__(self) -> tuple[Callable[..., Histogram], tuple[object, ...]]:
+        return _histogram, (self.counts, self.total, self.exemplars)
+
     def observe(self, value: float) -> None:
         """Counts one value, in seconds."""
         self.counts[bisect_left(BOUNDS, value)] += 1
@@ -73,14 +77,25 @@ class Histogram:
                 self.exemplars[slot] = exemplar
 
 
-class _Counts:
-    """Numbers, tables of numbers and histograms, which can be added up field by field."""
+def _histogram(counts: list[int], total: float, exemplars: dict[int, Exemplar]) -> Histogram:
+    made = Histogram()
+    made.counts, made.total, made.exemplars = counts, total, exemplars
+    return made
 
-    __slots__: tuple[str, ...] = ()
+
+class _Counts:
+    """Numbers, tables of numbers and histograms by their `names`: added up, and sent elsewhere, one by one."""
+
+    __slots__ = ()
+
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def __reduce__(self) -> tuple[Callable[..., _Counts], tuple[object, ...]]:
+        return _counts, (type(self), [getattr(self, name) for name in self.names])
 
     def add(self, other: Self) -> None:
         """Counts what another one counted too."""
-        for name in self.__slots__:
+        for name in self.names:
             mine, theirs = getattr(self, name), getattr(other, name)
             if isinstance(mine, Histogram):
                 mine.add(theirs)
@@ -91,24 +106,25 @@ class _Counts:
                 setattr(self, name, mine + theirs)
 
 
+def _counts(kind: type[_Counts], values: list[object]) -> _Counts:
+    made = kind()
+    for name, value in zip(kind.names, values, strict=True):
+        setattr(made, name, value)
+    return made
+
+
+_OF_A_MEMBER: Final = (
+    *("affinity", "bytes_in", "bytes_out", "codes", "duration", "errors", "failovers", "first_byte"),
+    *("launch_duration", "launch_phases", "launches", "retries", "transitions"),
+)
+_OF_THE_EDGE: Final = ("budget_exhausted", "connections", "rejected", "requests")
+
+
 class MemberCounts(_Counts):
     """One member's counters since the start of this worker. `bytes_in` flow to the member."""
 
-    __slots__ = (
-        "affinity",
-        "bytes_in",
-        "bytes_out",
-        "codes",
-        "duration",
-        "errors",
-        "failovers",
-        "first_byte",
-        "launch_duration",
-        "launch_phases",
-        "launches",
-        "retries",
-        "transitions",
-    )
+    __slots__ = _OF_A_MEMBER
+    names = _OF_A_MEMBER
 
     def __init__(self) -> None:
         self.codes: defaultdict[int, int] = defaultdict(int)
@@ -144,7 +160,8 @@ class MemberCounts(_Counts):
 class EdgeCounts(_Counts):
     """The edge's own counters; `connections` are visitors' connections open now."""
 
-    __slots__ = ("budget_exhausted", "connections", "rejected", "requests")
+    __slots__ = _OF_THE_EDGE
+    names = _OF_THE_EDGE
 
     def __init__(self) -> None:
         self.connections = 0

@@ -124,7 +124,7 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
 def _together(counts: Sequence[MemberCounts]) -> MemberCounts:
     """The sum. Field by field over all of them, which is quicker than adding one after the other."""
     whole = MemberCounts()
-    for name in MemberCounts.__slots__:
+    for name in MemberCounts.names:
         values = [getattr(each, name) for each in counts]
         mine = getattr(whole, name)
         if isinstance(mine, Histogram):
