@@ -84,7 +84,7 @@ def _histogram(counts: list[int], total: float, exemplars: dict[int, Exemplar]) 
 
 
 class _Counts:
-    """Numbers, tables of numbers and histograms by their `names`: added up, and sent elsewhere, one by one."""
+    """Numbers, tables of numbers and histograms by their `names`: added up and sent elsewhere one by one."""
 
     __slots__ = ()
 
