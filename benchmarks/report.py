@@ -224,7 +224,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         *(chart.number(row[name] / 1000) if row[name] else "-" for name in ("p50_us", "p99_us")),
         f"{row['memory'] / 2**20:.0f}",
         str(row["not_ok"] + row["broken"]),
-        *(f"{value:.2f}" if value else "-" for value in row["ratios"].values()),
+        *(
+            (f"{value:.2f}" if value < 100 else chart.number(value)) if value else "-"
+            for value in row["ratios"].values()
+        ),
     ]
 
 

@@ -685,8 +685,8 @@ class Downstream(Flow):
         if len(body) <= _SMALL:
             self.write(b"".join((head.forward, self.id_name, self.request_id, more, body)))
         else:
-            self.write(b"".join((head.forward, self.id_name, self.request_id, more)))
-            self.write(body)
+            lines = b"".join((head.forward, self.id_name, self.request_id, more))
+            self.transport.writelines((lines, body))
 
     def _lines_of_connection(self, exchange: Exchange, head: ResponseHead) -> bytes:
         """The end of a head whose length or connection is not as usual, from the CRLF before it."""

@@ -224,15 +224,17 @@ class Exchange:
     def _send(self, upstream: Upstream) -> None:
         self.upstream = upstream
         upstream.exchange = self
-        upstream.write(self.visitor.upstream_head(self))
-        if self.held is not None:
-            self._send_held(upstream, self.held)
+        head = self.visitor.upstream_head(self)
+        if self.held is None:
+            upstream.write(head)
+        else:
+            self._send_held(upstream, head, self.held)
         if self.full:
             upstream.pause()
 
-    def _send_held(self, upstream: Upstream, held: list[bytes]) -> None:
-        for piece in held:
-            upstream.write(piece)
+    def _send_held(self, upstream: Upstream, head: bytes, held: list[bytes]) -> None:
+        # Together, or a head alone would be a packet and a call of its own.
+        upstream.transport.writelines([head, *held])
         if self.held_size > self.edge.policy.limits.replay:
             self.held = None
         if not self.body_done and upstream.writable:
