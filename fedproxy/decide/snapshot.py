@@ -129,7 +129,7 @@ def _together(counts: Sequence[MemberCounts]) -> MemberCounts:
         mine = getattr(whole, name)
         if isinstance(mine, Histogram):
             mine.total = sum([value.total for value in values])
-            if mine.total:
+            if mine.total or any(value.counts[0] for value in values):
                 mine.counts = list(map(sum, zip(*[value.counts for value in values], strict=True)))
             for value in values:
                 mine.take_exemplars(value)

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from fedproxy.decide.breaker import BreakerState
-from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Survey, add_up, merge, snapshot
 from tests.decide.build import member
@@ -44,6 +44,22 @@ def test_parts_of_a_member_add_up_and_show_the_worst_breaker() -> None:
     assert both.counts.bytes_in == 30
     assert (both.breaker, both.admits, both.available) == (BreakerState.OPEN, True, True)
     assert here.counts.codes == {200: 5}
+
+
+def test_counts_of_who_is_gone_add_up_with_those_of_who_serves() -> None:
+    here, gone = member("a"), MemberCounts()
+    here.counts.codes[200], gone.codes[200], gone.codes[404] = 5, 6, 1
+    here.counts.duration.observe(0.0)
+    gone.duration.observe(0.0)
+    whole = merge([snapshot(here, 0.0)], gone)
+    assert dict(whole.counts.codes) == {200: 11, 404: 1}
+    assert whole.counts.duration.counts[0] == 2
+    assert dict(here.counts.codes) == {200: 5}
+
+
+def test_single_part_is_the_whole() -> None:
+    part = snapshot(member("a"), 0.0)
+    assert merge([part]) is part
 
 
 def test_nothing_cannot_be_merged() -> None:

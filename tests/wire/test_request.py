@@ -239,6 +239,13 @@ def test_block_with_cookies_means_what_it_means_without() -> None:
     assert cookies.forward == bare.forward + b"Cookie: a=b\r\n"
 
 
+@pytest.mark.parametrize("cookies", [(), (b"Cookie: a=b",)])
+def test_words_for_the_log_are_those_that_were_sent_or_empty(cookies: tuple[bytes, ...]) -> None:
+    known = block(b"Host: h", b"User-Agent: \xe9", b"Referer: https://r/", *cookies)
+    assert known.words() == known.words() == ("h", "\xe9", "https://r/")
+    assert block(b"Accept: a", *cookies).words() == ("", "", "")
+
+
 def test_malformed_cookie_line_is_refused() -> None:
     with pytest.raises(BadRequest):
         block(b"Host: h", b"Cookie: a=\x00")
