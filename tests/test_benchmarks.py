@@ -72,7 +72,9 @@ def test_quick_run_has_the_slow_proxies_in_the_first_scenario_only() -> None:
     first = bench.entrants(settings, STAGES["plain"], SCENARIOS["warm-1k"], everybody)
     second = bench.entrants(settings, STAGES["plain"], SCENARIOS["cold-1k"], everybody)
     assert {peer.name for peer, _ in first} == set(PEERS)
-    assert {peer.name for peer, _ in second} == scenarios.FAST
+    assert {peer.name for peer, _ in second} == scenarios.FIRST
+    twice = bench.entrants(settings, STAGES["workers"], SCENARIOS["workers-2"], everybody)
+    assert {peer.name for peer, variant in twice if variant.suffix} == {"fedproxy"}
 
 
 # Figures
