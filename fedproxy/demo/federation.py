@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -163,4 +164,6 @@ class ToyControl:
         await self._hubs[name].set_mode(Mode(mode))
         if "text/html" in request.headers.get("Accept", ""):
             raise web.HTTPSeeOther("/")
-        return web.json_response({"member": name, "mode": mode})
+        # With a line feed, for who reads it in a terminal.
+        text = json.dumps({"member": name, "mode": mode}) + "\n"
+        return web.Response(text=text, content_type="application/json")
