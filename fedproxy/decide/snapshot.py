@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fedproxy.decide.breaker import BreakerState
-from fedproxy.decide.counts import EdgeCounts, Histogram, MemberCounts
+from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent, Member
 
 _WORST_FIRST: Final = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
@@ -107,6 +107,8 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
         counts.append(gone)
     if len(counts) == 1:
         return parts[0]
+    together = MemberCounts()
+    together.add(*counts)
     return replace(
         parts[0],
         share=sum(part.share for part in parts) / len(parts),
@@ -115,37 +117,14 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
         available=any(part.available for part in parts),
         in_flight=sum(part.in_flight for part in parts),
         launches=sum(part.launches for part in parts),
-        counts=_together(counts),
+        counts=together,
         idle=sum(part.idle for part in parts),
         busy=sum(part.busy for part in parts),
     )
 
 
-def _together(counts: Sequence[MemberCounts]) -> MemberCounts:
-    """The sum. Field by field over all of them, which is quicker than adding one after the other."""
-    whole = MemberCounts()
-    for name in MemberCounts.names:
-        values = [getattr(each, name) for each in counts]
-        mine = getattr(whole, name)
-        if isinstance(mine, Histogram):
-            mine.total = sum([value.total for value in values])
-            if mine.total or any(value.counts[0] for value in values):
-                mine.counts = list(map(sum, zip(*[value.counts for value in values], strict=True)))
-            for value in values:
-                mine.take_exemplars(value)
-        elif isinstance(mine, dict):
-            mine.update(values[0])
-            for value in values[1:]:
-                for key, count in value.items():
-                    mine[key] += count
-        else:
-            setattr(whole, name, sum(values))
-    return whole
-
-
 def add_up(counts: Iterable[EdgeCounts]) -> EdgeCounts:
     """The edge's own counts of several workers together."""
     together = EdgeCounts()
-    for part in counts:
-        together.add(part)
+    together.add(*counts)
     return together
