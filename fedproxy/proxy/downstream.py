@@ -37,7 +37,7 @@ from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
-from fedproxy.proxy.traced import kind_of
+from fedproxy.proxy.traced import follow
 from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.events import asked_for
@@ -265,9 +265,10 @@ class Downstream(Flow):
         number = (edge.numbers or edge.draw_ids()).pop()
         self.request_id = edge.id_start + number + edge.id_end
         self.trace = edge.trace_start + number + edge.trace_end
-        kind = Exchange if edge.tracer is None else kind_of(edge, self, block, False)
-        exchange = self.exchange = kind()
+        exchange = self.exchange = Exchange()
         exchange.open(edge, self, ask, block)
+        if edge.tracer is not None:
+            follow(exchange)
         exchange.begin()
 
     def _read_any_head(self, data: bytes) -> None:
@@ -304,11 +305,10 @@ class Downstream(Flow):
             self._answer_here(ask, block, line + b"\r\n" + raw, rest)
             return
         launch = ask.launch and asked_for(block.raw)
-        kind: type[Exchange] = LaunchExchange if launch else Exchange
-        if edge.tracer is not None or block.traceparent is not None:
-            kind = kind_of(edge, self, block, launch)
-        exchange = self.exchange = kind()
+        exchange = self.exchange = LaunchExchange() if launch else Exchange()
         exchange.open(edge, self, ask, block)
+        if edge.tracer is not None or block.traceparent is not None:
+            follow(exchange)
         if block.chunked or block.length:
             self._start_body(exchange, block, rest)
             if exchange.settled:

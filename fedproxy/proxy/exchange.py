@@ -36,6 +36,7 @@ from fedproxy.wire.request import may_be_tunnelled
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
     from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.traced import Notes
     from fedproxy.proxy.upstream import Pool, Upstream
     from fedproxy.wire.request import HeaderBlock
     from fedproxy.wire.response import ResponseHead
@@ -115,6 +116,7 @@ class Exchange:
         "is_head",
         "is_launch",
         "lease",
+        "notes",
         "pool",
         "progress",
         "sets_cookie",
@@ -159,6 +161,7 @@ class Exchange:
         self.first_byte_at: float | None = None
         self.error: ExchangeError | None = None
         self.termination = "--"
+        self.notes: Notes | None = None  # of a sampled trace
         self.full = False  # the visitor's side takes no more for now
         self.held: list[bytes] | None = None  # request body not yet sent, or kept for another attempt
         self.held_size = 0
@@ -185,6 +188,8 @@ class Exchange:
             self.sets_cookie = source is not _HOST
         self.lease = lease
         self.attempts += 1
+        if self.notes is not None:
+            self.notes.begin(lease.member)
         pool = self.pool = self.edge.pools[lease.member.name]
         idle = pool.idle
         while idle:
@@ -224,6 +229,8 @@ class Exchange:
     def _send(self, upstream: Upstream) -> None:
         self.upstream = upstream
         upstream.exchange = self
+        if self.notes is not None:
+            self.notes.send(upstream.reused)
         head = self.visitor.upstream_head(self)
         if self.held is None:
             upstream.write(head)
@@ -286,6 +293,8 @@ class Exchange:
         COMMIT: from here on the visitor has seen something, and there is no other attempt.
         """
         status = head.status
+        if self.notes is not None:
+            self.notes.answer(status)
         if status >= 500 and not self.is_launch and self._passed_over(status, done):
             return
         lease = self.lease
@@ -316,6 +325,8 @@ class Exchange:
 
     def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
         """A 101: the connections become a tunnel. False if the visitor did not ask for one."""
+        if self.notes is not None:
+            self.notes.answer(head.status)
         upstream = self.upstream
         if self.block.upgrade is None or self.is_launch or self.ask.line.http10 or upstream is None:
             return False
@@ -333,6 +344,8 @@ class Exchange:
 
     def on_failure(self, error: MemberError) -> None:
         """The attempt failed; another may follow if nothing reached the visitor."""
+        if self.notes is not None:
+            self.notes.fail(error)
         self.upstream = None
         lease = self.lease
         if self.settled or lease is None:
@@ -403,6 +416,8 @@ class Exchange:
     def _again(self, lease: Lease) -> None:
         self.lease = lease
         self.attempts += 1
+        if self.notes is not None:
+            self.notes.begin(lease.member)
         self.pool = self.edge.pools[lease.member.name]
         self._connect(self.pool)
 
@@ -570,5 +585,7 @@ class Exchange:
             counts.record(self.source, now - started, first_byte, self.bytes_out)
             if self.bytes_in:
                 counts.bytes_in += self.bytes_in
+        if self.notes is not None:
+            self.notes.record(now)
         if self.edge.log is not None:
             self.edge.log_exchange(self, now)

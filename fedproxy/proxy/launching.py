@@ -90,6 +90,9 @@ class LaunchExchange(Exchange):
         launch, upstream = self.launch, self.upstream
         if launch is None or upstream is None:
             return
+        if self.notes is not None:
+            # It may wait, or be left for another.
+            self.notes.answer(head.status)
         policy = self.edge.policy.launch
         if head.status != 200 or not head.event_stream or head.encoded:
             launch.answered(head.status)
@@ -284,3 +287,5 @@ class LaunchExchange(Exchange):
             counts.launch_phases[phase] += seconds
         if launch.ready_after is not None:
             counts.launch_duration.observe(launch.ready_after)
+            if self.notes is not None:
+                self.notes.example(counts.launch_duration, launch.ready_after)

@@ -1,6 +1,6 @@
-"""A request whose trace is sampled: an exchange that notes what each of its attempts did, and when.
+"""A request whose trace is sampled: notes of what each of its attempts did, and when.
 
-All other requests are plain exchanges, which pay nothing for it.
+An exchange has none where its trace is not sampled, which costs it a few looks.
 """
 
 from __future__ import annotations
@@ -11,20 +11,14 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from fedproxy.decide.counts import Exemplar
 from fedproxy.errors import EdgeError, MemberError, StaleConnection
-from fedproxy.proxy.exchange import Exchange
-from fedproxy.proxy.launching import LaunchExchange
 
 if TYPE_CHECKING:
     from fedproxy.decide.counts import Histogram
-    from fedproxy.decide.federation import Lease
-    from fedproxy.decide.launch import End
     from fedproxy.decide.member import Member
     from fedproxy.proxy.downstream import Downstream
-    from fedproxy.proxy.edge import Ask, Edge
-    from fedproxy.proxy.exchange import Visitor
-    from fedproxy.proxy.upstream import Upstream
+    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.exchange import Exchange
     from fedproxy.wire.request import HeaderBlock, RequestLine
-    from fedproxy.wire.response import ResponseHead
 
 
 @dataclass(slots=True)
@@ -93,17 +87,16 @@ def is_flagged(traceparent: bytes) -> bool:
     return traceparent[-1] in b"13579bdf"
 
 
-def kind_of(edge: Edge, visitor: Downstream, block: HeaderBlock, launch: bool) -> type[Exchange]:
-    """The kind of exchange for a request that may be of a sampled trace."""
-    given = block.traceparent
+def follow(exchange: Exchange) -> None:
+    """Has notes taken of a request, if it is of a sampled trace."""
+    edge, given = exchange.edge, exchange.block.traceparent
     if edge.tracer is not None:
-        sampled = edge.tracer.samples(given, visitor.trusted)
+        sampled = edge.tracer.samples(given, cast("Downstream", exchange.visitor).trusted)
     else:
         # Others follow the trace, and the metrics may point to it.
         sampled = given is not None and is_flagged(given)
-    if launch:
-        return SampledLaunch if sampled else LaunchExchange
-    return SampledExchange if sampled else Exchange
+    if sampled:
+        exchange.notes = Notes(exchange)
 
 
 def take_answer(
@@ -231,88 +224,3 @@ class Notes:
         trace.error = error
         trace.attempts = self.attempts
         return trace
-
-
-# Twice the same, as a class that is compiled inherits from one other and no more.
-
-
-class SampledExchange(Exchange):
-    """One request of a sampled trace."""
-
-    __slots__ = ("notes",)
-
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
-        super().open(edge, visitor, ask, block)
-        self.notes = Notes(self)
-
-    def _attempt(self, lease: Lease) -> None:
-        self.notes.begin(lease.member)
-        super()._attempt(lease)
-
-    def _again(self, lease: Lease) -> None:
-        self.notes.begin(lease.member)
-        super()._again(lease)
-
-    def _send(self, upstream: Upstream) -> None:
-        self.notes.send(upstream.reused)
-        super()._send(upstream)
-
-    def on_head(self, head: ResponseHead, body: bytes, done: bool) -> None:
-        self.notes.answer(head.status)
-        super().on_head(head, body, done)
-
-    def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
-        self.notes.answer(head.status)
-        return super().on_upgrade(head, rest)
-
-    def on_failure(self, error: MemberError) -> None:
-        self.notes.fail(error)
-        super().on_failure(error)
-
-    def _record(self, now: float) -> None:
-        super()._record(now)
-        self.notes.record(now)
-
-
-class SampledLaunch(LaunchExchange):
-    """One launch of a sampled trace."""
-
-    __slots__ = ("notes",)
-
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
-        super().open(edge, visitor, ask, block)
-        self.notes = Notes(self)
-
-    def _attempt(self, lease: Lease) -> None:
-        self.notes.begin(lease.member)
-        super()._attempt(lease)
-
-    def _again(self, lease: Lease) -> None:
-        self.notes.begin(lease.member)
-        super()._again(lease)
-
-    def _send(self, upstream: Upstream) -> None:
-        self.notes.send(upstream.reused)
-        super()._send(upstream)
-
-    def on_head(self, head: ResponseHead, body: bytes, done: bool) -> None:
-        self.notes.answer(head.status)
-        super().on_head(head, body, done)
-
-    def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
-        self.notes.answer(head.status)
-        return super().on_upgrade(head, rest)
-
-    def on_failure(self, error: MemberError) -> None:
-        self.notes.fail(error)
-        super().on_failure(error)
-
-    def _record(self, now: float) -> None:
-        super()._record(now)
-        self.notes.record(now)
-
-    def _conclude(self, end: End) -> None:
-        launch = self.launch
-        super()._conclude(end)
-        if launch is not None and launch.ready_after is not None:
-            self.notes.example(self.pool.member.counts.launch_duration, launch.ready_after)
