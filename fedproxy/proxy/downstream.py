@@ -108,6 +108,7 @@ class Downstream(Flow):
         "peer",
         "request_id",
         "secure",
+        "standing",
         "trace",
         "trusted",
         "unsent",
@@ -133,6 +134,7 @@ class Downstream(Flow):
         self.request_id = self.trace = b""
         self.client = self.peer = b""
         self.trusted = False
+        self.standing: bool | None = None
         self.address_key: bytes | None = None
         self.secure = door.secure
         self.id_name = _ID
@@ -148,23 +150,25 @@ class Downstream(Flow):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if self.edge.enter(self):
-            self.begin(self.transport, address_of(transport))
-        else:
+        unix = self.door.unix
+        address = LOCAL if unix else address_of(transport)
+        if not self.edge.enter(self) or address is None:
+            # A TCP peer that has no address has reset the connection: there is nobody to answer or to blame.
             self.transport.abort()
+        else:
+            self.begin(self.transport, address, True if unix else None)
 
-    def begin(self, transport: asyncio.Transport, address: bytes | None) -> None:
-        """Serves a connection that was counted already; `address` is None for one over a unix socket."""
+    def begin(self, transport: asyncio.Transport, address: bytes, standing: bool | None = None) -> None:
+        """Serves a connection that was counted already.
+
+        standing: whether its peer is trusted, if that is not for the policy's networks to say.
+        """
         edge = self.edge
         self.transport = transport
         self.write = transport.write
-        if address is None:
-            # Who may open the unix socket is this machine's own proxy.
-            self.peer = self.client = LOCAL
-            self.trusted = True
-        else:
-            self.peer = self.client = address
-            self.trusted = bool(edge.policy.trusted) and edge.trusts[address]
+        self.peer = self.client = address
+        self.standing = standing
+        self.trusted = (bool(edge.policy.trusted) and edge.trusts[address]) if standing is None else standing
         self.forwarded = self._forwarded_lines(self.client, self.peer, self.secure)
         self.idle_since = edge.clock()
         self.take_heed()
