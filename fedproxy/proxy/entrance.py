@@ -68,8 +68,8 @@ class Entrance(Flow):
         if not edge.enter(self) or not (unix or self.peer):
             # A TCP peer that has no address has reset the connection.
             self.transport.abort()
-        elif edge.policy.trusted and self.peer is not None and not edge.trusts[self.peer]:
-            self._refuse()
+        else:
+            self.take_heed()
 
     def data_received(self, data: bytes) -> None:
         self.held += data
@@ -135,7 +135,7 @@ class Entrance(Flow):
         edge.connections.discard(self)
         edge.connections.add(downstream)
         transport.set_protocol(downstream)
-        downstream.begin(transport, self.address, self.standing)
+        downstream.begin(transport, self.address, self.standing, self.peer)
         if self.held and not transport.is_closing():
             downstream.data_received(self.held)
 
@@ -164,7 +164,9 @@ class Entrance(Flow):
             self.edge.counts.connections -= 1
 
     def take_heed(self) -> None:
-        """There is no request yet."""
+        """Closes who may not say, or may not any more, for whom it comes."""
+        if self.peer is not None and not self.over and not self.edge.may_introduce(self.peer):
+            self._refuse()
 
     def close_if_idle(self, since: float) -> None:
         """Closes a connection that has not said anything yet."""

@@ -15,7 +15,7 @@ LOCAL = b"127.0.0.1"
 
 
 def address_of(transport: asyncio.BaseTransport) -> bytes | None:
-    """The address of a TCP peer; None if it is gone already, as after a reset before the connection was seen."""
+    """The address of a TCP peer; None if it reset the connection before anybody looked."""
     peer = transport.get_extra_info("peername")
     if not isinstance(peer, tuple):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv6Address, ip_address
 
-# With or without a port, which RFC 7239 section 6.3 lets be hidden; IPv6 may have a zone (RFC 4007 section 11).
+# RFC 7239 section 6.3 lets a port be hidden behind a name; RFC 4007 section 11 gives IPv6 a zone.
 _SPELT = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)(?:%[^\]]+)?\]|([0-9.]+))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._\-]+))?"
     rb"|([0-9A-Fa-f:.]+)(?:%.+)?"

@@ -443,7 +443,6 @@ async def test_trusted_proxy_is_believed_about_an_absolute_target_too() -> None:
         ([b"X-Forwarded-For: 203.0.113.9,127.0.0.2 , 127.0.0.3"], b"203.0.113.9"),
         ([b"X-Forwarded-For: 2001:db8::1"], b"2001:db8::1"),
         ([b"X-Real-IP: 203.0.113.9"], b"203.0.113.9"),
-        ([b"X-Forwarded-For: nonsense"], b"127.0.0.1"),
         ([], b"127.0.0.1"),
     ],
 )
