@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, ip_address
 # RFC 7239 section 6.3 lets a port be hidden behind a name; RFC 4007 section 11 gives IPv6 a zone.
 _SPELT = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)(?:%[^\]]+)?\]|([0-9.]+))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._\-]+))?"
-    rb"|([0-9A-Fa-f:.]+)(?:%.+)?"
+    rb"|([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)(?:%.+)?"
 ).fullmatch
 
 
