@@ -339,6 +339,8 @@ class Edge:
             if only is not None:
                 return self.federation.acquire_member(only[0], only[1], (), now, launch)
         pinned = self.pins.get(block.cookie)
+        if pinned is None and block.cookie:
+            pinned = self._pin_of(block.cookie, now, launch)
         key = ask.key if self._key_of is not None else client
         if launch and pinned is None and key is not None and self.moved:
             # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
@@ -346,6 +348,12 @@ class Edge:
             if moved is not None and moved.share(now) > 0 and moved.available(now, launch):
                 return self.federation.acquire_member(moved, Source.KEY, (), now, launch)
         return self.federation.acquire(key, pinned, (), now, launch)
+
+    def _pin_of(self, cookie: bytes, now: float, launch: bool) -> Member | None:
+        """Of several values the first that names an available member, else the first that names one."""
+        named = [member for value in cookie.split(b";") if (member := self.pins.get(value)) is not None]
+        available = (member for member in named if member.available(now, launch))
+        return next(available, named[0] if named else None)
 
     def note_moved(self, key: bytes, name: str, now: float) -> None:
         """Launches of this key are with the member of that name, as `on_moved` was told here or elsewhere."""

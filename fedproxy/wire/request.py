@@ -132,7 +132,7 @@ class HeaderBlock:
         self.keep_alive = False
         self.upgrade: bytes | None = None
         self.expect = False
-        self.cookie: bytes | None = None
+        self.cookie: bytes | None = None  # its value; several, which is rare, with semicolons between
         self.more_cookies = False
         self.request_id: bytes | None = None
         self.traceparent: bytes | None = None
@@ -290,7 +290,8 @@ class BlockReader:
             lines.append(line)
             return
         found, rest = cookie.take(value, self._cookie)
-        block.cookie = block.cookie or found
+        if found is not None:
+            block.cookie = found if not block.cookie else block.cookie + b";" + found
         if rest:
             lines.append(b"Cookie: " + rest)
 
