@@ -453,9 +453,11 @@ class Downstream(Flow):
         if authority is None:
             raise BadRequest
         host = host_name(authority)
-        # A port of plain http is not one of https, and which one is, only the public URL says.
-        if host == host_name(self.edge.public):
-            host = self.edge.public
+        public = self.edge.public
+        # Where the public URL is known, nobody is sent to a host that only the request speaks of. A port of
+        # plain http is not one of https, and which one is, only the public URL says.
+        if public and (host == host_name(public) or host not in self.edge.host_members):
+            host = public
         target = line.target if line.target != b"*" else b""
         location = (b"https://" + host + target).decode("latin-1")
         # RFC 9110 section 15.4.2: after a 301 a POST may become a GET.
