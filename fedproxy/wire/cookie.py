@@ -18,13 +18,13 @@ def take(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
     Several values are each said once, with a semicolon between, in their order. What is left keeps its bytes
     and its order; it is empty when no other cookie was there.
     """
-    if name not in value:
-        return None, value
-    start = name + b"="
-    before, there, after = value.partition(start)
-    if there and not before and name not in after:
+    before, there, after = value.partition(name + b"=")
+    # Not `in`, which for bytes tries a number first, and costs twice as much.
+    if there and not before and after.find(name) < 0:
         first, _, rest = after.partition(b";")
         return first.strip(b' \t"'), rest.strip(b" \t")
+    if not there and value.find(name) < 0:
+        return None, value
     return _take_each(value, name)
 
 
