@@ -37,6 +37,16 @@ def send_and_reset(address: tuple[str, int], data: bytes) -> None:
     end_with_reset(sock)
 
 
+def certificate(folder: Path) -> tuple[dict[str, str], ssl.SSLContext]:
+    """What a listener needs for TLS, and what a visitor does."""
+    authority = trustme.CA()
+    file = str(folder / "both.pem")
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(file)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return {"certificate": file, "private_key": file}, context
+
+
 # -- who has no address
 
 
@@ -74,12 +84,7 @@ async def test_visitor_who_resets_before_being_seen_is_nobody(
 async def test_visitor_who_resets_during_the_handshake_is_believed_no_more_than_others(
     tmp_path: Path,
 ) -> None:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
-    tls = {"certificate": str(tmp_path / "both.pem"), "private_key": str(tmp_path / "both.pem")}
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
+    tls, context = certificate(tmp_path)
     loop = asyncio.get_running_loop()
     async with edge(answer(), listen=[{"address": "127.0.0.1:0", "tls": tls}]) as running:
         for _ in range(5):
@@ -263,6 +268,20 @@ async def test_proxy_that_is_trusted_no_more_has_introduced_nobody() -> None:
             await client.closed()
         assert told(running) == [OTHER]
         assert running.service.edge.counts.rejected == {"proxy_protocol": 1}
+
+
+async def test_handshake_behind_such_a_proxy_ends(tmp_path: Path) -> None:
+    tls, _ = certificate(tmp_path)
+    listen = [{"address": "127.0.0.1:0", "proxy_protocol": True, "tls": tls}]
+    async with edge(answer(), trusted_proxies=[PROXY], listen=listen) as running:
+        client = await running.client()
+        await client.send(HEADER)
+        await until(lambda: running.service.edge.tasks, "the handshake is waited for")
+        await reload(running, ["192.0.2.0/24"])
+        async with guard():
+            await client.until_end()
+        await until(lambda: not running.service.edge.connections, "it is forgotten")
+        assert running.service.edge.counts.connections == 0
 
 
 async def test_request_of_whom_such_a_proxy_introduced_is_the_last() -> None:
