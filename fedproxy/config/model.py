@@ -104,7 +104,10 @@ class Listener(Section):
         "client is, before TLS too. Any peer is believed, or only `trusted_proxies` if there are any.",
     )
     redirect_to_https: Flag = Field(
-        default=False, description="Answer every request with a redirect to the same URL over https."
+        default=False,
+        description="Answer every request with a redirect to the same URL over https. With an https "
+        "`public_url`, only members' `hosts` are kept, and any other name is sent to the public host; "
+        "without one, the request's own host is kept.",
     )
 
     def _faults(self) -> Iterator[tuple[str, str]]:
@@ -493,7 +496,7 @@ class Config(Section):
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
         default=(),
         description="Networks whose `X-Forwarded-*` and `Forwarded` headers are believed. If there are any, "
-        "only they may connect where there is `proxy_protocol`.",
+        "only they may connect where there is `proxy_protocol`. Peers of a unix listener are always trusted.",
     )
     affinity: Affinity = Field(default=Affinity(), description="How a visitor stays with a member.")
     balancer: Literal["rendezvous", "random", "least-requests"] = Field(

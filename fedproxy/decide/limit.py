@@ -23,6 +23,14 @@ def _parsed(address: bytes) -> IPv4Address | IPv6Address | None:
     return parsed.ipv4_mapped or parsed if isinstance(parsed, IPv6Address) else parsed
 
 
+def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """The network of IPv4 addresses that one of IPv4-mapped addresses stands for."""
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return IPv4Network((int(mapped), network.prefixlen - 96))
+
+
 def client_key(address: bytes) -> bytes:
     """What one client is known by: an IPv4 address, or the /64 of an IPv6 address, which is one household's.
 
@@ -41,7 +49,7 @@ class Networks:
 
     def __init__(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
         lengths: dict[tuple[int, int], set[int]] = {}
-        for network in networks:
+        for network in map(_unmapped, networks):
             beyond = network.max_prefixlen - network.prefixlen
             found = lengths.setdefault((network.version, beyond), set())
             found.add(int(network.network_address) >> beyond)

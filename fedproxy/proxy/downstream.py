@@ -8,10 +8,10 @@ idle ──► head ──► exchange ──► idle        a kept connection g
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
@@ -41,12 +41,13 @@ from fedproxy.proxy.traced import follow
 from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.events import asked_for
-from fedproxy.wire.grammar import Memo
 from fedproxy.wire.request import host_name, with_host
+from fedproxy.wire.visitor import find_visitor
 
 if TYPE_CHECKING:
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.proxy.policy import Door
+    from fedproxy.wire.grammar import Memo
     from fedproxy.wire.request import HeaderBlock
     from fedproxy.wire.response import ResponseHead
 
@@ -69,6 +70,7 @@ _SAID_HERE = (
     b"expect:",
     b"upgrade:",
 )
+_NOBODY = b"-"  # the client whom nobody can name
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _ID = b"X-Request-ID: "
@@ -101,13 +103,17 @@ class Downstream(Flow):
         "held",
         "id_name",
         "idle_since",
+        "introducer",
         "keep",
         "left",
         "linger_until",
         "ordinary",
+        "own",
         "peer",
         "request_id",
         "secure",
+        "standing",
+        "told",
         "trace",
         "trusted",
         "unsent",
@@ -132,7 +138,11 @@ class Downstream(Flow):
         self.idle_since = 0.0
         self.request_id = self.trace = b""
         self.client = self.peer = b""
+        self.own = b""  # the lines that say of the peer itself who it is and how it came
+        self.told = False  # what a trusted proxy said of its last visitor is still in force
         self.trusted = False
+        self.standing: bool | None = None
+        self.introducer: bytes | None = None
         self.address_key: bytes | None = None
         self.secure = door.secure
         self.id_name = _ID
@@ -148,38 +158,73 @@ class Downstream(Flow):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if self.edge.enter(self):
-            self.begin(self.transport, address_of(transport))
-        else:
+        unix = self.door.unix
+        address = LOCAL if unix else address_of(transport)
+        if not self.edge.enter(self) or address is None:
+            # A TCP peer that has no address has reset the connection: there is nobody to answer or to blame.
             self.transport.abort()
+        else:
+            self.begin(self.transport, address, True if unix else None)
 
-    def begin(self, transport: asyncio.Transport, address: bytes | None) -> None:
-        """Serves a connection that was counted already; `address` is None for one over a unix socket."""
+    def begin(
+        self,
+        transport: asyncio.Transport,
+        address: bytes,
+        standing: bool | None = None,
+        introducer: bytes | None = None,
+    ) -> None:
+        """Serves a connection that was counted already.
+
+        standing: whether its peer is trusted, if that is not for the policy's networks to say.
+        introducer: the address of the proxy whose PROXY header named the peer.
+        """
         edge = self.edge
         self.transport = transport
         self.write = transport.write
-        if address is None:
-            # Who may open the unix socket is this machine's own proxy.
-            self.peer = self.client = LOCAL
-            self.trusted = True
-        else:
-            self.peer = self.client = address
-            self.trusted = bool(edge.policy.trusted) and edge.trusts[address]
-        self.forwarded = self._forwarded_lines(self.client, self.peer, self.secure)
+        self.peer = self.client = address
+        self.standing = standing
+        self.introducer = introducer
+        self.trusted = edge.believes(address) if standing is None else standing
+        self.own = self.forwarded = self._forwarded_lines(address, address, self.secure)
         self.idle_since = edge.clock()
-        self.take_heed()
         if edge.policy.limits.connections_per_address and not self.trusted:
             self.address_key = edge.enter_address(self.peer)
             if self.address_key is None:
                 transport.abort()
+        self._weigh()
 
-    def take_heed(self) -> None:
+    def _weigh(self) -> None:
         """Whether a request needs more than an ordinary look."""
         self.careful = self.edge.careful or self.door.redirect_to_https
-        self.ordinary = not (self.careful or self.trusted)
+        self.ordinary = not (self.careful or self.trusted or self.told)
+
+    def take_heed(self) -> None:
+        """The policy may be another one, or the edge goes down."""
+        edge = self.edge
+        if self.standing is None:
+            self.trusted = edge.believes(self.peer)
+        if self.told and self.exchange is None:
+            self._forget()
+        self._weigh()
+        self._count_address()
+        if self.introducer is not None and not edge.may_introduce(self.introducer):
+            # The peer's address is the word of somebody who is not believed any more, and there is no other.
+            self.keep = False
+            if self.exchange is None and self.linger_until is None:
+                self._close()
         if self.edge.draining and self.exchange is not None and self.exchange.first_byte_at is None:
             # Its head will say so.
             self.keep = False
+
+    def _count_address(self) -> None:
+        """Who is there stays; whether it counts for its address, a reload may have changed."""
+        edge = self.edge
+        if self.trusted or not edge.policy.limits.connections_per_address:
+            if self.address_key is not None:
+                edge.leave_address(self.address_key)
+                self.address_key = None
+        elif self.address_key is None:
+            self.address_key = edge.enter_address(self.peer, is_there=True)
 
     @staticmethod
     def _forwarded_lines(client: bytes, addresses: bytes, secure: bool) -> bytes:
@@ -274,6 +319,8 @@ class Downstream(Flow):
     def _read_any_head(self, data: bytes) -> None:
         """A head that is not known, not whole, or not what most are."""
         edge = self.edge
+        if self.told:
+            self._forget()
         blocks = edge.trusted_blocks if self.trusted else edge.blocks
         limit = edge.policy.limits.request_head
         end = data.find(b"\r\n\r\n") + 4
@@ -297,6 +344,10 @@ class Downstream(Flow):
             self._turn_away(ask, cast("HeaderBlock", block), rest, error)
             return
         except VisitorError as error:
+            if self.trusted and not self.told:
+                # A line that is refused has its visitor too, if the rest can be read.
+                with suppress(VisitorError):
+                    self._believe(blocks[raw])
             self._refuse(error)
             return
         edge.counts.requests += 1
@@ -402,9 +453,11 @@ class Downstream(Flow):
         if authority is None:
             raise BadRequest
         host = host_name(authority)
-        # A port of plain http is not one of https, and which one is, only the public URL says.
-        if host == host_name(self.edge.public):
-            host = self.edge.public
+        public = self.edge.public
+        # Where the public URL is known, nobody is sent to a host that only the request speaks of. A port of
+        # plain http is not one of https, and which one is, only the public URL says.
+        if public and (host == host_name(public) or host not in self.edge.host_members):
+            host = public
         target = line.target if line.target != b"*" else b""
         location = (b"https://" + host + target).decode("latin-1")
         # RFC 9110 section 15.4.2: after a 301 a POST may become a GET.
@@ -425,30 +478,24 @@ class Downstream(Flow):
 
     def _believe(self, block: HeaderBlock) -> None:
         """The peer is a trusted proxy: who the visitor is and how they came is what it says."""
-        said = block.forwarded
-        client, addresses, proto = self.peer, self.peer, said.proto
-        trusts = self.edge.trusts
-        if said.addresses is not None:
-            addresses = said.addresses + b", " + self.peer
-            for address in reversed(said.addresses.split(b",")):
-                client = address.strip()
-                if not trusts[client]:
-                    break
-        elif said.hops:
-            addresses = b", ".join([hop.address or b"unknown" for hop in said.hops] + [self.peer])
-            for hop in reversed(said.hops):
-                # How the visitor came is known to the one it came to.
-                client, proto = hop.address or b"", said.proto or hop.proto
-                if not trusts[client]:
-                    break
-        elif said.real_ip is not None:
-            client = said.real_ip
-            addresses = said.real_ip + b", " + self.peer
-        if not _is_address[client]:
-            client = self.peer
-        self.client = client
-        self.secure = proto == b"https" if proto is not None else self.door.secure
-        self.forwarded = self._forwarded_lines(client, addresses, self.secure)
+        edge = self.edge
+        visitor = find_visitor(block.forwarded, self.peer, edge.trusts.__getitem__)
+        self.told = True
+        self.client = visitor.client
+        if visitor.unread is not None:
+            # No word that a reader of the log could take for a host's name, and look up.
+            self.client = _NOBODY
+            edge.note_unread(self.peer, *visitor.unread)
+        self.secure = self.door.secure if visitor.secure is None else visitor.secure
+        self.forwarded = self._forwarded_lines(visitor.client, visitor.addresses, self.secure)
+
+    def _forget(self) -> None:
+        """What was said of the last request's visitor is not true of the next one's."""
+        self.told = False
+        self.client = self.peer
+        self.secure = self.door.secure
+        self.forwarded = self.own
+        self._weigh()
 
     def _start_body(self, exchange: Exchange, block: HeaderBlock, data: bytes) -> None:
         exchange.expect_body()
@@ -849,15 +896,6 @@ class Downstream(Flow):
             self._reset() if unsent else self.transport.abort()
 
 
-def _read_address(text: bytes) -> bool:
-    try:
-        ipaddress.ip_address(text.decode("ascii", "replace"))
-    except ValueError:
-        return False
-    return True
-
-
-_is_address = Memo(_read_address, longest=64)
 _REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
 
 

@@ -6,6 +6,7 @@ A policy and a federation are replaced whole (`Edge.apply`); what was read under
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from fedproxy.proxy.traced import Tracer
     from fedproxy.proxy.tunnel import Tunnel
 
+_log = logging.getLogger(__name__)
+_UNREAD = 64  # proxies and fields of which it is said that they name no address
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
 # JupyterHub's and its users' own paths: a 503 there is about a server that does not run.
 _SESSIONS = (b"/user/", b"/hub/")
@@ -122,6 +125,7 @@ class Edge:
         self.resolver = Resolver(clock)
         self._draining = False
         self._retired: list[Pool] = []
+        self._unread: set[tuple[bytes, bytes]] = set()
 
     policy: Policy
     federation: Federation
@@ -188,6 +192,7 @@ class Edge:
         if policy.rate != self._rate_policy:
             self._rate_policy = policy.rate
             self.rate = LaunchRate(policy.rate.launches, policy.rate.per) if policy.rate is not None else None
+        self._unread.clear()
         self._take_heed()
 
     @property
@@ -201,9 +206,9 @@ class Edge:
         self._take_heed()
 
     def _take_heed(self) -> None:
-        """Tells every connection whether its requests need more than an ordinary look."""
+        """Tells every connection to think again of what it knows of its peer and of the policy."""
         self.careful = self._draining or bool(self.policy.bans) or self.rate is not None
-        for connection in self.connections:
+        for connection in list(self.connections):
             connection.take_heed()
 
     def draw_ids(self) -> list[bytes]:
@@ -233,14 +238,22 @@ class Edge:
         counts.rejected["connections"] += 1
         return False
 
-    def enter_address(self, address: bytes) -> bytes | None:
+    def believes(self, peer: bytes) -> bool:
+        """Whether a peer is a trusted proxy."""
+        return bool(self.policy.trusted) and self.trusts[peer]
+
+    def may_introduce(self, proxy: bytes) -> bool:
+        """Whether a proxy may say in a PROXY header who comes: anybody, unless there are trusted proxies."""
+        return not self.policy.trusted or self.trusts[proxy]
+
+    def enter_address(self, address: bytes, *, is_there: bool = False) -> bytes | None:
         """Counts a connection of a client address, and returns what `leave_address` is to be given.
 
-        None if the address has as many as it may.
+        None if the address has as many as it may. `is_there`: it was let in before, and is counted anyway.
         """
         key = client_key(address)
         count = self.addresses.get(key, 0)
-        if count >= self.policy.limits.connections_per_address:
+        if not is_there and count >= self.policy.limits.connections_per_address:
             self.counts.rejected["address"] += 1
             return None
         self.addresses[key] = count + 1
@@ -268,6 +281,18 @@ class Edge:
         """Counts a launch that another worker let through; `key` is what its `on_launched` was given."""
         if self.rate is not None:
             self.rate.note(key, now)
+
+    def note_unread(self, peer: bytes, field: bytes, address: bytes) -> None:
+        """Says that a trusted proxy named a visitor by what is no address, once for each proxy and field."""
+        if len(self._unread) < _UNREAD and (peer, field) not in self._unread:
+            self._unread.add((peer, field))
+            _log.warning(
+                "trusted proxy %s: %s names a visitor as %s, which is not an IP address; such clients are "
+                'unknown, "-" in the log (not repeated for this proxy and header)',
+                peer.decode("ascii"),
+                field.decode("ascii"),
+                ascii(address[:64].decode("latin-1")),
+            )
 
     def _read_ask(self, raw: bytes) -> Ask:
         line = read_line(raw)
@@ -314,6 +339,8 @@ class Edge:
             if only is not None:
                 return self.federation.acquire_member(only[0], only[1], (), now, launch)
         pinned = self.pins.get(block.cookie)
+        if pinned is None and block.cookie:
+            pinned = self._pin_of(block.cookie, now, launch)
         key = ask.key if self._key_of is not None else client
         if launch and pinned is None and key is not None and self.moved:
             # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
@@ -321,6 +348,12 @@ class Edge:
             if moved is not None and moved.share(now) > 0 and moved.available(now, launch):
                 return self.federation.acquire_member(moved, Source.KEY, (), now, launch)
         return self.federation.acquire(key, pinned, (), now, launch)
+
+    def _pin_of(self, cookie: bytes, now: float, launch: bool) -> Member | None:
+        """Of several values the first that names an available member, else the first that names one."""
+        named = [member for value in cookie.split(b";") if (member := self.pins.get(value)) is not None]
+        available = (member for member in named if member.available(now, launch))
+        return next(available, named[0] if named else None)
 
     def note_moved(self, key: bytes, name: str, now: float) -> None:
         """Launches of this key are with the member of that name, as `on_moved` was told here or elsewhere."""

@@ -43,7 +43,9 @@ class Entrance(Flow):
     """
 
     held = b""
-    address: bytes | None = None
+    peer: bytes | None = None  # of a unix socket, none
+    address = LOCAL  # the visitor's, as far as it is known
+    standing: bool | None = None
     arrived = False  # the header is read
     over = False
 
@@ -54,17 +56,20 @@ class Entrance(Flow):
         self.tls = tls
 
     def __repr__(self) -> str:
-        return f"<Entrance {(self.address or LOCAL).decode('latin-1')}>"
+        return f"<Entrance {self.address.decode('latin-1')}>"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         edge = self.edge
         self.transport = cast(asyncio.Transport, transport)
         self.since = edge.clock()
-        self.address = address_of(transport)
-        if not edge.enter(self):
+        unix = self.door.unix
+        self.peer = None if unix else address_of(transport)
+        self.address = self.peer or LOCAL
+        if not edge.enter(self) or not (unix or self.peer):
+            # A TCP peer that has no address has reset the connection.
             self.transport.abort()
-        elif edge.policy.trusted and self.address is not None and not edge.trusts[self.address]:
-            self._refuse()
+        else:
+            self.take_heed()
 
     def data_received(self, data: bytes) -> None:
         self.held += data
@@ -79,7 +84,13 @@ class Entrance(Flow):
             return
         self.arrived = True
         self.held = self.held[header.size :]
-        self.address = header.client or self.address
+        if header.client is not None:
+            self.address = header.client
+        elif header.own:
+            self.standing = True if self.door.unix else None
+        else:
+            # Somebody comes through the proxy and is not the proxy, so what they say is not its word.
+            self.standing = False
         if self.tls is None:
             self._become_downstream(self.transport)
         else:
@@ -124,7 +135,7 @@ class Entrance(Flow):
         edge.connections.discard(self)
         edge.connections.add(downstream)
         transport.set_protocol(downstream)
-        downstream.begin(transport, self.address)
+        downstream.begin(transport, self.address, self.standing, self.peer)
         if self.held and not transport.is_closing():
             downstream.data_received(self.held)
 
@@ -141,7 +152,7 @@ class Entrance(Flow):
             _log.warning(
                 "a connection from %s does not begin with a PROXY protocol header, or may not send one; "
                 "it is closed, and so are others, which are only counted",
-                (self.address or LOCAL).decode("latin-1"),
+                self.address.decode("latin-1"),
             )
         rejected[BadProxyHeader.reason] += 1
         self.transport.abort()
@@ -153,7 +164,9 @@ class Entrance(Flow):
             self.edge.counts.connections -= 1
 
     def take_heed(self) -> None:
-        """There is no request yet."""
+        """Closes who may not say, or may not any more, for whom it comes."""
+        if self.peer is not None and not self.over and not self.edge.may_introduce(self.peer):
+            self._refuse()
 
     def close_if_idle(self, since: float) -> None:
         """Closes a connection that has not said anything yet."""

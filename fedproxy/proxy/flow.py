@@ -9,17 +9,18 @@ import socket
 import struct
 import termios
 
+from fedproxy.wire.address import read_address
+
 LOCAL = b"127.0.0.1"
 
 
 def address_of(transport: asyncio.BaseTransport) -> bytes | None:
-    """The peer's address; None on a unix socket."""
+    """The address of a TCP peer; None if it reset the connection before anybody looked."""
     peer = transport.get_extra_info("peername")
     if not isinstance(peer, tuple):
         return None
-    # An IPv4 visitor of an IPv6 listener is an IPv4 visitor (RFC 4291 section 2.5.5.2).
-    address: str = peer[0].partition("%")[0].removeprefix("::ffff:")
-    return address.encode("ascii")
+    text: bytes = peer[0].encode("ascii")
+    return (read_address(text) or None) if b":" in text else text
 
 
 def has_unread(sock: socket.socket) -> bool:

@@ -65,6 +65,7 @@ def door_of(listener: config.Listener) -> Door:
     tls = listener.tls
     return Door(
         secure=tls is not None,
+        unix=bool(listener.address.path),
         proxy_protocol=listener.proxy_protocol,
         redirect_to_https=listener.redirect_to_https,
         hsts=round(tls.hsts) if tls is not None else 0,

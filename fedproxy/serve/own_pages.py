@@ -25,11 +25,13 @@ def page_logger(log: Callable[[Entry], None]) -> type[AbstractAccessLogger]:
 
         def log(self, request: BaseRequest, response: StreamResponse, duration: float) -> None:
             headers = request.headers
+            # What the edge says of the client; of one that it cannot name, the log says so as elsewhere.
+            client = headers.get("X-Real-IP", "")
             log(
                 Entry(
                     time=time.time(),
                     request_id=headers.get("X-Request-ID", ""),
-                    client=headers.get("X-Real-IP", ""),
+                    client=client if client != "unknown" else "-",
                     method=request.method,
                     host=request.host,
                     target=request.raw_path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp_jinja2
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _PAGE: Final = "/federation"
 _LOGOS: Final = f"{_PAGE}/logo/"
+_PORTS: Final = {"http": "80", "https": "443"}
+_ORIGIN: Final = re.compile(
+    r"(https?)://([a-z0-9._~\-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?(?=[/?#]|$)", re.ASCII
+).match
 
 
 class PublicState(Protocol):
@@ -98,7 +103,7 @@ class _Pages:
 
         What is asked for is in the query: no page of the edge takes a body.
         """
-        if not _is_own(request, site(self._state.config)):
+        if not _is_own(request, self._state.config.public_url):
             raise RefusedError(403, "This can only be asked for on the federation's own page.")
         name = request.query.get("member", "")
         secure = request.headers.get("X-Forwarded-Proto") == "https"
@@ -124,15 +129,47 @@ class _Pages:
         value, _ = take(
             fields.encode("utf-8", "surrogateescape"), self._state.config.affinity.cookie.encode()
         )
-        return self._state.cookie_member(value.decode("latin-1")) if value else None
+        named = [
+            name
+            for each in (value or b"").decode("latin-1").split(";")
+            if each and (name := self._state.cookie_member(each)) is not None
+        ]
+        available = [member.name for member in self._state.members() if member.available]
+        return next((name for name in named if name in available), named[0] if named else None)
 
 
-def _is_own(request: web.Request, public: str) -> bool:
-    """Whether a page of this site sends the request, as far as a browser says: no other moves visitors."""
-    where = request.headers.get("Sec-Fetch-Site")
-    if where is not None:
-        return where in ("same-origin", "none")
-    # Over plain http, and in older browsers, there is only the form's origin. Who says neither is no browser.
-    origin = request.headers.get("Origin")
-    here = (request.headers.get("Host", "").lower(), public.lower())
-    return origin is None or origin.lower().partition("://")[2] in here
+def _is_own(request: web.Request, public: str | None) -> bool:
+    """Whether a page of this site sends the request, as far as a browser says: no other moves visitors.
+
+    `public` is the site's origin, if it is known. Whoever says nothing at all is not a browser, or a very old
+    one: then there is no visitor who could be moved against their will.
+    """
+    headers = request.headers
+    where, origins = headers.getall("Sec-Fetch-Site", ()), headers.getall("Origin", ())
+    if where:
+        # The browser compared the origins, also where a proxy changed the Host. One that is `null`, as of a
+        # sandbox or a data: URL, is never ours.
+        return set(where) <= {"same-origin", "none"} and None not in map(_origin, origins)
+    # Over plain http, and in older browsers, there is only the form's origin, or where the form was.
+    return all(_is_here(request, each, public) for each in origins or headers.getall("Referer", ()))
+
+
+def _is_here(request: web.Request, url: str, public: str | None) -> bool:
+    """Whether an origin or a URL is of this site: by the host that was asked, or of the public URL."""
+    origin = _origin(url)
+    secure = request.headers.get("X-Forwarded-Proto") == "https"
+    # Where TLS ends at a proxy that is not trusted, what looks like http here may be https for the browser.
+    schemes = ("https",) if secure else ("https", "http")
+    here = {_origin(f"{scheme}://{request.headers.get('Host', '')}") for scheme in schemes}
+    if public is not None:
+        here.add(_origin(public))
+    return origin is not None and origin in here
+
+
+def _origin(url: str) -> str | None:
+    """Scheme, host and port of a URL over http, in lower case and without the scheme's own port; or None."""
+    match = _ORIGIN(url.lower())
+    if match is None:
+        return None
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" if port in (None, _PORTS[scheme]) else f"{scheme}://{host}:{port}"

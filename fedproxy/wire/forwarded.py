@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import ip_address
 
+from fedproxy.wire.address import read_address
 from fedproxy.wire.grammar import TOKEN
 
 _PAIR = re.compile(
@@ -17,6 +17,8 @@ _PAIR = re.compile(
 )
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _NODE = re.compile(rb"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::(?:[0-9]{1,5}|_[A-Za-z0-9._\-]+))?").fullmatch
+# RFC 7239 section 4 wants quotes around a port and brackets; many proxies leave them out.
+_UNQUOTED = re.compile(rb"\b(for=)([0-9A-Fa-f.]*[:\[][0-9A-Fa-f.:\[\]]*)(?=[ \t]*(?:;|$))", re.IGNORECASE)
 _SPACES = re.compile(rb"[ \t]*").match
 
 
@@ -24,8 +26,8 @@ _SPACES = re.compile(rb"[ \t]*").match
 class Hop:
     """What one proxy says of who came to it.
 
-    `address` is without a port; None if it is not told: `unknown`, a name that stands for it, or nothing.
-    `proto` is in lower case, `host` is as it was sent.
+    `address` is in its canonical form, without a port; None if it is not told: `unknown`, a name that stands
+    for it, or nothing. `proto` is in lower case, `host` is as it was sent.
     """
 
     address: bytes | None = None
@@ -57,6 +59,22 @@ def read(value: bytes) -> tuple[Hop, ...]:
     return tuple(hops)
 
 
+def read_end(value: bytes) -> tuple[Hop, ...]:
+    """What is good at the end of a value that is malformed or empty, behind a hop that tells nothing.
+
+    A proxy that adds itself to what a visitor made up makes a malformed value with a good end, and a visitor
+    must not become unknown by that.
+    """
+    end: list[Hop] = []
+    # What an honest proxy says of an address, a scheme or a host has no comma in it.
+    for part in reversed(value.split(b",")):
+        hops = read(_UNQUOTED.sub(rb'\1"\2"', part))
+        if not hops:
+            break
+        end += hops
+    return (Hop(), *reversed(end))
+
+
 def _after_spaces(value: bytes, at: int) -> int:
     spaces = _SPACES(value, at)
     return at if spaces is None else spaces.end()
@@ -76,9 +94,5 @@ def _address(node: bytes) -> bytes | None:
     if match is None:
         return None
     text: bytes = match[1] or match[2]
-    try:
-        parsed = ip_address(text.decode("ascii"))
-    except ValueError:
-        return None
     # Only IPv6 is written in brackets, and it is never without.
-    return text if (parsed.version == 6) == (match[1] is None) else None
+    return read_address(text) or None if (b":" in text) == (match[1] is None) else None

@@ -7,7 +7,7 @@ before a TLS handshake.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
@@ -27,10 +27,12 @@ _PORT = re.compile(rb"0|[1-9][0-9]{0,4}").fullmatch
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
     """`size`: bytes that the header takes. `client`: the address of who connects, as text; None if the header
-    does not say, and the connection is the proxy's own (a health check), or came to it over a unix socket."""
+    does not say. `own`: the proxy connects for itself, as for a health check; otherwise for somebody, whom it
+    may be unable to name."""
 
     size: int
     client: bytes | None
+    own: bool = field(default=False, compare=False)
 
 
 def read(data: bytes) -> ProxyHeader | None:
@@ -95,7 +97,7 @@ def _read_binary(data: bytes) -> ProxyHeader | None:
     size = _FIXED + rest
     if data[12] == _LOCAL:
         # The receiver must take any family here, and ignore it.
-        return ProxyHeader(size, None) if len(data) >= size else None
+        return ProxyHeader(size, None, own=True) if len(data) >= size else None
     if kind != _UNSPECIFIED and (kind not in _ADDRESSES or rest < _ADDRESSES[kind]):
         raise BadProxyHeader
     if len(data) < size:

@@ -88,7 +88,7 @@ class Forwarded:
 
     addresses: bytes | None = None  # X-Forwarded-For, all lines as one list
     real_ip: bytes | None = None
-    proto: bytes | None = None
+    proto: bytes | None = None  # X-Forwarded-Proto, all lines as one list, in lower case
     host: bytes | None = None
     hops: tuple[forwarded.Hop, ...] = ()  # Forwarded, all lines as one list
 
@@ -132,7 +132,7 @@ class HeaderBlock:
         self.keep_alive = False
         self.upgrade: bytes | None = None
         self.expect = False
-        self.cookie: bytes | None = None
+        self.cookie: bytes | None = None  # its value; several, which is rare, with semicolons between
         self.more_cookies = False
         self.request_id: bytes | None = None
         self.traceparent: bytes | None = None
@@ -290,7 +290,8 @@ class BlockReader:
             lines.append(line)
             return
         found, rest = cookie.take(value, self._cookie)
-        block.cookie = block.cookie or found
+        if found is not None:
+            block.cookie = found if not block.cookie else block.cookie + b";" + found
         if rest:
             lines.append(b"Cookie: " + rest)
 
@@ -307,16 +308,16 @@ class BlockReader:
         elif name == b"upgrade":
             block.upgrade = value if may_be_tunnelled(value) else None
         elif self._trusted and name == b"x-forwarded-for":
-            before = said.addresses
-            block.forwarded = replace(said, addresses=value if before is None else before + b", " + value)
+            block.forwarded = replace(said, addresses=_with(said.addresses, value))
         elif self._trusted and name == b"x-real-ip":
             block.forwarded = replace(said, real_ip=value)
         elif self._trusted and name == b"x-forwarded-proto":
-            block.forwarded = replace(said, proto=value.lower())
+            block.forwarded = replace(said, proto=_with(said.proto, value.lower()))
         elif self._trusted and name == b"x-forwarded-host":
             block.forwarded = replace(said, host=value if _HOST(value) is not None else None)
         elif self._trusted and name == b"forwarded":
-            block.forwarded = replace(said, hops=said.hops + forwarded.read(value))
+            hops = forwarded.read(value) or forwarded.read_end(value)
+            block.forwarded = replace(said, hops=said.hops + hops)
         elif b"_" in name and name.replace(b"_", b"-") not in _OWN:
             lines.append(line)
 
@@ -357,6 +358,11 @@ class BlockReader:
             and block.request_id is None
             and block.traceparent is None
         )
+
+
+def _with(before: bytes | None, value: bytes) -> bytes:
+    """A list with one line more (RFC 9110 section 5.3)."""
+    return value if before is None else before + b", " + value
 
 
 def _host_of_hops(block: HeaderBlock) -> bytes | None:

@@ -43,6 +43,13 @@ def test_other_clients_are_told_apart(one: bytes, other: bytes) -> None:
 # -- networks
 
 
+def test_network_of_mapped_addresses_is_one_of_ipv4() -> None:
+    found = networks("::ffff:10.0.0.0/104", "::ffff:192.0.2.7")
+    assert b"10.1.2.3" in found and b"192.0.2.7" in found and b"::ffff:10.1.2.3" in found
+    assert b"11.1.2.3" not in found and b"192.0.2.8" not in found
+    assert b"10.1.2.3" not in networks("::/0")
+
+
 @pytest.mark.parametrize(
     ("address", "inside"),
     [

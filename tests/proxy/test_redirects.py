@@ -70,11 +70,30 @@ async def test_request_is_sent_to_the_same_url_over_https(
 
 @pytest.mark.parametrize(
     ("host", "location"),
-    [(b"binder.test:8080", b"https://binder.test:8443/"), (b"other.test:8080", b"https://other.test/")],
+    [
+        (b"binder.test:8080", b"https://binder.test:8443/x?y"),
+        (b"Binder.Test", b"https://binder.test:8443/x?y"),
+        # A member's own host stays; any other is only what the request says.
+        (b"Pinned.test:8080", b"https://pinned.test/x?y"),
+        (b"evil.test", b"https://binder.test:8443/x?y"),
+        (b"binder.test.evil.test:8080", b"https://binder.test:8443/x?y"),
+        (b"192.0.2.1:8080", b"https://binder.test:8443/x?y"),
+    ],
 )
-async def test_port_of_https_is_the_public_url_s(host: bytes, location: bytes) -> None:
-    async with plain(public_url="https://binder.test:8443") as running:
-        assert (await running.ask(request(host=host))).value("location") == location
+@pytest.mark.parametrize("absolute", [False, True])
+async def test_host_and_port_of_https_are_those_of_the_public_url(
+    host: bytes, location: bytes, absolute: bool
+) -> None:
+    settings = {"a": {"hosts": ["pinned.test"]}}
+    async with plain(public_url="https://binder.test:8443", settings=settings) as running:
+        data = request(b"http://" + host + b"/x?y") if absolute else request(b"/x?y", host=host)
+        response = await running.ask(data)
+        assert (response.status, response.value("location")) == (301, location)
+
+
+async def test_public_url_without_tls_says_nothing_of_https() -> None:
+    async with plain(public_url="http://binder.test:8080") as running:
+        assert (await running.ask(request(host=b"other.test"))).value("location") == b"https://other.test/"
 
 
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"OPTIONS"])

@@ -106,11 +106,15 @@ async def test_visitor_who_moves_is_with_that_member() -> None:
             assert running.members[name].requests[-1].target == b"/somewhere"
 
 
-async def test_other_site_moves_nobody_through_the_edge() -> None:
+@pytest.mark.parametrize(
+    "said",
+    [b"Sec-Fetch-Site: cross-site", b"Origin: null", b"Origin:", b"Origin: data:", b"Referer: http://x/"],
+)
+async def test_other_site_moves_nobody_through_the_edge(said: bytes) -> None:
     async with edge({"a": per_request(_serve)}) as running:
         refused = await running.ask(
-            b"POST /federation/move?member=a HTTP/1.1\r\nHost: h\r\nSec-Fetch-Site: cross-site\r\n"
-            b"Content-Length: 5\r\n\r\na=b&c",
+            b"POST /federation/move?member=a HTTP/1.1\r\nHost: h\r\n%b\r\n"
+            b"Content-Length: 5\r\n\r\na=b&c" % said,
             "POST",
         )
         assert (refused.status, refused.value("set-cookie")) == (403, None)

@@ -13,7 +13,7 @@ from fedproxy.control.line import Logo
 from fedproxy.decide.member import Intent
 from fedproxy.web.public import create_public_app
 from tests.decide.build import federation, member
-from tests.web.state import Client, State
+from tests.web.state import CONFIG, Client, State
 
 VOID = {"meta", "link", "br", "img", "input"}
 
@@ -249,6 +249,18 @@ async def test_visitor_can_move_to_every_member_that_takes_visitors(client: Clie
     assert moves(await page(client)) == ["/federation/move?member=ovh"]
 
 
+async def test_first_of_several_cookies_that_names_an_available_member_is_where_the_visitor_is(
+    client: Client, state: State
+) -> None:
+    both = "fedproxy_member=nobody; fedproxy_member=gesis; fedproxy_member=ovh"
+    assert "You are with <strong>gesis</strong>" in await page(client, both)
+    state.federation.by_name["gesis"].set_intent(Intent.MAINT)
+    assert "You are with <strong>ovh</strong>" in await page(client, both)
+    state.federation.by_name["ovh"].set_intent(Intent.MAINT)
+    assert "You are with <strong>gesis</strong>" in await page(client, both)
+    assert "You are with" not in await page(client, "fedproxy_member=nobody; fedproxy_member=")
+
+
 async def move(client: Client, query: str = "?member=ovh", **headers: str) -> ClientResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return await client.post(f"/federation/move{query}", headers=named, allow_redirects=False)
@@ -280,6 +292,12 @@ async def test_move_to_who_takes_no_visitors_is_refused(client: Client, name: st
     ("headers", "status"),
     [
         ({"Sec_Fetch_Site": "same-origin"}, 303),
+        ({"Sec_Fetch_Site": "none"}, 303),
+        ({"Sec_Fetch_Site": "same-origin", "Origin": "https://edge.behind.example"}, 303),
+        ({"Sec_Fetch_Site": "same-origin", "Origin": "null"}, 403),
+        ({"Sec_Fetch_Site": "cross-site", "Origin": "https://mybinder.org"}, 403),
+        ({"Sec_Fetch_Site": ""}, 403),
+        ({"Sec_Fetch_Site": "Same-Origin"}, 403),
         ({"Sec_Fetch_Site": "cross-site"}, 403),
         ({"Sec_Fetch_Site": "same-site", "Origin": "https://mybinder.org"}, 403),
         ({"Origin": "https://mybinder.org"}, 303),
@@ -287,12 +305,42 @@ async def test_move_to_who_takes_no_visitors_is_refused(client: Client, name: st
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": ""}, 403),
+        ({"Origin": "http://mybinder.org"}, 403),
+        ({"Origin": "https://mybinder.org.evil.example"}, 403),
+        ({"Origin": "https://mybinder.org@evil.example"}, 403),
+        ({"Origin": "https://mybinder.org:444"}, 403),
+        ({"Origin": "https://mybinder.org:443"}, 303),
+        ({"Origin": "http://edge.example", "Host": "edge.example:80"}, 303),
+        ({"Origin": "https://edge.example", "Host": "edge.example"}, 303),
+        ({"Origin": "https://edge.example", "Host": "edge.example", "X_Forwarded_Proto": "https"}, 303),
+        ({"Origin": "http://edge.example", "Host": "edge.example", "X_Forwarded_Proto": "https"}, 403),
+        ({"Origin": "http://[2001:DB8::1]:8080", "Host": "[2001:db8::1]:8080"}, 303),
+        ({"Referer": "https://mybinder.org/federation?x"}, 303),
+        ({"Referer": "https://mybinder.org"}, 303),
+        ({"Referer": "https://evil.example/?https://mybinder.org/"}, 403),
+        ({"Referer": "data:text/html,x"}, 403),
+        ({"Referer": ""}, 403),
+        ({"Origin": "https://evil.example", "Referer": "https://mybinder.org/"}, 403),
     ],
 )
 async def test_no_other_site_moves_a_visitor(client: Client, headers: dict[str, str], status: int) -> None:
     response = await move(client, **headers)
     assert response.status == status
     assert ("Set-Cookie" in response.headers) is (status == 303)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["null", "", "data:", "data:text/html,x", "file://", "about:blank", "://", "http://", "h", "//h"],
+)
+async def test_no_page_without_an_origin_moves_a_visitor_of_an_edge_without_a_public_url(
+    aiohttp_client: AiohttpClient, origin: str
+) -> None:
+    state = State(CONFIG.replace("public_url: https://mybinder.org", ""))
+    client = await aiohttp_client(create_public_app(state))
+    assert (await move(client, Origin=origin, Host="h")).status == 403
+    assert (await move(client, Referer=origin or "x", Host="h")).status == 403
+    assert (await move(client, Origin="http://h", Host="h")).status == 303
 
 
 async def test_move_is_only_by_post(client: Client) -> None:

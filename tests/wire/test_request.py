@@ -200,9 +200,15 @@ def test_valid_host_is_accepted(host: bytes) -> None:
 
 def test_affinity_cookie_is_taken_out_and_the_others_stay() -> None:
     read = block(b"Host: h", b"Cookie: a=1; fedproxy_member=gesis; b=2", b"cookie: fedproxy_member=other")
-    assert read.cookie == b"gesis"
+    assert read.cookie == b"gesis;other"
     assert b"Cookie: a=1; b=2" in sent(read)
     assert not any(b"fedproxy_member" in line for line in sent(read))
+
+
+def test_cookie_without_a_value_does_not_hide_the_next_one() -> None:
+    lines = (b"Cookie: fedproxy_member=", b"cookie: fedproxy_member=other", b"cookie: a=1")
+    assert block(b"Host: h", *lines).cookie == b"other"
+    assert block(b"Host: h", *lines[::-1]).cookie == b"other;"
 
 
 def test_cookie_that_only_looks_like_the_affinity_cookie_passes() -> None:
