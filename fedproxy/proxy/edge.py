@@ -24,6 +24,7 @@ from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
 from fedproxy.wire.cookie import set_cookie
 from fedproxy.wire.grammar import Memo
+from fedproxy.wire.path import canonical, readings
 from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
 
 if TYPE_CHECKING:
@@ -40,6 +41,24 @@ if TYPE_CHECKING:
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
 # JupyterHub's and its users' own paths: a 503 there is about a server that does not run.
 _SESSIONS = (b"/user/", b"/hub/")
+_BUILD = (b"/build/",)
+_PAGES = (b"/v2/",)
+
+
+def _begins(paths: tuple[bytes, ...], starts: tuple[bytes, ...]) -> bool:
+    """Whether a path begins so, in any of its readings."""
+    for path in paths:  # noqa: SIM110 -- a generator costs more
+        if path.startswith(starts):
+            return True
+    return False
+
+
+def _launches(paths: tuple[bytes, ...]) -> bool:
+    """Whether a path names a provider and a spec below `/build/`, in any of its readings."""
+    for path in paths:  # noqa: SIM110
+        if path.startswith(_BUILD) and path.count(b"/") > 2:
+            return True
+    return False
 
 
 @dataclass(slots=True)
@@ -161,7 +180,9 @@ class Edge:
             pool.cookie_value: pool.member for pool in self.pools.values()
         }
         self.host_members = {
-            host.lower().encode("ascii"): member for member in federation.members for host in member.hosts
+            host_name((f"[{host}]" if ":" in host else host).encode("ascii")): member
+            for member in federation.members
+            for host in member.hosts
         }
         self.cookies = {
             (name, secure): set_cookie(policy.cookie, pool.cookie_value, policy.cookie_max_age, secure=secure)
@@ -271,24 +292,24 @@ class Edge:
 
     def _read_ask(self, raw: bytes) -> Ask:
         line = read_line(raw)
-        path = line.path
-        action = self.router.match(path)
-        build = path.startswith(b"/build/")
+        paths = readings(line.path)
+        action = self.router.match(paths[0]) if len(paths) == 1 else self.router.judge(paths, line.path)
+        build = _begins(paths, _BUILD)
         bans = self.policy.bans
         proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
-        launch = build and line.method == b"GET" and path.count(b"/") > 2
+        launch = build and line.method == b"GET" and _launches(paths)
         return Ask(
             line=line,
             action=action,
-            key=self._key_of(path) if self._key_of is not None else None,
+            key=self._key_of(canonical(line.path)) if self._key_of is not None else None,
             proxied=proxied,
             balanced=isinstance(action, ToMembers),
             ordinary=proxied and not launch and line.authority is None and not line.http10,
-            renews=build or path.startswith(b"/v2/"),
+            renews=build or _begins(paths, _PAGES),
             build=build,
             launch=launch,
-            stays=path.startswith(_SESSIONS),
-            banned=bool(bans.repositories) and bans.repository(path),
+            stays=_begins(paths, _SESSIONS),
+            banned=bool(bans.repositories) and bans.repository(*paths),
         )
 
     def only(self, ask: Ask, block: HeaderBlock) -> tuple[Member, Source] | None:

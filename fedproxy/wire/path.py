@@ -1,7 +1,7 @@
 """A request's path as others may read it: servers and proxies decode, merge and resolve more or less of it.
 
-The edge forwards a path byte for byte and compares it as those would read it who receive it. Python's tornado
-takes the bytes as they are; nginx and WSGI servers decode all of it once, Traefik only what needs no encoding;
+The edge forwards a path byte for byte and compares it as those would read it who receive it. Tornado takes
+the bytes as they are; nginx and WSGI servers decode all of it once, Traefik only what needs no encoding;
 nginx, Traefik and Envoy merge slashes and resolve dot segments; Envoy and the proxy of JupyterHub take
 a backslash for a slash.
 """
