@@ -251,7 +251,8 @@ def test_hostname_is_lower_case_and_without_port(written: object, host: str | No
 
 
 @pytest.mark.parametrize(
-    ("written", "host"), [("Pin.Example.org.", "pin.example.org"), ("[2001:DB8::1]", "2001:db8::1"), (".", None)]
+    ("written", "host"),
+    [("Pin.Example.org.", "pin.example.org"), ("[2001:DB8::1]", "2001:db8::1"), (".", None)],
 )
 def test_host_of_requests_is_without_the_last_dot(written: str, host: str | None) -> None:
     assert addr.HOSTNAME.parse(written) == host

@@ -194,7 +194,9 @@ def test_malformed_or_ambiguous_block_is_refused(lines: tuple[bytes, ...]) -> No
         block(*lines)
 
 
-@pytest.mark.parametrize("host", [b"h", b"h.", b"h:80", b"h:", b"[::1]", b"[::1]:8080", b"127.0.0.1:1", b"a_b.c-d"])
+@pytest.mark.parametrize(
+    "host", [b"h", b"h.", b"h:80", b"h:", b"[::1]", b"[::1]:8080", b"127.0.0.1:1", b"a_b.c-d"]
+)
 def test_valid_host_is_accepted(host: bytes) -> None:
     assert block(b"Host: " + host).host == host
 
