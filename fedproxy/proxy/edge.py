@@ -41,24 +41,8 @@ if TYPE_CHECKING:
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
 # JupyterHub's and its users' own paths: a 503 there is about a server that does not run.
 _SESSIONS = (b"/user/", b"/hub/")
-_BUILD = (b"/build/",)
-_PAGES = (b"/v2/",)
-
-
-def _begins(paths: tuple[bytes, ...], starts: tuple[bytes, ...]) -> bool:
-    """Whether a path begins so, in any of its readings."""
-    for path in paths:  # noqa: SIM110 -- a generator costs more
-        if path.startswith(starts):
-            return True
-    return False
-
-
-def _launches(paths: tuple[bytes, ...]) -> bool:
-    """Whether a path names a provider and a spec below `/build/`, in any of its readings."""
-    for path in paths:  # noqa: SIM110
-        if path.startswith(_BUILD) and path.count(b"/") > 2:
-            return True
-    return False
+_BUILD = b"/build/"
+_PAGES = b"/v2/"
 
 
 @dataclass(slots=True)
@@ -292,23 +276,37 @@ class Edge:
 
     def _read_ask(self, raw: bytes) -> Ask:
         line = read_line(raw)
-        paths = readings(line.path)
-        action = self.router.match(paths[0]) if len(paths) == 1 else self.router.judge(paths, line.path)
-        build = _begins(paths, _BUILD)
+        path = line.path
+        paths = readings(path)
+        if len(paths) == 1:
+            action = self.router.match(path)
+            key = self._key_of(path) if self._key_of is not None else None
+            build = path.startswith(_BUILD)
+            launch = build and path.count(b"/") > 2
+            renews = build or path.startswith(_PAGES)
+            stays = path.startswith(_SESSIONS)
+        else:
+            action = self.router.judge(paths, path)
+            key = self._key_of(canonical(path)) if self._key_of is not None else None
+            # A part in what happens that one of those behind may see is seen here.
+            build = any(path.startswith(_BUILD) for path in paths)
+            launch = any(path.startswith(_BUILD) and path.count(b"/") > 2 for path in paths)
+            renews = build or any(path.startswith(_PAGES) for path in paths)
+            stays = any(path.startswith(_SESSIONS) for path in paths)
         bans = self.policy.bans
         proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
-        launch = build and line.method == b"GET" and _launches(paths)
+        launch = launch and line.method == b"GET"
         return Ask(
             line=line,
             action=action,
-            key=self._key_of(canonical(line.path)) if self._key_of is not None else None,
+            key=key,
             proxied=proxied,
             balanced=isinstance(action, ToMembers),
             ordinary=proxied and not launch and line.authority is None and not line.http10,
-            renews=build or _begins(paths, _PAGES),
+            renews=renews,
             build=build,
             launch=launch,
-            stays=_begins(paths, _SESSIONS),
+            stays=stays,
             banned=bool(bans.repositories) and bans.repository(*paths),
         )
 

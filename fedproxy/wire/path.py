@@ -12,8 +12,8 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-# Most paths have none of these, and everybody reads them alike.
-_AMBIGUOUS: Final = re.compile(rb"[%\\;]|//|/\.").search
+# Most paths are so, and everybody reads them alike: no escape, no empty segment, none that begins with a dot.
+_PLAIN: Final = re.compile(rb"(?:/[^/.%;\\][^/%;\\]*+)*+/?").fullmatch
 _SLASHES: Final = re.compile(rb"[/\\]+")
 # What some take for the end of a path when it comes decoded, or cut off: `;` begins a parameter.
 _END: Final = re.compile(rb"[\0?#;]")
@@ -31,7 +31,7 @@ def readings(path: bytes) -> tuple[bytes, ...]:
     The first is the one to compare with: percent-decoded once, slashes merged, dot segments resolved. What is
     denied in any of them is to be denied. An escape that is none stays as it is.
     """
-    if _AMBIGUOUS(path) is None:
+    if _PLAIN(path) is not None:
         return (path,)
     once = unquote_to_bytes(path)
     found: dict[bytes, None] = {}
@@ -59,8 +59,6 @@ def canonical(path: bytes) -> bytes:
 
     An escape of a reserved byte stays, such as `%2F` in the name of a repository.
     """
-    if _AMBIGUOUS(path) is None:
-        return path
     return _resolve(_SLASHES.sub(b"/", _ESCAPE.sub(_decode_unreserved, path)))
 
 
