@@ -66,6 +66,12 @@ def hostname(value: object) -> str | None:
     return bare.lower() if len(bare) <= 253 and all(map(_LABEL.fullmatch, labels)) else None
 
 
+def _host_of_requests(value: object) -> str | None:
+    # The dot that ends an absolute name says nothing about whose requests these are.
+    host = hostname(value)
+    return host.removesuffix(".") if host else None
+
+
 def _socket_path(value: str) -> str | None:
     # sun_path has 108 bytes on Linux, its last one zero.
     path = value.removeprefix("unix:")
@@ -171,7 +177,7 @@ CONTACT = Kind("URL", "an http://, https:// or mailto: URL", _contact)
 PROBED = Kind("path or URL", "a path such as /health, or an http:// or https:// URL", _target_or_link)
 LOCATION = Kind("path or URL", "a path, or an http:// or https:// URL", _target_or_link)
 ROUTE_PATH = Kind("path", "a path such as /badge.svg or /build/*", _route_path)
-HOSTNAME = Kind("host", "a host name or IP address, no port", hostname)
+HOSTNAME = Kind("host", "a host name or IP address, no port", _host_of_requests)
 COOKIE_NAME = Kind(
     "text", "a cookie's name: letters, digits and - _ . (RFC 6265)", lambda v: _matches(_COOKIE, v)
 )

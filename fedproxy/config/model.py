@@ -336,7 +336,7 @@ class Ban(Section):
     repositories: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
         default=(),
         description="Regular expressions, searched in `PROVIDER/SPEC` of `/build/` and `/v2/`, whatever the "
-        "case, also when it is percent-encoded.",
+        "case and however the path is spelled.",
     )
     user_agents: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
         default=(), description="Regular expressions, searched in the User-Agent header."
@@ -379,7 +379,9 @@ class Member(Section):
         description="Its versions are the reference, and it is the last resort when nobody is healthy.",
     )
     hosts: tuple[Annotated[str, addr.HOSTNAME], ...] = Field(
-        default=(), description="Requests for these hosts go to this member only."
+        default=(),
+        description="Requests for these hosts go to this member only, whatever the port, with a last dot or "
+        "without.",
     )
     health: Probed = Field(
         default="/health", description="Where its health is asked; a path of `url`, or a whole URL."
@@ -427,7 +429,9 @@ class Route(Section):
     """What happens to requests whose path matches: a redirect, a fixed status, or a member."""
 
     path: Annotated[str, addr.ROUTE_PATH] = Field(
-        description="The path that matches, without the query; `*` stands for any characters."
+        description="The path that matches, without the query; `*` stands for any characters. A request's "
+        "path is compared percent-decoded, with slashes merged and dot segments resolved; it is forwarded as "
+        "it came."
     )
     redirect: Annotated[str, addr.LOCATION] | None = Field(
         default=None, description="Answer with a redirect to this URL. Not together with `to`."

@@ -87,17 +87,16 @@ class Bans:
         text = user_agent.decode("latin-1")
         return any(pattern.search(text) for pattern in self.user_agents)
 
-    def repository(self, path: bytes) -> bool:
-        """Whether a raw path without its query asks for a banned repository."""
-        for start in (b"/build/", b"/v2/"):
-            if path.startswith(start):
+    def repository(self, *paths: bytes) -> bool:
+        """Whether a path without its query, in any of its readings `paths`, asks for a banned repository."""
+        forms: set[str] = set()
+        for path in paths:
+            start = next((start for start in (b"/build/", b"/v2/") if path.startswith(start)), None)
+            if start is not None:
                 spec = path[len(start) :].decode("latin-1")
-                break
-        else:
-            return False
-        # A repository's URL is encoded once in the spec and once more on the way.
-        once = unquote(spec)
-        forms = {_SLASHES.sub("/", form) for form in (spec, once, unquote(once))}
+                # A repository's URL is encoded once in the spec and once more on the way.
+                once = unquote(spec)
+                forms |= {_SLASHES.sub("/", form) for form in (spec, once, unquote(once))}
         return any(pattern.search(form) for pattern in self.repositories for form in forms)
 
 

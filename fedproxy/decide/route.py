@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+_SLASHES = re.compile("/{2,}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ Action = Local | Redirect | Fixed | ToMembers | ToPrime | ToMember
 
 @dataclass(frozen=True)
 class Route:
-    """`path` is compared with the raw path, without the query; `*` stands for anything, also nothing."""
+    """`path` is compared with a path without its query; `*` stands for anything, also nothing.
+
+    Percent-encoding in it is undone, and slashes are merged, as in what it is compared with.
+    """
 
     path: str
     action: Action
@@ -81,16 +87,29 @@ class Router:
         self._match = re.compile(pattern, re.DOTALL).fullmatch
 
     def match(self, path: bytes) -> Action:
-        """The action for a raw path."""
+        """The action for a path that everybody reads alike."""
         found = self._match(path)
         if found is None or found.lastindex is None:
             return _DEFAULT
         return self._actions[found.lastindex - 1]
 
+    def judge(self, paths: Sequence[bytes], raw: bytes) -> Action:
+        """The action for a path by its readings, the first of which counts.
+
+        What is denied in one of them is denied, whoever of those behind reads it so. Where no route is for
+        the first one, the path is taken as it was sent.
+        """
+        actions = [self.match(path) for path in paths]
+        for action in actions:
+            if isinstance(action, Fixed) and action.status >= 400:
+                return action
+        return self.match(raw) if actions[0] is _DEFAULT else actions[0]
+
 
 def _pattern(path: str) -> bytes:
     """A regular expression that never goes back over a piece it found, so that no path can make it slow."""
-    first, *rest = (re.escape(piece) for piece in path.encode().split(b"*"))
+    merged = _SLASHES.sub("/", path)
+    first, *rest = (re.escape(unquote_to_bytes(piece)) for piece in merged.split("*"))
     if not rest:
         return first
     *middle, last = rest

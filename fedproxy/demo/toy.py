@@ -304,7 +304,8 @@ class ToyBinderHub:
         return web.Response(status=204, headers=_CORS)
 
     async def _build(self, request: web.Request) -> web.StreamResponse:
-        if request.headers.getall("Accept", []) != ["text/event-stream"]:
+        accept = ",".join(request.headers.getall("Accept", ()))
+        if "text/event-stream" not in {part.strip().lower() for part in accept.split(";")}:
             return web.Response(status=406, text="this address is an event stream\n", headers=_CORS)
         launch = self._describe(request)
         stream = web.StreamResponse(headers={"Cache-Control": "no-cache", **_CORS})

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
+from urllib.parse import quote
 
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import Outcome
@@ -41,6 +42,7 @@ from fedproxy.proxy.traced import follow
 from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.events import asked_for
+from fedproxy.wire.path import normal
 from fedproxy.wire.request import host_name, with_host
 from fedproxy.wire.visitor import find_visitor
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.proxy.policy import Door
     from fedproxy.wire.grammar import Memo
-    from fedproxy.wire.request import HeaderBlock
+    from fedproxy.wire.request import HeaderBlock, RequestLine
     from fedproxy.wire.response import ResponseHead
 
 _UNTIL_CLOSE = 2  # how the response's end is told: by its head, ...
@@ -58,6 +60,8 @@ _AS_SENT = 0  # ... as the member sent it
 _LINGER = 5.0
 _SMALL = 16 * 1024
 _AFTER = 30  # seconds, after which it may be worth trying again
+ORIGINAL_TARGET = "X-Original-Target"
+"""Tells the server of the edge's own pages what the visitor sent, where it is sent another spelling."""
 # What the edge itself tells the server of its own pages, or does not: no page takes a body.
 _SAID_HERE = (
     b"connection:",
@@ -69,6 +73,7 @@ _SAID_HERE = (
     b"transfer-encoding:",
     b"expect:",
     b"upgrade:",
+    b"x-original-target:",
 )
 _NOBODY = b"-"  # the client whom nobody can name
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
@@ -390,7 +395,9 @@ class Downstream(Flow):
             line_end = data.find(b"\r\n")
             self._refuse(TargetTooLong() if line_end < 0 or line_end > limit // 2 else HeadTooLarge())
             return b""
-        if b"\n" in data.replace(b"\r\n", b"") or b"\0" in data or data[0] in b"\r\n \t":
+        # A CR at the end may be half of a CRLF.
+        left = data.removesuffix(b"\r").replace(b"\r\n", b"")
+        if b"\n" in left or b"\r" in left or b"\0" in left or data[0] in b"\r\n \t":
             # It cannot become a valid head, so there is no use in waiting for its end.
             self._refuse(BadRequest())
             return b""
@@ -450,7 +457,7 @@ class Downstream(Flow):
         """The same request, answered with where it should have been sent."""
         line = ask.line
         authority = line.authority or block.host
-        if authority is None:
+        if not authority:
             raise BadRequest
         host = host_name(authority)
         public = self.edge.public
@@ -554,7 +561,7 @@ class Downstream(Flow):
         self.held = b""
         self.request_id = b"%032x" % self.edge.random_bits(128)
         self.edge.counts.rejected[error.reason] += 1
-        self._answer(error.status, error.detail, None, build=False, is_head=False)
+        self._answer(error.status, error.detail, None, None, build=False)
         self.edge.log_request(self, None, None, status=error.status, termination=error.termination)
         self._end_here()
 
@@ -572,9 +579,9 @@ class Downstream(Flow):
         self._answer(
             error.status,
             error.detail,
-            block.value(b"accept"),
+            ask.line,
+            block.accept(),
             build=ask.build,
-            is_head=ask.line.is_head,
             after=math.ceil(error.after) if isinstance(error, TooManyLaunches) else _AFTER,
         )
         self.edge.log_request(self, ask.line, block, status=error.status, termination=error.termination)
@@ -583,12 +590,13 @@ class Downstream(Flow):
         self,
         status: int,
         detail: str,
+        line: RequestLine | None,
         accept: bytes | None,
         *,
         build: bool,
-        is_head: bool,
         after: int = _AFTER,
     ) -> None:
+        """Answers with an error. `line` is None if the head was not read; `accept` as `render` takes it."""
         answer = render(status, detail, self.request_id.decode("ascii"), accept, build)
         lines = [
             _status_line(answer.status),
@@ -604,11 +612,14 @@ class Downstream(Flow):
         elif status == 405:
             # RFC 9110 section 15.5.6; what else a member allows is its own to say.
             lines.append(b"Allow: " + _METHODS)
-        self._write_answer(lines, b"" if is_head else answer.body)
+        self._write_answer(line, lines, b"" if line is not None and line.is_head else answer.body)
 
-    def _write_answer(self, lines: list[bytes], body: bytes) -> None:
+    def _write_answer(self, line: RequestLine | None, lines: list[bytes], body: bytes) -> None:
         if not self.keep:
             lines.append(b"Connection: close")
+        elif line is not None and line.http10:
+            # RFC 9112 section 9.3: only then does a 1.0 client know that it may go on.
+            lines.append(b"Connection: keep-alive")
         self.write(b"\r\n".join((*lines, b"", body)))
 
     def _answer_here(self, ask: Ask, block: HeaderBlock, head: bytes, rest: bytes) -> None:
@@ -621,10 +632,10 @@ class Downstream(Flow):
         if isinstance(action, Fixed):
             self._answer_fixed(ask, block, action.status)
         elif isinstance(action, Redirect):
-            self._answer_empty(action.status, b"Location: " + action.location.encode("latin-1"))
+            self._answer_empty(line, action.status, b"Location: " + action.location.encode("latin-1"))
             self.edge.log_request(self, line, block, status=action.status, termination="--")
         elif ask.build and line.method == b"OPTIONS":
-            self._answer_empty(204, *_PREFLIGHT)
+            self._answer_empty(line, 204, *_PREFLIGHT)
             self.edge.log_request(self, line, block, status=204, termination="--")
         else:
             self._redirect_to_member(ask, block)
@@ -632,18 +643,18 @@ class Downstream(Flow):
 
     def _answer_fixed(self, ask: Ask, block: HeaderBlock, status: int) -> None:
         if status < 400:
-            self._answer_empty(status)
+            self._answer_empty(ask.line, status)
         else:
             detail = _REASONS.get(status, "This path is not served here.")
-            accept = block.value(b"accept")
-            self._answer(status, detail, accept, build=ask.build, is_head=ask.line.is_head)
+            self._answer(status, detail, ask.line, block.accept(), build=ask.build)
         self.edge.log_request(self, ask.line, block, status=status, termination="--")
 
-    def _answer_empty(self, status: int, *lines: bytes) -> None:
+    def _answer_empty(self, line: RequestLine, status: int, *lines: bytes) -> None:
         """A response without a body."""
         # RFC 9110 section 8.6: a 204 has no length.
         length = (b"Content-Length: 0",) if status != 204 else ()
-        self._write_answer([_status_line(status), *length, self.id_name + self.request_id, *lines], b"")
+        head = [_status_line(status), *length, self.id_name + self.request_id, *lines]
+        self._write_answer(line, head, b"")
 
     def _redirect_to_member(self, ask: Ask, block: HeaderBlock) -> None:
         """307 to the member that would have served it, with the target as it came."""
@@ -664,7 +675,7 @@ class Downstream(Flow):
             lines.append(_ANY_ORIGIN)
         if source is not Source.HOST and (source is not Source.COOKIE or ask.renews):
             lines.append(edge.cookies[member.name, self.secure].removesuffix(b"\r\n"))
-        self._answer_empty(307, *lines)
+        self._answer_empty(ask.line, 307, *lines)
         edge.log_request(
             self, ask.line, block, status=307, member=member.name, affinity=source.value, termination="--"
         )
@@ -681,6 +692,13 @@ class Downstream(Flow):
             for line in head[:-4].split(b"\r\n")
             if not line.lower().replace(b"_", b"-").startswith(_SAID_HERE)
         ]
+        line = ask.line
+        path = normal(line.path)
+        if path != line.path:
+            # That server compares what it is sent; the log is to have what the visitor sent.
+            target = quote(path).encode("ascii") + line.target[len(line.path) :]
+            lines[0] = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
+            lines.append(ORIGINAL_TARGET.encode("ascii") + b": " + line.target)
         lines += [b"Connection: close", b"X-Request-ID: " + self.request_id]
         request = b"\r\n".join(lines) + b"\r\n" + self.forwarded + b"\r\n"
         edge.connections.discard(self)
@@ -777,9 +795,9 @@ class Downstream(Flow):
         self._answer(
             error.status,
             error.detail,
-            None if malformed else block.value(b"accept"),
+            ask.line,
+            None if malformed else block.accept(),
             build=ask.build,
-            is_head=ask.line.is_head,
         )
         self.exchange = None
         self._next_or_end(b"")

@@ -25,6 +25,7 @@ from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
 from fedproxy.wire.cookie import set_cookie
 from fedproxy.wire.grammar import Memo
+from fedproxy.wire.path import canonical, readings
 from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ _UNREAD = 64  # proxies and fields of which it is said that they name no address
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
 # JupyterHub's and its users' own paths: a 503 there is about a server that does not run.
 _SESSIONS = (b"/user/", b"/hub/")
+_BUILD = b"/build/"
+_PAGES = b"/v2/"
 
 
 @dataclass(slots=True)
@@ -165,7 +168,9 @@ class Edge:
             pool.cookie_value: pool.member for pool in self.pools.values()
         }
         self.host_members = {
-            host.lower().encode("ascii"): member for member in federation.members for host in member.hosts
+            host_name((f"[{host}]" if ":" in host else host).encode("ascii")): member
+            for member in federation.members
+            for host in member.hosts
         }
         self.cookies = {
             (name, secure): set_cookie(policy.cookie, pool.cookie_value, policy.cookie_max_age, secure=secure)
@@ -297,23 +302,37 @@ class Edge:
     def _read_ask(self, raw: bytes) -> Ask:
         line = read_line(raw)
         path = line.path
-        action = self.router.match(path)
-        build = path.startswith(b"/build/")
+        paths = readings(path)
+        if len(paths) == 1:
+            action = self.router.match(path)
+            key = self._key_of(path) if self._key_of is not None else None
+            build = path.startswith(_BUILD)
+            launch = build and path.count(b"/") > 2
+            renews = build or path.startswith(_PAGES)
+            stays = path.startswith(_SESSIONS)
+        else:
+            action = self.router.judge(paths, path)
+            key = self._key_of(canonical(path)) if self._key_of is not None else None
+            # A part in what happens that one of those behind may see is seen here.
+            build = any(path.startswith(_BUILD) for path in paths)
+            launch = any(path.startswith(_BUILD) and path.count(b"/") > 2 for path in paths)
+            renews = build or any(path.startswith(_PAGES) for path in paths)
+            stays = any(path.startswith(_SESSIONS) for path in paths)
         bans = self.policy.bans
         proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
-        launch = build and line.method == b"GET" and path.count(b"/") > 2
+        launch = launch and line.method == b"GET"
         return Ask(
             line=line,
             action=action,
-            key=self._key_of(path) if self._key_of is not None else None,
+            key=key,
             proxied=proxied,
             balanced=isinstance(action, ToMembers),
             ordinary=proxied and not launch and line.authority is None and not line.http10,
-            renews=build or path.startswith(b"/v2/"),
+            renews=renews,
             build=build,
             launch=launch,
-            stays=path.startswith(_SESSIONS),
-            banned=bool(bans.repositories) and bans.repository(path),
+            stays=stays,
+            banned=bool(bans.repositories) and bans.repository(*paths),
         )
 
     def only(self, ask: Ask, block: HeaderBlock) -> tuple[Member, Source] | None:

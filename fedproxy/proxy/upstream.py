@@ -108,21 +108,21 @@ class Upstream(Flow):
             exchange.on_body(data, self.left == 0)
 
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
+        known = 0
         if self.held:
+            known = len(self.held) - len(self.held.rpartition(b"\r\n")[2])
             data, self.held = self.held + data, b""
         while True:
             end = data.find(b"\r\n\r\n") + 4
-            if end < 4 or end > _LONGEST_HEAD:
-                if len(data) > _LONGEST_HEAD or not b"HTTP/1.".startswith(data[:7]):
-                    self._fail(exchange, BadResponse())
-                else:
-                    self.held = data
+            if not 4 <= end <= _LONGEST_HEAD:
+                self._hold_head(exchange, data, known)
                 return
             try:
                 head = _heads[data[:end]]
             except BadResponse as error:
                 self._fail(exchange, error)
                 return
+            known = 0
             if head.status >= 200:
                 self.pool.head_length = end
                 self._start_body(exchange, head, data, end)
@@ -136,6 +136,19 @@ class Upstream(Flow):
             exchange.on_interim(head)
             if not data or self.exchange is not exchange:
                 return
+
+    def _hold_head(self, exchange: Exchange, data: bytes, known: int) -> None:
+        """A head that is not whole yet; `known` bytes of it are whole lines that were looked at before."""
+        if len(data) > _LONGEST_HEAD:
+            self._fail(exchange, BadResponse())
+            return
+        try:
+            response.check_begun(data, known)
+        except BadResponse as error:
+            # It would be waited for in vain.
+            self._fail(exchange, error)
+        else:
+            self.held = data
 
     def _start_body(self, exchange: Exchange, head: response.ResponseHead, data: bytes, end: int) -> None:
         length = len(data) - end

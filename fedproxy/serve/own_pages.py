@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp.abc import AbstractAccessLogger
 
+from fedproxy.proxy.downstream import ORIGINAL_TARGET
 from fedproxy.proxy.edge import Entry
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ def page_logger(log: Callable[[Entry], None]) -> type[AbstractAccessLogger]:
                     request_id=headers.get("X-Request-ID", ""),
                     client=client if client != "unknown" else "-",
                     method=request.method,
-                    host=request.host,
-                    target=request.raw_path,
+                    # aiohttp would look up this machine's name for one that sent none.
+                    host=headers.get("Host", ""),
+                    target=headers.get(ORIGINAL_TARGET) or request.raw_path,
                     protocol=f"HTTP/{request.version.major}.{request.version.minor}",
                     status=response.status,
                     bytes_in=request.content_length or 0,

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
@@ -56,7 +56,9 @@ def answer_errors(accept: bytes | None = None) -> Middleware:
             status = error.status
             detail = _DETAILS.get(status, error.reason)
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        wanted = request.headers.get("Accept", "").encode("latin-1", "replace") if accept is None else accept
+        wanted = accept
+        if wanted is None:
+            wanted = ",".join(request.headers.getall("Accept", ())).encode("latin-1", "replace")
         answer = render(status, detail, request_id(request), wanted, build=False)
         headers["Content-Type"] = answer.content_type.decode("ascii")
         return web.Response(status=answer.status, body=answer.body, headers=headers)
@@ -74,6 +76,9 @@ def _signer(policy: str) -> Callable[[web.Request, web.StreamResponse], Awaitabl
         headers["Referrer-Policy"] = "same-origin"
         headers["Content-Security-Policy"] = f"{_POLICY}; {policy}"
         headers.setdefault("Cache-Control", "no-store")
+        if request.version < HttpVersion11:
+            # aiohttp tells a 1.0 client that its connection is kept, but not that it is closed.
+            headers.setdefault("Connection", "close")
 
     return sign
 

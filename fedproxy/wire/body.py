@@ -92,6 +92,9 @@ class Chunked:
         if end < 0:
             if len(data) - at > _LONGEST_LINE:
                 raise BodyError("a line of the chunked framing is too long")
+            if data.find(b"\n", at) >= 0 or data.find(b"\r", at, -1) >= 0:
+                # Its end would be waited for in vain.
+                raise BodyError("a line of the chunked framing ends in half a CRLF")
             self._held = data[at:]
         elif end - at > _LONGEST_LINE:
             raise BodyError("a line of the chunked framing is too long")

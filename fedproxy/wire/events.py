@@ -13,6 +13,7 @@ MOST_DATA: Final = 64 * 1024
 
 _LINE_END: Final = re.compile(rb"\r\n?|\n")
 _BOM: Final = b"\xef\xbb\xbf"
+_STREAM: Final = "text/event-stream"
 _ACCEPT: Final = re.compile(rb"(?:\A|\r\n)accept:([^\r]*)", re.IGNORECASE)
 
 
@@ -127,6 +128,16 @@ class EventReader:
 
 
 def asked_for(block: bytes) -> bool:
-    """Whether a block of header fields accepts an event stream and nothing else."""
-    # RFC 9110 section 5.5: white space around a value is none of it, and no member sees it.
-    return [value.strip(b" \t") for value in _ACCEPT.findall(block)] == [b"text/event-stream"]
+    """Whether a BinderHub takes a block of header fields for one that asks for an event stream."""
+    # RFC 9110 section 5.3: lines of one name are one list; tornado joins them with a comma.
+    return accepted(b",".join(value.strip(b" \t") for value in _ACCEPT.findall(block)))
+
+
+def accepted(accept: bytes) -> bool:
+    """The same for the value of the Accept field.
+
+    BinderHub cuts it at `;`, takes white space off each part, and ignores case. It knows no comma: in a list,
+    an event stream is asked for only if a `;` sets it apart.
+    """
+    # As text, because tornado's headers are Latin-1, and text has more white space than bytes have.
+    return any(part.strip().lower() == _STREAM for part in accept.decode("latin-1").split(";"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
 
 from fedproxy.errors import BadRequest, MethodRefused
 from fedproxy.wire import cookie, forwarded
@@ -18,7 +19,7 @@ from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, Memo, token
 
 _LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)((?:[/?].*)?)", re.IGNORECASE).fullmatch
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?").fullmatch
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?").fullmatch
 # RFC 9110 section 9.2.2. TRACE is idempotent too, but never proxied.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._:@/+=~\-]{1,128}").fullmatch
@@ -177,10 +178,19 @@ class HeaderBlock:
 
     def value(self, name: bytes) -> bytes:
         """The first value of a field, `name` in lower case; empty if there is none. Not for the hot path."""
-        for line in self.raw.split(b"\r\n"):
-            if line[: len(name) + 1].lower() == name + b":":
-                return line[len(name) + 1 :].strip(b" \t")
-        return b""
+        values = self.values(name)
+        return values[0] if values else b""
+
+    def values(self, name: bytes) -> list[bytes]:
+        """All values of a field, in order; `name` in lower case. Not for the hot path."""
+        start = name + b":"
+        size = len(start)
+        lines = self.raw.split(b"\r\n")
+        return [line[size:].strip(b" \t") for line in lines if line[:size].lower() == start]
+
+    def accept(self) -> bytes:
+        """The Accept field, all lines as one list."""
+        return b",".join(self.values(b"accept"))
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
@@ -244,7 +254,8 @@ class BlockReader:
                 special.append((*field, line))
         self._read_special(block, special, lines)
         if self._ban is not None:
-            block.banned = self._ban(block.value(b"user-agent"))
+            # A second User-Agent is not allowed, and which one a member takes is its own choice.
+            block.banned = any(map(self._ban, block.values(b"user-agent") or (b"",)))
         return block
 
     def _read_special(
@@ -254,7 +265,8 @@ class BlockReader:
         origin = self._origin
         for name, value, line in special:
             if name == b"host":
-                if block.host is not None or _HOST(value) is None:
+                # RFC 9112 section 3.2: empty where the target has no authority.
+                if block.host is not None or (value and _HOST(value) is None):
                     raise BadRequest
                 block.host = value
             elif name == b"cookie":
@@ -338,7 +350,7 @@ class BlockReader:
             # CVE-2026-69243: what follows an upgrade is not a body, so one with a body is none.
             block.upgrade = None
         host = block.forwarded.host or _host_of_hops(block) or block.host
-        if host is not None:
+        if host:
             lines.append(b"X-Forwarded-Host: " + host)
         if block.chunked:
             lines.append(b"Transfer-Encoding: chunked")
@@ -375,9 +387,16 @@ def _host_of_hops(block: HeaderBlock) -> bytes | None:
 
 
 def host_name(authority: bytes) -> bytes:
-    """The host of a valid `host[:port]`, in lower case; IPv6 keeps its brackets."""
-    address, bracket, _ = authority.lower().rpartition(b"]")
-    return address + bracket if bracket else authority.lower().partition(b":")[0]
+    """The host of a valid `host[:port]` in one spelling: in lower case, without the dot that ends an absolute
+    name; an IPv6 address in its shortest form, in brackets. Empty for an empty one."""
+    lowered = authority.lower()
+    if not lowered.startswith(b"["):
+        return lowered.partition(b":")[0].removesuffix(b".")
+    address = lowered[1:].partition(b"]")[0]
+    try:
+        return b"[%b]" % IPv6Address(address.decode("ascii")).compressed.encode("ascii")
+    except ValueError:
+        return b"[%b]" % address
 
 
 def may_be_tunnelled(upgrade: bytes) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from fedproxy.errors import BadResponse
-from fedproxy.wire.grammar import FIELD, LENGTH, Memo, tokens
+from fedproxy.wire.grammar import FIELD, IS_TOKEN, LENGTH, VALUE_BYTES, Memo, tokens
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
+_ANY_STATUS = b"HTTP/1.1 200"
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"))
 _SPECIAL = _HOP_BY_HOP | frozenset(
     b"content-length content-type content-encoding cache-control x-request-id".split()
@@ -104,6 +105,28 @@ def read(raw: bytes) -> ResponseHead:
         raise BadResponse
     _finish(head, lines, named, http10=http10)
     return head
+
+
+def check_begun(begun: bytes, known: int = 0) -> None:
+    """Raises `BadResponse` if no head begins like that, whatever may follow.
+
+    `begun` has no empty line yet. Its first `known` bytes are whole lines that were found to be right before.
+    """
+    *lines, last = begun[known:].split(b"\r\n")
+    if last.endswith(b"\r"):
+        # Half of a CRLF, so this line is whole too, or is the empty one.
+        lines.append(last[:-1])
+        last = b""
+    if not known:
+        if not lines:
+            lines, last = [last + _ANY_STATUS[len(last) :]], b""
+        if _STATUS(lines.pop(0)) is None:
+            raise BadResponse
+    for line in lines:
+        if line:
+            _read_field(line)
+    if last and (last.translate(None, VALUE_BYTES) or IS_TOKEN(last.partition(b":")[0]) is None):
+        raise BadResponse
 
 
 def _finish(head: ResponseHead, lines: list[bytes], named: tuple[bytes, ...], *, http10: bool) -> None:

@@ -248,3 +248,11 @@ def test_link_that_could_harm_a_page_is_refused(written: object) -> None:
 )
 def test_hostname_is_lower_case_and_without_port(written: object, host: str | None) -> None:
     assert addr.hostname(written) == host
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [("Pin.Example.org.", "pin.example.org"), ("[2001:DB8::1]", "2001:db8::1"), (".", None)],
+)
+def test_host_of_requests_is_without_the_last_dot(written: str, host: str | None) -> None:
+    assert addr.HOSTNAME.parse(written) == host

@@ -123,6 +123,12 @@ def test_banned_repository_is_known_however_it_is_written(path: bytes) -> None:
     assert bans.repository(path)
 
 
+def test_repository_is_banned_in_any_reading_of_its_path() -> None:
+    bans = Bans(repositories=(re.compile("^gh/miner/coins/"),))
+    assert bans.repository(b"/v2/x", b"/%62uild/gh/miner/coins/HEAD", b"/build/gh/miner/coins/HEAD")
+    assert not bans.repository(b"/v2/x", b"/%62uild/gh/miner/coins/HEAD")
+
+
 @pytest.mark.parametrize(
     "path",
     [b"/build/gh/miner/coinstack/HEAD", b"/repo/miner/coins/HEAD", b"/", b"/build/", b"/v2/gh/%ff/%zz/HEAD"],

@@ -14,6 +14,7 @@ ROUTER = Router(
         Route("/*/b*", ToPrime()),
         Route("/a+b", ToMember("gesis")),
         Route("*.map", Fixed(403)),
+        Route("/quiet", Fixed(204)),
     ]
 )
 
@@ -40,8 +41,38 @@ ROUTER = Router(
         (b"/", ToMembers()),
     ],
 )
-def test_first_route_that_matches_the_whole_raw_path_wins(path: bytes, action: Action) -> None:
+def test_first_route_that_matches_the_whole_path_wins(path: bytes, action: Action) -> None:
     assert ROUTER.match(path) == action
+
+
+@pytest.mark.parametrize(
+    ("paths", "action"),
+    [
+        ((b"/badge.svg", b"//badge.svg"), BADGE),
+        ((b"/x", b"/x/y/b1c"), Fixed(410)),
+        ((b"/badge.svg", b"/x.map"), Fixed(403)),
+        ((b"/x", b"/build/../x"), ToMembers(redirect=True)),
+        ((b"/a+b", b"/build/../a+b"), ToMember("gesis")),
+        ((b"/x", b"/y"), ToMembers()),
+        ((b"/quiet", b"/badge.svg"), Fixed(204)),
+        ((b"/badge.svg", b"/quiet"), BADGE),
+    ],
+)
+def test_first_reading_counts_but_for_what_is_denied_in_another(
+    paths: tuple[bytes, ...], action: Action
+) -> None:
+    assert ROUTER.judge(paths, paths[-1]) == action
+
+
+@pytest.mark.parametrize("path", ["/a%20b", "//a b", "/%61%20b"])
+def test_route_is_compared_as_paths_are(path: str) -> None:
+    assert Router([Route(path, Fixed(404))]).match(b"/a b") == Fixed(404)
+
+
+def test_encoded_star_of_a_route_stands_for_itself() -> None:
+    router = Router([Route("/a%2A", Fixed(404))])
+    assert router.match(b"/a*") == Fixed(404)
+    assert router.match(b"/ab") == ToMembers()
 
 
 def test_router_without_routes_sends_to_the_members() -> None:

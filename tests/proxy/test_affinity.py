@@ -309,9 +309,22 @@ async def test_two_edges_choose_alike() -> None:
 # Hosts
 
 
-@pytest.mark.parametrize("host", [b"c.hub.test", b"C.HUB.test", b"c.hub.test:8080"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"c.hub.test",
+        b"C.HUB.test",
+        b"c.hub.test:8080",
+        b"c.hub.test.",
+        b"C.hub.TEST.:443",
+        b"c.hub.test:",
+        b"[2001:DB8:0::1]:80",
+        b"d.hub.test",
+    ],
+)
 async def test_host_of_a_member_leads_to_it_whatever_the_cookie_says(host: bytes) -> None:
-    async with three(settings={"c": {"hosts": ["c.hub.test"]}}) as running:
+    hosts = ["c.hub.test", "D.Hub.test.", "2001:db8::1"]
+    async with three(settings={"c": {"hosts": hosts}}) as running:
         assert (await running.ask(get(b"/", cookie(b"a"), host=host))).body == b"c"
         (line,) = await running.logged()
         assert line["affinity"] == "host"
@@ -320,6 +333,12 @@ async def test_host_of_a_member_leads_to_it_whatever_the_cookie_says(host: bytes
 async def test_host_in_absolute_form_leads_to_its_member() -> None:
     async with three(settings={"c": {"hosts": ["c.hub.test"]}}) as running:
         assert (await running.ask(get(b"http://c.hub.test/x", host=b"a.hub.test"))).body == b"c"
+
+
+@pytest.mark.parametrize("host", [b"", b".", b"c.hub.test..", b"xc.hub.test", b"hub.test."])
+async def test_host_of_no_member_leads_where_the_cookie_says(host: bytes) -> None:
+    async with three(settings={"c": {"hosts": ["c.hub.test"]}}) as running:
+        assert (await running.ask(get(b"/", cookie(b"a"), host=host))).body == b"a"
 
 
 async def test_host_of_a_member_that_is_down_goes_to_nobody_else() -> None:

@@ -13,6 +13,7 @@ from tests.rig import (
     Ended,
     Message,
     RawClient,
+    Script,
     Scripted,
     answer,
     chunked,
@@ -545,6 +546,61 @@ async def test_response_that_makes_no_sense_is_502_and_charged(response: bytes) 
         assert (line["status"], line["termination"]) == (502, "PH")
         assert running.errors("a") == {"bad_response": 1}
         assert not running.service.edge.idle()
+
+
+BEGINNINGS = {
+    "bare LF as every line's end": b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    "bare LF after the status line": b"HTTP/1.1 200 OK\n",
+    "bare LF after a field": b"HTTP/1.1 200 OK\r\nContent-Length: 2\n",
+    "bare LF before a real end": b"HTTP/1.1 200 OK\r\nContent-Length: 2\n\r\n",
+    "bare CR": b"HTTP/1.1 200 OK\r\nX-A: b\rc",
+    "two CRs": b"HTTP/1.1 200 OK\r\r",
+    "NUL": b"HTTP/1.1 200 OK\r\nX-A: b\0",
+    "status that is no number": b"HTTP/1.1 abc",
+    "status with four digits": b"HTTP/1.1 2000",
+    "another version": b"HTTP/2",
+    "no HTTP": b"hello",
+    "empty line first": b"\r\nHTTP",
+    "no colon": b"HTTP/1.1 200 OK\r\nX-A: b\r\nnonsense\r\n",
+    "space before the colon": b"HTTP/1.1 200 OK\r\nX-A :",
+    "folded field": b"HTTP/1.1 200 OK\r\nX-A: b\r\n c",
+    "bare LF after an interim head": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\n",
+    "bare LF in an interim head": b"HTTP/1.1 103 Early Hints\nLink: </a>\n\n",
+    "no HTTP after an interim head": b"HTTP/1.1 100 Continue\r\n\r\nok",
+}
+
+
+@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+@pytest.mark.parametrize("begun", BEGINNINGS.values(), ids=BEGINNINGS.keys())
+async def test_head_that_can_never_be_whole_is_502_while_its_member_still_sends(
+    begun: bytes, size: int
+) -> None:
+    async def script(conn: Conn) -> None:
+        await conn.request()
+        for at in range(0, len(begun), size):
+            if conn.writer.is_closing():
+                # The edge has read enough.
+                return
+            conn.send(begun[at : at + size])
+            await conn.flush()
+            await asyncio.sleep(0)
+        await conn.stall()
+
+    async with edge(script, timeouts={"response_head": "1h"}) as running:
+        assert (await running.ask(GET)).status == 502
+        (line,) = await running.logged()
+        assert (line["status"], line["termination"]) == (502, "PH")
+        assert running.errors("a") == {"bad_response": 1}
+
+
+async def test_head_that_can_never_be_whole_is_another_member_s_to_answer() -> None:
+    members: dict[str, Script | Scripted] = {
+        "a": once(BEGINNINGS["bare LF as every line's end"]),
+        "b": answer(),
+    }
+    async with edge(members, timeouts={"response_head": "1h"}) as running:
+        pinned = GET.replace(b"\r\n", b"\r\nCookie: fedproxy_member=a\r\n", 1)
+        assert (await running.ask(pinned)).body == b"ok"
 
 
 # Ends that come too early

@@ -137,7 +137,6 @@ BAD_HOSTS = {
     **{
         "invalid: " + value.decode("latin-1"): b"GET / HTTP/1.1\r\nHost: " + value + b"\r\n\r\n"
         for value in (
-            b"",
             b"hub test",
             b"hub.test,other.test",
             b"hub.test/path",
@@ -410,6 +409,16 @@ async def test_authority_of_absolute_form_replaces_host(target: bytes, expected:
         assert (request.target, request.value("x-forwarded-host")) == expected
         assert request.value("host") == running.member.authority.encode()
         assert b"hub.test" not in running.member.received
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_empty_host_is_passed_on_as_none(version: bytes) -> None:
+    async with edge(answer()) as running:
+        request = await seen(running, b"GET /x HTTP/" + version + b"\r\nHost:\r\n\r\n")
+        assert request.value("host") == running.member.authority.encode()
+        assert request.value("x-forwarded-host") is None
+        (line,) = await running.logged()
+        assert (line["host"], line["status"]) == ("", 200)
 
 
 @pytest.mark.parametrize("target", [b"*", b"http://hub.test"])

@@ -34,6 +34,21 @@ def test_person_gets_a_page_that_loads_nothing(accept: bytes) -> None:
     assert "src=" not in page
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (b"text/html;q=0", b"application/json"),
+        (b"text/html ; q=0.000, application/json", b"application/json"),
+        (b"text/html;q=0.001", b"text/html; charset=utf-8"),
+        (b"application/json, TEXT/HTML;level=1", b"text/html; charset=utf-8"),
+        (b"text/htmlx", b"application/json"),
+        (b'a/b;c="text/html"', b"application/json"),
+    ],
+)
+def test_page_is_for_those_who_name_it_and_do_not_refuse_it(accept: bytes, kind: bytes) -> None:
+    assert render(503, "Busy.", "abc", accept, False).content_type == kind
+
+
 def test_page_escapes_what_it_is_given() -> None:
     page = render(404, "<script>&", '"><b>', BROWSER, False).body
     assert b"<script>" not in page
@@ -53,6 +68,22 @@ def test_launch_gets_one_failed_event_with_status_200() -> None:
     assert rest == ["", ""]
     event = json.loads(first.removeprefix("data: "))
     assert event == {"phase": "failed", "status_code": 403, "message": "Line one\nline two"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "event"),
+    [
+        (b"TEXT/Event-Stream", True),
+        (b"text/event-stream;q=1", True),
+        (b"*/*;text/event-stream", True),
+        (b"text/html, text/event-stream", True),
+        (b"text/html, text/event-stream;q=0", False),
+        (b"text/event-streams", False),
+    ],
+)
+def test_event_is_for_those_who_launch_or_name_it(accept: bytes, event: bool) -> None:
+    answer = render(503, "Busy.", "abc", accept, True)
+    assert (answer.content_type == b"text/event-stream") is event
 
 
 @pytest.mark.parametrize("detail", ["Nobody answers.", "Nobody answers. Please try again in an hour."])

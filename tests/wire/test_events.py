@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tornado.httputil import HTTPHeaders
 
 from fedproxy.wire.body import LAST_CHUNK, Chunked, chunk
 from fedproxy.wire.events import MOST_DATA, EventReader, asked_for
@@ -155,10 +156,38 @@ def test_tap_sees_the_payload_and_changes_nothing(
         (b"Accept: */*\r\n\r\n", False),
         (b"Accept: text/event-stream\r\nAccept: */*\r\n\r\n", False),
         (b"X-Accept: text/event-stream\r\n\r\n", False),
+        (b"Accept: TEXT/Event-Stream\r\n\r\n", True),
+        (b"Accept: text/event-stream;q=1\r\n\r\n", True),
+        (b"Accept: text/event-stream ;x\r\n\r\n", True),
+        (b"Accept: text/event-stream;q=0\r\n\r\n", True),
+        (b"Accept: */*;q=0.1 ;\ttext/event-stream\r\n\r\n", True),
+        (b"Accept: ;text/event-stream\r\n\r\n", True),
+        (b"Accept: \xa0text/event-stream\x85\r\n\r\n", True),
+        (b"Accept: text/event-stream;q=1, */*\r\n\r\n", True),
+        (b"Accept: text/event-stream;q=1\r\naccept: */*\r\n\r\n", True),
+        (b"Accept: */*;a=b\r\nHost: a\r\nACCEPT: c;text/event-stream\r\n\r\n", True),
+        (b"Accept: */*; q=0.5, text/event-stream\r\n\r\n", False),
+        (b"Accept:\r\nAccept: text/event-stream\r\n\r\n", False),
+        (b"Accept: text/event-streams\r\n\r\n", False),
+        (b"Accept: text/ event-stream\r\n\r\n", False),
+        (b'Accept: "text/event-stream"\r\n\r\n', False),
     ],
 )
-def test_launch_accepts_an_event_stream_and_nothing_else(block: bytes, asked: bool) -> None:
+def test_launch_is_asked_for_as_binderhub_reads_it(block: bytes, asked: bool) -> None:
     assert asked_for(block) is asked
+
+
+@pytest.mark.parametrize(
+    "spelled", [b"TEXT/event-stream", b"a/b;text/event-stream ;x", b"text/event-stream, */*"]
+)
+def test_tornado_and_edge_read_accept_alike(spelled: bytes) -> None:
+    for lines in ([spelled], [spelled, b"*/*"], [b"*/*", spelled], [b"a;", spelled], [spelled, b";x"]):
+        headers = HTTPHeaders()
+        for line in lines:
+            headers.add("Accept", line.decode("latin-1"))
+        parts = {part.strip().lower() for part in headers["Accept"].split(";")}
+        block = b"".join(b"Accept: %b\r\n" % line for line in lines) + b"\r\n"
+        assert asked_for(block) is ("text/event-stream" in parts)
 
 
 def test_nothing_in_between_changes_nothing() -> None:

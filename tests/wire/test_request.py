@@ -155,7 +155,8 @@ def test_connection_close_is_seen_and_wins() -> None:
     [
         (b"Host: h", b"Host: h"),
         (b"Host: a b",),
-        (b"Host: ",),
+        (b"Host: ", b"Host: h"),
+        (b"Host: :80",),
         (b"Host: h:port",),
         (b"Host: a,b",),
         (b"Host: [::1",),
@@ -193,9 +194,19 @@ def test_malformed_or_ambiguous_block_is_refused(lines: tuple[bytes, ...]) -> No
         block(*lines)
 
 
-@pytest.mark.parametrize("host", [b"h", b"h:80", b"[::1]", b"[::1]:8080", b"127.0.0.1:1", b"a_b.c-d"])
+@pytest.mark.parametrize(
+    "host", [b"h", b"h.", b"h:80", b"h:", b"[::1]", b"[::1]:8080", b"127.0.0.1:1", b"a_b.c-d"]
+)
 def test_valid_host_is_accepted(host: bytes) -> None:
     assert block(b"Host: " + host).host == host
+
+
+@pytest.mark.parametrize("line", [b"Host:", b"host: \t"])
+def test_host_may_be_empty_and_then_none_is_passed_on(line: bytes) -> None:
+    read = block(line)
+    assert read.host == b"" and read.plain
+    assert not any(each.startswith(b"X-Forwarded-Host") for each in sent(read))
+    assert read.words() == ("", "", "")
 
 
 def test_affinity_cookie_is_taken_out_and_the_others_stay() -> None:
@@ -318,10 +329,16 @@ def test_host_is_the_requests_own_if_no_proxy_names_one(lines: list[bytes]) -> N
         (b"hub.test:8080", b"hub.test"),
         (b"[2001:DB8::1]", b"[2001:db8::1]"),
         (b"[2001:db8::1]:8080", b"[2001:db8::1]"),
+        (b"[2001:0DB8:0:0::0001]:8080", b"[2001:db8::1]"),
+        (b"[1.2.3]", b"[1.2.3]"),
+        (b"Hub.test.", b"hub.test"),
+        (b"hub.test.:8080", b"hub.test"),
+        (b"hub.test..", b"hub.test."),
+        (b".", b""),
         (b"", b""),
     ],
 )
-def test_name_of_a_host_is_without_its_port(authority: bytes, name: bytes) -> None:
+def test_name_of_a_host_has_one_spelling_and_no_port(authority: bytes, name: bytes) -> None:
     assert host_name(authority) == name
 
 
@@ -332,6 +349,13 @@ def test_block_is_banned_by_its_user_agent() -> None:
     assert block(b"Host: h", reader=reader).banned
     assert not block(b"Host: h", b"Cookie: a=b", b"User-Agent: good", reader=reader).banned
     assert not block(b"Host: h", b"User-Agent: bad").banned
+
+
+def test_block_is_banned_by_any_of_its_user_agents() -> None:
+    reader = BlockReader("fedproxy_member", None, trusted=False, ban=lambda agent: agent in (b"bad", b""))
+    assert block(b"Host: h", b"User-Agent: good", b"USER-AGENT: bad", reader=reader).banned
+    assert block(b"Host: h", b"User-Agent: good", b"User-Agent:", reader=reader).banned
+    assert not block(b"Host: h", b"User-Agent: good", b"User-Agent: too", reader=reader).banned
 
 
 def test_ids_are_taken_when_valid_and_only_the_first() -> None:
@@ -380,6 +404,12 @@ def test_value_finds_the_first_field_of_a_name() -> None:
     read = block(b"Host: h", b"User-Agent:  curl ", b"user-agent: other")
     assert read.value(b"user-agent") == b"curl"
     assert read.value(b"referer") == b""
+    assert read.values(b"user-agent") == [b"curl", b"other"]
+
+
+def test_lines_of_accept_are_one_list() -> None:
+    assert block(b"Host: h", b"Accept: a/b ", b"ACCEPT:c/d;q=0").accept() == b"a/b,c/d;q=0"
+    assert block(b"Host: h").accept() == b""
 
 
 def test_authority_takes_the_place_of_host() -> None:

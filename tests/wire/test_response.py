@@ -1,7 +1,9 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedproxy.errors import BadResponse
-from fedproxy.wire.response import ResponseHead, read
+from fedproxy.wire.response import ResponseHead, check_begun, read
 
 
 def head(*lines: bytes) -> ResponseHead:
@@ -104,3 +106,89 @@ def test_length_of_a_204_does_not_pass_and_of_a_304_does() -> None:
 def test_nonsense_is_refused(lines: tuple[bytes, ...]) -> None:
     with pytest.raises(BadResponse):
         head(*lines)
+
+
+WHOLE = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=b; Path=/\r\nX-Empty:\r\nX: \xe9\t\x80 \r\n\r\n",
+    b"HTTP/1.0 404\r\n\r\n",
+    b"HTTP/1.1 103 \r\nLink: </a>\r\n\r\n",
+)
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_beginning_of_a_valid_head_is_waited_with(whole: bytes) -> None:
+    read(whole)
+    for size in range(1, len(whole)):
+        for known in (0, *(at + 2 for at in range(size - 1) if whole[at : at + 2] == b"\r\n")):
+            check_begun(whole[:size], known)
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"HTTP/1.1 200 OK\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\n\r\n",
+        b"HTTP/1.1 200 OK\n\r\n",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b" HTTP",
+        b"http/1.1",
+        b"HTTP/1.1 abc",
+        b"HTTP/1.1 a",
+        b"HTTP/1.1  2",
+        b"HTTP/1.1 0",
+        b"HTTP/1.1 2000",
+        b"HTTP/1.1 20\r",
+        b"HTTP/1.1 20 ",
+        b"HTTP/1.1\r\n",
+        b"HTTP/1.1 200 OK\rX",
+        b"HTTP/1.1 200 OK\r\rX",
+        b"HTTP/1.1 200 \x00",
+        b"HTTP/1.2",
+        b"HTTP/2",
+        b"ICY 200 OK",
+        b"HTTP/1.1 200 OK\r\n X",
+        b"HTTP/1.1 200 OK\r\n\tX",
+        b"HTTP/1.1 200 OK\r\nno colon\r",
+        b"HTTP/1.1 200 OK\r\nno colon",
+        b"HTTP/1.1 200 OK\r\nnocolon\r\n",
+        b"HTTP/1.1 200 OK\r\nA : b",
+        b"HTTP/1.1 200 OK\r\n: b",
+        b"HTTP/1.1 200 OK\r\nA: b\x00",
+        b"HTTP/1.1 200 OK\r\nA: b\rc",
+        b"HTTP/1.1 200 OK\r\nA: b\x7f\r\nC: d",
+        b"HTTP/1.1 200 OK\r\nA\x80",
+    ],
+)
+def test_beginning_that_no_valid_head_has_is_refused_at_once(begun: bytes) -> None:
+    with pytest.raises(BadResponse):
+        check_begun(begun)
+    for ending in (b"\r\n\r\n", b"\n\r\n\r\n", b" OK\r\n\r\n", b": x\r\n\r\n"):
+        with pytest.raises(BadResponse):
+            read(begun + ending)
+
+
+PIECES = st.sampled_from(
+    [b"HTTP/1.1 200", b" OK", b"\r\n", b"\r", b"\n", b"A", b":", b" ", b"b", b"\0", b"Set-Cookie: x", b"\xe9"]
+)
+
+
+@given(st.lists(PIECES, max_size=8).map(b"".join), st.integers(0, 40))
+def test_what_is_refused_of_a_head_is_refused_of_the_whole_however_it_is_cut(rest: bytes, size: int) -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + rest
+    if b"\r\n\r\n" in head:
+        return
+    begun = head[: size + 1]
+    known = begun.rfind(b"\r\n") + 2 if b"\r\n" in begun else 0
+    try:
+        check_begun(begun)
+        check_begun(head, known)
+    except BadResponse:
+        for ending in (b"\r\n\r\n", b"\n\r\n", b": x\r\n\r\n"):
+            with pytest.raises(BadResponse):
+                read(head + ending)
+        with pytest.raises(BadResponse):
+            check_begun(head)
