@@ -195,7 +195,7 @@ class Plane:
         if isinstance(fact, Tripped):
             member = edge.federation.by_name.get(fact.name)
             if member is not None:
-                edge.federation.trip(member, now)
+                edge.federation.trip(member, now, fact.witnesses)
         elif isinstance(fact, Moved):
             edge.note_moved(fact.key, fact.name, now)
         elif isinstance(fact, Launched):
@@ -206,8 +206,9 @@ class Plane:
             self._elsewhere = fact.running
 
     def _on_trip(self, name: str) -> None:
-        if self._tell is not None:
-            self._tell(Tripped(name))
+        member = self.edge.federation.by_name.get(name)
+        if self._tell is not None and member is not None:
+            self._tell(Tripped(name, member.breaker.opened_by))
 
     def _on_launches(self) -> None:
         if not self._telling:
