@@ -251,6 +251,14 @@ class NoMember(EdgeError):
     detail = "No member of the federation is available at the moment. Please try again in a minute."
 
 
+class SessionAway(NoMember):
+    """The one member where the session runs is in maintenance."""
+
+    detail = (
+        "The member of the federation that your session runs on is in maintenance. Please try again later."
+    )
+
+
 class AllFull(EdgeError):
     """Every available member has as many requests in flight as it may."""
 

@@ -18,22 +18,20 @@ from typing import TYPE_CHECKING, cast
 
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import Outcome
-from fedproxy.decide.federation import Lease, Refusal
+from fedproxy.decide.federation import Lease
 from fedproxy.decide.route import Fixed, Local, Redirect
 from fedproxy.errors import (
-    AllFull,
     BadRequest,
     Banned,
     BodyTooLarge,
     ExchangeError,
     HeadTimeout,
     HeadTooLarge,
-    NoMember,
     TargetTooLong,
     TooManyLaunches,
     VisitorError,
 )
-from fedproxy.proxy.exchange import Exchange
+from fedproxy.proxy.exchange import Exchange, refused
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
@@ -604,7 +602,7 @@ class Downstream(Flow):
         now = edge.clock()
         lease = edge.choose(ask, block, self.client, now)
         if not isinstance(lease, Lease):
-            error = AllFull() if lease is Refusal.FULL else NoMember()
+            error = refused(lease)
             edge.counts.rejected[error.reason] += 1
             self._answer_error(ask, block, error)
             return

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.launch import MovedKeys
 from fedproxy.decide.limit import LaunchRate, client_key
 from fedproxy.decide.retry import RetryBudget
-from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime
+from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
 from fedproxy.errors import Drained
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.traced import take_answer
@@ -27,7 +28,7 @@ from fedproxy.wire.grammar import Memo
 from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
 
 if TYPE_CHECKING:
-    from fedproxy.decide.federation import Federation, Lease, Refusal
+    from fedproxy.decide.federation import Federation
     from fedproxy.decide.member import Member
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from fedproxy.proxy.tunnel import Tunnel
 
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
-# JupyterHub's and its users' own paths: a 503 there is about a server that does not run.
-_SESSIONS = (b"/user/", b"/hub/")
 
 
 @dataclass(slots=True)
@@ -50,7 +49,7 @@ class Ask:
     action: Action
     key: bytes | None
     proxied: bool  # streamed through, not answered here
-    balanced: bool  # to the members, not to a certain one
+    balanced: bool  # any member may serve it: not to a certain one, and about no session
     ordinary: bool  # proxied, no launch, neither HTTP/1.0 nor in absolute-form
     renews: bool  # its response renews the cookie
     build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
@@ -277,17 +276,18 @@ class Edge:
         bans = self.policy.bans
         proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
         launch = build and line.method == b"GET" and path.count(b"/") > 2
+        stays = is_session(path)
         return Ask(
             line=line,
             action=action,
             key=self._key_of(path) if self._key_of is not None else None,
             proxied=proxied,
-            balanced=isinstance(action, ToMembers),
+            balanced=isinstance(action, ToMembers) and not stays,
             ordinary=proxied and not launch and line.authority is None and not line.http10,
             renews=build or path.startswith(b"/v2/"),
             build=build,
             launch=launch,
-            stays=path.startswith(_SESSIONS),
+            stays=stays,
             banned=bool(bans.repositories) and bans.repository(path),
         )
 
@@ -311,16 +311,40 @@ class Edge:
         """The member for a request that no attempt was made for yet."""
         if self.host_members or not ask.balanced:
             only = self.only(ask, block)
+            if ask.stays:
+                return self._choose_session(ask, block, only, client, now)
             if only is not None:
-                return self.federation.acquire_member(only[0], only[1], (), now, launch)
+                return self.federation.acquire_member(only[0], only[1], (), now, launch, client)
         pinned = self.pins.get(block.cookie)
         key = ask.key if self._key_of is not None else client
         if launch and pinned is None and key is not None and self.moved:
             # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
             moved = self.federation.by_name.get(self.moved.get(key, now) or "")
-            if moved is not None and moved.share(now) > 0 and moved.available(now, launch):
-                return self.federation.acquire_member(moved, Source.KEY, (), now, launch)
-        return self.federation.acquire(key, pinned, (), now, launch)
+            if moved is not None and moved.share(now) > 0 and moved.available(now, launch, client):
+                return self.federation.acquire_member(moved, Source.KEY, (), now, launch, client)
+        return self.federation.acquire(key, pinned, (), now, launch, client)
+
+    def _choose_session(
+        self,
+        ask: Ask,
+        block: HeaderBlock,
+        only: tuple[Member, Source] | None,
+        client: bytes,
+        now: float,
+    ) -> Lease | Refusal:
+        """The member where a session is, or any if nothing says where; what it answers counts for nothing."""
+        federation = self.federation
+        if only is not None:
+            return federation.acquire_session(*only)
+        pinned = self.pins.get(block.cookie)
+        if pinned is not None:
+            return federation.acquire_session(pinned, Source.COOKIE)
+        lease = federation.acquire(
+            ask.key if self._key_of is not None else client, None, (), now, False, client
+        )
+        if isinstance(lease, Lease):
+            federation.spare(lease, now)
+        return lease
 
     def note_moved(self, key: bytes, name: str, now: float) -> None:
         """Launches of this key are with the member of that name, as `on_moved` was told here or elsewhere."""

@@ -140,11 +140,11 @@ class LaunchExchange(Exchange):
                 continue
             now = self.edge.clock()
             if launch.event(event, now) and launch.blame is not None:
-                self.edge.federation.judge(lease, launch.blame, now)
+                self.edge.federation.judge(lease, launch.blame, now, self.visitor.client)
         if not lease.member.breaker.closed and launch.building:
             # A build may take an hour, for which no other trial would be let through. But an image that
             # is there says nothing yet of a member whose servers do not start: that trial waits for the end.
-            self.edge.federation.answered(lease, self.edge.clock())
+            self.edge.federation.answered(lease, self.edge.clock(), self.visitor.client)
 
     # Waiting
 
@@ -280,7 +280,7 @@ class LaunchExchange(Exchange):
         now = self.edge.clock()
         self.outcome = launch.close(end, now).value
         if self.lease is not None and launch.blame is not None:
-            self.edge.federation.judge(self.lease, launch.blame, now)
+            self.edge.federation.judge(self.lease, launch.blame, now, self.visitor.client)
         counts = self.pool.member.counts
         counts.launches[self.outcome] += 1
         for phase, seconds in launch.phases.items():
