@@ -126,7 +126,7 @@ class Breaker:
         self._good = 0
         self._bad = 0
         self._past: deque[_Bucket] = deque(maxlen=_BUCKETS - 1)
-        self._bucket_start = 0.0
+        self._bucket_start: float | None = None  # nobody has said yet what time it is
         self._healthy_since = 0.0
         # Who saw what in the current bucket, at most `witnesses` of each kind
         self._served: set[bytes] = set()
@@ -322,6 +322,9 @@ class Breaker:
             self.on_transition(state, now)
 
     def _move_window(self, now: float) -> None:
+        if self._bucket_start is None:
+            self._bucket_start = now
+            return
         width = self.policy.window / _BUCKETS
         elapsed = now - self._bucket_start
         if 0 <= elapsed < width:
