@@ -821,6 +821,17 @@ class Downstream(Flow):
         self.linger_until = self.edge.clock() + _LINGER
         self.transport.close()
 
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds count for no deadline."""
+        self.idle_since = min(now, self.idle_since + lost)
+        if self.head_since is not None:
+            self.head_since = min(now, self.head_since + lost)
+        if self.linger_until is not None:
+            most = self.edge.policy.timeouts.response_idle if self.unsent else _LINGER
+            self.linger_until = min(now + most, self.linger_until + lost)
+        if self.exchange is not None:
+            self.exchange.grant(lost, now)
+
     def sweep(self, now: float) -> None:
         """Looks at the one deadline that counts now."""
         if self.exchange is not None:

@@ -17,6 +17,7 @@ from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.launch import MovedKeys
 from fedproxy.decide.limit import LaunchRate, client_key
+from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
 from fedproxy.errors import Drained
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from fedproxy.proxy.traced import Tracer
     from fedproxy.proxy.tunnel import Tunnel
 
+_ASLEEP = 1.0  # seconds that were lost, after which members may have given up on this edge ...
+_AWAKE = 10.0  # ... for so many seconds
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
 
 
@@ -119,6 +122,8 @@ class Edge:
         self.pools: dict[str, Pool] = {}
         self.moved = MovedKeys()
         self.resolver = Resolver(clock)
+        self._pulse = Pulse()
+        self._woke = float("-inf")
         self._draining = False
         self._retired: list[Pool] = []
 
@@ -361,8 +366,31 @@ class Edge:
     async def run(self) -> None:
         """The sweep: once a second, or as often as the shortest time-out needs."""
         while True:
-            await asyncio.sleep(min(1.0, self.policy.timeouts.shortest / 4))
-            self.sweep(self.clock())
+            interval = min(1.0, self.policy.timeouts.shortest / 4)
+            self._pulse.beat(time.monotonic(), interval)
+            await asyncio.sleep(interval)
+            lost = self._pulse.beat(time.monotonic(), interval)
+            now = self.clock()
+            if lost:
+                self.grant(lost, now)
+            self.sweep(now)
+
+    def lost(self) -> float:
+        """Seconds that this process's loop did not have, ever: no time-out of anybody."""
+        return self._pulse.lost(time.monotonic())
+
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds were nobody's: every deadline that ran meanwhile is put off."""
+        if lost >= _ASLEEP:
+            self._woke = now
+        for downstream in self.connections:
+            downstream.grant(lost, now)
+        for tunnel in self.tunnels:
+            tunnel.grant(lost, now)
+
+    def slept(self, since: float, now: float) -> bool:
+        """Whether this process was asleep since then, so that a connection lost now may be its own doing."""
+        return since <= self._woke >= now - _AWAKE or self._pulse.overdue(time.monotonic()) >= _ASLEEP
 
     def sweep(self, now: float) -> None:
         """Looks at every deadline once."""

@@ -21,12 +21,14 @@ from fedproxy.decide.limit import known_client
 from fedproxy.decide.retry import may_retry
 from fedproxy.errors import (
     AllFull,
+    BodyLost,
     BodyStalled,
     BodyTimeout,
     EdgeError,
     ExchangeError,
     MemberError,
     NoMember,
+    ResponseLost,
     ResponseTimeout,
     SessionAway,
     StaleConnection,
@@ -224,7 +226,7 @@ class Exchange:
         except EdgeError as error:
             self.connecting = None
             if not self.settled:
-                self.cut(error)
+                self._on_own_fault(error)
             return
         self.connecting = None
         if self.settled:
@@ -234,6 +236,19 @@ class Exchange:
             self.on_failure(StaleConnection())
         else:
             self._send(upstream)
+
+    def _on_own_fault(self, error: EdgeError) -> None:
+        """There is no connection, for which the member is not to blame."""
+        lease = self.lease
+        if error.elsewhere and lease is not None and self._may_retry(delivered=False):
+            now = self.edge.clock()
+            self.edge.federation.settle(lease, _IGNORED, now)
+            self.lease = None
+            after = self._next(lease.member, error.reason, now, delivered=False)
+            if after is not None:
+                self._attempt(after)
+                return
+        self.cut(error)
 
     def _send(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -363,7 +378,7 @@ class Exchange:
         now = edge.clock()
         stale = isinstance(error, StaleConnection)
         client = self.visitor.client
-        edge.federation.settle(lease, _IGNORED if stale else _FAILURE, now, client)
+        edge.federation.settle(lease, _FAILURE if self._blames(error, now) else _IGNORED, now, client)
         self.lease = None
         member = lease.member
         if self.ask.stays and not error.delivered:
@@ -387,6 +402,13 @@ class Exchange:
                 self._attempt(after)
                 return
         self._give_up(member, error)
+
+    def _blames(self, error: ExchangeError, now: float) -> bool:
+        """Whether the member is to blame."""
+        if isinstance(error, ResponseLost | BodyLost):
+            # One that was closed before it was used; or this edge slept, and the member gave up on it.
+            return not isinstance(error, StaleConnection) and not self.edge.slept(self.started, now)
+        return isinstance(error, MemberError)
 
     def _same(self, member: Member, source: Source, now: float) -> Lease | Refusal:
         """Another lease of the member that has the request already."""
@@ -520,6 +542,11 @@ class Exchange:
 
     # Time
 
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds count for no deadline."""
+        if self.progress is not None:
+            self.progress = (self.progress[0], min(now, self.progress[1] + lost))
+
     def sweep(self, now: float) -> None:
         """Looks whether anything moved since the last time, and how long ago."""
         moved = self.bytes_in + self.bytes_out + self.attempts
@@ -564,10 +591,9 @@ class Exchange:
         self._abort_upstream()
 
     def _break(self, error: ExchangeError, now: float, termination: str | None = None) -> None:
-        blamed = isinstance(error, MemberError)
-        if self.lease is not None and blamed:
+        if self.lease is not None and isinstance(error, MemberError):
             self.lease.member.counts.errors[error.reason] += 1
-        self._drop(_FAILURE if blamed else _IGNORED, now)
+        self._drop(_FAILURE if self._blames(error, now) else _IGNORED, now)
         self.error = error
         self.termination = termination or error.termination
         self.visitor.broken(self)

@@ -358,9 +358,13 @@ class Plane:
         began = edge.clock()
         # Nobody sees the handshakes that the loop's servers are still at.
         at_least = _GRACE if any(each.tls for each in self._open) else _TURN
+        lost = edge.lost()
         while edge.clock() < self._drained_by:
             # First of all, so that who was accepted in this very turn is there to be seen.
             await asyncio.sleep(_TURN)
+            # Time that nobody here had is not taken off what was promised.
+            self._drained_by += edge.lost() - lost
+            lost = edge.lost()
             passed = edge.clock() - began
             if passed >= at_least and not (edge.connections or edge.tunnels or self._entering):
                 break
