@@ -14,6 +14,7 @@ of the fault table, so what a fault means is said here and nowhere else.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -239,7 +240,9 @@ class BodyStalled(MemberError):
 
 
 class EdgeError(ExchangeError):
-    """Nobody is to blame."""
+    """Nobody is to blame. `elsewhere`: whether a request may fare better with another member."""
+
+    elsewhere: ClassVar[bool] = False
 
 
 class NoMember(EdgeError):
@@ -251,6 +254,14 @@ class NoMember(EdgeError):
     detail = "No member of the federation is available at the moment. Please try again in a minute."
 
 
+class SessionAway(NoMember):
+    """The one member where the session runs is in maintenance."""
+
+    detail = (
+        "The member of the federation that your session runs on is in maintenance. Please try again later."
+    )
+
+
 class AllFull(EdgeError):
     """Every available member has as many requests in flight as it may."""
 
@@ -260,13 +271,63 @@ class AllFull(EdgeError):
     detail = "Every member of the federation is busy at the moment. Please try again in a minute."
 
 
-class OutOfFiles(EdgeError):
-    """No file is left for a connection to a member."""
+class EdgeFailed(EdgeError):
+    """The edge itself, or its machine, cannot make a connection to a member."""
 
     status = 503
-    reason = "descriptors"
+    reason = "own_fault"
     termination = "PC"
     detail = "This edge is busy at the moment. Please try again in a minute."
+
+
+class OutOfFiles(EdgeFailed):
+    """No file is left for a connection to a member."""
+
+    reason = "descriptors"
+
+
+class OutOfMemory(EdgeFailed):
+    """The system has no memory for a connection."""
+
+    reason = "memory"
+
+
+class OutOfPorts(EdgeFailed):
+    """No local port is left for a connection to this address; to another there may be."""
+
+    reason = "ports"
+    elsewhere = True
+
+
+class NoWay(EdgeFailed):
+    """This machine has no route to the member, no address of its family, or does not let this process out."""
+
+    reason = "network"
+    detail = "This edge cannot reach the member that serves you. Please try again in a minute."
+    elsewhere = True
+
+
+class NoResolver(EdgeFailed):
+    """Names cannot be resolved here; a member whose address is known may still be reached."""
+
+    reason = "resolver"
+    detail = NoWay.detail
+    elsewhere = True
+
+
+_OWN_FAULTS: dict[int, type[EdgeFailed]] = {
+    errno.EMFILE: OutOfFiles,
+    errno.ENFILE: OutOfFiles,
+    errno.ENOMEM: OutOfMemory,
+    errno.ENOBUFS: OutOfMemory,
+    errno.EADDRNOTAVAIL: OutOfPorts,
+}
+
+
+def own_fault(error: OSError) -> EdgeFailed | None:
+    """What this process or its machine lacked for a new connection; None if that is not why it failed."""
+    kind = _OWN_FAULTS.get(error.errno or 0)
+    return kind() if kind is not None else None
 
 
 class Drained(EdgeError):

@@ -211,6 +211,10 @@ class Retry(Section):
     floor: Amount = Field(
         default=1.0, description="Retries per second that are allowed however few requests there are."
     )
+    per_client: Ratio = Field(
+        default=0.5,
+        description="Share of the retries at hand that one client address may take (of IPv6, one /64).",
+    )
 
 
 class Breaker(Section):
@@ -227,6 +231,11 @@ class Breaker(Section):
     )
     open_max: Seconds = Field(default=300.0, description="How long it stays open at most.")
     trials: Count = Field(default=1, description="Requests at once that a half-open breaker lets through.")
+    witnesses: Count = Field(
+        default=2,
+        description="Client addresses (of IPv6, /64 networks) that must have seen failures within `window` "
+        "before it opens, as long as requests of others succeed.",
+    )
     max_ejected: Ratio = Field(
         default=0.67, description="Share of the members that breakers may leave out at the same time."
     )

@@ -146,9 +146,10 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Tripped:
-    """A member's breaker opened."""
+    """A member's breaker opened. witnesses: keys of the clients whose failures opened it."""
 
     name: str
+    witnesses: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True)

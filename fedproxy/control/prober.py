@@ -3,7 +3,8 @@
 A round of a member is one request to its `/versions` and one to its `/health`. Each member has its own timer
 and its own task, so one that hangs delays nobody. What the answers mean is decided in `decide.health`; here
 is when to ask, how, and what it means that no answer came. Times are of the loop's monotonic clock: one
-that is set, or a machine that slept, moves no round.
+that is set, or a machine that slept, moves no round. What this process itself lacked, time above all, is no
+verdict on anybody.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 import ssl
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -29,9 +32,14 @@ from yarl import URL
 
 from fedproxy import __version__
 from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
+from fedproxy.decide.pulse import Pulse
+from fedproxy.errors import own_fault
 
 _LARGEST_BODY: Final = 1 << 20
 _LONGEST_WORDS: Final = 200
+_BEAT: Final = 0.25  # seconds
+_SLEPT: Final = 0.5  # seconds that this process may be late at least without anybody's answer being in doubt
+_AGAIN: Final = 3  # times that a round is had again, as this process slept meanwhile
 _HEADERS: Final = {
     "User-Agent": f"fedproxy/{__version__}",
     "Accept": "application/json",
@@ -132,6 +140,9 @@ class Prober:
     second attempt would fail alike and take its time. Members are compared with what prime's own last round
     found; if that found no versions, nobody is compared. A round that ends before prime's first answer came
     waits for it, for no longer than `timeout`.
+
+    A round that failed while this process did not have its time is had again, and one that failed because it
+    had no file, port or memory for it leaves the member as it was.
     """
 
     def __init__(
@@ -141,7 +152,9 @@ class Prober:
         self._chance = chance
         self._watches: dict[str, _Watch] = {}
         self._prime: _Watch | None = None
-        self._rounds: set[asyncio.Task[Verdict]] = set()
+        self._rounds: set[asyncio.Task[Verdict | None]] = set()
+        self._pulse = Pulse()
+        self._ticker: asyncio.TimerHandle | None = None
         # A connection is for one request: rounds are far apart, and a new one tells more.
         # No limit, so that requests to members that hang keep none waiting.
         self._session = _session(_Connector(limit=0, force_close=True, resolver=aiohttp.AsyncResolver()))
@@ -162,6 +175,8 @@ class Prober:
         """
         self._policy = policy
         loop = asyncio.get_running_loop()
+        if self._ticker is None:
+            self._tick()
         old, self._watches = self._watches, {}
         for target in targets:
             watch = old.get(target.name)
@@ -188,8 +203,18 @@ class Prober:
         """Ends every round and every connection. What was reported stays in `reports`."""
         for watch in self._watches.values():
             watch.stop()
+        if self._ticker is not None:
+            self._ticker.cancel()
         await asyncio.gather(*self._rounds, return_exceptions=True)
         await self._session.close()
+
+    def _tick(self) -> None:
+        self._pulse.beat(time.monotonic(), _BEAT)
+        self._ticker = asyncio.get_running_loop().call_later(_BEAT, self._tick)
+
+    def _lost(self) -> float:
+        """Seconds that this process did not have, ever."""
+        return self._pulse.lost(time.monotonic())
 
     def _start(self, watch: _Watch) -> None:
         watch.timer = None
@@ -200,7 +225,7 @@ class Prober:
         self._rounds.add(watch.round)
         watch.round.add_done_callback(partial(self._ended, watch))
 
-    def _ended(self, watch: _Watch, task: asyncio.Task[Verdict]) -> None:
+    def _ended(self, watch: _Watch, task: asyncio.Task[Verdict | None]) -> None:
         """A round is over, however it ended: the next one comes."""
         self._rounds.discard(task)
         watch.round = None
@@ -213,7 +238,8 @@ class Prober:
             error = task.exception()
             if error is None:
                 verdict = task.result()
-                watch.state.observe(verdict)
+                if verdict is not None:
+                    watch.state.observe(verdict)
             else:
                 message = f"the {task.get_name()} ended by an error; the next round will come"
                 loop.call_exception_handler({"message": message, "exception": error, "task": task})
@@ -224,7 +250,19 @@ class Prober:
             if watch.report != before:
                 self._report(watch.report)
 
-    async def _round(self, watch: _Watch, target: Target, policy: ProbePolicy) -> Verdict:
+    async def _round(self, watch: _Watch, target: Target, policy: ProbePolicy) -> Verdict | None:
+        """What the member said, or None if it is not its fault that nothing was heard."""
+        for _ in range(_AGAIN):
+            lost = self._lost()
+            try:
+                verdict = await self._once(watch, target, policy)
+            except _OwnFault:
+                return None
+            if verdict.ok or self._lost() - lost < max(_SLEPT, policy.timeout / 4):
+                return verdict
+        return None
+
+    async def _once(self, watch: _Watch, target: Target, policy: ProbePolicy) -> Verdict:
         if target.socket is None:
             return await self._asked(self._session, watch, target, policy)
         async with _session(aiohttp.UnixConnector(target.socket, limit=0, force_close=True)) as session:
@@ -269,7 +307,7 @@ class _Watch:
     """
 
     timer: asyncio.TimerHandle | None = None
-    round: asyncio.Task[Verdict] | None = None
+    round: asyncio.Task[Verdict | None] | None = None
     report: Report | None = None
     versions: bytes | None = None
     stopped = False
@@ -357,6 +395,10 @@ class _Silence:
         return unreachable(self.reason, self.detail, checks)
 
 
+class _OwnFault(Exception):
+    """This process cannot ask anybody at the moment."""
+
+
 class _BrokenOff(aiohttp.ClientError):
     """A connection that was made and lost: an error that the client does not answer with a second GET."""
 
@@ -401,6 +443,8 @@ async def _ask(
         detail, limit = progress.phase.value, f" within {timeout:g} s"
     # ValueError: a URL or a name that cannot be asked.
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+        if _is_own_fault(error, progress):
+            raise _OwnFault from error
         (reason, detail), limit = _described(error), ""
     finally:
         if progress.transport is not None:
@@ -408,6 +452,20 @@ async def _ask(
     if progress.phase is _Phase.ANSWER:
         return _Silence(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
     return _Silence(reason, f"{detail}{limit}")
+
+
+def _is_own_fault(error: Exception, progress: _Progress) -> bool:
+    """Whether there was no connection because this process lacked something."""
+    if isinstance(error, OSError) and own_fault(error) is not None:
+        return True
+    if progress.phase is not _Phase.NAME:
+        return False
+    try:
+        # The resolver says of a socket that it could not have what it says of a server that does not answer.
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+    except OSError as refused:
+        return own_fault(refused) is not None
+    return False
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

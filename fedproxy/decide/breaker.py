@@ -10,15 +10,21 @@
 transition starts a new generation, and results of an older one are dropped: what was sent before says
 nothing about now. Time (seconds of any steady clock) and chance are arguments. A clock that jumps may end an
 open time or a window early, never late.
+
+What one visitor alone can see, one visitor alone may have made: a breaker opens only if enough client
+addresses saw failures, or if nobody else had success in the window. Clients are kept as keys, and only as
+many of them as the answer needs.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Final
+
+from fedproxy.decide.limit import known_client
 
 UNCOUNTED: Final = -1
 """The generation of a request that goes out without the breaker's leave: its outcome is dropped."""
@@ -59,7 +65,8 @@ class BreakerPolicy:
     """When a breaker opens, and for how long. `window`, `open` and `open_max` are seconds.
 
     It opens after `failures` in a row, or when at least `minimum` requests were settled in the last `window`
-    and `ratio` of them failed. The first open time is `open`; it doubles each time, up to `open_max`, and
+    and `ratio` of them failed; but only if so many clients as `witnesses` saw failures in the window, or
+    nobody else saw a success. The first open time is `open`; it doubles each time, up to `open_max`, and
     halves again for every `open` spent closed. Then `trials` requests must succeed.
 
     Raises ValueError for a policy that could never open, or never close again.
@@ -72,20 +79,36 @@ class BreakerPolicy:
     open: float = 5.0
     open_max: float = 300.0
     trials: int = 1
+    witnesses: int = 2
 
     def __post_init__(self) -> None:
         if (
-            min(self.failures, self.minimum, self.trials) < 1
+            min(self.failures, self.minimum, self.trials, self.witnesses) < 1
             or min(self.window, self.open, self.open_max) <= 0
         ):
             raise ValueError(f"a breaker needs counts of at least 1 and times above 0: {self}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """A part of the window that is over: what succeeded and failed, and keys of clients who saw it."""
+
+    good: int
+    bad: int
+    served: frozenset[bytes]
+    failed: frozenset[bytes]
+
+
+_NOBODY: Final[frozenset[bytes]] = frozenset()
+_EMPTY: Final = _Bucket(0, 0, _NOBODY, _NOBODY)
+
+
 class Breaker:
     """One member's breaker.
 
-    `state`, `generation` and `closed` (whether `state` is CLOSED) are for reading. `on_transition` is called
-    with the new state and the time, after every transition. `policy` may be replaced at any time.
+    `state`, `generation` and `closed` (whether `state` is CLOSED) are for reading, as is `opened_by`: the
+    clients whose failures opened it last, as far as they were counted. `on_transition` is called with the new
+    state and the time, after every transition. `policy` may be replaced at any time.
     """
 
     def __init__(
@@ -102,16 +125,24 @@ class Breaker:
         self._in_a_row = 0
         self._good = 0
         self._bad = 0
-        self._past: deque[tuple[int, int]] = deque(maxlen=_BUCKETS - 1)
-        self._bucket_start = 0.0
+        self._past: deque[_Bucket] = deque(maxlen=_BUCKETS - 1)
+        self._bucket_start: float | None = None  # nobody has said yet what time it is
         self._healthy_since = 0.0
+        # Who saw what in the current bucket, at most `witnesses` of each kind
+        self._served: set[bytes] = set()
+        self._failed: set[bytes] = set()
+        self._last_served: bytes | None = None  # as it was given
+        self._crowded = False  # enough were served for every question
         # OPEN
         self._strikes = 0
         self._opened_at = 0.0
         self._open_for = 0.0
+        self.opened_by: frozenset[bytes] = frozenset()
+        self._alone = True  # nobody but one client was there as it opened
         # HALF_OPEN
         self._trials = 0
         self._passed = 0
+        self._tried_by: bytes | None = None  # who had the last trial, which came to nothing
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state} generation={self.generation} strikes={self._strikes}>"
@@ -126,16 +157,26 @@ class Breaker:
         """How long the current (or the last) open time is, in seconds."""
         return self._open_for
 
-    def admits(self, now: float) -> bool:
-        """Whether a request may go out. Changes nothing."""
+    def admits(self, now: float, client: bytes = b"") -> bool:
+        """Whether a request of `client` (an address, as text) may go out. Changes nothing."""
         if self.closed:
             return True
+        # Not a comparison with a time to come: a clock that is set back must not keep the breaker open.
+        opened_for = now - self._opened_at
         if self.state is _OPEN:
-            # Not a comparison with a time to come: a clock that is set back must not keep the breaker open.
-            return not 0 <= now - self._opened_at < self._open_for
-        return self._trials == 0 or self._trials + self._passed < self.policy.trials
+            if 0 <= opened_for < self._open_for:
+                return False
+        elif not (self._trials == 0 or self._trials + self._passed < self.policy.trials):
+            return False
+        # Nobody is to keep it open by having every trial: others come first, for as long again.
+        return (
+            self._alone
+            or self._tried_by is None
+            or not 0 <= opened_for < 2 * self._open_for
+            or known_client(client) != self._tried_by
+        )
 
-    def acquire(self, now: float) -> int:
+    def acquire(self, now: float, client: bytes = b"") -> int:
         """Notes that a request goes out, and gives the generation to settle it with.
 
         The first one after the open time makes the breaker half-open; each one then is a trial. A request
@@ -143,7 +184,7 @@ class Breaker:
         """
         if self.closed:
             return self.generation
-        if not self.admits(now):
+        if not self.admits(now, client):
             return UNCOUNTED
         if self.state is _OPEN:
             self._become(_HALF_OPEN, now)
@@ -157,11 +198,13 @@ class Breaker:
         now: float,
         chance: float = 0.0,
         may_open: Callable[[], bool] | None = None,
+        client: bytes = b"",
     ) -> bool:
         """Notes the outcome of a request that `acquire` gave `generation` to; True if the state changed.
 
         `chance` in [0, 1) is the jitter of the open time that may follow. `may_open` is asked only if the
         breaker would open from closed; if it says no, it stays closed and asks again at the next failure.
+        `client` is the address, as text, of the visitor who saw it.
         """
         if generation != self.generation:
             return False
@@ -169,15 +212,27 @@ class Breaker:
             if outcome is _SUCCESS:
                 self._in_a_row = 0
                 self._good += 1
+                if not self._crowded and client != self._last_served:
+                    self._serve(client)
                 return False
-            return outcome is _FAILURE and self._failed(now, chance, may_open)
-        return self._tried(outcome, now, chance)
+            return outcome is _FAILURE and self._fail(now, chance, may_open, client)
+        return self._tried(outcome, now, chance, client)
 
-    def trip(self, now: float, chance: float) -> None:
-        """Opens the breaker, unless it is open already."""
+    def convinced(self, witnesses: Collection[bytes], now: float) -> bool:
+        """Whether failures that these clients (keys) saw may open it: they are enough, or all there are."""
+        self._move_window(now)
+        return self._believes(frozenset(witnesses))
+
+    def convinced_with(self, witnesses: Collection[bytes], now: float) -> bool:
+        """The same, with those whose failures are counted here."""
+        self._move_window(now)
+        return self._believes(self._failed_all(frozenset(witnesses)))
+
+    def trip(self, now: float, chance: float, witnesses: Collection[bytes] = ()) -> None:
+        """Opens the breaker, unless it is open already. `witnesses` saw failures that it did not count."""
         if self.state is not _OPEN:
             self._forgive(now)
-            self._open(now, chance)
+            self._open(now, chance, self._failed_all(frozenset(witnesses)))
 
     def roll(self, now: float) -> None:
         """Moves the window on and forgives old strikes. To be called about once a second."""
@@ -185,40 +240,68 @@ class Breaker:
             self._move_window(now)
             self._forgive(now)
 
-    def _failed(self, now: float, chance: float, may_open: Callable[[], bool] | None) -> bool:
+    def _serve(self, client: bytes) -> None:
+        """Notes who had success, as one of the first in this bucket."""
+        self._last_served = client
+        self._served.add(known_client(client))
+        self._crowded = len(self._served) >= self.policy.witnesses
+
+    def _fail(self, now: float, chance: float, may_open: Callable[[], bool] | None, client: bytes) -> bool:
         self._move_window(now)
         self._in_a_row += 1
         self._bad += 1
         policy = self.policy
-        bad = self._bad + sum(bucket[1] for bucket in self._past)
-        total = bad + self._good + sum(bucket[0] for bucket in self._past)
+        if len(self._failed) < policy.witnesses:
+            self._failed.add(known_client(client))
+        bad = self._bad + sum(bucket.bad for bucket in self._past)
+        total = bad + self._good + sum(bucket.good for bucket in self._past)
         too_many = total >= policy.minimum and bad >= policy.ratio * total
         if self._in_a_row < policy.failures and not too_many:
+            return False
+        if not self._believes(self._failed_all(_NOBODY)):
             return False
         if may_open is not None and not may_open():
             return False
         self.trip(now, chance)
         return True
 
-    def _tried(self, outcome: Outcome, now: float, chance: float) -> bool:
+    def _failed_all(self, others: frozenset[bytes]) -> frozenset[bytes]:
+        """Who saw failures in the window, and these others."""
+        return others.union(self._failed, *(bucket.failed for bucket in self._past))
+
+    def _served_all(self) -> frozenset[bytes]:
+        """Who saw success in the window."""
+        return _NOBODY.union(self._served, *(bucket.served for bucket in self._past))
+
+    def _believes(self, failed: frozenset[bytes]) -> bool:
+        return len(failed) >= self.policy.witnesses or self._served_all() <= failed
+
+    def _tried(self, outcome: Outcome, now: float, chance: float, client: bytes) -> bool:
         """A trial is over. (An open breaker gives its generation to nobody.)"""
         self._trials -= 1
-        if outcome is _FAILURE:
-            self._open(now, chance)
-            return True
         if outcome is _SUCCESS:
             self._passed += 1
             if self._passed >= self.policy.trials:
+                self._tried_by = None
                 self._become(_CLOSED, now)
+                self._serve(client)
                 return True
+            return False
+        self._tried_by = known_client(client)
+        if outcome is _FAILURE:
+            self._open(now, chance, frozenset((self._tried_by,)))
+            return True
         return False
 
-    def _open(self, now: float, chance: float) -> None:
+    def _open(self, now: float, chance: float, witnesses: frozenset[bytes]) -> None:
         policy = self.policy
         if self._nominal(self._strikes) < policy.open_max and self._strikes < _MAX_STRIKES:
             self._strikes += 1
         self._open_for = min(self._nominal(self._strikes), policy.open_max) * (1 + JITTER * chance)
         self._opened_at = now
+        self.opened_by = witnesses
+        if self.closed:
+            self._alone = len(witnesses | self._served_all()) <= 1
         self._become(_OPEN, now)
 
     def _nominal(self, strikes: int) -> float:
@@ -232,12 +315,16 @@ class Breaker:
         self.generation += 1
         self._in_a_row = self._good = self._bad = 0
         self._past.clear()
+        self._forget_clients()
         self._bucket_start = self._healthy_since = now
         self._trials = self._passed = 0
         if self.on_transition is not None:
             self.on_transition(state, now)
 
     def _move_window(self, now: float) -> None:
+        if self._bucket_start is None:
+            self._bucket_start = now
+            return
         width = self.policy.window / _BUCKETS
         elapsed = now - self._bucket_start
         if 0 <= elapsed < width:
@@ -247,10 +334,19 @@ class Breaker:
             self._bucket_start = now
         else:
             steps = int(elapsed / width)
-            self._past.append((self._good, self._bad))
-            self._past.extend([(0, 0)] * (steps - 1))
+            self._past.append(
+                _Bucket(self._good, self._bad, frozenset(self._served), frozenset(self._failed))
+            )
+            self._past.extend([_EMPTY] * (steps - 1))
             self._bucket_start += steps * width
         self._good = self._bad = 0
+        self._forget_clients()
+
+    def _forget_clients(self) -> None:
+        self._served.clear()
+        self._failed.clear()
+        self._last_served = None
+        self._crowded = False
 
     def _forgive(self, now: float) -> None:
         """Takes one strike back for each `open` seconds spent closed."""

@@ -14,21 +14,28 @@ from typing import Final
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.balancer import BALANCERS, Chance, bounded
 from fedproxy.decide.breaker import UNCOUNTED, Outcome
+from fedproxy.decide.limit import known_client
 from fedproxy.decide.member import Intent, Member
 
 # Looking a member of an enumeration up by its class is slow, and these are on the fast path.
 _COOKIE: Final = Source.COOKIE
 _SUCCESS: Final = Outcome.SUCCESS
 _FAILURE: Final = Outcome.FAILURE
+_IGNORED: Final = Outcome.IGNORED
 _READY: Final = Intent.READY
 _MAINT: Final = Intent.MAINT
 
 
 class Refusal(Enum):
-    """Why there is no lease. FULL: there is a member, but it has as much in flight as it may."""
+    """Why there is no lease.
+
+    FULL: there is a member, but it has as much in flight as it may. AWAY: only one member will do, and it is
+    in maintenance.
+    """
 
     NO_MEMBER = "no_member"
     FULL = "full"
+    AWAY = "away"
 
 
 class Lease:
@@ -86,16 +93,18 @@ class Federation:
         tried: Collection[Member],
         now: float,
         launch: bool = False,
+        client: bytes = b"",
     ) -> Lease | Refusal:
         """A lease for a request that any member may serve.
 
         The pinned member comes first (one that drains, or has weight 0, keeps its visitors), then the
         balancer's choice for `key` among those that take new visitors, then prime as the last resort, ill or
-        not. Members in `tried` are out. `launch`: it counts against `max_launches` too.
+        not. Members in `tried` are out. `launch`: it counts against `max_launches` too. `client`: the
+        visitor's address.
         """
-        if pinned is not None and pinned.available(now, launch) and pinned not in tried:
-            return _lease(pinned, _COOKIE, now, launch)
-        member = self.choose(key, tried, now, launch)
+        if pinned is not None and pinned.available(now, launch, client) and pinned not in tried:
+            return _lease(pinned, _COOKIE, now, launch, client)
+        member = self.choose(key, tried, now, launch, client)
         if member is None:
             prime = self.prime
             if prime is None or prime.intent is _MAINT or prime in tried or prime.full(launch):
@@ -105,16 +114,21 @@ class Federation:
             source = _COOKIE if member is pinned else Source.MOVED
         else:
             source = Source.KEY if key is not None and self._keyed else Source.RANDOM
-        return _lease(member, source, now, launch)
+        return _lease(member, source, now, launch, client)
 
     def choose(
-        self, key: bytes | None, tried: Collection[Member], now: float, launch: bool = False
+        self,
+        key: bytes | None,
+        tried: Collection[Member],
+        now: float,
+        launch: bool = False,
+        client: bytes = b"",
     ) -> Member | None:
         """The balancer's choice among the members that take new visitors, or None if nobody does."""
         takers: list[Member] = []
         shares: list[float] = []
         for member in self.members:
-            if member.available(now, launch) and member not in tried:
+            if member.available(now, launch, client) and member not in tried:
                 share = member.share(now)
                 if share:
                     takers.append(member)
@@ -126,20 +140,56 @@ class Federation:
         return self._balancer(key, takers, shares, self._rng)
 
     def acquire_member(
-        self, member: Member, source: Source, tried: Collection[Member], now: float, launch: bool = False
+        self,
+        member: Member,
+        source: Source,
+        tried: Collection[Member],
+        now: float,
+        launch: bool = False,
+        client: bytes = b"",
     ) -> Lease | Refusal:
         """A lease for a request that only `member` may serve.
 
         It has nowhere else to go, so the probes' verdict does not keep it back: only maintenance, an open
         breaker and too much in flight do.
         """
-        if member.intent is _MAINT or member in tried or not member.breaker.admits(now):
+        if member.intent is _MAINT or member in tried or not member.breaker.admits(now, client):
             return Refusal.NO_MEMBER
         if member.full(launch):
             return Refusal.FULL
-        return _lease(member, source, now, launch)
+        return _lease(member, source, now, launch, client)
 
-    def answered(self, lease: Lease, now: float) -> None:
+    def acquire_session(self, member: Member, source: Source) -> Lease | Refusal:
+        """A lease for a request about a session, which runs at `member` and nowhere else.
+
+        Only maintenance keeps it back. Whatever is answered says nothing about the member: the lease's
+        outcome is dropped, and if the member could not be reached, that is told to `unreached`.
+        """
+        if member.intent is _MAINT:
+            return Refusal.AWAY
+        member.in_flight += 1
+        lease = Lease()
+        lease.member = member
+        lease.generation = UNCOUNTED
+        lease.source = source
+        lease.launch = False
+        lease.settled = False
+        return lease
+
+    def spare(self, lease: Lease, now: float, client: bytes = b"") -> None:
+        """The lease's outcome is to say nothing of its member. A trial gives its place to another."""
+        breaker = lease.member.breaker
+        generation, lease.generation = lease.generation, UNCOUNTED
+        if not breaker.closed:
+            breaker.settle(generation, _IGNORED, now, 0.0, None, client)
+
+    def unreached(self, member: Member, now: float, client: bytes) -> None:
+        """A request whose outcome is dropped could not even be sent: that counts."""
+        breaker = member.breaker
+        if breaker.closed:
+            breaker.settle(breaker.generation, _FAILURE, now, self._rng.random(), self._may_eject, client)
+
+    def answered(self, lease: Lease, now: float, client: bytes = b"") -> None:
         """The member answered, and the response goes on.
 
         A trial must not keep others waiting for the end of a stream of an hour: its success is noted now, and
@@ -148,30 +198,43 @@ class Federation:
         breaker = lease.member.breaker
         if not breaker.closed and lease.generation == breaker.generation:
             generation, lease.generation = lease.generation, UNCOUNTED
-            breaker.settle(generation, _SUCCESS, now, 0.0)
+            breaker.settle(generation, _SUCCESS, now, 0.0, None, client)
 
-    def judge(self, lease: Lease, outcome: Outcome, now: float) -> None:
+    def judge(self, lease: Lease, outcome: Outcome, now: float, client: bytes = b"") -> None:
         """A launch's outcome is known, though its stream may go on. It is still to be settled.
 
         The outcome is noted now, and not when the lease is settled. A member that fails its launches serves
         its pages well, which would hide it from the breaker; so launches are counted apart too, and as many
-        failures in a row as open a breaker open it, however many pages came between.
+        failures in a row as open a breaker open it, however many pages came between. They want as many
+        witnesses as others: who succeeds with a page meanwhile is somebody else who succeeds.
         """
         member = lease.member
         breaker = member.breaker
         generation, lease.generation = lease.generation, UNCOUNTED
         if generation != breaker.generation:
             return
-        breaker.settle(generation, outcome, now, self._rng.random(), self._may_eject)
+        breaker.settle(generation, outcome, now, self._rng.random(), self._may_eject, client)
         if outcome is _SUCCESS:
             member.failed_launches = 0
+            member.launch_witnesses.clear()
         elif outcome is _FAILURE:
             member.failed_launches += 1
-            if breaker.closed and member.failed_launches >= breaker.policy.failures and self._may_eject():
-                breaker.trip(now, self._rng.random())
+            witnesses = member.launch_witnesses
+            if len(witnesses) < breaker.policy.witnesses:
+                witnesses.add(known_client(client))
+            if (
+                breaker.closed
+                and member.failed_launches >= breaker.policy.failures
+                and breaker.convinced(witnesses, now)
+                and self._may_eject()
+            ):
+                breaker.trip(now, self._rng.random(), witnesses)
 
-    def settle(self, lease: Lease, outcome: Outcome, now: float) -> None:
-        """Gives a lease back. Raises ValueError if it was given back before."""
+    def settle(self, lease: Lease, outcome: Outcome, now: float, client: bytes = b"") -> None:
+        """Gives a lease back; `client` is the address of the visitor who saw how it ended.
+
+        Raises ValueError if it was given back before.
+        """
         if lease.settled:
             raise ValueError(f"{lease} was settled before")
         lease.settled = True
@@ -180,15 +243,21 @@ class Federation:
         if lease.launch:
             member.count_launch(-1)
         if outcome is _FAILURE:
-            member.breaker.settle(lease.generation, outcome, now, self._rng.random(), self._may_eject)
+            chance = self._rng.random()
+            member.breaker.settle(lease.generation, outcome, now, chance, self._may_eject, client)
         else:
-            member.breaker.settle(lease.generation, outcome, now)
+            member.breaker.settle(lease.generation, outcome, now, 0.0, None, client)
 
-    def trip(self, member: Member, now: float) -> None:
-        """Another worker saw the member fail: its breaker opens here too, and nobody is told again."""
-        if member.breaker.closed and self._may_eject():
+    def trip(self, member: Member, now: float, witnesses: Collection[bytes] = ()) -> None:
+        """Another worker's breaker opened, for failures that `witnesses` (their keys) saw there.
+
+        It opens here too, and nobody is told again; unless others have success here, and too few saw failures
+        in both workers together: a client that was alone there is not alone here.
+        """
+        breaker = member.breaker
+        if breaker.closed and breaker.convinced_with(witnesses, now) and self._may_eject():
             told, member.on_trip = member.on_trip, None
-            member.breaker.trip(now, self._rng.random())
+            breaker.trip(now, self._rng.random(), witnesses)
             member.on_trip = told
 
     def roll(self, now: float) -> None:
@@ -212,14 +281,14 @@ class Federation:
         return Refusal.NO_MEMBER
 
 
-def _lease(member: Member, source: Source, now: float, launch: bool) -> Lease:
+def _lease(member: Member, source: Source, now: float, launch: bool, client: bytes) -> Lease:
     breaker = member.breaker
     member.in_flight += 1
     if launch:
         member.count_launch(1)
     lease = Lease()
     lease.member = member
-    lease.generation = breaker.generation if breaker.closed else breaker.acquire(now)
+    lease.generation = breaker.generation if breaker.closed else breaker.acquire(now, client)
     lease.source = source
     lease.launch = launch
     lease.settled = False

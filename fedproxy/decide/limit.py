@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote
 
@@ -40,6 +41,10 @@ def client_key(address: bytes) -> bytes:
     if isinstance(parsed, IPv6Address):
         return parsed.packed[:8]
     return parsed.packed if parsed is not None else address
+
+
+#: The same, for those who come again and again.
+known_client = lru_cache(maxsize=4096)(client_key)
 
 
 class Networks:

@@ -55,7 +55,8 @@ class Member:
         self.open = True  # ... and the breaker with them, so that a request asks one question
         self.in_flight = 0
         self.launches = 0
-        self.failed_launches = 0  # in a row
+        self.failed_launches = 0  # in a row, ...
+        self.launch_witnesses: set[bytes] = set()  # ... and the keys of some clients who saw them
         self.launches_elsewhere = 0  # in flight through other workers
         self.on_trip: Callable[[str], None] | None = None  # told the name when the breaker opens
         self.on_launches: Callable[[], None] | None = None  # told when `launches` changes
@@ -67,10 +68,13 @@ class Member:
         health = "healthy" if self.healthy else "unhealthy"
         return f"<Member {self.name} {self.intent} {health} {self.breaker.state} in_flight={self.in_flight}>"
 
-    def available(self, now: float, launch: bool = False) -> bool:
-        """Whether a request (or a launch) may be sent to it now: serving, breaker admits, not full."""
+    def available(self, now: float, launch: bool = False, client: bytes = b"") -> bool:
+        """Whether a request (or a launch) may be sent to it now: serving, breaker admits, not full.
+
+        `client`: the visitor's address, which may have had its trial.
+        """
         return (
-            (self.open or (self.serving and self.breaker.admits(now)))
+            (self.open or (self.serving and self.breaker.admits(now, client)))
             and self.in_flight < self.max_requests
             and not (launch and self.full(launch=True))
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _MOST_SECONDS = 10.0
 _MOST_REQUESTS = 1000
+_MOST_CLIENTS = 1024
 
 
 def may_retry(
@@ -23,31 +24,53 @@ class RetryBudget:
     So that a quiet hour does not pay for a storm, it holds no more than ten seconds and a thousand requests
     bring (but at least one token), and it starts with ten seconds' worth. Over any time, retries <=
     budget x requests + floor x seconds + what the bucket held.
+
+    So that one client cannot take the retries of all, it gets at most `per_client` of what is in the bucket
+    together with what it took of late (but at least one token), and then that part of what flows in. What a
+    client took is remembered of the last thousand who had a retry.
     """
 
-    __slots__ = ("_budget", "_floor", "_now", "_requests", "_tokens")
+    __slots__ = ("_budget", "_earned", "_floor", "_now", "_per_client", "_requests", "_taken", "_tokens")
 
-    def __init__(self, budget: float = 0.2, floor: float = 1.0) -> None:
+    def __init__(self, budget: float = 0.2, floor: float = 1.0, per_client: float = 1.0) -> None:
         self._budget = budget
         self._floor = floor
+        self._per_client = per_client
         self._tokens = 0.0
         self._requests = 0
         self._now: float | None = None
+        self._earned = 0.0  # tokens that flowed in, ever
+        # Of each client what it took and has not been made good since, and what had flowed in by then.
+        self._taken: dict[bytes, tuple[float, float]] = {}
 
     def take_over(self, before: RetryBudget) -> None:
         """Holds what the one before held, so that a reload brings no new tokens."""
         self._tokens, self._requests, self._now = before._tokens, before._requests, before._now
+        self._earned, self._taken = before._earned, before._taken
 
-    def withdraw(self, now: float, requests: int) -> bool:
-        """Takes a token if there is one. `requests` is the running count of all requests."""
+    def withdraw(self, now: float, requests: int, client: bytes = b"") -> bool:
+        """Takes a token for a client (a `client_key`) if there is one for it.
+
+        `requests` is the running count of all requests.
+        """
         if self._now is None:
             self._now = now - _MOST_SECONDS
         seconds = max(0.0, now - self._now)
-        self._tokens += self._floor * seconds + self._budget * max(0, requests - self._requests)
+        flow = self._floor * seconds + self._budget * max(0, requests - self._requests)
         most = self._floor * _MOST_SECONDS + self._budget * _MOST_REQUESTS
-        self._tokens = min(self._tokens, max(1.0, most))
+        self._earned += flow
+        self._tokens = min(self._tokens + flow, max(1.0, most))
         self._now, self._requests = now, requests
         if self._tokens < 1:
             return False
-        self._tokens -= 1
-        return True
+        taken, since = self._taken.pop(client, (0.0, 0.0))
+        taken = max(0.0, taken - self._per_client * (self._earned - since))
+        allowed = taken + 1 <= max(1.0, self._per_client * (self._tokens + taken))
+        if allowed:
+            self._tokens -= 1
+            taken += 1
+        # Whoever had one last is at the end.
+        self._taken[client] = (taken, self._earned)
+        if len(self._taken) > _MOST_CLIENTS:
+            del self._taken[next(iter(self._taken))]
+        return allowed

@@ -76,6 +76,15 @@ _OWN = (
 _DEFAULT = ToMembers()
 
 
+# What runs at one member only: JupyterHub, its services and its users' servers.
+_SESSIONS = (b"/user/", b"/hub/", b"/services/")
+
+
+def is_session(path: bytes) -> bool:
+    """Whether a path is about a session, which no other member has."""
+    return path.startswith(_SESSIONS)
+
+
 class Router:
     """The first route that matches wins; what matches none goes to the members."""
 

@@ -19,22 +19,20 @@ from urllib.parse import quote
 
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import Outcome
-from fedproxy.decide.federation import Lease, Refusal
+from fedproxy.decide.federation import Lease
 from fedproxy.decide.route import Fixed, Local, Redirect
 from fedproxy.errors import (
-    AllFull,
     BadRequest,
     Banned,
     BodyTooLarge,
     ExchangeError,
     HeadTimeout,
     HeadTooLarge,
-    NoMember,
     TargetTooLong,
     TooManyLaunches,
     VisitorError,
 )
-from fedproxy.proxy.exchange import Exchange
+from fedproxy.proxy.exchange import Exchange, refused
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
@@ -662,7 +660,7 @@ class Downstream(Flow):
         now = edge.clock()
         lease = edge.choose(ask, block, self.client, now)
         if not isinstance(lease, Lease):
-            error = AllFull() if lease is Refusal.FULL else NoMember()
+            error = refused(lease)
             edge.counts.rejected[error.reason] += 1
             self._answer_error(ask, block, error)
             return
@@ -887,6 +885,17 @@ class Downstream(Flow):
         """Closes with nothing to say; what is still to be sent has as long as a slow reader has."""
         self.linger_until = self.edge.clock() + _LINGER
         self.transport.close()
+
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds count for no deadline."""
+        self.idle_since = min(now, self.idle_since + lost)
+        if self.head_since is not None:
+            self.head_since = min(now, self.head_since + lost)
+        if self.linger_until is not None:
+            most = self.edge.policy.timeouts.response_idle if self.unsent else _LINGER
+            self.linger_until = min(now + most, self.linger_until + lost)
+        if self.exchange is not None:
+            self.exchange.grant(lost, now)
 
     def sweep(self, now: float) -> None:
         """Looks at the one deadline that counts now."""

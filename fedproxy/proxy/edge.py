@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.launch import MovedKeys
 from fedproxy.decide.limit import LaunchRate, client_key
+from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.retry import RetryBudget
-from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime
+from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
 from fedproxy.errors import Drained
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.traced import take_answer
@@ -29,7 +31,7 @@ from fedproxy.wire.path import canonical, readings
 from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
 
 if TYPE_CHECKING:
-    from fedproxy.decide.federation import Federation, Lease, Refusal
+    from fedproxy.decide.federation import Federation
     from fedproxy.decide.member import Member
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
@@ -41,11 +43,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _UNREAD = 64  # proxies and fields of which it is said that they name no address
-_NUMBERS = [b"%03x" % number for number in range(1, 4096)]
-# JupyterHub's and its users' own paths: a 503 there is about a server that does not run.
-_SESSIONS = (b"/user/", b"/hub/")
 _BUILD = b"/build/"
 _PAGES = b"/v2/"
+_ASLEEP = 1.0  # seconds that were lost, after which members may have given up on this edge ...
+_AWAKE = 10.0  # ... for so many seconds
+_NUMBERS = [b"%03x" % number for number in range(1, 4096)]
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class Ask:
     action: Action
     key: bytes | None
     proxied: bool  # streamed through, not answered here
-    balanced: bool  # to the members, not to a certain one
+    balanced: bool  # any member may serve it: not to a certain one, and about no session
     ordinary: bool  # proxied, no launch, neither HTTP/1.0 nor in absolute-form
     renews: bool  # its response renews the cookie
     build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
@@ -126,6 +128,8 @@ class Edge:
         self.pools: dict[str, Pool] = {}
         self.moved = MovedKeys()
         self.resolver = Resolver(clock)
+        self._pulse = Pulse()
+        self._woke = float("-inf")
         self._draining = False
         self._retired: list[Pool] = []
         self._unread: set[tuple[bytes, bytes]] = set()
@@ -309,7 +313,7 @@ class Edge:
             build = path.startswith(_BUILD)
             launch = build and path.count(b"/") > 2
             renews = build or path.startswith(_PAGES)
-            stays = path.startswith(_SESSIONS)
+            stays = is_session(path)
         else:
             action = self.router.judge(paths, path)
             key = self._key_of(canonical(path)) if self._key_of is not None else None
@@ -317,7 +321,7 @@ class Edge:
             build = any(path.startswith(_BUILD) for path in paths)
             launch = any(path.startswith(_BUILD) and path.count(b"/") > 2 for path in paths)
             renews = build or any(path.startswith(_PAGES) for path in paths)
-            stays = any(path.startswith(_SESSIONS) for path in paths)
+            stays = any(map(is_session, paths))
         bans = self.policy.bans
         proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
         launch = launch and line.method == b"GET"
@@ -326,7 +330,7 @@ class Edge:
             action=action,
             key=key,
             proxied=proxied,
-            balanced=isinstance(action, ToMembers),
+            balanced=isinstance(action, ToMembers) and not stays,
             ordinary=proxied and not launch and line.authority is None and not line.http10,
             renews=renews,
             build=build,
@@ -355,8 +359,10 @@ class Edge:
         """The member for a request that no attempt was made for yet."""
         if self.host_members or not ask.balanced:
             only = self.only(ask, block)
+            if ask.stays:
+                return self._choose_session(ask, block, only, client, now)
             if only is not None:
-                return self.federation.acquire_member(only[0], only[1], (), now, launch)
+                return self.federation.acquire_member(only[0], only[1], (), now, launch, client)
         pinned = self.pins.get(block.cookie)
         if pinned is None and block.cookie:
             pinned = self._pin_of(block.cookie, now, launch)
@@ -364,9 +370,33 @@ class Edge:
         if launch and pinned is None and key is not None and self.moved:
             # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
             moved = self.federation.by_name.get(self.moved.get(key, now) or "")
-            if moved is not None and moved.share(now) > 0 and moved.available(now, launch):
-                return self.federation.acquire_member(moved, Source.KEY, (), now, launch)
-        return self.federation.acquire(key, pinned, (), now, launch)
+            if moved is not None and moved.share(now) > 0 and moved.available(now, launch, client):
+                return self.federation.acquire_member(moved, Source.KEY, (), now, launch, client)
+        return self.federation.acquire(key, pinned, (), now, launch, client)
+
+    def _choose_session(
+        self,
+        ask: Ask,
+        block: HeaderBlock,
+        only: tuple[Member, Source] | None,
+        client: bytes,
+        now: float,
+    ) -> Lease | Refusal:
+        """The member where a session is, or any if nothing says where; what it answers counts for nothing."""
+        federation = self.federation
+        if only is not None:
+            return federation.acquire_session(*only)
+        pinned = self.pins.get(block.cookie)
+        if pinned is None and block.cookie:
+            pinned = self._pin_of(block.cookie, now, False)
+        if pinned is not None:
+            return federation.acquire_session(pinned, Source.COOKIE)
+        lease = federation.acquire(
+            ask.key if self._key_of is not None else client, None, (), now, False, client
+        )
+        if isinstance(lease, Lease):
+            federation.spare(lease, now)
+        return lease
 
     def _pin_of(self, cookie: bytes, now: float, launch: bool) -> Member | None:
         """Of several values the first that names an available member, else the first that names one."""
@@ -389,8 +419,31 @@ class Edge:
     async def run(self) -> None:
         """The sweep: once a second, or as often as the shortest time-out needs."""
         while True:
-            await asyncio.sleep(min(1.0, self.policy.timeouts.shortest / 4))
-            self.sweep(self.clock())
+            interval = min(1.0, self.policy.timeouts.shortest / 4)
+            self._pulse.beat(time.monotonic(), interval)
+            await asyncio.sleep(interval)
+            lost = self._pulse.beat(time.monotonic(), interval)
+            now = self.clock()
+            if lost:
+                self.grant(lost, now)
+            self.sweep(now)
+
+    def lost(self) -> float:
+        """Seconds that this process's loop did not have, ever: no time-out of anybody."""
+        return self._pulse.lost(time.monotonic())
+
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds were nobody's: every deadline that ran meanwhile is put off."""
+        if lost >= _ASLEEP:
+            self._woke = now
+        for downstream in self.connections:
+            downstream.grant(lost, now)
+        for tunnel in self.tunnels:
+            tunnel.grant(lost, now)
+
+    def slept(self, since: float, now: float) -> bool:
+        """Whether this process was asleep since then, so that a connection lost now may be its own doing."""
+        return since <= self._woke >= now - _AWAKE or self._pulse.overdue(time.monotonic()) >= _ASLEEP
 
     def sweep(self, now: float) -> None:
         """Looks at every deadline once."""

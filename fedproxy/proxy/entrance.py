@@ -177,6 +177,10 @@ class Entrance(Flow):
         """Drops the connection at once."""
         self.transport.abort()
 
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds count for no deadline."""
+        self.since = min(now, self.since + lost)
+
     def sweep(self, now: float) -> None:
         """Drops who takes too long."""
         if now - self.since > self.edge.policy.timeouts.request_head:

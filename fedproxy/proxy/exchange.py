@@ -17,16 +17,20 @@ from typing import TYPE_CHECKING, Protocol
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import Outcome
 from fedproxy.decide.federation import Lease, Refusal
+from fedproxy.decide.limit import known_client
 from fedproxy.decide.retry import may_retry
 from fedproxy.errors import (
     AllFull,
+    BodyLost,
     BodyStalled,
     BodyTimeout,
     EdgeError,
     ExchangeError,
     MemberError,
     NoMember,
+    ResponseLost,
     ResponseTimeout,
+    SessionAway,
     StaleConnection,
     VisitorGone,
 )
@@ -51,6 +55,13 @@ _FAILURE = Outcome.FAILURE
 _IGNORED = Outcome.IGNORED
 # A member that says so is no worse than one that says nothing. A 500 is about the request as likely as not.
 _PASSED_OVER = frozenset((502, 503, 504))
+
+
+def refused(why: Refusal) -> EdgeError:
+    """What a visitor is told for whom there is no lease."""
+    if why is Refusal.FULL:
+        return AllFull()
+    return SessionAway() if why is Refusal.AWAY else NoMember()
 
 
 class Visitor(Protocol):
@@ -180,7 +191,7 @@ class Exchange:
         if isinstance(lease, Lease):
             self._attempt(lease)
         else:
-            self._refuse(AllFull() if lease is Refusal.FULL else NoMember())
+            self._refuse(refused(lease))
 
     def _attempt(self, lease: Lease) -> None:
         source = self.source = lease.source if not self.tried else _MOVED
@@ -215,7 +226,7 @@ class Exchange:
         except EdgeError as error:
             self.connecting = None
             if not self.settled:
-                self.cut(error)
+                self._on_own_fault(error)
             return
         self.connecting = None
         if self.settled:
@@ -225,6 +236,19 @@ class Exchange:
             self.on_failure(StaleConnection())
         else:
             self._send(upstream)
+
+    def _on_own_fault(self, error: EdgeError) -> None:
+        """There is no connection, for which the member is not to blame."""
+        lease = self.lease
+        if error.elsewhere and lease is not None and self._may_retry(delivered=False):
+            now = self.edge.clock()
+            self.edge.federation.settle(lease, _IGNORED, now)
+            self.lease = None
+            after = self._next(lease.member, error.reason, now, delivered=False)
+            if after is not None:
+                self._attempt(after)
+                return
+        self.cut(error)
 
     def _send(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -314,7 +338,7 @@ class Exchange:
     def _answered(self, lease: Lease, now: float) -> None:
         # A trial need not wait for the end of a stream of an hour.
         if self.status not in self.edge.policy.failing:
-            self.edge.federation.answered(lease, now)
+            self.edge.federation.answered(lease, now, self.visitor.client)
 
     def on_body(self, data: bytes, done: bool) -> None:
         """(A part of) the response's body."""
@@ -336,7 +360,7 @@ class Exchange:
         self.status = 101
         self.first_byte_at = self.edge.clock()
         if self.lease is not None:
-            self.edge.federation.answered(self.lease, self.first_byte_at)
+            self.edge.federation.answered(self.lease, self.first_byte_at, self.visitor.client)
         self.visitor.send_head(self, head, rest, False)
         upstream.exchange = None
         join(self, self.visitor.transport, upstream, early=self.visitor.detach())
@@ -353,9 +377,13 @@ class Exchange:
         edge = self.edge
         now = edge.clock()
         stale = isinstance(error, StaleConnection)
-        edge.federation.settle(lease, _IGNORED if stale else _FAILURE, now)
+        client = self.visitor.client
+        edge.federation.settle(lease, _FAILURE if self._blames(error, now) else _IGNORED, now, client)
         self.lease = None
         member = lease.member
+        if self.ask.stays and not error.delivered:
+            # What a session's server answers says nothing about the member; that nobody answers does.
+            edge.federation.unreached(member, now, client)
         member.counts.errors[error.reason] += 1
         if self.committed:
             self._break(error, now)
@@ -363,17 +391,31 @@ class Exchange:
         if self._may_retry(error.delivered):
             if stale and edge.pools.get(member.name) is self.pool:
                 # The member's habit, not its failure: the same one again, on a connection of its own.
-                again = edge.federation.acquire_member(member, lease.source, self.tried, now, self.is_launch)
+                again = self._same(member, lease.source, now)
                 if isinstance(again, Lease):
                     member.counts.retries[error.reason] += 1
                     self._again(again)
                     return
             # It is no more to be asked, or has failed.
-            after = self._next(member, error.reason, now)
+            after = self._next(member, error.reason, now, error.delivered)
             if after is not None:
                 self._attempt(after)
                 return
         self._give_up(member, error)
+
+    def _blames(self, error: ExchangeError, now: float) -> bool:
+        """Whether the member is to blame."""
+        if isinstance(error, ResponseLost | BodyLost):
+            # One that was closed before it was used; or this edge slept, and the member gave up on it.
+            return not isinstance(error, StaleConnection) and not self.edge.slept(self.started, now)
+        return isinstance(error, MemberError)
+
+    def _same(self, member: Member, source: Source, now: float) -> Lease | Refusal:
+        """Another lease of the member that has the request already."""
+        federation = self.edge.federation
+        if self.ask.stays:
+            return federation.acquire_session(member, source)
+        return federation.acquire_member(member, source, self.tried, now, self.is_launch, self.visitor.client)
 
     def _may_retry(self, delivered: bool) -> bool:
         return may_retry(
@@ -396,7 +438,7 @@ class Exchange:
         after = self._next(lease.member, str(status), now)
         if after is None:
             return False
-        self.edge.federation.settle(lease, _FAILURE, now)
+        self.edge.federation.settle(lease, _FAILURE, now, self.visitor.client)
         self.upstream = None
         if done and self.body_done:
             upstream.release(now)
@@ -429,16 +471,26 @@ class Exchange:
         """Whether any member may serve it."""
         return self.ask.balanced and self.edge.only(self.ask, self.block) is None
 
-    def _next(self, member: Member, reason: str, now: float) -> Lease | None:
-        """A lease of the next in rank after `member`; None if there is none, or the budget is used up."""
-        edge = self.edge
+    def _next(self, member: Member, reason: str, now: float, delivered: bool = True) -> Lease | None:
+        """A lease of the next in rank after `member`; None if there is none, or the budget is used up.
+
+        `delivered`: `member` may have seen the request. A session is with nobody else, unless nothing said
+        where it is, and nobody could be reached who would know.
+        """
+        edge, client = self.edge, self.visitor.client
         self.tried += (member,)
-        if not self.may_move():
+        session = self.ask.stays
+        if session:
+            if delivered or self.source is _COOKIE or self.source is _HOST:
+                return None
+        elif not self.may_move():
             return None
-        lease = edge.federation.acquire(self.key(), None, self.tried, now, self.is_launch)
+        lease = edge.federation.acquire(self.key(), None, self.tried, now, self.is_launch, client)
         if not isinstance(lease, Lease):
             return None
-        if not edge.budget.withdraw(now, edge.counts.requests):
+        if session:
+            edge.federation.spare(lease, now)
+        if not edge.budget.withdraw(now, edge.counts.requests, known_client(client)):
             edge.counts.budget_exhausted += 1
             edge.federation.settle(lease, _IGNORED, now)
             return None
@@ -490,6 +542,11 @@ class Exchange:
 
     # Time
 
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds count for no deadline."""
+        if self.progress is not None:
+            self.progress = (self.progress[0], min(now, self.progress[1] + lost))
+
     def sweep(self, now: float) -> None:
         """Looks whether anything moved since the last time, and how long ago."""
         moved = self.bytes_in + self.bytes_out + self.attempts
@@ -530,14 +587,13 @@ class Exchange:
         self.settled = True
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.edge.federation.settle(lease, outcome, now)
+            self.edge.federation.settle(lease, outcome, now, self.visitor.client)
         self._abort_upstream()
 
     def _break(self, error: ExchangeError, now: float, termination: str | None = None) -> None:
-        blamed = isinstance(error, MemberError)
-        if self.lease is not None and blamed:
+        if self.lease is not None and isinstance(error, MemberError):
             self.lease.member.counts.errors[error.reason] += 1
-        self._drop(_FAILURE if blamed else _IGNORED, now)
+        self._drop(_FAILURE if self._blames(error, now) else _IGNORED, now)
         self.error = error
         self.termination = termination or error.termination
         self.visitor.broken(self)
@@ -553,7 +609,7 @@ class Exchange:
         self.upstream = None
         edge = self.edge
         failed = self.status >= 500 and self.status in edge.policy.failing
-        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now)
+        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now, self.visitor.client)
         if self.body_done and not (self.bytes_in and upstream.transport.get_write_buffer_size()):
             upstream.release(now)
         else:
@@ -572,7 +628,7 @@ class Exchange:
         self.termination = termination
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.edge.federation.settle(lease, _SUCCESS, now)
+            self.edge.federation.settle(lease, _SUCCESS, now, self.visitor.client)
         self._record(now)
 
     def _record(self, now: float) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from fedproxy.decide.breaker import Outcome
 from fedproxy.decide.launch import Decision, End, Launch
+from fedproxy.decide.pulse import TOLERANCE
 from fedproxy.decide.retry import may_retry
 from fedproxy.errors import StaleConnection
 from fedproxy.proxy.exchange import Exchange
@@ -48,12 +49,13 @@ _IGNORED: Final = Outcome.IGNORED
 class Waiting:
     """A response of which the visitor has seen nothing: its head, and its body as far as it came."""
 
-    __slots__ = ("body", "found", "head", "size", "timer")
+    __slots__ = ("body", "found", "head", "lost", "size", "timer")
 
     timer: asyncio.TimerHandle
 
-    def __init__(self, head: ResponseHead) -> None:
+    def __init__(self, head: ResponseHead, lost: float) -> None:
         self.head = head
+        self.lost = lost  # seconds that the edge had lost as the timer was set
         self.body: list[bytes] = []
         self.size = 0
         self.found = False
@@ -108,8 +110,8 @@ class LaunchExchange(Exchange):
         else:
             self._read(body)
         if policy.failover and policy.hold and self.may_move():
-            waiting = self.waiting = Waiting(head)
-            waiting.timer = asyncio.get_running_loop().call_later(policy.hold, self._release, waiting)
+            waiting = self.waiting = Waiting(head, self.edge.lost())
+            waiting.timer = asyncio.get_running_loop().call_later(policy.hold, self._time_out, waiting)
             self._wait(waiting, launch, body, done)
         else:
             self._note()
@@ -127,7 +129,8 @@ class LaunchExchange(Exchange):
         if self.lease is not None and not self.settled:
             self._stop_waiting()
             if not isinstance(error, StaleConnection):
-                self._conclude(End.LOST)
+                blamed = self._blames(error, self.edge.clock())
+                self._conclude(End.LOST if blamed else End.ABANDONED)
         super().on_failure(error)
 
     def _read(self, data: bytes) -> None:
@@ -140,11 +143,11 @@ class LaunchExchange(Exchange):
                 continue
             now = self.edge.clock()
             if launch.event(event, now) and launch.blame is not None:
-                self.edge.federation.judge(lease, launch.blame, now)
+                self.edge.federation.judge(lease, launch.blame, now, self.visitor.client)
         if not lease.member.breaker.closed and launch.building:
             # A build may take an hour, for which no other trial would be let through. But an image that
             # is there says nothing yet of a member whose servers do not start: that trial waits for the end.
-            self.edge.federation.answered(lease, self.edge.clock())
+            self.edge.federation.answered(lease, self.edge.clock(), self.visitor.client)
 
     # Waiting
 
@@ -168,7 +171,17 @@ class LaunchExchange(Exchange):
         waiting.found = True
         when = min(waiting.timer.when(), loop.time() + _FOUND)
         waiting.timer.cancel()
-        waiting.timer = loop.call_at(when, self._release, waiting)
+        waiting.timer = loop.call_at(when, self._time_out, waiting)
+
+    def _time_out(self, waiting: Waiting) -> None:
+        """It waited for as long as it may; what this edge slept of it is added."""
+        lost = self.edge.lost()
+        more, waiting.lost = lost - waiting.lost, lost
+        if more <= TOLERANCE:
+            self._release(waiting)
+        else:
+            more = min(more, self.edge.policy.launch.hold)
+            waiting.timer = asyncio.get_running_loop().call_later(more, self._time_out, waiting)
 
     def _release(self, waiting: Waiting, done: bool = False) -> None:
         """COMMIT: what waited goes on, and nothing waits any more."""
@@ -280,7 +293,7 @@ class LaunchExchange(Exchange):
         now = self.edge.clock()
         self.outcome = launch.close(end, now).value
         if self.lease is not None and launch.blame is not None:
-            self.edge.federation.judge(self.lease, launch.blame, now)
+            self.edge.federation.judge(self.lease, launch.blame, now, self.visitor.client)
         counts = self.pool.member.counts
         counts.launches[self.outcome] += 1
         for phase, seconds in launch.phases.items():

@@ -66,6 +66,10 @@ class OwnPage(Flow):
         """Drops the connection at once."""
         self.transport.abort()
 
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds count for no deadline."""
+        self.since = min(now, self.since + lost)
+
     def sweep(self, now: float) -> None:
         """Cuts who sends or reads a page for too long."""
         unsent = self.transport.get_write_buffer_size()

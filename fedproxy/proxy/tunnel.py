@@ -81,6 +81,10 @@ class Tunnel:
         """The first to end it is who the log names."""
         self.ended = self.ended or who
 
+    def grant(self, lost: float, now: float) -> None:
+        """So many seconds count for no deadline."""
+        self._since = min(now, self._since + lost)
+
     def sweep(self, now: float) -> None:
         """Cuts a tunnel in which nothing moves."""
         progress = self.visitor.received + self.member.received

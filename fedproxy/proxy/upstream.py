@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import ssl
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import aiohappyeyeballs
@@ -20,10 +22,12 @@ from fedproxy.errors import (
     ConnectFailed,
     ConnectTimeout,
     MemberError,
+    NoWay,
     OutOfFiles,
     ResponseLost,
     StaleConnection,
     TLSFailed,
+    own_fault,
 )
 from fedproxy.proxy.flow import Flow
 from fedproxy.wire import response
@@ -35,8 +39,14 @@ if TYPE_CHECKING:
     from fedproxy.proxy.edge import Edge
     from fedproxy.proxy.exchange import Exchange
     from fedproxy.proxy.policy import Endpoint
+    from fedproxy.proxy.resolver import AddressInfo
 
-_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+# A firewall or a limit of this machine: what others forbid is said in other words.
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+# This machine may say so, or somebody on the way.
+_NO_WAY = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+_SLEPT = 0.25  # seconds that this edge may be late at least without a failure being in doubt
+_AGAIN = 3  # times that a connection is tried anew, as this edge slept meanwhile
 _AWAITING_HEAD = -1
 _UNTIL_CLOSE = 1 << 62
 _LONGEST_HEAD = 64 * 1024
@@ -287,17 +297,29 @@ class Pool:
     async def connect(self) -> Upstream:
         """A new connection.
 
-        Raises `ConnectFailed` or one of its kinds within `timeouts.connect`, and `OutOfFiles` if there are
-        none left, not even of idle connections.
+        Raises `ConnectFailed` or one of its kinds within `timeouts.connect`, and a kind of `EdgeFailed` if it
+        is not the member that is to blame: `OutOfFiles` when none is left, not even of idle connections.
         """
         try:
-            return await self._connect()
+            return await self._connect_awake()
         except OutOfFiles:
             if not self.edge.close_idle_upstreams():
                 raise
         # They are closed by the turn after the next.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        return await self._connect_awake()
+
+    async def _connect_awake(self) -> Upstream:
+        """Tries again what failed while this edge slept: the member may have been in time."""
+        edge = self.edge
+        for _ in range(_AGAIN):
+            lost = edge.lost()
+            try:
+                return await self._connect()
+            except ConnectFailed:
+                if edge.lost() - lost < max(_SLEPT, edge.policy.timeouts.connect / 4):
+                    raise
         return await self._connect()
 
     async def _connect(self) -> Upstream:
@@ -311,10 +333,10 @@ class Pool:
             raise ConnectTimeout from error
         except ssl.SSLError as error:
             raise TLSFailed from error
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in _OUT_OF_FILES:
-                raise OutOfFiles from error
-            # ValueError: a name that no resolver takes.
+        except OSError as error:
+            raise own_fault(error) or ConnectFailed() from error
+        except ValueError as error:
+            # A name that no resolver takes.
             raise ConnectFailed from error
         finally:
             if not made:
@@ -329,12 +351,29 @@ class Pool:
             await loop.create_unix_connection(lambda: upstream, endpoint.path)
             return
         addresses = await self.edge.resolver.resolve(endpoint.host, endpoint.port)
-        sock = await aiohappyeyeballs.start_connection(
-            addresses, happy_eyeballs_delay=0.25, interleave=1, loop=loop
-        )
+        try:
+            sock = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=0.25, interleave=1, loop=loop
+            )
+        except OSError as error:
+            if error.errno in _FORBIDDEN or (error.errno in _NO_WAY and _is_cut_off(addresses)):
+                raise NoWay from error
+            raise
         await loop.create_connection(
             lambda: upstream,
             sock=sock,
             ssl=endpoint.tls,
             server_hostname=endpoint.host if endpoint.tls else None,
         )
+
+
+def _is_cut_off(addresses: Sequence[AddressInfo]) -> bool:
+    """Whether this machine itself has no way to any of these: a datagram socket asks nobody else."""
+    for family, _, _, _, address in addresses:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.connect(address)
+        except OSError:
+            continue
+        return False
+    return True

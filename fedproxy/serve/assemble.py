@@ -56,7 +56,7 @@ def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
         endpoints=endpoints,
         cookie_values={name: cookie_value(name, secret) for name in active},
         router=Router([Route(route.path, _action(route)) for route in settings.routes]),
-        budget=RetryBudget(settings.retry.budget, settings.retry.floor / workers),
+        budget=RetryBudget(settings.retry.budget, settings.retry.floor / workers, settings.retry.per_client),
     )
 
 
@@ -83,6 +83,7 @@ def _member(name: str, settings: config.Config, known: Member | None) -> Member:
         open=breaker.open,
         open_max=breaker.open_max,
         trials=breaker.trials,
+        witnesses=breaker.witnesses,
     )
     member = known or Member(name=name, url=wanted.url, breaker=Breaker(policy))
     member.breaker.policy = policy

@@ -195,7 +195,7 @@ class Plane:
         if isinstance(fact, Tripped):
             member = edge.federation.by_name.get(fact.name)
             if member is not None:
-                edge.federation.trip(member, now)
+                edge.federation.trip(member, now, fact.witnesses)
         elif isinstance(fact, Moved):
             edge.note_moved(fact.key, fact.name, now)
         elif isinstance(fact, Launched):
@@ -206,8 +206,9 @@ class Plane:
             self._elsewhere = fact.running
 
     def _on_trip(self, name: str) -> None:
-        if self._tell is not None:
-            self._tell(Tripped(name))
+        member = self.edge.federation.by_name.get(name)
+        if self._tell is not None and member is not None:
+            self._tell(Tripped(name, member.breaker.opened_by))
 
     def _on_launches(self) -> None:
         if not self._telling:
@@ -357,9 +358,13 @@ class Plane:
         began = edge.clock()
         # Nobody sees the handshakes that the loop's servers are still at.
         at_least = _GRACE if any(each.tls for each in self._open) else _TURN
+        lost = edge.lost()
         while edge.clock() < self._drained_by:
             # First of all, so that who was accepted in this very turn is there to be seen.
             await asyncio.sleep(_TURN)
+            # Time that nobody here had is not taken off what was promised.
+            self._drained_by += edge.lost() - lost
+            lost = edge.lost()
             passed = edge.clock() - began
             if passed >= at_least and not (edge.connections or edge.tunnels or self._entering):
                 break

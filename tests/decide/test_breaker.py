@@ -227,11 +227,163 @@ def test_every_transition_is_told_with_its_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"trials": 0}, {"failures": 0}, {"minimum": 0}, {"open": 0.0}, {"window": -1.0}]
+    "wrong",
+    [{"trials": 0}, {"witnesses": 0}, {"failures": 0}, {"minimum": 0}, {"open": 0.0}, {"window": -1.0}],
 )
 def test_policy_that_could_wedge_a_breaker_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         BreakerPolicy(**wrong)  # type: ignore[arg-type]
+
+
+# Witnesses
+
+X, Y, Z = b"192.0.2.1", b"192.0.2.2", b"2001:db8::1"
+
+
+def seen(breaker: Breaker, outcome: Outcome, client: bytes, now: float = 0.0) -> bool:
+    return breaker.settle(breaker.acquire(now, client), outcome, now, client=client)
+
+
+def test_failures_of_one_client_do_not_open_it_while_others_have_success() -> None:
+    breaker = Breaker(BreakerPolicy())
+    seen(breaker, SUCCESS, Y)
+    assert not any(seen(breaker, FAILURE, X) for _ in range(100))
+    assert breaker.closed
+
+
+def test_success_of_the_one_who_fails_speaks_neither_for_nor_against_it() -> None:
+    breaker = Breaker(BreakerPolicy())
+    for client in (Y, X):
+        seen(breaker, SUCCESS, client)
+    assert not any(seen(breaker, FAILURE, X) for _ in range(100))
+
+
+def test_second_witness_opens_it_at_once_when_there_were_enough_failures() -> None:
+    breaker = Breaker(BreakerPolicy())
+    seen(breaker, SUCCESS, Z)
+    for _ in range(7):
+        seen(breaker, FAILURE, X)
+    assert seen(breaker, FAILURE, Y)
+    assert len(breaker.opened_by) == 2
+
+
+def test_client_alone_opens_it_as_before() -> None:
+    breaker = Breaker(BreakerPolicy())
+    for _ in range(50):
+        seen(breaker, SUCCESS, X)
+    assert [seen(breaker, FAILURE, X) for _ in range(5)] == [False] * 4 + [True]
+
+
+def test_client_opens_it_when_nobody_had_success_in_the_window() -> None:
+    breaker = Breaker(BreakerPolicy(window=10.0))
+    breaker.roll(0.0)
+    seen(breaker, SUCCESS, Y, 0.0)
+    assert [seen(breaker, FAILURE, X, 10.5) for _ in range(5)] == [False] * 4 + [True]
+
+
+def test_first_failure_of_all_takes_no_success_away() -> None:
+    breaker = Breaker(BreakerPolicy(failures=1))
+    seen(breaker, SUCCESS, Y, 1000.0)
+    assert not seen(breaker, FAILURE, X, 1000.5)
+
+
+def test_ratio_wants_witnesses_too() -> None:
+    breaker = Breaker(BreakerPolicy(failures=99, ratio=0.5, minimum=4))
+    for number in range(10):
+        seen(breaker, SUCCESS, Y, number / 10)
+        assert not seen(breaker, FAILURE, X, number / 10)
+    assert seen(breaker, FAILURE, Y, 1.0)
+
+
+def test_witnesses_and_successes_count_in_all_of_the_window_and_no_longer() -> None:
+    breaker = Breaker(BreakerPolicy(failures=2, window=10.0))
+    seen(breaker, FAILURE, X, 0.0)
+    seen(breaker, SUCCESS, Z, 4.0)
+    assert not seen(breaker, FAILURE, Y, 5.0)
+    assert seen(breaker, FAILURE, Y, 6.0)
+    breaker = Breaker(BreakerPolicy(failures=2, window=10.0))
+    seen(breaker, FAILURE, X, 0.0)
+    breaker.roll(4.0)
+    seen(breaker, SUCCESS, Z, 4.0)
+    assert not any(seen(breaker, FAILURE, Y, now) for now in (10.5, 11.0, 13.0))
+    assert seen(breaker, FAILURE, Y, 14.5)
+
+
+def test_household_of_ipv6_is_one_witness_and_one_success() -> None:
+    breaker = Breaker(BreakerPolicy())
+    for number in range(50):
+        seen(breaker, SUCCESS, b"2001:db8:1::%x" % number)
+    seen(breaker, SUCCESS, Y)
+    assert not any(seen(breaker, FAILURE, b"2001:db8:1::%x" % number) for number in range(100))
+
+
+def test_as_many_witnesses_as_the_policy_wants() -> None:
+    breaker = Breaker(BreakerPolicy(failures=2, witnesses=3))
+    for client in (b"198.51.100.1", b"198.51.100.2", b"198.51.100.3"):
+        seen(breaker, SUCCESS, client)
+    assert [seen(breaker, FAILURE, client) for client in (X, Y, X, Y, Z)] == [False] * 4 + [True]
+    breaker = Breaker(BreakerPolicy(failures=2, witnesses=1))
+    seen(breaker, SUCCESS, Y)
+    assert [seen(breaker, FAILURE, X) for _ in range(2)] == [False, True]
+
+
+def test_few_clients_are_kept_however_many_come() -> None:
+    breaker = Breaker(BreakerPolicy(failures=10**6, ratio=1.0))
+    for number in range(1000):
+        seen(breaker, SUCCESS, b"198.51.%d.%d" % divmod(number, 256))
+        seen(breaker, FAILURE, b"203.0.%d.%d" % divmod(number, 256))
+    assert len(breaker._served) == len(breaker._failed) == 2
+
+
+def with_others(now: float = 0.0) -> Breaker:
+    """Opened by two clients."""
+    breaker = Breaker(BreakerPolicy(failures=2))
+    assert [seen(breaker, FAILURE, client, now) for client in (X, Y)] == [False, True]
+    return breaker
+
+
+def test_whose_trial_failed_has_not_the_next_one_too() -> None:
+    breaker = with_others()
+    assert seen(breaker, FAILURE, X, 5.0)
+    assert not breaker.admits(15.0, X)
+    assert breaker.acquire(15.0, X) == UNCOUNTED
+    assert breaker.admits(15.0, Y)
+    assert seen(breaker, SUCCESS, Y, 15.0)
+    assert breaker.closed
+
+
+def test_whose_trial_failed_has_another_when_nobody_else_came_for_as_long_again() -> None:
+    breaker = with_others()
+    seen(breaker, FAILURE, X, 5.0)
+    assert breaker.admits(25.0, X)
+    assert seen(breaker, FAILURE, X, 25.0)
+    assert breaker.open_for == 20.0
+
+
+def test_trial_that_comes_to_nothing_makes_room_for_somebody_else() -> None:
+    breaker = with_others()
+    seen(breaker, IGNORED, X, 5.0)
+    assert breaker.state is HALF_OPEN
+    assert not breaker.admits(6.0, X)
+    assert breaker.admits(6.0, Y)
+    assert breaker.admits(10.0, X)
+
+
+def test_client_that_was_alone_has_every_trial() -> None:
+    breaker = Breaker(BreakerPolicy(failures=2))
+    for _ in range(2):
+        seen(breaker, FAILURE, X)
+    assert seen(breaker, FAILURE, X, 5.0)
+    assert breaker.admits(15.0, X)
+
+
+def test_client_whose_trial_succeeded_is_one_who_had_success() -> None:
+    breaker = with_others()
+    assert seen(breaker, SUCCESS, Y, 5.0)
+    assert not any(seen(breaker, FAILURE, X, 6.0) for _ in range(50))
+
+
+clients = st.sampled_from([X, Y, Z])
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -242,16 +394,18 @@ class AnyHistory(RuleBasedStateMachine):
         self.breaker = Breaker(BreakerPolicy(failures=2, minimum=3, trials=2))
         self.now = 0.0
         self.leases: list[int] = []
+        self.failed: set[bytes] = set()  # since it closed
+        self.served: set[bytes] = set()
 
     @rule(by=st.one_of(st.floats(0.0, 30.0), st.floats(-1e6, 1e6)))
     def time_passes(self, by: float) -> None:
         self.now += by
         self.breaker.roll(self.now)
 
-    @rule()
-    def acquire(self) -> None:
-        admitted = self.breaker.admits(self.now)
-        generation = self.breaker.acquire(self.now)
+    @rule(client=clients)
+    def acquire(self, client: bytes) -> None:
+        admitted = self.breaker.admits(self.now, client)
+        generation = self.breaker.acquire(self.now, client)
         assert (generation == UNCOUNTED) is (not admitted)
         if admitted:
             assert self.breaker.trials <= self.breaker.policy.trials
@@ -267,14 +421,24 @@ class AnyHistory(RuleBasedStateMachine):
         outcome=st.sampled_from(Outcome),
         chance=st.floats(0, 1, exclude_max=True),
         may=st.booleans(),
+        client=clients,
     )
-    def settle(self, data: st.DataObject, outcome: Outcome, chance: float, may: bool) -> None:
+    def settle(self, data: st.DataObject, outcome: Outcome, chance: float, may: bool, client: bytes) -> None:
         lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
         before = self.breaker.state
-        changed = self.breaker.settle(lease, outcome, self.now, chance, lambda: may)
+        if lease == self.breaker.generation and before is CLOSED:
+            {SUCCESS: self.served, FAILURE: self.failed, IGNORED: set()}[outcome].add(client)
+        changed = self.breaker.settle(lease, outcome, self.now, chance, lambda: may, client)
         assert changed is (self.breaker.state is not before)
         if before is CLOSED and not may:
             assert self.breaker.state is CLOSED
+        if before is CLOSED and self.breaker.state is OPEN:
+            # One client alone never opens it, if it knows of another who is served well.
+            assert len(self.failed) > 1 or self.failed == {client}
+            assert self.breaker.opened_by
+        if changed:
+            self.failed.clear()
+            self.served = {client} if self.breaker.closed else set()
 
     @rule()
     def trip(self) -> None:
@@ -293,9 +457,12 @@ class AnyHistory(RuleBasedStateMachine):
         assert 0 <= breaker.open_for <= breaker.policy.open_max * 1.1
         if breaker.state is OPEN:
             # A clock that was set back admits at once, and may come to the open time again.
-            assert breaker.admits(self.now) or breaker.admits(self.now + breaker.open_for * 1.001 + 1e-3)
+            later = self.now + breaker.open_for * 1.001 + 1e-3
+            assert breaker.admits(self.now, X) or breaker.admits(later, X) or breaker.admits(later, Y)
+            later += breaker.open_for * 1.001
+            assert breaker.admits(self.now, X) or breaker.admits(later, X)
         if breaker.state is HALF_OPEN:
-            assert breaker.admits(self.now) or breaker.trials
+            assert any(breaker.admits(self.now, client) for client in (X, Y, Z)) or breaker.trials
 
     def teardown(self) -> None:
         """However it was left: once it is asked again, it closes in a bounded time."""

@@ -237,6 +237,75 @@ def test_only_member_is_refused(why: str, refusal: Refusal) -> None:
     assert fed.acquire_member(gesis, Source.HOST, tried, 0.0) is refusal
 
 
+@pytest.mark.parametrize("why", ["ill", "open", "full", "draining"])
+def test_session_s_member_is_sent_it_whatever_it_is(why: str) -> None:
+    gesis = member(max_requests=0 if why == "full" else 10)
+    fed = federation(gesis)
+    if why == "ill":
+        gesis.set_health(False, 0.0)
+    if why == "open":
+        gesis.breaker.trip(0.0, 0.0)
+    if why == "draining":
+        gesis.set_intent(Intent.DRAIN)
+    got = lease(fed.acquire_session(gesis, Source.COOKIE))
+    assert (got.member, got.source, gesis.in_flight) == (gesis, Source.COOKIE, 1)
+    generation = gesis.breaker.generation
+    fed.settle(got, Outcome.FAILURE, 10.0)
+    assert (gesis.in_flight, gesis.breaker.generation) == (0, generation)
+
+
+def test_session_of_a_member_in_maintenance_is_away() -> None:
+    gesis = member()
+    gesis.set_intent(Intent.MAINT)
+    assert federation(gesis).acquire_session(gesis, Source.COOKIE) is Refusal.AWAY
+
+
+def test_session_s_member_that_cannot_be_reached_is_charged_while_its_breaker_is_closed() -> None:
+    fed, _, gesis, _ = three()
+    for _ in range(5):
+        got = lease(fed.acquire_session(gesis, Source.COOKIE))
+        fed.settle(got, Outcome.FAILURE, 0.0)
+        fed.unreached(gesis, 0.0, b"192.0.2.1")
+    assert gesis.breaker.state is BreakerState.OPEN
+    generation = gesis.breaker.generation
+    fed.unreached(gesis, 6.0, b"192.0.2.1")
+    assert gesis.breaker.generation == generation
+
+
+def test_spared_lease_says_nothing_and_a_spared_trial_gives_its_place_back() -> None:
+    fed, _, gesis, _ = three()
+    for _ in range(20):
+        got = lease(fed.acquire_member(gesis, Source.HOST, (), 0.0))
+        fed.spare(got, 0.0)
+        fed.settle(got, Outcome.FAILURE, 0.0)
+    assert gesis.breaker.closed
+    gesis.breaker.trip(0.0, 0.0)
+    trial = lease(fed.acquire_member(gesis, Source.HOST, (), 5.0))
+    assert gesis.breaker.trials == 1
+    fed.spare(trial, 5.0)
+    assert gesis.breaker.trials == 0
+    fed.settle(trial, Outcome.FAILURE, 5.0)
+    assert gesis.breaker.state is BreakerState.HALF_OPEN
+
+
+def test_client_whose_trial_failed_is_moved_and_another_has_the_next() -> None:
+    fed, _, gesis, _ = three()
+    for client in (b"192.0.2.1", b"192.0.2.2") * 3:
+        got = lease(fed.acquire(KEY, gesis, (), 0.0, False, client))
+        fed.settle(got, Outcome.FAILURE, 0.0, client)
+    assert not gesis.breaker.closed
+    trial = lease(fed.acquire(KEY, gesis, (), 6.0, False, b"192.0.2.1"))
+    assert trial.member is gesis
+    fed.settle(trial, Outcome.FAILURE, 6.0, b"192.0.2.1")
+    later = 6.0 + gesis.breaker.open_for
+    assert lease(fed.acquire(KEY, gesis, (), later, False, b"192.0.2.1")).member is not gesis
+    assert fed.acquire_member(gesis, Source.HOST, (), later, False, b"192.0.2.1") is Refusal.NO_MEMBER
+    trial = lease(fed.acquire(KEY, gesis, (), later, False, b"192.0.2.2"))
+    assert trial.member is gesis
+    fed.settle(trial, Outcome.SUCCESS, later, b"192.0.2.2")
+    assert gesis.breaker.closed
+
+
 def test_failures_eject_no_more_members_than_the_policy_lets() -> None:
     fed, prime, gesis, ovh = three(max_ejected=0.67)
     for each in (prime, gesis, ovh):
@@ -358,6 +427,9 @@ def test_draining_prime_is_the_last_resort_too() -> None:
     assert ask(fed).member is prime
 
 
+clients = st.sampled_from([b"192.0.2.1", b"192.0.2.2", b"192.0.2.3"])
+
+
 class AnyTraffic(RuleBasedStateMachine):
     """Whatever visitors, members, probes and operators do, in any order and with any clock."""
 
@@ -400,11 +472,34 @@ class AnyTraffic(RuleBasedStateMachine):
         if isinstance(got, Lease):
             self.leases.append(got)
 
+    @rule(at=st.integers(0, 3))
+    def acquire_session(self, at: int) -> None:
+        its = self.all[at]
+        # Sessions pass the limit, which the others' invariant is about.
+        if its.in_flight < its.max_requests:
+            got = self.fed.acquire_session(its, Source.COOKIE)
+            assert (got is Refusal.AWAY) is (its.intent is Intent.MAINT)
+            if isinstance(got, Lease):
+                self.leases.append(got)
+
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), outcome=st.sampled_from(Outcome))
-    def settle(self, data: st.DataObject, outcome: Outcome) -> None:
+    @rule(data=st.data(), client=clients)
+    def spare(self, data: st.DataObject, client: bytes) -> None:
+        self.fed.spare(data.draw(st.sampled_from(self.leases)), self.now, client)
+
+    @rule(at=st.integers(0, 3), client=clients)
+    def unreached(self, at: int, client: bytes) -> None:
+        self.fed.unreached(self.all[at], self.now, client)
+
+    @rule(at=st.integers(0, 3), witnesses=st.sets(clients))
+    def hear_of_a_trip(self, at: int, witnesses: set[bytes]) -> None:
+        self.fed.trip(self.all[at], self.now, witnesses)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome), client=clients)
+    def settle(self, data: st.DataObject, outcome: Outcome, client: bytes) -> None:
         got = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
-        self.fed.settle(got, outcome, self.now)
+        self.fed.settle(got, outcome, self.now, client)
         with pytest.raises(ValueError, match="settled before"):
             self.fed.settle(got, outcome, self.now)
 
@@ -414,9 +509,9 @@ class AnyTraffic(RuleBasedStateMachine):
         self.fed.answered(data.draw(st.sampled_from(self.leases)), self.now)
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), outcome=st.sampled_from(Outcome))
-    def judge(self, data: st.DataObject, outcome: Outcome) -> None:
-        self.fed.judge(data.draw(st.sampled_from(self.leases)), outcome, self.now)
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome), client=clients)
+    def judge(self, data: st.DataObject, outcome: Outcome, client: bytes) -> None:
+        self.fed.judge(data.draw(st.sampled_from(self.leases)), outcome, self.now, client)
 
     @rule(
         at=st.integers(0, 3),

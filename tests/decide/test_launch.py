@@ -343,6 +343,42 @@ def test_launch_that_began_before_the_breaker_opened_is_not_judged() -> None:
     assert gesis.failed_launches == 0
 
 
+def launch(fed: Federation, of: Member, how: Outcome, client: bytes) -> None:
+    lease = fed.acquire_member(of, Source.HOST, (), 0.0, True, client)
+    assert isinstance(lease, Lease)
+    fed.judge(lease, how, 0.0, client)
+    fed.settle(lease, Outcome.SUCCESS, 0.0, client)
+
+
+def test_launches_that_only_one_client_saw_fail_do_not_open_while_others_are_served() -> None:
+    gesis = member("gesis")
+    fed = federation(gesis, member("ovh"))
+    page = fed.acquire_member(gesis, Source.HOST, (), 0.0)
+    assert isinstance(page, Lease)
+    fed.settle(page, Outcome.SUCCESS, 0.0, b"192.0.2.2")
+    for _ in range(20):
+        launch(fed, gesis, Outcome.FAILURE, b"192.0.2.1")
+    assert gesis.breaker.closed
+    launch(fed, gesis, Outcome.FAILURE, b"192.0.2.3")
+    assert gesis.breaker.state is BreakerState.OPEN
+
+
+def test_launch_that_gets_ready_clears_the_witnesses_too() -> None:
+    gesis = member("gesis")
+    fed = federation(gesis, member("ovh"))
+    launch(fed, gesis, Outcome.FAILURE, b"192.0.2.1")
+    launch(fed, gesis, Outcome.SUCCESS, b"192.0.2.2")
+    assert (gesis.failed_launches, gesis.launch_witnesses) == (0, set())
+
+
+def test_witnesses_of_launches_are_bounded() -> None:
+    gesis = member("gesis")
+    fed = federation(gesis)
+    for number in range(50):
+        launch(fed, gesis, Outcome.FAILURE, b"192.0.2.%d" % number)
+    assert len(gesis.launch_witnesses) == 2
+
+
 # Keys that moved
 
 

@@ -74,3 +74,56 @@ def test_clock_and_count_that_go_back_take_nothing_away() -> None:
     assert budget.withdraw(100.0, 100)
     assert spent(budget, 50.0, 0) == 59
     assert spent(budget, 51.0, 2) == 2
+
+
+# One client among others
+
+
+def taken(budget: RetryBudget, client: bytes, now: float, requests: int) -> int:
+    count = 0
+    while budget.withdraw(now, requests, client):
+        count += 1
+    return count
+
+
+def test_one_client_takes_its_share_of_the_bucket_and_others_have_the_rest() -> None:
+    budget = RetryBudget(budget=0.0, floor=1.0, per_client=0.5)
+    assert taken(budget, b"x", 0.0, 0) == 5
+    assert taken(budget, b"y", 0.0, 0) == 2
+    assert taken(budget, b"z", 0.0, 0) == 1
+
+
+def test_one_client_that_goes_on_takes_no_more_than_its_share_of_what_flows_in() -> None:
+    budget = RetryBudget(budget=0.0, floor=1.0, per_client=0.5)
+    greedy = sum(taken(budget, b"x", float(now), 0) for now in range(1000))
+    assert 500 <= greedy <= 512
+    # All that it was not given is there for others, as far as the bucket holds it.
+    assert taken(budget, b"y", 1000.0, 0) == 5
+
+
+def test_client_that_waits_has_its_share_again() -> None:
+    budget = RetryBudget(budget=0.0, floor=1.0, per_client=0.5)
+    assert taken(budget, b"x", 0.0, 0) == 5
+    assert taken(budget, b"x", 100.0, 0) == 5
+
+
+def test_client_may_have_the_only_token() -> None:
+    budget = RetryBudget(budget=0.0, floor=0.1, per_client=0.5)
+    assert taken(budget, b"x", 0.0, 0) == 1
+    assert taken(budget, b"y", 0.0, 0) == 0
+
+
+def test_share_of_one_is_no_limit() -> None:
+    assert taken(RetryBudget(budget=0.0, floor=1.0, per_client=1.0), b"x", 0.0, 0) == 10
+
+
+def test_what_clients_took_is_bounded_and_survives_a_reload() -> None:
+    before = RetryBudget(budget=1.0, floor=1000.0, per_client=0.5)
+    for number in range(5000):
+        assert before.withdraw(0.0, 0, b"%d" % number)
+    assert len(before._taken) == 1024
+    before = RetryBudget(budget=0.0, floor=1.0, per_client=0.5)
+    taken(before, b"x", 0.0, 0)
+    budget = RetryBudget(budget=0.0, floor=1.0, per_client=0.5)
+    budget.take_over(before)
+    assert taken(budget, b"x", 0.0, 0) == 0

@@ -2,7 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from fedproxy.decide.route import Action, Fixed, Local, Redirect, Route, Router, ToMember, ToMembers, ToPrime
+from fedproxy.decide.route import (
+    Action,
+    Fixed,
+    Local,
+    Redirect,
+    Route,
+    Router,
+    ToMember,
+    ToMembers,
+    ToPrime,
+    is_session,
+)
 
 BADGE = Redirect("https://static.example.org/badge.svg", 301)
 ROUTER = Router(
@@ -82,3 +93,19 @@ def test_router_without_routes_sends_to_the_members() -> None:
 def test_pattern_of_many_stars_meets_a_path_made_to_be_slow() -> None:
     router = Router([Route("/" + "*a" * 20 + "*b", Fixed(404))])
     assert router.match(b"/" + b"a" * 30_000) == ToMembers()
+
+
+@pytest.mark.parametrize(
+    ("path", "session"),
+    [
+        (b"/user/me/lab", True),
+        (b"/hub/", True),
+        (b"/services/x/", True),
+        (b"/users/me", False),
+        (b"/", False),
+        (b"/build/gh/user/repo", False),
+        (b"/v2/gh/user/hub/", False),
+    ],
+)
+def test_path_of_a_session(path: bytes, session: bool) -> None:
+    assert is_session(path) is session

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from fedproxy.decide.breaker import BreakerState
-from fedproxy.decide.federation import Lease
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.breaker import BreakerState, Outcome
+from fedproxy.decide.federation import Federation, Lease
+from fedproxy.decide.limit import client_key
+from fedproxy.decide.member import Member
 from tests.decide.build import federation, member
 
 
@@ -47,3 +50,31 @@ def test_no_more_breakers_open_by_hearsay_than_may_be_open() -> None:
     generation = a.breaker.generation
     members.trip(a, 1.0)
     assert a.breaker.generation == generation
+
+
+X, Y, Z = b"192.0.2.1", b"192.0.2.2", b"192.0.2.3"
+
+
+def once(members: Federation, at: Member, outcome: Outcome, client: bytes) -> None:
+    lease = members.acquire_member(at, Source.HOST, (), 0.0)
+    assert isinstance(lease, Lease)
+    members.settle(lease, outcome, 0.0, client)
+
+
+def test_what_one_client_saw_elsewhere_does_not_open_it_where_others_have_success() -> None:
+    a, b = member("a"), member("b")
+    members = federation(a, b)
+    once(members, a, Outcome.SUCCESS, Y)
+    members.trip(a, 0.0, frozenset((client_key(X),)))
+    assert a.breaker.closed
+    members.trip(a, 0.0, frozenset((client_key(X), client_key(Z))))
+    assert a.breaker.opened_by == {client_key(X), client_key(Z)}
+
+
+def test_witnesses_here_and_elsewhere_add_up() -> None:
+    a, b = member("a"), member("b")
+    members = federation(a, b)
+    once(members, a, Outcome.SUCCESS, Y)
+    once(members, a, Outcome.FAILURE, Z)
+    members.trip(a, 0.0, frozenset((client_key(X),)))
+    assert not a.breaker.closed
