@@ -428,7 +428,8 @@ class Downstream(Flow):
         else:
             if block.host is None:
                 raise BadRequest
-            self.keep = not block.close
+            # What follows a request to switch may have been meant for what it is to switch to.
+            self.keep = not block.close and block.upgrade is None
         if self.edge.draining:
             self.keep = False
         if block.length is not None and block.length > self.edge.policy.limits.request_body:
@@ -505,7 +506,7 @@ class Downstream(Flow):
     def _start_body(self, exchange: Exchange, block: HeaderBlock, data: bytes) -> None:
         exchange.expect_body()
         if block.chunked:
-            self.chunks = Chunked()
+            self.chunks = Chunked(request=True)
         else:
             self.left = block.length or 0
         if data:
@@ -711,6 +712,7 @@ class Downstream(Flow):
         upgrade = b""
         if block.upgrade is not None and not line.http10 and not exchange.is_launch:
             upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
+            exchange.spend()
         return b"".join(
             (
                 line.start,

@@ -35,7 +35,7 @@ from fedproxy.errors import (
     VisitorGone,
 )
 from fedproxy.proxy.tunnel import join
-from fedproxy.wire.request import may_be_tunnelled
+from fedproxy.wire.request import is_answered
 
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
@@ -204,11 +204,15 @@ class Exchange:
         pool = self.pool = self.edge.pools[lease.member.name]
         idle = pool.idle
         while idle:
-            # The one used last, unless it is closing and the loop has yet to say so: a POST would be lost.
+            # The one used last, unless something waits there that the loop has yet to read: its end, which
+            # would lose a POST, or bytes that nobody asked for, which would be taken for the answer.
             upstream = idle.pop()
-            if not upstream.transport.is_closing():
+            if upstream.transport.is_closing():
+                continue
+            if not upstream.look(0):
                 self._send(upstream)
                 return
+            upstream.abort()
         self._connect(pool)
 
     def _connect(self, pool: Pool) -> None:
@@ -352,9 +356,10 @@ class Exchange:
         if self.notes is not None:
             self.notes.answer(head.status)
         upstream = self.upstream
-        if self.block.upgrade is None or self.is_launch or self.ask.line.http10 or upstream is None:
+        asked = self.block.upgrade
+        if asked is None or self.is_launch or self.ask.line.http10 or upstream is None:
             return False
-        if head.upgrade is not None and not may_be_tunnelled(head.upgrade):
+        if not is_answered(asked, head.upgrade):
             return False
         self.committed = True
         self.status = 101
@@ -440,12 +445,22 @@ class Exchange:
             return False
         self.edge.federation.settle(lease, _FAILURE, now, self.visitor.client)
         self.upstream = None
-        if done and self.body_done:
-            upstream.release(now)
-        else:
-            upstream.abort()
+        self._let_go(upstream, done, now)
         self._attempt(after)
         return True
+
+    def _let_go(self, upstream: Upstream, done: bool, now: float) -> None:
+        """Keeps a connection for others, if the request and its answer are whole."""
+        if done and self.body_done and not (self.bytes_in and upstream.unsent()):
+            upstream.release(now)
+        else:
+            # An early answer: the member has not taken the whole request, and nobody else's may follow it.
+            upstream.abort()
+
+    def spend(self) -> None:
+        """The member is asked to switch: whatever it answers, its connection serves nobody else."""
+        if self.upstream is not None:
+            self.upstream.spent = True
 
     def _give_up(self, member: Member, error: MemberError) -> None:
         """The last attempt failed, and the visitor is told so."""
@@ -610,11 +625,10 @@ class Exchange:
         edge = self.edge
         failed = self.status >= 500 and self.status in edge.policy.failing
         edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now, self.visitor.client)
-        if self.body_done and not (self.bytes_in and upstream.transport.get_write_buffer_size()):
-            upstream.release(now)
+        if self.bytes_in or not self.body_done:
+            self._let_go(upstream, True, now)
         else:
-            # An early answer: the member has not taken the whole request, and nobody else's may follow it.
-            upstream.abort()
+            upstream.release(now)
         self._record(now)
         self.visitor.finished(self, now)
 

@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import termios
+from collections.abc import Callable, Sequence
 
 from fedproxy.wire.address import read_address
 
@@ -39,6 +40,15 @@ def has_left(transport: asyncio.BaseTransport) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))
+
+
+def look_at(transport: asyncio.BaseTransport) -> Callable[[float], Sequence[object]]:
+    """What says, called with 0, whether bytes or an end have arrived that the loop has not read yet."""
+    poll = select.poll()
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
+    return poll.poll
 
 
 class Flow(asyncio.Protocol):

@@ -219,10 +219,7 @@ class LaunchExchange(Exchange):
         self._conclude(End.LOST)
         self.lease = self.upstream = None
         edge.federation.settle(lease, _IGNORED, now)
-        if done and self.body_done:
-            upstream.release(now)
-        else:
-            upstream.abort()
+        self._let_go(upstream, done, now)
         self._attempt(after)
         return True
 
@@ -231,7 +228,7 @@ class LaunchExchange(Exchange):
         failed = self.launch is not None and self.launch.end is End.FAILED
         if failed and (done or (self.watched and head.length is None)):
             data = b"".join(body)
-            payload = Chunked(framed=False).feed(data) if head.chunked and self.framed else data
+            payload = _unframed(data) if head.chunked and self.framed else data
             self.word = (self.pool, head, payload)
 
     def _give_up(self, member: Member, error: MemberError) -> None:
@@ -302,3 +299,11 @@ class LaunchExchange(Exchange):
             counts.launch_duration.observe(launch.ready_after)
             if self.notes is not None:
                 self.notes.example(counts.launch_duration, launch.ready_after)
+
+
+def _unframed(data: bytes) -> bytes:
+    chunks = Chunked(framed=False)
+    payload = chunks.feed(data)
+    while chunks.behind:
+        payload += chunks.feed(b"")
+    return payload

@@ -29,7 +29,7 @@ from fedproxy.errors import (
     TLSFailed,
     own_fault,
 )
-from fedproxy.proxy.flow import Flow
+from fedproxy.proxy.flow import Flow, look_at
 from fedproxy.wire import response
 from fedproxy.wire.body import BodyError, Chunked
 from fedproxy.wire.grammar import Memo
@@ -64,8 +64,10 @@ class Upstream(Flow):
         "idle_since",
         "keep",
         "left",
+        "look",
         "pool",
         "reused",
+        "spent",
         "writable",
         "write",
     )
@@ -80,6 +82,7 @@ class Upstream(Flow):
         self.chunks: Chunked | None = None
         self.held = b""
         self.keep = True
+        self.spent = False  # for this one exchange, whatever comes of it
         self.idle_since = 0.0
 
     def __repr__(self) -> str:
@@ -89,6 +92,7 @@ class Upstream(Flow):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.write = self.transport.write
+        self.look = look_at(transport)
         self.pool.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -202,6 +206,26 @@ class Upstream(Flow):
             exchange.on_body(out, True)
         elif out:
             exchange.on_body(out, False)
+        if chunks.behind and self.chunks is chunks:
+            # The rest of them in another turn: others want to be served meanwhile.
+            self.pause()
+            asyncio.get_running_loop().call_soon(self._catch_up, chunks)
+
+    def _catch_up(self, chunks: Chunked) -> None:
+        exchange = self.exchange
+        if exchange is None or self.chunks is not chunks or exchange.full:
+            return
+        if chunks.behind:
+            self._read_chunks(exchange, chunks, b"")
+        if not chunks.behind and not exchange.full:
+            self.resume()
+
+    def resume(self) -> None:
+        """Reads on, once all that was read is passed on."""
+        if self.chunks is not None and self.chunks.behind:
+            asyncio.get_running_loop().call_soon(self._catch_up, self.chunks)
+        else:
+            super().resume()
 
     def _fail(self, exchange: Exchange, error: MemberError) -> None:
         self.exchange = None
@@ -214,6 +238,8 @@ class Upstream(Flow):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.forget(self)
+        while self.exchange is not None and self.chunks is not None and self.chunks.behind:
+            self._read_chunks(self.exchange, self.chunks, b"")
         exchange, self.exchange = self.exchange, None
         if exchange is None:
             return
@@ -229,7 +255,7 @@ class Upstream(Flow):
         """The exchange is over: back to the pool, unless that has enough, or closed."""
         self.exchange = None
         pool = self.pool
-        if not self.keep or len(pool.idle) >= pool.room:
+        if not self.keep or self.spent or len(pool.idle) >= pool.room:
             self.transport.close()
             return
         if not self.reading:
@@ -243,6 +269,10 @@ class Upstream(Flow):
         """Drops the connection at once, with whatever is under way on it."""
         self.exchange = None
         self.transport.abort()
+
+    def unsent(self) -> int:
+        """Bytes that the system has not taken yet."""
+        return self.transport.get_write_buffer_size()
 
     def pause_writing(self) -> None:
         self.writable = False

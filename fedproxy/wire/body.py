@@ -17,10 +17,47 @@ _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n").match
 _LONGEST_LINE = 1024
 _MOST_EXTENSIONS = 16 * 1024
 _MOST_TRAILERS = 8 * 1024
-# Fields that must never arrive after the body (RFC 9110 section 6.5.1).
+# Chunks up to this size are read in runs: one by one they would cost more than all that they carry.
+_SMALL = 1024
+_SIZES = {format(size, style).encode(): size for size in range(1, _SMALL + 1) for style in "xX"}
+# Whole chunks of up to 15 bytes, of which a flood is made.
+_TINY = re.compile(
+    b"|".join(b"[%x%X]\r\n(.{%d})\r\n" % (size, size, size) for size in range(1, 16)), re.DOTALL
+).finditer
+_TINY_RUN = re.compile(
+    b"(?:%b)*+" % b"|".join(b"[%x%X]\r\n.{%d}\r\n" % (size, size, size) for size in range(1, 16)), re.DOTALL
+).match
+_RUN = 12 * 1024  # bytes
+_SLOW = 8  # what a chunk that is read on its own costs, against one of a run
+_AT_ONCE = 2048  # chunks that one call reads, or some more: less than a millisecond
+# Chunks of fewer bytes than this on average are tiny. They add up, but for some in each call.
+_FAIR = 16
+_FREE = 16
+_MOST_TINY = 16 * 1024
+# Fields that would change what was said before the body: framing, routing, control, authentication, content,
+# and what the edge sets or reads itself (RFC 9110 section 6.5.1).
 _NOT_IN_TRAILERS = frozenset(
-    b"content-length transfer-encoding host trailer connection authorization cookie set-cookie te upgrade"
-    b" content-encoding content-type content-range".split()
+    b"age allow alt-svc authentication-info authorization cache-control clear-site-data connection cookie"
+    b" cookie2 date expect expires forwarded from host http2-settings keep-alive link location max-forwards"
+    b" origin pragma range referer refresh retry-after server set-cookie set-cookie2 te traceparent"
+    b" tracestate strict-transport-security trailer transfer-encoding upgrade user-agent vary"
+    b" via warning www-authenticate"
+    # What a parser that has lost its place would take for a request.
+    b" connect delete get head options patch post put trace".split()
+)
+_NOT_IN_TRAILERS_FROM = (
+    b"accept",
+    b"access-control-",
+    b"content-",
+    b"cross-origin-",
+    b"if-",
+    b"proxy-",
+    b"sec-",
+    b"x-accel-",
+    b"x-forwarded",
+    b"x-real-ip",
+    b"x-request-id",
+    b"x-scheme",
 )
 
 
@@ -31,27 +68,38 @@ class BodyError(ValueError):
 class Chunked:
     """Follows one chunked body, whatever way its bytes are split.
 
-    `feed` returns what to forward: with `framed` the same chunks without their extensions, else the
+    `feed` returns what to forward: with `framed` chunks without extensions, tiny ones joined, else the
     payload alone; `tap` is called with every piece of the payload before. `size` counts payload bytes. When
-    `done`, `rest` holds what came after the body.
+    `done`, `rest` holds what came after the body. While `behind`, there are more chunks than one call reads,
+    and `feed(b"")` reads on.
+
+    The body of a `request` loses its trailers (RFC 9112 section 7.1.2), is never behind, and may not consist
+    of tiny chunks, unless they come one by one.
     """
 
     __slots__ = (
         "_between",
+        "_budget",
         "_extensions",
         "_framed",
         "_held",
         "_left",
+        "_request",
         "_step",
         "_tap",
+        "_tiny",
         "_trailers",
+        "behind",
         "done",
         "rest",
         "size",
     )
 
-    def __init__(self, *, framed: bool = True, tap: Callable[[bytes], object] | None = None) -> None:
+    def __init__(
+        self, *, framed: bool = True, request: bool = False, tap: Callable[[bytes], object] | None = None
+    ) -> None:
         self._framed = framed
+        self._request = request
         self._tap = tap
         self._between = True  # the next byte is a chunk's first
         self._held = b""
@@ -59,6 +107,9 @@ class Chunked:
         self._step = self._read_size
         self._extensions = 0
         self._trailers = 0
+        self._tiny = 0
+        self._budget = 0
+        self.behind = False
         self.done = False
         self.rest = b""
         self.size = 0
@@ -79,10 +130,20 @@ class Chunked:
             data, self._held = self._held + data, b""
         out: list[bytes] = []
         at, end = 0, len(data)
-        while at < end and not self.done:
+        self._budget = _AT_ONCE
+        self._tiny = max(0, self._tiny - _FREE)
+        while at < end and not self.done and self._budget > 0:
+            self._budget -= 1
             at = self._step(data, at, out)
+            if self._request:
+                # It is not that many chunks before they are refused.
+                self._budget = _AT_ONCE
+        self.behind = False
         if self.done:
             self.rest = data[at:]
+        elif at < end:
+            self.behind = True
+            self._held = data[at:]
         self._between = not self._held and self._step == self._read_size
         return out[0] if len(out) == 1 else b"".join(out)
 
@@ -100,7 +161,50 @@ class Chunked:
             raise BodyError("a line of the chunked framing is too long")
         return end
 
+    def _read_small(self, data: bytes, start: int, out: list[bytes]) -> int:
+        """Reads small chunks that are whole; tiny ones go on as one. Returns where the next chunk begins."""
+        at, most = start, len(data) - 2
+        run = _TINY_RUN(data, at, at + _RUN)
+        end = run.end() if run is not None else at
+        pieces = [each[each.lastindex or 0] for each in _TINY(data, at, end)] if end > at else []
+        at = end
+        while len(pieces) < _AT_ONCE:
+            line = data.find(b"\r\n", at, at + 5)
+            size = _SIZES.get(data[at:line]) if line > 0 else None
+            if size is None:
+                break
+            end = line + 2 + size
+            if end > most:
+                break
+            if data[end : end + 2] != b"\r\n":
+                raise BodyError("a chunk does not end where it should")
+            pieces.append(data[line + 2 : end])
+            at = end + 2
+        if not pieces:
+            return at
+        payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.size += len(payload)
+        self._budget -= len(pieces)
+        self._count_tiny(len(pieces), len(payload))
+        if self._tap is not None:
+            self._tap(payload)
+        if not self._framed:
+            out.append(payload)
+        elif len(pieces) > _FREE and len(payload) < len(pieces) * _FAIR:
+            out.append(chunk(payload))
+        else:
+            out.append(data[start:at])
+        return at
+
+    def _count_tiny(self, chunks: int, size: int) -> None:
+        self._tiny = max(0, self._tiny + chunks - size // _FAIR)
+        if self._request and self._tiny > _MOST_TINY:
+            raise BodyError("too many tiny chunks")
+
     def _read_size(self, data: bytes, at: int, out: list[bytes]) -> int:
+        after = self._read_small(data, at, out)
+        if after > at:
+            return after
         end = self._line(data, at)
         if end < 0:
             return len(data)
@@ -117,6 +221,8 @@ class Chunked:
                 out.append(b"0\r\n")
             return end + 2
         self.size += size
+        self._budget -= _SLOW
+        self._count_tiny(_SLOW, size)
         after = end + 2 + size + 2
         if after <= len(data):
             return self._whole_chunk(data, at, match.end(1), after, out)
@@ -175,11 +281,18 @@ class Chunked:
             match = FIELD.fullmatch(line)
             if match is None or self._trailers > _MOST_TRAILERS:
                 raise BodyError("the trailers are malformed or too large")
-            if match[1].lower() in _NOT_IN_TRAILERS:
+            if self._request or not _may_trail(match[1]):
                 return end + 2
         if self._framed:
             out.append(data[at : end + 2])
         return end + 2
+
+
+def _may_trail(name: bytes) -> bool:
+    """Whether a response's field may come after its body, for whoever merges it into the head."""
+    # Some take an underscore for the hyphen of a name that they trust.
+    name = name.lower().replace(b"_", b"-")
+    return name not in _NOT_IN_TRAILERS and not name.startswith(_NOT_IN_TRAILERS_FROM)
 
 
 def chunk(data: bytes) -> bytes:

@@ -24,8 +24,13 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._:@/+=~\-]{1,128}").fullmatch
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+# RFC 9110 section 7.8: protocols, each with a version or without, in a list.
+_PROTOCOL = TOKEN + rb"(?:/" + TOKEN + rb")?"
+_UPGRADE = re.compile(
+    rb"[ \t]*+(?:" + _PROTOCOL + rb")?[ \t]*+(?:,[ \t]*+(?:" + _PROTOCOL + rb")?[ \t]*+)*+"
+).fullmatch
 # Protocols that would carry requests past the edge's own rules.
-_NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
+_NOT_TUNNELLED = frozenset((b"h2", b"h2c", b"h3", b"http", b"https", b"tls", b"ssl"))
 
 _KEEP_ALIVE = (b"keep-alive",)
 
@@ -318,7 +323,9 @@ class BlockReader:
             if block.traceparent is None and _TRACEPARENT(value) is not None:
                 block.traceparent = value
         elif name == b"upgrade":
-            block.upgrade = value if may_be_tunnelled(value) else None
+            if _UPGRADE(value) is None:
+                raise BadRequest
+            block.upgrade = value if block.upgrade is None else block.upgrade + b", " + value
         elif self._trusted and name == b"x-forwarded-for":
             block.forwarded = replace(said, addresses=_with(said.addresses, value))
         elif self._trusted and name == b"x-real-ip":
@@ -334,7 +341,7 @@ class BlockReader:
             lines.append(line)
 
     def _read_connection(self, block: HeaderBlock, named: tuple[bytes, ...], lines: list[bytes]) -> None:
-        if b"upgrade" not in named:
+        if block.upgrade is not None and not (b"upgrade" in named and may_be_tunnelled(block.upgrade)):
             block.upgrade = None
         if not named or named == _KEEP_ALIVE:
             block.keep_alive = bool(named)
@@ -400,8 +407,15 @@ def host_name(authority: bytes) -> bytes:
 
 
 def may_be_tunnelled(upgrade: bytes) -> bool:
-    """Whether an Upgrade field names only protocols that the edge tunnels."""
-    return not any(token.startswith(_NOT_TUNNELLED) for token in tokens(upgrade))
+    """Whether an Upgrade field names protocols, and only such as the edge tunnels."""
+    asked = tokens(upgrade)
+    return bool(asked) and not any(token.partition(b"/")[0] in _NOT_TUNNELLED for token in asked)
+
+
+def is_answered(upgrade: bytes, by: bytes | None) -> bool:
+    """Whether a 101 that says `by` switches to what an Upgrade field asked for (RFC 9110 section 7.8)."""
+    named = tokens(by or b"")
+    return bool(named) and set(named) <= set(tokens(upgrade))
 
 
 def with_host(raw: bytes, authority: bytes) -> bytes:

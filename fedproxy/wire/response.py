@@ -91,7 +91,7 @@ def read(raw: bytes) -> ResponseHead:
         elif name == b"connection":
             named += tokens(value)
         elif name == b"upgrade":
-            head.upgrade = value
+            head.upgrade = value if head.upgrade is None else head.upgrade + b", " + value
         elif name == b"content-type":
             head.event_stream = value.lower().startswith(b"text/event-stream")
             lines.append(line)

@@ -139,26 +139,149 @@ async def test_trailers_of_a_response_do_not_reach_a_1_0_visitor() -> None:
         assert response.values("x-sum") == []
 
 
-async def test_trailers_of_a_request_pass_and_are_not_merged() -> None:
+@pytest.mark.parametrize(
+    "line",
+    [b"GET: /slow-secret HTTP/1.1", b"X-Sum: 12345", b"Host: evil", b"Content-Length: 5", b"A:" + b"b" * 900],
+)
+@pytest.mark.parametrize("split", [1, 1000])
+async def test_trailers_of_a_request_end_here(line: bytes, split: int) -> None:
     async with edge(answer()) as running:
-        await running.ask(
-            post(chunked(b"x", trailers=b"X-Sum: 1\r\nx-sum: 2\r\n"), b"Transfer-Encoding: chunked")
-        )
-        (request,) = running.member.requests
-        assert request.trailers == [(b"X-Sum", b"1"), (b"x-sum", b"2")]
-        assert request.values("x-sum") == []
+        client = await running.client()
+        body = chunked(b"x" * 20, trailers=line + b"\r\n" + b"X-T: 1\r\n")
+        request = post(body, b"Transfer-Encoding: chunked")
+        for at in range(0, len(request), split):
+            await client.send(request[at : at + split])
+        assert (await client.response()).status == 200
+        assert (await client.ask(GET)).status == 200
+        first, second = running.member.requests
+        assert (first.body, first.trailers) == (b"x" * 20, [])
+        assert second.target == b"/"
+        assert line.partition(b":")[2] not in running.member.received
+        assert b"\r\n0\r\n\r\nGET / HTTP/1.1" in running.member.received
+
+
+@pytest.mark.parametrize("trailers", [b"no colon\r\n", b" folded: x\r\n", b"A : b\r\n", b"A: b\r\n" * 2000])
+async def test_trailers_of_a_request_that_are_malformed_or_too_large_are_refused(trailers: bytes) -> None:
+    async with edge(answer()) as running:
+        client = await running.client()
+        await client.send(post(chunked(b"x", trailers=trailers), b"Transfer-Encoding: chunked"))
+        assert (await client.response()).status == 400
+        assert running.member.requests == []
 
 
 @pytest.mark.parametrize(
-    "name", [b"Content-Length: 5", b"Transfer-Encoding: x", b"Host: evil", b"Authorization: x"]
+    "name",
+    [
+        b"Content-Length",
+        b"content-TYPE",
+        b"Content_Length",
+        b"Transfer-Encoding",
+        b"Set-Cookie",
+        b"Host",
+        b"Cache-Control",
+        b"Location",
+        b"WWW-Authenticate",
+        b"X-Request-ID",
+        b"X_Request_ID",
+        b"X-Forwarded-For",
+        b"Proxy-Authenticate",
+        b"Connection",
+        b"Trailer",
+        b"Vary",
+        b"Age",
+        b"Strict-Transport-Security",
+        b"Access-Control-Allow-Origin",
+        b"Via",
+        b"GET",
+    ],
 )
-async def test_trailer_that_would_change_the_request_is_dropped(name: bytes) -> None:
+async def test_trailer_of_a_response_that_is_not_safe_is_dropped(name: bytes) -> None:
+    trailers = b"Server-Timing: db;dur=5\r\n" + name + b": 1\r\nETag: x\r\n"
+    async with edge(answer(in_chunks(b"x", trailers=trailers))) as running:
+        client = await running.client()
+        for _ in range(2):
+            response = await client.ask(GET)
+            assert response.trailers == [(b"Server-Timing", b"db;dur=5"), (b"ETag", b"x")]
+            assert response.values("etag") == []
+
+
+async def test_trailers_of_a_response_that_are_malformed_break_it_off() -> None:
+    async with edge(answer(in_chunks(b"x", trailers=b"no colon\r\n"))) as running:
+        client = await running.client()
+        await client.send(GET)
+        with pytest.raises(Ended):
+            await client.response()
+        assert running.errors("a") == {"truncated": 1}
+
+
+TINY = b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in (1, 2, 1, 3))
+
+
+@pytest.mark.parametrize("tiny", [b"1\r\nx\r\n", TINY, b"01\r\nx\r\n"])
+async def test_upload_in_tiny_chunks_is_refused_when_there_are_too_many(tiny: bytes) -> None:
     async with edge(answer()) as running:
-        await running.ask(
-            post(chunked(b"x", trailers=name + b"\r\nX-T: 1\r\n"), b"Transfer-Encoding: chunked")
+        client = await running.client()
+        await client.send(post(tiny * 100_000, b"Transfer-Encoding: chunked"))
+        async with guard():
+            assert (await client.response()).status == 400
+        assert running.errors("a") == {}
+
+
+@pytest.mark.parametrize("tiny", [b"1\r\nx\r\n", TINY, b"01\r\nx\r\n"])
+@pytest.mark.parametrize("old", [True, False])
+async def test_download_in_tiny_chunks_arrives_whole_and_others_are_served_meanwhile(
+    tiny: bytes, old: bool
+) -> None:
+    count = 50_000
+
+    async def handle(conn: Conn, request: Message) -> None:
+        if request.target == b"/tiny":
+            conn.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + tiny * count + b"0\r\n\r\n")
+        else:
+            conn.send(ok(b"ok"))
+        await conn.flush()
+
+    async with edge(per_request(handle)) as running:
+        client = await running.client()
+        await client.send((OLD_GET if old else GET).replace(b" / ", b" /tiny "))
+        # Served in a turn between two parts of the other's.
+        assert (await running.ask(GET)).body == b"ok"
+        response = await client.response()
+        assert response.body == b"x" * (tiny.count(b"x") * count)
+
+
+async def test_download_in_tiny_chunks_to_a_slow_reader_arrives_whole() -> None:
+    count = 400_000
+
+    async def script(conn: Conn) -> None:
+        await conn.request()
+        conn.send(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"2\r\nxy\r\n" * count + b"0\r\n\r\n"
         )
-        (request,) = running.member.requests
-        assert request.trailers == [(b"X-T", b"1")]
+        await conn.flush()
+
+    async with edge(script) as running:
+        client = await running.client(receive_buffer=4096)
+        response = await client.ask(GET)
+        assert response.body == b"xy" * count
+
+
+async def test_event_a_second_for_days_is_no_flood() -> None:
+    """However many chunks of one byte come, as long as they come one by one."""
+    count = 20_000
+
+    async def script(conn: Conn) -> None:
+        await conn.request()
+        conn.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(count // 10):
+            for _ in range(10):
+                conn.send(b"1\r\nx\r\n")
+            await conn.flush()
+            await asyncio.sleep(0)
+        conn.send(b"0\r\n\r\n")
+
+    async with edge(script) as running:
+        assert (await running.ask(GET)).body == b"x" * count
 
 
 async def test_events_arrive_one_by_one_as_they_are_sent() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -665,3 +666,34 @@ async def test_stop_cuts_what_is_under_way() -> None:
         async with guard():
             await client.until_end()
         assert not running.busy()
+
+
+# A connection of the pool on which something waits that the loop has not read yet
+
+
+@pytest.mark.parametrize("waiting", [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b"\r\n", None])
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_idle_connection_with_something_unread_is_given_no_request(
+    waiting: bytes | None, method: bytes
+) -> None:
+    """Bytes would be taken for the answer, and on one that has ended a POST would be lost."""
+    async with edge(answer()) as running:
+        client = await running.client()
+        await client.ask(GET)
+        (conn,) = running.member.connections
+        (visitor,) = running.service.edge.connections
+        sock = socket.socket(fileno=os.dup(conn.writer.get_extra_info("socket").fileno()))
+        with sock:
+            # All in one turn of the loop.
+            if waiting is None:
+                sock.shutdown(socket.SHUT_WR)
+            else:
+                sock.send(waiting)
+            visitor.data_received(method + b" / HTTP/1.1\r\nHost: h\r\n\r\n")
+        response = await client.response()
+        assert (response.status, response.body) == (200, b"ok")
+        assert [len(each.received.split(b"HTTP/1.1\r\n")) - 1 for each in running.member.connections] == [
+            1,
+            1,
+        ]
+        assert running.errors("a") == {}

@@ -345,3 +345,110 @@ async def test_upgrade_without_connection_is_not_forwarded() -> None:
     async with edge(answer()) as running:
         assert (await running.ask(UPGRADE.replace(b"Connection: keep-alive, Upgrade\r\n", b""))).status == 200
         assert running.member.requests[0].values("upgrade") == []
+
+
+# Where no tunnel comes of it
+
+REFUSALS = {
+    "200": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno",
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n",
+    "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "403": b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno",
+    "426": b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: foo\r\nContent-Length: 0\r\n\r\n",
+    "500": b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS.keys())
+async def test_connection_on_which_an_upgrade_was_refused_serves_nobody_else(refusal: bytes) -> None:
+    async with edge(answer(refusal)) as running:
+        for _ in range(3):
+            assert (await running.ask(UPGRADE)).status == int(refusal.split()[1])
+            assert not running.service.edge.idle()
+        assert len(running.member.connections) == 3
+
+
+async def test_connection_on_which_an_upgrade_was_passed_over_serves_nobody_else() -> None:
+    unwilling = answer(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
+    async with edge({"a": unwilling, "b": unwilling}) as running:
+        assert (await running.ask(UPGRADE)).status == 503
+        assert [len(member.connections) for member in running.members.values()] == [1, 1]
+        assert not running.service.edge.idle()
+
+
+@pytest.mark.parametrize("early", [b"", GET, b"\x81\x85\x00\x00\x00\x00hello"])
+@pytest.mark.parametrize("late", [b"", GET])
+async def test_what_follows_a_refused_upgrade_is_not_read_as_a_request(early: bytes, late: bytes) -> None:
+    async with edge(answer(REFUSALS["403"])) as running:
+        client = await running.client()
+        await client.send(UPGRADE + early)
+        response = await client.response()
+        assert (response.status, response.value("connection")) == (403, b"close")
+        await client.send(late)
+        assert await client.closed() == "eof"
+        assert len(running.member.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"",
+        b"Upgrade: h2c\r\n",
+        b"Upgrade: websocket, tls/1.0\r\n",
+        b"Upgrade: other\r\n",
+        b"Upgrade: websocket/2\r\n",
+    ],
+)
+async def test_101_that_does_not_name_what_was_asked_for_is_no_answer(field: bytes) -> None:
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n" + field + b"\r\n"
+    async with edge(answer(switching)) as running:
+        assert (await running.ask(UPGRADE)).status == 502
+        assert not running.service.edge.tunnels
+        assert running.errors("a") == {"bad_response": 1}
+
+
+async def test_101_that_nobody_asked_for_is_no_answer() -> None:
+    async with edge(answer(SWITCHING)) as running:
+        assert (await running.ask(GET)).status == 502
+        assert not running.service.edge.idle()
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (b"WebSocket", b"websocket"),
+        (b"foo/1.2, websocket", b"websocket"),
+        (b"foo/1.2\r\nUpgrade: websocket", b"foo/1.2"),
+    ],
+)
+async def test_101_may_choose_among_what_was_asked_for(asked: bytes, named: bytes) -> None:
+    async with edge(answer(SWITCHING.replace(b"websocket", named))) as running:
+        response = await running.ask(UPGRADE.replace(b"Upgrade: websocket", b"Upgrade: " + asked))
+        assert (response.status, response.value("upgrade")) == (101, named)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"web socket", b"websocket/", b"/1", b"a/b/c", b"websocket; x", b'"websocket"', b"\x80", b"a,,b c"],
+)
+@pytest.mark.parametrize("connection", [b"Connection: Upgrade\r\n", b""])
+async def test_upgrade_that_names_no_protocol_is_refused(value: bytes, connection: bytes) -> None:
+    request = b"GET / HTTP/1.1\r\nHost: h\r\n" + connection + b"Upgrade: " + value + b"\r\n\r\n"
+    async with edge(answer()) as running:
+        assert (await running.ask(request)).status == 400
+        assert running.member.requests == []
+
+
+@pytest.mark.parametrize(
+    "lines", [b"Upgrade: websocket\r\nUpgrade: h2c", b"Upgrade: ", b"Upgrade: HTTP/2.0", b"Upgrade: ,"]
+)
+async def test_upgrade_to_what_the_edge_does_not_tunnel_is_left_out(lines: bytes) -> None:
+    async with edge(answer()) as running:
+        client = await running.client()
+        for _ in range(2):
+            response = await client.ask(
+                b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n" + lines + b"\r\n\r\n"
+            )
+            assert response.status == 200
+        assert [request.values("upgrade") for request in running.member.requests] == [[], []]
+        assert len(running.member.connections) == 1

@@ -48,6 +48,76 @@ def test_trailers_that_would_change_the_message_are_left_out() -> None:
     assert Chunked().feed(b"0\r\nContent-Length: 5\r\nX-Ok: 1\r\n\r\n") == b"0\r\nX-Ok: 1\r\n\r\n"
 
 
+def test_request_keeps_no_trailer() -> None:
+    assert Chunked(request=True).feed(b"0\r\nX-Ok: 1\r\n\r\n") == LAST_CHUNK
+
+
+def whole(body: Chunked, data: bytes) -> bytes:
+    out = body.feed(data)
+    while body.behind:
+        out += body.feed(b"")
+    return out
+
+
+@given(
+    st.lists(
+        st.tuples(st.binary(min_size=1, max_size=1500), st.sampled_from((b"%x", b"%X", b"0%x", b"%x;a"))),
+        max_size=60,
+    ),
+    st.lists(st.integers(0, 20_000), max_size=6),
+    st.booleans(),
+)
+def test_payload_is_the_same_whatever_the_chunks_and_the_split(
+    pieces: list[tuple[bytes, bytes]], cuts: list[int], framed: bool
+) -> None:
+    """And the tap, the count and, once more read, what is forwarded agree with it."""
+    payload = b"".join(piece for piece, _ in pieces)
+    data = b"".join(style % len(piece) + b"\r\n" + piece + b"\r\n" for piece, style in pieces) + LAST_CHUNK
+    edges = [0, *sorted(cuts), len(data)]
+    tapped: list[bytes] = []
+    body = Chunked(framed=framed, tap=tapped.append)
+    out = b"".join(whole(body, data[start:end]) for start, end in pairwise(edges))
+    if framed:
+        out = whole(Chunked(framed=False), out)
+    assert (out, b"".join(tapped), body.size, body.done) == (payload, payload, len(payload), True)
+
+
+@pytest.mark.parametrize("tiny", [b"1\r\nx\r\n", b"01\r\nx\r\n", b"F\r\n123456789012345\r\n"])
+def test_many_tiny_chunks_are_read_some_at_a_time_and_joined(tiny: bytes) -> None:
+    body, calls, out = Chunked(), 0, b""
+    data = tiny * 30_000 + LAST_CHUNK
+    while not body.done:
+        out += body.feed(data)
+        data = b""
+        calls += 1
+        assert body.behind != body.done
+    assert calls > 10
+    assert whole(Chunked(framed=False), out) == whole(Chunked(framed=False), tiny * 30_000 + LAST_CHUNK)
+    if tiny[0:1] != b"0":
+        assert len(out) < len(tiny) * 30_000 * 0.9
+
+
+@pytest.mark.parametrize("tiny", [b"1\r\nx\r\n", b"01\r\nx\r\n", b"1;a\r\nx\r\n"])
+def test_request_of_too_many_tiny_chunks_is_refused(tiny: bytes) -> None:
+    with pytest.raises(BodyError):
+        Chunked(request=True).feed(tiny * 20_000)
+
+
+def test_request_of_tiny_chunks_that_come_one_by_one_or_beside_large_ones_passes() -> None:
+    body = Chunked(request=True)
+    for _ in range(20_000):
+        body.feed(b"1\r\nx\r\n1\r\ny\r\n")
+    for _ in range(40):
+        body.feed(b"1\r\nx\r\n" * 1000 + chunk(b"x" * 20_000))
+    assert body.feed(LAST_CHUNK) == LAST_CHUNK and body.done
+
+
+def test_chunks_that_are_not_tiny_pass_as_they_came() -> None:
+    data = b"".join(chunk(b"data: %d and so on\n\n" % number) for number in range(100))
+    assert Chunked().feed(data) == data
+    assert Chunked().feed(b"1\r\nx\r\n" * 3) == b"1\r\nx\r\n" * 3
+
+
 @pytest.mark.parametrize(
     "data",
     [
