@@ -371,3 +371,13 @@ async def test_head_that_never_ends_is_logged_as_the_proxy_s() -> None:
         await proxy.ask(GET)
         assert await refused(proxy, PLAIN[:20]) == 408
         assert [line["client"] for line in await running.logged(2)] == [OTHER.decode(), ME.decode()]
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\nHost : h\r\n\r\n", b"GET /" + b"x" * 40_000])
+async def test_first_request_behind_a_proxy_header_is_logged_as_its_visitor_s_if_it_is_refused(
+    data: bytes,
+) -> None:
+    async with edge(answer(), trusted_proxies=[PROXY], **BEHIND) as running:
+        proxy = await running.client()
+        await refused(proxy, HEADER + data)
+        assert [line["client"] for line in await running.logged()] == [OTHER.decode()]
