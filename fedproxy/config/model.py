@@ -164,6 +164,11 @@ class Timeouts(Section):
         default=600.0, description="Between two reads of a response's body or of a tunnel."
     )
     keepalive: Seconds = Field(default=75.0, description="How long an idle connection of a visitor is kept.")
+    connection_age: SecondsOrNone = Field(
+        default=600.0,
+        description="The greatest age of a connection to a member: an older one takes no other request, and "
+        "what is under way on it goes on. Up to a fifth less, by chance. 0 for no limit.",
+    )
     drain: SecondsOrNone = Field(
         default=600.0,
         description="How long running requests may go on after SIGTERM; then what is left is cut.",

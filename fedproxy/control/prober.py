@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Final
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from aiohttp.tracing import Trace
@@ -29,6 +31,8 @@ from yarl import URL
 
 from fedproxy import __version__
 from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
+from fedproxy.errors import NameFailed
+from fedproxy.proxy.resolver import Resolver
 
 _LARGEST_BODY: Final = 1 << 20
 _LONGEST_WORDS: Final = 200
@@ -144,7 +148,10 @@ class Prober:
         self._rounds: set[asyncio.Task[Verdict]] = set()
         # A connection is for one request: rounds are far apart, and a new one tells more.
         # No limit, so that requests to members that hang keep none waiting.
-        self._session = _session(_Connector(limit=0, force_close=True, resolver=aiohttp.AsyncResolver()))
+        # Names are looked up as for visitors, so that the verdict is about where these are sent.
+        self._names = Resolver(asyncio.get_running_loop().time)
+        names = _Names(self._names)
+        self._session = _session(_Connector(limit=0, force_close=True, resolver=names, use_dns_cache=False))
 
     @property
     def reports(self) -> Mapping[str, Report]:
@@ -190,6 +197,7 @@ class Prober:
             watch.stop()
         await asyncio.gather(*self._rounds, return_exceptions=True)
         await self._session.close()
+        await self._names.close()
 
     def _start(self, watch: _Watch) -> None:
         watch.timer = None
@@ -321,6 +329,37 @@ class _Progress:
 
 
 _progress: ContextVar[_Progress] = ContextVar("_progress")
+
+
+class _Names(AbstractResolver):
+    """The client's way to the edge's resolver."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """All addresses of a name. Raises OSError."""
+        try:
+            found = await self._resolver.resolve(host, port)
+        except NameFailed as error:
+            raise OSError(None, str(error)) from error
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=address[1],
+                family=own,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for own, _, proto, _, address in found
+            if family in (socket.AF_UNSPEC, own)
+        ]
+
+    async def close(self) -> None:
+        """Its owner closes the resolver."""
 
 
 class _Connector(aiohttp.TCPConnector):

@@ -153,6 +153,7 @@ class Edge:
             else:
                 pool = Pool(self, member, endpoints[member.name], cookie_values[member.name])
             pool.room = policy.limits.idle_connections
+            pool.sort()
             self.pools[member.name] = pool
         for pool in old.values():
             pool.close()
@@ -328,7 +329,7 @@ class Edge:
 
     def idle(self) -> int:
         """Idle connections to members."""
-        return sum(len(pool.idle) for pool in self.pools.values())
+        return sum(pool.waiting for pool in self.pools.values())
 
     def busy(self) -> int:
         """Connections to members that serve an exchange or a tunnel."""
@@ -348,7 +349,8 @@ class Edge:
             tunnel.sweep(now)
         before = now - self.policy.timeouts.keepalive
         for pool in self.pools.values():
-            pool.expire(before)
+            pool.expire(before, now)
+        self.resolver.sweep(now)
         self._retired = [pool for pool in self._retired if pool.connections]
         self.federation.roll(now)
 

@@ -55,6 +55,7 @@ class Timeouts:
     response_head: float = 75.0
     response_idle: float = 600.0
     keepalive: float = 75.0
+    connection_age: float = 600.0  # 0 for no limit
 
     @property
     def shortest(self) -> float:

@@ -104,6 +104,7 @@ def _policy(settings: config.Config) -> Policy:
             response_head=timeouts.response_head,
             response_idle=timeouts.response_idle,
             keepalive=timeouts.keepalive,
+            connection_age=timeouts.connection_age,
         ),
         limits=Limits(
             connections=limits.connections,
