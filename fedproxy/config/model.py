@@ -180,9 +180,15 @@ class Limits(Section):
 
     connections: Count = Field(default=20_000, description="Visitors' connections, per worker.")
     connections_per_address: CountOrNone = Field(
-        default=0,
+        default=2000,
         description="Connections from one client address (IPv6: one /64), per worker; 0 for no limit. "
         "Not for the addresses of `trusted_proxies`.",
+    )
+    uploads_per_address: CountOrNone = Field(
+        default=100,
+        description="Requests of one client address (IPv6: one /64) to one member whose bodies are still on "
+        "their way, per worker; never more than a quarter of the requests that the member takes. More are "
+        "answered 429. 0 for no limit.",
     )
     request_head: Bytes = Field(
         default=32 << 10, description="Request line and headers; more is answered 431 or 414."

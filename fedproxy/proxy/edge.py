@@ -18,7 +18,7 @@ from fedproxy.decide.launch import MovedKeys
 from fedproxy.decide.limit import LaunchRate, client_key
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime
-from fedproxy.errors import Drained
+from fedproxy.errors import Drained, TooManyUploads
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.member import Member
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
-    from fedproxy.proxy.exchange import Exchange
+    from fedproxy.proxy.exchange import Exchange, Visitor
     from fedproxy.proxy.own_page import OwnPage
     from fedproxy.proxy.policy import Endpoint, Policy, Rate
     from fedproxy.proxy.traced import Tracer
@@ -115,6 +115,7 @@ class Edge:
         self.counts = EdgeCounts()
         self.connections: set[Downstream | Entrance | OwnPage] = set()
         self.addresses: dict[bytes, int] = {}
+        self.uploads: dict[tuple[Member, bytes], int] = {}
         self.tunnels: set[Tunnel] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.pools: dict[str, Pool] = {}
@@ -254,6 +255,31 @@ class Edge:
             self.addresses[key] = count
         else:
             del self.addresses[key]
+
+    def enter_upload(self, visitor: Visitor, member: Member) -> tuple[Member, bytes] | None:
+        """Counts a request to a member whose body is on its way, and returns what `leave_upload` is given.
+
+        None if nobody is counted. Raises `TooManyUploads`.
+        """
+        limit = self.policy.limits.uploads_per_address
+        client = visitor.whose()
+        if not limit or client is None:
+            return None
+        key = member, client_key(client)
+        count = self.uploads.get(key, 0)
+        # However little a member takes, nobody holds more than a part of it.
+        if count >= min(limit, max(1, member.max_requests // 4)):
+            raise TooManyUploads
+        self.uploads[key] = count + 1
+        return key
+
+    def leave_upload(self, key: tuple[Member, bytes]) -> None:
+        """The body is here, or comes no more."""
+        count = self.uploads[key] - 1
+        if count:
+            self.uploads[key] = count
+        else:
+            del self.uploads[key]
 
     def ask_launch(self, client: bytes) -> float:
         """Counts a launch of a client address: 0, or in how many seconds it may ask again."""

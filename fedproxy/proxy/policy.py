@@ -67,10 +67,11 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Limits:
-    """Counts are for one worker, sizes in bytes; 0 connections per address is no limit."""
+    """Counts are for one worker, sizes in bytes; 0 connections or uploads per address is no limit."""
 
     connections: int = 20_000
-    connections_per_address: int = 0
+    connections_per_address: int = 2000
+    uploads_per_address: int = 100
     request_head: int = 32 * 1024
     request_body: int = 512 * 1024 * 1024
     replay: int = 64 * 1024

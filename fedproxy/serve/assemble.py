@@ -109,6 +109,7 @@ def _policy(settings: config.Config) -> Policy:
         limits=Limits(
             connections=limits.connections,
             connections_per_address=limits.connections_per_address,
+            uploads_per_address=limits.uploads_per_address,
             request_head=limits.request_head,
             request_body=limits.request_body,
             replay=limits.replay,
