@@ -219,8 +219,12 @@ class Upstream(Flow):
         """The exchange is over: back to the pool, unless that has enough, or closed."""
         self.exchange = None
         pool = self.pool
-        rests = pool.idle if now < self.ends_at else pool.aside
-        if not self.keep or len(rests) >= pool.room or (rests is pool.aside and not pool.holds(self)):
+        rests = pool.idle
+        if now >= self.ends_at:
+            rests = pool.aside
+            if not pool.holds(self):
+                self.keep = False
+        if not self.keep or len(rests) >= pool.room:
             self.transport.close()
             return
         if not self.reading:
