@@ -328,7 +328,8 @@ def _config(folder: Path, ports: Ports) -> Path:
         "admin": {"address": f"127.0.0.1:{ports.admin}"},
         "workers": 1,
         "access_log": "off",
-        "limits": {"request_body": 2 * GIB},
+        # All visitors come from one address.
+        "limits": {"request_body": 2 * GIB, "connections_per_address": 0, "uploads_per_address": 0},
         "timeouts": {"drain": "1s"},
         "members": {
             "http": {"url": f"http://127.0.0.1:{ports.http}"},

@@ -534,6 +534,8 @@ def _fedproxy(folder: Path, port: int, members: Sequence[int], setting: Setting)
             "limit": 1_000_000,
         },
         "affinity": {"cookie": COOKIE},
+        # All visitors come from one address.
+        "limits": {"connections_per_address": 0, "uploads_per_address": 0},
         "timeouts": {"drain": "1s", "keepalive": "600s"},
         "members": {
             name: {"url": f"http://127.0.0.1:{at}", "weight": 1, "prime": number == 0}

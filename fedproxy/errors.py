@@ -271,6 +271,15 @@ class AllFull(EdgeError):
     detail = "Every member of the federation is busy at the moment. Please try again in a minute."
 
 
+class TooManyUploads(EdgeError):
+    """So many request bodies of one client address are on their way that no more may be."""
+
+    status = 429
+    reason = "uploads"
+    termination = "PR"
+    detail = "Too many uploads from this address are under way. Please try again in a minute."
+
+
 class EdgeFailed(EdgeError):
     """The edge itself, or its machine, cannot make a connection to a member."""
 

@@ -167,6 +167,11 @@ class Timeouts(Section):
         default=600.0, description="Between two reads of a response's body or of a tunnel."
     )
     keepalive: Seconds = Field(default=75.0, description="How long an idle connection of a visitor is kept.")
+    connection_age: SecondsOrNone = Field(
+        default=600.0,
+        description="The greatest age of a connection to a member: an older one takes no other request, and "
+        "what is under way on it goes on. Up to a fifth less, by chance. 0 for no limit.",
+    )
     drain: SecondsOrNone = Field(
         default=600.0,
         description="How long running requests may go on after SIGTERM; then what is left is cut.",
@@ -178,9 +183,15 @@ class Limits(Section):
 
     connections: Count = Field(default=20_000, description="Visitors' connections, per worker.")
     connections_per_address: CountOrNone = Field(
-        default=0,
+        default=2000,
         description="Connections from one client address (IPv6: one /64), per worker; 0 for no limit. "
         "Not for the addresses of `trusted_proxies`.",
+    )
+    uploads_per_address: CountOrNone = Field(
+        default=100,
+        description="Requests of one client address (IPv6: one /64) to one member whose bodies are still on "
+        "their way, per worker; never more than a quarter of the requests that the member takes. More are "
+        "answered 429. 0 for no limit.",
     )
     request_head: Bytes = Field(
         default=32 << 10, description="Request line and headers; more is answered 431 or 414."

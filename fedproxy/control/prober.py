@@ -25,6 +25,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Final
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from aiohttp.tracing import Trace
@@ -33,7 +34,8 @@ from yarl import URL
 from fedproxy import __version__
 from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
 from fedproxy.decide.pulse import Pulse
-from fedproxy.errors import own_fault
+from fedproxy.errors import EdgeFailed, NameFailed, own_fault
+from fedproxy.proxy.resolver import Resolver
 
 _LARGEST_BODY: Final = 1 << 20
 _LONGEST_WORDS: Final = 200
@@ -157,7 +159,10 @@ class Prober:
         self._ticker: asyncio.TimerHandle | None = None
         # A connection is for one request: rounds are far apart, and a new one tells more.
         # No limit, so that requests to members that hang keep none waiting.
-        self._session = _session(_Connector(limit=0, force_close=True, resolver=aiohttp.AsyncResolver()))
+        # Names are looked up as for visitors, so that the verdict is about where these are sent.
+        self._names = Resolver(asyncio.get_running_loop().time)
+        names = _Names(self._names)
+        self._session = _session(_Connector(limit=0, force_close=True, resolver=names, use_dns_cache=False))
 
     @property
     def reports(self) -> Mapping[str, Report]:
@@ -207,6 +212,7 @@ class Prober:
             self._ticker.cancel()
         await asyncio.gather(*self._rounds, return_exceptions=True)
         await self._session.close()
+        await self._names.close()
 
     def _tick(self) -> None:
         self._pulse.beat(time.monotonic(), _BEAT)
@@ -361,6 +367,37 @@ class _Progress:
 _progress: ContextVar[_Progress] = ContextVar("_progress")
 
 
+class _Names(AbstractResolver):
+    """The client's way to the edge's resolver."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """All addresses of a name. Raises OSError, or `EdgeFailed` if nothing can be resolved here."""
+        try:
+            found = await self._resolver.resolve(host, port)
+        except NameFailed as error:
+            raise OSError(None, str(error)) from error
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=address[1],
+                family=own,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for own, _, proto, _, address in found
+            if family in (socket.AF_UNSPEC, own)
+        ]
+
+    async def close(self) -> None:
+        """Its owner closes the resolver."""
+
+
 class _Connector(aiohttp.TCPConnector):
     """Hands out the transport as well.
 
@@ -441,6 +478,8 @@ async def _ask(
     except TimeoutError:
         reason = "dns" if progress.phase is _Phase.NAME else "timeout"
         detail, limit = progress.phase.value, f" within {timeout:g} s"
+    except EdgeFailed as error:
+        raise _OwnFault from error
     # ValueError: a URL or a name that cannot be asked.
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         if _is_own_fault(error, progress):

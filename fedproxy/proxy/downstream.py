@@ -363,14 +363,13 @@ class Downstream(Flow):
         exchange.open(edge, self, ask, block)
         if edge.tracer is not None or block.traceparent is not None:
             follow(exchange)
-        if block.chunked or block.length:
-            self._start_body(exchange, block, rest)
-            if exchange.settled:
-                return
-        elif rest:
-            self._hold(rest)
         if not self.writable:
             exchange.full = True
+        if block.chunked or block.length:
+            self._start_body(exchange, block, rest)
+            return
+        if rest:
+            self._hold(rest)
         exchange.begin()
 
     def _unusual_head(self, data: bytes, limit: int) -> bytes:
@@ -511,6 +510,8 @@ class Downstream(Flow):
             self.left = block.length or 0
         if data:
             self._read_body(exchange, data)
+        if block.expect and not exchange.settled and not exchange.attempts:
+            exchange.begin_upload()
 
     def _read_on(self, exchange: Exchange, data: bytes) -> None:
         if exchange.body_done:
@@ -704,6 +705,10 @@ class Downstream(Flow):
         OwnPage(self, edge.local()).begin(request)
 
     # What an exchange asks for
+
+    def whose(self) -> bytes | None:
+        """The client that the request counts for; None if a trusted proxy does not say whom it is for."""
+        return None if self.trusted and self.client == self.peer else self.client
 
     def upstream_head(self, exchange: Exchange) -> bytes:
         """The request's head as the member is sent it."""

@@ -21,7 +21,7 @@ from fedproxy.decide.limit import LaunchRate, client_key
 from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
-from fedproxy.errors import Drained
+from fedproxy.errors import Drained, TooManyUploads
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.member import Member
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
-    from fedproxy.proxy.exchange import Exchange
+    from fedproxy.proxy.exchange import Exchange, Visitor
     from fedproxy.proxy.own_page import OwnPage
     from fedproxy.proxy.policy import Endpoint, Policy, Rate
     from fedproxy.proxy.traced import Tracer
@@ -123,6 +123,7 @@ class Edge:
         self.counts = EdgeCounts()
         self.connections: set[Downstream | Entrance | OwnPage] = set()
         self.addresses: dict[bytes, int] = {}
+        self.uploads: dict[tuple[Member, bytes], int] = {}
         self.tunnels: set[Tunnel] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.pools: dict[str, Pool] = {}
@@ -164,6 +165,7 @@ class Edge:
             else:
                 pool = Pool(self, member, endpoints[member.name], cookie_values[member.name])
             pool.room = policy.limits.idle_connections
+            pool.sort()
             self.pools[member.name] = pool
         for pool in old.values():
             pool.close()
@@ -275,6 +277,31 @@ class Edge:
             self.addresses[key] = count
         else:
             del self.addresses[key]
+
+    def enter_upload(self, visitor: Visitor, member: Member) -> tuple[Member, bytes] | None:
+        """Counts a request to a member whose body is on its way, and returns what `leave_upload` is given.
+
+        None if nobody is counted. Raises `TooManyUploads`.
+        """
+        limit = self.policy.limits.uploads_per_address
+        client = visitor.whose()
+        if not limit or client is None:
+            return None
+        key = member, client_key(client)
+        count = self.uploads.get(key, 0)
+        # However little a member takes, nobody holds more than a part of it.
+        if count >= min(limit, max(1, member.max_requests // 4)):
+            raise TooManyUploads
+        self.uploads[key] = count + 1
+        return key
+
+    def leave_upload(self, key: tuple[Member, bytes]) -> None:
+        """The body is here, or comes no more."""
+        count = self.uploads[key] - 1
+        if count:
+            self.uploads[key] = count
+        else:
+            del self.uploads[key]
 
     def ask_launch(self, client: bytes) -> float:
         """Counts a launch of a client address: 0, or in how many seconds it may ask again."""
@@ -410,7 +437,7 @@ class Edge:
 
     def idle(self) -> int:
         """Idle connections to members."""
-        return sum(len(pool.idle) for pool in self.pools.values())
+        return sum(pool.waiting for pool in self.pools.values())
 
     def busy(self) -> int:
         """Connections to members that serve an exchange or a tunnel."""
@@ -453,7 +480,8 @@ class Edge:
             tunnel.sweep(now)
         before = now - self.policy.timeouts.keepalive
         for pool in self.pools.values():
-            pool.expire(before)
+            pool.expire(before, now)
+        self.resolver.sweep(now)
         self._retired = [pool for pool in self._retired if pool.connections]
         self.federation.roll(now)
 

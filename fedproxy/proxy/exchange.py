@@ -32,6 +32,7 @@ from fedproxy.errors import (
     ResponseTimeout,
     SessionAway,
     StaleConnection,
+    TooManyUploads,
     VisitorGone,
 )
 from fedproxy.proxy.tunnel import join
@@ -69,6 +70,9 @@ class Visitor(Protocol):
 
     transport: asyncio.Transport
     client: bytes
+
+    def whose(self) -> bytes | None:
+        """The client that the request counts for; None if a trusted proxy does not say whom it is for."""
 
     def upstream_head(self, exchange: Exchange) -> bytes:
         """The request's head as the member in `exchange.pool` is sent it."""
@@ -137,11 +141,13 @@ class Exchange:
         "status",
         "termination",
         "tried",
+        "upload",
         "upstream",
         "visitor",
     )
 
     pool: Pool
+    upload: tuple[Member, bytes] | None  # set where a body follows: what it counts for while it is on its way
     # Of a launch: whether its events are read, which tell what a status cannot, and how it ended.
     watched = False
     outcome: str | None = None
@@ -290,9 +296,37 @@ class Exchange:
     # The request's body
 
     def expect_body(self) -> None:
-        """A body follows the head: `send_body` for each part of it."""
+        """A body follows the head: `send_body` for each part of it.
+
+        Nothing is asked of a member before the first of it has come, so that who sends nothing takes nothing
+        from a member. Where the visitor waits for a word of the member (`Expect`), it is asked at once.
+        """
         self.body_done = False
         self.held = []
+        self.upload = None
+
+    def begin_upload(self) -> None:
+        """As `begin`, for a request with a body, unless its client has too many of them on their way."""
+        edge = self.edge
+        now = edge.clock()
+        lease = edge.choose(self.ask, self.block, self.visitor.client, now, self.is_launch)
+        if not isinstance(lease, Lease):
+            self._refuse(AllFull() if lease is Refusal.FULL else NoMember())
+            return
+        if not self.body_done:
+            try:
+                self.upload = edge.enter_upload(self.visitor, lease.member)
+            except TooManyUploads as error:
+                edge.federation.settle(lease, _IGNORED, now)
+                self._refuse(error)
+                return
+        self._attempt(lease)
+
+    def _leave_upload(self) -> None:
+        """The body is not on its way any more."""
+        upload, self.upload = self.upload, None
+        if upload is not None:
+            self.edge.leave_upload(upload)
 
     def send_body(self, data: bytes, done: bool) -> None:
         """Passes (a part of) the request's body on, or holds it until there is a connection."""
@@ -301,7 +335,12 @@ class Exchange:
         if data and self.held is not None:
             self.held.append(data)
             self.held_size += len(data)
-        if self.upstream is not None:
+        if done:
+            self._leave_upload()
+        if not self.attempts:
+            if data or done:
+                self.begin_upload()
+        elif self.upstream is not None:
             if self.held_size > self.edge.policy.limits.replay:
                 self.held = None
             self.upstream.write(data)
@@ -540,7 +579,10 @@ class Exchange:
             return
         now = self.edge.clock()
         self.error = error or VisitorGone()
-        phase = "D" if self.committed else "C" if self.connecting is not None else "H"
+        if not self.attempts:
+            phase = "R"
+        else:
+            phase = "D" if self.committed else "C" if self.connecting is not None else "H"
         self.termination = self.error.termination[0] + phase
         self.status = self.status or self.error.status
         self._drop(_IGNORED, now)
@@ -572,6 +614,8 @@ class Exchange:
         timeouts = self.edge.policy.timeouts
         upstream = self.upstream
         if upstream is None:
+            if not self.attempts and stood > timeouts.request_idle:
+                self.cut(BodyTimeout())
             return
         if self.full:
             # Nothing is read of the member meanwhile, so it cannot be the member that is late.
@@ -646,6 +690,8 @@ class Exchange:
         self._record(now)
 
     def _record(self, now: float) -> None:
+        if not self.body_done:
+            self._leave_upload()
         if self.attempts:
             counts = self.pool.member.counts
             if self.error is None or self.committed:

@@ -57,6 +57,7 @@ class Timeouts:
     response_head: float = 75.0
     response_idle: float = 600.0
     keepalive: float = 75.0
+    connection_age: float = 600.0  # 0 for no limit
 
     @property
     def shortest(self) -> float:
@@ -68,10 +69,11 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Limits:
-    """Counts are for one worker, sizes in bytes; 0 connections per address is no limit."""
+    """Counts are for one worker, sizes in bytes; 0 connections or uploads per address is no limit."""
 
     connections: int = 20_000
-    connections_per_address: int = 0
+    connections_per_address: int = 2000
+    uploads_per_address: int = 100
     request_head: int = 32 * 1024
     request_body: int = 512 * 1024 * 1024
     replay: int = 64 * 1024

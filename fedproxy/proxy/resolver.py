@@ -1,86 +1,253 @@
 """Members' names to addresses, followed when they change.
 
-An answer is kept for its time to live, within bounds. When a name cannot be resolved any more, its last
-addresses go on serving: a name server that is down must not take healthy members with it.
+A name that is followed is asked for again in the background whenever its time to live is over, so that no
+request waits for that, and whoever follows it is told when it moved. What an answer means is decided in
+`decide.addresses`. When a name cannot be resolved any more, its last addresses go on serving: a name server
+that is down must not take healthy members with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import aiodns
 import pycares
 
+from fedproxy.decide.addresses import Addresses
 from fedproxy.errors import ExchangeError, NameFailed, NoResolver, own_fault
 
 AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 _SHORTEST, _LONGEST = 1.0, 60.0
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+# The name exists, or does not, and has no such address: an answer, though an empty one.
+_EMPTY = (aiodns.error.ARES_ENODATA, aiodns.error.ARES_ENOTFOUND)
 # c-ares cannot work here: its configuration or memory, not the name.
 _BROKEN = (aiodns.error.ARES_EFILE, aiodns.error.ARES_ENOMEM, aiodns.error.ARES_ENOTINITIALIZED)
+# c-ares keeps an answer without data for an hour, whatever its time to live, and cannot be told not to
+# (c-ares issue 1293). What it keeps ends with its channel, so none is used for longer than this, in seconds.
+_LONGEST_CHANNEL = 1.0
+_FRESHEN = 0.5  # seconds for a new answer where the last one can be used
+_PATIENCE = 1.0  # seconds for a name server's answer; twice that the second time
+_log = logging.getLogger(__name__)
+
+
+class Name:
+    """A name and the port that its addresses are used with."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.addresses = Addresses()
+        self.found: list[AddressInfo] = []
+        self.expires = float("-inf")
+        self.asking: asyncio.Task[None] | None = None
+        self.error: Exception | None = None  # of the last time it was asked for
+        self.watchers: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Name {self.host}:{self.port} {self.addresses!r}>"
+
+
+class _Channel:
+    """A way to the name servers, and how many questions are under way on it."""
+
+    def __init__(self, nameservers: Sequence[str], until: float) -> None:
+        self.dns = aiodns.DNSResolver(nameservers or None, timeout=_PATIENCE, tries=2)
+        self.until = until
+        self.asking = 0
 
 
 class Resolver:
-    """Resolves with c-ares, which reads /etc/hosts and the search domains of /etc/resolv.conf."""
+    """Resolves with c-ares, which reads /etc/hosts and /etc/resolv.conf.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    nameservers: who is asked in place of those in /etc/resolv.conf, as `ADDRESS:PORT`; by default those in
+    the environment's FEDPROXY_NAMESERVERS, with commas between them, if there are any.
+    """
+
+    def __init__(self, clock: Callable[[], float], nameservers: Sequence[str] = ()) -> None:
         self._clock = clock
-        self._dns: aiodns.DNSResolver | None = None
-        self._known: dict[tuple[str, int], tuple[float, list[AddressInfo]]] = {}
+        self._nameservers = (
+            nameservers or os.environ.get("FEDPROXY_NAMESERVERS", "").replace(",", " ").split()
+        )
+        self._channel: _Channel | None = None
+        self._names: dict[tuple[str, int], Name] = {}
 
     async def resolve(self, host: str, port: int) -> list[AddressInfo]:
         """All addresses of a name, in the resolver's order.
 
-        Raises `NameFailed`, and a kind of `EdgeFailed` if nothing can be resolved here at all.
+        Raises `NameFailed`, and a kind of `EdgeFailed` if nothing can be resolved here at all. It waits for
+        an answer only if there was none yet. If the last one is too old and nobody follows the name, it waits
+        for a moment.
         """
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            pass
-        else:
-            family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-            return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]
-        now = self._clock()
-        expires, found = self._known.get((host, port), (0.0, []))
-        if now < expires:
-            return found
-        try:
-            if self._dns is None:
-                self._dns = aiodns.DNSResolver(timeout=2.0, tries=2)
-            answer = await self._dns.getaddrinfo(
-                host, family=socket.AF_UNSPEC, port=port, type=socket.SOCK_STREAM
-            )
-        # The other two are of a channel that cannot be made.
-        except (aiodns.error.DNSError, pycares.AresError, RuntimeError) as error:
-            if found:
-                self._known[host, port] = (now + _SHORTEST, found)
-                return found
-            raise _fault(host, error) from error
-        found, ttl = [], _LONGEST
-        for node in answer.nodes:
-            ip, number = node.addr[0], node.addr[1]
-            text = ip.decode("ascii") if isinstance(ip, bytes) else str(ip)
-            found.append((node.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (text, int(number))))
-            ttl = min(ttl, float(node.ttl))
-        if not found:
-            raise NameFailed(f"{host} has no address")
-        self._known[host, port] = (now + max(ttl, _SHORTEST), found)
-        return found
+        address = _parsed(host)
+        if address is not None:
+            return [_info(host, address.version, port)]
+        name = self._name(host, port)
+        if self._clock() >= name.expires:
+            asking = self._ask(name)
+            if not (name.found and name.watchers):
+                # Others may wait for it too, and whoever stops to wait does not stop it.
+                await asyncio.wait([asking], timeout=_FRESHEN if name.found else None)
+        if not name.found:
+            raise _fault(host, name.error) from name.error
+        return name.found
+
+    def follow(self, host: str, port: int, watcher: Callable[[], None]) -> Name | None:
+        """Has a name asked for again and again; `watcher` is called when its addresses or those held changed.
+
+        None for what is an address itself.
+        """
+        if _parsed(host) is not None:
+            return None
+        name = self._name(host, port)
+        name.watchers.append(watcher)
+        return name
+
+    def leave(self, name: Name, watcher: Callable[[], None]) -> None:
+        """Undoes `follow`."""
+        name.watchers.remove(watcher)
+        if not name.watchers and self._names.get((name.host, name.port)) is name:
+            del self._names[name.host, name.port]
+
+    def sweep(self, now: float) -> None:
+        """To be called about once a second: asks for what has expired."""
+        for name in list(self._names.values()):
+            if not name.watchers:
+                continue
+            if name.addresses.held and name.addresses.roll(now):
+                _tell(name)
+            if now >= name.expires:
+                self._ask(name)
 
     async def close(self) -> None:
-        """Ends the resolver's own sockets."""
-        if self._dns is not None:
-            await self._dns.close()
+        """Ends what is under way."""
+        asking = [name.asking for name in self._names.values() if name.asking is not None]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    def _name(self, host: str, port: int) -> Name:
+        name = self._names.get((host, port))
+        if name is None:
+            name = self._names[host, port] = Name(host, port)
+        return name
+
+    def _ask(self, name: Name) -> asyncio.Task[None]:
+        if name.asking is None:
+            name.asking = asyncio.get_running_loop().create_task(self._learn(name))
+        return name.asking
+
+    async def _learn(self, name: Name) -> None:
+        try:
+            found, failed, ttl = await self._look_up(name)
+        # ValueError: a name that no resolver takes. The last two are of a channel that cannot be made.
+        except (aiodns.error.DNSError, ValueError, pycares.AresError, RuntimeError) as error:
+            self._failed(name, error)
+            return
+        finally:
+            name.asking = None
+        if not found:
+            self._failed(name, NameFailed("it has no address"))
+            return
+        now = self._clock()
+        name.error = None
+        addresses = name.addresses
+        moved = addresses.learn(found, failed, now)
+        name.expires = now + (_SHORTEST if addresses.unsure else max(ttl, _SHORTEST))
+        name.found = [_info(address, 6 if ":" in address else 4, name.port) for address in addresses.current]
+        if moved:
+            _tell(name)
+
+    def _failed(self, name: Name, error: Exception) -> None:
+        if name.found and name.error is None:
+            _log.warning(
+                "%s does not resolve any more (%s); its last addresses go on serving, until it does",
+                name.host,
+                error.args[-1] if error.args else error,
+            )
+        name.error = error
+        name.expires = self._clock() + _SHORTEST
+
+    async def _look_up(self, name: Name) -> tuple[list[str], set[int], float]:
+        """The addresses of a name, the families that could not be asked for, and seconds to live."""
+        asked = self._clock()
+        found, ttl = await self._query(name, socket.AF_UNSPEC)
+        failed: set[int] = set()
+        absent = name.addresses.absent(found) if found else ()
+        if absent and self._clock() - asked >= _PATIENCE:
+            # What was not answered then is not answered now.
+            return found, set(absent), ttl
+        # An answer with one family alone does not tell whether the other has none or could not be had.
+        for version in absent:
+            try:
+                more, _ = await self._query(name, _FAMILIES[version])
+            except aiodns.error.DNSError as error:
+                if error.args[0] not in _EMPTY:
+                    failed.add(version)
+            else:
+                # What /etc/hosts says has no time to live, and is all that there is.
+                found += more if ttl else []
+        return found, failed, ttl
+
+    async def _query(self, name: Name, family: int) -> tuple[list[str], float]:
+        now = self._clock()
+        channel = self._channel
+        if channel is None or now >= channel.until:
+            channel = self._channel = _Channel(self._nameservers, now + _LONGEST_CHANNEL)
+        channel.asking += 1
+        try:
+            answer = await channel.dns.getaddrinfo(
+                name.host, family=socket.AddressFamily(family), port=name.port, type=socket.SOCK_STREAM
+            )
+        finally:
+            channel.asking -= 1
+            if not channel.asking:
+                if self._channel is channel:
+                    self._channel = None
+                await channel.dns.close()
+        found = []
+        for node in answer.nodes:
+            ip = node.addr[0]
+            found.append(plain(ip.decode("ascii") if isinstance(ip, bytes) else str(ip)))
+        # A name that is moved by its CNAME is as old as that.
+        lives = [node.ttl for node in answer.nodes] + [cname.ttl for cname in answer.cnames]
+        return found, min([_LONGEST, *map(float, lives)])
 
 
-def _fault(host: str, error: Exception) -> ExchangeError:
+def _fault(host: str, error: Exception | None) -> ExchangeError:
     """Whose fault it is that a name was not resolved."""
     try:
         # c-ares says of a socket that it could not have what it says of a server that does not answer.
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
     except OSError as refused:
         return own_fault(refused) or NoResolver()
-    if not isinstance(error, aiodns.error.DNSError) or error.args[0] in _BROKEN:
+    broken = isinstance(error, aiodns.error.DNSError) and error.args[0] in _BROKEN
+    if broken or isinstance(error, pycares.AresError | RuntimeError):
         return NoResolver()
     return NameFailed(f"{host} does not resolve")
+
+
+def plain(address: str) -> str:
+    """An IP address in the one way of writing it, without its zone."""
+    return str(ipaddress.ip_address(address.partition("%")[0]))
+
+
+def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _info(address: str, version: int, port: int) -> AddressInfo:
+    return (_FAMILIES[version], socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
+
+
+def _tell(name: Name) -> None:
+    for watcher in list(name.watchers):
+        watcher()

@@ -30,6 +30,7 @@ from fedproxy.errors import (
     own_fault,
 )
 from fedproxy.proxy.flow import Flow, look_at
+from fedproxy.proxy.resolver import plain
 from fedproxy.wire import response
 from fedproxy.wire.body import BodyError, Chunked
 from fedproxy.wire.grammar import Memo
@@ -51,6 +52,10 @@ _AWAITING_HEAD = -1
 _UNTIL_CLOSE = 1 << 62
 _LONGEST_HEAD = 64 * 1024
 _MOST_INTERIMS = 32
+_NEVER = float("inf")
+_AT_ONCE = float("-inf")
+# A connection's age may be less than the greatest by up to this share, so that not all end at once.
+_SPREAD = 0.2
 _heads = Memo(response.read, entries=2048, longest=4096)
 
 
@@ -58,7 +63,10 @@ class Upstream(Flow):
     """One connection to a member."""
 
     __slots__ = (
+        "address",
+        "born",
         "chunks",
+        "ends_at",
         "exchange",
         "held",
         "idle_since",
@@ -67,6 +75,7 @@ class Upstream(Flow):
         "look",
         "pool",
         "reused",
+        "share",
         "spent",
         "writable",
         "write",
@@ -75,6 +84,10 @@ class Upstream(Flow):
     def __init__(self, pool: Pool) -> None:
         super().__init__()
         self.pool = pool
+        self.address = ""  # that it is connected to; none of a unix socket
+        self.born = 0.0
+        self.share = 1.0  # of the greatest age
+        self.ends_at = _NEVER  # takes no other request from then on
         self.exchange: Exchange | None = None
         self.reused = False
         self.writable = True
@@ -255,7 +268,12 @@ class Upstream(Flow):
         """The exchange is over: back to the pool, unless that has enough, or closed."""
         self.exchange = None
         pool = self.pool
-        if not self.keep or self.spent or len(pool.idle) >= pool.room:
+        rests = pool.idle
+        if now >= self.ends_at:
+            rests = pool.aside
+            if not pool.holds(self):
+                self.keep = False
+        if not self.keep or self.spent or len(rests) >= pool.room:
             self.transport.close()
             return
         if not self.reading:
@@ -263,7 +281,7 @@ class Upstream(Flow):
         self.reused = True
         self.left = _AWAITING_HEAD
         self.idle_since = now
-        pool.idle.append(self)
+        rests.append(self)
 
     def abort(self) -> None:
         """Drops the connection at once, with whatever is under way on it."""
@@ -295,34 +313,78 @@ class Pool:
         self.cookie_value = cookie_value
         self.host_line = b"Host: " + endpoint.authority + b"\r\n"
         self.idle: list[Upstream] = []
+        self.aside: list[Upstream] = []  # idle, but the name has not their address, or not at the moment
         self.connections: set[Upstream] = set()
         self.head_length = 0  # of the response before
         self.room = 0  # for so many idle connections; none in one that is closed
+        # None where there is none: an address, or a unix socket.
+        self.name = (
+            edge.resolver.follow(endpoint.host, endpoint.port, self.sort) if not endpoint.path else None
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Connections that serve nothing at the moment."""
+        return len(self.idle) + len(self.aside)
 
     @property
     def busy(self) -> int:
         """Connections that serve an exchange or a tunnel."""
-        return len(self.connections) - len(self.idle)
+        return len(self.connections) - self.waiting
 
     def forget(self, upstream: Upstream) -> None:
         """A connection is gone."""
         self.connections.discard(upstream)
-        if upstream in self.idle:
-            self.idle.remove(upstream)
+        for rest in (self.idle, self.aside):
+            if upstream in rest:
+                rest.remove(upstream)
 
-    def expire(self, before: float) -> None:
-        """Closes what has been idle since before that time; the oldest are at the front."""
-        old = 0
-        while old < len(self.idle) and self.idle[old].idle_since < before:
-            old += 1
-        gone, self.idle[:old] = self.idle[:old], []
+    def expire(self, before: float, now: float = _AT_ONCE) -> None:
+        """Closes what has been idle since before `before`, or is too old at `now`."""
+        gone = [each for each in self.idle if each.idle_since < before or each.ends_at <= now]
+        gone += [each for each in self.aside if each.idle_since < before]
         for upstream in gone:
-            upstream.transport.close()
+            self._close(upstream)
+
+    def _close(self, upstream: Upstream) -> None:
+        (self.idle if upstream in self.idle else self.aside).remove(upstream)
+        upstream.transport.close()
 
     def close(self) -> None:
         """Closes what is idle, and the rest as it is released."""
         self.room = 0
-        self.expire(float("inf"))
+        if self.name is not None:
+            self.edge.resolver.leave(self.name, self.sort)
+            self.name = None
+        self.expire(_NEVER)
+
+    def sort(self) -> None:
+        """Looks at every connection again: its address may have come or gone, or the greatest age changed."""
+        for upstream in self.connections:
+            self._date(upstream)
+        idle = sorted(self.idle + self.aside, key=_idle_since)
+        self.idle.clear()
+        self.aside.clear()
+        now = self.edge.clock()
+        for upstream in idle:
+            if now < upstream.ends_at:
+                self.idle.append(upstream)
+            elif self.holds(upstream):
+                self.aside.append(upstream)
+            else:
+                upstream.transport.close()
+
+    def holds(self, upstream: Upstream) -> bool:
+        """Whether a connection's address is not one of the name's now, but may be again in a moment."""
+        return self.name is not None and upstream.address in self.name.addresses.held
+
+    def _date(self, upstream: Upstream) -> None:
+        """Sets until when a connection takes requests."""
+        age = self.edge.policy.timeouts.connection_age
+        if self.name is not None and upstream.address not in self.name.addresses.current:
+            upstream.ends_at = _AT_ONCE
+        else:
+            upstream.ends_at = upstream.born + age * upstream.share if age else _NEVER
 
     async def connect(self) -> Upstream:
         """A new connection.
@@ -372,6 +434,9 @@ class Pool:
             if not made:
                 # uvloop tells a protocol nothing of a connection that is given up just as it is made.
                 self.forget(upstream)
+        upstream.born = self.edge.clock()
+        upstream.share = 1 - _SPREAD * self.edge.random_bits(16) / (1 << 16)
+        self._date(upstream)
         return upstream
 
     async def _open(self, upstream: Upstream) -> None:
@@ -389,6 +454,7 @@ class Pool:
             if error.errno in _FORBIDDEN or (error.errno in _NO_WAY and _is_cut_off(addresses)):
                 raise NoWay from error
             raise
+        upstream.address = plain(sock.getpeername()[0])
         await loop.create_connection(
             lambda: upstream,
             sock=sock,
@@ -407,3 +473,7 @@ def _is_cut_off(addresses: Sequence[AddressInfo]) -> bool:
             continue
         return False
     return True
+
+
+def _idle_since(upstream: Upstream) -> float:
+    return upstream.idle_since

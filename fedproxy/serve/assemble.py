@@ -106,10 +106,12 @@ def _policy(settings: config.Config) -> Policy:
             response_head=timeouts.response_head,
             response_idle=timeouts.response_idle,
             keepalive=timeouts.keepalive,
+            connection_age=timeouts.connection_age,
         ),
         limits=Limits(
             connections=limits.connections,
             connections_per_address=limits.connections_per_address,
+            uploads_per_address=limits.uploads_per_address,
             request_head=limits.request_head,
             request_body=limits.request_body,
             replay=limits.replay,

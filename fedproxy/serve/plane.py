@@ -130,7 +130,7 @@ class Plane:
         edge = self.edge
         now = edge.clock()
         return [
-            snapshot(member, now, idle=len(edge.pools[member.name].idle), busy=edge.pools[member.name].busy)
+            snapshot(member, now, idle=edge.pools[member.name].waiting, busy=edge.pools[member.name].busy)
             for member in edge.federation.members
         ]
 

@@ -49,8 +49,13 @@ class Hub(Scripted):
     With `answers` cleared it takes requests and says nothing until it is set again.
     """
 
-    def __init__(self, versions: bytes | None = None, health_: bytes | None = None) -> None:
-        super().__init__(per_request(self._handle))
+    def __init__(
+        self,
+        versions: bytes | None = None,
+        health_: bytes | None = None,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
+        super().__init__(per_request(self._handle), address=address)
         self.versions = in_json(VERSIONS) if versions is None else versions
         self.health = health(REGISTRY, QUOTA) if health_ is None else health_
         self.answers = asyncio.Event()

@@ -31,7 +31,7 @@ from tests.control.hub import (
     saying,
     target,
 )
-from tests.rig import Conn, Scripted, blackhole, refusing, until
+from tests.rig import Conn, Scripted, blackhole, name_server, refusing, until
 
 OTHER = {**VERSIONS, "binderhub": "1.1"}
 DIFFER = "versions differ from prime: binderhub 1.1 against 1.0"
@@ -441,6 +441,29 @@ async def test_name_that_does_not_resolve_is_a_verdict() -> None:
             "the name does not resolve",
             "the name did not resolve within 2 s",
         }
+
+
+async def test_probe_follows_a_name_that_moves_and_outlives_its_name_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with name_server() as zone:
+        monkeypatch.setenv("FEDPROXY_NAMESERVERS", zone.address)
+        old = Hub(address=("127.0.0.2", 0))
+        async with probing(old) as running:
+            new = Hub(address=("127.0.0.3", old.port))
+            await new.start()
+            zone.holds("member.test", "127.0.0.2")
+            running.prober.apply(QUICK, [target("a", f"http://member.test:{old.port}")])
+            assert (await running.first()).healthy
+            zone.holds("member.test", "127.0.0.3")
+            await until(lambda: new.rounds, "the new address is asked")
+            asked = old.rounds
+            zone.down = True
+            await until(lambda: new.rounds > 20, "it is asked on, whatever the name server does")
+            assert old.rounds <= asked + 1
+            assert [report.healthy for report in running.seen] == [True]
+            await running.prober.close()
+            await new.stop()
 
 
 @pytest.mark.parametrize("url", ["http://127.1", "http://[::1", "http://" + "a" * 70 + ".invalid", "nothing"])

@@ -568,7 +568,7 @@ async def test_upload_after_an_early_answer_does_not_become_a_request() -> None:
 
     async with edge(script) as running:
         client = await running.client()
-        assert (await client.ask(post(b"", b"Content-Length: 100"))).body == b"early"
+        assert (await client.ask(post(b"x", b"Content-Length: 100"))).body == b"early"
         await client.send(b"GET /smuggled HTTP/1.1\r\n" + HOST + b"\r\n")
         assert await client.closed() == "eof"
         assert (await running.ask(GET)).body == b"early"

@@ -35,7 +35,7 @@ from tests.proxy.test_faults import (
 from tests.rig import Conn, Edge, Ended, RawClient, Script, answer, blackhole, edge, guard, refusing, until
 
 AT_ONCE = {"failures": 1, "open": "300s", "max_ejected": 1.0}
-LARGE = b"POST / HTTP/1.1\r\nHost: hub.test\r\n" + PIN + b"Content-Length: 5000000\r\n\r\n"
+LARGE = b"POST / HTTP/1.1\r\nHost: hub.test\r\n" + PIN + b"Content-Length: 5000000\r\n\r\na"
 
 
 async def resets_in_the_body(conn: Conn) -> None:

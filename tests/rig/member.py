@@ -44,8 +44,11 @@ class Scripted:
     end by `Ended`, when the edge leaves; any other error fails the test in `stop`.
     """
 
-    def __init__(self, script: Script, *, receive_buffer: int = 0) -> None:
+    def __init__(
+        self, script: Script, *, receive_buffer: int = 0, address: tuple[str, int] = ("127.0.0.1", 0)
+    ) -> None:
         self.script = script
+        self._address = address
         self.connections: list[Conn] = []
         self.requests: list[Message] = []
         self.tasks: set[asyncio.Task[None]] = set()
@@ -71,12 +74,12 @@ class Scripted:
         return len(self.tasks)
 
     async def start(self) -> None:
-        sock = socket.socket()
+        sock = socket.socket(socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET)
         if self._receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
-        sock.bind(("127.0.0.1", 0))
-        host, port = sock.getsockname()
-        self.authority = f"{host}:{port}"
+        sock.bind(self._address)
+        host, self.port = sock.getsockname()[:2]
+        self.authority = f"{host}:{self.port}"
         self._server = await asyncio.get_running_loop().create_server(self._protocol, sock=sock)
 
     async def stop(self) -> None:
