@@ -59,8 +59,8 @@ class Service:
     log: takes each line of the access log of a data plane in this process; without it they go to standard
     output. reread: reads the config again for a reload, and raises ConfigError. file: where the config is; it
     is watched, and what operators set is kept beside it. probe: whether members are asked how they are,
-    and logos fetched. say: takes lines for whoever runs this. inherited: listening sockets that were given to
-    this process.
+    and logos fetched. say: takes lines for whoever runs this, and never raises. unsaid: how many of them were
+    lost. inherited: listening sockets that were given to this process.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Service:
         file: Path | None = None,
         probe: bool = True,
         say: Callable[[str], None] = lambda line: None,
+        unsaid: Callable[[], int] = lambda: 0,
         inherited: Sequence[socket.socket] = (),
         notifier: Notifier | None = None,
     ) -> None:
@@ -82,6 +83,7 @@ class Service:
         self._file = file
         self._probe = probe
         self._aside = say
+        self._unsaid = unsaid
         self.history = History()
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
@@ -250,6 +252,7 @@ class Service:
                     parts[member.name].append(member)
         members = [self._merged(name, found) for name, found in parts.items()]
         edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
+        edge.lines_dropped["events"] += self._unsaid()
         return Survey(members, edge, self._fleet.alive)
 
     def _merged(self, name: str, parts: Sequence[Snapshot]) -> Snapshot:
@@ -551,16 +554,14 @@ class Service:
                 seen = now
 
     def _renew_certificates(self) -> None:
-        renewed = False
-        for each in self._certificates.values():
-            refreshed = each.refresh()
+        found = [each.refresh() for each in self._certificates.values()]
+        if any(refreshed.renewed for refreshed in found):
+            self._fleet.tell(Renew())
+        for refreshed in found:
             for line in fault_lines(str(self._file or "config"), ConfigError(refreshed.faults)):
                 self._say(f"{line}; the one in force is kept")
             for path in refreshed.renewed:
                 self._say(f"{path}: renewed")
-            renewed = renewed or bool(refreshed.renewed)
-        if renewed:
-            self._fleet.tell(Renew())
 
 
 def _health(report: Report) -> Health:
