@@ -138,7 +138,8 @@ class Output:
         self._busy = False  # somebody writes, and others leave their lines in `_waiting`
         self._waiting: deque[bytes] = deque()
         self._size = 0  # bytes that wait, those that the thread is at included
-        self._held = b""  # what the thread is at
+        self._held = b""  # what the thread is at, ...
+        self._done = 0  # ... of which so many bytes are written
         self._within_line = False  # what was written last was no whole line ...
         self._cut = False  # ... and its rest was dropped, so that it is to end before the next one begins
         self._thread: threading.Thread | None = None
@@ -177,11 +178,12 @@ class Output:
         at = 0
         with memoryview(data) as view:
             try:
-                while at < len(data):
+                while at < len(data) and not self._ended:
                     written = self._target.write(view[at : self._target.end(data, at)])
                     if not written:
                         break
                     at += written
+                    self._done = at
                     self._within_line = data[at - 1] != 0x0A
                     self._cut = False
             except BlockingIOError:
@@ -214,7 +216,7 @@ class Output:
 
     def _drop(self) -> None:
         """Gives up what waits; called with the lock."""
-        self.dropped += _count(self._held) + sum(map(_count, self._waiting))
+        self.dropped += _count(self._held[self._done :]) + sum(map(_count, self._waiting))
         self._held = b""
         self._waiting.clear()
         self._size = 0
@@ -236,7 +238,7 @@ class Output:
             while self._waiting and taken < _AT_A_TIME:
                 pieces.append(self._waiting.popleft())
                 taken += len(pieces[-1])
-            self._held = b"".join(pieces)
+            self._held, self._done = b"".join(pieces), 0
             if not pieces:
                 self._busy = False
                 if self._until < math.inf:
@@ -262,7 +264,7 @@ class Output:
         with self._lock:
             if not self._ended:
                 self._size -= count
-                self._held = rest
+                self._held, self._done = rest, 0
 
     def _is_over(self) -> bool:
         if time.monotonic() >= self._until:

@@ -33,7 +33,7 @@ from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
 from fedproxy.serve.assemble import find_targets, probe_policy
-from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Workers
+from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Stuck, Workers
 from fedproxy.serve.log import check_log
 from fedproxy.serve.plane import Shape, shape
 from fedproxy.serve.sockets import Sockets, listen_on
@@ -49,6 +49,7 @@ _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
 _AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes wrong does so in crowds
+_GLANCE = 0.5  # seconds that a probe waits for workers: it may have no more than one
 _OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
 _SELDOM = 5  # ... and so many times as long while nobody does
 
@@ -107,6 +108,7 @@ class Service:
         self.reloaded_at: float | None = None
         self._serving = False
         self._workers = 0
+        self._glance: asyncio.Task[Survey] | None = None
 
     _fleet: Fleet
     _next_look: asyncio.Future[None]
@@ -235,6 +237,18 @@ class Service:
             self._notifier.close()
 
     # What operators ask for
+
+    def stuck(self) -> list[Stuck]:
+        """The workers that should serve and do not turn."""
+        return self._fleet.stuck() if self._serving else []
+
+    async def glance(self) -> Survey:
+        """As `survey`, for who cannot wait for a second: all who ask at one time are one question."""
+        if self._serving:
+            if self._glance is None or self._glance.done():
+                self._glance = self._do(self.survey())
+            await asyncio.wait({self._glance}, timeout=_GLANCE)
+        return self.known()
 
     async def survey(self) -> Survey:
         """The members and counts of all who serve, and of those who did; they are asked for them."""
