@@ -8,7 +8,8 @@ import pty
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from asyncio.subprocess import DEVNULL
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,12 @@ def found(pid: int, host: str) -> int:
 
 @asynccontextmanager
 async def running(
-    folder: Path, stdout: int, stderr: int, env: dict[str, str] | None = None, **config: Any
+    folder: Path,
+    stdout: int,
+    stderr: int,
+    env: dict[str, str] | None = None,
+    before: Sequence[str] = ("-m", "fedproxy"),
+    **config: Any,
 ) -> AsyncIterator[Running]:
     """`serve` with these outputs, in which nobody can read where it listens."""
     hub = Hub()
@@ -89,7 +95,8 @@ async def running(
     file = folder / "edge.yaml"
     write(file, hub, admin={"address": "127.0.0.2:0"}, access_log="json", **config)
     try:
-        async with fedproxy("serve", "--config", file, env=env, stdout=stdout, stderr=stderr) as program:
+        command = "serve", "--config", file
+        async with fedproxy(*command, env=env, before=before, stdout=stdout, stderr=stderr) as program:
             await until(lambda: found(program.pid, "127.0.0.2"), "the admin listener")
             admin = "127.0.0.2", found(program.pid, "127.0.0.2")
             edge = Running(program, file, hub, ("127.0.0.1", 0), admin)
@@ -264,24 +271,8 @@ async def test_program_without_standard_descriptors_serves(tmp_path: Path, worke
         "import os, sys; [os.close(fd) for fd in (0, 1, 2)];"
         "os.execv(sys.executable, [sys.executable, '-m', 'fedproxy', *sys.argv[1:]])",
     )
-    hub = Hub()
-    await hub.member.start()
-    try:
-        write(
-            tmp_path / "edge.yaml", hub, workers=workers, admin={"address": "127.0.0.2:0"}, access_log="json"
-        )
-        async with fedproxy("serve", "--config", tmp_path / "edge.yaml", before=closing) as program:
-            await until(lambda: found(program.pid, "127.0.0.2"), "the admin listener")
-            edge = Running(
-                program, tmp_path / "edge.yaml", hub, ("", 0), ("127.0.0.2", found(program.pid, "127.0.0.2"))
-            )
-            async with patience():
-                while (await edge.admin_ask("GET", "/health/ready"))[0] != 200:
-                    await asyncio.sleep(0.01)
-            edge.public = "127.0.0.1", max(found(pid, "127.0.0.1") for pid in program.processes())
-            await is_well(edge, workers)
-    finally:
-        await hub.member.stop()
+    async with running(tmp_path, DEVNULL, DEVNULL, before=closing, workers=workers) as edge:
+        await is_well(edge, workers)
 
 
 # Workers that do not turn
@@ -292,7 +283,7 @@ async def live(edge: Running) -> int:
 
 
 async def test_worker_that_does_not_turn_makes_the_edge_neither_live_nor_ready(tmp_path: Path) -> None:
-    async with running(tmp_path, asyncio.subprocess.DEVNULL, asyncio.subprocess.DEVNULL) as edge:
+    async with running(tmp_path, DEVNULL, DEVNULL) as edge:
         hung, _ = edge.program.workers()
         assert await live(edge) == 200
         os.kill(hung, STOP)
@@ -311,7 +302,7 @@ async def test_worker_that_does_not_turn_makes_the_edge_neither_live_nor_ready(t
 
 
 async def test_worker_that_ended_is_no_reason_to_end_the_edge(tmp_path: Path) -> None:
-    async with running(tmp_path, asyncio.subprocess.DEVNULL, asyncio.subprocess.DEVNULL) as edge:
+    async with running(tmp_path, DEVNULL, DEVNULL) as edge:
         gone, kept = edge.program.workers()
         os.kill(gone, KILL)
         await edge.replaced([gone], [kept])
