@@ -279,8 +279,12 @@ class Output:
             if self._until < math.inf:
                 return
             self._until = time.monotonic() + within
-            if not self._busy:
+            if self._thread is None:
                 self._end()
+            elif not self._busy:
+                # Closing a file may wait for its disk too.
+                self._busy = True
+                self._wake.release()
 
     @property
     def pending(self) -> bool:
