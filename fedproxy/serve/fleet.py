@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
+from pathlib import Path
 from typing import Protocol
 
 from fedproxy.control.line import (
@@ -46,9 +47,9 @@ _TO_ANSWER = 1.0  # seconds that a worker may take to answer a question
 _LONG_LIVED = 10.0  # seconds after which an end is no sign of a worker that cannot live
 _LISTEN = 0.25  # seconds between two looks at who was silent
 _SILENT = 3.0  # seconds without a word, of which there is one each second, after which a worker does not turn
-# Seconds after which it is given up, with all that its visitors have open. Long, as a worker that is starved
-# or looked at with a debugger goes on, and what is killed on a starved machine is not started any quicker.
-_GIVE_UP = 120.0
+# Seconds after which it is given up, with all that its visitors have open: before an orchestrator ends the
+# whole edge for it. Whoever was stopped from outside (SIGSTOP, a debugger) may be let go on.
+_GIVE_UP, _GIVE_UP_STOPPED = 30.0, 120.0
 _BACK_OFF, _BACK_OFF_MAX = 0.5, 30.0  # seconds before a worker that keeps dying is started again
 
 
@@ -407,11 +408,13 @@ class Workers:
             for each in self._processes:
                 if each.ready.is_set() and not each.gone.is_set():
                     each.silent += passed
-                    if each.silent >= _GIVE_UP:
-                        each.silent = 0.0
+                    if each.silent >= _GIVE_UP and (
+                        each.silent >= _GIVE_UP_STOPPED or not _is_stopped(each.pid)
+                    ):
+                        seconds, each.silent = each.silent, 0.0
                         with suppress(ProcessLookupError):
                             each.process.kill()
-                        self._say(f"worker {each.pid} has not turned for {_GIVE_UP:g} s and is killed")
+                        self._say(f"worker {each.pid} has not turned for {seconds:.0f} s and is killed")
 
     async def _successor(self, slot: int, quick: int) -> _Process:
         while True:
@@ -522,6 +525,14 @@ class Workers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._keepers.clear()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by somebody: a signal, a debugger (proc(5))."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0] in "tT"
+    except OSError:
+        return False
 
 
 def _said(status: int | None) -> str:

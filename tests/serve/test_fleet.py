@@ -36,18 +36,40 @@ def processes(service: Service) -> dict[int, _Process]:
     return {each.pid: each for each in service._fleet._processes}
 
 
-async def test_worker_that_has_not_turned_for_too_long_is_replaced(service: Service, said: list[str]) -> None:
+async def silent(service: Service, pid: int, seconds: float) -> None:
+    """As if a worker that is stopped had been for so long; what it said before that is read first."""
+    worker = processes(service)[pid]
+    await until(lambda: worker.silent >= 3.0, "its last words are read")
+    assert [each.pid for each in service.stuck()] == [pid]
+    worker.silent = seconds
+
+
+@pytest.mark.parametrize(("stopped", "seconds"), [(True, 120), (False, 30)])
+async def test_worker_that_has_not_turned_for_too_long_is_replaced(
+    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch, stopped: bool, seconds: int
+) -> None:
     hung, kept = processes(service)
     os.kill(hung, signal.SIGSTOP)
-    processes(service)[hung].silent = 119.9
-    assert [each.pid for each in service.stuck()] == [hung]
+    if not stopped:
+        monkeypatch.setattr("fedproxy.serve.fleet._is_stopped", lambda pid: False)
+    await silent(service, hung, seconds - 0.1)
     await until(
         lambda: hung not in processes(service) and service._fleet.alive == 2, "another one in its place"
     )
     assert kept in processes(service)
-    assert f"worker {hung} has not turned for 120 s and is killed" in said
+    assert f"worker {hung} has not turned for {seconds} s and is killed" in said
     assert f"worker {hung} ended with signal 9" in said
     assert service.stuck() == []
+
+
+async def test_worker_that_somebody_stopped_may_be_let_go_on(service: Service) -> None:
+    stopped, _ = before = list(processes(service))
+    os.kill(stopped, signal.SIGSTOP)
+    await silent(service, stopped, 60.0)
+    await until(lambda: processes(service)[stopped].silent > 61.0, "a few more looks")
+    os.kill(stopped, signal.SIGCONT)
+    await until(lambda: not service.stuck(), "it turns again")
+    assert list(processes(service)) == before
 
 
 async def test_machine_that_slept_charges_no_worker(
