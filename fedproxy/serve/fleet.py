@@ -517,7 +517,8 @@ class Workers:
             each.process.kill()
             self._say(f"worker {each.pid} did not end and is killed")
         if self._watchers:
-            await asyncio.wait(self._watchers)
+            # One that waits for a disk that does not answer cannot even be killed.
+            await asyncio.wait(self._watchers, timeout=5.0)
         self._common.listeners.discard(self._share_launches)
 
     async def _stop_keeping(self) -> None:

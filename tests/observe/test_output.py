@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import socket
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -172,6 +173,27 @@ def test_full_device_costs_lines_alone() -> None:
     assert output.dropped == 2
     output.finish()
     os.close(writing)
+
+
+def test_terminal_that_its_user_stopped_is_not_waited_for_and_has_all_lines_when_it_goes_on() -> None:
+    way = Way("terminal")
+    termios.tcflow(way.writing, termios.TCOOFF)
+    output = Output(way.writing)
+    for _ in range(3000):
+        output(LINE)
+    assert (way.read(), output.dropped) == (b"", 0)
+    termios.tcflow(way.writing, termios.TCOON)
+    got = b""
+
+    def read_on() -> bool:
+        nonlocal got
+        got += way.read()
+        return len(got) >= 3000 * len(LINE)
+
+    until(read_on)
+    assert got.decode() == LINE * 3000
+    output.finish()
+    way.close()
 
 
 def test_datagrams_are_lines() -> None:
