@@ -45,7 +45,7 @@ def main() -> None:
 
 def _wrong(file: Path, error: ConfigError) -> SystemExit:
     for line in fault_lines(str(file), error):
-        click.echo(line, err=True)
+        _say(line)
     return SystemExit(2)
 
 
@@ -482,4 +482,11 @@ def _number(value: float) -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(text, file=sys.stderr)
+    """For whoever is at the terminal. Nobody may be, and no command ends in another way for that."""
+    try:
+        click.echo(text, file=sys.stderr)
+    except OSError:
+        # What waits in the stream's buffer fails again at the end, where Python makes a status of it.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)

@@ -76,7 +76,8 @@ def take_over() -> Events:
     """From now on all that this process says goes to standard error without waiting.
 
     What is said last has a second to be written when the process ends. Descriptors that it was started
-    without lead nowhere, lest a connection gets their numbers.
+    without lead nowhere, lest a connection gets their numbers. Where somebody else has replaced the streams,
+    as a test does that calls a command in its own process, they stay.
     """
     for fd in (0, 1, 2):
         try:
@@ -85,9 +86,10 @@ def take_over() -> Events:
             os.open(os.devnull, os.O_RDWR)
     output = Output(2)
     events = Events(output)
-    sys.stderr = Stream(events, 2)
-    sys.stdout = Stream(events, 1)
-    # Here and not at the end of a command: Python says itself why a process ends.
-    atexit.register(output.finish)
-    logging.basicConfig(level=logging.WARNING, format="fedproxy: %(message)s", stream=sys.stderr, force=True)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = Stream(events, 2)
+        sys.stdout = Stream(events, 1)
+        # Here and not at the end of a command: Python says itself why a process ends.
+        atexit.register(output.finish)
+        logging.basicConfig(level=logging.WARNING, format="fedproxy: %(message)s", stream=sys.stderr)
     return events
