@@ -31,6 +31,7 @@ from fedproxy.web.page import render_page
 if TYPE_CHECKING:
     from fedproxy.config import Config
     from fedproxy.control.candidate import Check
+    from fedproxy.observe.events import Events
     from fedproxy.serve.service import Service
 
 _FILE = click.Path(path_type=Path)
@@ -44,7 +45,7 @@ def main() -> None:
 
 def _wrong(file: Path, error: ConfigError) -> SystemExit:
     for line in fault_lines(str(file), error):
-        click.echo(line, err=True)
+        _say(line)
     return SystemExit(2)
 
 
@@ -62,13 +63,18 @@ def _load(file: Path) -> Config:
 )
 def serve(file: Path, workers: int | None) -> None:
     """Run the edge until SIGTERM or SIGINT."""
+    from fedproxy.observe.events import take_over
+
+    events = take_over()
+    # A terminal stops who writes to it in the background (stty tostop).
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     for number in (signal.SIGHUP, signal.SIGUSR1):
         # Until somebody listens, here and in the workers, what they ask for is about to be done anyway.
         signal.signal(number, signal.SIG_IGN)
     config = _with_workers(_load(file), workers)
-    _say(f"fedproxy {__version__}: {_members(config)} from {file}")
+    events.say(f"fedproxy {__version__}: {_members(config)} from {file}")
     try:
-        uvloop.run(_serve(file, config, workers))
+        uvloop.run(_serve(file, config, workers, events))
     except ConfigError as error:
         raise _wrong(file, error) from None
     except OSError as error:
@@ -79,7 +85,7 @@ def _with_workers(config: Config, workers: int | None) -> Config:
     return config if workers is None else config.model_copy(update={"workers": workers})
 
 
-async def _serve(file: Path, config: Config, workers: int | None) -> None:
+async def _serve(file: Path, config: Config, workers: int | None, events: Events) -> None:
     from fedproxy.serve import descriptors, systemd
     from fedproxy.serve.fleet import StartError
     from fedproxy.serve.service import Service
@@ -92,7 +98,8 @@ async def _serve(file: Path, config: Config, workers: int | None) -> None:
         config,
         reread=lambda: _with_workers(load(file, os.environ), workers),
         file=file,
-        say=_say,
+        say=events.say,
+        unsaid=lambda: events.dropped,
         inherited=systemd.inherited(os.environ),
         notifier=systemd.Notifier(os.environ),
     )
@@ -105,15 +112,15 @@ async def _serve(file: Path, config: Config, workers: int | None) -> None:
         raise SystemExit(f"fedproxy: {error}") from None
     freeze()
     for line in _listening(service):
-        _say(line)
+        events.say(line)
     shortage = descriptors.shortage(config.limits.connections)
     if shortage is not None:
-        _say(shortage)
+        events.say(shortage)
     try:
         await stop.wait()
         stop.clear()
         drain = service.config.timeouts.drain
-        _say(f"draining for at most {drain:g} s; a second signal ends it at once")
+        events.say(f"draining for at most {drain:g} s; a second signal ends it at once")
         draining = asyncio.ensure_future(service.stop(drain))
         again = asyncio.ensure_future(stop.wait())
         await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
@@ -475,4 +482,11 @@ def _number(value: float) -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(text, file=sys.stderr)
+    """For whoever is at the terminal. Nobody may be, and no command ends in another way for that."""
+    try:
+        click.echo(text, file=sys.stderr)
+    except OSError:
+        # What waits in the stream's buffer fails again at the end, where Python makes a status of it.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)

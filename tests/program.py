@@ -70,7 +70,8 @@ class Program:
         return status
 
     async def _read(self) -> bool:
-        assert self._process.stdout is not None
+        if self._process.stdout is None:
+            return False
         line = await self._process.stdout.readline()
         if line:
             self.lines.append(line.decode().rstrip("\n"))
@@ -91,10 +92,12 @@ async def fedproxy(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     before: Sequence[str] = ("-m", "fedproxy"),
+    stdout: int = PIPE,
+    stderr: int = STDOUT,
 ) -> AsyncIterator[Program]:
     """Runs a command until it ends, or until the block does, with all that it has started.
 
-    `before` are Python's arguments before those of the command.
+    `before` are Python's arguments before those of the command. Without a pipe as stdout it has no lines.
     """
     mark = uuid.uuid4().hex
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDPROXY_")}
@@ -105,8 +108,8 @@ async def fedproxy(
         env={**inherited, **(env or {}), _MARK: mark},
         pass_fds=pass_fds,
         stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=STDOUT,
+        stdout=stdout,
+        stderr=stderr,
     )
     program = Program(process, mark)
     try:
@@ -123,4 +126,4 @@ async def fedproxy(
             await asyncio.sleep(0.01)
         # The pipe is read to its end, or its transport outlives the test.
         rest, _ = await process.communicate()
-        program.lines += rest.decode().splitlines()
+        program.lines += (rest or b"").decode().splitlines()

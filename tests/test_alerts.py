@@ -52,6 +52,7 @@ VALUES = {
     ("fedproxy_member_state", "state"): set(Intent),
     ("fedproxy_breaker_transitions_total", "to"): set(BreakerState),
     ("fedproxy_config_reloads_total", "result"): {"success", "failure"},
+    ("fedproxy_log_lines_dropped_total", "log"): {"access", "events"},
     ("fedproxy_member_pods", "kind"): {"total", "build", "user"},
     ("member:fedproxy_bytes:rate5m", "direction"): {"in", "out"},
 }

@@ -1,8 +1,11 @@
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -85,6 +88,18 @@ def test_file_that_is_not_there_is_said(command: tuple[str, ...], tmp_path: Path
     result = run(*command, tmp_path / "none.yaml")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"{tmp_path / 'none.yaml'}: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("command", [("check",), ("import",), ("page", "--config"), ("serve", "--config")])
+def test_faulty_file_is_status_2_though_nobody_can_be_told(command: tuple[str, ...], tmp_path: Path) -> None:
+    reading, broken = os.pipe()
+    os.close(reading)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for writing in (full, broken):
+        words = [sys.executable, "-m", "fedproxy", *command, str(tmp_path / "none.yaml")]
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, stderr=writing, timeout=60, check=False)
+        assert done.returncode == 2
+        os.close(writing)
 
 
 def test_import_prints_a_config_that_is_valid(write: Write) -> None:

@@ -121,7 +121,7 @@ _OF_A_MEMBER: Final = (
     *("affinity", "bytes_in", "bytes_out", "codes", "duration", "errors", "failovers", "first_byte"),
     *("launch_duration", "launch_phases", "launches", "retries", "transitions"),
 )
-_OF_THE_EDGE: Final = ("budget_exhausted", "connections", "rejected", "requests")
+_OF_THE_EDGE: Final = ("budget_exhausted", "connections", "lines_dropped", "rejected", "requests")
 
 
 class MemberCounts(_Counts):
@@ -162,13 +162,17 @@ class MemberCounts(_Counts):
 
 
 class EdgeCounts(_Counts):
-    """The edge's own counters; `connections` are visitors' connections open now."""
+    """The edge's own counters; `connections` are visitors' connections open now.
+
+    lines_dropped: lines that were lost, by log (`access`, `events`).
+    """
 
     __slots__ = _OF_THE_EDGE
     names = _OF_THE_EDGE
 
     def __init__(self) -> None:
         self.connections = 0
+        self.lines_dropped: defaultdict[str, int] = defaultdict(int)
         self.requests = 0
         self.rejected: defaultdict[str, int] = defaultdict(int)
         self.budget_exhausted = 0

@@ -18,7 +18,8 @@ class Snapshot:
     """One member as one worker sees it, or as all of them do together.
 
     share: the weight with which it is given new visitors now. admits: its breaker lets requests through.
-    available: a request may be sent to it. idle, busy: connections to it. checks, pods, quota, details: what
+    available: a request may be sent to it. last_resort: visitors for whom there is nobody else are sent to
+    it, ill or not. idle, busy: connections to it. checks, pods, quota, details: what
     its last probe said, for those who probe.
     """
 
@@ -44,11 +45,17 @@ class Snapshot:
     pods: Mapping[str, int] = field(default_factory=dict)
     quota: int | None = None
     details: tuple[str, ...] = ()
+    last_resort: bool = False
 
     @property
     def takes_visitors(self) -> bool:
         """Whether new visitors can be sent to it."""
         return self.intent is Intent.READY and self.share > 0 and self.available
+
+    @property
+    def answers(self) -> bool:
+        """Whether a visitor of no member in particular may get an answer from it."""
+        return self.takes_visitors or self.last_resort
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Sna
         counts=member.counts,
         idle=idle,
         busy=busy,
+        last_resort=member.prime and member.intent is not Intent.MAINT and not member.full(),
     )
 
 
@@ -120,6 +128,7 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
         counts=together,
         idle=sum(part.idle for part in parts),
         busy=sum(part.busy for part in parts),
+        last_resort=any(part.last_resort for part in parts),
     )
 
 

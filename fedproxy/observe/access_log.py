@@ -6,14 +6,10 @@ ASCII: in JSON everything else is `\\u00XX`, in the combined format `\\xXX`, so 
 
 from __future__ import annotations
 
-import os
 import re
-import select
-import stat
 import time
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as quote
-from pathlib import Path
 from typing import Final, Literal, Protocol
 
 MASK: Final = "***"
@@ -54,7 +50,8 @@ class Entry(Protocol):
 class AccessLog:
     """Turns entries into lines and hands them to `write`, each with its line feed, once per turn of the loop.
 
-    `schedule` runs a function soon (`loop.call_soon`); `flush` may be called at any time.
+    `schedule` runs a function soon (`loop.call_soon`); `flush` may be called at any time. `write` may be set
+    anew.
     """
 
     def __init__(
@@ -63,7 +60,7 @@ class AccessLog:
         form: Literal["json", "combined"],
         schedule: Callable[[Callable[[], None]], object],
     ) -> None:
-        self._write = write
+        self.write = write
         self._schedule = schedule
         self._line = JsonLines() if form == "json" else CombinedLines()
         self._lines: list[str] = []
@@ -79,7 +76,7 @@ class AccessLog:
         """Writes what was gathered."""
         if self._lines:
             lines, self._lines = self._lines, []
-            self._write("".join(lines))
+            self.write("".join(lines))
 
 
 class _Written(dict[str, str]):
@@ -196,107 +193,3 @@ def mask_target(target: str) -> str:
     ):
         return target
     return _SECRET.sub(rf"\1{MASK}", target)
-
-
-def open_file(path: Path) -> int:
-    """A descriptor that appends to the file, which is made if it is not there. Raises OSError."""
-    # Opening a pipe that nobody reads, or writing to a full one, is not to wait.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    return os.open(path, flags, 0o640)
-
-
-class Output:
-    """A file descriptor as the log's writer: it never waits and never raises.
-
-    While a reader is slow, up to `limit` bytes wait, and `later` (if given) is asked to run `flush` after a
-    while. What is more than that, or comes when nobody reads any more, is dropped. `dropped`: so many lines.
-    `owned`: the descriptor is closed by this object. Several processes may write to the same file or pipe:
-    no line of theirs comes within another, but in a pipe those that are longer than it takes in one piece.
-    """
-
-    def __init__(
-        self,
-        fd: int = 1,
-        later: Callable[[Callable[[], None]], object] | None = None,
-        limit: int = 1 << 20,
-        *,
-        owned: bool = False,
-    ) -> None:
-        self._fd = fd if owned else _without_waiting(fd)
-        self._owned = owned or self._fd != fd
-        self._in_pieces = stat.S_ISFIFO(os.fstat(fd).st_mode)
-        self._later = later
-        self._limit = limit
-        self._waiting = b""
-        self._scheduled = False
-        self.dropped = 0
-
-    def __call__(self, text: str) -> None:
-        """Writes whole lines."""
-        data = text.encode("utf-8", "backslashreplace")
-        if self._waiting and len(self._waiting) + len(data) > self._limit:
-            self.dropped += data.count(b"\n")
-        else:
-            self._waiting += data
-        self._write()
-
-    def flush(self) -> None:
-        """Writes what waits, as far as it goes."""
-        self._scheduled = False
-        self._write()
-
-    def _write(self) -> None:
-        cut = self._waiting.startswith(b"\n")
-        try:
-            while self._waiting:
-                piece = _first_lines(self._waiting) if self._in_pieces else self._waiting
-                written = os.write(self._fd, piece)
-                cut = not piece.endswith(b"\n", 0, written)
-                self._waiting = self._waiting[written:]
-        except BlockingIOError:
-            if self._later is not None and not self._scheduled:
-                self._scheduled = True
-                self._later(self.flush)
-        except OSError:
-            # The reader is gone or the disk is full: the log is lost, the visitors must not be.
-            self.dropped += self._waiting.lstrip(b"\n").count(b"\n")
-            # A line that was cut off ends before the next one.
-            self._waiting = b"\n" if cut else b""
-
-    def move(self, fd: int) -> None:
-        """Goes on to another descriptor, which this object owns, once what waits is written."""
-        self._write()
-        if self._owned:
-            os.close(self._fd)
-        self._fd = fd
-        self._owned = True
-        self._in_pieces = stat.S_ISFIFO(os.fstat(fd).st_mode)
-
-    def close(self) -> None:
-        """Writes what waits, as far as it goes, and lets go of what this object owns."""
-        self._write()
-        if self._owned:
-            os.close(self._fd)
-            self._owned = False
-
-
-def _first_lines(data: bytes) -> bytes:
-    """As many whole lines as a pipe takes in one piece (POSIX: PIPE_BUF), or one that is longer."""
-    if len(data) <= select.PIPE_BUF:
-        return data
-    end = data.rfind(b"\n", 0, select.PIPE_BUF) + 1 or data.find(b"\n") + 1
-    return data[: end or None]
-
-
-def _without_waiting(fd: int) -> int:
-    """A descriptor of the same pipe or terminal, on which writing does not wait; else `fd` itself.
-
-    Setting O_NONBLOCK on `fd` would set it for everybody who shares it, such as the shell behind a terminal.
-    """
-    mode = os.fstat(fd).st_mode
-    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
-        return fd
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return fd

@@ -358,6 +358,12 @@ def _edge(view: View) -> Iterator[Family]:
         [((), edge.budget_exhausted)],
     )
     yield _counter(
+        "fedproxy_log_lines_dropped",
+        "Lines that were lost, as a log's reader was slow or gone or its disk full.",
+        ("log",),
+        (((log,), edge.lines_dropped.get(log, 0)) for log in ("access", "events")),
+    )
+    yield _counter(
         "fedproxy_config_reloads",
         "Reloads of the config.",
         ("result",),

@@ -9,8 +9,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import chain, count
+from pathlib import Path
 from typing import Protocol
 
 from fedproxy.control.line import (
@@ -43,6 +45,11 @@ from fedproxy.serve.sockets import Sockets
 _TO_START = 30.0  # seconds that a worker may take until it accepts
 _TO_ANSWER = 1.0  # seconds that a worker may take to answer a question
 _LONG_LIVED = 10.0  # seconds after which an end is no sign of a worker that cannot live
+_LISTEN = 0.25  # seconds between two looks at who was silent
+_SILENT = 3.0  # seconds without a word, of which there is one each second, after which a worker does not turn
+# Seconds after which it is given up, with all that its visitors have open: before an orchestrator ends the
+# whole edge for it. Whoever was stopped from outside (SIGSTOP, a debugger) may be let go on.
+_GIVE_UP, _GIVE_UP_STOPPED = 30.0, 120.0
 _BACK_OFF, _BACK_OFF_MAX = 0.5, 30.0  # seconds before a worker that keeps dying is started again
 
 
@@ -98,6 +105,14 @@ class Common:
         self.edge.connections -= survey.edge.connections
 
 
+@dataclass(frozen=True)
+class Stuck:
+    """A worker that should serve and does not turn: nothing was heard of it for so many seconds."""
+
+    pid: int
+    seconds: float
+
+
 class Fleet(Protocol):
     """Those who serve now, or who did and are draining."""
 
@@ -119,6 +134,9 @@ class Fleet(Protocol):
 
     def surveys(self) -> list[Survey]:
         """What each of them saw when it was asked last."""
+
+    def stuck(self) -> list[Stuck]:
+        """Those who should serve and do not turn."""
 
     async def drain(self, seconds: float) -> None:
         """Accepts nobody any more; returns when all has ended, or after so many seconds."""
@@ -195,6 +213,10 @@ class Inside:
         """As `Fleet` says."""
         return [] if self._counted else [self.plane.survey()]
 
+    def stuck(self) -> list[Stuck]:
+        """As `Fleet` says; if it did not turn, nobody would get this answer."""
+        return []
+
     async def drain(self, seconds: float) -> None:
         """As `Fleet` says."""
         self.alive = 0
@@ -222,6 +244,7 @@ class _Process:
         self.leaving = asyncio.Event()  # it wants to be replaced, or has ended
         self.draining = False
         self.last: Survey | None = None
+        self.silent = 0.0  # seconds since it said something, as far as anybody listened
         self.started = time.monotonic()
         self.parts: list[Snapshot] = []  # of the account that is being told
         self.answers: dict[int, asyncio.Future[None]] = {}
@@ -271,6 +294,7 @@ class Workers:
             raise failed[0]
         loop = asyncio.get_running_loop()
         self._keepers = [loop.create_task(self._keep(each)) for each in started if isinstance(each, _Process)]
+        self._keepers.append(loop.create_task(self._listen()))
 
     def put(self, put: Put) -> None:
         """As `Fleet` says."""
@@ -373,6 +397,25 @@ class Workers:
                 old.draining = True
                 old.line.send(Drain(self._start.config.timeouts.drain))
 
+    async def _listen(self) -> None:
+        """Notes who is silent, and ends who is for too long: `_keep` starts another in its place."""
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(_LISTEN)
+            # If this process was asleep or busy, so that it did not listen, silence says nothing.
+            now = time.monotonic()
+            passed, before = min(now - before, 2 * _LISTEN), now
+            for each in self._processes:
+                if each.ready.is_set() and not each.gone.is_set():
+                    each.silent += passed
+                    if each.silent >= _GIVE_UP and (
+                        each.silent >= _GIVE_UP_STOPPED or not _is_stopped(each.pid)
+                    ):
+                        seconds, each.silent = each.silent, 0.0
+                        with suppress(ProcessLookupError):
+                            each.process.kill()
+                        self._say(f"worker {each.pid} has not turned for {seconds:.0f} s and is killed")
+
     async def _successor(self, slot: int, quick: int) -> _Process:
         while True:
             if quick > 1:
@@ -389,6 +432,7 @@ class Workers:
     # Messages
 
     def _on_message(self, worker: _Process, message: object) -> None:
+        worker.silent = 0.0
         if isinstance(message, Part):
             worker.parts[message.at :] = message.members
         elif isinstance(message, Told):
@@ -429,7 +473,8 @@ class Workers:
         answers = []
         for each in asked:
             answer = each.answers[number] = asyncio.get_running_loop().create_future()
-            answers.append(answer)
+            if each.silent < _SILENT:
+                answers.append(answer)
             each.line.send(Ask(number))
         if answers:
             await asyncio.wait(answers, timeout=_TO_ANSWER)
@@ -439,6 +484,14 @@ class Workers:
     def surveys(self) -> list[Survey]:
         """As `Fleet` says. A worker that did not answer in time is shown as it was before."""
         return [each.last for each in self._processes if each.last is not None]
+
+    def stuck(self) -> list[Stuck]:
+        """As `Fleet` says. Who starts or drains is not asked to serve."""
+        return [
+            Stuck(each.pid, each.silent)
+            for each in sorted(self._processes, key=lambda each: each.pid)
+            if each.ready.is_set() and not each.draining and each.silent >= _SILENT
+        ]
 
     # The end
 
@@ -461,10 +514,11 @@ class Workers:
         if self._watchers:
             await asyncio.wait(self._watchers, timeout=5.0)
         for each in list(self._processes):
-            self._say(f"worker {each.pid} did not end and is killed")
             each.process.kill()
+            self._say(f"worker {each.pid} did not end and is killed")
         if self._watchers:
-            await asyncio.wait(self._watchers)
+            # One that waits for a disk that does not answer cannot even be killed.
+            await asyncio.wait(self._watchers, timeout=5.0)
         self._common.listeners.discard(self._share_launches)
 
     async def _stop_keeping(self) -> None:
@@ -472,6 +526,14 @@ class Workers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._keepers.clear()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by somebody: a signal, a debugger (proc(5))."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0] in "tT"
+    except OSError:
+        return False
 
 
 def _said(status: int | None) -> str:

@@ -6,12 +6,12 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedproxy.errors import ConfigError, Fault
-from fedproxy.observe.access_log import AccessLog, Output, open_file
+from fedproxy.observe.access_log import AccessLog
+from fedproxy.observe.output import Output, open_file
 
 if TYPE_CHECKING:
     from fedproxy.config import Config
@@ -46,6 +46,17 @@ class Log:
         self._file: Path | None = None
         self._log: AccessLog | None = None
         self._output: Output | None = None
+        self._left: list[Output] = []  # those that still write what they have
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """How many lines were lost so far, as their reader was too slow or gone, or their disk full."""
+        for output in self._left[:]:
+            if not output.pending:
+                self._left.remove(output)
+                self._dropped += output.dropped
+        return self._dropped + sum(each.dropped for each in (*self._left, self._output) if each is not None)
 
     @contextmanager
     def prepare(self, config: Config) -> Iterator[Callable[[], AccessLog | None]]:
@@ -58,8 +69,7 @@ class Log:
         if form == "off" or self._given is not None:
             output = None
         elif output is None or file != self._file:
-            later = partial(asyncio.get_running_loop().call_later, 0.1)
-            output = Output(later=later) if file is None else Output(_open(file), later, owned=True)
+            output = Output() if file is None else Output(_open(file), owned=True)
         try:
             yield lambda: self._use(form, file, output)
         except BaseException:
@@ -71,7 +81,10 @@ class Log:
         self, form: Literal["json", "combined", "off"], file: Path | None, output: Output | None
     ) -> AccessLog | None:
         if (form, output) != (self._form, self._output):
-            self.close()
+            if self._log is not None:
+                self._log.flush()
+            if output is not self._output:
+                self._leave()
             self._form, self._output = form, output
             write = output or self._write_lines
             loop = asyncio.get_running_loop()
@@ -87,15 +100,30 @@ class Log:
     def reopen(self) -> None:
         """Opens the file anew, if it is one. Raises ConfigError, and then goes on with the one it has."""
         if self._output is not None and self._log is not None and self._file is not None:
-            fd = _open(self._file)
+            output = Output(_open(self._file), owned=True)
             self._log.flush()
-            self._output.move(fd)
+            self._leave()
+            self._output = output
+            self._log.write = output
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is left, in its own time, which is short."""
         if self._log is not None:
             self._log.flush()
             self._log = None
+        self._leave()
+
+    def _leave(self) -> None:
         if self._output is not None:
             self._output.close()
+            self._left.append(self._output)
             self._output = None
+
+    async def finish(self) -> None:
+        """Closes it, and returns once what is left is written, or was given up."""
+        self.close()
+        for output in self._left:
+            while True:
+                if not output.pending:
+                    break
+                await asyncio.sleep(0.01)

@@ -150,6 +150,7 @@ class Plane:
 
     def survey(self) -> Survey:
         """The members, and what was counted."""
+        self.edge.counts.lines_dropped["access"] = self._log.dropped
         return Survey(self._members(), self.edge.counts)
 
     # What is told
@@ -395,7 +396,7 @@ class Plane:
             await server.wait_closed()
         self._open.clear()
         await self._traces.close()
-        self._log.close()
+        await self._log.finish()
 
 
 def _waiting(sock: socket.socket) -> Iterator[socket.socket]:

@@ -33,7 +33,7 @@ from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
 from fedproxy.serve.assemble import find_targets, probe_policy
-from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Workers
+from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Stuck, Workers
 from fedproxy.serve.log import check_log
 from fedproxy.serve.plane import Shape, shape
 from fedproxy.serve.sockets import Sockets, listen_on
@@ -49,6 +49,7 @@ _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
 _AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes wrong does so in crowds
+_GLANCE = 0.5  # seconds that a probe waits for workers: it may have no more than one
 _OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
 _SELDOM = 5  # ... and so many times as long while nobody does
 
@@ -59,8 +60,8 @@ class Service:
     log: takes each line of the access log of a data plane in this process; without it they go to standard
     output. reread: reads the config again for a reload, and raises ConfigError. file: where the config is; it
     is watched, and what operators set is kept beside it. probe: whether members are asked how they are,
-    and logos fetched. say: takes lines for whoever runs this. inherited: listening sockets that were given to
-    this process.
+    and logos fetched. say: takes lines for whoever runs this, and never raises. unsaid: how many of them were
+    lost. inherited: listening sockets that were given to this process.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Service:
         file: Path | None = None,
         probe: bool = True,
         say: Callable[[str], None] = lambda line: None,
+        unsaid: Callable[[], int] = lambda: 0,
         inherited: Sequence[socket.socket] = (),
         notifier: Notifier | None = None,
     ) -> None:
@@ -82,6 +84,7 @@ class Service:
         self._file = file
         self._probe = probe
         self._aside = say
+        self._unsaid = unsaid
         self.history = History()
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
@@ -105,6 +108,7 @@ class Service:
         self.reloaded_at: float | None = None
         self._serving = False
         self._workers = 0
+        self._glance: asyncio.Task[Survey] | None = None
 
     _fleet: Fleet
     _next_look: asyncio.Future[None]
@@ -234,6 +238,18 @@ class Service:
 
     # What operators ask for
 
+    def stuck(self) -> list[Stuck]:
+        """The workers that should serve and do not turn."""
+        return self._fleet.stuck() if self._serving else []
+
+    async def glance(self) -> Survey:
+        """As `survey`, for who cannot wait for a second: all who ask at one time are one question."""
+        if self._serving:
+            if self._glance is None or self._glance.done():
+                self._glance = self._do(self.survey())
+            await asyncio.wait({self._glance}, timeout=_GLANCE)
+        return self.known()
+
     async def survey(self) -> Survey:
         """The members and counts of all who serve, and of those who did; they are asked for them."""
         await asyncio.gather(*(fleet.ask() for fleet in (self._fleet, *self._leaving)))
@@ -250,6 +266,7 @@ class Service:
                     parts[member.name].append(member)
         members = [self._merged(name, found) for name, found in parts.items()]
         edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
+        edge.lines_dropped["events"] += self._unsaid()
         return Survey(members, edge, self._fleet.alive)
 
     def _merged(self, name: str, parts: Sequence[Snapshot]) -> Snapshot:
@@ -551,16 +568,14 @@ class Service:
                 seen = now
 
     def _renew_certificates(self) -> None:
-        renewed = False
-        for each in self._certificates.values():
-            refreshed = each.refresh()
+        found = [each.refresh() for each in self._certificates.values()]
+        if any(refreshed.renewed for refreshed in found):
+            self._fleet.tell(Renew())
+        for refreshed in found:
             for line in fault_lines(str(self._file or "config"), ConfigError(refreshed.faults)):
                 self._say(f"{line}; the one in force is kept")
             for path in refreshed.renewed:
                 self._say(f"{path}: renewed")
-            renewed = renewed or bool(refreshed.renewed)
-        if renewed:
-            self._fleet.tell(Renew())
 
 
 def _health(report: Report) -> Health:

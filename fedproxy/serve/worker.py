@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -37,11 +36,14 @@ from fedproxy.control.line import (
     Told,
 )
 from fedproxy.errors import ConfigError
+from fedproxy.observe.events import Events, take_over
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.tls import ignore_unreadable_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fedproxy.decide.snapshot import Survey
 
 _TELL = 1.0  # seconds between two accounts of what was counted
 _AT_A_TIME = 30  # members that are told of in one turn, which takes less than a millisecond
@@ -53,8 +55,9 @@ _LAST_WORDS = 2.0  # seconds that the control process may take to read them
 class Worker:
     """What a worker process does, from the first message to the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: Events) -> None:
         self.plane = Plane(tell=self._tell)
+        self._events = events
         self._started: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
         self._told: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
@@ -103,7 +106,7 @@ class Worker:
             accounts.cancel()
             await asyncio.gather(accounts, *self._answers, return_exceptions=True)
             await plane.close()
-            self.line.send(Told(None, plane.survey()))
+            self.line.send(Told(None, self._survey()))
             self.line.close()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
@@ -155,10 +158,14 @@ class Worker:
             if self.line.is_read:
                 await self._give_account(None)
 
+    def _survey(self) -> Survey:
+        self.plane.edge.counts.lines_dropped["events"] = self._events.dropped
+        return self.plane.survey()
+
     async def _give_account(self, number: int | None) -> None:
         """Tells of all members, of some at a time: visitors have their turn in between."""
         async with self._telling:
-            survey = self.plane.survey()
+            survey = self._survey()
             members, last = survey.members, max(0, len(survey.members) - 1) // _AT_A_TIME * _AT_A_TIME
             for at in range(0, last, _AT_A_TIME):
                 self.line.send(Part(at, members[at : at + _AT_A_TIME]))
@@ -202,16 +209,16 @@ def freeze() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def _run(descriptor: int) -> None:
-    await Worker().run(descriptor)
+async def _run(descriptor: int, events: Events) -> None:
+    await Worker(events).run(descriptor)
 
 
 def main() -> None:
     """Runs a worker; the descriptor of the line is the only argument."""
-    logging.basicConfig(level=logging.WARNING, format="fedproxy: %(message)s")
+    events = take_over()
     ignore_unreadable_names()
     try:
-        uvloop.run(_run(int(sys.argv[1])))
+        uvloop.run(_run(int(sys.argv[1]), events))
     except asyncio.CancelledError:
         raise SystemExit(0) from None
     except ConfigError as error:

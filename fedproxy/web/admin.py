@@ -41,6 +41,18 @@ _BODY_TIME: Final = 10.0  # seconds, for the whole of it
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class Stuck(Protocol):
+    """A worker of which nothing was heard for so many seconds."""
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+
+    @property
+    def seconds(self) -> float:
+        """How long."""
+
+
 class AdminState(Protocol):
     """What the admin listener asks for."""
 
@@ -66,6 +78,12 @@ class AdminState(Protocol):
 
     def next_look(self) -> asyncio.Future[None]:
         """Done when the history has seen the next survey. Shared: not to be cancelled."""
+
+    def stuck(self) -> Sequence[Stuck]:
+        """The workers that should serve and do not turn."""
+
+    async def glance(self) -> Survey:
+        """As `survey`, in less than a second, and one question for all who ask at a time."""
 
     async def survey(self) -> Survey:
         """The members and counts of all workers together, who are asked for them."""
@@ -159,13 +177,16 @@ class _Admin:
         return web.Response(body=text.encode(), headers={"Content-Type": content_type(accept)})
 
     async def live(self, request: web.Request) -> web.Response:
-        return web.json_response({"live": True})
+        # Of those who serve in this loop, that this is answered is the proof.
+        stuck = self._stuck()
+        return web.json_response({"live": not stuck} | stuck, status=503 if stuck else 200)
 
     async def ready(self, request: web.Request) -> web.Response:
-        survey = await self._state.survey()
+        survey = await self._state.glance()
         available = [member.name for member in survey.members if member.available]
-        ready = self._is_ready(survey)
-        answer = {"ready": ready, "listening": self._state.listening, "available": available}
+        stuck = self._stuck()
+        ready = self._is_ready(survey) and not stuck
+        answer = {"ready": ready, "listening": self._state.listening, "available": available} | stuck
         return web.json_response(answer, status=200 if ready else 503)
 
     async def members(self, request: web.Request) -> web.Response:
@@ -233,7 +254,12 @@ class _Admin:
     # What they share
 
     def _is_ready(self, survey: Survey) -> bool:
-        return self._state.listening and any(member.available for member in survey.members)
+        return self._state.listening and any(member.answers for member in survey.members)
+
+    def _stuck(self) -> dict[str, Any]:
+        """Of the workers that do not turn what an answer says of them; nothing if all do."""
+        stuck = [{"pid": each.pid, "seconds": round(each.seconds, 1)} for each in self._state.stuck()]
+        return {"not_turning": stuck} if stuck else {}
 
     def _described_one(self, survey: Survey, name: str) -> dict[str, Any]:
         found = next((found for found in self._described(survey) if found["name"] == name), None)

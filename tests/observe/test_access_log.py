@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import errno
 import json
-import os
-import select
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.observe.access_log import AccessLog, CombinedLines, JsonLines, Output, mask_target, open_file
+from fedproxy.observe.access_log import AccessLog, CombinedLines, JsonLines, mask_target
 
 
 @dataclass
@@ -192,146 +188,3 @@ def test_entries_may_be_reused_after_the_call() -> None:
     log(replace(entry))
     soon.pop()()
     assert [line.split()[8] for line in written[0].splitlines()] == ["200", "500"]
-
-
-# Output
-
-
-def test_output_writes_to_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    with path.open("wb") as file:
-        output = Output(file.fileno())
-        output("one\n")
-        output("two\n")
-        output.close()
-    assert path.read_text() == "one\ntwo\n"
-
-
-def test_output_drops_and_counts_when_the_reader_is_gone() -> None:
-    reading, writing = os.pipe()
-    output = Output(writing)
-    os.close(reading)
-    output("one\ntwo\n")
-    output("three\n")
-    assert output.dropped == 3
-    output.close()
-    os.close(writing)
-
-
-def test_output_never_waits_for_a_slow_reader_and_cuts_no_line() -> None:
-    reading, writing = os.pipe()
-    later: list[Callable[[], None]] = []
-    output = Output(writing, later=later.append, limit=200_000)
-    line = "x" * 99 + "\n"
-    for _ in range(50):
-        output(line * 100)
-    assert output.dropped > 0
-    assert len(later) == 1
-    assert os.get_blocking(writing)
-    os.set_blocking(reading, False)
-    got = b""
-    while later:
-        got += os.read(reading, 1 << 20)
-        later.pop()()
-    got += os.read(reading, 1 << 20)
-    assert got == line.encode() * (5000 - output.dropped)
-    output(line)
-    output.close()
-    assert os.read(reading, 1000) == line.encode()
-    os.close(reading)
-    os.close(writing)
-
-
-def test_output_without_a_timer_goes_on_with_the_next_line() -> None:
-    reading, writing = os.pipe()
-    output = Output(writing)
-    output("x" * 99_999 + "\n")
-    assert len(os.read(reading, 1 << 20)) < 100_000
-    output("last\n")
-    assert os.read(reading, 1 << 20).endswith(b"x\nlast\n")
-    output.close()
-    os.close(reading)
-    os.close(writing)
-
-
-def test_output_of_many_writers_to_one_pipe_mixes_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, writing = os.pipe()
-    pieces: list[bytes] = []
-    write = os.write
-
-    def note(fd: int, data: bytes) -> int:
-        pieces.append(data)
-        return write(fd, data)
-
-    monkeypatch.setattr("fedproxy.observe.access_log.os.write", note)
-    output = Output(writing)
-    lines = [letter * size + "\n" for letter in "abc" for size in (10, 3000, 5000, 1200)]
-    output("".join(lines))
-    assert os.read(reading, 1 << 20).decode() == "".join(lines)
-    # POSIX: what is at most PIPE_BUF long is written in one piece.
-    assert all(piece.endswith(b"\n") for piece in pieces)
-    assert [len(piece) for piece in pieces if len(piece) > select.PIPE_BUF] == [5001] * 3
-    output.close()
-    os.close(reading)
-    os.close(writing)
-
-
-def test_line_that_a_full_disk_cut_off_takes_no_other_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = Output(open_file(tmp_path / "log"), owned=True)
-    write, room = os.write, 6
-
-    def write_as_far_as_it_goes(fd: int, data: bytes) -> int:
-        nonlocal room
-        if not room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written = write(fd, data[:room])
-        room -= written
-        return written
-
-    monkeypatch.setattr("fedproxy.observe.access_log.os.write", write_as_far_as_it_goes)
-    output("one\ntwo\nthree\n")
-    output("four\n")
-    assert output.dropped == 3
-    room = 100
-    output("five\n")
-    output("six\n")
-    output.close()
-    assert (tmp_path / "log").read_text() == "one\ntw\nfive\nsix\n"
-
-
-def test_output_goes_on_to_another_file_and_closes_both(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    output = Output(open_file(first), owned=True)
-    output("one\n")
-    descriptor = open_file(second)
-    output.move(descriptor)
-    output("two\n")
-    output.close()
-    assert (first.read_text(), second.read_text()) == ("one\n", "two\n")
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(descriptor)
-
-
-def test_opening_a_pipe_that_nobody_reads_does_not_wait(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="No such device"):
-        open_file(tmp_path / "pipe")
-
-
-def test_output_writes_in_the_plain_way_where_nothing_can_be_reopened(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*arguments: object) -> int:
-        raise FileNotFoundError
-
-    reading, writing = os.pipe()
-    monkeypatch.setattr("fedproxy.observe.access_log.os.open", refuse)
-    output = Output(writing)
-    output("one\n")
-    output.close()
-    assert os.read(reading, 100) == b"one\n"
-    os.write(writing, b"still open")
-    os.close(reading)
-    os.close(writing)

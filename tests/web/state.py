@@ -18,6 +18,7 @@ from fedproxy.decide.member import Intent, Member
 from fedproxy.decide.snapshot import Snapshot, Survey, merge, snapshot
 from fedproxy.errors import Fault
 from fedproxy.observe.history import History
+from fedproxy.serve.fleet import Stuck
 from tests.decide.build import federation
 
 Client = TestClient[web.Request, web.Application]
@@ -58,6 +59,7 @@ class State:
         self.counts = EdgeCounts()
         self.images: list[Logo] = []
         self.listening = True
+        self.not_turning: list[Stuck] = []
         self.reloads = {"success": 0, "failure": 0}
         self.reloaded_at: float | None = None
         self.faults: list[Fault] = []
@@ -88,6 +90,13 @@ class State:
             snapshot(member, 1000.0, idle=1 * (member.name == "gesis"), busy=2 * (member.name == "gesis"))
             for member in self.federation.members
         ]
+
+    def stuck(self) -> list[Stuck]:
+        return self.not_turning
+
+    async def glance(self) -> Survey:
+        self.asked.append("glance")
+        return Survey(self.members(), self.counts)
 
     async def survey(self) -> Survey:
         self.asked.append("survey")

@@ -20,6 +20,7 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ConfigError, Fault
+from fedproxy.serve.fleet import Stuck
 from fedproxy.web.admin import create_admin_app
 from tests.decide.build import federation
 from tests.rig.wire import until
@@ -231,9 +232,43 @@ async def test_metrics_are_openmetrics_if_asked_for(client: Client) -> None:
     assert (await response.text()).endswith("# EOF\n")
 
 
-async def test_live_is_always_well(client: Client, state: State) -> None:
+async def test_live_asks_nothing_of_members_and_listeners(client: Client, state: State) -> None:
     state.listening = False
-    assert (await client.get("/health/live")).status == 200
+    for member in state.federation.members:
+        member.set_intent(Intent.MAINT)
+    response = await client.get("/health/live")
+    assert (response.status, await response.json()) == (200, {"live": True})
+
+
+async def test_worker_that_does_not_turn_is_named_and_makes_neither_live_nor_ready(
+    client: Client, state: State
+) -> None:
+    state.not_turning = [Stuck(4711, 3.333)]
+    named = [{"pid": 4711, "seconds": 3.3}]
+    response = await client.get("/health/live")
+    assert (response.status, await response.json()) == (503, {"live": False, "not_turning": named})
+    response = await client.get("/health/ready")
+    assert response.status == 503
+    answer = await response.json()
+    assert (answer["ready"], answer["listening"], answer["not_turning"]) == (False, True, named)
+
+
+async def test_ready_counts_the_last_resort_and_no_member_that_takes_nobody_new(
+    client: Client, state: State
+) -> None:
+    gesis, *others = state.federation.members
+    assert gesis.prime
+    for member in state.federation.members:
+        member.set_health(False, 1000.0)
+    assert (await client.get("/health/ready")).status == 200
+    gesis.set_intent(Intent.MAINT)
+    assert (await client.get("/health/ready")).status == 503
+    for member in others:
+        member.set_health(True, 1000.0)
+    assert (await client.get("/health/ready")).status == 200
+    for member in others:
+        member.set_intent(Intent.DRAIN)
+    assert (await client.get("/health/ready")).status == 503
 
 
 async def test_ready_needs_listening_and_a_member(client: Client, state: State) -> None:

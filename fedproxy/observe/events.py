@@ -1,0 +1,95 @@
+"""What the edge says to whoever runs it, on standard error: one event a line.
+
+All of it goes through one object, whoever says it: the edge itself, a library that logs, a warning, a
+traceback, a `print`. Saying something never fails and never waits, so nothing depends on being said.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import logging
+import os
+import re
+import sys
+from typing import Final
+
+from fedproxy.observe.output import Output
+
+_LONGEST: Final = 1 << 16  # characters of a line that does not end
+# What members say is in some lines: no terminal is to obey it, and no line to be forged.
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Events:
+    """Lines for whoever runs this, which may be said in any thread."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    @property
+    def dropped(self) -> int:
+        """How many were lost so far, as their reader was too slow or gone, or the disk full."""
+        return self._output.dropped
+
+    def say(self, message: str) -> None:
+        """One event."""
+        self.print(message.replace("\n", "\\n"))
+
+    def print(self, text: str) -> None:
+        """Lines that belong together, such as those of a traceback."""
+        self._output(_UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text) + "\n")
+
+
+class Stream(io.TextIOBase):
+    """In place of `sys.stderr` and `sys.stdout`, for what writes there on its own; lines become events."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, events: Events, fd: int) -> None:
+        super().__init__()
+        self._events = events
+        self._fd = fd
+        self._held = ""
+
+    def fileno(self) -> int:
+        """The descriptor behind it."""
+        return self._fd
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, text: str, /) -> int:
+        """Holds what is no whole line yet."""
+        lines, feed, self._held = (self._held + text).rpartition("\n")
+        if feed:
+            self._events.print(lines)
+        if len(self._held) > _LONGEST:
+            held, self._held = self._held, ""
+            self._events.print(held)
+        return len(text)
+
+
+def take_over() -> Events:
+    """From now on all that this process says goes to standard error without waiting.
+
+    What is said last has a second to be written when the process ends. Descriptors that it was started
+    without lead nowhere, lest a connection gets their numbers. Where somebody else has replaced the streams,
+    as a test does that calls a command in its own process, they stay.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    output = Output(2)
+    events = Events(output)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = Stream(events, 2)
+        sys.stdout = Stream(events, 1)
+        # Here and not at the end of a command: Python says itself why a process ends.
+        atexit.register(output.finish)
+        logging.basicConfig(level=logging.WARNING, format="fedproxy: %(message)s", stream=sys.stderr)
+    return events

@@ -1,0 +1,119 @@
+"""Workers that do not turn, seen by the control process, which is this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+import pytest
+
+from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
+from fedproxy.serve.service import Service
+from fedproxy.serve.sockets import Sockets
+from tests.serve.running import until
+from tests.serve.test_service import config_of
+
+
+@pytest.fixture
+async def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def service(said: list[str]) -> AsyncIterator[Service]:
+    config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
+    made = Service(config, probe=False, say=said.append)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def processes(service: Service) -> dict[int, _Process]:
+    assert isinstance(service._fleet, Workers)
+    return {each.pid: each for each in service._fleet._processes}
+
+
+async def silent(service: Service, pid: int, seconds: float) -> None:
+    """As if a worker that is stopped had been for so long; what it said before that is read first."""
+    worker = processes(service)[pid]
+    await until(lambda: worker.silent >= 3.0, "its last words are read")
+    assert [each.pid for each in service.stuck()] == [pid]
+    worker.silent = seconds
+
+
+@pytest.mark.parametrize(("stopped", "seconds"), [(True, 120), (False, 30)])
+async def test_worker_that_has_not_turned_for_too_long_is_replaced(
+    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch, stopped: bool, seconds: int
+) -> None:
+    hung, kept = processes(service)
+    os.kill(hung, signal.SIGSTOP)
+    if not stopped:
+        monkeypatch.setattr("fedproxy.serve.fleet._is_stopped", lambda pid: False)
+    await silent(service, hung, seconds - 0.1)
+    await until(
+        lambda: hung not in processes(service) and service._fleet.alive == 2, "another one in its place"
+    )
+    assert kept in processes(service)
+    assert f"worker {hung} has not turned for {seconds} s and is killed" in said
+    assert f"worker {hung} ended with signal 9" in said
+    assert service.stuck() == []
+
+
+async def test_worker_that_somebody_stopped_may_be_let_go_on(service: Service) -> None:
+    stopped, _ = before = list(processes(service))
+    os.kill(stopped, signal.SIGSTOP)
+    await silent(service, stopped, 60.0)
+    await until(lambda: processes(service)[stopped].silent > 61.0, "a few more looks")
+    os.kill(stopped, signal.SIGCONT)
+    await until(lambda: not service.stuck(), "it turns again")
+    assert list(processes(service)) == before
+
+
+async def test_machine_that_slept_charges_no_worker(
+    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(processes(service))
+    asked = 0
+
+    def clock() -> float:
+        nonlocal asked
+        asked += 1
+        return time.monotonic() + 1000 * asked
+
+    monkeypatch.setattr("fedproxy.serve.fleet.time", SimpleNamespace(monotonic=clock))
+    await until(lambda: asked > 2, "two looks after the sleep")
+    assert set(processes(service)) == before
+    assert said == []
+
+
+def test_worker_that_starts_or_drains_is_not_said_to_be_stuck() -> None:
+    fleet = Workers(2, Sockets(()), Common(), lambda line: None)
+    starting, serving, well, draining = (_Process(slot) for slot in range(4))
+    for pid, each in enumerate((starting, serving, well, draining)):
+        each.pid, each.silent = pid, 0.5 if each is well else 50.0
+        if each is not starting:
+            each.ready.set()
+        fleet._processes.add(each)
+    draining.draining = True
+    assert fleet.stuck() == [Stuck(1, 50.0)]
+
+
+async def test_probes_at_one_time_are_one_question_to_the_workers(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    ask = service._fleet.ask
+
+    async def count() -> None:
+        nonlocal asked
+        asked += 1
+        await ask()
+
+    monkeypatch.setattr(service._fleet, "ask", count)
+    surveys = [service.glance() for _ in range(50)]
+    for survey in [await each for each in [service._do(each) for each in surveys]]:
+        assert survey.workers == 2
+    assert asked == 1
