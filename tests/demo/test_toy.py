@@ -193,6 +193,17 @@ async def test_launch_that_fails_everywhere(
     assert message in event["message"]
 
 
+@pytest.mark.parametrize(
+    "accept", ["TEXT/Event-Stream", "text/event-stream;q=1", "*/*; text/event-stream ;x"]
+)
+async def test_build_reads_accept_as_binderhub_does(
+    toy: ToyBinderHub, client: aiohttp.ClientSession, accept: str
+) -> None:
+    async with client.get(f"{toy.url}/build/nope/a/b/HEAD", headers={"Accept": accept}) as response:
+        assert (response.status, response.content_type) == (200, "text/event-stream")
+        assert b"failed" in await response.read()
+
+
 async def test_build_without_the_event_stream_type_is_refused(
     toy: ToyBinderHub, client: aiohttp.ClientSession
 ) -> None:
