@@ -253,7 +253,7 @@ async def test_listener_that_cannot_be_opened_leaves_the_others_as_they_were() -
     await service.start()
     plane = cast(Inside, service._fleet).plane
     put = Put(config_of(first.url, listen=[{"address": "127.0.0.1:1"}, {"address": second}]), {}, 1)
-    fleet = Inside(lambda: [[closed_socket()], [closed_socket()]], Common(), None)
+    fleet = Inside(lambda: [[closed_socket()], [closed_socket()]], list, Common(), None)
     fleet.plane = plane
     with pytest.raises(OSError, match="Bad file descriptor"):
         await fleet.move(put)
