@@ -106,6 +106,9 @@ class Fleet(Protocol):
     def alive(self) -> int:
         """How many accept visitors."""
 
+    def children(self) -> set[int] | None:
+        """The processes that it waits for; None while one is being started."""
+
     async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
         """Returns when visitors are accepted. Raises StartError or ConfigError; it is to be closed then."""
 
@@ -156,6 +159,10 @@ class Inside:
         self._counted = False
         self._common.listeners.add(self._share_launches)
         self._share_launches()
+
+    def children(self) -> set[int] | None:
+        """As `Fleet` says."""
+        return set()
 
     def _on_fact(self, fact: Fact) -> None:
         if isinstance(fact, Launches):
@@ -260,6 +267,7 @@ class Workers:
         self._health: dict[str, Health] = {}
         self._logos: dict[str, Logo] = {}
         self._numbers = count()
+        self._spawning = 0
         self._lent: set[int] = set()  # slots in which nobody accepts: the others do
 
     _start: Put
@@ -283,6 +291,10 @@ class Workers:
             raise failed[0]
         loop = asyncio.get_running_loop()
         self._keepers = [loop.create_task(self._keep(each)) for each in started if isinstance(each, _Process)]
+
+    def children(self) -> set[int] | None:
+        """As `Fleet` says."""
+        return None if self._spawning else {each.pid for each in self._processes}
 
     def put(self, put: Put) -> None:
         """As `Fleet` says."""
@@ -323,17 +335,25 @@ class Workers:
             worker.line = await Line.open(
                 ours, lambda message: self._on_message(worker, message), worker.cut.set
             )
-            worker.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "fedproxy.serve.worker",
-                str(theirs.fileno()),
-                str(their_hand.fileno()),
-                pass_fds=[theirs.fileno(), their_hand.fileno(), *chain.from_iterable(descriptors)],
-                stdin=subprocess.DEVNULL,
-                # Ctrl-C in a terminal is for the control process, which says what it means for a worker.
-                start_new_session=True,
-            )
+            self._spawning += 1
+            try:
+                worker.process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "fedproxy.serve.worker",
+                    str(theirs.fileno()),
+                    str(their_hand.fileno()),
+                    pass_fds=[theirs.fileno(), their_hand.fileno(), *chain.from_iterable(descriptors)],
+                    stdin=subprocess.DEVNULL,
+                    # Ctrl-C in a terminal is for the control process, which says what it means for a worker.
+                    start_new_session=True,
+                )
+            except BaseException:
+                worker.line.close()
+                worker.hand.close()
+                raise
+            finally:
+                self._spawning -= 1
         worker.pid = worker.process.pid
         self._processes.add(worker)
         watcher = asyncio.get_running_loop().create_task(self._watch(worker))

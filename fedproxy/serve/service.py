@@ -30,7 +30,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
-from fedproxy.serve import descriptors, orphans
+from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.assemble import find_targets, probe_policy
 from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Workers
 from fedproxy.serve.log import check_log
@@ -106,6 +106,7 @@ class Service:
         self._serving = False
         self._workers = 0
         self._orphans = orphans.Orphans()
+        self._reaper: asyncio.Task[None] | None = None
 
     _fleet: Fleet
     _next_look: asyncio.Future[None]
@@ -143,11 +144,22 @@ class Service:
         """
         self._read = _signature(self._file)
         self._next_look = asyncio.get_running_loop().create_future()
+        if reaper.is_init():
+            self._reaper = asyncio.get_running_loop().create_task(reaper.keep_reaping(self._children))
         async with self._changing:
             await self._start()
         self._do(self._keep_house())
         self._do(self._look())
         self._notifier.ready()
+
+    def _children(self) -> set[int] | None:
+        children: set[int] = set()
+        for fleet in (*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])):
+            known = fleet.children()
+            if known is None:
+                return None
+            children |= known
+        return children
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """What is ended by `stop`, wherever it is."""
@@ -247,6 +259,10 @@ class Service:
                 await self._admin.close()
                 self._admin = None
             self._notifier.close()
+            if self._reaper is not None:
+                self._reaper.cancel()
+                await asyncio.gather(self._reaper, return_exceptions=True)
+                self._reaper = None
 
     # What operators ask for
 
