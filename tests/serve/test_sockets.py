@@ -305,7 +305,7 @@ def asks(address: str | tuple[str, int], family: int = socket.AF_INET) -> bytes:
         return b"".join(iter(lambda: visitor.recv(65536), b""))
 
 
-_ACTIVATED = """
+ACTIVATED = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
@@ -328,7 +328,7 @@ async def test_systemd_is_told_and_its_socket_is_served_by_every_worker(tmp_path
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         arguments = (given.fileno(), "serve", "--config", file)
         async with fedproxy(
-            *arguments, env=environ, pass_fds=[given.fileno()], before=("-c", _ACTIVATED)
+            *arguments, env=environ, pass_fds=[given.fileno()], before=("-c", ACTIVATED)
         ) as program:
             await served(program, (host, port), systemd)
     await hub.member.stop()
