@@ -71,6 +71,9 @@ def serve(file: Path, workers: int | None) -> None:
     for number in (signal.SIGHUP, signal.SIGUSR1):
         # Until somebody listens, here and in the workers, what they ask for is about to be done anyway.
         signal.signal(number, signal.SIG_IGN)
+    if os.getpid() == 1:
+        # The first process of a container is not ended by a signal that it does not handle.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     config = _with_workers(_load(file), workers)
     events.say(f"fedproxy {__version__}: {_members(config)} from {file}")
     try:

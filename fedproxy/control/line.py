@@ -49,12 +49,16 @@ class Put:
 
 @dataclass(frozen=True)
 class Start:
-    """The first message. sockets: for each listener of the config, the numbers of its descriptors."""
+    """The first message. sockets: for each listener of the config, the numbers of its descriptors.
+
+    given: for each listener whether its socket was given to the control process, and outlives it.
+    """
 
     put: Put
     health: tuple[Health, ...]
     tickets: bytes
     sockets: tuple[tuple[int, ...], ...]
+    given: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

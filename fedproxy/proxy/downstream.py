@@ -33,7 +33,7 @@ from fedproxy.errors import (
     VisitorError,
 )
 from fedproxy.proxy.exchange import Exchange, refused
-from fedproxy.proxy.flow import LOCAL, Flow, address_of, has_left, has_unread
+from fedproxy.proxy.flow import LOCAL, Flow, address_of, all_arrived, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
 from fedproxy.proxy.traced import follow
@@ -882,8 +882,14 @@ class Downstream(Flow):
             self._read_held()
 
     def close_if_idle(self, since: float) -> None:
-        """Closes a connection that waits between requests since then, unless one has come that is unread."""
-        if self.exchange is None and not self.held and self.linger_until is None and self.idle_since <= since:
+        """Closes a connection that waits between requests since then, unless one has come that is unread.
+
+        One that lingers since then goes once its answer has arrived: a drain does not wait for its peer.
+        """
+        if self.linger_until is not None:
+            if self.linger_until - _LINGER <= since and all_arrived(self.transport):
+                self.transport.abort()
+        elif self.exchange is None and not self.held and self.idle_since <= since:
             sock = self.transport.get_extra_info("socket")
             if sock is None or not has_unread(sock):
                 self._close()

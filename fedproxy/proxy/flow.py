@@ -32,6 +32,15 @@ def has_unread(sock: socket.socket) -> bool:
     return bool(count)
 
 
+def all_arrived(transport: asyncio.Transport) -> bool:
+    """Whether the other side's system has acknowledged everything that was written, the end included."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0 or transport.get_write_buffer_size():
+        return False
+    (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    return not count
+
+
 def has_left(transport: asyncio.BaseTransport) -> bool:
     """Whether the other side has closed, also if what it sent before is not read yet."""
     sock = transport.get_extra_info("socket")

@@ -12,8 +12,10 @@ import resource
 from contextlib import suppress
 from typing import Final
 
-# Listeners, logs, name resolution, probes, the admin listener, and what is closing.
-_RESERVE: Final = 64
+# Listeners, logs, name resolution, probes, and what is closing. The admin listener's come on top of it.
+_RESERVE: Final = 48
+_ADMIN: Final = 16, 256  # at least and at most for the admin listener, and between them ...
+_ADMIN_SHARE: Final = 64  # ... one file of so many
 
 
 def raise_limit() -> None:
@@ -32,7 +34,13 @@ def limit() -> int:
 
 def room() -> int:
     """How many visitors' connections there are files for."""
-    return max(1, (limit() - _RESERVE) // 2)
+    return max(1, (limit() - _RESERVE - admin_room()) // 2)
+
+
+def admin_room() -> int:
+    """How many connections to the admin listener there are files for, whatever the visitors take."""
+    least, most = _ADMIN
+    return max(least, min(most, limit() // _ADMIN_SHARE))
 
 
 def shortage(connections: int) -> str | None:
@@ -40,7 +48,10 @@ def shortage(connections: int) -> str | None:
     fits = room()
     if connections <= fits:
         return None
+    least, most = _ADMIN
+    needed = 2 * connections + _RESERVE
+    needed += max(least, min(most, needed // (_ADMIN_SHARE - 1)))
     return (
         f"limits.connections is {connections}, but this process may open {limit()} files, which is enough "
-        f"for {fits}; expected a limit of at least {2 * connections + _RESERVE} (LimitNOFILE, ulimit -n)"
+        f"for {fits}; expected a limit of at least {needed} (LimitNOFILE, ulimit -n)"
     )

@@ -15,6 +15,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Protocol
 
+from fedproxy.control import hand
 from fedproxy.control.line import (
     Ask,
     Drain,
@@ -120,14 +121,20 @@ class Fleet(Protocol):
     def alive(self) -> int:
         """How many accept visitors."""
 
+    def children(self) -> set[int] | None:
+        """The processes that it waits for; None while one is being started."""
+
     async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
-        """Returns when visitors are accepted. Raises StartError or ConfigError, with nothing left behind."""
+        """Returns when visitors are accepted. Raises StartError or ConfigError; it is to be closed then."""
 
     def put(self, put: Put) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
 
     def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
         """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
+
+    async def look_after(self) -> None:
+        """Accepts also on the sockets that are left over: nobody else does any more."""
 
     async def ask(self) -> None:
         """Asks each of them what it sees, and waits for the answers, but not long."""
@@ -151,12 +158,14 @@ class Inside:
     def __init__(
         self,
         listeners: Callable[[], list[list[socket.socket]]],
+        left_over: Callable[[], list[tuple[int, int, socket.socket]]],
         common: Common,
         log: Callable[[str], None] | None,
     ) -> None:
         self.plane = Plane(log, self._on_fact)
         self.alive = 0
         self._sockets = listeners
+        self._left_over = left_over
         self._common = common
         self._counted = True  # there is nothing yet that the totals lack
 
@@ -168,6 +177,10 @@ class Inside:
         self._counted = False
         self._common.listeners.add(self._share_launches)
         self._share_launches()
+
+    def children(self) -> set[int] | None:
+        """As `Fleet` says."""
+        return set()
 
     def _on_fact(self, fact: Fact) -> None:
         if isinstance(fact, Launches):
@@ -205,6 +218,11 @@ class Inside:
             self.plane.reopen_log()
         else:
             self.plane.renew()
+
+    async def look_after(self) -> None:
+        """As `Fleet` says."""
+        for slot, at, sock in self._left_over():
+            await self.plane.borrow(slot, at, sock.dup())
 
     async def ask(self) -> None:
         """As `Fleet` says; it is always up to date."""
@@ -252,6 +270,7 @@ class _Process:
 
     process: asyncio.subprocess.Process
     line: Line
+    hand: socket.socket
 
     def __repr__(self) -> str:
         return f"<worker {self.slot} pid={self.pid}>"
@@ -271,6 +290,8 @@ class Workers:
         self._health: dict[str, Health] = {}
         self._logos: dict[str, Logo] = {}
         self._numbers = count()
+        self._spawning = 0
+        self._lent: set[int] = set()  # slots in which nobody accepts: the others do
 
     _start: Put
     _tickets: bytes
@@ -278,7 +299,7 @@ class Workers:
     @property
     def alive(self) -> int:
         """As `Fleet` says."""
-        return sum(each.ready.is_set() and not each.draining for each in self._processes)
+        return len(self._serving())
 
     async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
         """As `Fleet` says."""
@@ -290,11 +311,14 @@ class Workers:
         )
         failed = [each for each in started if isinstance(each, BaseException)]
         if failed:
-            await self.close()
             raise failed[0]
         loop = asyncio.get_running_loop()
         self._keepers = [loop.create_task(self._keep(each)) for each in started if isinstance(each, _Process)]
         self._keepers.append(loop.create_task(self._listen()))
+
+    def children(self) -> set[int] | None:
+        """As `Fleet` says."""
+        return None if self._spawning else {each.pid for each in self._processes}
 
     def put(self, put: Put) -> None:
         """As `Fleet` says."""
@@ -329,26 +353,37 @@ class Workers:
         )
         worker = _Process(slot)
         ours, theirs = socket.socketpair()
-        with theirs:
+        worker.hand, their_hand = hand.pair()
+        given = tuple(self._sockets.are_given(listeners))
+        with theirs, their_hand:
             worker.line = await Line.open(
                 ours, lambda message: self._on_message(worker, message), worker.cut.set
             )
-            worker.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "fedproxy.serve.worker",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno(), *chain.from_iterable(descriptors)],
-                stdin=subprocess.DEVNULL,
-                # Ctrl-C in a terminal is for the control process, which says what it means for a worker.
-                start_new_session=True,
-            )
+            self._spawning += 1
+            try:
+                worker.process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "fedproxy.serve.worker",
+                    str(theirs.fileno()),
+                    str(their_hand.fileno()),
+                    pass_fds=[theirs.fileno(), their_hand.fileno(), *chain.from_iterable(descriptors)],
+                    stdin=subprocess.DEVNULL,
+                    # Ctrl-C in a terminal is for the control process, which says what it means for a worker.
+                    start_new_session=True,
+                )
+            except BaseException:
+                worker.line.close()
+                worker.hand.close()
+                raise
+            finally:
+                self._spawning -= 1
         worker.pid = worker.process.pid
         self._processes.add(worker)
         watcher = asyncio.get_running_loop().create_task(self._watch(worker))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
-        start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors)
+        start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors, given)
         worker.line.send(start)
         for logo in self._logos.values():
             worker.line.send(logo)
@@ -382,6 +417,36 @@ class Workers:
         for answer in worker.answers.values():
             answer.cancel()
         self._common.run(worker, {})
+        worker.hand.close()
+        if not worker.draining:
+            self._lend(worker.slot)
+
+    def _lend(self, slot: int) -> None:
+        """Nobody accepts in this slot: who waits there is served by the others."""
+        self._lent.add(slot)
+        for each in self._serving():
+            self._hand(each, slot)
+
+    def _take_back(self, slot: int) -> None:
+        """Somebody accepts in this slot again."""
+        if slot in self._lent:
+            self._lent.discard(slot)
+            for each in self._serving():
+                # One that does not read this accepts there for ever, beside the owner. It does no harm.
+                hand.give(each.hand, [slot, None])
+
+    def _hand(self, worker: _Process, slot: int) -> None:
+        for at, sock in self._sockets.own(self._start.config.listen, slot):
+            hand.give(worker.hand, [slot, at], [sock])
+
+    def _serving(self) -> list[_Process]:
+        return [each for each in self._processes if each.ready.is_set() and not each.draining]
+
+    async def look_after(self) -> None:
+        """As `Fleet` says."""
+        for slot in self._sockets.left_over(self._start.config.listen, self.number):
+            for each in self._serving():
+                self._hand(each, slot)
 
     async def _keep(self, worker: _Process) -> None:
         """Keeps one slot served, for as long as this fleet is not draining."""
@@ -421,7 +486,6 @@ class Workers:
             if quick > 1:
                 delay = min(_BACK_OFF * 2 ** min(quick - 2, 10), _BACK_OFF_MAX)
                 self._say(f"starting the worker again in {delay:g} s")
-                self._sockets.rest(slot)
                 await asyncio.sleep(delay)
             try:
                 return await self._spawn(slot)
@@ -448,7 +512,10 @@ class Workers:
             if isinstance(message, Tripped):
                 self._common.tripped()
         elif isinstance(message, Ready):
+            self._take_back(worker.slot)
             worker.ready.set()
+            for slot in self._lent:
+                self._hand(worker, slot)
             self._share_launches()
         elif isinstance(message, Leaving):
             worker.leaving.set()

@@ -35,6 +35,7 @@ Shape = tuple["Address", bool, bool]
 
 _SHUTDOWN = 5.0  # seconds that a visitor may take to answer TLS's goodbye
 _TURN = 0.05  # seconds between two looks at what is left
+_LAST = 0.5  # seconds in which a connection may come whose handshake is under way as nobody new is taken
 _GRACE = 1.0  # seconds in which a request may come on a connection that is to be closed
 _HEAD = 1 << 24  # bytes
 # Bytes that the system may take for a visitor beyond what is on its way: with less a fast reader waits, and
@@ -57,12 +58,23 @@ class _Open:
         self.tls: dict[str, Any] = {}
         self.servers: list[asyncio.Server] = []
         self.sockets: list[socket.socket] = []
+        # What belongs to those who cannot accept there just now, by a key of the lender's.
+        self.borrowed: dict[int, tuple[asyncio.Server, socket.socket]] = {}
+
+    def give_back(self, key: int) -> None:
+        """Who waits there is the owner's."""
+        if key in self.borrowed:
+            server, sock = self.borrowed.pop(key)
+            server.close()
+            sock.close()
 
     def stop(self) -> list[socket.socket]:
         """Accepts nobody any more. What is returned is still open: some may wait there unaccepted."""
-        for server in self.servers:
+        for server in (*self.servers, *(server for server, _ in self.borrowed.values())):
             server.close()
-        sockets, self.sockets = self.sockets, []
+        sockets = [*self.sockets, *(sock for _, sock in self.borrowed.values())]
+        self.sockets.clear()
+        self.borrowed.clear()
         return sockets
 
 
@@ -88,6 +100,7 @@ class Plane:
         self._logos: dict[str, Logo] = {}
         self._drained_by = float("inf")
         self._entering: set[asyncio.Task[Any]] = set()
+        self._retiring: dict[_Open, asyncio.TimerHandle] = {}
         self.edge = Edge(local=self._page)
         self._traces = Traces(self.edge)
         self.edge.room = descriptors.room()
@@ -249,8 +262,14 @@ class Plane:
                 _close(opened.stop())
             raise
         self._open = now
+        loop = asyncio.get_running_loop()
         for gone in before:
-            self._accept_last(gone)
+            # Whoever holds its sockets silences them.
+            self._retiring[gone] = loop.call_later(_LAST, self._retire, gone)
+
+    def _retire(self, gone: _Open) -> None:
+        del self._retiring[gone]
+        self._accept_last(gone)
 
     def _prepare(self, at: int, listener: Listener) -> _Open:
         certificates = None
@@ -261,16 +280,40 @@ class Plane:
         return _Open(listener, certificates)
 
     async def _accept(self, opened: _Open, listener: Listener, sock: socket.socket) -> None:
+        opened.servers.append(await self._serve_on(opened, listener, sock))
+        opened.sockets.append(sock.dup())
+
+    async def borrow(self, key: int, at: int, sock: socket.socket) -> None:
+        """Accepts on a socket too whose owner cannot, of the listener of that number, until it is given back.
+
+        The socket is the plane's from now on.
+        """
+        opened = self._open[at]
+        try:
+            server = await self._serve_on(opened, self.config.listen[at], sock)
+        except OSError:
+            # There are no files for it.
+            sock.close()
+            return
+        opened.give_back(key)
+        opened.borrowed[key] = server, sock
+
+    def give_back(self, key: int) -> None:
+        """The owner accepts again, or somebody in its place."""
+        for opened in self._open:
+            opened.give_back(key)
+
+    async def _serve_on(self, opened: _Open, listener: Listener, sock: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
+        # Copies take after it, and it shares this with them.
+        sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             # Who is accepted has what the listener has.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
-        # A copy: closing the server closes what it was given.
-        opened.sockets.append(sock.dup())
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
         opened.tls = self._tls_of(opened, listener)
-        server = await create(self._visitors(opened), sock=sock.dup(), backlog=BACKLOG, **opened.tls)
-        opened.servers.append(server)
+        # A copy: closing the server closes what it was given.
+        return await create(self._visitors(opened), sock=sock.dup(), backlog=BACKLOG, **opened.tls)
 
     def _visitors(self, opened: _Open) -> Callable[[], asyncio.Protocol]:
         context = opened.certificates.context if opened.certificates is not None else None
@@ -349,14 +392,20 @@ class Plane:
 
     # The end
 
+    def listening(self) -> list[list[socket.socket]]:
+        """For each listener of the config, in its order, what is accepted on."""
+        return [[*each.sockets, *(sock for _, sock in each.borrowed.values())] for each in self._open]
+
     async def drain(self, seconds: float) -> None:
-        """Stops accepting, and gives what is under way so many seconds to end."""
+        """Stops accepting, and gives what is under way so many seconds to end.
+
+        The sockets are to be silenced already, unless others go on with them.
+        """
         edge = self.edge
         edge.draining = True
-        for each in self._open:
-            self._accept_last(each)
         self.hurry(seconds)
         began = edge.clock()
+        accepting = True
         # Nobody sees the handshakes that the loop's servers are still at.
         at_least = _GRACE if any(each.tls for each in self._open) else _TURN
         lost = edge.lost()
@@ -367,6 +416,12 @@ class Plane:
             self._drained_by += edge.lost() - lost
             lost = edge.lost()
             passed = edge.clock() - began
+            if accepting:
+                if passed >= _LAST:
+                    accepting = False
+                    for each in self._open:
+                        self._accept_last(each)
+                continue
             if passed >= at_least and not (edge.connections or edge.tunnels or self._entering):
                 break
             # Who is not told yet that the connection ends may just be sending the next request.
@@ -379,7 +434,9 @@ class Plane:
 
     async def close(self) -> None:
         """Cuts what is left."""
-        for each in self._open:
+        for timer in self._retiring.values():
+            timer.cancel()
+        for each in (*self._open, *self._retiring):
             _close(each.stop())
         for entering in self._entering:
             entering.cancel()
@@ -392,9 +449,10 @@ class Plane:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        for server in [server for each in self._open for server in each.servers]:
+        for server in [server for each in (*self._open, *self._retiring) for server in each.servers]:
             await server.wait_closed()
         self._open.clear()
+        self._retiring.clear()
         await self._traces.close()
         await self._log.finish()
 

@@ -18,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from fedproxy.config import Config, fault_lines, masked
 from fedproxy.control import state as operators
 from fedproxy.control.line import Health, Put, Renew, Reopen, Tickets
@@ -32,6 +30,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
+from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.assemble import find_targets, probe_policy
 from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Stuck, Workers
 from fedproxy.serve.log import check_log
@@ -40,6 +39,7 @@ from fedproxy.serve.sockets import Sockets, listen_on
 from fedproxy.serve.systemd import Notifier
 from fedproxy.serve.tls import Certificates
 from fedproxy.web.admin import create_admin_app
+from fedproxy.web.guard import Guarded
 
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
@@ -97,7 +97,7 @@ class Service:
         self._prober: Prober | None = None
         self._logos: Logos | None = None
         self._chores: set[asyncio.Task[Any]] = set()
-        self._admin: web.AppRunner | None = None
+        self._admin: Guarded | None = None
         self._changing = asyncio.Lock()
         self._read: tuple[int, ...] | None = None  # the signature of the file that was read last
         self._state = State()
@@ -109,6 +109,8 @@ class Service:
         self._serving = False
         self._workers = 0
         self._glance: asyncio.Task[Survey] | None = None
+        self._orphans = orphans.Orphans()
+        self._reaper: asyncio.Task[None] | None = None
 
     _fleet: Fleet
     _next_look: asyncio.Future[None]
@@ -146,11 +148,22 @@ class Service:
         """
         self._read = _signature(self._file)
         self._next_look = asyncio.get_running_loop().create_future()
+        if reaper.is_init():
+            self._reaper = asyncio.get_running_loop().create_task(reaper.keep_reaping(self._children))
         async with self._changing:
             await self._start()
         self._do(self._keep_house())
         self._do(self._look())
         self._notifier.ready()
+
+    def _children(self) -> set[int] | None:
+        children: set[int] = set()
+        for fleet in (*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])):
+            known = fleet.children()
+            if known is None:
+                return None
+            children |= known
+        return children
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """What is ended by `stop`, wherever it is."""
@@ -171,6 +184,8 @@ class Service:
             check_log(self.config)
             self._certificates = self._open_certificates(self.config)
             workers = self._workers = count_workers(self.config)
+            self._orphans = await asyncio.to_thread(orphans.find, self.config.listen)
+            self._sockets.inherit(self._orphans.sockets)
             self._sockets.open(self.config.listen, workers)
             self._admin = await self._listen_admin(self.config)
             self._fleet = self._fleet_of(workers)
@@ -178,6 +193,10 @@ class Service:
         except BaseException:
             await self.stop()
             raise
+        relieved = self._orphans.relieve()
+        self._sockets.relieve()
+        if relieved:
+            self._say(f"took over from {relieved} workers whose control process is gone; they drain")
         self.reloaded_at = time.time()
         if self._probe:
             self._prober = Prober(self._on_report)
@@ -188,24 +207,30 @@ class Service:
 
     def _fleet_of(self, workers: int) -> Fleet:
         if workers == 1:
-            return Inside(lambda: self._sockets.of(self.config.listen, 0, 1), self._common, self._log)
+            return Inside(
+                lambda: self._sockets.of(self.config.listen, 0, 1), self._left_over, self._common, self._log
+            )
         return Workers(workers, self._sockets, self._common, self._say)
+
+    def _left_over(self) -> list[tuple[int, int, socket.socket]]:
+        listeners = self.config.listen
+        slots = self._sockets.left_over(listeners, 1)
+        return [(slot, at, sock) for slot in slots for at, sock in self._sockets.own(listeners, slot)]
 
     def _put(self) -> Put:
         intents = {name: self._state.intent(name) for name in self.config.active_members}
         return Put(self.config, intents, self._workers)
 
-    async def _listen_admin(self, config: Config) -> web.AppRunner:
+    async def _listen_admin(self, config: Config) -> Guarded:
         """Opens the admin listener of a config. Raises OSError."""
         sock = listen_on(config.admin.address)
-        runner = web.AppRunner(
-            create_admin_app(self), access_log=None, handle_signals=False, shutdown_timeout=2.0
-        )
-        await runner.setup()
-        await web.SockSite(runner, sock).start()
+        address = sock.getsockname()
+        room = descriptors.admin_room()
+        admin = Guarded(create_admin_app(self, streams=room // 2), room)
+        await admin.listen(sock)
         if not config.admin.address.path:
-            self.admin_address = sock.getsockname()[:2]
-        return runner
+            self.admin_address = address[:2]
+        return admin
 
     async def stop(self, drain: float = 0.0) -> None:
         """Stops accepting, gives what is under way `drain` seconds to end, cuts what is left."""
@@ -222,7 +247,10 @@ class Service:
             await self._logos.close()
             self._logos = None
         fleets = [*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])]
+        if drain > 0:
+            self._sockets.silence()
         draining = [asyncio.ensure_future(fleet.drain(drain)) for fleet in fleets] if drain > 0 else []
+        self._orphans.close()
         # Those who serve have their own copies. Nobody is to wait in a queue that nobody looks at.
         self._sockets.close()
         try:
@@ -232,9 +260,13 @@ class Service:
                 await fleet.close()
             await asyncio.gather(*self._leaving.values(), return_exceptions=True)
             if self._admin is not None:
-                await self._admin.cleanup()
+                await self._admin.close()
                 self._admin = None
             self._notifier.close()
+            if self._reaper is not None:
+                self._reaper.cancel()
+                await asyncio.gather(self._reaper, return_exceptions=True)
+                self._reaper = None
 
     # What operators ask for
 
@@ -450,7 +482,7 @@ class Service:
         old, old_workers = self.config, self._workers
         before = self.config, self._own, self._state, self._workers, self.admin_address
         moved = workers != old_workers or [*map(shape, config.listen)] != [*map(shape, old.listen)]
-        admin: web.AppRunner | None = None
+        admin: Guarded | None = None
         try:
             with ExitStack() as undo:
                 if moved:
@@ -463,7 +495,9 @@ class Service:
         except BaseException:
             self.config, self._own, self._state, self._workers, self.admin_address = before
             if admin is not None:
-                await admin.cleanup()
+                await admin.close()
+            # In vain somebody may have begun to accept, and visitors be waiting there.
+            await self._fleet.look_after()
             raise
         if moved:
             self._sockets.close_others(config.listen, workers)
@@ -488,7 +522,8 @@ class Service:
         try:
             await fleet.start(self._put(), health, self._tickets)
         except BaseException:
-            await fleet.close()
+            # Some of them may have visitors already.
+            self._leave(fleet)
             raise
         old, self._fleet = self._fleet, fleet
         # What was probed meanwhile was told to those before.
@@ -496,7 +531,10 @@ class Service:
             fleet.tell(_health(each))
         for logo in self._logos.known if self._logos is not None else ():
             fleet.tell(logo)
-        self._leaving[old] = asyncio.get_running_loop().create_task(self._see_off(old))
+        self._leave(old)
+
+    def _leave(self, fleet: Fleet) -> None:
+        self._leaving[fleet] = asyncio.get_running_loop().create_task(self._see_off(fleet))
 
     async def _see_off(self, fleet: Fleet) -> None:
         try:
@@ -582,10 +620,10 @@ def _health(report: Report) -> Health:
     return Health(report.name, report.healthy, report.reasons, report.pods, report.quota)
 
 
-async def _close_admin(runner: web.AppRunner | None) -> None:
+async def _close_admin(admin: Guarded | None) -> None:
     """In its own time: who asked for the reload over it is still to be answered."""
-    if runner is not None:
-        await runner.cleanup()
+    if admin is not None:
+        await admin.close()
 
 
 def count_workers(config: Config) -> int:

@@ -1,18 +1,24 @@
 """The listening sockets of the visitors' side, held by the process that outlives the workers.
 
 Each worker has a socket of its own for each TCP address, in one group (SO_REUSEPORT), so that the kernel
-spreads the visitors. The process that starts the workers keeps all of them open: whoever waits in the
-queue of a worker that died, or was replaced, is served by the next one. A socket joins the group when a
-worker listens on it, and not before, as nobody else would look at its queue.
+spreads the visitors. Closing a socket resets those who wait in its queue, so one that is in the group is
+not closed while the address is served: the process that starts the workers keeps all of them open, and lends
+those of a worker that died to the others, until the next one takes its place. A socket joins the group when
+a worker listens on it, and not before, as nobody else would look at its queue.
+
+Where an address is given up, its sockets are silenced first (`silence`) and closed a moment later.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
 import stat
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +29,19 @@ if TYPE_CHECKING:
 
 BACKLOG = 2048
 
+# A classic BPF program (socket filter) that drops segments with SYN and without ACK: byte 13 of TCP's header.
+_NO_SYN = struct.pack("@" + "HBBI" * 5, *(
+    *(0x30, 0, 0, 13),  # ldb [13]
+    *(0x54, 0, 0, 0x12),  # and #SYN|ACK
+    *(0x15, 0, 1, 0x02),  # jeq #SYN, drop, keep
+    *(0x06, 0, 0, 0),  # ret #0
+    *(0x06, 0, 0, 0xFFFFFFFF),  # ret #-1
+))  # fmt: skip
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
+
+#: A listening socket of a process that is gone, and whether that one was given it too (by systemd).
+Left = tuple[socket.socket, bool]
+
 
 class Sockets:
     """The sockets by address. `inherited`: those that were given to this process as it started."""
@@ -30,6 +49,21 @@ class Sockets:
     def __init__(self, inherited: Sequence[socket.socket] = ()) -> None:
         self._open: dict[tuple[Address, int], _Group] = {}
         self._inherited = list(inherited)
+        self._left: list[Left] = []
+
+    def inherit(self, left: Sequence[Left]) -> None:
+        """Sockets of workers whose control process is gone: what is opened takes them over."""
+        self._left += left
+
+    def relieve(self) -> None:
+        """Those who accepted on what was left will not go on. What is not needed of it is given up."""
+        for group in self._open.values():
+            group.keep()
+        for sock, given in self._left:
+            if not given:
+                silence(sock)
+            sock.close()
+        self._left.clear()
 
     def open(self, listeners: Sequence[Listener], slots: int) -> Callable[[], None]:
         """Opens what is not open yet, and returns what closes that again.
@@ -42,12 +76,14 @@ class Sockets:
             for key in [key for key in self._open if key not in before]:
                 self._open.pop(key).close()
             for key, size in before.items():
-                self._open[key].cut(size)
+                self._open[key].shrink(size)
 
         try:
             for key in _keys(listeners):
                 if key not in self._open:
-                    self._open[key] = _Group(key[0], self._take_inherited(key[0]))
+                    inherited = self._take_inherited(key[0])
+                    left = self._take_left(key[0]) if inherited is None else []
+                    self._open[key] = _Group(key[0], inherited, left)
                 self._open[key].grow(slots)
         except OSError:
             undo()
@@ -55,9 +91,13 @@ class Sockets:
         return undo
 
     def close_others(self, listeners: Sequence[Listener], slots: int) -> None:
-        """Closes what these listeners in so many slots do not need, but nothing where visitors may wait."""
+        """Closes what these listeners in so many slots do not need, but nothing where visitors may wait.
+
+        Those who accept at an address that is given up have their own copies, and do so for a moment yet.
+        """
         wanted = set(_keys(listeners))
         for key in [key for key in self._open if key not in wanted]:
+            self._open[key].silence()
             self._open.pop(key).close()
         for group in self._open.values():
             group.shrink(slots)
@@ -66,10 +106,25 @@ class Sockets:
         """For each listener what one slot of so many accepts on. Raises OSError."""
         return [self._open[key].of(slot, slots) for key in _keys(listeners)]
 
-    def rest(self, slot: int) -> None:
-        """Nobody will accept in this slot for a while: the kernel is to send visitors to the others."""
+    def own(self, listeners: Sequence[Listener], slot: int) -> Iterator[tuple[int, socket.socket]]:
+        """The sockets of one slot alone where visitors may wait, each with its listener's number."""
+        for at, key in enumerate(_keys(listeners)):
+            sock = self._open[key].own(slot)
+            if sock is not None:
+                yield at, sock
+
+    def left_over(self, listeners: Sequence[Listener], slots: int) -> range:
+        """The slots beyond so many that have sockets all the same."""
+        return range(slots, max((len(self._open[key]) for key in _keys(listeners)), default=0))
+
+    def are_given(self, listeners: Sequence[Listener]) -> list[bool]:
+        """For each listener whether its socket was given to this process, and outlives it."""
+        return [self._open[key].given for key in _keys(listeners)]
+
+    def silence(self) -> None:
+        """All addresses are about to be given up; see `silence`."""
         for group in self._open.values():
-            group.rest(slot)
+            group.silence()
 
     def bound(self, listeners: Sequence[Listener]) -> list[tuple[str, int]]:
         """Host and port of each listener that has them, with the port that was found for 0."""
@@ -80,13 +135,19 @@ class Sockets:
         for group in self._open.values():
             group.close()
         self._open.clear()
-        for sock in self._inherited:
+        for sock in (*self._inherited, *(sock for sock, _ in self._left)):
             sock.close()
         self._inherited.clear()
+        self._left.clear()
+
+    def _take_left(self, address: Address) -> list[Left]:
+        found = [left for left in self._left if is_at(left[0], address)]
+        self._left = [left for left in self._left if left not in found]
+        return found
 
     def _take_inherited(self, address: Address) -> socket.socket | None:
         for at, sock in enumerate(self._inherited):
-            if _is_at(sock, address):
+            if is_at(sock, address):
                 return self._inherited.pop(at)
         return None
 
@@ -104,6 +165,33 @@ def listen_on(address: Address) -> socket.socket:
     return sock
 
 
+def silence(sock: socket.socket) -> None:
+    """Keeps newcomers from a listening socket that is accepted on for a moment yet, and then closed.
+
+    Between the last `accept` and the close somebody may come, and be reset: above all those whose handshake
+    was under way. So a TCP socket takes no further connection from now on. Who asks for one gets no answer,
+    asks again a second later, and is then refused, or served by whoever listens there by then. The file of a
+    Unix socket is removed.
+    """
+    if sock.family == socket.AF_UNIX:
+        Path(sock.getsockname()).unlink(missing_ok=True)
+        return
+    program = ctypes.create_string_buffer(_NO_SYN, len(_NO_SYN))
+    # A system that knows no filters resets some.
+    with suppress(OSError):
+        sock.setsockopt(
+            socket.SOL_SOCKET,
+            _SO_ATTACH_FILTER,
+            struct.pack("@HP", len(_NO_SYN) // 8, ctypes.addressof(program)),
+        )
+
+
+def _unsilence(sock: socket.socket) -> None:
+    # There may have been no filter.
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
 def _keys(listeners: Sequence[Listener]) -> list[tuple[Address, int]]:
     """An address, and which of its mentions: several listeners may each take any free port."""
     seen: dict[Address, int] = {}
@@ -114,7 +202,8 @@ def _keys(listeners: Sequence[Listener]) -> list[tuple[Address, int]]:
     return keys
 
 
-def _is_at(sock: socket.socket, address: Address) -> bool:
+def is_at(sock: socket.socket, address: Address) -> bool:
+    """Whether a socket is bound to that address."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return bool(address.path == name)
@@ -124,19 +213,43 @@ def _is_at(sock: socket.socket, address: Address) -> bool:
 class _Group:
     """The sockets of one address: one for each slot, or one for all where the kernel knows no groups."""
 
-    def __init__(self, address: Address, inherited: socket.socket | None) -> None:
+    def __init__(self, address: Address, inherited: socket.socket | None, left: Sequence[Left] = ()) -> None:
         self._address = address
-        self._sockets: list[socket.socket | None] = []
+        self._sockets: list[socket.socket] = []
         self._shared = inherited
         self._file: Path | None = None
         self._found = (address.host, address.port)
+        self._taken_over = bool(left)
+        self.given = inherited is not None or any(given for _, given in left)
         if inherited is not None:
             inherited.setblocking(False)
+        elif left:
+            self._take_over([sock for sock, _ in left])
         elif address.path:
             self._file = Path(address.path)
             self._shared = _unix(address)
         else:
             _check_free(address)
+
+    def _take_over(self, sockets: Sequence[socket.socket]) -> None:
+        for sock in sockets:
+            sock.setblocking(False)
+            _unsilence(sock)
+        if self.given or self._address.path:
+            self._shared = sockets[0]
+            for sock in sockets[1:]:
+                sock.close()
+        else:
+            self._sockets += sockets
+            self._found = sockets[0].getsockname()[:2]
+
+    def keep(self) -> None:
+        """What was taken over is this process's alone from now on."""
+        if self._taken_over:
+            for sock in (*self._sockets, *([self._shared] if self._shared is not None else [])):
+                _unsilence(sock)
+            if self._address.path and not self.given:
+                self._file = Path(self._address.path)
 
     def grow(self, slots: int) -> None:
         if self._shared is None:
@@ -146,31 +259,27 @@ class _Group:
     def __len__(self) -> int:
         return len(self._sockets)
 
-    def cut(self, size: int) -> None:
-        """Closes all but the first ones: nobody will look at the queues of the others."""
-        for sock in self._sockets[size:]:
-            if sock is not None:
-                sock.close()
-        del self._sockets[size:]
-
     def shrink(self, slots: int) -> None:
         extra = self._sockets[slots:]
         del self._sockets[slots:]
         for sock in extra:
-            if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            if _listens(sock):
                 # It is in the group, and closing it would reset who comes just now.
                 self._sockets.append(sock)
-            elif sock is not None:
+            else:
                 sock.close()
 
     def of(self, slot: int, slots: int) -> list[socket.socket]:
         """The slot's own, and those that are left over from a time with more slots: everybody looks there."""
         if self._shared is not None:
             return [self._shared]
-        own = self._sockets[slot]
-        if own is None:
-            own = self._sockets[slot] = self._another()
-        return [own, *(sock for sock in self._sockets[slots:] if sock is not None)]
+        return [self._sockets[slot], *self._sockets[slots:]]
+
+    def own(self, slot: int) -> socket.socket | None:
+        """The one of that slot alone, if somebody has ever listened on it."""
+        if slot >= len(self._sockets) or not _listens(self._sockets[slot]):
+            return None
+        return self._sockets[slot]
 
     def bound(self) -> tuple[str, int]:
         """Host and port, with the port that was found for 0."""
@@ -179,14 +288,17 @@ class _Group:
             return host, port
         return self._found
 
-    def rest(self, slot: int) -> None:
-        if self._shared is None and len(self._sockets) > 1:
-            sock, self._sockets[slot] = self._sockets[slot], None
-            if sock is not None:
-                sock.close()
+    def silence(self) -> None:
+        if not self.given:
+            for sock in self._sockets:
+                silence(sock)
+            if self._file is not None and self._shared is not None:
+                silence(self._shared)
 
     def close(self) -> None:
-        self.cut(0)
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
         if self._shared is not None:
             self._shared.close()
         if self._file is not None:
@@ -196,6 +308,10 @@ class _Group:
         sock = _tcp(self._address, self._found[1], in_group=True)
         self._found = sock.getsockname()[:2]
         return sock
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _check_free(address: Address) -> None:

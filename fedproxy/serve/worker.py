@@ -1,22 +1,25 @@
 """A worker process: a data plane and the line to the control process.
 
-It is started with the number of the line's descriptor, and never waits for the control process: when that is
-gone, it serves on with what it last knew until a signal ends it.
+It is started with the descriptors of the line and of the hand that sockets come from, and never waits for the
+control process. When that is gone, it serves on with what it last knew, until a signal ends it, another
+control process takes its sockets over (`serve/orphans.py`), or nobody has come for a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvloop
 
+from fedproxy.control import hand
 from fedproxy.control.line import (
     Ask,
     Drain,
@@ -37,7 +40,9 @@ from fedproxy.control.line import (
 )
 from fedproxy.errors import ConfigError
 from fedproxy.observe.events import Events, take_over
+from fedproxy.serve.orphans import Bell
 from fedproxy.serve.plane import Plane
+from fedproxy.serve.sockets import Left, silence
 from fedproxy.serve.tls import ignore_unreadable_names
 
 if TYPE_CHECKING:
@@ -49,6 +54,9 @@ _TELL = 1.0  # seconds between two accounts of what was counted
 _AT_A_TIME = 30  # members that are told of in one turn, which takes less than a millisecond
 _HANDOVER = 10.0  # seconds that a successor may take to start
 _BODIES = 4 * 1024 * 1024
+_ALONE = (
+    60.0  # seconds that it serves on without a control process, which is to be started again in that time
+)
 _LAST_WORDS = 2.0  # seconds that the control process may take to read them
 
 
@@ -64,6 +72,11 @@ class Worker:
         self._serving = False
         self._telling = asyncio.Lock()
         self._answers: set[asyncio.Task[None]] = set()
+        self._parent = os.getppid()
+        self._given: tuple[bool, ...] = ()
+        self._handed: asyncio.Queue[tuple[object, list[socket.socket]]] = asyncio.Queue()
+        self._bell: Bell | None = None
+        self._alone: asyncio.TimerHandle | None = None
         self._early: list[object] = []  # what was told before there was somebody to tell
         self._handlers: dict[type, Callable[..., None]] = {
             Start: self._start,
@@ -78,12 +91,15 @@ class Worker:
         }
 
     line: Line
+    _hand: socket.socket
 
-    async def run(self, descriptor: int) -> None:
+    async def run(self, descriptor: int, hand_descriptor: int) -> None:
         """Serves until told to end."""
+        self._hand = socket.socket(fileno=hand_descriptor)
         self.line = await Line.open(socket.socket(fileno=descriptor), self._on_message, self._on_lost)
         self._listen_to_signals()
         start = await self._started
+        self._given = start.given
         plane = self.plane
         plane.set_tickets(start.tickets)
         sockets = {number: socket.socket(fileno=number) for each in start.sockets for number in each}
@@ -99,12 +115,24 @@ class Worker:
             self._on_message(message)
         self._early.clear()
         self.line.send(Ready())
-        accounts = asyncio.get_running_loop().create_task(self._give_accounts())
+        loop = asyncio.get_running_loop()
+        accounts = loop.create_task(self._give_accounts())
+        borrowing = loop.create_task(self._borrow())
+        loop.add_reader(self._hand, self._on_handed)
+        bell = self._bell = Bell(self._left, self._relieved)
         try:
-            await plane.drain(await self._told)
+            seconds = await self._told
+            borrowing.cancel()
+            await plane.drain(seconds)
         finally:
+            bell.close()
+            loop.remove_reader(self._hand)
             accounts.cancel()
-            await asyncio.gather(accounts, *self._answers, return_exceptions=True)
+            borrowing.cancel()
+            await asyncio.gather(accounts, borrowing, *self._answers, return_exceptions=True)
+            while not self._handed.empty():
+                for sock in self._handed.get_nowait()[1]:
+                    sock.close()
             await plane.close()
             self.line.send(Told(None, self._survey()))
             self.line.close()
@@ -130,6 +158,46 @@ class Worker:
         if not self._started.done():
             # Nobody is there who could tell what to serve.
             self._started.cancel()
+        elif not self._told.done():
+            self._alone = asyncio.get_running_loop().call_later(_ALONE, self._give_up)
+
+    # Sockets of others
+
+    def _on_handed(self) -> None:
+        for handed in hand.take_all(self._hand):
+            self._handed.put_nowait(handed)
+        if self._lost.is_set():
+            asyncio.get_running_loop().remove_reader(self._hand)
+
+    async def _borrow(self) -> None:
+        """One after the other, as they were handed."""
+        while True:
+            note, sockets = await self._handed.get()
+            slot, at = cast("tuple[int, int | None]", note)
+            for sock in sockets:
+                await self.plane.borrow(slot, at or 0, sock)
+            if at is None:
+                self.plane.give_back(slot)
+
+    # Without a control process
+
+    def _left(self) -> list[Left] | None:
+        """What another control process can take over; None as long as this one's is there."""
+        if self.line.is_open and os.getppid() == self._parent:
+            return None
+        found = zip(self.plane.listening(), self._given, strict=True)
+        return [(sock, given) for sockets, given in found for sock in sockets]
+
+    def _relieved(self) -> None:
+        """Another control process has taken the sockets over, and its workers accept."""
+        self._end(None)
+
+    def _give_up(self) -> None:
+        """Nobody has come, or a signal has."""
+        for sock, given in self._left() or ():
+            if not (given or (self._bell is not None and self._bell.is_rung)):
+                silence(sock)
+        self._end(None)
 
     def _put(self, put: Put) -> None:
         try:
@@ -191,9 +259,11 @@ class Worker:
             self.line.send(Leaving())
             asyncio.get_running_loop().call_later(_HANDOVER, self._end, None)
         else:
-            self._end(None)
+            self._give_up()
 
     def _end(self, seconds: float | None) -> None:
+        if self._alone is not None:
+            self._alone.cancel()
         if not self._told.done():
             self._told.set_result(self.plane.config.timeouts.drain if seconds is None else seconds)
         elif seconds is not None:
@@ -209,16 +279,16 @@ def freeze() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def _run(descriptor: int, events: Events) -> None:
-    await Worker(events).run(descriptor)
+async def _run(descriptor: int, hand_descriptor: int, events: Events) -> None:
+    await Worker(events).run(descriptor, hand_descriptor)
 
 
 def main() -> None:
-    """Runs a worker; the descriptor of the line is the only argument."""
+    """Runs a worker; the arguments are the descriptors of the line and of the hand."""
     events = take_over()
     ignore_unreadable_names()
     try:
-        uvloop.run(_run(int(sys.argv[1]), events))
+        uvloop.run(_run(int(sys.argv[1]), int(sys.argv[2]), events))
     except asyncio.CancelledError:
         raise SystemExit(0) from None
     except ConfigError as error:

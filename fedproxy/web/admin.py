@@ -24,7 +24,7 @@ from fedproxy.errors import ConfigError
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id
-from fedproxy.web.live import Live, log
+from fedproxy.web.live import MOST_STREAMS, Live, log
 from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, probed, shares
@@ -114,11 +114,11 @@ class AdminState(Protocol):
         """Reads the config again; what is wrong with it, or nothing if it is in force now."""
 
 
-def create_admin_app(state: AdminState) -> web.Application:
-    """The admin listener's application."""
+def create_admin_app(state: AdminState, streams: int = MOST_STREAMS) -> web.Application:
+    """The admin listener's application. streams: live pages that may be open at once."""
     app = create_app(answer_errors(b"application/json"), _POLICY)
     templates = app[aiohttp_jinja2.APP_KEY] = environment()
-    live = Live(state, templates.get_template("live.html"))
+    live = Live(state, templates.get_template("live.html"), streams)
     app.on_shutdown.append(live.close)
     admin = _Admin(state, live)
     app.router.add_get("/", admin.page)

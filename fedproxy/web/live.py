@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from fedproxy.decide.snapshot import Snapshot, Survey
 
-_MOST_STREAMS: Final = 200
+MOST_STREAMS: Final = 200
 _PATIENCE: Final = 10.0  # seconds that a reader may take for what it was sent
 _REST: Final = 9.0  # times as long as it took to make a page, none is made
 _ABOUT_ONE: Final = 4  # events that are shown beside a member
@@ -80,9 +80,10 @@ class _Made:
 
 
 class Live:
-    """The page's content, and its streams. `template` is that of the part that changes."""
+    """The page's content, and its streams, at most so many. `template` is that of the part that changes."""
 
-    def __init__(self, state: LiveState, template: Template) -> None:
+    def __init__(self, state: LiveState, template: Template, most: int = MOST_STREAMS) -> None:
+        self._most = most
         self._state = state
         self._template = template
         self._streams = 0
@@ -125,7 +126,7 @@ class Live:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """What changes, as server-sent events, until the reader leaves or the listener closes."""
-        if self._streams >= _MOST_STREAMS:
+        if self._streams >= min(self._most, MOST_STREAMS):
             raise RefusedError(503, "As many live pages are open as may be.", {"Retry-After": "30"})
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_future()

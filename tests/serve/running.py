@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -142,9 +143,13 @@ class Running:
 
 
 def refuses(address: tuple[str, int]) -> bool:
-    """Whether nobody listens there."""
+    """Whether nobody new is taken there: refused, or, in the moment before that, not answered."""
     with socket.socket() as sock:
-        return sock.connect_ex(address) != 0
+        sock.setblocking(False)
+        sock.connect_ex(address)
+        # On loopback the answer comes with the question.
+        _, answered, _ = select.select([], [sock], [], 0.05)
+        return not answered or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
 def write(file: Path, hub: Hub, *, member: Mapping[str, object] | None = None, **config: Any) -> None:

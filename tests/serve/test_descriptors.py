@@ -23,6 +23,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))
 runpy.run_module("fedproxy", run_name="__main__", alter_sys=True)
 """
 HERE = b"GET /here HTTP/1.1\r\nHost: hub.test\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: hub.test\r\n\r\n"
 
 
@@ -47,10 +48,25 @@ def test_limit_that_cannot_be_raised_stays(monkeypatch: pytest.MonkeyPatch) -> N
     descriptors.raise_limit()
 
 
-@pytest.mark.parametrize(("files", "room"), [(1024, 480), (64, 1), (10, 1), (-1, (2**30 - 64) // 2)])
+@pytest.mark.parametrize(("files", "room"), [(1024, 480), (64, 1), (10, 1), (-1, (2**30 - 304) // 2)])
 def test_visitor_takes_two_files(monkeypatch: pytest.MonkeyPatch, files: int, room: int) -> None:
     files_are(monkeypatch, files, files)
     assert descriptors.room() == room
+
+
+@pytest.mark.parametrize(("files", "room"), [(100, 16), (1024, 16), (8192, 128), (262144, 256), (-1, 256)])
+def test_admin_listener_has_files_of_its_own(monkeypatch: pytest.MonkeyPatch, files: int, room: int) -> None:
+    files_are(monkeypatch, files, files)
+    assert descriptors.admin_room() == room
+
+
+@pytest.mark.parametrize("connections", [2, 480, 481, 1000, 5000, 20_000, 1_000_000])
+def test_limit_that_is_asked_for_is_enough(monkeypatch: pytest.MonkeyPatch, connections: int) -> None:
+    files_are(monkeypatch, 64, 64)
+    said = descriptors.shortage(connections) or ""
+    files = int(said.partition("at least ")[2].partition(" ")[0])
+    files_are(monkeypatch, files, files)
+    assert descriptors.shortage(connections) is None
 
 
 def test_shortage_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +194,35 @@ async def served_again(running: Running) -> bool:
         return False
     finally:
         await client.leave()
+
+
+async def test_flood_of_the_admin_listener_leaves_visitors_and_operators_served(
+    member: Scripted, tmp_path: Path
+) -> None:
+    async with program({"a": member}, tmp_path) as running:
+        admin = await running.program.address("admin on ")
+        visitors = [await running.client() for _ in range(ROOM)]
+        for visitor in visitors:
+            assert (await visitor.ask(GET)).body == b"ok"
+        scrape = await RawClient.connect(admin)
+        assert (await scrape.ask(METRICS)).status == 200
+        flood: list[RawClient] = []
+        for said in (b"", b"G", b"GET / HTTP/1.1\r\nX: ", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"):
+            for _ in range(2 * FILES):
+                flood.append(await RawClient.connect(admin))
+                if said:
+                    with suppress(OSError, RuntimeError):
+                        await flood[-1].send(said)
+            operator = await RawClient.connect(admin)
+            assert (await operator.ask(b"GET /members HTTP/1.1\r\nHost: h\r\n\r\n")).status == 200
+            await operator.leave()
+            for visitor in visitors:
+                assert (await visitor.ask(GET)).body == b"ok"
+        for client in (*flood, *visitors, scrape):
+            await client.leave()
+        async with guard():
+            while not await served_again(running):
+                pass
 
 
 async def test_idle_connections_to_members_make_room_for_others(

@@ -246,6 +246,40 @@ async def test_request_that_was_not_read_yet_keeps_its_connection_open() -> None
         assert await client.closed() == "eof"
 
 
+async def test_drain_does_not_wait_for_whoever_keeps_an_answered_connection_open() -> None:
+    async with edge(answer(OK)) as running:
+        client = await running.client()
+        closing = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        assert (await client.ask(closing)).body == b"ok"
+        assert await client.closed() == "eof"
+        edge_of_it = running.service.edge
+        (lingering,) = edge_of_it.connections
+        # Something may be on its way yet, that a reset would answer.
+        edge_of_it.close_idle(edge_of_it.clock() - 1)
+        assert not lingering.transport.is_closing()
+
+        def is_gone() -> bool:
+            edge_of_it.close_idle(edge_of_it.clock())
+            return not edge_of_it.connections
+
+        await until(is_gone, "the connection is gone although its visitor is not")
+
+
+async def test_drain_waits_for_whoever_has_not_received_the_answer_yet() -> None:
+    body = bytes(256 * 1024)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with edge(answer(head + body)) as running:
+        client = await running.client(receive_buffer=4096)
+        await client.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        edge_of_it = running.service.edge
+        (connection,) = edge_of_it.connections
+        await until(lambda: getattr(connection, "linger_until", None), "the answer is out")
+        for _ in range(10):
+            edge_of_it.close_idle(edge_of_it.clock() + 1)
+            await asyncio.sleep(0)
+        assert (await client.response()).body == body
+
+
 async def test_listener_that_cannot_be_opened_leaves_the_others_as_they_were() -> None:
     first, second = Scripted(answer(OK)), "127.0.0.1:0"
     await first.start()
@@ -253,7 +287,7 @@ async def test_listener_that_cannot_be_opened_leaves_the_others_as_they_were() -
     await service.start()
     plane = cast(Inside, service._fleet).plane
     put = Put(config_of(first.url, listen=[{"address": "127.0.0.1:1"}, {"address": second}]), {}, 1)
-    fleet = Inside(lambda: [[closed_socket()], [closed_socket()]], Common(), None)
+    fleet = Inside(lambda: [[closed_socket()], [closed_socket()]], list, Common(), None)
     fleet.plane = plane
     with pytest.raises(OSError, match="Bad file descriptor"):
         await fleet.move(put)

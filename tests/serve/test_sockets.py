@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedproxy.config import Address, Listener
-from fedproxy.serve.sockets import BACKLOG, Sockets, listen_on
+from fedproxy.serve.sockets import BACKLOG, Left, Sockets, listen_on, silence
 from tests.program import Program, fedproxy
 from tests.serve.running import Hub, running, write
 
@@ -70,34 +71,128 @@ def test_slots_that_are_left_look_after_the_queue_of_those_that_are_gone(sockets
     assert sockets.of(ANY, 1, 2) == [[group[1]]]
 
 
-def test_what_was_opened_in_vain_is_closed_with_its_queue(sockets: Sockets) -> None:
+def test_what_was_opened_in_vain_is_closed_but_not_where_visitors_may_wait(sockets: Sockets) -> None:
     sockets.open(ANY, 2)
     both = listeners("127.0.0.1:0", "127.0.0.1:0")
-    undo = sockets.open(both, 3)
-    extra, new = (own[0] for own in sockets.of(both, 2, 3))
-    extra.listen(BACKLOG)
+    undo = sockets.open(both, 4)
+    used, new = (own[0] for own in sockets.of(both, 3, 4))
+    unused = sockets.of(both, 2, 4)[0][0]
+    used.listen(BACKLOG)
     undo()
-    assert extra.fileno() == new.fileno() == -1
+    assert new.fileno() == unused.fileno() == -1
     assert all(sock.fileno() > 0 for slot in range(2) for sock in sockets.of(ANY, slot, 2)[0])
     assert len(sockets.bound(ANY)) == 1
+    assert list(sockets.left_over(ANY, 2)) == [2]
+    assert list(sockets.own(ANY, 2)) == [(0, used)]
 
 
-def test_resting_slot_leaves_the_group_and_comes_back_on_the_same_port(sockets: Sockets) -> None:
-    sockets.open(ANY, 2)
-    ((before,),) = sockets.of(ANY, 0, 2)
-    (port,) = ports(sockets.of(ANY, 1, 2))
-    for slot in (0, 0, 1):
-        sockets.rest(slot)
-    assert before.fileno() == -1
-    assert sockets.bound(ANY)[0][1] == port
-    assert ports(sockets.of(ANY, 0, 2)) == ports(sockets.of(ANY, 1, 2)) == {port}
+def test_slot_has_a_socket_of_its_own_to_lend_once_somebody_has_listened(
+    sockets: Sockets, tmp_path: Path
+) -> None:
+    mixed = listeners(f"unix:{tmp_path / 'edge.sock'}", "127.0.0.1:0")
+    sockets.open(mixed, 2)
+    assert list(sockets.own(mixed, 0)) == []
+    ((_,), (tcp,)) = sockets.of(mixed, 0, 2)
+    tcp.listen(BACKLOG)
+    assert list(sockets.own(mixed, 0)) == [(1, tcp)]
+    assert list(sockets.own(mixed, 2)) == []
+    assert sockets.are_given(mixed) == [False, False]
 
 
-def test_only_slot_does_not_rest(sockets: Sockets) -> None:
+def test_silenced_socket_takes_nobody_new_and_loses_nobody(sockets: Sockets) -> None:
     sockets.open(ANY, 1)
     ((only,),) = sockets.of(ANY, 0, 1)
-    sockets.rest(0)
-    assert sockets.of(ANY, 0, 1) == [[only]]
+    only.listen(BACKLOG)
+    address = sockets.bound(ANY)[0]
+    with socket.create_connection(address) as early, socket.socket() as late:
+        sockets.silence()
+        late.setblocking(False)
+        assert late.connect_ex(address) == errno.EINPROGRESS
+        visitor, _ = only.accept()
+        with visitor:
+            early.sendall(b"x")
+            visitor.setblocking(True)
+            assert visitor.recv(1) == b"x"
+        with pytest.raises(BlockingIOError):
+            only.accept()
+
+
+def test_silenced_unix_socket_is_not_found_any_more(sockets: Sockets, tmp_path: Path) -> None:
+    path = tmp_path / "edge.sock"
+    sockets.open(listeners(f"unix:{path}"), 1)
+    sockets.silence()
+    assert not path.exists()
+
+
+def taken_over(left: list[Left], address: str) -> tuple[Sockets, list[Listener]]:
+    successor, wanted = Sockets(), listeners(address)
+    successor.inherit(left)
+    successor.open(wanted, 2)
+    return successor, wanted
+
+
+def test_sockets_of_those_without_a_control_process_are_taken_over(sockets: Sockets) -> None:
+    sockets.open(ANY, 3)
+    left = [sockets.of(ANY, slot, 3)[0][0] for slot in range(3)]
+    for sock in left:
+        sock.listen(BACKLOG)
+    host, port = sockets.bound(ANY)[0]
+    # As one that gives up does, in the same moment.
+    silence(left[0])
+    successor, wanted = taken_over([(sock.dup(), False) for sock in left], f"{host}:{port}")
+    silence(left[1])
+    successor.relieve()
+    sockets.close()
+    assert successor.bound(wanted) == [(host, port)]
+    ((own, over),) = successor.of(wanted, 0, 2)
+    assert [*successor.own(wanted, 1)] == [(0, successor.of(wanted, 1, 2)[0][0])]
+    assert own.fileno() != over.fileno()
+    for _ in range(20):
+        socket.create_connection((host, port), timeout=10).close()
+    successor.close()
+
+
+def test_what_is_not_needed_of_those_without_a_control_process_is_given_up() -> None:
+    theirs = [socket.create_server(("127.0.0.1", 0), reuse_port=True) for _ in range(3)]
+    wanted, other, given = (f"127.0.0.1:{sock.getsockname()[1]}" for sock in theirs)
+    successor, _ = taken_over(
+        [(theirs[0].dup(), False), (theirs[1].dup(), False), (theirs[2].dup(), True)], wanted
+    )
+    successor.relieve()
+    with socket.socket() as late, socket.socket() as fine:
+        late.setblocking(False)
+        assert late.connect_ex(theirs[1].getsockname()) == errno.EINPROGRESS
+        fine.settimeout(10)
+        fine.connect(theirs[2].getsockname())
+    successor.close()
+    for sock in theirs:
+        sock.close()
+    assert other != given
+
+
+def test_unix_socket_that_is_taken_over_keeps_its_file_unless_the_start_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "edge.sock"
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(path))
+        theirs.listen()
+        failed, _ = taken_over([(theirs.dup(), False), (theirs.dup(), False)], f"unix:{path}")
+        failed.close()
+        assert path.exists()
+        successor, _ = taken_over([(theirs.dup(), False)], f"unix:{path}")
+        successor.relieve()
+        successor.close()
+        assert not path.exists()
+
+
+def test_socket_that_a_predecessor_was_given_is_never_silenced() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        host, port = theirs.getsockname()
+        successor, wanted = taken_over([(theirs.dup(), True)], f"{host}:{port}")
+        successor.relieve()
+        assert successor.are_given(wanted) == [True]
+        successor.silence()
+        successor.close()
+        socket.create_connection((host, port), timeout=10).close()
 
 
 @pytest.mark.parametrize("in_group", [False, True])
@@ -127,7 +222,6 @@ def test_unix_socket_is_one_for_all_slots_and_its_file_goes_with_it(sockets: Soc
     sockets.open(unix, 2)
     assert sockets.of(unix, 0, 2) == sockets.of(unix, 1, 2)
     assert sockets.bound(unix) == []
-    sockets.rest(0)
     sockets.close_others(ANY, 2)
     assert not path.exists()
 
@@ -167,7 +261,7 @@ def test_inherited_socket_is_taken_for_its_address_and_others_are_closed() -> No
     sockets.open(address, 2)
     assert sockets.of(address, 0, 2) == sockets.of(address, 1, 2) == [[given]]
     assert sockets.bound(address) == [given.getsockname()]
-    sockets.rest(0)
+    sockets.silence()
     sockets.close()
     assert given.fileno() == other.fileno() == -1
 
@@ -211,7 +305,7 @@ def asks(address: str | tuple[str, int], family: int = socket.AF_INET) -> bytes:
         return b"".join(iter(lambda: visitor.recv(65536), b""))
 
 
-_ACTIVATED = """
+ACTIVATED = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
@@ -234,7 +328,7 @@ async def test_systemd_is_told_and_its_socket_is_served_by_every_worker(tmp_path
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         arguments = (given.fileno(), "serve", "--config", file)
         async with fedproxy(
-            *arguments, env=environ, pass_fds=[given.fileno()], before=("-c", _ACTIVATED)
+            *arguments, env=environ, pass_fds=[given.fileno()], before=("-c", ACTIVATED)
         ) as program:
             await served(program, (host, port), systemd)
     await hub.member.stop()

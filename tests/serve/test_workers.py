@@ -136,6 +136,45 @@ async def test_worker_that_keeps_dying_leaves_its_visitors_to_the_others(tmp_pat
         assert (await (await kept_with(edge, new)).ask(GET)).body == b"ok"
 
 
+async def test_visitors_in_the_queue_of_a_worker_that_is_given_up_are_served_by_the_others(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as edge:
+        steady, doomed = edge.program.workers()
+        os.kill(doomed, KILL)
+        (doomed,) = set(await edge.replaced([doomed], kept=[steady])) - {steady}
+        for worker in (steady, doomed):
+            os.kill(worker, STOP)
+        waiting = [await edge.client() for _ in range(30)]
+        for client in waiting:
+            await client.send(CLOSING)
+        os.kill(doomed, KILL)
+        await edge.program.line("starting the worker again in ")
+        os.kill(steady, CONT)
+        for client in waiting:
+            assert (await client.response()).body == b"ok"
+        # And so are those who come meanwhile, and who come when it serves again.
+        for _ in range(20):
+            assert (await edge.ask()).body == b"ok"
+        (new,) = set(await edge.replaced([doomed], kept=[steady])) - {steady}
+        assert (await (await kept_with(edge, new)).ask(GET)).body == b"ok"
+        for _ in range(20):
+            assert (await edge.ask()).body == b"ok"
+
+
+async def test_visitors_are_served_while_two_of_three_workers_keep_dying(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=3) as edge:
+        steady, *doomed = edge.program.workers()
+        for _ in range(2):
+            for worker in doomed:
+                os.kill(worker, KILL)
+            for _ in range(20):
+                assert (await edge.ask()).body == b"ok"
+            doomed = sorted(set(await edge.replaced(doomed, kept=[steady])) - {steady})
+        for worker in (steady, *doomed):
+            assert (await (await kept_with(edge, worker, count=100)).ask(GET)).body == b"ok"
+
+
 async def test_worker_told_to_end_is_replaced_first_and_loses_nothing(tmp_path: Path) -> None:
     async with running(tmp_path) as edge:
         old = edge.program.workers()
@@ -189,6 +228,97 @@ async def test_workers_outlive_the_control_process_and_end_when_told(tmp_path: P
         await until(lambda: not edge.program.processes(), "the end of the workers")
 
 
+async def without_its_control_process(edge: Running) -> list[int]:
+    """The workers that are left when the control process is killed."""
+    workers = edge.program.workers()
+    edge.program.signal(KILL)
+    await until(lambda: edge.program.pid not in edge.program.processes(), "the end of the control process")
+    return workers
+
+
+def at(edge: Running) -> dict[str, object]:
+    """The config's listeners for the port that was found."""
+    return {"listen": [{"address": "{}:{}".format(*edge.public)}]}
+
+
+async def test_next_control_process_takes_over_with_those_who_wait_and_old_workers_end_with_their_streams(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as edge:
+        stream = await edge.stream()
+        await without_its_control_process(edge)
+        edge.write(**at(edge))
+        failed: list[object] = []
+        over = asyncio.Event()
+
+        async def visit() -> None:
+            while not over.is_set():
+                try:
+                    assert (await edge.ask()).body == b"ok"
+                except (Ended, OSError, AssertionError) as error:
+                    failed.append(error)
+
+        visitors = [asyncio.create_task(visit()) for _ in range(8)]
+        async with serving(edge.file, edge.hub) as again:
+            assert again.public == edge.public
+            assert "took over from 2 workers" in again.program.output
+            await edge.hub.event()
+            assert b"building" in await stream.chunk()
+            assert edge.program.workers()
+            await edge.hub.end()
+            async with patience():
+                while await stream.chunk():
+                    pass
+            await until(lambda: not edge.program.workers(), "the end of the old workers")
+            for _ in range(20):
+                assert (await again.ask()).body == b"ok"
+            over.set()
+            await asyncio.gather(*visitors)
+            assert not failed
+
+
+async def test_visitors_who_wait_for_workers_without_a_control_process_are_served_by_the_next(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as edge:
+        first, _ = await without_its_control_process(edge)
+        os.kill(first, STOP)
+        waiting = [await edge.client() for _ in range(20)]
+        for client in waiting:
+            await client.send(CLOSING)
+        os.kill(first, CONT)
+        edge.write(**at(edge), workers=1)
+        async with serving(edge.file, edge.hub) as again:
+            await until(lambda: not edge.program.workers(), "the end of the old workers")
+            for client in waiting:
+                assert (await client.response()).body == b"ok"
+            for _ in range(20):
+                assert (await again.ask()).body == b"ok"
+
+
+async def test_control_process_at_another_address_leaves_workers_of_others_alone(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        workers = await without_its_control_process(edge)
+        async with serving(edge.file, edge.hub) as other:
+            assert other.public != edge.public
+            assert (await other.ask()).body == b"ok"
+            assert edge.program.workers() == workers
+            assert (await edge.ask()).body == b"ok"
+
+
+async def test_start_that_fails_leaves_the_workers_that_it_would_have_relieved(tmp_path: Path) -> None:
+    async with running(tmp_path) as edge:
+        workers = await without_its_control_process(edge)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            admin = {"address": f"127.0.0.1:{taken.getsockname()[1]}"}
+            edge.write(**at(edge), admin=admin)
+            async with fedproxy("serve", "--config", edge.file) as again:
+                assert await again.ended() == 1
+        assert edge.program.workers() == workers
+        for _ in range(20):
+            assert (await edge.ask()).body == b"ok"
+
+
 async def test_sigterm_ends_what_runs_and_loses_no_request_that_is_on_its_way(tmp_path: Path) -> None:
     async with running(tmp_path) as edge:
         kept = [await kept_with(edge, worker) for worker in edge.program.workers()]
@@ -235,6 +365,61 @@ async def test_visitors_in_the_queues_are_served_before_the_end(tmp_path: Path) 
         for client in waiting:
             assert (await client.response()).body == b"ok"
         assert await edge.program.ended() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_whoever_got_a_connection_is_served_however_the_address_is_given_up(
+    tmp_path: Path, workers: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        given_up = free.getsockname()
+    staying = {"address": "127.0.0.1:0"}
+    both = [{"address": "{}:{}".format(*given_up)}, staying]
+    async with running(tmp_path, workers=workers, listen=both) as edge:
+        assert edge.public == given_up
+        host, _, port = edge.program.lines[-2].removeprefix("listening on ").rpartition(":")
+        edge.public = host, int(port)
+
+        def reload() -> None:
+            edge.write(workers=workers, listen=[staying])
+            edge.program.signal(signal.SIGHUP)
+
+        def end() -> None:
+            edge.program.signal(TERM)
+
+        for address, give_up in ((given_up, reload), (edge.public, end)):
+            lost: list[object] = []
+            visitors = [asyncio.to_thread(visit_until_refused, address, lost) for _ in range(4)]
+            visiting = asyncio.gather(*visitors)
+            for _ in range(20):
+                assert (await edge.ask()).body == b"ok"
+            give_up()
+            async with patience():
+                await visiting
+            assert not lost
+        assert await edge.program.ended() == 0
+
+
+def read_to_end(visitor: socket.socket) -> bytes:
+    return b"".join(iter(lambda: visitor.recv(65536), b""))
+
+
+def visit_until_refused(address: tuple[str, int], lost: list[object]) -> None:
+    """One visit after the other; `lost` gets those that had a connection and no answer. For a thread."""
+    while True:
+        try:
+            visitor = socket.create_connection(address, timeout=30)
+        except ConnectionRefusedError:
+            return
+        with visitor:
+            try:
+                visitor.sendall(CLOSING)
+                answered = read_to_end(visitor)
+            except OSError as error:
+                lost.append(error)
+            else:
+                if not answered.endswith(b"ok"):
+                    lost.append(answered)
 
 
 async def test_second_signal_cuts_what_is_left(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ async def test_page_s_policy_allows_its_own_script_and_nothing_inline(client: Cl
 async def test_streams_are_bounded_and_a_place_is_free_again_when_a_reader_leaves(
     client: Client, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_MOST_STREAMS", 2)
+    monkeypatch.setattr(live, "MOST_STREAMS", 2)
     async with stream(client) as first:
         await first.page()
         async with stream(client) as second:
@@ -292,7 +292,7 @@ async def test_reader_that_reads_nothing_is_dropped(
     client: Client, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "_PATIENCE", 0.1)
-    monkeypatch.setattr(live, "_MOST_STREAMS", 1)
+    monkeypatch.setattr(live, "MOST_STREAMS", 1)
     for number in range(40):
         state.history.note(float(number), "x" * 400)
     # Of what nobody reads, asyncio takes no more than a little.

@@ -1,0 +1,62 @@
+"""Descriptors that one process of this program hands to another, each with a note.
+
+They go over a pair of sockets of their own, as the line's transport passes bytes only. Neither side waits.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+_LONGEST_NOTE = 4096  # bytes
+_MOST = 8  # descriptors with one note
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends that keep notes apart. Neither blocks."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setblocking(False)
+    return ends
+
+
+def give(end: socket.socket, note: object, sockets: Sequence[socket.socket] = ()) -> bool:
+    """Hands copies of the sockets over; False if the other end is gone, or does not read.
+
+    note: what JSON can say.
+    """
+    try:
+        socket.send_fds(end, [json.dumps(note).encode()], [sock.fileno() for sock in sockets])
+    except OSError:
+        return False
+    return True
+
+
+def take(end: socket.socket) -> tuple[object, list[socket.socket]] | None:
+    """The next note with its sockets, which are the caller's now. None if the other end is gone.
+
+    Raises BlockingIOError if there is nothing yet, TimeoutError if the socket has a time limit.
+    """
+    try:
+        data, descriptors, _, _ = socket.recv_fds(end, _LONGEST_NOTE, _MOST, socket.MSG_CMSG_CLOEXEC)
+    except (BlockingIOError, TimeoutError):
+        raise
+    except OSError:
+        return None
+    sockets = [socket.socket(fileno=number) for number in descriptors]
+    try:
+        return json.loads(data), sockets
+    except ValueError:
+        # The end of the file is no JSON either.
+        for sock in sockets:
+            sock.close()
+        return None
+
+
+def take_all(end: socket.socket) -> Iterator[tuple[object, list[socket.socket]]]:
+    """What has arrived by now."""
+    with suppress(BlockingIOError):
+        while (taken := take(end)) is not None:
+            yield taken

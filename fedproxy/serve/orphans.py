@@ -1,0 +1,183 @@
+"""Workers whose control process was killed, and how the next one takes their sockets over.
+
+Each worker has a bell: an abstract Unix socket that only processes of the same user may ring. Who rings is
+handed the sockets that the worker accepts on, if its own control process is gone, and says when others
+accept there; then the worker drains. So a control process that is started again takes over the sockets with
+the visitors who wait in them, and neither is anybody refused meanwhile, nor does an old config go on.
+
+Abstract sockets have no permissions: each side looks at the user that the other one runs as. What crosses is
+JSON, as the two may be of different versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedproxy.control import hand
+from fedproxy.serve.sockets import Left, is_at
+
+if TYPE_CHECKING:
+    from fedproxy.config import Listener
+
+_RELIEVED = "relieved"
+_RINGING = 4  # who may ring at once
+_TO_ANSWER = 2.0  # seconds that one bell may take
+_ALL_TO_ANSWER = 5.0  # seconds that all of them may take
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Bell:
+    """A worker's. left: its sockets, None if it has a control process. on_relieved: others accept there."""
+
+    def __init__(self, left: Callable[[], Sequence[Left] | None], on_relieved: Callable[[], None]) -> None:
+        self._left = left
+        self._on_relieved = on_relieved
+        self._ringing: list[socket.socket] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        self._socket.bind(f"{_prefix()}{secrets.token_hex(16)}")
+        self._socket.listen(_RINGING)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self._on_ring)
+
+    @property
+    def is_rung(self) -> bool:
+        """Whether somebody has the sockets too."""
+        return bool(self._ringing)
+
+    def close(self) -> None:
+        """Who rings is not heard any more."""
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        for ringing in list(self._ringing):
+            self._drop(ringing)
+
+    def _on_ring(self) -> None:
+        try:
+            ringing, _ = self._socket.accept()
+        except OSError:
+            # Gone already, or there are no files.
+            return
+        ringing.setblocking(False)
+        left = self._left() if _is_ours(ringing) else None
+        sent = left is not None and all(hand.give(ringing, {"given": given}, [sock]) for sock, given in left)
+        if not (hand.give(ringing, {"sockets": len(left or ())}) and sent):
+            ringing.close()
+            return
+        self._ringing.append(ringing)
+        if len(self._ringing) > _RINGING:
+            self._drop(self._ringing[0])
+        self._loop.add_reader(ringing, self._on_word, ringing)
+
+    def _on_word(self, ringing: socket.socket) -> None:
+        try:
+            said = hand.take(ringing)
+        except BlockingIOError:
+            return
+        self._drop(ringing)
+        if said is not None and said[0] == _RELIEVED and self._left() is not None:
+            self._on_relieved()
+
+    def _drop(self, ringing: socket.socket) -> None:
+        self._ringing.remove(ringing)
+        self._loop.remove_reader(ringing)
+        ringing.close()
+
+
+class Orphans:
+    """Those who accept at our addresses and have no control process. `sockets`: on which, each once."""
+
+    def __init__(self) -> None:
+        self.sockets: list[Left] = []
+        self._bells: list[socket.socket] = []
+
+    def add(self, bell: socket.socket, sockets: Iterable[Left]) -> None:
+        """One of them. The sockets are the caller's still."""
+        self._bells.append(bell)
+        known = {os.fstat(sock.fileno()).st_ino for sock, _ in self.sockets}
+        for sock, given in sockets:
+            inode = os.fstat(sock.fileno()).st_ino
+            if inode in known:
+                sock.close()
+            else:
+                known.add(inode)
+                self.sockets.append((sock, given))
+
+    def relieve(self) -> int:
+        """Tells them that others accept on their sockets now; how many heard it."""
+        heard = sum(hand.give(bell, _RELIEVED) for bell in self._bells)
+        self.close()
+        return heard
+
+    def close(self) -> None:
+        """Leaves them alone."""
+        for bell in self._bells:
+            bell.close()
+        self._bells.clear()
+
+
+def find(listeners: Sequence[Listener]) -> Orphans:
+    """Those who accept at one of these addresses. Blocks for a few seconds if one does not answer."""
+    orphans = Orphans()
+    until = time.monotonic() + _ALL_TO_ANSWER
+    for name in _bells():
+        if time.monotonic() >= until:
+            break
+        bell = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        bell.settimeout(_TO_ANSWER)
+        left = _ring(bell, name)
+        if any(is_at(sock, listener.address) for sock, _ in left for listener in listeners):
+            orphans.add(bell, left)
+        else:
+            bell.close()
+            for sock, _ in left:
+                sock.close()
+    return orphans
+
+
+def _ring(bell: socket.socket, name: str) -> list[Left]:
+    left: list[Left] = []
+    with suppress(OSError):
+        bell.connect(name)
+        while _is_ours(bell) and (said := hand.take(bell)) is not None:
+            note, sockets = said
+            if not sockets:
+                # The last word: all of them are here, or it has a control process.
+                return left
+            given = not isinstance(note, dict) or bool(note.get("given"))
+            left += [(sock, given) for sock in sockets]
+    for sock, _ in left:
+        sock.close()
+    return []
+
+
+def _prefix() -> str:
+    return f"\0fedproxy/{os.geteuid()}/"
+
+
+def _bells() -> list[str]:
+    """The bells of this user's workers, in this network namespace."""
+    shown = _prefix().replace("\0", "@")
+    found = []
+    with suppress(OSError):
+        for line in Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines():
+            name = line.rpartition(" ")[2]
+            # One more is there for each connection.
+            if name.startswith(shown) and "\0" + name[1:] not in found:
+                found.append("\0" + name[1:])
+    return found
+
+
+def _is_ours(peer: socket.socket) -> bool:
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(credentials)
+    return bool(user == os.geteuid())
