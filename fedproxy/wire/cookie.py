@@ -41,10 +41,12 @@ def _take_each(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
                 values.append(given.strip(b' \t"'))
                 continue
             match = hidden(pair)
-            if match is not None:
+            # What is left of a pair may itself be the bare name, but never a third time.
+            while match is not None:
                 pair = pair[: match.start()].rstrip(b" \t,")
-                if not pair:
-                    continue
+                match = hidden(pair)
+            if not pair:
+                continue
         others.append(pair)
     found = b";".join(dict.fromkeys(filter(None, values))) if values else None
     return found, b"; ".join(others)

@@ -37,6 +37,8 @@ def test_take_gives_all_values_and_leaves_the_others_in_order() -> None:
         (b"a=1\tm =x b=2; c=3", None, b"a=1; c=3"),
         (b"a=1, m=x", None, b"a=1"),
         (b'a="1" m=x', None, b'a="1"'),
+        (b"m m=x; a=1", None, b"a=1"),
+        (b"m, m =x", None, b""),
         (b"a=[m=x", None, b"a="),
         (b"m=x m=y; a=1", b"x m=y", b"a=1"),
         # Others that only look like it.
