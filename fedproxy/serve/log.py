@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from fedproxy.config import Config
 
 
+_LAST_LINES = 30.0  # seconds that a log that was left has for what waits: nobody waits for that ...
+_AT_THE_END = 1.0  # ... but at the end
+
+
 def check_log(config: Config) -> None:
     """Raises ConfigError if the file of the access log cannot be opened; makes it if it is not there."""
     file = _file_of(config)
@@ -107,7 +111,7 @@ class Log:
             self._log.write = output
 
     def close(self) -> None:
-        """Writes what is left, in its own time, which is short."""
+        """Writes what is left, in its own time."""
         if self._log is not None:
             self._log.flush()
             self._log = None
@@ -115,15 +119,17 @@ class Log:
 
     def _leave(self) -> None:
         if self._output is not None:
-            self._output.close()
+            self._output.close(_LAST_LINES)
             self._left.append(self._output)
             self._output = None
 
     async def finish(self) -> None:
-        """Closes it, and returns once what is left is written, or was given up."""
+        """Closes it, and returns once what is left is written; in a second what is not is given up."""
         self.close()
+        loop = asyncio.get_running_loop()
+        by = loop.time() + _AT_THE_END
         for output in self._left:
-            while True:
-                if not output.pending:
-                    break
+            while output.pending:
+                if loop.time() >= by:
+                    output.give_up()
                 await asyncio.sleep(0.01)

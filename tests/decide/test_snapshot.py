@@ -28,6 +28,26 @@ def test_member_that_is_not_ready_takes_no_visitors(intent: Intent) -> None:
     assert not snapshot(gesis, 0.0).takes_visitors
 
 
+def test_prime_is_the_last_resort_though_ill_but_not_in_maintenance_or_full() -> None:
+    other, prime = member("other"), member("prime", prime=True, max_requests=2)
+    for each in (other, prime):
+        each.set_health(False, 0.0)
+        each.breaker.trip(0.0, 0.0)
+    assert not snapshot(other, 1.0).answers
+    found = snapshot(prime, 1.0)
+    assert (found.available, found.takes_visitors, found.last_resort, found.answers) == (
+        *(False, False),
+        *(True, True),
+    )
+    prime.in_flight = 2
+    full = snapshot(prime, 1.0)
+    assert not full.answers
+    assert merge([full, found]).answers
+    prime.in_flight = 0
+    prime.set_intent(Intent.MAINT)
+    assert not snapshot(prime, 1.0).answers
+
+
 def test_parts_of_a_member_add_up_and_show_the_worst_breaker() -> None:
     here, there = member("a"), member("a")
     here.in_flight, there.in_flight = 2, 3
@@ -71,7 +91,9 @@ def test_edge_counts_add_up() -> None:
     first, second = EdgeCounts(), EdgeCounts()
     first.requests, second.requests = 1, 2
     first.rejected["malformed"] = second.rejected["malformed"] = 4
-    together = add_up([first, second])
+    first.lines_dropped["access"] = second.lines_dropped["access"] = 3
+    together = add_up([first, pickle.loads(pickle.dumps(second))])
+    assert together.lines_dropped == {"access": 6}
     assert (together.requests, together.rejected) == (3, {"malformed": 8})
 
 

@@ -44,6 +44,7 @@ def busy_view() -> View:
     edge.connections = 9
     edge.rejected["malformed"] = 6
     edge.budget_exhausted = 8
+    edge.lines_dropped["access"] = 11
     return View(
         Survey((snapshot(gesis, 1.0, idle=3, busy=2), snapshot(ovh, 1.0)), edge, workers=2),
         reloads={"success": 1},
@@ -105,6 +106,8 @@ def found() -> Samples:
         ("fedproxy_downstream_connections", {}, 9),
         ("fedproxy_rejected_total", {"reason": "malformed"}, 6),
         ("fedproxy_retry_budget_exhausted_total", {}, 8),
+        ("fedproxy_log_lines_dropped_total", {"log": "access"}, 11),
+        ("fedproxy_log_lines_dropped_total", {"log": "events"}, 0),
         ("fedproxy_config_reloads_total", {"result": "success"}, 1),
         ("fedproxy_config_reloads_total", {"result": "failure"}, 0),
         ("fedproxy_config_last_reload_success_timestamp_seconds", {}, 1763900000.5),

@@ -152,6 +152,24 @@ async def test_file_that_cannot_be_written_is_a_fault_at_the_start(tmp_path: Pat
     assert line.endswith(expected)
 
 
+@pytest.mark.parametrize("where", ["stdout", "file"])
+async def test_reload_to_another_form_goes_on_where_it_was(tmp_path: Path, where: str) -> None:
+    log = tmp_path / "access.log"
+    given: dict[str, Any] = {} if where == "stdout" else {"access_log_file": str(log)}
+    async with running(tmp_path, workers=1, access_log="json", **given) as edge:
+        await edge.ask()
+        edge.write(workers=1, access_log="combined", **given)
+        edge.program.signal(HUP)
+        await edge.program.line("reloaded ")
+        await edge.ask()
+        if where == "stdout":
+            await edge.program.line('"GET / HTTP/1.1" 200')
+        else:
+            await until(lambda: log.read_text().count("\n") == 2, "another line")
+            assert '"GET / HTTP/1.1" 200' in log.read_text()
+        assert await edge.metric("fedproxy_log_lines_dropped_total") == 0
+
+
 async def test_reload_moves_the_log_and_one_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     first, second = tmp_path / "access.log.first", tmp_path / "access.log.second"
     async with running(tmp_path, access_log="json", access_log_file=str(first)) as edge:
