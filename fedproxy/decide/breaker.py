@@ -210,13 +210,21 @@ class Breaker:
             return False
         if self.closed:
             if outcome is _SUCCESS:
-                self._in_a_row = 0
-                self._good += 1
-                if not self._crowded and client != self._last_served:
-                    self._serve(client)
+                self.succeed(generation, now, client)
                 return False
             return outcome is _FAILURE and self._fail(now, chance, may_open, client)
         return self._tried(outcome, now, chance, client)
+
+    def succeed(self, generation: int, now: float, client: bytes) -> None:
+        """The same as `settle` of a success, which is what nearly all are."""
+        if generation == self.generation:
+            if not self.closed:
+                self._tried(_SUCCESS, now, 0.0, client)
+                return
+            self._in_a_row = 0
+            self._good += 1
+            if not self._crowded and client != self._last_served:
+                self._serve(client)
 
     def convinced(self, witnesses: Collection[bytes], now: float) -> bool:
         """Whether failures that these clients (keys) saw may open it: they are enough, or all there are."""

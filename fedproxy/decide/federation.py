@@ -250,6 +250,8 @@ class Federation:
         if outcome is _FAILURE:
             chance = self._rng.random()
             member.breaker.settle(lease.generation, outcome, now, chance, self._may_eject, client)
+        elif outcome is _SUCCESS:
+            member.breaker.succeed(lease.generation, now, client)
         else:
             member.breaker.settle(lease.generation, outcome, now, 0.0, None, client)
 

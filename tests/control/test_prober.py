@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
+import os
 import socket
 import ssl
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohappyeyeballs
 import pytest
 import trustme
 from hypothesis import given
@@ -769,3 +773,40 @@ async def test_prober_that_never_had_a_config_closes() -> None:
 )
 def test_origin_of_both_urls(health_: str, versions: str, one: bool) -> None:
     assert Target("a", health_, versions).one_origin is one
+
+
+# --- what this process lacked ---
+
+
+async def test_answer_that_came_while_this_process_slept_is_no_failure() -> None:
+    hub = Hub()
+    hub.answers.clear()
+    async with probing(hub) as running:
+        running.prober.apply(BRIEF, [target("a", hub)])
+        await until(lambda: hub.targets, "a request")
+        # Nothing turns for longer than a probe may take.
+        time.sleep(1.6)
+        hub.answers.set()
+        await until(lambda: running.seen, "a report")
+        assert [report.healthy for report in running.seen] == [True]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL])
+async def test_probe_for_which_this_process_has_no_socket_is_no_verdict(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub()
+    tried: list[object] = []
+
+    async def start_connection(*asked: object, **_: object) -> None:
+        tried.append(asked)
+        raise OSError(number, os.strerror(number))
+
+    async with probing(hub) as running:
+        monkeypatch.setattr(aiohappyeyeballs, "start_connection", start_connection)
+        running.prober.apply(QUICK, [target("a", hub)])
+        await until(lambda: len(tried) > 3, "rounds")
+        assert running.seen == []
+        monkeypatch.undo()
+        await until(lambda: running.seen, "a report")
+        assert running.seen[0].healthy
