@@ -36,6 +36,7 @@ Shape = tuple["Address", bool, bool]
 _SHUTDOWN = 5.0  # seconds that a visitor may take to answer TLS's goodbye
 _TURN = 0.05  # seconds between two looks at what is left
 _LAST = 0.5  # seconds in which a connection may come whose handshake is under way as nobody new is taken
+SETTLED = 1.0  # seconds after which sockets that were given up are closed, also on a machine that is busy
 _GRACE = 1.0  # seconds in which a request may come on a connection that is to be closed
 _HEAD = 1 << 24  # bytes
 # Bytes that the system may take for a visitor beyond what is on its way: with less a fast reader waits, and

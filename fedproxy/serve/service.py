@@ -34,7 +34,7 @@ from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.assemble import find_targets, probe_policy
 from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Stuck, Workers
 from fedproxy.serve.log import check_log
-from fedproxy.serve.plane import Shape, shape
+from fedproxy.serve.plane import SETTLED, Shape, shape
 from fedproxy.serve.sockets import Sockets, listen_on
 from fedproxy.serve.systemd import Notifier
 from fedproxy.serve.tls import Certificates
@@ -111,6 +111,7 @@ class Service:
         self._glance: asyncio.Task[Survey] | None = None
         self._orphans = orphans.Orphans()
         self._reaper: asyncio.Task[None] | None = None
+        self._moved_at = -SETTLED  # when listeners last changed
 
     _fleet: Fleet
     _next_look: asyncio.Future[None]
@@ -483,6 +484,9 @@ class Service:
         before = self.config, self._own, self._state, self._workers, self.admin_address
         moved = workers != old_workers or [*map(shape, config.listen)] != [*map(shape, old.listen)]
         admin: Guarded | None = None
+        if moved:
+            # An address that was just given up is accepted on for a moment yet, and cannot be opened anew.
+            await asyncio.sleep(self._moved_at + SETTLED - time.monotonic())
         try:
             with ExitStack() as undo:
                 if moved:
@@ -501,6 +505,7 @@ class Service:
             raise
         if moved:
             self._sockets.close_others(config.listen, workers)
+            self._moved_at = time.monotonic()
         if admin is not None:
             self._admin, gone = admin, self._admin
             self._do(_close_admin(gone))

@@ -280,6 +280,23 @@ async def test_drain_waits_for_whoever_has_not_received_the_answer_yet() -> None
         assert (await client.response()).body == body
 
 
+async def test_address_that_was_just_given_up_can_be_opened_anew() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        going = {"address": f"127.0.0.1:{free.getsockname()[1]}"}
+    staying = {"address": "127.0.0.1:0"}
+    url = "http://127.0.0.1:1"
+    wanted = [config_of(url, listen=[staying, going]), config_of(url, listen=[staying])]
+    configs = [wanted[at] for at in (0, 1, 0)]
+    service = service_of(configs.pop(0), lambda: configs.pop(0))
+    await service.start()
+    async with guard():
+        assert await service.reload() == []
+        assert await service.reload() == []
+        client = await RawClient.connect(service.addresses[1])
+        await client.leave()
+        await service.stop()
+
+
 async def test_listener_that_cannot_be_opened_leaves_the_others_as_they_were() -> None:
     first, second = Scripted(answer(OK)), "127.0.0.1:0"
     await first.start()
