@@ -384,13 +384,15 @@ class Pool:
         sock = await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=0.25, interleave=1, loop=loop
         )
-        upstream.address = plain(sock.getpeername()[0])
         await loop.create_connection(
             lambda: upstream,
             sock=sock,
             ssl=endpoint.tls,
             server_hostname=endpoint.host if endpoint.tls else None,
         )
+        peer = upstream.transport.get_extra_info("peername")
+        # One that is lost already has no peer, and is not used again.
+        upstream.address = plain(peer[0]) if peer else ""
 
 
 def _idle_since(upstream: Upstream) -> float:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from fedproxy.errors import NameFailed
+from fedproxy.proxy.resolver import Resolver
 from tests.rig import (
     Conn,
     Edge,
@@ -81,6 +83,9 @@ class Running:
     async def again(self, later: float = LATER) -> None:
         """The name expires, and is asked for again."""
         before = len(self.zone.asked)
+        if self.core.resolver._channel is not None:
+            # What c-ares keeps of answers without data is of an earlier second.
+            self.core.resolver._channel.until = 0.0
         self.core.sweep(self.core.clock() + later)
         await until(lambda: len(self.zone.asked) > before, "the name is asked for")
         await self.asked()
@@ -344,6 +349,29 @@ async def test_member_that_leaves_is_asked_for_no_more(start: Start) -> None:
         pool.close()
         assert not resolver._names
         pool.name = resolver.follow(NAME, 1, pool.sort)
+
+
+async def test_nothing_that_the_resolver_keeps_of_an_answer_outlives_a_second() -> None:
+    async with name_server() as zone:
+        now = 0.0
+        resolver = Resolver(lambda: now, [zone.address])
+        zone.holds("a.test", OLD)
+        await resolver.resolve("a.test", 80)
+        first = resolver._channel
+        assert first is not None
+        with pytest.raises(NameFailed):
+            await resolver.resolve("b.test", 80)
+        # A channel takes a thread and files, so what is asked within a second shares one.
+        assert resolver._channel is first
+        zone.holds("b.test", NEW)
+        now = 2.0
+        assert [info[4] for info in await resolver.resolve("b.test", 80)] == [(NEW, 80)]
+        second = resolver._channel
+        assert second is not first
+        assert first.dns._closed
+        await resolver.close()
+        assert second is not None
+        assert second.dns._closed
 
 
 # -- age
