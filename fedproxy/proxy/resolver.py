@@ -125,11 +125,14 @@ class Resolver:
                 self._ask(name)
 
     async def close(self) -> None:
-        """Ends what is under way."""
+        """Ends what is under way, and the resolver's own sockets."""
         asking = [name.asking for name in self._names.values() if name.asking is not None]
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await self._close_unused(channel)
 
     def _name(self, host: str, port: int) -> Name:
         name = self._names.get((host, port))
@@ -195,10 +198,7 @@ class Resolver:
         return found, failed, ttl
 
     async def _query(self, name: Name, family: int) -> tuple[list[str], float]:
-        now = self._clock()
-        channel = self._channel
-        if channel is None or now >= channel.until:
-            channel = self._channel = _Channel(self._nameservers, now + _LONGEST_CHANNEL)
+        channel = await self._open()
         channel.asking += 1
         try:
             answer = await channel.dns.getaddrinfo(
@@ -206,10 +206,7 @@ class Resolver:
             )
         finally:
             channel.asking -= 1
-            if not channel.asking:
-                if self._channel is channel:
-                    self._channel = None
-                await channel.dns.close()
+            await self._close_unused(channel)
         found = []
         for node in answer.nodes:
             ip = node.addr[0]
@@ -217,6 +214,21 @@ class Resolver:
         # A name that is moved by its CNAME is as old as that.
         lives = [node.ttl for node in answer.nodes] + [cname.ttl for cname in answer.cnames]
         return found, min([_LONGEST, *map(float, lives)])
+
+    async def _open(self) -> _Channel:
+        """The channel in use, or another in its place when its time is over."""
+        now = self._clock()
+        old = self._channel
+        if old is not None and now < old.until:
+            return old
+        channel = self._channel = _Channel(self._nameservers, now + _LONGEST_CHANNEL)
+        if old is not None:
+            await self._close_unused(old)
+        return channel
+
+    async def _close_unused(self, channel: _Channel) -> None:
+        if channel is not self._channel and not channel.asking:
+            await channel.dns.close()
 
 
 def _fault(host: str, error: Exception | None) -> ExchangeError:

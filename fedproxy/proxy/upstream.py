@@ -454,13 +454,15 @@ class Pool:
             if error.errno in _FORBIDDEN or (error.errno in _NO_WAY and _is_cut_off(addresses)):
                 raise NoWay from error
             raise
-        upstream.address = plain(sock.getpeername()[0])
         await loop.create_connection(
             lambda: upstream,
             sock=sock,
             ssl=endpoint.tls,
             server_hostname=endpoint.host if endpoint.tls else None,
         )
+        peer = upstream.transport.get_extra_info("peername")
+        # One that is lost already has no peer, and is not used again.
+        upstream.address = plain(peer[0]) if peer else ""
 
 
 def _is_cut_off(addresses: Sequence[AddressInfo]) -> bool:

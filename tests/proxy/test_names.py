@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from fedproxy.errors import NameFailed
+from fedproxy.proxy.resolver import Resolver
 from tests.rig import (
     Conn,
     Edge,
@@ -53,10 +57,10 @@ async def handle(conn: Conn, request: Message) -> None:
 
 
 class At(Scripted):
-    """A member at one address."""
+    """A member at one address, with TLS if there is a context."""
 
-    def __init__(self, host: str, port: int = 0) -> None:
-        super().__init__(per_request(handle), address=(host, port))
+    def __init__(self, host: str, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(per_request(handle), address=(host, port), tls=tls)
         self.go_on = asyncio.Event()
 
 
@@ -81,6 +85,9 @@ class Running:
     async def again(self, later: float = LATER) -> None:
         """The name expires, and is asked for again."""
         before = len(self.zone.asked)
+        if self.core.resolver._channel is not None:
+            # What c-ares keeps of answers without data is of an earlier second.
+            self.core.resolver._channel.until = 0.0
         self.core.sweep(self.core.clock() + later)
         await until(lambda: len(self.zone.asked) > before, "the name is asked for")
         await self.asked()
@@ -96,7 +103,9 @@ Start = Callable[..., Any]
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Start:
     @asynccontextmanager
-    async def run(*hosts: str, ttl: int = 0, **overrides: Any) -> AsyncIterator[Running]:
+    async def run(
+        *hosts: str, ttl: int = 0, tls: ssl.SSLContext | None = None, **overrides: Any
+    ) -> AsyncIterator[Running]:
         """The name has the first of the addresses to begin with. There is a member at each of them."""
         members: dict[str, At] = {}
         async with name_server() as zone:
@@ -104,11 +113,12 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
             port = 0
             try:
                 for host in hosts:
-                    members[host] = At(host, port)
+                    members[host] = At(host, port, tls)
                     await members[host].start()
                     port = members[host].port
                 zone.holds(NAME, hosts[0], ttl=ttl)
-                async with edge({"a": f"http://{NAME}:{port}"}, **overrides) as running:
+                scheme = "https" if tls else "http"
+                async with edge({"a": f"{scheme}://{NAME}:{port}"}, **overrides) as running:
                     running.members.update(members)
                     yield Running(running, zone, members)
                     for member in members.values():
@@ -152,6 +162,22 @@ async def test_connection_to_an_address_that_is_gone_takes_no_request_and_is_clo
         assert running.core.idle() == 1
         assert await running.where() == NEW
         assert len(running.members[NEW].connections) == 1
+
+
+async def test_traffic_over_tls_follows_a_name_and_its_connections_are_kept(
+    start: Start, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(NAME).configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    settings = {"a": {"ca": str(tmp_path / "ca.pem")}}
+    async with start(OLD, NEW, tls=context, settings=settings) as running:
+        assert [await running.where() for _ in range(3)] == [OLD] * 3
+        running.zone.holds(NAME, NEW)
+        await running.again()
+        assert [await running.where() for _ in range(3)] == [NEW] * 3
+        assert [len(member.connections) for member in running.members.values()] == [1, 1]
 
 
 async def test_stream_to_an_address_that_is_gone_goes_on_and_its_connection_ends_with_it(
@@ -344,6 +370,29 @@ async def test_member_that_leaves_is_asked_for_no_more(start: Start) -> None:
         pool.close()
         assert not resolver._names
         pool.name = resolver.follow(NAME, 1, pool.sort)
+
+
+async def test_nothing_that_the_resolver_keeps_of_an_answer_outlives_a_second() -> None:
+    async with name_server() as zone:
+        now = 0.0
+        resolver = Resolver(lambda: now, [zone.address])
+        zone.holds("a.test", OLD)
+        await resolver.resolve("a.test", 80)
+        first = resolver._channel
+        assert first is not None
+        with pytest.raises(NameFailed):
+            await resolver.resolve("b.test", 80)
+        # A channel takes a thread and files, so what is asked within a second shares one.
+        assert resolver._channel is first
+        zone.holds("b.test", NEW)
+        now = 2.0
+        assert [info[4] for info in await resolver.resolve("b.test", 80)] == [(NEW, 80)]
+        second = resolver._channel
+        assert second is not first
+        assert first.dns._closed
+        await resolver.close()
+        assert second is not None
+        assert second.dns._closed
 
 
 # -- age

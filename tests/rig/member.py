@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -45,9 +46,15 @@ class Scripted:
     """
 
     def __init__(
-        self, script: Script, *, receive_buffer: int = 0, address: tuple[str, int] = ("127.0.0.1", 0)
+        self,
+        script: Script,
+        *,
+        receive_buffer: int = 0,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.script = script
+        self._tls = tls
         self._address = address
         self.connections: list[Conn] = []
         self.requests: list[Message] = []
@@ -80,7 +87,9 @@ class Scripted:
         sock.bind(self._address)
         host, self.port = sock.getsockname()[:2]
         self.authority = f"{host}:{self.port}"
-        self._server = await asyncio.get_running_loop().create_server(self._protocol, sock=sock)
+        self._server = await asyncio.get_running_loop().create_server(
+            self._protocol, sock=sock, ssl=self._tls
+        )
 
     async def stop(self) -> None:
         """Ends every connection, and raises what went wrong in a script."""
