@@ -36,6 +36,7 @@ from fedproxy.proxy.exchange import Exchange, refused
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, all_arrived, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
+from fedproxy.proxy.secure import wire_of
 from fedproxy.proxy.traced import follow
 from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
@@ -111,6 +112,7 @@ class Downstream(Flow):
         "left",
         "linger_until",
         "ordinary",
+        "owed",
         "own",
         "peer",
         "request_id",
@@ -119,7 +121,7 @@ class Downstream(Flow):
         "told",
         "trace",
         "trusted",
-        "unsent",
+        "waiting",
         "writable",
         "write",
     )
@@ -136,7 +138,8 @@ class Downstream(Flow):
         self.keep = True
         self.framing = _AS_SENT
         self.linger_until: float | None = None
-        self.unsent = 0
+        self.waiting = 0  # bytes that the system had not taken when that was last looked at
+        self.owed: Exchange | None = None  # it is over, but for the end of its response, which waits
         self.head_since: float | None = None
         self.idle_since = 0.0
         self.request_id = self.trace = b""
@@ -160,7 +163,7 @@ class Downstream(Flow):
     # The connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = self.wire = cast(asyncio.Transport, transport)
         unix = self.door.unix
         address = LOCAL if unix else address_of(transport)
         if not self.edge.enter(self) or address is None:
@@ -183,6 +186,7 @@ class Downstream(Flow):
         """
         edge = self.edge
         self.transport = transport
+        self.wire = wire_of(transport)
         self.write = transport.write
         self.peer = self.client = address
         self.standing = standing
@@ -240,9 +244,15 @@ class Downstream(Flow):
     def connection_lost(self, exc: Exception | None) -> None:
         self.edge.connections.discard(self)
         self.gone()
+        lost = self._lost()
+        self._give_up_owed(lost)
         if self.exchange is not None:
             exchange, self.exchange = self.exchange, None
-            exchange.on_visitor_gone()
+            exchange.on_visitor_gone(unsent=lost)
+
+    def _lost(self) -> int:
+        """Bytes that were written and will not arrive: after an error the transport knows of none."""
+        return self.unsent() or (0 if self.writable else self.waiting)
 
     def gone(self) -> None:
         """The visitor's connection is gone, whatever it was last."""
@@ -253,13 +263,20 @@ class Downstream(Flow):
 
     def eof_received(self) -> None:
         # A visitor who closes half is taken for gone, as browsers only ever close whole.
-        return None
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.on_visitor_gone(unsent=self._lost())
+
+    def cut_off(self) -> None:
+        self.eof_received()
 
     def cut(self, error: ExchangeError) -> None:
         """Drops the connection at once: whatever it was sent does not look complete."""
+        lost = self._lost()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            exchange.on_visitor_gone(error)
+            exchange.on_visitor_gone(error, lost)
+        self._give_up_owed(lost, error.termination[0])
         self.transport.abort()
 
     # The request
@@ -807,6 +824,28 @@ class Downstream(Flow):
         self.exchange = None
         self._next_or_end(b"")
 
+    def owes(self, exchange: Exchange, last: int) -> bool:
+        """Whether bytes of a response that is over still wait: then the exchange is told of them later."""
+        closing = self.wire.is_closing()
+        if not (closing or self.wire.get_write_buffer_size()):
+            return False
+        self.owed = exchange
+        self.waiting = self.unsent()
+        if closing:
+            # What was written last may have been thrown away.
+            self.waiting += last
+            self.writable = False
+        else:
+            # To be told when nothing waits any more. Until then nothing else is written.
+            self.wire.set_write_buffer_limits(0)
+        return True
+
+    def _give_up_owed(self, lost: int, who: str = "C") -> None:
+        """The connection ends: what was owed is settled, `lost` bytes of it did not go out."""
+        owed, self.owed = self.owed, None
+        if owed is not None:
+            owed.undelivered(lost, who)
+
     def finished(self, exchange: Exchange, now: float) -> None:
         """The response is whole."""
         self.exchange = None
@@ -814,10 +853,12 @@ class Downstream(Flow):
         if not self.keep or self.held or not self.reading:
             self._next_or_end(b"")
 
-    def broken(self, exchange: Exchange) -> None:
+    def broken(self, exchange: Exchange) -> int:
         """The response is not whole: the connection is reset, so that it cannot look complete."""
         self.exchange = None
+        lost = self._lost()
         self._reset()
+        return lost
 
     def _reset(self) -> None:
         sock = self.transport.get_extra_info("socket")
@@ -862,7 +903,7 @@ class Downstream(Flow):
             return
         self.held = b""
         # First of all: what is read from here on is no request.
-        self.linger_until = self.edge.clock() + _LINGER
+        self._linger()
         self.resume()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -871,11 +912,17 @@ class Downstream(Flow):
 
     def pause_writing(self) -> None:
         self.writable = False
+        self.waiting = self.unsent()
         if self.exchange is not None:
             self.exchange.on_visitor_full()
 
     def resume_writing(self) -> None:
         self.writable = True
+        owed, self.owed = self.owed, None
+        if owed is not None:
+            self.wire.set_write_buffer_limits()
+            self.idle_since = self.edge.clock()
+            owed.delivered(self.idle_since)
         if self.exchange is not None:
             self.exchange.on_visitor_drained()
         else:
@@ -896,7 +943,7 @@ class Downstream(Flow):
 
     def _close(self) -> None:
         """Closes with nothing to say; what is still to be sent has as long as a slow reader has."""
-        self.linger_until = self.edge.clock() + _LINGER
+        self._linger()
         self.transport.close()
 
     def grant(self, lost: float, now: float) -> None:
@@ -905,13 +952,20 @@ class Downstream(Flow):
         if self.head_since is not None:
             self.head_since = min(now, self.head_since + lost)
         if self.linger_until is not None:
-            most = self.edge.policy.timeouts.response_idle if self.unsent else _LINGER
+            most = self.edge.policy.timeouts.response_idle if self.waiting else _LINGER
             self.linger_until = min(now + most, self.linger_until + lost)
         if self.exchange is not None:
             self.exchange.grant(lost, now)
 
+    def _linger(self) -> None:
+        self.waiting = self.unsent()
+        limit = self.edge.policy.timeouts.response_idle if self.waiting else _LINGER
+        self.linger_until = self.edge.clock() + limit
+
     def sweep(self, now: float) -> None:
         """Looks at the one deadline that counts now."""
+        if not self.writable and self.linger_until is None:
+            self._look_at_waiting(now)
         if self.exchange is not None:
             if not self.reading and has_left(self.transport):
                 # Of somebody who is not read from, the loop does not tell it.
@@ -923,17 +977,30 @@ class Downstream(Flow):
         elif self.head_since is not None:
             if now - self.head_since > self.edge.policy.timeouts.request_head:
                 self._refuse(HeadTimeout())
+        elif self.owed is not None:
+            if now - self.idle_since > self.edge.policy.timeouts.response_idle:
+                self._give_up_owed(self._lost(), "c")
+                self._reset()
         elif now - self.idle_since > self.edge.policy.timeouts.keepalive:
             self._close()
 
+    def _look_at_waiting(self, now: float) -> None:
+        waiting = self.unsent()
+        if waiting and waiting < self.waiting:
+            self.waiting = waiting
+            if self.owed is not None:
+                # Who reads slowly has as long for each part as for any other.
+                self.idle_since = now
+
     def _sweep_lingering(self, until: float, now: float) -> None:
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self.unsent:
+        waiting = self.unsent()
+        if waiting != self.waiting:
             # Somebody who reads slowly is still owed the end of the answer.
-            self.unsent = unsent
-            self.linger_until = now + (self.edge.policy.timeouts.response_idle if unsent else _LINGER)
+            self.waiting = waiting
+            self.linger_until = now + (self.edge.policy.timeouts.response_idle if waiting else _LINGER)
         elif now > until:
-            self._reset() if unsent else self.transport.abort()
+            self._give_up_owed(self._lost(), "c")
+            self._reset() if waiting else self.transport.abort()
 
 
 _REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}

@@ -574,8 +574,7 @@ class Edge:
         for downstream in list(self.connections):
             downstream.cut(Drained())
         for tunnel in list(self.tunnels):
-            tunnel.ended_by("D")
-            tunnel.abort()
+            tunnel.cut("D")
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 from fedproxy.errors import BadProxyHeader
 from fedproxy.proxy.downstream import Downstream
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
+from fedproxy.proxy.secure import serve
 from fedproxy.wire import proxy_protocol
 
 if TYPE_CHECKING:
@@ -28,12 +29,24 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def enter(edge: Edge, door: Door, tls: ssl.SSLContext | None = None) -> asyncio.Protocol:
-    """The protocol of a connection that was accepted at `door`.
+def enter(
+    edge: Edge,
+    door: Door,
+    tls: ssl.SSLContext | None = None,
+    waiter: asyncio.Future[None] | None = None,
+) -> asyncio.BaseProtocol:
+    """The protocol of a connection that was accepted at `door`, which speaks TLS if `tls` is given.
 
-    `tls` is for a door with PROXY protocol only: its listener is a plain one, others do TLS themselves.
+    `waiter` is done after the handshake, if there is one to wait for.
     """
-    return Entrance(edge, door, tls) if door.proxy_protocol else Downstream(edge, door)
+    if door.proxy_protocol:
+        return Entrance(edge, door, tls)
+    downstream = Downstream(edge, door)
+    return downstream if tls is None else serve(downstream, tls, _time_for_handshake(edge), waiter)
+
+
+def _time_for_handshake(edge: Edge) -> float:
+    return max(1.0, edge.policy.timeouts.request_head)
 
 
 class Entrance(Flow):
@@ -60,7 +73,7 @@ class Entrance(Flow):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         edge = self.edge
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = self.wire = cast(asyncio.Transport, transport)
         self.since = edge.clock()
         unix = self.door.unix
         self.peer = None if unix else address_of(transport)
@@ -94,39 +107,37 @@ class Entrance(Flow):
         if self.tls is None:
             self._become_downstream(self.transport)
         else:
-            self.transport.pause_reading()
             task = asyncio.get_running_loop().create_task(self._encrypt(self.tls))
             self.edge.tasks.add(task)
             task.add_done_callback(self.edge.tasks.discard)
 
     async def _encrypt(self, tls: ssl.SSLContext) -> None:
         loop = asyncio.get_running_loop()
-        early, self.held = self.held, b""
-        starting = loop.create_task(loop.start_tls(self.transport, self, tls, server_side=True))
-        # One turn later the handshake is about to begin, and no later byte can have overtaken the early ones.
-        await asyncio.sleep(0)
-        loop.call_soon(self._feed, early)
+        waiter: asyncio.Future[None] = loop.create_future()
+        secure = serve(self, tls, _time_for_handshake(self.edge), waiter, introduce=False)
+        self.wire.set_protocol(secure)
+        secure.connection_made(self.wire)
+        # What came right behind the header belongs to the handshake.
+        data, self.held = self.held, b""
+        while data and not self.wire.is_closing():
+            buffer = memoryview(secure.get_buffer(len(data)))
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            secure.buffer_updated(size)
+            data = data[size:]
         transport = None
         try:
             # Of a failure there is nobody to tell.
             with suppress(OSError):
-                transport = await starting
+                await waiter
+                if not self.wire.is_closing():
+                    transport = secure.transport
         finally:
             if transport is None or transport.is_closing():
                 self.transport.abort()
                 self._leave()
         if transport is not None and not self.over:
             self._become_downstream(transport)
-
-    def _feed(self, data: bytes) -> None:
-        """Gives what came right behind the header to the handshake, which has the connection by now."""
-        inner = cast(asyncio.BufferedProtocol, self.transport.get_protocol())
-        while data and not self.transport.is_closing():
-            buffer = memoryview(inner.get_buffer(len(data)))
-            size = min(len(buffer), len(data))
-            buffer[:size] = data[:size]
-            inner.buffer_updated(size)
-            data = data[size:]
 
     def _become_downstream(self, transport: asyncio.Transport) -> None:
         self.over = True

@@ -92,8 +92,17 @@ class Visitor(Protocol):
     def finished(self, exchange: Exchange, now: float) -> None:
         """The exchange is over and its response is whole."""
 
-    def broken(self, exchange: Exchange) -> None:
-        """The exchange is over and its response is not whole: it must not look complete."""
+    def owes(self, exchange: Exchange, last: int) -> bool:
+        """Whether bytes of the whole response wait for the system; `last` were written last.
+
+        If so, `delivered` or `undelivered` is called once it is known what became of them.
+        """
+
+    def broken(self, exchange: Exchange) -> int:
+        """The exchange is over and its response is not whole: it must not look complete.
+
+        Returns how many bytes of it were written and not sent.
+        """
 
     def pause(self) -> None:
         """Reads no more of the request's body until `resume`."""
@@ -376,7 +385,7 @@ class Exchange:
             self._answered(lease, now)
         self.visitor.send_head(self, head, body, done)
         if done:
-            self._finish(now)
+            self._finish(now, len(body))
 
     def _answered(self, lease: Lease, now: float) -> None:
         # A trial need not wait for the end of a stream of an hour.
@@ -388,7 +397,7 @@ class Exchange:
         self.bytes_out += len(data)
         self.visitor.send_body(data, done)
         if done:
-            self._finish(self.edge.clock())
+            self._finish(self.edge.clock(), len(data))
 
     def on_upgrade(self, head: ResponseHead, rest: bytes) -> bool:
         """A 101: the connections become a tunnel. False if the visitor did not ask for one."""
@@ -402,6 +411,7 @@ class Exchange:
             return False
         self.committed = True
         self.status = 101
+        self.bytes_out = len(rest)
         self.first_byte_at = self.edge.clock()
         if self.lease is not None:
             self.edge.federation.answered(self.lease, self.first_byte_at, self.visitor.client)
@@ -573,10 +583,14 @@ class Exchange:
         if self.upstream is not None:
             self.upstream.resume()
 
-    def on_visitor_gone(self, error: ExchangeError | None = None) -> None:
-        """The visitor left, or its time or its right to go on ran out: nobody is charged."""
+    def on_visitor_gone(self, error: ExchangeError | None = None, unsent: int = 0) -> None:
+        """The visitor left, or its time or its right to go on ran out: nobody is charged.
+
+        unsent: bytes that were written and did not go out.
+        """
         if self.settled:
             return
+        self.bytes_out = max(0, self.bytes_out - unsent)
         now = self.edge.clock()
         self.error = error or VisitorGone()
         if not self.attempts:
@@ -655,10 +669,10 @@ class Exchange:
         self._drop(_FAILURE if self._blames(error, now) else _IGNORED, now)
         self.error = error
         self.termination = termination or error.termination
-        self.visitor.broken(self)
+        self.bytes_out = max(0, self.bytes_out - self.visitor.broken(self))
         self._record(now)
 
-    def _finish(self, now: float) -> None:
+    def _finish(self, now: float, last: int) -> None:
         lease = self.lease
         upstream = self.upstream
         if self.settled or lease is None or upstream is None:
@@ -673,8 +687,20 @@ class Exchange:
             self._let_go(upstream, True, now)
         else:
             upstream.release(now)
-        self._record(now)
+        if not self.visitor.owes(self, last):
+            self._record(now)
         self.visitor.finished(self, now)
+
+    def delivered(self, now: float) -> None:
+        """What waited of a response that was over is sent."""
+        self._record(now)
+
+    def undelivered(self, unsent: int, who: str) -> None:
+        """So many bytes of a response that was over will not be sent; `who` ended it, as in the log."""
+        self.bytes_out = max(0, self.bytes_out - unsent)
+        self.error = VisitorGone()
+        self.termination = who + "D"
+        self._record(self.edge.clock())
 
     def end_tunnel(self, termination: str, bytes_in: int, bytes_out: int) -> None:
         """A tunnel closed; `termination` says by whom."""

@@ -63,12 +63,21 @@ def look_at(transport: asyncio.BaseTransport) -> Callable[[float], Sequence[obje
 class Flow(asyncio.Protocol):
     """A connection whose reading can be paused; both calls may be made at any time and again."""
 
-    __slots__ = ("reading", "transport")
+    __slots__ = ("reading", "transport", "wire")
 
     transport: asyncio.Transport
+    wire: asyncio.Transport  # next to the system: the same, or what is below its TLS
 
     def __init__(self) -> None:
         self.reading = True
+
+    def cut_off(self) -> None:
+        """The other side ended without the goodbye of TLS: what is written from here on goes nowhere."""
+
+    def unsent(self) -> int:
+        """Bytes that the system has not taken yet."""
+        size = self.wire.get_write_buffer_size()
+        return size if self.wire is self.transport else size + self.transport.get_write_buffer_size()
 
     def pause(self) -> None:
         """Reads no more until `resume`."""

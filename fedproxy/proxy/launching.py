@@ -245,7 +245,8 @@ class LaunchExchange(Exchange):
         self.bytes_out = len(payload)
         self.visitor.send_head(self, head, chunk(payload) if framed and payload else payload, False)
         self.visitor.send_body(LAST_CHUNK if framed else b"", True)
-        self._record(now)
+        if not self.visitor.owes(self, len(payload)):
+            self._record(now)
         self.visitor.finished(self, now)
 
     def _refuse(self, error: ExchangeError) -> None:
@@ -278,9 +279,9 @@ class LaunchExchange(Exchange):
         self._conclude(End.LOST if outcome is _FAILURE else End.ABANDONED)
         super()._drop(outcome, now)
 
-    def _finish(self, now: float) -> None:
+    def _finish(self, now: float, last: int) -> None:
         self._conclude(End.LOST)
-        super()._finish(now)
+        super()._finish(now, last)
 
     def _conclude(self, end: End) -> None:
         """The attempt is over, `end` says how if its events did not: counted, and the breaker told."""

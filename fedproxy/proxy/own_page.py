@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from fedproxy.proxy.downstream import Downstream
 
 
+_GOODBYE = 5.0  # seconds
+
+
 class OwnPage(Flow):
     """Lets `handler` answer one request, and keeps the connection within the edge's limits meanwhile.
 
@@ -19,13 +22,14 @@ class OwnPage(Flow):
     visitor reads.
     """
 
-    unsent = 0
+    waiting = 0
 
     def __init__(self, downstream: Downstream, handler: asyncio.Protocol) -> None:
         super().__init__()
         self.downstream = downstream
         self.edge = downstream.edge
         self.transport = downstream.transport
+        self.wire = downstream.wire
         self.handler = handler
 
     def __repr__(self) -> str:
@@ -72,9 +76,11 @@ class OwnPage(Flow):
 
     def sweep(self, now: float) -> None:
         """Cuts who sends or reads a page for too long."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self.unsent:
-            self.unsent = unsent
+        waiting = self.unsent()
+        # Who has the whole page has only to say goodbye.
+        over = not waiting and self.transport.is_closing()
+        if waiting != self.waiting:
+            self.waiting = waiting
             self.since = now
-        elif now - self.since > self.edge.policy.timeouts.request_idle:
+        elif now - self.since > (_GOODBYE if over else self.edge.policy.timeouts.request_idle):
             self.transport.abort()

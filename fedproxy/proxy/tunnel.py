@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from fedproxy.proxy.flow import Flow
+from fedproxy.proxy.secure import read_rest, wire_of
+
 if TYPE_CHECKING:
     from fedproxy.proxy.edge import Edge
     from fedproxy.proxy.exchange import Exchange
     from fedproxy.proxy.upstream import Upstream
 
+_GOODBYE = 5.0  # seconds that a side may take to answer that of TLS
 
-class Side(asyncio.Protocol):
+
+class Side(Flow):
     """One end of a tunnel. What it reads, its `peer` writes."""
 
     peer: Side
     received = 0  # bytes
+    ended = False  # nothing more will be read
+    lost = 0  # bytes that were written, and did not go out before the connection was gone
+    waiting = 0  # bytes that the system had not taken when that was last looked at
     writable = True
 
     def __init__(self, tunnel: Tunnel, transport: asyncio.Transport, who: str) -> None:
+        super().__init__()
         self.tunnel = tunnel
         self.transport = transport
+        self.wire = wire_of(transport)
         self.write = transport.write
         self.who = who
 
@@ -31,28 +41,49 @@ class Side(asyncio.Protocol):
     def eof_received(self) -> bool:
         peer = self.peer.transport
         self.tunnel.ended_by(self.who)
+        self.ended = True
         if self.transport.can_write_eof() and peer.can_write_eof() and not peer.is_closing():
+            self.peer.watch()
             peer.write_eof()
             # The other direction may go on; when it ends too, there is nothing left to wait for.
             return not self.tunnel.half_closed()
         return False
 
+    def cut_off(self) -> None:
+        self.tunnel.ended_by(self.who)
+
     def pause_writing(self) -> None:
         if not self.peer.transport.is_closing():
             self.peer.transport.pause_reading()
         self.writable = False
+        self.waiting = self.unsent()
 
     def resume_writing(self) -> None:
-        if not self.peer.transport.is_closing():
+        if not (self.peer.ended or self.peer.transport.is_closing()):
             self.peer.transport.resume_reading()
         self.writable = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.tunnel.ended_by(self.who)
+        self.lost = self.unsent() or (0 if self.writable else self.waiting)
         if not self.peer.transport.is_closing():
-            # What the peer is still owed is written first.
-            self.peer.transport.close()
-        self.tunnel.lost()
+            if self.wire is not self.transport:
+                # Whom nobody read from may have said more before the end.
+                rest, _ = read_rest(self.transport)
+                if rest:
+                    self.data_received(rest)
+            self.peer.end()
+        self.tunnel.gone()
+
+    def end(self) -> None:
+        """Closes once everything is written."""
+        self.watch()
+        self.transport.close()
+
+    def watch(self) -> None:
+        """Nothing more will be written: from here on `writable` says that all of it is sent."""
+        if self.unsent():
+            self.wire.set_write_buffer_limits(0)
 
 
 class Tunnel:
@@ -66,9 +97,10 @@ class Tunnel:
         self.member = Side(self, member.transport, "S")
         self.visitor.peer, self.member.peer = self.member, self.visitor
         self.ended = ""
+        self._cut = ""
         self._eofs = 0
         self._open = 2
-        self._seen = -1
+        self._seen = (-1, 0)
         self._since = 0.0
         edge.tunnels.add(self)
 
@@ -87,31 +119,47 @@ class Tunnel:
 
     def sweep(self, now: float) -> None:
         """Cuts a tunnel in which nothing moves."""
-        progress = self.visitor.received + self.member.received
+        for side in (self.visitor, self.member):
+            side.waiting = side.unsent()
+        waiting = self.visitor.waiting + self.member.waiting
+        progress = (self.visitor.received + self.member.received, waiting)
         if progress != self._seen:
             self._seen, self._since = progress, now
+        elif self._open == 1 and not waiting:
+            if now - self._since > _GOODBYE:
+                self.abort()
         elif now - self._since > self.edge.policy.timeouts.response_idle:
-            self.ended_by("c" if not self.visitor.writable else "s")
-            self.abort()
+            self.cut("c" if not self.visitor.writable else "s")
+
+    def cut(self, who: str) -> None:
+        """Drops both sides at once; `who` as in the log."""
+        self.ended_by(who)
+        self._cut = who
+        self.abort()
 
     def abort(self) -> None:
         """Drops both sides."""
         self.visitor.transport.abort()
         self.member.transport.abort()
 
-    def lost(self) -> None:
+    def gone(self) -> None:
         """One side's connection is gone; with the second the tunnel is over."""
         self._open -= 1
         if self._open:
             return
         self.edge.tunnels.discard(self)
         self.upstream.pool.forget(self.upstream)
-        self.exchange.end_tunnel(f"{self.ended}T", self.visitor.received, self.member.received)
+        if self.visitor.lost and self.ended == "S":
+            # The member ended it, and the visitor did not get all of it.
+            self.ended = self._cut or "C"
+        sent = max(0, self.member.received - self.visitor.lost)
+        self.exchange.end_tunnel(f"{self.ended}T", self.visitor.received, sent)
 
 
 def join(exchange: Exchange, visitor: asyncio.Transport, upstream: Upstream, early: bytes) -> None:
     """Makes a tunnel of two connections. `early`: what the visitor sent before the member's 101."""
     tunnel = Tunnel(exchange.edge, exchange, visitor, upstream)
+    tunnel.visitor.writable = not exchange.full
     visitor.set_protocol(tunnel.visitor)
     upstream.transport.set_protocol(tunnel.member)
     if early:

@@ -31,6 +31,7 @@ from fedproxy.errors import (
 )
 from fedproxy.proxy.flow import Flow, look_at
 from fedproxy.proxy.resolver import plain
+from fedproxy.proxy.secure import connect, read_rest, wire_of
 from fedproxy.wire import response
 from fedproxy.wire.body import BodyError, Chunked
 from fedproxy.wire.grammar import Memo
@@ -66,6 +67,7 @@ class Upstream(Flow):
         "address",
         "born",
         "chunks",
+        "ended",
         "ends_at",
         "exchange",
         "held",
@@ -95,6 +97,7 @@ class Upstream(Flow):
         self.chunks: Chunked | None = None
         self.held = b""
         self.keep = True
+        self.ended = False  # the member said that there is no more
         self.spent = False  # for this one exchange, whatever comes of it
         self.idle_since = 0.0
 
@@ -104,6 +107,7 @@ class Upstream(Flow):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self.wire = wire_of(self.transport)
         self.write = self.transport.write
         self.look = look_at(transport)
         self.pool.connections.add(self)
@@ -246,11 +250,18 @@ class Upstream(Flow):
         exchange.on_failure(error)
 
     def eof_received(self) -> None:
-        # Returning nothing closes the transport; connection_lost says what that means.
-        return None
+        # Returning nothing closes the transport; connection_lost says what that means. Of TLS only a goodbye
+        # is told here (RFC 8446 section 6.1): an end without one may be somebody else's.
+        self.ended = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.forget(self)
+        if self.wire is not self.transport and self.exchange is not None:
+            # Whom nobody read from may have sent it all and left.
+            rest, ended = read_rest(self.transport)
+            self.ended = self.ended or ended
+            if rest:
+                self.data_received(rest)
         while self.exchange is not None and self.chunks is not None and self.chunks.behind:
             self._read_chunks(self.exchange, self.chunks, b"")
         exchange, self.exchange = self.exchange, None
@@ -259,7 +270,7 @@ class Upstream(Flow):
         if self.left == _AWAITING_HEAD:
             stale = self.reused and not self.held and not exchange.interims
             exchange.on_failure(StaleConnection() if stale else ResponseLost())
-        elif self.left >= _UNTIL_CLOSE >> 1 and exc is None and self.chunks is None:
+        elif self.left >= _UNTIL_CLOSE >> 1 and exc is None and self.ended and self.chunks is None:
             exchange.on_body(b"", True)
         else:
             exchange.on_failure(BodyLost())
@@ -277,6 +288,10 @@ class Upstream(Flow):
             self.transport.close()
             return
         if not self.reading:
+            if self.wire is not self.transport:
+                # There is no telling what TLS holds back.
+                self.transport.close()
+                return
             self.resume()
         self.reused = True
         self.left = _AWAITING_HEAD
@@ -287,10 +302,6 @@ class Upstream(Flow):
         """Drops the connection at once, with whatever is under way on it."""
         self.exchange = None
         self.transport.abort()
-
-    def unsent(self) -> int:
-        """Bytes that the system has not taken yet."""
-        return self.transport.get_write_buffer_size()
 
     def pause_writing(self) -> None:
         self.writable = False
@@ -454,12 +465,10 @@ class Pool:
             if error.errno in _FORBIDDEN or (error.errno in _NO_WAY and _is_cut_off(addresses)):
                 raise NoWay from error
             raise
-        await loop.create_connection(
-            lambda: upstream,
-            sock=sock,
-            ssl=endpoint.tls,
-            server_hostname=endpoint.host if endpoint.tls else None,
-        )
+        if endpoint.tls is None:
+            await loop.create_connection(lambda: upstream, sock=sock)
+        else:
+            await connect(upstream, endpoint.tls, endpoint.host, sock, self.edge.policy.timeouts.connect)
         peer = upstream.transport.get_extra_info("peername")
         # One that is lost already has no peer, and is not used again.
         upstream.address = plain(peer[0]) if peer else ""

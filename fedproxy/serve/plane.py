@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 #: Of a listener, what cannot change while it listens: its address, whether it speaks TLS, PROXY protocol.
 Shape = tuple["Address", bool, bool]
 
-_SHUTDOWN = 5.0  # seconds that a visitor may take to answer TLS's goodbye
 _TURN = 0.05  # seconds between two looks at what is left
 _LAST = 0.5  # seconds in which a connection may come whose handshake is under way as nobody new is taken
 SETTLED = 1.0  # seconds after which sockets that were given up are closed, also on a machine that is busy
@@ -56,7 +55,6 @@ class _Open:
         self.shape = shape(listener)
         self.door = door_of(listener)
         self.certificates = certificates
-        self.tls: dict[str, Any] = {}
         self.servers: list[asyncio.Server] = []
         self.sockets: list[socket.socket] = []
         # What belongs to those who cannot accept there just now, by a key of the lender's.
@@ -312,24 +310,17 @@ class Plane:
             # Who is accepted has what the listener has.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        opened.tls = self._tls_of(opened, listener)
+        if opened.certificates is not None and not listener.proxy_protocol:
+            # With PROXY protocol a connection is counted before its handshake.
+            opened.certificates.context.sslobject_class = handshakes(self.edge)
         # A copy: closing the server closes what it was given.
-        return await create(self._visitors(opened), sock=sock.dup(), backlog=BACKLOG, **opened.tls)
+        return await create(self._visitors(opened), sock=sock.dup(), backlog=BACKLOG)
 
-    def _visitors(self, opened: _Open) -> Callable[[], asyncio.Protocol]:
+    def _visitors(
+        self, opened: _Open, waiter: asyncio.Future[None] | None = None
+    ) -> Callable[[], asyncio.BaseProtocol]:
         context = opened.certificates.context if opened.certificates is not None else None
-        return lambda: enter(self.edge, opened.door, context)
-
-    def _tls_of(self, opened: _Open, listener: Listener) -> dict[str, Any]:
-        # With PROXY protocol the handshake begins once the header is read, and not by the loop's server.
-        if opened.certificates is None or listener.proxy_protocol:
-            return {}
-        opened.certificates.context.sslobject_class = handshakes(self.edge)
-        return {
-            "ssl": opened.certificates.context,
-            "ssl_handshake_timeout": max(1.0, self.config.timeouts.request_head),
-            "ssl_shutdown_timeout": _SHUTDOWN,
-        }
+        return lambda: enter(self.edge, opened.door, context, waiter)
 
     def _accept_last(self, opened: _Open) -> None:
         """Accepts nobody any more but those who wait already."""
@@ -342,11 +333,13 @@ class Plane:
         _close(sockets)
 
     async def _enter(self, opened: _Open, visitor: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
         # Who has left by now, or does not manage the handshake, is no fault of anybody here.
         with suppress(OSError):
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self._visitors(opened), visitor, **opened.tls
-            )
+            await loop.connect_accepted_socket(self._visitors(opened, waiter), visitor)
+            if opened.certificates is not None and not opened.door.proxy_protocol:
+                await waiter
 
     def _renew_doors(self, config: Config) -> None:
         by_shape = {each.shape: each for each in self._open}
@@ -408,7 +401,7 @@ class Plane:
         began = edge.clock()
         accepting = True
         # Nobody sees the handshakes that the loop's servers are still at.
-        at_least = _GRACE if any(each.tls for each in self._open) else _TURN
+        at_least = _GRACE if any(each.certificates for each in self._open) else _TURN
         lost = edge.lost()
         while edge.clock() < self._drained_by:
             # First of all, so that who was accepted in this very turn is there to be seen.

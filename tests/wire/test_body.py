@@ -139,6 +139,7 @@ def test_chunks_that_are_not_tiny_pass_as_they_came() -> None:
         b"1 x\r\na\r\n",
         b"1;\x00\r\na\r\n",
         b"1\r\nab\r\n",
+        b"1;a\r\nab\r\n",
         b"1\r\nabcdef\r\n",
         b"5\r\nhelloXX",
         b"0\r\nno colon\r\n\r\n",

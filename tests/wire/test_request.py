@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 
 from fedproxy.errors import BadRequest, MethodRefused
 from fedproxy.wire.forwarded import Hop
-from fedproxy.wire.request import BlockReader, Forwarded, HeaderBlock, host_name, read_line, with_host
+from fedproxy.wire.request import (
+    BlockReader,
+    Forwarded,
+    HeaderBlock,
+    host_name,
+    is_answered,
+    read_line,
+    with_host,
+)
 from tests.attributes import attributes
 
 READER = BlockReader("fedproxy_member", "https://mybinder.org", trusted=False)
@@ -366,6 +374,35 @@ def test_ids_are_taken_when_valid_and_only_the_first() -> None:
         b"Host: h", b'X-Request-ID: a"b', b"traceparent: 00-" + b"0" * 32 + b"-" + b"b" * 16 + b"-01"
     )
     assert (read.request_id, read.traceparent) == (None, None)
+
+
+@pytest.mark.parametrize("value", [b"web socket", b"a/", b"/1", b"a/b/c", b"a;b", b"a, b c", b"\xe9", b'"a"'])
+def test_upgrade_that_names_no_protocol_is_refused(value: bytes) -> None:
+    with pytest.raises(BadRequest):
+        block(b"Host: h", b"Upgrade: " + value)
+
+
+def test_upgrade_in_several_lines_is_one_list() -> None:
+    lines = (b"Host: h", b"Connection: Upgrade", b"Upgrade: foo/1.1")
+    assert block(*lines, b"Upgrade: websocket").upgrade == b"foo/1.1, websocket"
+    assert block(*lines, b"Upgrade: h2c").upgrade is None
+    assert block(b"Host: h", b"Connection: Upgrade", b"Upgrade: ,").upgrade is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "by", "answered"),
+    [
+        (b"websocket", b"WebSocket", True),
+        (b"foo/1, websocket", b"foo/1", True),
+        (b"foo/1, bar", b"bar, foo/1", True),
+        (b"websocket", None, False),
+        (b"websocket", b"", False),
+        (b"websocket", b"websocket, h2c", False),
+        (b"foo/1", b"foo/2", False),
+    ],
+)
+def test_101_answers_what_was_asked_for(asked: bytes, by: bytes | None, answered: bool) -> None:
+    assert is_answered(asked, by) is answered
 
 
 def test_upgrade_needs_connection_and_no_body() -> None:
