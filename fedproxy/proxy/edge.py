@@ -422,7 +422,7 @@ class Edge:
             ask.key if self._key_of is not None else client, None, (), now, False, client
         )
         if isinstance(lease, Lease):
-            federation.spare(lease, now)
+            federation.spare(lease, now, client)
         return lease
 
     def _pin_of(self, cookie: bytes, now: float, launch: bool) -> Member | None:
