@@ -295,9 +295,11 @@ class Breaker:
                 self._serve(client)
                 return True
             return False
-        self._tried_by = known_client(client)
+        key = known_client(client)
+        # Of a client that is not told nothing follows for the next trial.
+        self._tried_by = key or None
         if outcome is _FAILURE:
-            self._open(now, chance, frozenset((self._tried_by,)))
+            self._open(now, chance, frozenset((key,)))
             return True
         return False
 

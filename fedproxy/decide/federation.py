@@ -108,7 +108,7 @@ class Federation:
             and (pinned.available(now, launch) if pinned.open else pinned.available(now, launch, client))
             and pinned not in tried
         ):
-            return _lease(pinned, _COOKIE, now, launch)
+            return _lease(pinned, _COOKIE, now, launch, client)
         member = self.choose(key, tried, now, launch, client)
         if member is None:
             prime = self.prime
@@ -119,7 +119,7 @@ class Federation:
             source = _COOKIE if member is pinned else Source.MOVED
         else:
             source = Source.KEY if key is not None and self._keyed else Source.RANDOM
-        return _lease(member, source, now, launch)
+        return _lease(member, source, now, launch, client)
 
     def choose(
         self,
@@ -162,7 +162,7 @@ class Federation:
             return Refusal.NO_MEMBER
         if member.full(launch):
             return Refusal.FULL
-        return _lease(member, source, now, launch)
+        return _lease(member, source, now, launch, client)
 
     def acquire_session(self, member: Member, source: Source) -> Lease | Refusal:
         """A lease for a request about a session, which runs at `member` and nowhere else.
@@ -288,14 +288,14 @@ class Federation:
         return Refusal.NO_MEMBER
 
 
-def _lease(member: Member, source: Source, now: float, launch: bool) -> Lease:
+def _lease(member: Member, source: Source, now: float, launch: bool, client: bytes) -> Lease:
     breaker = member.breaker
     member.in_flight += 1
     if launch:
         member.count_launch(1)
     lease = Lease()
     lease.member = member
-    lease.generation = breaker.generation if breaker.closed else breaker.acquire(now)
+    lease.generation = breaker.generation if breaker.closed else breaker.acquire(now, client)
     lease.source = source
     lease.launch = launch
     lease.settled = False

@@ -210,7 +210,7 @@ class Downstream(Flow):
         edge = self.edge
         if self.standing is None:
             self.trusted = edge.believes(self.peer)
-        if self.told and self.exchange is None:
+        if self.told and self.exchange is None and self.owed is None:
             self._forget()
         self._weigh()
         self._count_address()
@@ -934,7 +934,7 @@ class Downstream(Flow):
         One that lingers since then goes once its answer has arrived: a drain does not wait for its peer.
         """
         if self.linger_until is not None:
-            if self.linger_until - _LINGER <= since and all_arrived(self.transport):
+            if self.linger_until - _LINGER <= since and not self.unsent() and all_arrived(self.wire):
                 self.transport.abort()
         elif self.exchange is None and not self.held and self.idle_since <= since:
             sock = self.transport.get_extra_info("socket")

@@ -422,7 +422,7 @@ class Edge:
             ask.key if self._key_of is not None else client, None, (), now, False, client
         )
         if isinstance(lease, Lease):
-            federation.spare(lease, now)
+            federation.spare(lease, now, client)
         return lease
 
     def _pin_of(self, cookie: bytes, now: float, launch: bool) -> Member | None:
@@ -447,9 +447,10 @@ class Edge:
         """The sweep: once a second, or as often as the shortest time-out needs."""
         while True:
             interval = min(1.0, self.policy.timeouts.shortest / 4)
-            self._pulse.beat(time.monotonic(), interval)
-            await asyncio.sleep(interval)
+            # A sweep may be held up too.
             lost = self._pulse.beat(time.monotonic(), interval)
+            await asyncio.sleep(interval)
+            lost += self._pulse.beat(time.monotonic(), interval)
             now = self.clock()
             if lost:
                 self.grant(lost, now)

@@ -163,7 +163,7 @@ class Entrance(Flow):
             _log.warning(
                 "a connection from %s does not begin with a PROXY protocol header, or may not send one; "
                 "it is closed, and so are others, which are only counted",
-                self.address.decode("latin-1"),
+                (self.peer or LOCAL).decode("latin-1"),
             )
         rejected[BadProxyHeader.reason] += 1
         self.transport.abort()

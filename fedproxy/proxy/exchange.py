@@ -320,7 +320,7 @@ class Exchange:
         now = edge.clock()
         lease = edge.choose(self.ask, self.block, self.visitor.client, now, self.is_launch)
         if not isinstance(lease, Lease):
-            self._refuse(AllFull() if lease is Refusal.FULL else NoMember())
+            self._refuse(refused(lease))
             return
         if not self.body_done:
             try:
@@ -553,7 +553,7 @@ class Exchange:
         if not isinstance(lease, Lease):
             return None
         if session:
-            edge.federation.spare(lease, now)
+            edge.federation.spare(lease, now, client)
         if not edge.budget.withdraw(now, edge.counts.requests, known_client(client)):
             edge.counts.budget_exhausted += 1
             edge.federation.settle(lease, _IGNORED, now)

@@ -26,7 +26,7 @@ from fedproxy.wire.events import EventReader
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Lease
     from fedproxy.decide.member import Member
-    from fedproxy.errors import ExchangeError, MemberError
+    from fedproxy.errors import EdgeError, ExchangeError, MemberError
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.proxy.exchange import Visitor
     from fedproxy.proxy.upstream import Pool
@@ -132,6 +132,10 @@ class LaunchExchange(Exchange):
                 blamed = self._blames(error, self.edge.clock())
                 self._conclude(End.LOST if blamed else End.ABANDONED)
         super().on_failure(error)
+
+    def _on_own_fault(self, error: EdgeError) -> None:
+        self._conclude(End.ABANDONED)
+        super()._on_own_fault(error)
 
     def _read(self, data: bytes) -> None:
         """Looks at the events that end in this part of the payload."""

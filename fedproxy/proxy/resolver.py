@@ -76,6 +76,7 @@ class Resolver:
         )
         self._channel: _Channel | None = None
         self._names: dict[tuple[str, int], Name] = {}
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def resolve(self, host: str, port: int) -> list[AddressInfo]:
         """All addresses of a name, in the resolver's order.
@@ -126,10 +127,10 @@ class Resolver:
 
     async def close(self) -> None:
         """Ends what is under way, and the resolver's own sockets."""
-        asking = [name.asking for name in self._names.values() if name.asking is not None]
-        for task in asking:
+        # Names that nobody follows any more may still be asked for.
+        for task in self._asking:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*self._asking, return_exceptions=True)
         channel, self._channel = self._channel, None
         if channel is not None:
             await self._close_unused(channel)
@@ -143,6 +144,8 @@ class Resolver:
     def _ask(self, name: Name) -> asyncio.Task[None]:
         if name.asking is None:
             name.asking = asyncio.get_running_loop().create_task(self._learn(name))
+            self._asking.add(name.asking)
+            name.asking.add_done_callback(self._asking.discard)
         return name.asking
 
     async def _learn(self, name: Name) -> None:

@@ -256,6 +256,8 @@ class Upstream(Flow):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.forget(self)
+        # What is read from here on may be the whole response, but nobody else is served on this connection.
+        self.spent = True
         if self.wire is not self.transport and self.exchange is not None:
             # Whom nobody read from may have sent it all and left.
             rest, ended = read_rest(self.transport)

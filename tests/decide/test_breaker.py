@@ -369,6 +369,13 @@ def test_trial_that_comes_to_nothing_makes_room_for_somebody_else() -> None:
     assert breaker.admits(10.0, X)
 
 
+def test_trial_of_a_client_that_is_not_told_leaves_the_next_one_to_anybody() -> None:
+    breaker = with_others()
+    assert not breaker.settle(breaker.acquire(5.0), IGNORED, 5.0)
+    assert breaker.acquire(5.0) == breaker.generation
+    assert breaker.trials == 1
+
+
 def test_client_that_was_alone_has_every_trial() -> None:
     breaker = Breaker(BreakerPolicy(failures=2))
     for _ in range(2):

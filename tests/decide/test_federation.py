@@ -306,6 +306,19 @@ def test_client_whose_trial_failed_is_moved_and_another_has_the_next() -> None:
     assert gesis.breaker.closed
 
 
+def test_member_whose_trial_came_to_nothing_takes_one_trial_after_the_other() -> None:
+    fed, _, gesis, _ = three()
+    for client in (b"192.0.2.1", b"192.0.2.2") * 3:
+        got = lease(fed.acquire(KEY, gesis, (), 0.0, False, client))
+        fed.settle(got, Outcome.FAILURE, 0.0, client)
+    fed.spare(lease(fed.acquire(KEY, gesis, (), 6.0, False, b"192.0.2.1")), 6.0)
+    first = lease(fed.acquire(KEY, gesis, (), 6.0, False, b"192.0.2.2"))
+    assert (first.member, gesis.breaker.trials) == (gesis, 1)
+    assert lease(fed.acquire(KEY, gesis, (), 6.0, False, b"192.0.2.3")).member is not gesis
+    fed.settle(first, Outcome.SUCCESS, 6.0, b"192.0.2.2")
+    assert gesis.breaker.closed
+
+
 def test_failures_eject_no_more_members_than_the_policy_lets() -> None:
     fed, prime, gesis, ovh = three(max_ejected=0.67)
     for each in (prime, gesis, ovh):

@@ -64,6 +64,28 @@ async def test_visitor_who_was_in_time_is_not_cut(half: bytes) -> None:
         assert (await client.response()).status == 200
 
 
+async def test_visitor_who_was_in_time_is_not_cut_when_a_sweep_is_held_up() -> None:
+    async with edge(answer(OK), **SHORT) as running:
+        client = await running.client()
+        await client.send(get()[:20])
+        core = running.service.edge
+        await until(lambda: any(each.head_since is not None for each in core.connections), "half a head")
+        clock, sweeps = core.clock, 0
+
+        def slow() -> float:
+            nonlocal sweeps
+            now = clock()
+            sweeps += 1
+            if sweeps == 1:
+                sleep()
+            return now
+
+        core.clock = slow
+        await until(lambda: sweeps == 2, "another sweep")
+        await client.send(get()[20:])
+        assert (await client.response()).status == 200
+
+
 async def test_connection_that_is_kept_is_still_there() -> None:
     async with edge(answer(OK), **SHORT) as running:
         client = await running.client()

@@ -266,6 +266,27 @@ async def test_download_in_tiny_chunks_to_a_slow_reader_arrives_whole() -> None:
         assert response.body == b"xy" * count
 
 
+async def test_connection_that_is_lost_before_its_last_chunks_are_read_serves_nobody_else() -> None:
+    count = 5000
+
+    async def script(conn: Conn) -> None:
+        await conn.request()
+        conn.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await conn.stall()
+
+    async with edge(script) as running:
+        client = await running.client()
+        await client.send(GET)
+        await until(lambda: b"a" in client.received, "the first chunk has come")
+        (pool,) = running.service.edge.pools.values()
+        (upstream,) = pool.connections
+        # One turn of the loop reads this and the end, and not all of the chunks at once.
+        upstream.data_received(b"1\r\nb\r\n" * count + b"0\r\n\r\n")
+        upstream.connection_lost(None)
+        assert (await client.response()).body == b"a" + b"b" * count
+        assert (pool.idle, pool.waiting, pool.busy) == ([], 0, 0)
+
+
 async def test_event_a_second_for_days_is_no_flood() -> None:
     """However many chunks of one byte come, as long as they come one by one."""
     count = 20_000

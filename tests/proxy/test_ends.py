@@ -241,6 +241,21 @@ async def test_visitor_who_stops_reading_the_end_is_cut_when_nothing_moved_for_l
         reader.sock.close()
 
 
+async def test_line_that_waits_for_a_slow_reader_names_its_visitor_also_after_a_reload(
+    authority: trustme.CA, pair: Path
+) -> None:
+    doors = Doors("plain", authority, pair)
+    async with doors.running(member := Filling(), trusted_proxies=["127.0.0.0/8"]) as running:
+        request = KEPT.replace(HOST, HOST + b"X-Forwarded-For: 192.0.2.66\r\nConnection: close\r\n")
+        reader = await doors.visit(running, member, request)
+        await over(running)
+        running.service.edge._take_heed()
+        await reader.rest()
+        (line,) = await running.logged()
+        assert (line["client"], line["termination"]) == ("192.0.2.66", "--")
+        reader.sock.close()
+
+
 async def test_drain_waits_for_a_slow_reader(doors: Doors) -> None:
     async with doors.running(member := Filling()) as running:
         reader = await doors.visit(running, member, KEPT)

@@ -395,6 +395,21 @@ async def test_nothing_that_the_resolver_keeps_of_an_answer_outlives_a_second() 
         assert second.dns._closed
 
 
+async def test_closing_ends_questions_about_names_that_nobody_follows_any_more() -> None:
+    async with name_server() as zone:
+        zone.replies["a.test", A] = Reply(silent=True)
+        resolver = Resolver(lambda: 0.0, [zone.address])
+        name = resolver.follow("a.test", 80, list)
+        assert name is not None
+        resolver.sweep(0.0)
+        await until(lambda: zone.asked, "it is asked for")
+        asking = name.asking
+        resolver.leave(name, list)
+        await resolver.close()
+        assert asking is not None
+        assert asking.cancelled()
+
+
 # -- age
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.proxy.test_affinity import cookie, cookie_of, get, named
 from tests.proxy.test_fault_table import AT_ONCE
+from tests.proxy.test_launch import LAUNCH, READY, says
 from tests.rig import Edge, edge
 
 PIN = cookie(b"a")
@@ -53,6 +54,18 @@ async def test_no_local_port_or_leave_for_one_member_asks_another_and_charges_no
         assert (response.status, response.body) == (200, b"b")
         assert unblamed(running)
         assert running.service.edge.federation.by_name["a"].counts.retries == {reason: 1}
+
+
+async def test_launch_that_moves_for_the_lack_of_a_local_port_is_counted_where_it_was(
+    fail: Callable[[Edge, int], None],
+) -> None:
+    async with edge({"a": says(READY), "b": says(READY)}) as running:
+        fail(running, errno.EADDRNOTAVAIL)
+        assert (await running.ask(LAUNCH)).status == 200
+        by_name = running.service.edge.federation.by_name
+        assert by_name["a"].counts.launches == {"abandoned": 1}
+        assert by_name["a"].counts.failovers == {"b": 1}
+        assert by_name["b"].counts.launches == {"ready": 1}
 
 
 @pytest.mark.parametrize(

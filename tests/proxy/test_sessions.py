@@ -133,6 +133,10 @@ async def test_session_of_a_member_in_maintenance_is_refused_in_words_and_keeps_
         assert b"your session runs on is in maintenance" in response.body
         assert response.value("retry-after")
         assert not running.members["b"].requests
+        upload = get(MINE, cookie(b"a"), b"Accept: text/html", b"Content-Length: 2", method=b"POST") + b"ok"
+        response = await running.ask(upload)
+        assert (response.status, cookie_of(response)) == (503, None)
+        assert b"your session runs on is in maintenance" in response.body
         other = await running.ask(get(b"/", cookie(b"a")))
         assert (other.body, cookie_of(other)) == (b"b", (b"b", False))
 
