@@ -151,10 +151,7 @@ class Downstream(Flow):
         self.introducer: bytes | None = None
         self.address_key: bytes | None = None
         self.secure = door.secure
-        self.id_name = _ID
-        if door.hsts:
-            # RFC 6797 section 6.1: on every response, and where the header is made it costs nothing.
-            self.id_name = b"Strict-Transport-Security: max-age=%d\r\n%b" % (door.hsts, _ID)
+        self.id_name = _id_name(door)
 
     def __repr__(self) -> str:
         state = "lingering" if self.linger_until is not None else "serving" if self.exchange else "idle"
@@ -212,6 +209,7 @@ class Downstream(Flow):
             self.trusted = edge.believes(self.peer)
         if self.told and self.exchange is None and self.owed is None:
             self._forget()
+        self.id_name = _id_name(self.door)
         self._weigh()
         self._count_address()
         if self.introducer is not None and not edge.may_introduce(self.introducer):
@@ -1004,6 +1002,14 @@ class Downstream(Flow):
 
 
 _REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
+
+
+def _id_name(door: Door) -> bytes:
+    """What stands before a request's id in each response."""
+    if not door.hsts:
+        return _ID
+    # RFC 6797 section 6.1: on every response, and where the header is made it costs nothing.
+    return b"Strict-Transport-Security: max-age=%d\r\n%b" % (door.hsts, _ID)
 
 
 def _status_line(status: int) -> bytes:

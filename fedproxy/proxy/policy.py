@@ -9,9 +9,9 @@ from fedproxy.decide.launch import FailureTable
 from fedproxy.decide.limit import Bans, Networks
 
 
-@dataclass(frozen=True)
+@dataclass
 class Door:
-    """A listener, as those see it who come in there.
+    """A listener, as those see it who come in there. All of them hold the same one, which `renew` changes.
 
     unix: it is a unix socket. Only there may a peer have no address, and it is trusted, because whoever may
     open the socket is this machine's own proxy. proxy_protocol: every connection begins with a PROXY protocol
@@ -24,6 +24,11 @@ class Door:
     proxy_protocol: bool = False
     redirect_to_https: bool = False
     hsts: int = 0
+
+    def renew(self, other: Door) -> None:
+        """Takes over what a reload may change while connections are open: all but what they began with."""
+        self.redirect_to_https = other.redirect_to_https
+        self.hsts = other.hsts
 
 
 @dataclass(frozen=True)

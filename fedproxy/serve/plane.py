@@ -348,7 +348,7 @@ class Plane:
             if opened is not None and opened.certificates is not None and listener.tls is not None:
                 opened.certificates.replace(listener.tls, f"listen.{at}.tls")
             if opened is not None:
-                opened.door = door_of(listener)
+                opened.door.renew(door_of(listener))
 
     def renew(self) -> None:
         """Reads the certificates again. What cannot be used is said by those who looked first."""

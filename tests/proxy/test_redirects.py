@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 import trustme
+import yaml
 
-from tests.rig import Edge, Message, RawClient, answer, edge, refusing, until
+from fedproxy.config import parse
+from tests.rig import Conn, Edge, Message, RawClient, answer, edge, per_request, refusing, until
+from tests.rig.member import OK
 
 STREAM = b"Accept: text/event-stream"
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -155,6 +159,67 @@ async def test_hsts_is_on_every_response_over_https_if_the_operator_wants_it(
         other = await RawClient.connect(running.service.addresses[1])
         assert (await other.ask(request())).value("strict-transport-security") is None
         await other.leave()
+
+
+# -- what a reload changes of a listener
+
+
+async def reload(running: Edge, listen: list[dict[str, Any]]) -> None:
+    service = running.service
+    text = yaml.safe_dump({"listen": listen, "members": {"a": {"url": running.member.url}}})
+    changed = parse(text, {}).listen
+    service._reread = lambda: service.config.model_copy(update={"listen": changed})
+    assert await service.reload() == []
+
+
+@pytest.mark.parametrize("before", [False, True])
+async def test_connection_that_is_kept_is_redirected_from_its_next_request_by_the_listener_s_new_word(
+    before: bool,
+) -> None:
+    going = asyncio.Event()
+
+    async def wait(conn: Conn, _: Message) -> None:
+        await going.wait()
+        conn.send(OK)
+
+    listen = [[{"address": "127.0.0.1:0", "redirect_to_https": on}] for on in (False, True)]
+    async with edge(per_request(wait), listen=listen[before]) as running:
+        idle, held = await running.client(), await running.client()
+        going.set()
+        status = {False: 200, True: 301}
+        assert (await idle.ask(request())).status == status[before]
+        going.clear()
+        await held.send(request() + request() + request()[:9])
+        if before:
+            assert [(await held.response()).status for _ in range(2)] == [301, 301]
+        else:
+            await until(lambda: running.member.has(requests=2), "it is under way")
+        await reload(running, listen[not before])
+        going.set()
+        assert (await idle.ask(request())).status == status[not before]
+        if not before:
+            # The one under way is done as it was begun, and what was read behind it is not.
+            assert [(await held.response()).status for _ in range(2)] == [200, 301]
+        assert (await held.ask(request()[9:])).status == status[not before]
+        await reload(running, listen[before])
+        assert (await idle.ask(request())).status == status[before]
+
+
+async def test_connection_that_is_kept_has_the_listener_s_new_hsts(
+    authority: trustme.CA, files: dict[str, str]
+) -> None:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+
+    def listen(hsts: str) -> list[dict[str, Any]]:
+        return [{"address": "127.0.0.1:0", "tls": {**files, "hsts": hsts}}]
+
+    async with edge(answer(), listen=listen("1d")) as running:
+        client = await running.client(tls=context)
+        for hsts in ("1d", "0s", "1h"):
+            await reload(running, listen(hsts))
+            value = (await client.ask(request())).value("strict-transport-security")
+            assert value == {"1d": b"max-age=86400", "0s": None, "1h": b"max-age=3600"}[hsts]
 
 
 # -- to a member
