@@ -13,7 +13,7 @@ from typing import Final
 
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.balancer import BALANCERS, Chance, bounded
-from fedproxy.decide.breaker import UNCOUNTED, Outcome
+from fedproxy.decide.breaker import JUDGED, UNCOUNTED, Outcome
 from fedproxy.decide.limit import known_client
 from fedproxy.decide.member import Intent, Member
 
@@ -108,7 +108,7 @@ class Federation:
             and (pinned.available(now, launch) if pinned.open else pinned.available(now, launch, client))
             and pinned not in tried
         ):
-            return _lease(pinned, _COOKIE, now, launch)
+            return _lease(pinned, _COOKIE, now, launch, client)
         member = self.choose(key, tried, now, launch, client)
         if member is None:
             prime = self.prime
@@ -119,7 +119,7 @@ class Federation:
             source = _COOKIE if member is pinned else Source.MOVED
         else:
             source = Source.KEY if key is not None and self._keyed else Source.RANDOM
-        return _lease(member, source, now, launch)
+        return _lease(member, source, now, launch, client)
 
     def choose(
         self,
@@ -162,22 +162,27 @@ class Federation:
             return Refusal.NO_MEMBER
         if member.full(launch):
             return Refusal.FULL
-        return _lease(member, source, now, launch)
+        return _lease(member, source, now, launch, client)
 
-    def acquire_session(self, member: Member, source: Source) -> Lease | Refusal:
+    def acquire_session(self, member: Member, source: Source, launch: bool = False) -> Lease | Refusal:
         """A lease for a request about a session, which runs at `member` and nowhere else.
 
-        Only maintenance keeps it back. Whatever is answered says nothing about the member: the lease's
-        outcome is dropped, and if the member could not be reached, that is told to `unreached`.
+        Only maintenance keeps it back, and `max_launches` a launch, whose path some read as a session's.
+        Whatever is answered says nothing about the member: the lease's outcome is dropped, and if the member
+        could not be reached, that is told to `unreached`.
         """
         if member.intent is _MAINT:
             return Refusal.AWAY
+        if launch:
+            if member.full(launch):
+                return Refusal.FULL
+            member.count_launch(1)
         member.in_flight += 1
         lease = Lease()
         lease.member = member
         lease.generation = UNCOUNTED
         lease.source = source
-        lease.launch = False
+        lease.launch = launch
         lease.settled = False
         return lease
 
@@ -215,7 +220,7 @@ class Federation:
         """
         member = lease.member
         breaker = member.breaker
-        generation, lease.generation = lease.generation, UNCOUNTED
+        generation, lease.generation = lease.generation, JUDGED
         if generation != breaker.generation:
             return
         breaker.settle(generation, outcome, now, self._rng.random(), self._may_eject, client)
@@ -288,14 +293,14 @@ class Federation:
         return Refusal.NO_MEMBER
 
 
-def _lease(member: Member, source: Source, now: float, launch: bool) -> Lease:
+def _lease(member: Member, source: Source, now: float, launch: bool, client: bytes) -> Lease:
     breaker = member.breaker
     member.in_flight += 1
     if launch:
         member.count_launch(1)
     lease = Lease()
     lease.member = member
-    lease.generation = breaker.generation if breaker.closed else breaker.acquire(now)
+    lease.generation = breaker.generation if breaker.closed else breaker.acquire(now, client)
     lease.source = source
     lease.launch = launch
     lease.settled = False
