@@ -320,7 +320,7 @@ class Exchange:
         now = edge.clock()
         lease = edge.choose(self.ask, self.block, self.visitor.client, now, self.is_launch)
         if not isinstance(lease, Lease):
-            self._refuse(AllFull() if lease is Refusal.FULL else NoMember())
+            self._refuse(refused(lease))
             return
         if not self.body_done:
             try:
@@ -468,7 +468,7 @@ class Exchange:
         """Another lease of the member that has the request already."""
         federation = self.edge.federation
         if self.ask.stays:
-            return federation.acquire_session(member, source)
+            return federation.acquire_session(member, source, self.is_launch)
         return federation.acquire_member(member, source, self.tried, now, self.is_launch, self.visitor.client)
 
     def _may_retry(self, delivered: bool) -> bool:
