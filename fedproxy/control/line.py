@@ -157,6 +157,21 @@ class Tripped:
 
 
 @dataclass(frozen=True)
+class Doubted:
+    """A breaker would open for what one client saw. Where the member serves others, `Served` answers."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """A member serves clients well; `clients` are some of their keys."""
+
+    name: str
+    clients: frozenset[bytes]
+
+
+@dataclass(frozen=True)
 class Moved:
     """Launches of a key run on another member than the one that the key chooses."""
 
@@ -178,7 +193,7 @@ class Launches:
     running: Mapping[str, int]
 
 
-Fact = Tripped | Moved | Launched | Launches
+Fact = Tripped | Doubted | Served | Moved | Launched | Launches
 
 
 class Line(asyncio.Protocol):

@@ -18,6 +18,7 @@ many of them as the answer needs.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -29,11 +30,16 @@ from fedproxy.decide.limit import known_client
 UNCOUNTED: Final = -1
 """The generation of a request that goes out without the breaker's leave: its outcome is dropped."""
 
+JUDGED: Final = -2
+"""The generation of a launch whose outcome was noted before it ended: how it ends says nothing any more."""
+
 JITTER: Final = 0.1
 """Up to this part is added to an open time, so that edges do not all come back at once."""
 
 _BUCKETS: Final = 10
 _MAX_STRIKES: Final = 32
+_MOST_ELSEWHERE: Final = 64  # clients that others serve
+_TO_ANSWER: Final = 0.5  # seconds that others have to say that they serve some
 
 
 class BreakerState(StrEnum):
@@ -109,6 +115,7 @@ class Breaker:
     `state`, `generation` and `closed` (whether `state` is CLOSED) are for reading, as is `opened_by`: the
     clients whose failures opened it last, as far as they were counted. `on_transition` is called with the new
     state and the time, after every transition. `policy` may be replaced at any time.
+    `on_doubt`, where there are other workers, is called to ask them whether they serve somebody.
     """
 
     def __init__(
@@ -118,6 +125,7 @@ class Breaker:
     ) -> None:
         self.policy = policy
         self.on_transition = on_transition
+        self.on_doubt: Callable[[], None] | None = None
         self.state = _CLOSED
         self.closed = True
         self.generation = 0
@@ -133,6 +141,9 @@ class Breaker:
         self._failed: set[bytes] = set()
         self._last_served: bytes | None = None  # as it was given
         self._crowded = False  # enough were served for every question
+        # Whom other workers serve, and when they said so; when they were asked
+        self._elsewhere: dict[bytes, float] = {}
+        self._asked_at = -math.inf
         # OPEN
         self._strikes = 0
         self._opened_at = 0.0
@@ -142,7 +153,10 @@ class Breaker:
         # HALF_OPEN
         self._trials = 0
         self._passed = 0
-        self._tried_by: bytes | None = None  # who had the last trial, which came to nothing
+        self._trial_by = b""  # who has the last trial, ...
+        self._trial_at = 0.0  # ... since when
+        self._tried_by: bytes | None = None  # who had the last trial, which came to nothing ...
+        self._tried_at = 0.0  # ... then
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state} generation={self.generation} strikes={self._strikes}>"
@@ -166,13 +180,16 @@ class Breaker:
         if self.state is _OPEN:
             if 0 <= opened_for < self._open_for:
                 return False
-        elif not (self._trials == 0 or self._trials + self._passed < self.policy.trials):
+        elif not (self._trials == 0 or self._trials + self._passed < self.policy.trials) and (
+            # Nor by one that never ends, such as a slow upload: somebody else need not wait for it.
+            0 <= now - self._trial_at < self.policy.open or known_client(client) == self._trial_by
+        ):
             return False
         # Nobody is to keep it open by having every trial: others come first, for as long again.
         return (
             self._alone
             or self._tried_by is None
-            or not 0 <= opened_for < 2 * self._open_for
+            or not (0 <= opened_for < 2 * self._open_for or 0 <= now - self._tried_at < self._open_for)
             or known_client(client) != self._tried_by
         )
 
@@ -189,6 +206,8 @@ class Breaker:
         if self.state is _OPEN:
             self._become(_HALF_OPEN, now)
         self._trials += 1
+        self._trial_by = known_client(client)
+        self._trial_at = now
         return self.generation
 
     def settle(
@@ -225,11 +244,29 @@ class Breaker:
             self._good += 1
             if not self._crowded and client != self._last_served:
                 self._serve(client)
+        elif generation == UNCOUNTED and self.closed and not self._crowded and client != self._last_served:
+            # It says nothing about the member but that somebody is served there.
+            self._serve(client)
+
+    def serve_elsewhere(self, clients: Collection[bytes], now: float) -> None:
+        """Another worker serves these clients (keys) well."""
+        elsewhere = self._elsewhere
+        for client in clients:
+            elsewhere.pop(client, None)
+            elsewhere[client] = now
+        while len(elsewhere) > _MOST_ELSEWHERE:
+            del elsewhere[next(iter(elsewhere))]
+
+    def served(self, now: float) -> frozenset[bytes]:
+        """Keys of clients who saw success here in the window, as many as the question needs."""
+        self._move_window(now)
+        here = _NOBODY.union(self._served, *(bucket.served for bucket in self._past))
+        return frozenset(sorted(here)[: self.policy.witnesses])
 
     def convinced(self, witnesses: Collection[bytes], now: float) -> bool:
         """Whether failures that these clients (keys) saw may open it: they are enough, or all there are."""
         self._move_window(now)
-        return self._believes(frozenset(witnesses))
+        return self._is_sure(frozenset(witnesses), now)
 
     def convinced_with(self, witnesses: Collection[bytes], now: float) -> bool:
         """The same, with those whose failures are counted here."""
@@ -266,7 +303,7 @@ class Breaker:
         too_many = total >= policy.minimum and bad >= policy.ratio * total
         if self._in_a_row < policy.failures and not too_many:
             return False
-        if not self._believes(self._failed_all(_NOBODY)):
+        if not self._is_sure(self._failed_all(_NOBODY), now):
             return False
         if may_open is not None and not may_open():
             return False
@@ -278,11 +315,24 @@ class Breaker:
         return others.union(self._failed, *(bucket.failed for bucket in self._past))
 
     def _served_all(self) -> frozenset[bytes]:
-        """Who saw success in the window."""
-        return _NOBODY.union(self._served, *(bucket.served for bucket in self._past))
+        """Who saw success in the window, here or elsewhere."""
+        return _NOBODY.union(self._served, self._elsewhere, *(bucket.served for bucket in self._past))
 
     def _believes(self, failed: frozenset[bytes]) -> bool:
         return len(failed) >= self.policy.witnesses or self._served_all() <= failed
+
+    def _is_sure(self, failed: frozenset[bytes], now: float) -> bool:
+        """The same, once other workers were asked too, as whoever is served may be served there."""
+        if not self._believes(failed):
+            return False
+        if self.on_doubt is None or len(failed) >= self.policy.witnesses:
+            return True
+        since = now - self._asked_at
+        if 0 <= since < self.policy.window:
+            return since >= _TO_ANSWER
+        self._asked_at = now
+        self.on_doubt()
+        return False
 
     def _tried(self, outcome: Outcome, now: float, chance: float, client: bytes) -> bool:
         """A trial is over. (An open breaker gives its generation to nobody.)"""
@@ -298,6 +348,7 @@ class Breaker:
         key = known_client(client)
         # Of a client that is not told nothing follows for the next trial.
         self._tried_by = key or None
+        self._tried_at = now
         if outcome is _FAILURE:
             self._open(now, chance, frozenset((key,)))
             return True
@@ -351,6 +402,9 @@ class Breaker:
             self._bucket_start += steps * width
         self._good = self._bad = 0
         self._forget_clients()
+        if self._elsewhere:
+            window = self.policy.window
+            self._elsewhere = {key: at for key, at in self._elsewhere.items() if 0 <= now - at < window}
 
     def _forget_clients(self) -> None:
         self._served.clear()

@@ -13,7 +13,7 @@ from typing import Final
 
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.balancer import BALANCERS, Chance, bounded
-from fedproxy.decide.breaker import UNCOUNTED, Outcome
+from fedproxy.decide.breaker import JUDGED, UNCOUNTED, Outcome
 from fedproxy.decide.limit import known_client
 from fedproxy.decide.member import Intent, Member
 
@@ -164,20 +164,25 @@ class Federation:
             return Refusal.FULL
         return _lease(member, source, now, launch, client)
 
-    def acquire_session(self, member: Member, source: Source) -> Lease | Refusal:
+    def acquire_session(self, member: Member, source: Source, launch: bool = False) -> Lease | Refusal:
         """A lease for a request about a session, which runs at `member` and nowhere else.
 
-        Only maintenance keeps it back. Whatever is answered says nothing about the member: the lease's
-        outcome is dropped, and if the member could not be reached, that is told to `unreached`.
+        Only maintenance keeps it back, and `max_launches` a launch, whose path some read as a session's.
+        Whatever is answered says nothing about the member: the lease's outcome is dropped, and if the member
+        could not be reached, that is told to `unreached`.
         """
         if member.intent is _MAINT:
             return Refusal.AWAY
+        if launch:
+            if member.full(launch):
+                return Refusal.FULL
+            member.count_launch(1)
         member.in_flight += 1
         lease = Lease()
         lease.member = member
         lease.generation = UNCOUNTED
         lease.source = source
-        lease.launch = False
+        lease.launch = launch
         lease.settled = False
         return lease
 
@@ -215,7 +220,7 @@ class Federation:
         """
         member = lease.member
         breaker = member.breaker
-        generation, lease.generation = lease.generation, UNCOUNTED
+        generation, lease.generation = lease.generation, JUDGED
         if generation != breaker.generation:
             return
         breaker.settle(generation, outcome, now, self._rng.random(), self._may_eject, client)

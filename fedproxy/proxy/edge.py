@@ -348,7 +348,8 @@ class Edge:
             build = any(path.startswith(_BUILD) for path in paths)
             launch = any(path.startswith(_BUILD) and path.count(b"/") > 2 for path in paths)
             renews = build or any(path.startswith(_PAGES) for path in paths)
-            stays = any(map(is_session, paths))
+            # What is a launch in the form that is compared is no session because others may read it as one.
+            stays = is_session(paths[0]) or (not paths[0].startswith(_BUILD) and any(map(is_session, paths)))
         bans = self.policy.bans
         proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
         launch = launch and line.method == b"GET"
@@ -387,7 +388,7 @@ class Edge:
         if self.host_members or not ask.balanced:
             only = self.only(ask, block)
             if ask.stays:
-                return self._choose_session(ask, block, only, client, now)
+                return self._choose_session(ask, block, only, client, now, launch)
             if only is not None:
                 return self.federation.acquire_member(only[0], only[1], (), now, launch, client)
         pinned = self.pins.get(block.cookie)
@@ -408,18 +409,19 @@ class Edge:
         only: tuple[Member, Source] | None,
         client: bytes,
         now: float,
+        launch: bool,
     ) -> Lease | Refusal:
         """The member where a session is, or any if nothing says where; what it answers counts for nothing."""
         federation = self.federation
         if only is not None:
-            return federation.acquire_session(*only)
+            return federation.acquire_session(*only, launch)
         pinned = self.pins.get(block.cookie)
         if pinned is None and block.cookie:
             pinned = self._pin_of(block.cookie, now, False)
         if pinned is not None:
-            return federation.acquire_session(pinned, Source.COOKIE)
+            return federation.acquire_session(pinned, Source.COOKIE, launch)
         lease = federation.acquire(
-            ask.key if self._key_of is not None else client, None, (), now, False, client
+            ask.key if self._key_of is not None else client, None, (), now, launch, client
         )
         if isinstance(lease, Lease):
             federation.spare(lease, now, client)

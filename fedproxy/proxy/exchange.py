@@ -468,7 +468,7 @@ class Exchange:
         """Another lease of the member that has the request already."""
         federation = self.edge.federation
         if self.ask.stays:
-            return federation.acquire_session(member, source)
+            return federation.acquire_session(member, source, self.is_launch)
         return federation.acquire_member(member, source, self.tried, now, self.is_launch, self.visitor.client)
 
     def _may_retry(self, delivered: bool) -> bool:

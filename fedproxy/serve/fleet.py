@@ -18,6 +18,7 @@ from typing import Protocol
 from fedproxy.control import hand
 from fedproxy.control.line import (
     Ask,
+    Doubted,
     Drain,
     Fact,
     Health,
@@ -33,6 +34,7 @@ from fedproxy.control.line import (
     Refused,
     Renew,
     Reopen,
+    Served,
     Start,
     Tickets,
     Told,
@@ -507,7 +509,7 @@ class Workers:
                 answer.set_result(None)
         elif isinstance(message, Launches):
             self._common.run(worker, message.running)
-        elif isinstance(message, Tripped | Moved | Launched):
+        elif isinstance(message, Tripped | Doubted | Served | Moved | Launched):
             self._pass_on(message, worker)
             if isinstance(message, Tripped):
                 self._common.tripped()

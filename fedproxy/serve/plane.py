@@ -8,11 +8,12 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from fedproxy.control.line import Fact, Health, Launched, Launches, Logo, Moved, Put, Tripped
+from fedproxy.control.line import Doubted, Fact, Health, Launched, Launches, Logo, Moved, Put, Served, Tripped
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
@@ -187,6 +188,7 @@ class Plane:
             member.launches_elsewhere = self._elsewhere.get(name, 0)
             if self._tell is not None:
                 member.on_trip = self._on_trip
+                member.breaker.on_doubt = partial(self._tell, Doubted(name)) if put.workers > 1 else None
                 member.on_launches = self._on_launches
 
     def set_logo(self, logo: Logo) -> None:
@@ -209,6 +211,15 @@ class Plane:
             member = edge.federation.by_name.get(fact.name)
             if member is not None:
                 edge.federation.trip(member, now, fact.witnesses)
+        elif isinstance(fact, Doubted):
+            member = edge.federation.by_name.get(fact.name)
+            clients = member.breaker.served(now) if member is not None else None
+            if clients and self._tell is not None:
+                self._tell(Served(fact.name, clients))
+        elif isinstance(fact, Served):
+            member = edge.federation.by_name.get(fact.name)
+            if member is not None:
+                member.breaker.serve_elsewhere(fact.clients, now)
         elif isinstance(fact, Moved):
             edge.note_moved(fact.key, fact.name, now)
         elif isinstance(fact, Launched):

@@ -12,7 +12,20 @@ from contextlib import asynccontextmanager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedproxy.control.line import Ask, Drain, Fact, Health, Launched, Launches, Line, Moved, Ready, Tripped
+from fedproxy.control.line import (
+    Ask,
+    Doubted,
+    Drain,
+    Fact,
+    Health,
+    Launched,
+    Launches,
+    Line,
+    Moved,
+    Ready,
+    Served,
+    Tripped,
+)
 from tests.rig import guard, until
 
 MESSAGES: list[object] = [
@@ -20,6 +33,8 @@ MESSAGES: list[object] = [
     Health("a", False, ("x" * 300,)),
     Ready(),
     Tripped("b"),
+    Doubted("b"),
+    Served("b", frozenset((b"k",))),
     Launches({"a": 3}),
     Drain(0.5),
 ]

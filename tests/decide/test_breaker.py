@@ -6,7 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fedproxy.decide.breaker import UNCOUNTED, Breaker, BreakerPolicy, BreakerState, Outcome
+from fedproxy.decide.breaker import JUDGED, UNCOUNTED, Breaker, BreakerPolicy, BreakerState, Outcome
+from fedproxy.decide.limit import client_key
 
 CLOSED, HALF_OPEN, OPEN = BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN
 SUCCESS, FAILURE, IGNORED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.IGNORED
@@ -390,6 +391,93 @@ def test_client_whose_trial_succeeded_is_one_who_had_success() -> None:
     assert not any(seen(breaker, FAILURE, X, 6.0) for _ in range(50))
 
 
+def test_trial_that_does_not_end_gives_way_to_somebody_else_s() -> None:
+    breaker = with_others()
+    hogs = breaker.acquire(5.0, X)
+    assert not breaker.admits(9.9, Z)
+    assert breaker.admits(10.0, Z)
+    assert not breaker.admits(10.0, X)
+    trial = breaker.acquire(10.0, Z)
+    assert not breaker.admits(14.9, Y)
+    assert breaker.settle(trial, SUCCESS, 11.0, client=Z)
+    assert breaker.closed
+    assert not breaker.settle(hogs, FAILURE, 12.0, client=X)
+
+
+def test_who_leaves_every_trial_lets_others_have_theirs_also_later() -> None:
+    breaker = with_others()
+    for now in (5.0, 11.0):
+        seen(breaker, IGNORED, X, now)
+    assert not breaker.admits(15.9, X)
+    assert breaker.admits(15.9, Z)
+    assert breaker.admits(16.0, X)
+
+
+def test_success_that_is_not_counted_is_still_somebody_s() -> None:
+    breaker = Breaker(BreakerPolicy())
+    for client in (Y, Y, Z, X):
+        breaker.succeed(UNCOUNTED, 0.0, client)
+    assert not any(seen(breaker, FAILURE, X) for _ in range(50))
+    assert seen(breaker, FAILURE, Y)
+    breaker = Breaker(BreakerPolicy())
+    # How a launch ends that has failed says nothing more.
+    breaker.succeed(JUDGED, 0.0, Y)
+    assert [seen(breaker, FAILURE, X) for _ in range(5)] == [False] * 4 + [True]
+
+
+KEY_X, KEY_Y, KEY_Z = map(client_key, (X, Y, Z))
+
+
+def doubting(policy: BreakerPolicy) -> tuple[Breaker, list[str]]:
+    """One that can ask other workers."""
+    breaker, asked = Breaker(policy), list[str]()
+    breaker.on_doubt = lambda: asked.append("?")
+    return breaker, asked
+
+
+def test_who_is_served_elsewhere_is_somebody_else_for_a_window() -> None:
+    breaker, asked = doubting(BreakerPolicy(failures=2, window=10.0))
+    assert [seen(breaker, FAILURE, X, now) for now in (0.0, 0.1)] == [False, False]
+    assert asked == ["?"]
+    breaker.serve_elsewhere((KEY_X, KEY_Y), 0.2)
+    assert not any(seen(breaker, FAILURE, X, float(now)) for now in range(1, 12))
+    # Then they are asked again, and nobody answers.
+    assert asked == ["?", "?"]
+    assert seen(breaker, FAILURE, X, 12.0)
+
+
+def test_others_have_a_moment_to_answer_who_they_serve_and_are_asked_once() -> None:
+    breaker, asked = doubting(BreakerPolicy(failures=2))
+    assert [seen(breaker, FAILURE, X, now) for now in (0.0, 0.1, 0.3, 0.5)] == [False] * 4
+    assert seen(breaker, FAILURE, X, 0.6)
+    assert asked == ["?"]
+
+
+def test_two_who_saw_failures_are_enough_and_nobody_is_asked() -> None:
+    breaker, asked = doubting(BreakerPolicy(failures=2))
+    assert [seen(breaker, FAILURE, client) for client in (X, Y)] == [False, True]
+    assert asked == []
+
+
+def test_question_of_others_is_answered_with_as_many_as_it_needs() -> None:
+    breaker = Breaker(BreakerPolicy(window=10.0))
+    assert breaker.served(0.0) == frozenset()
+    for now, client in enumerate((X, Y, Z)):
+        seen(breaker, SUCCESS, client, float(now))
+        breaker.roll(now + 1.0)
+    assert len(breaker.served(3.0)) == 2
+    assert breaker.served(11.0) == {KEY_Z}
+    # What others said is not said to others.
+    breaker.serve_elsewhere([KEY_X], 11.0)
+    assert breaker.served(13.0) == frozenset()
+
+
+def test_few_are_kept_of_those_whom_others_serve() -> None:
+    breaker = Breaker(BreakerPolicy())
+    breaker.serve_elsewhere([b"%d" % number for number in range(1000)], 0.0)
+    assert len(breaker._elsewhere) == 64
+
+
 clients = st.sampled_from([X, Y, Z])
 
 
@@ -411,11 +499,14 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(client=clients)
     def acquire(self, client: bytes) -> None:
-        admitted = self.breaker.admits(self.now, client)
+        breaker = self.breaker
+        admitted = breaker.admits(self.now, client)
+        overdue = not 0 <= self.now - breaker._trial_at < breaker.policy.open
+        overdue = overdue and client_key(client) != breaker._trial_by
         generation = self.breaker.acquire(self.now, client)
         assert (generation == UNCOUNTED) is (not admitted)
         if admitted:
-            assert self.breaker.trials <= self.breaker.policy.trials
+            assert breaker.trials <= breaker.policy.trials or overdue
         self.leases.append(generation)
 
     @rule(trials=st.integers(1, 3), open_time=st.sampled_from([0.5, 5.0, 400.0]))
@@ -456,7 +547,6 @@ class AnyHistory(RuleBasedStateMachine):
         breaker = self.breaker
         current = self.leases.count(breaker.generation)
         assert breaker.trials == (current if breaker.state is HALF_OPEN else 0)
-        assert breaker.trials <= 3
 
     @invariant()
     def it_is_never_wedged(self) -> None:

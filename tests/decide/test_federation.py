@@ -576,3 +576,14 @@ class AnyTraffic(RuleBasedStateMachine):
 
 
 TestAnyTraffic = AnyTraffic.TestCase
+
+
+def test_launch_that_is_about_a_session_takes_one_of_its_member_s_places() -> None:
+    a = member("a", max_launches=1)
+    members = federation(a)
+    lease = members.acquire_session(a, Source.COOKIE, launch=True)
+    assert isinstance(lease, Lease)
+    assert members.acquire_session(a, Source.COOKIE, launch=True) is Refusal.FULL
+    assert isinstance(members.acquire_session(a, Source.COOKIE), Lease)
+    members.settle(lease, Outcome.SUCCESS, 0.0)
+    assert a.launches == 0

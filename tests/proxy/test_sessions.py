@@ -141,6 +141,17 @@ async def test_session_of_a_member_in_maintenance_is_refused_in_words_and_keeps_
         assert (other.body, cookie_of(other)) == (b"b", (b"b", False))
 
 
+async def test_upload_to_a_session_of_a_member_in_maintenance_is_refused_in_the_same_words() -> None:
+    async with edge({"a": named("a"), "b": named("b")}) as running:
+        member(running).set_intent(Intent.MAINT)
+        response = await running.ask(
+            get(MINE, cookie(b"a"), b"Content-Length: 1", method=b"PUT") + b"x", method="PUT"
+        )
+        assert (response.status, cookie_of(response)) == (503, None)
+        assert b"your session runs on is in maintenance" in response.body
+        assert not running.members["b"].requests
+
+
 async def test_session_of_a_member_that_cannot_be_reached_is_refused_and_counts_against_it() -> None:
     with refusing() as url:
         async with edge({"a": url, "b": named("b")}, breaker=AT_ONCE) as running:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.rig import Conn, Script, answer, chunked, edge, guard
+from tests.rig import Conn, Script, answer, chunked, edge, guard, until
 
 STREAM = b"Accept: text/event-stream"
 LAUNCH = b"/build/gh/user/repo/HEAD"
@@ -194,6 +194,8 @@ TARGETS = [
     b"//build/gh/user/repo/HEAD",
     b"/build/gh/user%2Frepo/HEAD",
     b"/x/../build/gh/user/repo/HEAD",
+    b"/user/../build/gh/user/repo/HEAD",
+    b"/hub/%2e%2e/build/gh/user/repo/HEAD",
     b"/build%2fgh%2fuser%2frepo%2fHEAD",
     b"/build/gh/user/repo/HEAD/../../../../..",
 ]
@@ -229,6 +231,26 @@ async def test_launch_takes_one_of_the_places_of_its_member_however_it_is_spelle
         response = await running.ask(launch)
         assert (response.status, code(response.body)) == (200, 503)
         await client.leave()
+
+
+async def test_launch_that_is_a_session_for_some_takes_a_place_too() -> None:
+    async def waits(conn: Conn) -> None:
+        await conn.request()
+        conn.send(HEAD, chunked(BUILDING).removesuffix(LAST))
+        await conn.stall()
+
+    session = get(b"/build/gh/u/r/HEAD/../../../../../user/x", STREAM, b"Cookie: fedproxy_member=a")
+    async with edge({"a": waits, "b": answer()}, settings={"a": {"max_launches": 1}}) as running:
+        client = await running.client()
+        await client.send(session)
+        async with guard():
+            await client.head()
+        assert running.service.federation.by_name["a"].launches == 1
+        response = await running.ask(session)
+        assert (response.status, code(response.body)) == (200, 503)
+        assert not running.members["b"].requests
+        await client.leave()
+        await until(lambda: not running.service.federation.by_name["a"].launches, "its place is free")
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from fedproxy.decide.member import Member
 from tests.proxy.test_affinity import cookie, get, named
 from tests.proxy.test_launch import CRASH, EVENTS, TARGET, says
-from tests.rig import Conn, Edge, RawClient, Script, edge
+from tests.rig import Conn, Edge, RawClient, Script, edge, guard
 
 BEHIND: dict[str, Any] = {"trusted_proxies": ["127.0.0.0/8"], "retry": {"budget": 1, "floor": 100}}
 PIN = cookie(b"a")
@@ -156,3 +157,43 @@ async def test_one_client_leaves_retries_to_others() -> None:
         assert sum(line["attempts"] - 1 for line in lines) == 5
         await running.ask(get(b"/", PIN, Y, method=b"PUT"))
         assert (await running.logged(21))[-1]["attempts"] == 2
+
+
+async def test_who_is_served_in_a_session_is_somebody_who_is_served() -> None:
+    async with edge({"a": picky(FAILURES["503"]), "b": named("b")}, **BEHIND) as running:
+        for _ in range(25):
+            assert (await running.ask(get(b"/user/alive/x", PIN, Y))).body == b"a"
+            await running.ask(get(b"/health", PIN, X, method=b"DELETE"))
+        assert its(running).breaker.closed
+
+
+async def test_upload_that_never_ends_is_not_everybody_s_trial() -> None:
+    down = [True]
+
+    async def script(conn: Conn) -> None:
+        while True:
+            request = await conn.head()
+            if request.method == b"POST" and not down:
+                await conn.stall()
+            await conn.body_of(request)
+            conn.send(FAILURES["503"] if down else OK)
+
+    breaker = {"failures": 2, "open": "200ms", "max_ejected": 1.0}
+    async with edge({"a": script, "b": named("b")}, breaker=breaker, **BEHIND) as running:
+        for who in (X, Y):
+            await running.ask(get(b"/x", PIN, who, method=b"POST"))
+        assert not its(running).breaker.closed
+        down.clear()
+        hog = await running.client()
+        upload = get(b"/x", PIN, X, b"Content-Length: 9", method=b"POST") + b"x"
+        await hog.send(upload)
+        async with guard():
+            while not its(running).breaker.trials:
+                # Others had it until the trial's time came.
+                await hog.leave()
+                hog = await running.client()
+                await hog.send(upload)
+                await asyncio.sleep(0.05)
+            while (await running.ask(get(b"/", PIN, Z))).body != b"a":
+                await asyncio.sleep(0.02)
+        assert its(running).breaker.closed

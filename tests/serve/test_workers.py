@@ -8,6 +8,7 @@ import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,16 @@ from tests.serve.running import (
     CLOSING,
     GET,
     LAUNCH,
+    OK,
     SLOW,
+    Hub,
     Running,
     patience,
     refuses,
     running,
     serving,
     until,
+    write,
 )
 
 KILL, TERM, STOP, CONT = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT
@@ -605,3 +609,52 @@ async def test_launch_that_moved_is_known_to_the_other_workers(tmp_path: Path) -
     finally:
         await full.stop()
         await well.stop()
+
+
+# -- what one visitor sees in one worker
+
+
+class Picky(Hub):
+    """Fails what is no GET, as one visitor can make it at will."""
+
+    async def _serve(self, conn: Conn, request: Message) -> None:
+        conn.send(OK if request.method == b"GET" else FAILS)
+
+
+FAILS = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+ALONE: dict[str, Any] = {
+    "workers": 3,
+    "trusted_proxies": ["127.0.0.0/8"],
+    "breaker": {"max_ejected": 1.0, "open": "60s"},
+}
+
+
+def of(client: bytes, method: bytes = b"GET", *, target: bytes = b"/x") -> bytes:
+    return b"%b %b HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: %b\r\n\r\n" % (method, target, client)
+
+
+@pytest.mark.parametrize("target", [b"/x", b"/user/alive/x"])
+async def test_visitor_who_is_alone_in_a_worker_opens_no_breaker_while_another_worker_serves_others(
+    tmp_path: Path, target: bytes
+) -> None:
+    hub = Picky()
+    await hub.member.start()
+    write(tmp_path / "edge.yaml", hub, **ALONE)
+    async with serving(tmp_path / "edge.yaml", hub) as edge:
+        kept = await edge.client()
+        for _ in range(40):
+            assert (await kept.ask(of(b"203.0.113.2", target=target))).body == b"ok"
+            response = await edge.ask(of(b"203.0.113.1", b"DELETE"))
+            assert (response.status, response.body) == (503, b"")
+    await hub.member.stop()
+
+
+async def test_visitor_who_is_alone_in_all_workers_opens_breakers_as_before(tmp_path: Path) -> None:
+    hub = Picky()
+    await hub.member.start()
+    write(tmp_path / "edge.yaml", hub, **ALONE)
+    async with serving(tmp_path / "edge.yaml", hub) as edge, patience():
+        # The edge's own answer has a body.
+        while not (await edge.ask(of(b"203.0.113.1", b"DELETE"))).body:
+            pass
+    await hub.member.stop()
