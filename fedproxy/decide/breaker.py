@@ -11,9 +11,9 @@ transition starts a new generation, and results of an older one are dropped: wha
 nothing about now. Time (seconds of any steady clock) and chance are arguments. A clock that jumps may end an
 open time or a window early, never late.
 
-What one visitor alone can see, one visitor alone may have made: a breaker opens only if enough client
+A failure that only one visitor sees may be that visitor's doing: a breaker opens only if enough client
 addresses saw failures, or if nobody else had success in the window. Clients are kept as keys, and only as
-many of them as the answer needs.
+many as the answer needs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class BreakerPolicy:
     """When a breaker opens, and for how long. `window`, `open` and `open_max` are seconds.
 
     It opens after `failures` in a row, or when at least `minimum` requests were settled in the last `window`
-    and `ratio` of them failed; but only if so many clients as `witnesses` saw failures in the window, or
+    and `ratio` of them failed; but only if `witnesses` different clients saw failures in the window, or
     nobody else saw a success. The first open time is `open`; it doubles each time, up to `open_max`, and
     halves again for every `open` spent closed. Then `trials` requests must succeed.
 
@@ -91,7 +91,7 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """A part of the window that is over: what succeeded and failed, and keys of clients who saw it."""
+    """A past part of the window: how many succeeded and failed, and the keys of clients who saw it."""
 
     good: int
     bad: int
@@ -126,23 +126,23 @@ class Breaker:
         self._good = 0
         self._bad = 0
         self._past: deque[_Bucket] = deque(maxlen=_BUCKETS - 1)
-        self._bucket_start: float | None = None  # nobody has said yet what time it is
+        self._bucket_start: float | None = None  # the time is not known yet
         self._healthy_since = 0.0
         # Who saw what in the current bucket, at most `witnesses` of each kind
         self._served: set[bytes] = set()
         self._failed: set[bytes] = set()
         self._last_served: bytes | None = None  # as it was given
-        self._crowded = False  # enough were served for every question
+        self._crowded = False  # enough clients are known, and no more are noted
         # OPEN
         self._strikes = 0
         self._opened_at = 0.0
         self._open_for = 0.0
         self.opened_by: frozenset[bytes] = frozenset()
-        self._alone = True  # nobody but one client was there as it opened
+        self._alone = True  # there was only one client when it opened
         # HALF_OPEN
         self._trials = 0
         self._passed = 0
-        self._tried_by: bytes | None = None  # who had the last trial, which came to nothing
+        self._tried_by: bytes | None = None  # the client of the last trial, if that did not succeed
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state} generation={self.generation} strikes={self._strikes}>"
@@ -168,7 +168,7 @@ class Breaker:
                 return False
         elif not (self._trials == 0 or self._trials + self._passed < self.policy.trials):
             return False
-        # Nobody is to keep it open by having every trial: others come first, for as long again.
+        # No client may keep it open by taking every trial: for as long again, others come first.
         return (
             self._alone
             or self._tried_by is None
@@ -232,7 +232,7 @@ class Breaker:
         return self._believes(frozenset(witnesses))
 
     def convinced_with(self, witnesses: Collection[bytes], now: float) -> bool:
-        """The same, with those whose failures are counted here."""
+        """The same, together with the clients whose failures are counted here."""
         self._move_window(now)
         return self._believes(self._failed_all(frozenset(witnesses)))
 
@@ -296,7 +296,7 @@ class Breaker:
                 return True
             return False
         key = known_client(client)
-        # Of a client that is not told nothing follows for the next trial.
+        # If the client is not given, the next trial is open to all.
         self._tried_by = key or None
         if outcome is _FAILURE:
             self._open(now, chance, frozenset((key,)))
