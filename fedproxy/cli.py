@@ -66,7 +66,7 @@ def serve(file: Path, workers: int | None) -> None:
     from fedproxy.observe.events import take_over
 
     events = take_over()
-    # A terminal stops who writes to it in the background (stty tostop).
+    # A terminal may stop a background process that writes to it (stty tostop).
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     for number in (signal.SIGHUP, signal.SIGUSR1):
         # Until somebody listens, here and in the workers, what they ask for is about to be done anyway.
@@ -485,11 +485,11 @@ def _number(value: float) -> str:
 
 
 def _say(text: str) -> None:
-    """For whoever is at the terminal. Nobody may be, and no command ends in another way for that."""
+    """Writes to the terminal. If that fails, the command still ends as it would have."""
     try:
         click.echo(text, file=sys.stderr)
     except OSError:
-        # What waits in the stream's buffer fails again at the end, where Python makes a status of it.
+        # The buffered text would fail again at exit, and Python would change the exit status.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
         os.close(nowhere)

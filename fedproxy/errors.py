@@ -240,7 +240,7 @@ class BodyStalled(MemberError):
 
 
 class EdgeError(ExchangeError):
-    """Nobody is to blame. `elsewhere`: whether a request may fare better with another member."""
+    """Nobody is to blame. `elsewhere`: whether another member may be worth a try."""
 
     elsewhere: ClassVar[bool] = False
 
@@ -255,7 +255,7 @@ class NoMember(EdgeError):
 
 
 class SessionAway(NoMember):
-    """The one member where the session runs is in maintenance."""
+    """The member that has the session is in maintenance."""
 
     detail = (
         "The member of the federation that your session runs on is in maintenance. Please try again later."
@@ -272,7 +272,7 @@ class AllFull(EdgeError):
 
 
 class TooManyUploads(EdgeError):
-    """So many request bodies of one client address are on their way that no more may be."""
+    """One client address has as many uploads under way as it may."""
 
     status = 429
     reason = "uploads"
@@ -302,14 +302,14 @@ class OutOfMemory(EdgeFailed):
 
 
 class OutOfPorts(EdgeFailed):
-    """No local port is left for a connection to this address; to another there may be."""
+    """No local port is left for a connection to this address; for another address there may be one."""
 
     reason = "ports"
     elsewhere = True
 
 
 class NoWay(EdgeFailed):
-    """This machine has no route to the member, no address of its family, or does not let this process out."""
+    """This machine has no route to the member, no address of its family, or forbids the connection."""
 
     reason = "network"
     detail = "This edge cannot reach the member that serves you. Please try again in a minute."
@@ -317,7 +317,7 @@ class NoWay(EdgeFailed):
 
 
 class NoResolver(EdgeFailed):
-    """Names cannot be resolved here; a member whose address is known may still be reached."""
+    """This machine cannot resolve names; a member whose address is known may still be reached."""
 
     reason = "resolver"
     detail = NoWay.detail
@@ -334,7 +334,7 @@ _OWN_FAULTS: dict[int, type[EdgeFailed]] = {
 
 
 def own_fault(error: OSError) -> EdgeFailed | None:
-    """What this process or its machine lacked for a new connection; None if that is not why it failed."""
+    """What this process or its machine lacked for a connection; None if it failed for another reason."""
     kind = _OWN_FAULTS.get(error.errno or 0)
     return kind() if kind is not None else None
 

@@ -67,7 +67,7 @@ def hostname(value: object) -> str | None:
 
 
 def _host_of_requests(value: object) -> str | None:
-    # The dot that ends an absolute name says nothing about whose requests these are.
+    # A trailing dot does not change which host is meant.
     host = hostname(value)
     return host.removesuffix(".") if host else None
 

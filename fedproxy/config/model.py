@@ -169,8 +169,8 @@ class Timeouts(Section):
     keepalive: Seconds = Field(default=75.0, description="How long an idle connection of a visitor is kept.")
     connection_age: SecondsOrNone = Field(
         default=600.0,
-        description="The greatest age of a connection to a member: an older one takes no other request, and "
-        "what is under way on it goes on. Up to a fifth less, by chance. 0 for no limit.",
+        description="The greatest age of a connection to a member. An older one takes no new request; what "
+        "is under way on it goes on. Up to a fifth less, at random. 0 for no limit.",
     )
     drain: SecondsOrNone = Field(
         default=600.0,
@@ -189,9 +189,9 @@ class Limits(Section):
     )
     uploads_per_address: CountOrNone = Field(
         default=100,
-        description="Requests of one client address (IPv6: one /64) to one member whose bodies are still on "
-        "their way, per worker; never more than a quarter of the requests that the member takes. More are "
-        "answered 429. 0 for no limit.",
+        description="Uploads under way from one client address (IPv6: one /64) to one member, per worker: "
+        "requests whose bodies are not complete. Never more than a quarter of the requests that the member "
+        "takes. More are answered 429. 0 for no limit.",
     )
     request_head: Bytes = Field(
         default=32 << 10, description="Request line and headers; more is answered 431 or 414."
@@ -224,7 +224,7 @@ class Retry(Section):
     )
     per_client: Ratio = Field(
         default=0.5,
-        description="Share of the retries at hand that one client address may take (of IPv6, one /64).",
+        description="Share of the available retries that one client address (IPv6: one /64) may take.",
     )
 
 
@@ -244,7 +244,7 @@ class Breaker(Section):
     trials: Count = Field(default=1, description="Requests at once that a half-open breaker lets through.")
     witnesses: Count = Field(
         default=2,
-        description="Client addresses (of IPv6, /64 networks) that must have seen failures within `window` "
+        description="How many client addresses (IPv6: /64 networks) must have seen failures within `window` "
         "before it opens, as long as requests of others succeed.",
     )
     max_ejected: Ratio = Field(
@@ -400,8 +400,8 @@ class Member(Section):
     )
     hosts: tuple[Annotated[str, addr.HOSTNAME], ...] = Field(
         default=(),
-        description="Requests for these hosts go to this member only, whatever the port, with a last dot or "
-        "without.",
+        description="Requests for these hosts go to this member only, whatever the port, with or without a "
+        "trailing dot.",
     )
     health: Probed = Field(
         default="/health", description="Where its health is asked; a path of `url`, or a whole URL."
@@ -450,8 +450,8 @@ class Route(Section):
 
     path: Annotated[str, addr.ROUTE_PATH] = Field(
         description="The path that matches, without the query; `*` stands for any characters. A request's "
-        "path is compared percent-decoded, with slashes merged and dot segments resolved; it is forwarded as "
-        "it came."
+        "path is compared percent-decoded, with slashes merged and dot segments resolved; it is forwarded "
+        "unchanged."
     )
     redirect: Annotated[str, addr.LOCATION] | None = Field(
         default=None, description="Answer with a redirect to this URL. Not together with `to`."

@@ -1,6 +1,6 @@
-"""Descriptors that one process of this program hands to another, each with a note.
+"""File descriptors that one process hands to another, each with a note.
 
-They go over a pair of sockets of their own, as the line's transport passes bytes only. Neither side waits.
+They need a socket pair of their own, as the line's transport only passes bytes. Neither side waits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MOST = 8  # descriptors with one note
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends that keep notes apart. Neither blocks."""
+    """Two connected ends that keep message boundaries. Neither blocks."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
         end.setblocking(False)
@@ -25,7 +25,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 def give(end: socket.socket, note: object, sockets: Sequence[socket.socket] = ()) -> bool:
     """Hands copies of the sockets over; False if the other end is gone, or does not read.
 
-    note: what JSON can say.
+    note: anything that JSON can express.
     """
     try:
         socket.send_fds(end, [json.dumps(note).encode()], [sock.fileno() for sock in sockets])
@@ -35,7 +35,7 @@ def give(end: socket.socket, note: object, sockets: Sequence[socket.socket] = ()
 
 
 def take(end: socket.socket) -> tuple[object, list[socket.socket]] | None:
-    """The next note with its sockets, which are the caller's now. None if the other end is gone.
+    """The next note with its sockets, which the caller now owns. None if the other end is gone.
 
     Raises BlockingIOError if there is nothing yet, TimeoutError if the socket has a time limit.
     """
@@ -49,14 +49,14 @@ def take(end: socket.socket) -> tuple[object, list[socket.socket]] | None:
     try:
         return json.loads(data), sockets
     except ValueError:
-        # The end of the file is no JSON either.
+        # At the end of the stream the data is empty, which is no JSON either.
         for sock in sockets:
             sock.close()
         return None
 
 
 def take_all(end: socket.socket) -> Iterator[tuple[object, list[socket.socket]]]:
-    """What has arrived by now."""
+    """All that have arrived so far."""
     with suppress(BlockingIOError):
         while (taken := take(end)) is not None:
             yield taken

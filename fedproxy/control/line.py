@@ -51,7 +51,7 @@ class Put:
 class Start:
     """The first message. sockets: for each listener of the config, the numbers of its descriptors.
 
-    given: for each listener whether its socket was given to the control process, and outlives it.
+    given: for each listener, whether its socket was given to the control process and outlives it.
     """
 
     put: Put

@@ -3,8 +3,8 @@
 A round of a member is one request to its `/versions` and one to its `/health`. Each member has its own timer
 and its own task, so one that hangs delays nobody. What the answers mean is decided in `decide.health`; here
 is when to ask, how, and what it means that no answer came. Times are of the loop's monotonic clock: one
-that is set, or a machine that slept, moves no round. What this process itself lacked, time above all, is no
-verdict on anybody.
+that is set, or a machine that slept, moves no round. A failure for lack of something in this process, above
+all of time, is no verdict on a member.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from fedproxy.proxy.resolver import Resolver
 _LARGEST_BODY: Final = 1 << 20
 _LONGEST_WORDS: Final = 200
 _BEAT: Final = 0.25  # seconds
-_SLEPT: Final = 0.5  # seconds that this process may be late at least without anybody's answer being in doubt
-_AGAIN: Final = 3  # times that a round is had again, as this process slept meanwhile
+_SLEPT: Final = 0.5  # seconds of lost time that cast no doubt on a failure
+_AGAIN: Final = 3  # attempts at a round, if this process sleeps during each
 _HEADERS: Final = {
     "User-Agent": f"fedproxy/{__version__}",
     "Accept": "application/json",
@@ -143,8 +143,8 @@ class Prober:
     found; if that found no versions, nobody is compared. A round that ends before prime's first answer came
     waits for it, for no longer than `timeout`.
 
-    A round that failed while this process did not have its time is had again, and one that failed because it
-    had no file, port or memory for it leaves the member as it was.
+    A round that failed while this process slept is repeated. One that failed because this process lacked a
+    file, a port or memory leaves the member as it was.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Prober:
         self._ticker: asyncio.TimerHandle | None = None
         # A connection is for one request: rounds are far apart, and a new one tells more.
         # No limit, so that requests to members that hang keep none waiting.
-        # Names are looked up as for visitors, so that the verdict is about where these are sent.
+        # Names are resolved as for visitors, so that the verdict is about the addresses they are sent to.
         self._names = Resolver(asyncio.get_running_loop().time)
         names = _Names(self._names)
         self._session = _session(_Connector(limit=0, force_close=True, resolver=names, use_dns_cache=False))
@@ -219,7 +219,7 @@ class Prober:
         self._ticker = asyncio.get_running_loop().call_later(_BEAT, self._tick)
 
     def _lost(self) -> float:
-        """Seconds that this process did not have, ever."""
+        """Seconds in which this process did not run, all together."""
         return self._pulse.lost(time.monotonic())
 
     def _start(self, watch: _Watch) -> None:
@@ -257,7 +257,7 @@ class Prober:
                 self._report(watch.report)
 
     async def _round(self, watch: _Watch, target: Target, policy: ProbePolicy) -> Verdict | None:
-        """What the member said, or None if it is not its fault that nothing was heard."""
+        """The verdict, or None if the member is not to blame for a failure."""
         for _ in range(_AGAIN):
             lost = self._lost()
             try:
@@ -395,7 +395,7 @@ class _Names(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Its owner closes the resolver."""
+        """The resolver is closed by its owner."""
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -433,7 +433,7 @@ class _Silence:
 
 
 class _OwnFault(Exception):
-    """This process cannot ask anybody at the moment."""
+    """This process lacks something that a probe needs."""
 
 
 class _BrokenOff(aiohttp.ClientError):
@@ -500,7 +500,7 @@ def _is_own_fault(error: Exception, progress: _Progress) -> bool:
     if progress.phase is not _Phase.NAME:
         return False
     try:
-        # The resolver says of a socket that it could not have what it says of a server that does not answer.
+        # The resolver reports a socket that it could not open like a server that does not answer.
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
     except OSError as refused:
         return own_fault(refused) is not None

@@ -3,12 +3,12 @@
 The last good answer counts, and new connections go where it says. What an answer leaves out is not always
 gone:
 
-- No address at all, or no answer: nothing changes. A name server in trouble must not take members with it.
-- An address of a family that the answer does have: gone. But some names answer with another part of their
-  addresses each time, so connections to it are held for `HOLD` seconds: they take no request, and can be used
-  again if it comes back.
-- All addresses of a family (IPv4 or IPv6): only half of the question may have been answered. They stay until
-  `_AGREE` answers in a row have said so.
+- If there is no answer, or no address in it, nothing changes. A name server in trouble must not take members
+  with it.
+- If one address is missing, it is gone. But some names answer with different addresses each time, so its
+  connections are held for `HOLD` seconds: they take no request, and can be used again if it comes back.
+- If all addresses of a family (IPv4 or IPv6) are missing, perhaps only half of the question was answered.
+  They stay until `_AGREE` answers in a row agree that they are gone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def version(address: str) -> int:
 
 
 class Addresses:
-    """The addresses of one name, as text: `current` in the name server's order, `held` until a time."""
+    """The addresses of one name, as text: `current` in the name server's order, `held` by when that ends."""
 
     def __init__(self) -> None:
         self.current: tuple[str, ...] = ()
@@ -37,17 +37,17 @@ class Addresses:
 
     @property
     def unsure(self) -> bool:
-        """Whether a family is kept that the last answers did not have."""
+        """Whether a family is kept that the last answers lacked."""
         return bool(self._without)
 
     def absent(self, found: Sequence[str]) -> set[int]:
-        """The families that the name had and that an answer has not."""
+        """The families that the name had and that an answer lacks."""
         return set(map(version, self.current)) - set(map(version, found))
 
     def learn(self, found: Sequence[str], failed: Collection[int], now: float) -> bool:
-        """Takes an answer. True if other addresses are current than before.
+        """Takes an answer. True if the current addresses changed.
 
-        failed: families of which it is known that asking for them failed.
+        failed: families for which the query is known to have failed.
         """
         if not found:
             return False
@@ -71,7 +71,7 @@ class Addresses:
         return set(before) != set(self.current)
 
     def roll(self, now: float) -> bool:
-        """Forgets what was held for long enough. True if there was something."""
+        """Forgets addresses that were held for long enough. True if there were any."""
         over = [address for address, until in self.held.items() if until <= now]
         for address in over:
             del self.held[address]

@@ -11,9 +11,9 @@ transition starts a new generation, and results of an older one are dropped: wha
 nothing about now. Time (seconds of any steady clock) and chance are arguments. A clock that jumps may end an
 open time or a window early, never late.
 
-What one visitor alone can see, one visitor alone may have made: a breaker opens only if enough client
+A failure that only one visitor sees may be that visitor's doing: a breaker opens only if enough client
 addresses saw failures, or if nobody else had success in the window. Clients are kept as keys, and only as
-many of them as the answer needs.
+many as the answer needs.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class BreakerPolicy:
     """When a breaker opens, and for how long. `window`, `open` and `open_max` are seconds.
 
     It opens after `failures` in a row, or when at least `minimum` requests were settled in the last `window`
-    and `ratio` of them failed; but only if so many clients as `witnesses` saw failures in the window, or
+    and `ratio` of them failed; but only if `witnesses` different clients saw failures in the window, or
     nobody else saw a success. The first open time is `open`; it doubles each time, up to `open_max`, and
     halves again for every `open` spent closed. Then `trials` requests must succeed.
 
@@ -97,7 +97,7 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """A part of the window that is over: what succeeded and failed, and keys of clients who saw it."""
+    """A past part of the window: how many succeeded and failed, and the keys of clients who saw it."""
 
     good: int
     bad: int
@@ -134,14 +134,14 @@ class Breaker:
         self._good = 0
         self._bad = 0
         self._past: deque[_Bucket] = deque(maxlen=_BUCKETS - 1)
-        self._bucket_start: float | None = None  # nobody has said yet what time it is
+        self._bucket_start: float | None = None  # the time is not known yet
         self._healthy_since = 0.0
         # Who saw what in the current bucket, at most `witnesses` of each kind
         self._served: set[bytes] = set()
         self._failed: set[bytes] = set()
         self._last_served: bytes | None = None  # as it was given
-        self._crowded = False  # enough were served for every question
-        # Whom other workers serve, and when they said so; when they were asked
+        self._crowded = False  # enough clients are known, and no more are noted
+        # The clients that other workers serve, and when they said so; when they were asked
         self._elsewhere: dict[bytes, float] = {}
         self._asked_at = -math.inf
         # OPEN
@@ -149,14 +149,14 @@ class Breaker:
         self._opened_at = 0.0
         self._open_for = 0.0
         self.opened_by: frozenset[bytes] = frozenset()
-        self._alone = True  # nobody but one client was there as it opened
+        self._alone = True  # there was only one client when it opened
         # HALF_OPEN
         self._trials = 0
         self._passed = 0
-        self._trial_by = b""  # who has the last trial, ...
-        self._trial_at = 0.0  # ... since when
-        self._tried_by: bytes | None = None  # who had the last trial, which came to nothing ...
-        self._tried_at = 0.0  # ... then
+        self._trial_by = b""  # the client of the trial that began last, ...
+        self._trial_at = 0.0  # ... and when it began
+        self._tried_by: bytes | None = None  # the client of the last trial, if that did not succeed ...
+        self._tried_at = 0.0  # ... and when it ended
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state} generation={self.generation} strikes={self._strikes}>"
@@ -185,7 +185,7 @@ class Breaker:
             0 <= now - self._trial_at < self.policy.open or known_client(client) == self._trial_by
         ):
             return False
-        # Nobody is to keep it open by having every trial: others come first, for as long again.
+        # No client may keep it open by taking every trial: for as long again, others come first.
         return (
             self._alone
             or self._tried_by is None
@@ -269,7 +269,7 @@ class Breaker:
         return self._is_sure(frozenset(witnesses), now)
 
     def convinced_with(self, witnesses: Collection[bytes], now: float) -> bool:
-        """The same, with those whose failures are counted here."""
+        """The same, together with the clients whose failures are counted here."""
         self._move_window(now)
         return self._believes(self._failed_all(frozenset(witnesses)))
 
@@ -346,7 +346,7 @@ class Breaker:
                 return True
             return False
         key = known_client(client)
-        # Of a client that is not told nothing follows for the next trial.
+        # If the client is not given, the next trial is open to all.
         self._tried_by = key or None
         self._tried_at = now
         if outcome is _FAILURE:

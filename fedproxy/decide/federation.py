@@ -167,9 +167,9 @@ class Federation:
     def acquire_session(self, member: Member, source: Source, launch: bool = False) -> Lease | Refusal:
         """A lease for a request about a session, which runs at `member` and nowhere else.
 
-        Only maintenance keeps it back, and `max_launches` a launch, whose path some read as a session's.
-        Whatever is answered says nothing about the member: the lease's outcome is dropped, and if the member
-        could not be reached, that is told to `unreached`.
+        Only maintenance keeps it back, and `max_launches` a launch whose path some read as a session's. The
+        answer says nothing about the member, so the lease's outcome is not counted. Call `unreached` if the
+        member could not be reached.
         """
         if member.intent is _MAINT:
             return Refusal.AWAY
@@ -187,14 +187,14 @@ class Federation:
         return lease
 
     def spare(self, lease: Lease, now: float, client: bytes = b"") -> None:
-        """The lease's outcome is to say nothing of its member. A trial gives its place to another."""
+        """The lease's outcome will not count for its member. If it was a trial, another may have it."""
         breaker = lease.member.breaker
         generation, lease.generation = lease.generation, UNCOUNTED
         if not breaker.closed:
             breaker.settle(generation, _IGNORED, now, 0.0, None, client)
 
     def unreached(self, member: Member, now: float, client: bytes) -> None:
-        """A request whose outcome is dropped could not even be sent: that counts."""
+        """Counts that a request could not even be sent, although its outcome is not counted otherwise."""
         breaker = member.breaker
         if breaker.closed:
             breaker.settle(breaker.generation, _FAILURE, now, self._rng.random(), self._may_eject, client)
@@ -215,8 +215,8 @@ class Federation:
 
         The outcome is noted now, and not when the lease is settled. A member that fails its launches serves
         its pages well, which would hide it from the breaker; so launches are counted apart too, and as many
-        failures in a row as open a breaker open it, however many pages came between. They want as many
-        witnesses as others: who succeeds with a page meanwhile is somebody else who succeeds.
+        failures in a row as open a breaker open it, however many pages came between. They need as many
+        witnesses as other failures do; a client whose page succeeds counts as one who had success.
         """
         member = lease.member
         breaker = member.breaker
@@ -263,8 +263,8 @@ class Federation:
     def trip(self, member: Member, now: float, witnesses: Collection[bytes] = ()) -> None:
         """Another worker's breaker opened, for failures that `witnesses` (their keys) saw there.
 
-        It opens here too, and nobody is told again; unless others have success here, and too few saw failures
-        in both workers together: a client that was alone there is not alone here.
+        It opens here too, and nobody is told again; unless other clients have success here, and both workers
+        together have too few witnesses: a client that was alone there need not be alone here.
         """
         breaker = member.breaker
         if breaker.closed and breaker.convinced_with(witnesses, now) and self._may_eject():

@@ -56,7 +56,7 @@ class Member:
         self.in_flight = 0
         self.launches = 0
         self.failed_launches = 0  # in a row, ...
-        self.launch_witnesses: set[bytes] = set()  # ... and the keys of some clients who saw them
+        self.launch_witnesses: set[bytes] = set()  # ... and keys of clients who saw them
         self.launches_elsewhere = 0  # in flight through other workers
         self.on_trip: Callable[[str], None] | None = None  # told the name when the breaker opens
         self.on_launches: Callable[[], None] | None = None  # told when `launches` changes
@@ -71,7 +71,7 @@ class Member:
     def available(self, now: float, launch: bool = False, client: bytes = b"") -> bool:
         """Whether a request (or a launch) may be sent to it now: serving, breaker admits, not full.
 
-        `client`: the visitor's address, which may have had its trial.
+        `client`: the visitor's address. A half-open breaker may want another client's trial first.
         """
         return (
             (self.open or (self.serving and self.breaker.admits(now, client)))

@@ -25,9 +25,9 @@ class RetryBudget:
     bring (but at least one token), and it starts with ten seconds' worth. Over any time, retries <=
     budget x requests + floor x seconds + what the bucket held.
 
-    So that one client cannot take the retries of all, it gets at most `per_client` of what is in the bucket
-    together with what it took of late (but at least one token), and then that part of what flows in. What a
-    client took is remembered of the last thousand who had a retry.
+    So that one client cannot use up the retries of all, it gets at most `per_client` of what is in the bucket
+    and what it took lately (but at least one token), and then that part of what flows in. What was taken is
+    remembered for the last thousand clients that had a retry.
     """
 
     __slots__ = ("_budget", "_earned", "_floor", "_now", "_per_client", "_requests", "_taken", "_tokens")
@@ -40,7 +40,7 @@ class RetryBudget:
         self._requests = 0
         self._now: float | None = None
         self._earned = 0.0  # tokens that flowed in, ever
-        # Of each client what it took and has not been made good since, and what had flowed in by then.
+        # By client: the tokens taken that were not made good since, and what had flowed in by then.
         self._taken: dict[bytes, tuple[float, float]] = {}
 
     def take_over(self, before: RetryBudget) -> None:
@@ -69,7 +69,7 @@ class RetryBudget:
         if allowed:
             self._tokens -= 1
             taken += 1
-        # Whoever had one last is at the end.
+        # The most recent one is last.
         self._taken[client] = (taken, self._earned)
         if len(self._taken) > _MOST_CLIENTS:
             del self._taken[next(iter(self._taken))]

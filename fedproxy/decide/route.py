@@ -61,7 +61,7 @@ Action = Local | Redirect | Fixed | ToMembers | ToPrime | ToMember
 class Route:
     """`path` is compared with a path without its query; `*` stands for anything, also nothing.
 
-    Percent-encoding in it is undone, and slashes are merged, as in what it is compared with.
+    Percent-encoding in it is decoded and slashes are merged, as in the path that it is compared with.
     """
 
     path: str
@@ -76,7 +76,7 @@ _OWN = (
 _DEFAULT = ToMembers()
 
 
-# What runs at one member only: JupyterHub, its services and its users' servers.
+# These run at one member only: JupyterHub, its services and its users' servers.
 _SESSIONS = (b"/user/", b"/hub/", b"/services/")
 
 
@@ -96,7 +96,7 @@ class Router:
         self._match = re.compile(pattern, re.DOTALL).fullmatch
 
     def match(self, path: bytes) -> Action:
-        """The action for a path that everybody reads alike."""
+        """The action for a path that has only one reading."""
         found = self._match(path)
         if found is None or found.lastindex is None:
             return _DEFAULT
@@ -105,8 +105,8 @@ class Router:
     def judge(self, paths: Sequence[bytes], raw: bytes) -> Action:
         """The action for a path by its readings, the first of which counts.
 
-        What is denied in one of them is denied, whoever of those behind reads it so. Where no route is for
-        the first one, the path is taken as it was sent.
+        What is denied in any of them is denied, as a server behind the edge may read it so. If no route
+        matches the first one, the raw path is matched.
         """
         actions = [self.match(path) for path in paths]
         for action in actions:

@@ -18,8 +18,8 @@ class Snapshot:
     """One member as one worker sees it, or as all of them do together.
 
     share: the weight with which it is given new visitors now. admits: its breaker lets requests through.
-    available: a request may be sent to it. last_resort: visitors for whom there is nobody else are sent to
-    it, ill or not. idle, busy: connections to it. checks, pods, quota, details: what
+    available: a request may be sent to it. last_resort: visitors who have no other member are sent to it,
+    healthy or not. idle, busy: connections to it. checks, pods, quota, details: what
     its last probe said, for those who probe.
     """
 
@@ -54,7 +54,7 @@ class Snapshot:
 
     @property
     def answers(self) -> bool:
-        """Whether a visitor of no member in particular may get an answer from it."""
+        """Whether a visitor without a cookie may get an answer from it."""
         return self.takes_visitors or self.last_resort
 
 

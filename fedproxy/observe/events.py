@@ -1,7 +1,7 @@
-"""What the edge says to whoever runs it, on standard error: one event a line.
+"""Messages for operators on standard error, one event a line.
 
-All of it goes through one object, whoever says it: the edge itself, a library that logs, a warning, a
-traceback, a `print`. Saying something never fails and never waits, so nothing depends on being said.
+All of them go through one object, whatever their source: the edge itself, a library that logs, a warning, a
+traceback, a `print`. Writing one never fails and never waits, so nothing depends on it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Final
 from fedproxy.observe.output import Output
 
 _LONGEST: Final = 1 << 16  # characters of a line that does not end
-# What members say is in some lines: no terminal is to obey it, and no line to be forged.
+# Some lines quote members: they must neither control a terminal nor forge a line.
 _UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Events:
-    """Lines for whoever runs this, which may be said in any thread."""
+    """Lines for operators. May be used from any thread."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
 
     @property
     def dropped(self) -> int:
-        """How many were lost so far, as their reader was too slow or gone, or the disk full."""
+        """How many were lost so far because the reader was too slow or gone, or the disk was full."""
         return self._output.dropped
 
     def say(self, message: str) -> None:
@@ -42,7 +42,7 @@ class Events:
 
 
 class Stream(io.TextIOBase):
-    """In place of `sys.stderr` and `sys.stdout`, for what writes there on its own; lines become events."""
+    """Stands in for `sys.stderr` and `sys.stdout`, so that what others write there becomes events."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
@@ -73,11 +73,11 @@ class Stream(io.TextIOBase):
 
 
 def take_over() -> Events:
-    """From now on all that this process says goes to standard error without waiting.
+    """From now on everything that this process prints goes to standard error without waiting.
 
-    What is said last has a second to be written when the process ends. Descriptors that it was started
-    without lead nowhere, lest a connection gets their numbers. Where somebody else has replaced the streams,
-    as a test does that calls a command in its own process, they stay.
+    The last lines have a second to be written when the process ends. If it was started without descriptors
+    0, 1 or 2, those are opened on /dev/null, so that no connection gets their numbers. Streams that somebody
+    has replaced stay, as in a test that calls a command in its own process.
     """
     for fd in (0, 1, 2):
         try:

@@ -359,7 +359,7 @@ def _edge(view: View) -> Iterator[Family]:
     )
     yield _counter(
         "fedproxy_log_lines_dropped",
-        "Lines that were lost, as a log's reader was slow or gone or its disk full.",
+        "Lines that were lost because a log's reader was slow or gone, or its disk was full.",
         ("log",),
         (((log,), edge.lines_dropped.get(log, 0)) for log in ("access", "events")),
     )

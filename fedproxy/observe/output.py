@@ -1,6 +1,6 @@
-"""Where lines go that people and programs read: a file, pipe, socket or terminal that nobody waits for.
+"""Lines for people and programs, written to a file, pipe, socket or terminal without ever waiting for it.
 
-A reader may stall, and a disk may be full, slow or gone. Whoever writes here notices none of it.
+A reader may stall, and a disk may be full, slow or gone. The caller notices none of it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _LIMIT: Final = 1 << 20  # bytes that may wait
 _AT_A_TIME: Final = 1 << 18  # bytes that the thread takes on
 _ATOMIC: Final = 1 << 14  # bytes that a unix socket takes as one piece, or not at all
 _REST: Final = 0.02  # seconds between two writes to a file, so that many lines become one write
-_RETRY: Final = 0.01  # seconds until the next try where polling says "now" and writing says "later"
+_RETRY: Final = 0.01  # seconds until the next try if poll says ready and a write says it is not
 _GLANCE: Final = 100  # milliseconds between two looks at whether it is to end
-_LAST_LINES: Final = 1.0  # seconds that what waits at the end is given
+_LAST_LINES: Final = 1.0  # seconds for what still waits at the end
 
 
 def open_file(path: Path) -> int:
-    """A descriptor that appends to the file, which is made if it is not there. Raises OSError."""
-    # Opening a pipe that nobody reads, or writing to a full one, is not to wait.
+    """A descriptor that appends to the file, which is created if need be. Raises OSError."""
+    # Without O_NONBLOCK, opening a pipe that nobody reads or writing to a full one would wait.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     return os.open(path, flags, 0o640)
 
@@ -42,7 +42,7 @@ class _Target:
         self._owned = owned
 
     def end(self, data: bytes, start: int) -> int:
-        """Where the piece ends that is to be written next. Other processes may write in between pieces."""
+        """Where the next piece to write ends. Other processes may write between two pieces."""
         return len(data)
 
     def write(self, piece: memoryview) -> int:
@@ -50,7 +50,7 @@ class _Target:
         return os.write(self.fd, piece)
 
     def close(self) -> None:
-        """Closes what is not somebody else's."""
+        """Closes the descriptor if it is owned."""
         if self._owned:
             self._owned = False
             os.close(self.fd)
@@ -69,7 +69,7 @@ class _Lines(_Target):
 
 
 class _Waiting(_Lines):
-    """What cannot be told not to wait: files, and pipes and terminals that may not be opened again."""
+    """What has no way to write without waiting: files, and pipes and terminals that cannot be reopened."""
 
     direct = False
 
@@ -82,7 +82,7 @@ class _Waiting(_Lines):
 
 
 class _Socket(_Lines):
-    """A socket, as a service has it whose output goes to systemd's journal."""
+    """A socket, as stdout is for a service under systemd's journal."""
 
     piece = _ATOMIC
 
@@ -95,7 +95,7 @@ class _Socket(_Lines):
         return super().end(data, start) if self._stream else data.find(b"\n", start) + 1 or len(data)
 
     def write(self, piece: memoryview) -> int:
-        # Of this one call: the socket itself is shared with others, who may want to wait.
+        # For this call only: other processes share the socket and may want to wait.
         return self._socket.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def close(self) -> None:
@@ -122,29 +122,29 @@ def _target(fd: int, owned: bool) -> _Target:
 class Output:
     """Whole lines go to a descriptor, in their order. Calling it never waits and never raises.
 
-    What can be written without waiting is written at once. The rest waits, up to `limit` bytes, for a thread
-    of this object; what is more than that, or comes when nobody reads any more, is dropped. `dropped`: so
-    many lines. `owned`: the descriptor is closed by this object. It may be called from any thread.
+    What can be written without waiting is written at once. Up to `limit` bytes of the rest wait for a thread
+    of this object. More than that, or anything while there is no reader, is dropped; `dropped` counts these
+    lines. `owned`: the descriptor is closed by this object. It may be called from any thread.
 
-    Several processes may write to the same file or pipe: no line of theirs comes within another, but in a
-    pipe those that are longer than it takes in one piece.
+    Several processes may write to the same file or pipe. Their lines are not mixed, except for lines in a
+    pipe that are longer than it takes in one piece.
     """
 
     def __init__(self, fd: int = 1, limit: int = _LIMIT, *, owned: bool = False) -> None:
         self._target = _target(fd, owned)
         self._limit = limit
-        # What is said while a line is being said (by a destructor) is said by the same thread.
+        # Reentrant: a destructor may write a line while this thread is writing one.
         self._lock = threading.RLock()
-        self._busy = False  # somebody writes, and others leave their lines in `_waiting`
+        self._busy = False  # somebody is writing, so others leave their lines in `_waiting`
         self._waiting: deque[bytes] = deque()
-        self._size = 0  # bytes that wait, those that the thread is at included
-        self._held = b""  # what the thread is at, ...
+        self._size = 0  # bytes that wait, including those in `_held`
+        self._held = b""  # what the thread is writing, ...
         self._done = 0  # ... of which so many bytes are written
-        self._within_line = False  # what was written last was no whole line ...
-        self._cut = False  # ... and its rest was dropped, so that it is to end before the next one begins
+        self._within_line = False  # the last write ended within a line ...
+        self._cut = False  # ... and the rest was dropped, so the next line must start with a line feed
         self._thread: threading.Thread | None = None
         self._wake = threading.Semaphore(0)
-        self._until = math.inf  # what waits then is dropped, and nothing more is taken
+        self._until = math.inf  # once set, no more lines are taken; what still waits then is dropped
         self._ended = False
         self.dropped = 0
 
@@ -171,7 +171,7 @@ class Output:
                 self._hand_over()
 
     def _write(self, data: bytes) -> bytes:
-        """Writes as far as it goes, and returns what would have to wait."""
+        """Writes as much as it can without waiting, and returns the rest."""
         mend = self._cut
         if mend:
             data = b"\n" + data
@@ -189,7 +189,7 @@ class Output:
             except BlockingIOError:
                 pass
             except OSError:
-                # The reader is gone or the disk is full: the log is lost, the visitors must not be.
+                # The reader is gone or the disk is full. That costs lines, but must not cost requests.
                 with self._lock:
                     if not self._ended:
                         self.dropped += _count(data[at:])
@@ -207,7 +207,7 @@ class Output:
             try:
                 thread.start()
             except RuntimeError:
-                # There are as many threads as there may be, or the interpreter is at its end.
+                # No more threads are allowed, or the interpreter is shutting down.
                 self._drop()
                 self._busy = False
                 return
@@ -227,11 +227,11 @@ class Output:
             while data := self._take():
                 self._write_all(data)
                 if not (self._target.direct or self._waiting or self._until < math.inf):
-                    # Meanwhile lines gather, and nobody has to wake this thread for them.
+                    # Lines gather meanwhile, and nobody has to wake this thread for each.
                     time.sleep(_REST)
 
     def _take(self) -> bytes:
-        """What is to be written next; nothing if there is nothing, and then others write again."""
+        """What to write next. If that is nothing, callers write by themselves again."""
         with self._lock:
             taken = 0
             pieces = []
@@ -274,7 +274,7 @@ class Output:
     # The end
 
     def close(self, within: float = _LAST_LINES) -> None:
-        """Takes no more lines. What waits has so many seconds; nobody waits for that, but see `pending`."""
+        """Takes no more lines. What waits is written for up to `within` seconds, without blocking here."""
         with self._lock:
             if self._until < math.inf:
                 return
@@ -282,23 +282,23 @@ class Output:
             if self._thread is None:
                 self._end()
             elif not self._busy:
-                # Closing a file may wait for its disk too.
+                # Closing a file may wait for the disk too, so the thread does it.
                 self._busy = True
                 self._wake.release()
 
     @property
     def pending(self) -> bool:
-        """Whether some of what was written before `close` still waits, within its time."""
+        """Whether lines from before `close` still wait and have time left."""
         return self._until < math.inf and not self._is_over()
 
     def finish(self, within: float = _LAST_LINES) -> None:
-        """Closes it, and waits until all is written, but not longer: for the end of the process."""
+        """Closes it and waits until all is written, at most `within` seconds: at the end of a process."""
         self.close(within)
         while self.pending:
             time.sleep(_RETRY)
 
     def give_up(self) -> None:
-        """Drops what waits, and lets go of what this object owns."""
+        """Drops what waits, and closes what this object owns."""
         with self._lock:
             if not self._ended:
                 self._until = -math.inf
@@ -316,5 +316,5 @@ class Output:
 
 
 def _count(data: bytes) -> int:
-    """How many lines; the end of one that was cut off is none."""
+    """How many lines. A leading line feed only ends a line that was cut off."""
     return data.count(b"\n") - data.startswith(b"\n")

@@ -60,7 +60,7 @@ _LINGER = 5.0
 _SMALL = 16 * 1024
 _AFTER = 30  # seconds, after which it may be worth trying again
 ORIGINAL_TARGET = "X-Original-Target"
-"""Tells the server of the edge's own pages what the visitor sent, where it is sent another spelling."""
+"""The target as the visitor sent it, for the server of the edge's own pages when its path is normalised."""
 # What the edge itself tells the server of its own pages, or does not: no page takes a body.
 _SAID_HERE = (
     b"connection:",
@@ -74,7 +74,7 @@ _SAID_HERE = (
     b"upgrade:",
     b"x-original-target:",
 )
-_NOBODY = b"-"  # the client whom nobody can name
+_NOBODY = b"-"  # stands for a client whose address is not known
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _ID = b"X-Request-ID: "
@@ -138,14 +138,14 @@ class Downstream(Flow):
         self.keep = True
         self.framing = _AS_SENT
         self.linger_until: float | None = None
-        self.waiting = 0  # bytes that the system had not taken when that was last looked at
-        self.owed: Exchange | None = None  # it is over, but for the end of its response, which waits
+        self.waiting = 0  # bytes that the system had not taken at the last look
+        self.owed: Exchange | None = None  # over, except that the end of its response is not sent yet
         self.head_since: float | None = None
         self.idle_since = 0.0
         self.request_id = self.trace = b""
         self.client = self.peer = b""
-        self.own = b""  # the lines that say of the peer itself who it is and how it came
-        self.told = False  # what a trusted proxy said of its last visitor is still in force
+        self.own = b""  # the X-Forwarded-* lines that describe the peer itself
+        self.told = False  # `client` and `secure` are what a trusted proxy said about its last request
         self.trusted = False
         self.standing: bool | None = None
         self.introducer: bytes | None = None
@@ -164,7 +164,7 @@ class Downstream(Flow):
         unix = self.door.unix
         address = LOCAL if unix else address_of(transport)
         if not self.edge.enter(self) or address is None:
-            # A TCP peer that has no address has reset the connection: there is nobody to answer or to blame.
+            # A TCP peer without an address has reset the connection: there is nobody to answer or to log.
             self.transport.abort()
         else:
             self.begin(self.transport, address, True if unix else None)
@@ -178,7 +178,7 @@ class Downstream(Flow):
     ) -> None:
         """Serves a connection that was counted already.
 
-        standing: whether its peer is trusted, if that is not for the policy's networks to say.
+        standing: whether its peer is trusted; None if the policy's networks decide.
         introducer: the address of the proxy whose PROXY header named the peer.
         """
         edge = self.edge
@@ -198,12 +198,12 @@ class Downstream(Flow):
         self._weigh()
 
     def _weigh(self) -> None:
-        """Whether a request needs more than an ordinary look."""
+        """Works out whether requests may take the short path."""
         self.careful = self.edge.careful or self.door.redirect_to_https
         self.ordinary = not (self.careful or self.trusted or self.told)
 
     def take_heed(self) -> None:
-        """The policy may be another one, or the edge goes down."""
+        """The policy may have changed, or the edge has begun to drain."""
         edge = self.edge
         if self.standing is None:
             self.trusted = edge.believes(self.peer)
@@ -213,7 +213,7 @@ class Downstream(Flow):
         self._weigh()
         self._count_address()
         if self.introducer is not None and not edge.may_introduce(self.introducer):
-            # The peer's address is the word of somebody who is not believed any more, and there is no other.
+            # The peer's address came from a proxy that is no longer trusted, and nothing else is known.
             self.keep = False
             if self.exchange is None and self.linger_until is None:
                 self._close()
@@ -222,7 +222,7 @@ class Downstream(Flow):
             self.keep = False
 
     def _count_address(self) -> None:
-        """Who is there stays; whether it counts for its address, a reload may have changed."""
+        """A reload may change whether this connection counts for its address. It stays open in any case."""
         edge = self.edge
         if self.trusted or not edge.policy.limits.connections_per_address:
             if self.address_key is not None:
@@ -249,7 +249,7 @@ class Downstream(Flow):
             exchange.on_visitor_gone(unsent=lost)
 
     def _lost(self) -> int:
-        """Bytes that were written and will not arrive: after an error the transport knows of none."""
+        """Bytes that were written and will not arrive. After an error the transport reports none."""
         return self.unsent() or (0 if self.writable else self.waiting)
 
     def gone(self) -> None:
@@ -363,7 +363,7 @@ class Downstream(Flow):
             return
         except VisitorError as error:
             if self.trusted and not self.told:
-                # A line that is refused has its visitor too, if the rest can be read.
+                # The log should name the visitor of a refused request as well, if the headers can be read.
                 with suppress(VisitorError):
                     self._believe(blocks[raw])
             self._refuse(error)
@@ -442,7 +442,7 @@ class Downstream(Flow):
         else:
             if block.host is None:
                 raise BadRequest
-            # What follows a request to switch may have been meant for what it is to switch to.
+            # What follows an upgrade request may be meant for the new protocol.
             self.keep = not block.close and block.upgrade is None
         if self.edge.draining:
             self.keep = False
@@ -474,8 +474,8 @@ class Downstream(Flow):
             raise BadRequest
         host = host_name(authority)
         public = self.edge.public
-        # Where the public URL is known, nobody is sent to a host that only the request speaks of. A port of
-        # plain http is not one of https, and which one is, only the public URL says.
+        # If the public URL is known, a host that only the request names is no target. The port of plain http
+        # is not that of https, which only the public URL tells.
         if public and (host == host_name(public) or host not in self.edge.host_members):
             host = public
         target = line.target if line.target != b"*" else b""
@@ -497,20 +497,20 @@ class Downstream(Flow):
             self.request_id = block.request_id or trace[3:35]
 
     def _believe(self, block: HeaderBlock) -> None:
-        """The peer is a trusted proxy: who the visitor is and how they came is what it says."""
+        """The peer is a trusted proxy, so it says who the visitor is and how they came."""
         edge = self.edge
         visitor = find_visitor(block.forwarded, self.peer, edge.trusts.__getitem__)
         self.told = True
         self.client = visitor.client
         if visitor.unread is not None:
-            # No word that a reader of the log could take for a host's name, and look up.
+            # Not a word: readers of the log might take one for a host name and look it up.
             self.client = _NOBODY
             edge.note_unread(self.peer, *visitor.unread)
         self.secure = self.door.secure if visitor.secure is None else visitor.secure
         self.forwarded = self._forwarded_lines(visitor.client, visitor.addresses, self.secure)
 
     def _forget(self) -> None:
-        """What was said of the last request's visitor is not true of the next one's."""
+        """What the proxy said about the last request does not hold for the next one."""
         self.told = False
         self.client = self.peer
         self.secure = self.door.secure
@@ -633,7 +633,7 @@ class Downstream(Flow):
         if not self.keep:
             lines.append(b"Connection: close")
         elif line is not None and line.http10:
-            # RFC 9112 section 9.3: only then does a 1.0 client know that it may go on.
+            # RFC 9112 section 9.3: without it a 1.0 client takes the connection for closed.
             lines.append(b"Connection: keep-alive")
         self.write(b"\r\n".join((*lines, b"", body)))
 
@@ -710,7 +710,7 @@ class Downstream(Flow):
         line = ask.line
         path = normal(line.path)
         if path != line.path:
-            # That server compares what it is sent; the log is to have what the visitor sent.
+            # Its routes are compared literally, so it gets the normalised path; the log gets the original.
             target = quote(path).encode("ascii") + line.target[len(line.path) :]
             lines[0] = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
             lines.append(ORIGINAL_TARGET.encode("ascii") + b": " + line.target)
@@ -722,7 +722,7 @@ class Downstream(Flow):
     # What an exchange asks for
 
     def whose(self) -> bytes | None:
-        """The client that the request counts for; None if a trusted proxy does not say whom it is for."""
+        """The client that the request counts for; None if a trusted proxy names nobody."""
         return None if self.trusted and self.client == self.peer else self.client
 
     def upstream_head(self, exchange: Exchange) -> bytes:
@@ -823,23 +823,23 @@ class Downstream(Flow):
         self._next_or_end(b"")
 
     def owes(self, exchange: Exchange, last: int) -> bool:
-        """Whether bytes of a response that is over still wait: then the exchange is told of them later."""
+        """Whether the end of a complete response is not sent yet. If so, the exchange is told later."""
         closing = self.wire.is_closing()
         if not (closing or self.wire.get_write_buffer_size()):
             return False
         self.owed = exchange
         self.waiting = self.unsent()
         if closing:
-            # What was written last may have been thrown away.
+            # The last write may have been discarded.
             self.waiting += last
             self.writable = False
         else:
-            # To be told when nothing waits any more. Until then nothing else is written.
+            # So that `resume_writing` is called once all is sent. Until then nothing else is written.
             self.wire.set_write_buffer_limits(0)
         return True
 
     def _give_up_owed(self, lost: int, who: str = "C") -> None:
-        """The connection ends: what was owed is settled, `lost` bytes of it did not go out."""
+        """The connection ends: the owed response is recorded, with `lost` bytes that were not sent."""
         owed, self.owed = self.owed, None
         if owed is not None:
             owed.undelivered(lost, who)
@@ -927,9 +927,10 @@ class Downstream(Flow):
             self._read_held()
 
     def close_if_idle(self, since: float) -> None:
-        """Closes a connection that waits between requests since then, unless one has come that is unread.
+        """Closes a connection that has been idle since then, unless a request has arrived unread.
 
-        One that lingers since then goes once its answer has arrived: a drain does not wait for its peer.
+        One that has lingered since then is dropped once its answer has arrived: a drain does not wait for the
+        peer to close.
         """
         if self.linger_until is not None:
             if self.linger_until - _LINGER <= since and not self.unsent() and all_arrived(self.wire):
@@ -945,7 +946,7 @@ class Downstream(Flow):
         self.transport.close()
 
     def grant(self, lost: float, now: float) -> None:
-        """So many seconds count for no deadline."""
+        """Puts every deadline off by the `lost` seconds in which the process did not run."""
         self.idle_since = min(now, self.idle_since + lost)
         if self.head_since is not None:
             self.head_since = min(now, self.head_since + lost)
@@ -987,7 +988,7 @@ class Downstream(Flow):
         if waiting and waiting < self.waiting:
             self.waiting = waiting
             if self.owed is not None:
-                # Who reads slowly has as long for each part as for any other.
+                # A slow reader gets the full time for each part.
                 self.idle_since = now
 
     def _sweep_lingering(self, until: float, now: float) -> None:

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from fedproxy.proxy.tunnel import Tunnel
 
 _log = logging.getLogger(__name__)
-_UNREAD = 64  # proxies and fields of which it is said that they name no address
+_UNREAD = 64  # warnings about proxies that name no address, one for each proxy and field
 _BUILD = b"/build/"
 _PAGES = b"/v2/"
-_ASLEEP = 1.0  # seconds that were lost, after which members may have given up on this edge ...
+_ASLEEP = 1.0  # after so many lost seconds members may have given up on this edge ...
 _AWAKE = 10.0  # ... for so many seconds
 _NUMBERS = [b"%03x" % number for number in range(1, 4096)]
 
@@ -254,13 +254,14 @@ class Edge:
         return bool(self.policy.trusted) and self.trusts[peer]
 
     def may_introduce(self, proxy: bytes) -> bool:
-        """Whether a proxy may say in a PROXY header who comes: anybody, unless there are trusted proxies."""
+        """Whether a peer may name the visitor in a PROXY header. Without `trusted_proxies` every peer may."""
         return not self.policy.trusted or self.trusts[proxy]
 
     def enter_address(self, address: bytes, *, is_there: bool = False) -> bytes | None:
         """Counts a connection of a client address, and returns what `leave_address` is to be given.
 
-        None if the address has as many as it may. `is_there`: it was let in before, and is counted anyway.
+        None if the address has as many as it may. `is_there`: the connection is open already, and is counted
+        in any case.
         """
         key = client_key(address)
         count = self.addresses.get(key, 0)
@@ -279,9 +280,9 @@ class Edge:
             del self.addresses[key]
 
     def enter_upload(self, visitor: Visitor, member: Member) -> tuple[Member, bytes] | None:
-        """Counts a request to a member whose body is on its way, and returns what `leave_upload` is given.
+        """Counts an upload to a member, and returns the key for `leave_upload`.
 
-        None if nobody is counted. Raises `TooManyUploads`.
+        None if it counts for nobody. Raises `TooManyUploads`.
         """
         limit = self.policy.limits.uploads_per_address
         client = visitor.whose()
@@ -289,14 +290,14 @@ class Edge:
             return None
         key = member, client_key(client)
         count = self.uploads.get(key, 0)
-        # However little a member takes, nobody holds more than a part of it.
+        # However small the member's limit is, nobody holds more than a quarter of it.
         if count >= min(limit, max(1, member.max_requests // 4)):
             raise TooManyUploads
         self.uploads[key] = count + 1
         return key
 
     def leave_upload(self, key: tuple[Member, bytes]) -> None:
-        """The body is here, or comes no more."""
+        """The body has arrived, or will not."""
         count = self.uploads[key] - 1
         if count:
             self.uploads[key] = count
@@ -319,7 +320,7 @@ class Edge:
             self.rate.note(key, now)
 
     def note_unread(self, peer: bytes, field: bytes, address: bytes) -> None:
-        """Says that a trusted proxy named a visitor by what is no address, once for each proxy and field."""
+        """Warns that a trusted proxy named a visitor by something other than an address."""
         if len(self._unread) < _UNREAD and (peer, field) not in self._unread:
             self._unread.add((peer, field))
             _log.warning(
@@ -344,7 +345,7 @@ class Edge:
         else:
             action = self.router.judge(paths, path)
             key = self._key_of(canonical(path)) if self._key_of is not None else None
-            # A part in what happens that one of those behind may see is seen here.
+            # What one of the servers behind may take it for counts here too.
             build = any(path.startswith(_BUILD) for path in paths)
             launch = any(path.startswith(_BUILD) and path.count(b"/") > 2 for path in paths)
             renews = build or any(path.startswith(_PAGES) for path in paths)
@@ -411,7 +412,7 @@ class Edge:
         now: float,
         launch: bool,
     ) -> Lease | Refusal:
-        """The member where a session is, or any if nothing says where; what it answers counts for nothing."""
+        """The member that has the session, or any if nothing says which. The outcome is not counted."""
         federation = self.federation
         if only is not None:
             return federation.acquire_session(*only, launch)
@@ -428,7 +429,7 @@ class Edge:
         return lease
 
     def _pin_of(self, cookie: bytes, now: float, launch: bool) -> Member | None:
-        """Of several values the first that names an available member, else the first that names one."""
+        """The first value that names an available member, else the first that names any."""
         named = [member for value in cookie.split(b";") if (member := self.pins.get(value)) is not None]
         available = (member for member in named if member.available(now, launch))
         return next(available, named[0] if named else None)
@@ -459,11 +460,11 @@ class Edge:
             self.sweep(now)
 
     def lost(self) -> float:
-        """Seconds that this process's loop did not have, ever: no time-out of anybody."""
+        """Seconds in which this process's loop did not run, all together. They count for no time-out."""
         return self._pulse.lost(time.monotonic())
 
     def grant(self, lost: float, now: float) -> None:
-        """So many seconds were nobody's: every deadline that ran meanwhile is put off."""
+        """Puts every deadline off by the `lost` seconds in which the process did not run."""
         if lost >= _ASLEEP:
             self._woke = now
         for downstream in self.connections:
@@ -472,7 +473,7 @@ class Edge:
             tunnel.grant(lost, now)
 
     def slept(self, since: float, now: float) -> bool:
-        """Whether this process was asleep since then, so that a connection lost now may be its own doing."""
+        """Whether this process has slept since then, so that a connection lost now may be its own fault."""
         return since <= self._woke >= now - _AWAKE or self._pulse.overdue(time.monotonic()) >= _ASLEEP
 
     def sweep(self, now: float) -> None:

@@ -102,7 +102,7 @@ class Entrance(Flow):
         elif header.own:
             self.standing = True if self.door.unix else None
         else:
-            # Somebody comes through the proxy and is not the proxy, so what they say is not its word.
+            # A visitor whom the proxy did not name. Their own headers must not count as the proxy's.
             self.standing = False
         if self.tls is None:
             self._become_downstream(self.transport)
@@ -117,7 +117,7 @@ class Entrance(Flow):
         secure = serve(self, tls, _time_for_handshake(self.edge), waiter, introduce=False)
         self.wire.set_protocol(secure)
         secure.connection_made(self.wire)
-        # What came right behind the header belongs to the handshake.
+        # What followed the header belongs to the handshake.
         data, self.held = self.held, b""
         while data and not self.wire.is_closing():
             buffer = memoryview(secure.get_buffer(len(data)))
@@ -127,7 +127,7 @@ class Entrance(Flow):
             data = data[size:]
         transport = None
         try:
-            # Of a failure there is nobody to tell.
+            # There is nobody to tell of a failure.
             with suppress(OSError):
                 await waiter
                 if not self.wire.is_closing():
@@ -175,7 +175,7 @@ class Entrance(Flow):
             self.edge.counts.connections -= 1
 
     def take_heed(self) -> None:
-        """Closes who may not say, or may not any more, for whom it comes."""
+        """Closes the connection of a proxy that may not, or no longer, send a PROXY header."""
         if self.peer is not None and not self.over and not self.edge.may_introduce(self.peer):
             self._refuse()
 
@@ -189,7 +189,7 @@ class Entrance(Flow):
         self.transport.abort()
 
     def grant(self, lost: float, now: float) -> None:
-        """So many seconds count for no deadline."""
+        """Puts every deadline off by the `lost` seconds in which the process did not run."""
         self.since = min(now, self.since + lost)
 
     def sweep(self, now: float) -> None:

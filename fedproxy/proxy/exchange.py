@@ -59,7 +59,7 @@ _PASSED_OVER = frozenset((502, 503, 504))
 
 
 def refused(why: Refusal) -> EdgeError:
-    """What a visitor is told for whom there is no lease."""
+    """What a visitor is told if there is no lease."""
     if why is Refusal.FULL:
         return AllFull()
     return SessionAway() if why is Refusal.AWAY else NoMember()
@@ -72,7 +72,7 @@ class Visitor(Protocol):
     client: bytes
 
     def whose(self) -> bytes | None:
-        """The client that the request counts for; None if a trusted proxy does not say whom it is for."""
+        """The client that the request counts for; None if a trusted proxy names nobody."""
 
     def upstream_head(self, exchange: Exchange) -> bytes:
         """The request's head as the member in `exchange.pool` is sent it."""
@@ -93,15 +93,15 @@ class Visitor(Protocol):
         """The exchange is over and its response is whole."""
 
     def owes(self, exchange: Exchange, last: int) -> bool:
-        """Whether bytes of the whole response wait for the system; `last` were written last.
+        """Whether bytes of the complete response are not sent yet. `last`: the size of the last write.
 
-        If so, `delivered` or `undelivered` is called once it is known what became of them.
+        If so, `delivered` or `undelivered` is called once their fate is known.
         """
 
     def broken(self, exchange: Exchange) -> int:
         """The exchange is over and its response is not whole: it must not look complete.
 
-        Returns how many bytes of it were written and not sent.
+        Returns how many bytes of it were written but not sent.
         """
 
     def pause(self) -> None:
@@ -156,7 +156,7 @@ class Exchange:
     )
 
     pool: Pool
-    upload: tuple[Member, bytes] | None  # set where a body follows: what it counts for while it is on its way
+    upload: tuple[Member, bytes] | None  # its key in `Edge.uploads`; set only for requests with a body
     # Of a launch: whether its events are read, which tell what a status cannot, and how it ended.
     watched = False
     outcome: str | None = None
@@ -219,8 +219,8 @@ class Exchange:
         pool = self.pool = self.edge.pools[lease.member.name]
         idle = pool.idle
         while idle:
-            # The one used last, unless something waits there that the loop has yet to read: its end, which
-            # would lose a POST, or bytes that nobody asked for, which would be taken for the answer.
+            # The one used last, unless something has arrived on it that the loop has not read: an end, which
+            # would lose a POST, or stray bytes, which would be taken for the answer.
             upstream = idle.pop()
             if upstream.transport.is_closing():
                 continue
@@ -257,7 +257,7 @@ class Exchange:
             self._send(upstream)
 
     def _on_own_fault(self, error: EdgeError) -> None:
-        """There is no connection, for which the member is not to blame."""
+        """There is no connection, and the member is not to blame."""
         lease = self.lease
         if error.elsewhere and lease is not None and self._may_retry(delivered=False):
             now = self.edge.clock()
@@ -307,15 +307,15 @@ class Exchange:
     def expect_body(self) -> None:
         """A body follows the head: `send_body` for each part of it.
 
-        Nothing is asked of a member before the first of it has come, so that who sends nothing takes nothing
-        from a member. Where the visitor waits for a word of the member (`Expect`), it is asked at once.
+        No member is asked before the first part has arrived, so a visitor who sends nothing takes no slot of
+        a member. With `Expect: 100-continue` the member is asked at once, as the visitor waits for it.
         """
         self.body_done = False
         self.held = []
         self.upload = None
 
     def begin_upload(self) -> None:
-        """As `begin`, for a request with a body, unless its client has too many of them on their way."""
+        """As `begin`, for a request with a body; refused if its client has too many uploads under way."""
         edge = self.edge
         now = edge.clock()
         lease = edge.choose(self.ask, self.block, self.visitor.client, now, self.is_launch)
@@ -332,7 +332,7 @@ class Exchange:
         self._attempt(lease)
 
     def _leave_upload(self) -> None:
-        """The body is not on its way any more."""
+        """The upload is over."""
         upload, self.upload = self.upload, None
         if upload is not None:
             self.edge.leave_upload(upload)
@@ -436,7 +436,7 @@ class Exchange:
         self.lease = None
         member = lease.member
         if self.ask.stays and not error.delivered:
-            # What a session's server answers says nothing about the member; that nobody answers does.
+            # What a session's server answers says nothing about the member; that it cannot be reached does.
             edge.federation.unreached(member, now, client)
         member.counts.errors[error.reason] += 1
         if self.committed:
@@ -450,7 +450,7 @@ class Exchange:
                     member.counts.retries[error.reason] += 1
                     self._again(again)
                     return
-            # It is no more to be asked, or has failed.
+            # That member is not available any more, or has failed.
             after = self._next(member, error.reason, now, error.delivered)
             if after is not None:
                 self._attempt(after)
@@ -460,12 +460,12 @@ class Exchange:
     def _blames(self, error: ExchangeError, now: float) -> bool:
         """Whether the member is to blame."""
         if isinstance(error, ResponseLost | BodyLost):
-            # One that was closed before it was used; or this edge slept, and the member gave up on it.
+            # Not if it was closed before it was used, or if this process slept and the member gave up on it.
             return not isinstance(error, StaleConnection) and not self.edge.slept(self.started, now)
         return isinstance(error, MemberError)
 
     def _same(self, member: Member, source: Source, now: float) -> Lease | Refusal:
-        """Another lease of the member that has the request already."""
+        """Another lease of the same member."""
         federation = self.edge.federation
         if self.ask.stays:
             return federation.acquire_session(member, source, self.is_launch)
@@ -503,11 +503,11 @@ class Exchange:
         if done and self.body_done and not (self.bytes_in and upstream.unsent()):
             upstream.release(now)
         else:
-            # An early answer: the member has not taken the whole request, and nobody else's may follow it.
+            # An early answer: the member has not read the whole request, so no other may follow on it.
             upstream.abort()
 
     def spend(self) -> None:
-        """The member is asked to switch: whatever it answers, its connection serves nobody else."""
+        """The member is asked to switch protocols. Whatever it answers, its connection is not used again."""
         if self.upstream is not None:
             self.upstream.spent = True
 
@@ -538,8 +538,8 @@ class Exchange:
     def _next(self, member: Member, reason: str, now: float, delivered: bool = True) -> Lease | None:
         """A lease of the next in rank after `member`; None if there is none, or the budget is used up.
 
-        `delivered`: `member` may have seen the request. A session is with nobody else, unless nothing said
-        where it is, and nobody could be reached who would know.
+        `delivered`: `member` may have seen the request. A session's request goes to another member only if
+        nothing said where the session is and `member` could not be reached.
         """
         edge, client = self.edge, self.visitor.client
         self.tried += (member,)
@@ -586,7 +586,7 @@ class Exchange:
     def on_visitor_gone(self, error: ExchangeError | None = None, unsent: int = 0) -> None:
         """The visitor left, or its time or its right to go on ran out: nobody is charged.
 
-        unsent: bytes that were written and did not go out.
+        unsent: bytes that were written but not sent.
         """
         if self.settled:
             return
@@ -614,7 +614,7 @@ class Exchange:
     # Time
 
     def grant(self, lost: float, now: float) -> None:
-        """So many seconds count for no deadline."""
+        """Puts every deadline off by the `lost` seconds in which the process did not run."""
         if self.progress is not None:
             self.progress = (self.progress[0], min(now, self.progress[1] + lost))
 
@@ -692,11 +692,11 @@ class Exchange:
         self.visitor.finished(self, now)
 
     def delivered(self, now: float) -> None:
-        """What waited of a response that was over is sent."""
+        """The end of the response is sent."""
         self._record(now)
 
     def undelivered(self, unsent: int, who: str) -> None:
-        """So many bytes of a response that was over will not be sent; `who` ended it, as in the log."""
+        """`unsent` bytes of the response will never be sent. `who` ended it, as in the log."""
         self.bytes_out = max(0, self.bytes_out - unsent)
         self.error = VisitorGone()
         self.termination = who + "D"

@@ -52,7 +52,7 @@ def has_left(transport: asyncio.BaseTransport) -> bool:
 
 
 def look_at(transport: asyncio.BaseTransport) -> Callable[[float], Sequence[object]]:
-    """What says, called with 0, whether bytes or an end have arrived that the loop has not read yet."""
+    """A function that tells, called with 0, whether bytes or an end have arrived and are not read yet."""
     poll = select.poll()
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.fileno() >= 0:
@@ -72,7 +72,7 @@ class Flow(asyncio.Protocol):
         self.reading = True
 
     def cut_off(self) -> None:
-        """The other side ended without the goodbye of TLS: what is written from here on goes nowhere."""
+        """The other side ended without `close_notify`: what is written from now on is lost."""
 
     def unsent(self) -> int:
         """Bytes that the system has not taken yet."""

@@ -55,7 +55,7 @@ class Waiting:
 
     def __init__(self, head: ResponseHead, lost: float) -> None:
         self.head = head
-        self.lost = lost  # seconds that the edge had lost as the timer was set
+        self.lost = lost  # `Edge.lost` when the timer was set
         self.body: list[bytes] = []
         self.size = 0
         self.found = False
@@ -178,7 +178,7 @@ class LaunchExchange(Exchange):
         waiting.timer = loop.call_at(when, self._time_out, waiting)
 
     def _time_out(self, waiting: Waiting) -> None:
-        """It waited for as long as it may; what this edge slept of it is added."""
+        """It has waited for as long as it may, except for the time in which this process slept."""
         lost = self.edge.lost()
         more, waiting.lost = lost - waiting.lost, lost
         if more <= TOLERANCE:

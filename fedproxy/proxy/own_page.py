@@ -18,8 +18,7 @@ _GOODBYE = 5.0  # seconds
 class OwnPage(Flow):
     """Lets `handler` answer one request, and keeps the connection within the edge's limits meanwhile.
 
-    The connection ends with the page. It has `timeouts.request_idle` for it, and again for each part that the
-    visitor reads.
+    The connection ends with the page. The visitor has `timeouts.request_idle` for each part of it.
     """
 
     waiting = 0
@@ -71,13 +70,13 @@ class OwnPage(Flow):
         self.transport.abort()
 
     def grant(self, lost: float, now: float) -> None:
-        """So many seconds count for no deadline."""
+        """Puts every deadline off by the `lost` seconds in which the process did not run."""
         self.since = min(now, self.since + lost)
 
     def sweep(self, now: float) -> None:
         """Cuts who sends or reads a page for too long."""
         waiting = self.unsent()
-        # Who has the whole page has only to say goodbye.
+        # The whole page is sent, and only the peer's close is missing.
         over = not waiting and self.transport.is_closing()
         if waiting != self.waiting:
             self.waiting = waiting

@@ -13,8 +13,8 @@ from fedproxy.decide.limit import Bans, Networks
 class Door:
     """A listener, as those see it who come in there. All of them hold the same one, which `renew` changes.
 
-    unix: it is a unix socket. Only there may a peer have no address, and it is trusted, because whoever may
-    open the socket is this machine's own proxy. proxy_protocol: every connection begins with a PROXY protocol
+    unix: it is a unix socket. Only there may a peer have no address, and it is trusted, because only this
+    machine's own proxy may open the socket. proxy_protocol: every connection begins with a PROXY protocol
     header. redirect_to_https: every request is sent to the same URL over https. hsts: for how many seconds
     browsers are to use nothing but https (RFC 6797); 0 says nothing.
     """

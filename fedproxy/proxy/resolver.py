@@ -1,8 +1,8 @@
 """Members' names to addresses, followed when they change.
 
-A name that is followed is asked for again in the background whenever its time to live is over, so that no
-request waits for that, and whoever follows it is told when it moved. What an answer means is decided in
-`decide.addresses`. When a name cannot be resolved any more, its last addresses go on serving: a name server
+A name that is followed is resolved again in the background whenever its time to live is over, so that no
+request waits for that, and its watchers are told when it moves. What an answer means is decided in
+`decide.addresses`. When a name cannot be resolved any more, its last addresses stay in use: a name server
 that is down must not take healthy members with it.
 """
 
@@ -24,14 +24,14 @@ from fedproxy.errors import ExchangeError, NameFailed, NoResolver, own_fault
 AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 _SHORTEST, _LONGEST = 1.0, 60.0
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-# The name exists, or does not, and has no such address: an answer, though an empty one.
+# The name does not exist, or has no such address: an answer, though an empty one.
 _EMPTY = (aiodns.error.ARES_ENODATA, aiodns.error.ARES_ENOTFOUND)
 # c-ares cannot work here: its configuration or memory, not the name.
 _BROKEN = (aiodns.error.ARES_EFILE, aiodns.error.ARES_ENOMEM, aiodns.error.ARES_ENOTINITIALIZED)
 # c-ares keeps an answer without data for an hour, whatever its time to live, and cannot be told not to
-# (c-ares issue 1293). What it keeps ends with its channel, so none is used for longer than this, in seconds.
+# (c-ares issue 1293). Its cache ends with the channel, so none is used for more than this many seconds.
 _LONGEST_CHANNEL = 1.0
-_FRESHEN = 0.5  # seconds for a new answer where the last one can be used
+_FRESHEN = 0.5  # seconds to wait for a new answer if the last one can be used
 _PATIENCE = 1.0  # seconds for a name server's answer; twice that the second time
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Name:
         self.found: list[AddressInfo] = []
         self.expires = float("-inf")
         self.asking: asyncio.Task[None] | None = None
-        self.error: Exception | None = None  # of the last time it was asked for
+        self.error: Exception | None = None  # of the last attempt to resolve it
         self.watchers: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
@@ -65,8 +65,8 @@ class _Channel:
 class Resolver:
     """Resolves with c-ares, which reads /etc/hosts and /etc/resolv.conf.
 
-    nameservers: who is asked in place of those in /etc/resolv.conf, as `ADDRESS:PORT`; by default those in
-    the environment's FEDPROXY_NAMESERVERS, with commas between them, if there are any.
+    nameservers: used in place of those in /etc/resolv.conf, as `ADDRESS:PORT`. The default is the environment
+    variable FEDPROXY_NAMESERVERS, separated by commas, if it is set.
     """
 
     def __init__(self, clock: Callable[[], float], nameservers: Sequence[str] = ()) -> None:
@@ -82,8 +82,8 @@ class Resolver:
         """All addresses of a name, in the resolver's order.
 
         Raises `NameFailed`, and a kind of `EdgeFailed` if nothing can be resolved here at all. It waits for
-        an answer only if there was none yet. If the last one is too old and nobody follows the name, it waits
-        for a moment.
+        an answer only if there was none yet, or for a moment if the last one has expired and nobody follows
+        the name.
         """
         address = _parsed(host)
         if address is not None:
@@ -92,16 +92,16 @@ class Resolver:
         if self._clock() >= name.expires:
             asking = self._ask(name)
             if not (name.found and name.watchers):
-                # Others may wait for it too, and whoever stops to wait does not stop it.
+                # Others may wait for it too, so a cancelled caller must not cancel it.
                 await asyncio.wait([asking], timeout=_FRESHEN if name.found else None)
         if not name.found:
             raise _fault(host, name.error) from name.error
         return name.found
 
     def follow(self, host: str, port: int, watcher: Callable[[], None]) -> Name | None:
-        """Has a name asked for again and again; `watcher` is called when its addresses or those held changed.
+        """Keeps a name resolved. `watcher` is called when its addresses, or those on hold, change.
 
-        None for what is an address itself.
+        None if `host` is an address itself.
         """
         if _parsed(host) is not None:
             return None
@@ -116,7 +116,7 @@ class Resolver:
             del self._names[name.host, name.port]
 
     def sweep(self, now: float) -> None:
-        """To be called about once a second: asks for what has expired."""
+        """To be called about once a second: resolves the names that have expired."""
         for name in list(self._names.values()):
             if not name.watchers:
                 continue
@@ -127,7 +127,7 @@ class Resolver:
 
     async def close(self) -> None:
         """Ends what is under way, and the resolver's own sockets."""
-        # Names that nobody follows any more may still be asked for.
+        # Some may be for names that nobody follows any more.
         for task in self._asking:
             task.cancel()
         await asyncio.gather(*self._asking, return_exceptions=True)
@@ -151,7 +151,7 @@ class Resolver:
     async def _learn(self, name: Name) -> None:
         try:
             found, failed, ttl = await self._look_up(name)
-        # ValueError: a name that no resolver takes. The last two are of a channel that cannot be made.
+        # ValueError: a name that no resolver accepts. The last two: a channel that cannot be made.
         except (aiodns.error.DNSError, ValueError, pycares.AresError, RuntimeError) as error:
             self._failed(name, error)
             return
@@ -172,7 +172,7 @@ class Resolver:
     def _failed(self, name: Name, error: Exception) -> None:
         if name.found and name.error is None:
             _log.warning(
-                "%s does not resolve any more (%s); its last addresses go on serving, until it does",
+                "%s does not resolve any more (%s); its last addresses stay in use until it does",
                 name.host,
                 error.args[-1] if error.args else error,
             )
@@ -186,9 +186,9 @@ class Resolver:
         failed: set[int] = set()
         absent = name.addresses.absent(found) if found else ()
         if absent and self._clock() - asked >= _PATIENCE:
-            # What was not answered then is not answered now.
+            # The server did not answer that half, and will not now.
             return found, set(absent), ttl
-        # An answer with one family alone does not tell whether the other has none or could not be had.
+        # An answer of one family does not tell whether there is none of the other, or asking for it failed.
         for version in absent:
             try:
                 more, _ = await self._query(name, _FAMILIES[version])
@@ -196,7 +196,7 @@ class Resolver:
                 if error.args[0] not in _EMPTY:
                     failed.add(version)
             else:
-                # What /etc/hosts says has no time to live, and is all that there is.
+                # An answer from /etc/hosts has no time to live, and is complete.
                 found += more if ttl else []
         return found, failed, ttl
 
@@ -214,12 +214,12 @@ class Resolver:
         for node in answer.nodes:
             ip = node.addr[0]
             found.append(plain(ip.decode("ascii") if isinstance(ip, bytes) else str(ip)))
-        # A name that is moved by its CNAME is as old as that.
+        # A name may also move by its CNAME.
         lives = [node.ttl for node in answer.nodes] + [cname.ttl for cname in answer.cnames]
         return found, min([_LONGEST, *map(float, lives)])
 
     async def _open(self) -> _Channel:
-        """The channel in use, or another in its place when its time is over."""
+        """The channel in use, or a new one if that is too old."""
         now = self._clock()
         old = self._channel
         if old is not None and now < old.until:
@@ -237,7 +237,7 @@ class Resolver:
 def _fault(host: str, error: Exception | None) -> ExchangeError:
     """Whose fault it is that a name was not resolved."""
     try:
-        # c-ares says of a socket that it could not have what it says of a server that does not answer.
+        # c-ares reports a socket that it could not open like a server that does not answer.
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
     except OSError as refused:
         return own_fault(refused) or NoResolver()
@@ -248,7 +248,7 @@ def _fault(host: str, error: Exception | None) -> ExchangeError:
 
 
 def plain(address: str) -> str:
-    """An IP address in the one way of writing it, without its zone."""
+    """An IP address in its canonical form, without a zone."""
     return str(ipaddress.ip_address(address.partition("%")[0]))
 
 

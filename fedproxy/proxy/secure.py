@@ -1,9 +1,9 @@
 """TLS between a connection and its protocol: the loop's own, with what lies below it in view.
 
-A TLS transport of the loop tells how much waits to be encrypted. What is encrypted waits in the transport
-below, which nobody is shown, and is lost without a word when the goodbye takes longer than the loop waits.
-So the protocol above is told to pause and to resume by the transport below, like one that speaks no TLS, and
-how long an end may take is decided by those who look at its progress.
+The loop's TLS transport tells how much waits to be encrypted. What is encrypted waits in the transport below,
+which is hidden, and is dropped silently if the TLS shutdown takes longer than the loop allows. So here the
+transport below tells the protocol above when to pause and to resume, as without TLS, and the protocol decides
+how long an end may take.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Secure(SSLProtocol):  # type: ignore[misc]
     @property
     def transport(self) -> asyncio.Transport:
         """Raises RuntimeError when the connection is lost."""
-        # Not kept: of what holds itself nobody would be told that it is gone.
+        # Not kept: in a reference cycle it would not be freed when the connection is gone.
         return cast(asyncio.Transport, self._get_app_transport())
 
     def connection_made(self, transport: Any) -> None:
@@ -74,7 +74,7 @@ class Secure(SSLProtocol):  # type: ignore[misc]
 
     def resume_writing(self) -> None:
         self._full = False
-        # What waited here goes down, and there may be no room for it all.
+        # This writes what waited here, which may fill the transport below again.
         super().resume_writing()
         if not self._full and self._told:
             self._told = False
@@ -83,7 +83,7 @@ class Secure(SSLProtocol):  # type: ignore[misc]
     def eof_received(self) -> None:
         above = self._above()
         super().eof_received()
-        # The loop says nothing of it, and throws away what is written from here on.
+        # The loop does not report this, and drops what is written from now on.
         above.cut_off()
 
     def _above(self) -> Flow:
@@ -98,7 +98,7 @@ def serve(
     *,
     introduce: bool = True,
 ) -> Secure:
-    """For a visitor, who has `handshake` seconds. Without `introduce` the protocol knows the connection."""
+    """TLS for a visitor, who has `handshake` seconds. introduce: call `protocol.connection_made`."""
     return Secure(protocol, context, waiter, handshake=handshake, introduce=introduce)
 
 
@@ -136,7 +136,7 @@ def wire_of(transport: asyncio.Transport) -> asyncio.Transport:
 
 
 def read_rest(transport: asyncio.Transport) -> tuple[bytes, bool]:
-    """What the loop left unread of a TLS connection that is lost, and whether the other side said goodbye."""
+    """What the loop left unread of a lost TLS connection, and whether the other side sent `close_notify`."""
     tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
     parts: list[bytes] = []
     if tls is None:

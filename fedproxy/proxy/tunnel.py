@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.exchange import Exchange
     from fedproxy.proxy.upstream import Upstream
 
-_GOODBYE = 5.0  # seconds that a side may take to answer that of TLS
+_GOODBYE = 5.0  # seconds that a side may take to answer a close_notify
 
 
 class Side(Flow):
@@ -22,8 +22,8 @@ class Side(Flow):
     peer: Side
     received = 0  # bytes
     ended = False  # nothing more will be read
-    lost = 0  # bytes that were written, and did not go out before the connection was gone
-    waiting = 0  # bytes that the system had not taken when that was last looked at
+    lost = 0  # bytes that were written but not sent before the connection was gone
+    waiting = 0  # bytes that the system had not taken at the last look
     writable = True
 
     def __init__(self, tunnel: Tunnel, transport: asyncio.Transport, who: str) -> None:
@@ -68,7 +68,7 @@ class Side(Flow):
         self.lost = self.unsent() or (0 if self.writable else self.waiting)
         if not self.peer.transport.is_closing():
             if self.wire is not self.transport:
-                # Whom nobody read from may have said more before the end.
+                # While reading was paused, more may have come before the end.
                 rest, _ = read_rest(self.transport)
                 if rest:
                     self.data_received(rest)
@@ -81,7 +81,7 @@ class Side(Flow):
         self.transport.close()
 
     def watch(self) -> None:
-        """Nothing more will be written: from here on `writable` says that all of it is sent."""
+        """Nothing more will be written: from now on `writable` means that all of it is sent."""
         if self.unsent():
             self.wire.set_write_buffer_limits(0)
 
@@ -114,7 +114,7 @@ class Tunnel:
         self.ended = self.ended or who
 
     def grant(self, lost: float, now: float) -> None:
-        """So many seconds count for no deadline."""
+        """Puts every deadline off by the `lost` seconds in which the process did not run."""
         self._since = min(now, self._since + lost)
 
     def sweep(self, now: float) -> None:

@@ -43,19 +43,19 @@ if TYPE_CHECKING:
     from fedproxy.proxy.policy import Endpoint
     from fedproxy.proxy.resolver import AddressInfo
 
-# A firewall or a limit of this machine: what others forbid is said in other words.
+# A firewall or a limit of this machine. A refusal from elsewhere has other numbers.
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
-# This machine may say so, or somebody on the way.
+# From this machine, or from a router on the way.
 _NO_WAY = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
-_SLEPT = 0.25  # seconds that this edge may be late at least without a failure being in doubt
-_AGAIN = 3  # times that a connection is tried anew, as this edge slept meanwhile
+_SLEPT = 0.25  # seconds of lost time that cast no doubt on a failure
+_AGAIN = 3  # further attempts to connect, each because this process slept during the one before
 _AWAITING_HEAD = -1
 _UNTIL_CLOSE = 1 << 62
 _LONGEST_HEAD = 64 * 1024
 _MOST_INTERIMS = 32
 _NEVER = float("inf")
 _AT_ONCE = float("-inf")
-# A connection's age may be less than the greatest by up to this share, so that not all end at once.
+# The greatest age of each connection is cut by up to this share, so that they do not all end at once.
 _SPREAD = 0.2
 _heads = Memo(response.read, entries=2048, longest=4096)
 
@@ -86,10 +86,10 @@ class Upstream(Flow):
     def __init__(self, pool: Pool) -> None:
         super().__init__()
         self.pool = pool
-        self.address = ""  # that it is connected to; none of a unix socket
+        self.address = ""  # of the peer; empty for a unix socket
         self.born = 0.0
-        self.share = 1.0  # of the greatest age
-        self.ends_at = _NEVER  # takes no other request from then on
+        self.share = 1.0  # the part of `connection_age` that this connection gets
+        self.ends_at = _NEVER  # from then on it takes no further request
         self.exchange: Exchange | None = None
         self.reused = False
         self.writable = True
@@ -98,7 +98,7 @@ class Upstream(Flow):
         self.held = b""
         self.keep = True
         self.ended = False  # the member said that there is no more
-        self.spent = False  # for this one exchange, whatever comes of it
+        self.spent = False  # not to be used again, whatever comes of this exchange
         self.idle_since = 0.0
 
     def __repr__(self) -> str:
@@ -176,7 +176,7 @@ class Upstream(Flow):
         try:
             response.check_begun(data, known)
         except BadResponse as error:
-            # It would be waited for in vain.
+            # The rest of it is not worth waiting for.
             self._fail(exchange, error)
         else:
             self.held = data
@@ -185,7 +185,7 @@ class Upstream(Flow):
         length = len(data) - end
         if head.bodiless or exchange.is_head:
             self.left = 0
-            # A 204 that announces a body may yet send it, and nobody else is to get that.
+            # A 204 that announces a body may still send it, and the next request must not get that.
             announced = head.status == 204 and (head.chunked or head.length)
             self.keep = not (head.close or length or announced)
             exchange.on_head(head, b"", True)
@@ -224,7 +224,7 @@ class Upstream(Flow):
         elif out:
             exchange.on_body(out, False)
         if chunks.behind and self.chunks is chunks:
-            # The rest of them in another turn: others want to be served meanwhile.
+            # The rest in another turn of the loop, so that others are served in between.
             self.pause()
             asyncio.get_running_loop().call_soon(self._catch_up, chunks)
 
@@ -238,7 +238,7 @@ class Upstream(Flow):
             self.resume()
 
     def resume(self) -> None:
-        """Reads on, once all that was read is passed on."""
+        """Reads on, once everything that was read is passed on."""
         if self.chunks is not None and self.chunks.behind:
             asyncio.get_running_loop().call_soon(self._catch_up, self.chunks)
         else:
@@ -250,16 +250,16 @@ class Upstream(Flow):
         exchange.on_failure(error)
 
     def eof_received(self) -> None:
-        # Returning nothing closes the transport; connection_lost says what that means. Of TLS only a goodbye
-        # is told here (RFC 8446 section 6.1): an end without one may be somebody else's.
+        # Returning nothing closes the transport; connection_lost says what that means. Over TLS only a
+        # close_notify gets here (RFC 8446 section 6.1): without one, anybody on the way may have ended it.
         self.ended = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.forget(self)
-        # What is read from here on may be the whole response, but nobody else is served on this connection.
+        # The rest may complete the response, but this connection must not go back to the pool.
         self.spent = True
         if self.wire is not self.transport and self.exchange is not None:
-            # Whom nobody read from may have sent it all and left.
+            # While reading was paused, the member may have sent everything and left.
             rest, ended = read_rest(self.transport)
             self.ended = self.ended or ended
             if rest:
@@ -291,7 +291,7 @@ class Upstream(Flow):
             return
         if not self.reading:
             if self.wire is not self.transport:
-                # There is no telling what TLS holds back.
+                # TLS may hold back bytes that nobody can see.
                 self.transport.close()
                 return
             self.resume()
@@ -326,11 +326,11 @@ class Pool:
         self.cookie_value = cookie_value
         self.host_line = b"Host: " + endpoint.authority + b"\r\n"
         self.idle: list[Upstream] = []
-        self.aside: list[Upstream] = []  # idle, but the name has not their address, or not at the moment
+        self.aside: list[Upstream] = []  # idle, but the name does not have their address at the moment
         self.connections: set[Upstream] = set()
         self.head_length = 0  # of the response before
         self.room = 0  # for so many idle connections; none in one that is closed
-        # None where there is none: an address, or a unix socket.
+        # None for an address or a unix socket.
         self.name = (
             edge.resolver.follow(endpoint.host, endpoint.port, self.sort) if not endpoint.path else None
         )
@@ -372,7 +372,7 @@ class Pool:
         self.expire(_NEVER)
 
     def sort(self) -> None:
-        """Looks at every connection again: its address may have come or gone, or the greatest age changed."""
+        """Sorts the connections again: an address may have come or gone, or the greatest age changed."""
         for upstream in self.connections:
             self._date(upstream)
         idle = sorted(self.idle + self.aside, key=_idle_since)
@@ -388,7 +388,7 @@ class Pool:
                 upstream.transport.close()
 
     def holds(self, upstream: Upstream) -> bool:
-        """Whether a connection's address is not one of the name's now, but may be again in a moment."""
+        """Whether the name lost a connection's address so recently that it may come back."""
         return self.name is not None and upstream.address in self.name.addresses.held
 
     def _date(self, upstream: Upstream) -> None:
@@ -416,7 +416,7 @@ class Pool:
         return await self._connect_awake()
 
     async def _connect_awake(self) -> Upstream:
-        """Tries again what failed while this edge slept: the member may have been in time."""
+        """Tries again if it failed while this process slept: the member may have been in time."""
         edge = self.edge
         for _ in range(_AGAIN):
             lost = edge.lost()
@@ -441,7 +441,7 @@ class Pool:
         except OSError as error:
             raise own_fault(error) or ConnectFailed() from error
         except ValueError as error:
-            # A name that no resolver takes.
+            # A name that no resolver accepts.
             raise ConnectFailed from error
         finally:
             if not made:
@@ -472,12 +472,12 @@ class Pool:
         else:
             await connect(upstream, endpoint.tls, endpoint.host, sock, self.edge.policy.timeouts.connect)
         peer = upstream.transport.get_extra_info("peername")
-        # One that is lost already has no peer, and is not used again.
+        # A connection that is already lost has no peer, and is not used.
         upstream.address = plain(peer[0]) if peer else ""
 
 
 def _is_cut_off(addresses: Sequence[AddressInfo]) -> bool:
-    """Whether this machine itself has no way to any of these: a datagram socket asks nobody else."""
+    """Whether this machine has no route to any of these. Connecting a datagram socket asks nobody else."""
     for family, _, _, _, address in addresses:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as sock:

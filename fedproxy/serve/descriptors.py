@@ -12,10 +12,10 @@ import resource
 from contextlib import suppress
 from typing import Final
 
-# Listeners, logs, name resolution, probes, and what is closing. The admin listener's come on top of it.
+# Listeners, logs, name resolution, probes, and connections that are closing. The admin listener's are extra.
 _RESERVE: Final = 48
-_ADMIN: Final = 16, 256  # at least and at most for the admin listener, and between them ...
-_ADMIN_SHARE: Final = 64  # ... one file of so many
+_ADMIN: Final = 16, 256  # files for the admin listener, at least and at most; between them ...
+_ADMIN_SHARE: Final = 64  # ... one file in so many
 
 
 def raise_limit() -> None:
@@ -38,7 +38,7 @@ def room() -> int:
 
 
 def admin_room() -> int:
-    """How many connections to the admin listener there are files for, whatever the visitors take."""
+    """How many connections to the admin listener there are files for, beside those for visitors."""
     least, most = _ADMIN
     return max(least, min(most, limit() // _ADMIN_SHARE))
 

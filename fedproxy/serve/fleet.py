@@ -49,9 +49,9 @@ _TO_START = 30.0  # seconds that a worker may take until it accepts
 _TO_ANSWER = 1.0  # seconds that a worker may take to answer a question
 _LONG_LIVED = 10.0  # seconds after which an end is no sign of a worker that cannot live
 _LISTEN = 0.25  # seconds between two looks at who was silent
-_SILENT = 3.0  # seconds without a word, of which there is one each second, after which a worker does not turn
-# Seconds after which it is given up, with all that its visitors have open: before an orchestrator ends the
-# whole edge for it. Whoever was stopped from outside (SIGSTOP, a debugger) may be let go on.
+_SILENT = 3.0  # seconds without a message, of which there is one each second: the worker does not turn
+# Seconds after which it is killed, with all its visitors' connections: before an orchestrator kills the whole
+# edge because of it. One that was stopped from outside (SIGSTOP, a debugger) has longer: it may be continued.
 _GIVE_UP, _GIVE_UP_STOPPED = 30.0, 120.0
 _BACK_OFF, _BACK_OFF_MAX = 0.5, 30.0  # seconds before a worker that keeps dying is started again
 
@@ -110,7 +110,7 @@ class Common:
 
 @dataclass(frozen=True)
 class Stuck:
-    """A worker that should serve and does not turn: nothing was heard of it for so many seconds."""
+    """A worker that should serve and does not turn: no message from it for so many seconds."""
 
     pid: int
     seconds: float
@@ -124,10 +124,10 @@ class Fleet(Protocol):
         """How many accept visitors."""
 
     def children(self) -> set[int] | None:
-        """The processes that it waits for; None while one is being started."""
+        """The child processes that it waits for itself; None while one is being started."""
 
     async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
-        """Returns when visitors are accepted. Raises StartError or ConfigError; it is to be closed then."""
+        """Returns when visitors are accepted. Raises StartError or ConfigError; close it then."""
 
     def put(self, put: Put) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
@@ -136,7 +136,7 @@ class Fleet(Protocol):
         """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
 
     async def look_after(self) -> None:
-        """Accepts also on the sockets that are left over: nobody else does any more."""
+        """Also accepts on the sockets that are left over, where nobody else does any more."""
 
     async def ask(self) -> None:
         """Asks each of them what it sees, and waits for the answers, but not long."""
@@ -145,7 +145,7 @@ class Fleet(Protocol):
         """What each of them saw when it was asked last."""
 
     def stuck(self) -> list[Stuck]:
-        """Those who should serve and do not turn."""
+        """The workers that should serve and do not turn."""
 
     async def drain(self, seconds: float) -> None:
         """Accepts nobody any more; returns when all has ended, or after so many seconds."""
@@ -234,7 +234,7 @@ class Inside:
         return [] if self._counted else [self.plane.survey()]
 
     def stuck(self) -> list[Stuck]:
-        """As `Fleet` says; if it did not turn, nobody would get this answer."""
+        """As `Fleet` says. If this process did not turn, there would be no answer at all."""
         return []
 
     async def drain(self, seconds: float) -> None:
@@ -264,7 +264,7 @@ class _Process:
         self.leaving = asyncio.Event()  # it wants to be replaced, or has ended
         self.draining = False
         self.last: Survey | None = None
-        self.silent = 0.0  # seconds since it said something, as far as anybody listened
+        self.silent = 0.0  # seconds without a message, while this process listened
         self.started = time.monotonic()
         self.parts: list[Snapshot] = []  # of the account that is being told
         self.answers: dict[int, asyncio.Future[None]] = {}
@@ -293,7 +293,7 @@ class Workers:
         self._logos: dict[str, Logo] = {}
         self._numbers = count()
         self._spawning = 0
-        self._lent: set[int] = set()  # slots in which nobody accepts: the others do
+        self._lent: set[int] = set()  # slots without a worker: the others accept there
 
     _start: Put
     _tickets: bytes
@@ -424,17 +424,17 @@ class Workers:
             self._lend(worker.slot)
 
     def _lend(self, slot: int) -> None:
-        """Nobody accepts in this slot: who waits there is served by the others."""
+        """No worker accepts in this slot, so the others serve the visitors who wait there."""
         self._lent.add(slot)
         for each in self._serving():
             self._hand(each, slot)
 
     def _take_back(self, slot: int) -> None:
-        """Somebody accepts in this slot again."""
+        """A worker accepts in this slot again."""
         if slot in self._lent:
             self._lent.discard(slot)
             for each in self._serving():
-                # One that does not read this accepts there for ever, beside the owner. It does no harm.
+                # One that misses this goes on accepting there beside the owner, which does no harm.
                 hand.give(each.hand, [slot, None])
 
     def _hand(self, worker: _Process, slot: int) -> None:
@@ -465,11 +465,11 @@ class Workers:
                 old.line.send(Drain(self._start.config.timeouts.drain))
 
     async def _listen(self) -> None:
-        """Notes who is silent, and ends who is for too long: `_keep` starts another in its place."""
+        """Notes which workers are silent, and kills those that are for too long; `_keep` replaces them."""
         before = time.monotonic()
         while True:
             await asyncio.sleep(_LISTEN)
-            # If this process was asleep or busy, so that it did not listen, silence says nothing.
+            # Silence says nothing about a time in which this process slept or was busy.
             now = time.monotonic()
             passed, before = min(now - before, 2 * _LISTEN), now
             for each in self._processes:
@@ -555,7 +555,7 @@ class Workers:
         return [each.last for each in self._processes if each.last is not None]
 
     def stuck(self) -> list[Stuck]:
-        """As `Fleet` says. Who starts or drains is not asked to serve."""
+        """As `Fleet` says. Workers that start or drain are not meant to serve."""
         return [
             Stuck(each.pid, each.silent)
             for each in sorted(self._processes, key=lambda each: each.pid)
@@ -586,7 +586,7 @@ class Workers:
             each.process.kill()
             self._say(f"worker {each.pid} did not end and is killed")
         if self._watchers:
-            # One that waits for a disk that does not answer cannot even be killed.
+            # One that is blocked in a disk operation cannot even be killed.
             await asyncio.wait(self._watchers, timeout=5.0)
         self._common.listeners.discard(self._share_launches)
 
@@ -598,7 +598,7 @@ class Workers:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process was stopped by somebody: a signal, a debugger (proc(5))."""
+    """Whether a process is stopped, by a signal or a debugger (proc(5))."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0] in "tT"
     except OSError:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fedproxy.config import Config
 
 
-_LAST_LINES = 30.0  # seconds that a log that was left has for what waits: nobody waits for that ...
-_AT_THE_END = 1.0  # ... but at the end
+_LAST_LINES = 30.0  # seconds that an abandoned log has for its last lines, in the background ...
+_AT_THE_END = 1.0  # ... or at the end of the process
 
 
 def check_log(config: Config) -> None:
@@ -50,12 +50,12 @@ class Log:
         self._file: Path | None = None
         self._log: AccessLog | None = None
         self._output: Output | None = None
-        self._left: list[Output] = []  # those that still write what they have
+        self._left: list[Output] = []  # abandoned ones that still have lines to write
         self._dropped = 0
 
     @property
     def dropped(self) -> int:
-        """How many lines were lost so far, as their reader was too slow or gone, or their disk full."""
+        """How many lines were lost so far because a reader was too slow or gone, or a disk was full."""
         for output in self._left[:]:
             if not output.pending:
                 self._left.remove(output)
@@ -124,7 +124,7 @@ class Log:
             self._output = None
 
     async def finish(self) -> None:
-        """Closes it, and returns once what is left is written; in a second what is not is given up."""
+        """Closes it, and returns once the last lines are written, or are given up after a second."""
         self.close()
         loop = asyncio.get_running_loop()
         by = loop.time() + _AT_THE_END

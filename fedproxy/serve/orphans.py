@@ -1,12 +1,13 @@
 """Workers whose control process was killed, and how the next one takes their sockets over.
 
-Each worker has a bell: an abstract Unix socket that only processes of the same user may ring. Who rings is
-handed the sockets that the worker accepts on, if its own control process is gone, and says when others
-accept there; then the worker drains. So a control process that is started again takes over the sockets with
-the visitors who wait in them, and neither is anybody refused meanwhile, nor does an old config go on.
+Each worker has a bell: an abstract Unix socket that only processes of the same user may ring. If its own
+control process is gone, the worker hands the sockets that it accepts on to the process that rings. That one
+reports when its own workers accept there, and then the old worker drains. So a control process that is
+started again takes over the sockets with the visitors who wait in them: no visitor is refused, and no old
+config stays in force.
 
-Abstract sockets have no permissions: each side looks at the user that the other one runs as. What crosses is
-JSON, as the two may be of different versions.
+Abstract sockets have no permissions, so each side checks which user the other runs as. Messages are JSON, as
+the two may be of different versions.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ if TYPE_CHECKING:
     from fedproxy.config import Listener
 
 _RELIEVED = "relieved"
-_RINGING = 4  # who may ring at once
+_RINGING = 4  # processes that may ring at once
 _TO_ANSWER = 2.0  # seconds that one bell may take
 _ALL_TO_ANSWER = 5.0  # seconds that all of them may take
 _CREDENTIALS = struct.Struct("3i")
 
 
 class Bell:
-    """A worker's. left: its sockets, None if it has a control process. on_relieved: others accept there."""
+    """A worker's bell. left: its sockets, or None while it has a control process. on_relieved: called when
+    others accept there."""
 
     def __init__(self, left: Callable[[], Sequence[Left] | None], on_relieved: Callable[[], None]) -> None:
         self._left = left
@@ -51,11 +53,11 @@ class Bell:
 
     @property
     def is_rung(self) -> bool:
-        """Whether somebody has the sockets too."""
+        """Whether another process has the sockets too."""
         return bool(self._ringing)
 
     def close(self) -> None:
-        """Who rings is not heard any more."""
+        """Answers nobody any more."""
         self._loop.remove_reader(self._socket)
         self._socket.close()
         for ringing in list(self._ringing):
@@ -94,14 +96,14 @@ class Bell:
 
 
 class Orphans:
-    """Those who accept at our addresses and have no control process. `sockets`: on which, each once."""
+    """The workers without a control process that accept at our addresses. `sockets`: theirs, each once."""
 
     def __init__(self) -> None:
         self.sockets: list[Left] = []
         self._bells: list[socket.socket] = []
 
     def add(self, bell: socket.socket, sockets: Iterable[Left]) -> None:
-        """One of them. The sockets are the caller's still."""
+        """Adds one of them. Sockets that are known already are closed."""
         self._bells.append(bell)
         known = {os.fstat(sock.fileno()).st_ino for sock, _ in self.sockets}
         for sock, given in sockets:
@@ -113,7 +115,7 @@ class Orphans:
                 self.sockets.append((sock, given))
 
     def relieve(self) -> int:
-        """Tells them that others accept on their sockets now; how many heard it."""
+        """Tells them that others accept on their sockets now. Returns how many were told."""
         heard = sum(hand.give(bell, _RELIEVED) for bell in self._bells)
         self.close()
         return heard
@@ -126,7 +128,7 @@ class Orphans:
 
 
 def find(listeners: Sequence[Listener]) -> Orphans:
-    """Those who accept at one of these addresses. Blocks for a few seconds if one does not answer."""
+    """The workers that accept at one of these addresses. Blocks for some seconds if one does not answer."""
     orphans = Orphans()
     until = time.monotonic() + _ALL_TO_ANSWER
     for name in _bells():
@@ -151,7 +153,7 @@ def _ring(bell: socket.socket, name: str) -> list[Left]:
         while _is_ours(bell) and (said := hand.take(bell)) is not None:
             note, sockets = said
             if not sockets:
-                # The last word: all of them are here, or it has a control process.
+                # The last message: these are all, or the worker has a control process.
                 return left
             given = not isinstance(note, dict) or bool(note.get("given"))
             left += [(sock, given) for sock in sockets]
@@ -171,7 +173,7 @@ def _bells() -> list[str]:
     with suppress(OSError):
         for line in Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines():
             name = line.rpartition(" ")[2]
-            # One more is there for each connection.
+            # The list has one more entry for each connection.
             if name.startswith(shown) and "\0" + name[1:] not in found:
                 found.append("\0" + name[1:])
     return found

@@ -26,7 +26,7 @@ def page_logger(log: Callable[[Entry], None]) -> type[AbstractAccessLogger]:
 
         def log(self, request: BaseRequest, response: StreamResponse, duration: float) -> None:
             headers = request.headers
-            # What the edge says of the client; of one that it cannot name, the log says so as elsewhere.
+            # As in the rest of the log, a client without a known address is "-".
             client = headers.get("X-Real-IP", "")
             log(
                 Entry(

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 Shape = tuple["Address", bool, bool]
 
 _TURN = 0.05  # seconds between two looks at what is left
-_LAST = 0.5  # seconds in which a connection may come whose handshake is under way as nobody new is taken
-SETTLED = 1.0  # seconds after which sockets that were given up are closed, also on a machine that is busy
+_LAST = 0.5  # seconds for TCP handshakes that were under way when the listener was silenced
+SETTLED = 1.0  # seconds until sockets that were given up are closed, even on a busy machine
 _GRACE = 1.0  # seconds in which a request may come on a connection that is to be closed
 _HEAD = 1 << 24  # bytes
 # Bytes that the system may take for a visitor beyond what is on its way: with less a fast reader waits, and
@@ -58,18 +58,18 @@ class _Open:
         self.certificates = certificates
         self.servers: list[asyncio.Server] = []
         self.sockets: list[socket.socket] = []
-        # What belongs to those who cannot accept there just now, by a key of the lender's.
+        # Sockets of workers that cannot accept at the moment, by a key of the lender's.
         self.borrowed: dict[int, tuple[asyncio.Server, socket.socket]] = {}
 
     def give_back(self, key: int) -> None:
-        """Who waits there is the owner's."""
+        """The owner accepts there again."""
         if key in self.borrowed:
             server, sock = self.borrowed.pop(key)
             server.close()
             sock.close()
 
     def stop(self) -> list[socket.socket]:
-        """Accepts nobody any more. What is returned is still open: some may wait there unaccepted."""
+        """Stops accepting. Returns the sockets, still open, as visitors may wait there unaccepted."""
         for server in (*self.servers, *(server for server, _ in self.borrowed.values())):
             server.close()
         sockets = [*self.sockets, *(sock for _, sock in self.borrowed.values())]
@@ -274,7 +274,7 @@ class Plane:
         self._open = now
         loop = asyncio.get_running_loop()
         for gone in before:
-            # Whoever holds its sockets silences them.
+            # The owner of its sockets silences them.
             self._retiring[gone] = loop.call_later(_LAST, self._retire, gone)
 
     def _retire(self, gone: _Open) -> None:
@@ -294,28 +294,28 @@ class Plane:
         opened.sockets.append(sock.dup())
 
     async def borrow(self, key: int, at: int, sock: socket.socket) -> None:
-        """Accepts on a socket too whose owner cannot, of the listener of that number, until it is given back.
+        """Also accepts on a socket whose owner cannot, until it is given back.
 
-        The socket is the plane's from now on.
+        at: the listener's number. The socket belongs to the plane from now on.
         """
         opened = self._open[at]
         try:
             server = await self._serve_on(opened, self.config.listen[at], sock)
         except OSError:
-            # There are no files for it.
+            # Out of file descriptors.
             sock.close()
             return
         opened.give_back(key)
         opened.borrowed[key] = server, sock
 
     def give_back(self, key: int) -> None:
-        """The owner accepts again, or somebody in its place."""
+        """The owner, or its successor, accepts again."""
         for opened in self._open:
             opened.give_back(key)
 
     async def _serve_on(self, opened: _Open, listener: Listener, sock: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        # Copies take after it, and it shares this with them.
+        # Copies share this flag with it.
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             # Who is accepted has what the listener has.
@@ -334,7 +334,7 @@ class Plane:
         return lambda: enter(self.edge, opened.door, context, waiter)
 
     def _accept_last(self, opened: _Open) -> None:
-        """Accepts nobody any more but those who wait already."""
+        """Accepts those who wait already, and nobody after them."""
         loop = asyncio.get_running_loop()
         sockets = opened.stop()
         for visitor in [visitor for sock in sockets for visitor in _waiting(sock)]:
@@ -346,7 +346,7 @@ class Plane:
     async def _enter(self, opened: _Open, visitor: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        # Who has left by now, or does not manage the handshake, is no fault of anybody here.
+        # A visitor who has left by now, or fails the handshake, is nobody's fault here.
         with suppress(OSError):
             await loop.connect_accepted_socket(self._visitors(opened, waiter), visitor)
             if opened.certificates is not None and not opened.door.proxy_protocol:
@@ -398,7 +398,7 @@ class Plane:
     # The end
 
     def listening(self) -> list[list[socket.socket]]:
-        """For each listener of the config, in its order, what is accepted on."""
+        """For each listener of the config, in order, the sockets that it accepts on."""
         return [[*each.sockets, *(sock for _, sock in each.borrowed.values())] for each in self._open]
 
     async def drain(self, seconds: float) -> None:
@@ -411,13 +411,13 @@ class Plane:
         self.hurry(seconds)
         began = edge.clock()
         accepting = True
-        # Nobody sees the handshakes that the loop's servers are still at.
+        # Handshakes that the loop's servers are still busy with are not visible.
         at_least = _GRACE if any(each.certificates for each in self._open) else _TURN
         lost = edge.lost()
         while edge.clock() < self._drained_by:
-            # First of all, so that who was accepted in this very turn is there to be seen.
+            # First of all, so that connections accepted in this turn are counted.
             await asyncio.sleep(_TURN)
-            # Time that nobody here had is not taken off what was promised.
+            # Time in which this process did not run does not count.
             self._drained_by += edge.lost() - lost
             lost = edge.lost()
             passed = edge.clock() - began
@@ -463,12 +463,12 @@ class Plane:
 
 
 def _waiting(sock: socket.socket) -> Iterator[socket.socket]:
-    """The visitors in a listening socket's queue, accepted."""
+    """Accepts the visitors in a listening socket's queue."""
     while True:
         try:
             visitor, _ = sock.accept()
         except OSError:
-            # Nobody is left, or there are no files for more.
+            # The queue is empty, or there are no file descriptors for more.
             return
         visitor.setblocking(False)
         yield visitor

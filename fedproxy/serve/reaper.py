@@ -1,7 +1,7 @@
-"""As the first process of a container: whoever loses its parent there becomes a child of this process.
+"""As the first process of a container (PID 1), this process inherits every process that loses its parent.
 
-A health check that was killed, or what is left of `kubectl exec`, stays as a zombie until somebody waits for
-it. That is an init's work, and this little of it is all that is missing: so the image needs no other program.
+A killed health check, or what is left of `kubectl exec`, stays as a zombie until somebody waits for it. That
+is the only part of an init's work that the image needs, so it has no other program for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def is_init() -> bool:
 async def keep_reaping(own: Callable[[], Container[int] | None]) -> None:
     """Waits for adopted children as they end, until it is cancelled.
 
-    own: the children whose status somebody else wants; None while that is not known.
+    own: the children that others wait for; None while these are not known.
     """
     while True:
         await asyncio.sleep(_LOOK)
@@ -35,7 +35,7 @@ def reap(own: Container[int]) -> int:
     """Waits for children that have ended, up to the first one of `own`; how many there were."""
     for count in range(_AT_ONCE):
         try:
-            # Look first, and leave it where it is.
+            # WNOWAIT: only look, and leave the status for its owner.
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return count

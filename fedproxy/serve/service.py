@@ -49,7 +49,7 @@ _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
 _AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes wrong does so in crowds
-_GLANCE = 0.5  # seconds that a probe waits for workers: it may have no more than one
+_GLANCE = 0.5  # seconds that a health check waits for workers: its own limit may be one second
 _OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
 _SELDOM = 5  # ... and so many times as long while nobody does
 
@@ -60,8 +60,8 @@ class Service:
     log: takes each line of the access log of a data plane in this process; without it they go to standard
     output. reread: reads the config again for a reload, and raises ConfigError. file: where the config is; it
     is watched, and what operators set is kept beside it. probe: whether members are asked how they are,
-    and logos fetched. say: takes lines for whoever runs this, and never raises. unsaid: how many of them were
-    lost. inherited: listening sockets that were given to this process.
+    and logos fetched. say: takes lines for operators, and never raises. unsaid: how many of them were lost.
+    inherited: listening sockets that were given to this process.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ class Service:
             self._sockets.silence()
         draining = [asyncio.ensure_future(fleet.drain(drain)) for fleet in fleets] if drain > 0 else []
         self._orphans.close()
-        # Those who serve have their own copies. Nobody is to wait in a queue that nobody looks at.
+        # Those who serve have their own copies. No visitor may wait in a queue that nobody reads.
         self._sockets.close()
         try:
             await asyncio.gather(*draining)
@@ -276,7 +276,7 @@ class Service:
         return self._fleet.stuck() if self._serving else []
 
     async def glance(self) -> Survey:
-        """As `survey`, for who cannot wait for a second: all who ask at one time are one question."""
+        """As `survey`, but waits for half a second at most. Callers at the same time share one survey."""
         if self._serving:
             if self._glance is None or self._glance.done():
                 self._glance = self._do(self.survey())
@@ -485,7 +485,7 @@ class Service:
         moved = workers != old_workers or [*map(shape, config.listen)] != [*map(shape, old.listen)]
         admin: Guarded | None = None
         if moved:
-            # An address that was just given up is accepted on for a moment yet, and cannot be opened anew.
+            # An address that was just given up still accepts for a moment, and cannot be opened again yet.
             await asyncio.sleep(self._moved_at + SETTLED - time.monotonic())
         try:
             with ExitStack() as undo:
@@ -500,7 +500,7 @@ class Service:
             self.config, self._own, self._state, self._workers, self.admin_address = before
             if admin is not None:
                 await admin.close()
-            # In vain somebody may have begun to accept, and visitors be waiting there.
+            # The new workers may have begun to accept before they failed, and visitors may wait there.
             await self._fleet.look_after()
             raise
         if moved:

@@ -4,7 +4,7 @@ Each worker has a socket of its own for each TCP address, in one group (SO_REUSE
 spreads the visitors. Closing a socket resets those who wait in its queue, so one that is in the group is
 not closed while the address is served: the process that starts the workers keeps all of them open, and lends
 those of a worker that died to the others, until the next one takes its place. A socket joins the group when
-a worker listens on it, and not before, as nobody else would look at its queue.
+a worker listens on it, and not before, as nobody else would read its queue.
 
 Where an address is given up, its sockets are silenced first (`silence`) and closed a moment later.
 """
@@ -39,7 +39,7 @@ _NO_SYN = struct.pack("@" + "HBBI" * 5, *(
 ))  # fmt: skip
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
 
-#: A listening socket of a process that is gone, and whether that one was given it too (by systemd).
+#: A listening socket of a process that is gone, and whether it came from systemd.
 Left = tuple[socket.socket, bool]
 
 
@@ -52,11 +52,11 @@ class Sockets:
         self._left: list[Left] = []
 
     def inherit(self, left: Sequence[Left]) -> None:
-        """Sockets of workers whose control process is gone: what is opened takes them over."""
+        """Sockets of workers whose control process is gone. `open` takes them over."""
         self._left += left
 
     def relieve(self) -> None:
-        """Those who accepted on what was left will not go on. What is not needed of it is given up."""
+        """The workers that had these sockets will drain. Sockets that are not needed are given up."""
         for group in self._open.values():
             group.keep()
         for sock, given in self._left:
@@ -91,9 +91,9 @@ class Sockets:
         return undo
 
     def close_others(self, listeners: Sequence[Listener], slots: int) -> None:
-        """Closes what these listeners in so many slots do not need, but nothing where visitors may wait.
+        """Closes what these listeners in so many slots do not need, but no socket where visitors may wait.
 
-        Those who accept at an address that is given up have their own copies, and do so for a moment yet.
+        Workers have their own copies, and accept for another moment at an address that is given up.
         """
         wanted = set(_keys(listeners))
         for key in [key for key in self._open if key not in wanted]:
@@ -114,11 +114,11 @@ class Sockets:
                 yield at, sock
 
     def left_over(self, listeners: Sequence[Listener], slots: int) -> range:
-        """The slots beyond so many that have sockets all the same."""
+        """The slots beyond so many that still have sockets."""
         return range(slots, max((len(self._open[key]) for key in _keys(listeners)), default=0))
 
     def are_given(self, listeners: Sequence[Listener]) -> list[bool]:
-        """For each listener whether its socket was given to this process, and outlives it."""
+        """For each listener, whether its socket was given to this process and outlives it."""
         return [self._open[key].given for key in _keys(listeners)]
 
     def silence(self) -> None:
@@ -166,18 +166,18 @@ def listen_on(address: Address) -> socket.socket:
 
 
 def silence(sock: socket.socket) -> None:
-    """Keeps newcomers from a listening socket that is accepted on for a moment yet, and then closed.
+    """Keeps new connections away from a listening socket that accepts for another moment and is then closed.
 
-    Between the last `accept` and the close somebody may come, and be reset: above all those whose handshake
-    was under way. So a TCP socket takes no further connection from now on. Who asks for one gets no answer,
-    asks again a second later, and is then refused, or served by whoever listens there by then. The file of a
-    Unix socket is removed.
+    A visitor who arrives between the last `accept` and the close is reset, above all one whose handshake was
+    under way. So from now on a TCP socket takes no new connection. The visitor's SYN gets no answer; the next
+    one, a second later, is refused or served, depending on who listens there by then. The file of a Unix
+    socket is removed.
     """
     if sock.family == socket.AF_UNIX:
         Path(sock.getsockname()).unlink(missing_ok=True)
         return
     program = ctypes.create_string_buffer(_NO_SYN, len(_NO_SYN))
-    # A system that knows no filters resets some.
+    # Without filters some are reset.
     with suppress(OSError):
         sock.setsockopt(
             socket.SOL_SOCKET,
@@ -244,7 +244,7 @@ class _Group:
             self._found = sockets[0].getsockname()[:2]
 
     def keep(self) -> None:
-        """What was taken over is this process's alone from now on."""
+        """What was taken over belongs to this process alone from now on."""
         if self._taken_over:
             for sock in (*self._sockets, *([self._shared] if self._shared is not None else [])):
                 _unsilence(sock)
@@ -264,19 +264,19 @@ class _Group:
         del self._sockets[slots:]
         for sock in extra:
             if _listens(sock):
-                # It is in the group, and closing it would reset who comes just now.
+                # It is in the group, and closing it would reset a visitor who comes just now.
                 self._sockets.append(sock)
             else:
                 sock.close()
 
     def of(self, slot: int, slots: int) -> list[socket.socket]:
-        """The slot's own, and those that are left over from a time with more slots: everybody looks there."""
+        """The slot's own, and those left over from a time with more slots, on which everybody accepts."""
         if self._shared is not None:
             return [self._shared]
         return [self._sockets[slot], *self._sockets[slots:]]
 
     def own(self, slot: int) -> socket.socket | None:
-        """The one of that slot alone, if somebody has ever listened on it."""
+        """The slot's own socket, if anybody has ever listened on it."""
         if slot >= len(self._sockets) or not _listens(self._sockets[slot]):
             return None
         return self._sockets[slot]

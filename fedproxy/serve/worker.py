@@ -2,7 +2,7 @@
 
 It is started with the descriptors of the line and of the hand that sockets come from, and never waits for the
 control process. When that is gone, it serves on with what it last knew, until a signal ends it, another
-control process takes its sockets over (`serve/orphans.py`), or nobody has come for a minute.
+control process takes its sockets over (`serve/orphans.py`), or a minute has passed.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ _TELL = 1.0  # seconds between two accounts of what was counted
 _AT_A_TIME = 30  # members that are told of in one turn, which takes less than a millisecond
 _HANDOVER = 10.0  # seconds that a successor may take to start
 _BODIES = 4 * 1024 * 1024
-_ALONE = (
-    60.0  # seconds that it serves on without a control process, which is to be started again in that time
-)
+_ALONE = 60.0  # seconds that it serves on without a control process, so that one can be started again
 _LAST_WORDS = 2.0  # seconds that the control process may take to read them
 
 
@@ -170,7 +168,7 @@ class Worker:
             asyncio.get_running_loop().remove_reader(self._hand)
 
     async def _borrow(self) -> None:
-        """One after the other, as they were handed."""
+        """Takes over sockets in the order in which they were handed."""
         while True:
             note, sockets = await self._handed.get()
             slot, at = cast("tuple[int, int | None]", note)
@@ -182,7 +180,7 @@ class Worker:
     # Without a control process
 
     def _left(self) -> list[Left] | None:
-        """What another control process can take over; None as long as this one's is there."""
+        """What another control process can take over; None while its own is there."""
         if self.line.is_open and os.getppid() == self._parent:
             return None
         found = zip(self.plane.listening(), self._given, strict=True)
@@ -193,7 +191,7 @@ class Worker:
         self._end(None)
 
     def _give_up(self) -> None:
-        """Nobody has come, or a signal has."""
+        """No control process has come in time, or a signal has."""
         for sock, given in self._left() or ():
             if not (given or (self._bell is not None and self._bell.is_rung)):
                 silence(sock)

@@ -42,7 +42,7 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stuck(Protocol):
-    """A worker of which nothing was heard for so many seconds."""
+    """A worker that has sent nothing for so many seconds."""
 
     @property
     def pid(self) -> int:
@@ -83,7 +83,7 @@ class AdminState(Protocol):
         """The workers that should serve and do not turn."""
 
     async def glance(self) -> Survey:
-        """As `survey`, in less than a second, and one question for all who ask at a time."""
+        """As `survey`, but in less than a second; callers at the same time share one survey."""
 
     async def survey(self) -> Survey:
         """The members and counts of all workers together, who are asked for them."""
@@ -177,7 +177,7 @@ class _Admin:
         return web.Response(body=text.encode(), headers={"Content-Type": content_type(accept)})
 
     async def live(self, request: web.Request) -> web.Response:
-        # Of those who serve in this loop, that this is answered is the proof.
+        # A data plane in this loop turns if this is answered at all.
         stuck = self._stuck()
         return web.json_response({"live": not stuck} | stuck, status=503 if stuck else 200)
 
@@ -257,7 +257,7 @@ class _Admin:
         return self._state.listening and any(member.answers for member in survey.members)
 
     def _stuck(self) -> dict[str, Any]:
-        """Of the workers that do not turn what an answer says of them; nothing if all do."""
+        """The part of an answer about workers that do not turn; empty if all do."""
         stuck = [{"pid": each.pid, "seconds": round(each.seconds, 1)} for each in self._state.stuck()]
         return {"not_turning": stuck} if stuck else {}
 

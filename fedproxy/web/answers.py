@@ -77,7 +77,7 @@ def _signer(policy: str) -> Callable[[web.Request, web.StreamResponse], Awaitabl
         headers["Content-Security-Policy"] = f"{_POLICY}; {policy}"
         headers.setdefault("Cache-Control", "no-store")
         if request.version < HttpVersion11:
-            # aiohttp tells a 1.0 client that its connection is kept, but not that it is closed.
+            # aiohttp tells a 1.0 client if its connection is kept, but not if it is closed.
             headers.setdefault("Connection", "close")
 
     return sign

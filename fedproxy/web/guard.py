@@ -1,10 +1,10 @@
-"""What whoever reaches the admin listener may take of it: connections, bytes, time.
+"""Limits of the admin listener: connections, bytes, time.
 
-aiohttp's server waits for a head, and for the reader of an answer, as long as it is made to. Here each has
-its time, and there is room for so many connections: one more takes the place of the one that has waited
-longest without having asked for anything, or else of the one that was idle longest. So whoever floods the
-listener with connections that do nothing pushes out their own, and an operator or a scrape is served among
-them. Only requests that are being answered are left alone; if those fill the room, who comes is closed.
+aiohttp's server waits without end for a head, and for the reader of an answer. Here both have a time limit,
+and there is room for so many connections: one more takes the place of the connection that has waited longest
+without a first request, or else of the one that was idle longest. So a flood of silent connections pushes out
+itself, and an operator or a scrape is still served. Requests that are being answered are left alone; if they
+fill the room, a new connection is closed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _HEAD_TIME: Final = 10.0  # seconds, for the whole head
 _IDLE_TIME: Final = 75.0  # seconds between two requests
-_READING_TIME: Final = 60.0  # seconds that a reader may take for what is left of an answer once it is made
-_STALLED_TIME: Final = 30.0  # seconds in which a reader of one that is still being made takes nothing
-_HEAD_BYTES: Final = 512 * 1024  # with what came of a body before it is read
+_READING_TIME: Final = 60.0  # seconds to read the rest of an answer that is complete
+_STALLED_TIME: Final = 30.0  # seconds without progress while an answer is still being made
+_HEAD_BYTES: Final = 512 * 1024  # including what came of a body before it is read
 _BODY_BYTES: Final = 2 * 1024 * 1024  # aiohttp reads less of one, but more requests may follow
 _LOOK: Final = 1.0  # seconds between two looks at all of them
 _BACKLOG: Final = 2048
@@ -42,7 +42,7 @@ class Guarded:
         app.middlewares.insert(0, self._watch)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_TO_END)
         self._connections: dict[asyncio.BaseTransport, _Connection] = {}
-        # Of each kind, who has waited longest comes first.
+        # In each, the one that has waited longest comes first.
         self._new: dict[_Connection, None] = {}
         self._idle: dict[_Connection, None] = {}
         self._loop = asyncio.get_running_loop()
@@ -59,24 +59,24 @@ class Guarded:
         self._timer = self._loop.call_later(_LOOK, self._look_again)
 
     async def close(self) -> None:
-        """Accepts nobody any more, and gives requests a moment to end."""
+        """Stops accepting, and gives requests a moment to end."""
         if self._timer is not None:
             self._timer.cancel()
         if self._server is not None:
             self._server.close()
         for idle in (*self._new, *self._idle):
-            # aiohttp would wait for a request that is just about to be read.
+            # aiohttp would wait in case a request is about to be read.
             if not idle.transport.get_write_buffer_size():
                 idle.transport.abort()
         await self._runner.cleanup()
-        # Who does not read the end of an answer does not get it.
+        # Readers who have not taken the end of an answer by now do not get it.
         for left in list(self._connections):
             cast(asyncio.Transport, left).abort()
 
     def _accept(self) -> asyncio.Protocol:
         server = self._runner.server
         if server is None:
-            raise RuntimeError("somebody came before the start")
+            raise RuntimeError("a connection came before the start")
         return _Connection(self, server())
 
     @web.middleware
@@ -94,10 +94,10 @@ class Guarded:
             if request.transport is not None:
                 self._idle[connection] = None
 
-    # The connections tell these
+    # Called by the connections
 
     def enter(self, connection: _Connection) -> None:
-        """Somebody has come."""
+        """A connection was made."""
         self._connections[connection.transport] = connection
         self._new[connection] = None
         if len(self._connections) > self.room:
@@ -107,13 +107,13 @@ class Guarded:
             self._drop(waiting)
 
     def leave(self, connection: _Connection) -> None:
-        """They are gone."""
+        """A connection is gone."""
         self._connections.pop(connection.transport, None)
         self._new.pop(connection, None)
         self._idle.pop(connection, None)
 
     def _drop(self, connection: _Connection) -> None:
-        # It counts no more from now on, though the loop tells it later.
+        # It stops counting now; the loop calls `connection_lost` later.
         self.leave(connection)
         connection.transport.abort()
 
@@ -122,7 +122,7 @@ class Guarded:
         self.look()
 
     def look(self) -> None:
-        """Drops those who have had their time."""
+        """Drops connections whose time is over."""
         now = self.now()
         for connection in list(self._connections.values()):
             if connection.is_late(now):
@@ -180,7 +180,7 @@ class _Connection(asyncio.Protocol):
         self._handler.connection_lost(exc)
 
     def begin(self) -> None:
-        """A request was read, and is being answered."""
+        """A request was read and is being answered."""
         self._busy = self._asked = True
         self._head_since = None
         self._received = 0
@@ -190,12 +190,12 @@ class _Connection(asyncio.Protocol):
         """The answer is made."""
         self._busy = False
         self._since = now
-        # It may be the next request's head, or the rest of a body that nobody wanted.
+        # What came may be the next request's head, or the rest of an unread body.
         self._head_since = now if self._received else None
         self._received = 0
 
     def is_late(self, now: float) -> bool:
-        """Whether it has had its time."""
+        """Whether its time is over."""
         unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent or not unsent:
             self._unsent, self._moved = unsent, now
@@ -206,7 +206,7 @@ class _Connection(asyncio.Protocol):
         return now - self._since > (_READING_TIME if unsent else _IDLE_TIME)
 
     def give_up(self) -> None:
-        """Drops the connection, and says so if it is for a head that did not come."""
+        """Drops the connection; answers 408 if a head did not arrive in time."""
         if self._busy or self._head_since is None or self._unsent:
             self.transport.abort()
         else:

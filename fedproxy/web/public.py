@@ -141,13 +141,13 @@ class _Pages:
 def _is_own(request: web.Request, public: str | None) -> bool:
     """Whether a page of this site sends the request, as far as a browser says: no other moves visitors.
 
-    `public` is the site's origin, if it is known. Whoever says nothing at all is not a browser, or a very old
-    one: then there is no visitor who could be moved against their will.
+    `public` is the site's origin, if it is known. A client that sends none of these headers is no browser, or
+    a very old one, so there is no visitor who could be moved against their will.
     """
     headers = request.headers
     where, origins = headers.getall("Sec-Fetch-Site", ()), headers.getall("Origin", ())
     if where:
-        # The browser compared the origins, also where a proxy changed the Host. One that is `null`, as of a
+        # The browser has compared the origins, even where a proxy changed the Host. A `null` origin, as of a
         # sandbox or a data: URL, is never ours.
         return set(where) <= {"same-origin", "none"} and None not in map(_origin, origins)
     # Over plain http, and in older browsers, there is only the form's origin, or where the form was.
@@ -155,7 +155,7 @@ def _is_own(request: web.Request, public: str | None) -> bool:
 
 
 def _is_here(request: web.Request, url: str, public: str | None) -> bool:
-    """Whether an origin or a URL is of this site: by the host that was asked, or of the public URL."""
+    """Whether an origin or a URL belongs to this site, by the Host or by the public URL."""
     origin = _origin(url)
     secure = request.headers.get("X-Forwarded-Proto") == "https"
     # Where TLS ends at a proxy that is not trusted, what looks like http here may be https for the browser.
@@ -167,7 +167,7 @@ def _is_here(request: web.Request, url: str, public: str | None) -> bool:
 
 
 def _origin(url: str) -> str | None:
-    """Scheme, host and port of a URL over http, in lower case and without the scheme's own port; or None."""
+    """The origin of an http or https URL, in lower case and without the default port; None for others."""
     match = _ORIGIN(url.lower())
     if match is None:
         return None

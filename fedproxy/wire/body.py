@@ -17,10 +17,10 @@ _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n").match
 _LONGEST_LINE = 1024
 _MOST_EXTENSIONS = 16 * 1024
 _MOST_TRAILERS = 8 * 1024
-# Chunks up to this size are read in runs: one by one they would cost more than all that they carry.
+# Chunks up to this size are read in runs: one by one they would cost far more than their payload.
 _SMALL = 1024
 _SIZES = {format(size, style).encode(): size for size in range(1, _SMALL + 1) for style in "xX"}
-# Whole chunks of up to 15 bytes, of which a flood is made.
+# Whole chunks of up to 15 bytes, as in a flood of tiny ones.
 _TINY = re.compile(
     b"|".join(b"[%x%X]\r\n(.{%d})\r\n" % (size, size, size) for size in range(1, 16)), re.DOTALL
 ).finditer
@@ -28,21 +28,21 @@ _TINY_RUN = re.compile(
     b"(?:%b)*+" % b"|".join(b"[%x%X]\r\n.{%d}\r\n" % (size, size, size) for size in range(1, 16)), re.DOTALL
 ).match
 _RUN = 12 * 1024  # bytes
-_SLOW = 8  # what a chunk that is read on its own costs, against one of a run
-_AT_ONCE = 2048  # chunks that one call reads, or some more: less than a millisecond
-# Chunks of fewer bytes than this on average are tiny. They add up, but for some in each call.
+_SLOW = 8  # the cost of a chunk that is read on its own, in chunks of a run
+_AT_ONCE = 2048  # chunks that one call reads, or slightly more: less than a millisecond
+# Chunks are tiny if they have fewer bytes than this on average. They add up, except for some in each call.
 _FAIR = 16
 _FREE = 16
 _MOST_TINY = 16 * 1024
-# Fields that would change what was said before the body: framing, routing, control, authentication, content,
-# and what the edge sets or reads itself (RFC 9110 section 6.5.1).
+# Fields that would change the meaning of the head: framing, routing, control, authentication, content, and
+# fields that the edge sets or reads itself (RFC 9110 section 6.5.1).
 _NOT_IN_TRAILERS = frozenset(
     b"age allow alt-svc authentication-info authorization cache-control clear-site-data connection cookie"
     b" cookie2 date expect expires forwarded from host http2-settings keep-alive link location max-forwards"
     b" origin pragma range referer refresh retry-after server set-cookie set-cookie2 te traceparent"
     b" tracestate strict-transport-security trailer transfer-encoding upgrade user-agent vary"
     b" via warning www-authenticate"
-    # What a parser that has lost its place would take for a request.
+    # A parser that has lost its place would take these for a request line.
     b" connect delete get head options patch post put trace".split()
 )
 _NOT_IN_TRAILERS_FROM = (
@@ -136,7 +136,7 @@ class Chunked:
             self._budget -= 1
             at = self._step(data, at, out)
             if self._request:
-                # It is not that many chunks before they are refused.
+                # A request is never behind: tiny chunks are refused long before.
                 self._budget = _AT_ONCE
         self.behind = False
         if self.done:
@@ -154,7 +154,7 @@ class Chunked:
             if len(data) - at > _LONGEST_LINE:
                 raise BodyError("a line of the chunked framing is too long")
             if data.find(b"\n", at) >= 0 or data.find(b"\r", at, -1) >= 0:
-                # Its end would be waited for in vain.
+                # No end of this line can make it valid.
                 raise BodyError("a line of the chunked framing ends in half a CRLF")
             self._held = data[at:]
         elif end - at > _LONGEST_LINE:
@@ -289,8 +289,8 @@ class Chunked:
 
 
 def _may_trail(name: bytes) -> bool:
-    """Whether a response's field may come after its body, for whoever merges it into the head."""
-    # Some take an underscore for the hyphen of a name that they trust.
+    """Whether a response's field may follow the body: a client may merge it into the head."""
+    # Some servers take an underscore for a hyphen.
     name = name.lower().replace(b"_", b"-")
     return name not in _NOT_IN_TRAILERS and not name.startswith(_NOT_IN_TRAILERS_FROM)
 

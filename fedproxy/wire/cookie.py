@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# What may stand around a name for one reader or another: Python's and JavaScript's strip() take off white
-# space of Unicode too, from bytes read as Latin-1 or as UTF-8; others take off quotes.
+# Bytes around a name that some readers strip: Python's and JavaScript's strip() remove Unicode white space
+# too, from bytes read as Latin-1 or as UTF-8; others remove quotes.
 _AROUND = rb"[\0- \"\x7f-\xff]*"
-# Where Python's http.cookies and WebOb see another pair begin, besides a semicolon.
+# Besides a semicolon, Python's http.cookies and WebOb start another pair after these.
 _BEFORE = rb"[\0- \",\[\\\]\x7f-\xff]"
 
 
 def take(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
-    """The values of the cookie `name` in a Cookie field, and the field without anything that is read as one.
+    """The values of the cookie `name` in a Cookie field, and the field without anything read as that cookie.
 
-    Several values are each said once, with a semicolon between, in their order. What is left keeps its bytes
+    Several values are joined by semicolons, in order and without repetition. What is left keeps its bytes
     and its order; it is empty when no other cookie was there.
     """
     before, there, after = value.partition(name + b"=")
@@ -36,12 +36,12 @@ def _take_each(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
         pair = pair.strip(b" \t")
         if name in pair:
             said, equals, given = pair.partition(b"=")
-            # RFC 6265 section 5.2: white space around a name is no part of it.
+            # RFC 6265 section 5.2: white space around a name does not belong to it.
             if equals and said.rstrip(b" \t") == name:
                 values.append(given.strip(b' \t"'))
                 continue
             match = hidden(pair)
-            # What is left of a pair may itself be the bare name, but never a third time.
+            # The rest of a pair may itself be the bare name, but only once.
             while match is not None:
                 pair = pair[: match.start()].rstrip(b" \t,")
                 match = hidden(pair)
@@ -54,10 +54,10 @@ def _take_each(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
 
 @lru_cache(16)
 def _hidden(name: bytes) -> re.Pattern[bytes]:
-    """Finds the cookie in a pair of which it is not plainly the name, or is all there is (Go reads that)."""
+    """Finds the cookie in a pair that some readers take for it, also the bare name (as Go does)."""
     escaped = re.escape(name)
     first = b"^%b%b%b(?:=|$)" % (_AROUND, escaped, _AROUND)
-    # One byte before it and no more: a run of them would be gone over from each of its bytes.
+    # Only one byte before it: matching a run would start anew at each of its bytes.
     later = b"%b%b%b=" % (_BEFORE, escaped, _AROUND)
     return re.compile(b"%b|%b" % (first, later))
 

@@ -128,7 +128,7 @@ class EventReader:
 
 
 def asked_for(block: bytes) -> bool:
-    """Whether a BinderHub takes a block of header fields for one that asks for an event stream."""
+    """Whether BinderHub would read a block of header fields as asking for an event stream."""
     # RFC 9110 section 5.3: lines of one name are one list; tornado joins them with a comma.
     return accepted(b",".join(value.strip(b" \t") for value in _ACCEPT.findall(block)))
 
@@ -139,5 +139,5 @@ def accepted(accept: bytes) -> bool:
     BinderHub cuts it at `;`, takes white space off each part, and ignores case. It knows no comma: in a list,
     an event stream is asked for only if a `;` sets it apart.
     """
-    # As text, because tornado's headers are Latin-1, and text has more white space than bytes have.
+    # As text, because Tornado's headers are Latin-1, which has more white space than bytes do.
     return any(part.strip().lower() == _STREAM for part in accept.decode("latin-1").split(";"))

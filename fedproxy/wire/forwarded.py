@@ -60,13 +60,13 @@ def read(value: bytes) -> tuple[Hop, ...]:
 
 
 def read_end(value: bytes) -> tuple[Hop, ...]:
-    """What is good at the end of a value that is malformed or empty, behind a hop that tells nothing.
+    """The valid hops at the end of a malformed or empty value, after one hop that tells nothing.
 
-    A proxy that adds itself to what a visitor made up makes a malformed value with a good end, and a visitor
-    must not become unknown by that.
+    A proxy that appends to a value that a visitor made up sends a malformed value with a valid end. A visitor
+    must not be able to become unknown that way.
     """
     end: list[Hop] = []
-    # What an honest proxy says of an address, a scheme or a host has no comma in it.
+    # An honest proxy sends no comma within an address, a scheme or a host.
     for part in reversed(value.split(b",")):
         hops = read(_UNQUOTED.sub(rb'\1"\2"', part))
         if not hops:

@@ -1,9 +1,9 @@
 """A request's path as others may read it: servers and proxies decode, merge and resolve more or less of it.
 
-The edge forwards a path byte for byte and compares it as those would read it who receive it. Tornado takes
-the bytes as they are; nginx and WSGI servers decode all of it once, Traefik only what needs no encoding;
-nginx, Traefik and Envoy merge slashes and resolve dot segments; Envoy and the proxy of JupyterHub take
-a backslash for a slash.
+The edge forwards a path byte for byte, and compares it in the ways in which its receivers may read it.
+Tornado takes the bytes as they are; nginx and WSGI servers decode all of it once, Traefik only what needs no
+encoding; nginx, Traefik and Envoy merge slashes and resolve dot segments; Envoy and the proxy of JupyterHub
+take a backslash for a slash.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-# Most paths are so, and everybody reads them alike: no escape, no empty segment, none that begins with a dot.
+# Most paths are like this, and all read them alike: no escape, no segment that is empty or starts with a dot.
 _PLAIN: Final = re.compile(rb"(?:/[^/.%;\\][^/%;\\]*+)*+/?").fullmatch
 _SLASHES: Final = re.compile(rb"[/\\]+")
-# What some take for the end of a path when it comes decoded, or cut off: `;` begins a parameter.
+# Decoded, these end a path for some servers; `;` begins a parameter, which some cut off.
 _END: Final = re.compile(rb"[\0?#;]")
 # RFC 3986 section 6.2.2.2: these mean the same encoded or not.
 _UNRESERVED: Final = {
@@ -28,8 +28,8 @@ _ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 def readings(path: bytes) -> tuple[bytes, ...]:
     """All the ways in which a raw path without its query may be read, each once.
 
-    The first is the one to compare with: percent-decoded once, slashes merged, dot segments resolved. What is
-    denied in any of them is to be denied. An escape that is none stays as it is.
+    The first is the one to compare: percent-decoded once, slashes merged, dot segments resolved. A path that
+    is denied in any reading must be denied. An invalid escape stays as it is.
     """
     if _PLAIN(path) is not None:
         return (path,)

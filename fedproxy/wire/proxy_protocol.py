@@ -27,8 +27,8 @@ _PORT = re.compile(rb"0|[1-9][0-9]{0,4}").fullmatch
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
     """`size`: bytes that the header takes. `client`: the address of who connects, as text; None if the header
-    does not say. `own`: the proxy connects for itself, as for a health check; otherwise for somebody, whom it
-    may be unable to name."""
+    does not say. `own`: the proxy connects for itself, as for a health check; otherwise for a visitor, whom
+    it may not be able to name."""
 
     size: int
     client: bytes | None

@@ -138,7 +138,7 @@ class HeaderBlock:
         self.keep_alive = False
         self.upgrade: bytes | None = None
         self.expect = False
-        self.cookie: bytes | None = None  # its value; several, which is rare, with semicolons between
+        self.cookie: bytes | None = None  # its value; if there are several, joined by semicolons
         self.more_cookies = False
         self.request_id: bytes | None = None
         self.traceparent: bytes | None = None
@@ -259,7 +259,7 @@ class BlockReader:
                 special.append((*field, line))
         self._read_special(block, special, lines)
         if self._ban is not None:
-            # A second User-Agent is not allowed, and which one a member takes is its own choice.
+            # There must not be a second User-Agent, but a member may take either.
             block.banned = any(map(self._ban, block.values(b"user-agent") or (b"",)))
         return block
 

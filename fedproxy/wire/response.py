@@ -108,9 +108,9 @@ def read(raw: bytes) -> ResponseHead:
 
 
 def check_begun(begun: bytes, known: int = 0) -> None:
-    """Raises `BadResponse` if no head begins like that, whatever may follow.
+    """Raises `BadResponse` if no valid head begins like this, whatever follows.
 
-    `begun` has no empty line yet. Its first `known` bytes are whole lines that were found to be right before.
+    `begun` has no empty line yet. Its first `known` bytes are whole lines that were checked before.
     """
     *lines, last = begun[known:].split(b"\r\n")
     if last.endswith(b"\r"):

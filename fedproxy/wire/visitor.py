@@ -1,4 +1,4 @@
-"""Who the visitor is, by what a trusted proxy says of whom it forwards."""
+"""Who the visitor is, according to the headers of a trusted proxy."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fedproxy.wire.grammar import Memo
 if TYPE_CHECKING:
     from fedproxy.wire.request import Forwarded
 
-#: The word for an address that is not told (RFC 7239 section 6.1).
+#: Stands for an address that is not given (RFC 7239 section 6.1).
 UNKNOWN: Final = b"unknown"
 
 _addresses: Memo[bytes] = Memo(read_address, longest=64)
-# Some proxies say for a WebSocket what the browser's URL says.
+# For a WebSocket some proxies send the scheme of the browser's URL.
 _SECURE: Final = {b"https": True, b"wss": True, b"http": False, b"ws": False}
 
 
 @dataclass(slots=True)
 class Visitor:
-    """Who came, and how.
+    """A visitor, and how they came.
 
-    client: the address in its canonical form, or `unknown`. addresses: those on the way as a list, the
-    visitor's own claims first, the trusted proxy's own address last. secure: None if nobody says it.
-    unread: the field that named an address that cannot be read, and that address; None if there was none.
+    client: the address in its canonical form, or `unknown`. addresses: all on the way as a list, the
+    visitor's own claims first, the trusted proxy's address last. secure: None if no header tells. unread: the
+    field and the address in it that cannot be read; None if there was none.
     """
 
     client: bytes
@@ -38,9 +38,9 @@ class Visitor:
 def find_visitor(said: Forwarded, peer: bytes, trusts: Callable[[bytes], bool]) -> Visitor:
     """The visitor of a request that the trusted `peer` forwarded.
 
-    Each proxy names whoever came to it, to the right of what it was told itself. So the list is followed from
-    its end for as long as `trusts` says that it was a trusted proxy who came. An address that cannot be read
-    ends it too: whoever that was wrote all that stands before it, and the proxy did not come for itself.
+    Each proxy appends the address of its own peer. So the list is followed from its end for as long as
+    `trusts` says that the address is a trusted proxy. An address that cannot be read ends it too: its owner
+    may have written everything to the left of it.
     """
     if said.addresses is not None:
         told, field = _members(said.addresses), b"X-Forwarded-For"
@@ -65,23 +65,24 @@ def find_visitor(said: Forwarded, peer: bytes, trusts: Callable[[bytes], bool]) 
     way.reverse()
     secure = _is_secure(said.proto, len(told), depth)
     if secure is None and said.hops and field == b"Forwarded":
-        # How the visitor came is known to the one it came to.
+        # The scheme is known to the proxy that the visitor connected to.
         secure = _SECURE.get(said.hops[-depth].proto or b"")
     return Visitor(client, b", ".join(way), secure, unread)
 
 
 def _members(value: bytes) -> list[bytes]:
-    """The members of a list, without empty ones (RFC 9110 section 5.6.1); a list of nothing has one."""
+    """The members of a list, without empty ones (RFC 9110 section 5.6.1), but at least one."""
     return [part for each in value.split(b",") if (part := each.strip(b" \t"))] or [b""]
 
 
 def _is_secure(proto: bytes | None, count: int, depth: int) -> bool | None:
     """What X-Forwarded-Proto says of the visitor, who is at `depth` from the end of `count` addresses.
 
-    If there is one for each address, every proxy wrote to both lists: the visitor's is in the same place,
-    where no visitor can write. Otherwise only some proxies add to the list (`https, http`: TLS ends at the
-    first, and the second is asked in plain), and it is the first, as most frameworks read it. A visitor may
-    have sent that one, but fools only itself: it gets a cookie that it will not send back, or no redirect.
+    If there is one for each address, every proxy added to both lists, and the visitor's is in the same place
+    as the address, where no visitor can write. Otherwise only some proxies add to the list (`https, http`:
+    TLS ends at the first, which asks the second in plain), and the first entry counts, as for most
+    frameworks. A visitor may have sent that one, but fools nobody else: it gets a cookie that it will not
+    send back, or no redirect.
     """
     if proto is None:
         return None

@@ -399,12 +399,13 @@ async def test_closing_ends_questions_about_names_that_nobody_follows_any_more()
     async with name_server() as zone:
         zone.replies["a.test", A] = Reply(silent=True)
         resolver = Resolver(lambda: 0.0, [zone.address])
-        name = resolver.follow("a.test", 80, list)
+        watcher = zone.asked.clear
+        name = resolver.follow("a.test", 80, watcher)
         assert name is not None
         resolver.sweep(0.0)
         await until(lambda: zone.asked, "it is asked for")
         asking = name.asking
-        resolver.leave(name, list)
+        resolver.leave(name, watcher)
         await resolver.close()
         assert asking is not None
         assert asking.cancelled()
