@@ -1,10 +1,10 @@
 """What whoever reaches the admin listener may take of it: connections, bytes, time.
 
 aiohttp's server waits for a head, and for the reader of an answer, as long as it is made to. Here each has
-its time, and there is room for so many connections: one more takes the place of the one that has waited
-longest without having asked for anything, or else of the one that was idle longest. So whoever floods the
-listener with connections that do nothing pushes out their own, and an operator or a scrape is served among
-them. Only requests that are being answered are left alone; if those fill the room, who comes is closed.
+its time, and there is room for so many connections. One more takes the place of the one that was idle
+longest or, where half of the room is taken by those that have not asked for anything, of the one of them that
+has waited longest. So whoever floods the listener pushes out their own, and an operator or a scrape is served
+among them. Only requests that are being answered are left alone; if those fill the room, who comes is closed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _STALLED_TIME: Final = 30.0  # seconds in which a reader of one that is still be
 _HEAD_BYTES: Final = 512 * 1024  # with what came of a body before it is read
 _BODY_BYTES: Final = 2 * 1024 * 1024  # aiohttp reads less of one, but more requests may follow
 _LOOK: Final = 1.0  # seconds between two looks at all of them
-_BACKLOG: Final = 2048
+# The loop accepts all who wait at once. They are a part of the room, so that whoever comes has had a turn to
+# be heard before others push them out; more than that wait in the system, which has them try again.
+_AT_ONCE: Final = 4
+_LEAST_AT_ONCE: Final = 8
 _TO_END: Final = 2.0  # seconds that requests have to end as the listener closes
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -55,7 +58,9 @@ class Guarded:
         await self._runner.setup()
         unix = sock.family == socket.AF_UNIX
         create = self._loop.create_unix_server if unix else self._loop.create_server
-        self._server = await create(self._accept, sock=sock, backlog=_BACKLOG)
+        self._server = await create(
+            self._accept, sock=sock, backlog=max(_LEAST_AT_ONCE, self.room // _AT_ONCE)
+        )
         self._timer = self._loop.call_later(_LOOK, self._look_again)
 
     async def close(self) -> None:
@@ -101,10 +106,9 @@ class Guarded:
         self._connections[connection.transport] = connection
         self._new[connection] = None
         if len(self._connections) > self.room:
-            waiting = next(iter(self._new))
-            if waiting is connection:
-                waiting = next(iter(self._idle), waiting)
-            self._drop(waiting)
+            # Else idle connections would fill the room, and who comes be pushed out by the next who does.
+            of_idle = bool(self._idle) and len(self._new) < max(2, self.room // 2)
+            self._drop(next(iter(self._idle if of_idle else self._new)))
 
     def leave(self, connection: _Connection) -> None:
         """They are gone."""
