@@ -280,6 +280,15 @@ class TooManyUploads(EdgeError):
     detail = "Too many uploads from this address are under way. Please try again in a minute."
 
 
+class UploadsFull(EdgeError):
+    """So many request bodies are on their way to one member that no more may be."""
+
+    status = 503
+    reason = "uploads_full"
+    termination = "PQ"
+    detail = "Too many uploads are under way. Please try again in a minute."
+
+
 class EdgeFailed(EdgeError):
     """The edge itself, or its machine, cannot make a connection to a member."""
 

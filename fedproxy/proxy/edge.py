@@ -21,7 +21,7 @@ from fedproxy.decide.limit import LaunchRate, client_key
 from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
-from fedproxy.errors import Drained, TooManyUploads
+from fedproxy.errors import Drained, TooManyUploads, UploadsFull
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
@@ -124,6 +124,7 @@ class Edge:
         self.connections: set[Downstream | Entrance | OwnPage] = set()
         self.addresses: dict[bytes, int] = {}
         self.uploads: dict[tuple[Member, bytes], int] = {}
+        self.under_way: dict[Member, int] = {}  # uploads, of all clients
         self.tunnels: set[Tunnel] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.pools: dict[str, Pool] = {}
@@ -282,27 +283,37 @@ class Edge:
     def enter_upload(self, visitor: Visitor, member: Member) -> tuple[Member, bytes] | None:
         """Counts an upload to a member, and returns the key for `leave_upload`.
 
-        None if it counts for nobody. Raises `TooManyUploads`.
+        None if nobody is counted. Raises `TooManyUploads` or `UploadsFull`.
         """
         limit = self.policy.limits.uploads_per_address
-        client = visitor.whose()
-        if not limit or client is None:
+        if not limit:
             return None
-        key = member, client_key(client)
-        count = self.uploads.get(key, 0)
-        # However small the member's limit is, nobody holds more than a quarter of it.
-        if count >= min(limit, max(1, member.max_requests // 4)):
-            raise TooManyUploads
-        self.uploads[key] = count + 1
+        # However little a member takes, nobody holds more than a part of it, nor do all uploads together.
+        under_way = self.under_way.get(member, 0)
+        if under_way >= max(1, member.max_requests * 3 // 4):
+            raise UploadsFull
+        client = visitor.whose()
+        key = member, client_key(client) if client is not None else b""
+        if client is not None:
+            count = self.uploads.get(key, 0)
+            if count >= min(limit, max(1, member.max_requests // 4)):
+                raise TooManyUploads
+            self.uploads[key] = count + 1
+        self.under_way[member] = under_way + 1
         return key
 
     def leave_upload(self, key: tuple[Member, bytes]) -> None:
         """The body has arrived, or will not."""
-        count = self.uploads[key] - 1
-        if count:
-            self.uploads[key] = count
-        else:
-            del self.uploads[key]
+        member, client = key
+        self.under_way[member] -= 1
+        if not self.under_way[member]:
+            del self.under_way[member]
+        if client:
+            count = self.uploads[key] - 1
+            if count:
+                self.uploads[key] = count
+            else:
+                del self.uploads[key]
 
     def ask_launch(self, client: bytes) -> float:
         """Counts a launch of a client address: 0, or in how many seconds it may ask again."""

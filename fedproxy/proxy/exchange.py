@@ -33,6 +33,7 @@ from fedproxy.errors import (
     SessionAway,
     StaleConnection,
     TooManyUploads,
+    UploadsFull,
     VisitorGone,
 )
 from fedproxy.proxy.tunnel import join
@@ -325,7 +326,7 @@ class Exchange:
         if not self.body_done:
             try:
                 self.upload = edge.enter_upload(self.visitor, lease.member)
-            except TooManyUploads as error:
+            except (TooManyUploads, UploadsFull) as error:
                 edge.federation.settle(lease, _IGNORED, now)
                 self._refuse(error)
                 return

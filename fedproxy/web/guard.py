@@ -1,10 +1,10 @@
 """Limits of the admin listener: connections, bytes, time.
 
 aiohttp's server waits without end for a head, and for the reader of an answer. Here both have a time limit,
-and there is room for so many connections: one more takes the place of the connection that has waited longest
-without a first request, or else of the one that was idle longest. So a flood of silent connections pushes out
-itself, and an operator or a scrape is still served. Requests that are being answered are left alone; if they
-fill the room, a new connection is closed.
+and there is room for so many connections. One more takes the place of the one that was idle longest or, where
+half of the room is taken by connections without a request, of the one of these that has waited longest. So a
+flood of silent connections pushes out itself, and an operator or a scrape is still served. Requests that are
+being answered are left alone; if they fill the room, a new connection is closed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _STALLED_TIME: Final = 30.0  # seconds without progress while an answer is still
 _HEAD_BYTES: Final = 512 * 1024  # including what came of a body before it is read
 _BODY_BYTES: Final = 2 * 1024 * 1024  # aiohttp reads less of one, but more requests may follow
 _LOOK: Final = 1.0  # seconds between two looks at all of them
-_BACKLOG: Final = 2048
+# The loop accepts all who wait at once. They are a part of the room, so that whoever comes has had a turn to
+# be heard before others push them out; more than that wait in the system, which has them try again.
+_AT_ONCE: Final = 4
+_LEAST_AT_ONCE: Final = 8
 _TO_END: Final = 2.0  # seconds that requests have to end as the listener closes
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -55,7 +58,9 @@ class Guarded:
         await self._runner.setup()
         unix = sock.family == socket.AF_UNIX
         create = self._loop.create_unix_server if unix else self._loop.create_server
-        self._server = await create(self._accept, sock=sock, backlog=_BACKLOG)
+        self._server = await create(
+            self._accept, sock=sock, backlog=max(_LEAST_AT_ONCE, self.room // _AT_ONCE)
+        )
         self._timer = self._loop.call_later(_LOOK, self._look_again)
 
     async def close(self) -> None:
@@ -101,10 +106,9 @@ class Guarded:
         self._connections[connection.transport] = connection
         self._new[connection] = None
         if len(self._connections) > self.room:
-            waiting = next(iter(self._new))
-            if waiting is connection:
-                waiting = next(iter(self._idle), waiting)
-            self._drop(waiting)
+            # Else idle connections would fill the room, and who comes be pushed out by the next who does.
+            of_idle = bool(self._idle) and len(self._new) < max(2, self.room // 2)
+            self._drop(next(iter(self._idle if of_idle else self._new)))
 
     def leave(self, connection: _Connection) -> None:
         """A connection is gone."""

@@ -214,6 +214,25 @@ async def test_nobody_fills_a_member_with_uploads_however_many_they_begin() -> N
         assert (await running.ask(GET)).status == 200
 
 
+async def test_uploads_of_many_clients_leave_a_part_of_the_member_to_others() -> None:
+    async with edge(answer(), limits={"member_requests": 8}, **PROXY) as running:
+        slow = [await begun(running, by(f"198.51.100.{number}") + b"a") for number in range(6)]
+        for number in range(3):
+            response = await (await running.client()).ask(by(f"203.0.113.{number}") + b"a")
+            assert (response.status, response.value("retry-after")) == (503, b"30")
+        # Nor does a proxy that says of nobody whom it is for.
+        assert (await (await running.client()).ask(POST + b"a")).status == 503
+        assert rejected(running) == {"uploads_full": 4}
+        assert (await running.ask(by("203.0.113.9", GET))).status == 200
+        assert (await running.ask(by("203.0.113.9") + b"a" * 1000)).status == 200
+        slow[0].reset()
+        await until(lambda: uploads(running) == 5, "there is room")
+        assert sum(running.service.edge.under_way.values()) == 5
+        await begun(running, by("203.0.113.1") + b"a")
+        for client in slow:
+            client.reset()
+
+
 async def test_limit_goes_by_the_member_that_is_asked() -> None:
     members = {"big": answer(), "small": answer()}
     settings = {"small": {"max_requests": 5}}

@@ -125,6 +125,17 @@ async def test_who_was_idle_longest_goes_when_all_have_asked(listener: Listener)
         assert (await client.ask(GET)).body == b"ok"
 
 
+async def test_who_comes_is_not_pushed_out_by_the_next_while_others_are_idle(listener: Listener) -> None:
+    listener.guard.room = 8
+    idle = [await listener.served() for _ in range(8)]
+    waiting = [await listener.client() for _ in range(3)]
+    for client in waiting:
+        assert (await client.ask(GET)).body == b"ok"
+    for client in idle[:3]:
+        assert await ends(client)
+    assert (await idle[3].ask(GET)).body == b"ok"
+
+
 async def test_requests_that_are_being_answered_are_left_alone(listener: Listener) -> None:
     busy = [await listener.client(LONG) for _ in range(ROOM)]
     while listener.answering < ROOM:
