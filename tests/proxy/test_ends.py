@@ -243,6 +243,42 @@ async def test_visitor_who_stops_reading_the_end_is_cut_when_nothing_moved_for_l
         reader.sock.close()
 
 
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1000 + len(BIG))
+
+
+@pytest.mark.parametrize("name", ["close", "tunnel"])
+async def test_what_is_written_to_a_connection_that_is_lost_already_is_not_counted(
+    doors: Doors, name: str
+) -> None:
+    asked = asyncio.Event()
+
+    async def script(conn: Conn) -> None:
+        await conn.request()
+        conn.send(SWITCHING if name == "tunnel" else LENGTH, BIG[:1000])
+        await conn.flush()
+        conns.append(conn)
+        asked.set()
+        await conn.stall()
+
+    conns: list[Conn] = []
+    async with doors.running(script) as running:
+        reader = await doors.visit(running, Filling(), UPGRADE if name == "tunnel" else REQUESTS[name])
+        async with guard():
+            await asked.wait()
+        while BIG[:1000] not in reader.got:
+            await reader.some()
+        # In one turn of the loop that serves both: the visitor is reset, and more comes of the member.
+        wire = socket.socket(fileno=socket.dup(conns[0].writer.get_extra_info("socket").fileno()))
+        with wire:
+            reader.reset()
+            more = wire.send(BIG)
+            assert more > 100_000
+            wire.shutdown(socket.SHUT_WR)
+        (line,) = await running.logged()
+        assert line["termination"] == ("CT" if name == "tunnel" else "CD")
+        assert line["bytes_out"] == 1000
+
+
 async def test_drain_waits_for_a_slow_reader(doors: Doors) -> None:
     async with doors.running(member := Filling()) as running:
         reader = await doors.visit(running, member, KEPT)
