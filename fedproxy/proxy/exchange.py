@@ -220,7 +220,8 @@ class Exchange:
         idle = pool.idle
         while idle:
             # The one used last, unless something waits there that the loop has yet to read: its end, which
-            # would lose a POST, or bytes that nobody asked for, which would be taken for the answer.
+            # would lose a POST, or bytes that nobody asked for, which would be taken for the answer. However
+            # short or long it was idle: the loop may serve this request before what arrived in the same turn.
             upstream = idle.pop()
             if upstream.transport.is_closing():
                 continue
