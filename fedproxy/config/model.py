@@ -191,8 +191,8 @@ class Limits(Section):
         default=100,
         description="Uploads under way from one client address (IPv6: one /64) to one member, per worker: "
         "requests whose bodies are not complete. Never more than a quarter of the requests that the member "
-        "takes. More are answered 429. All clients together have at most three quarters of the member; more are "
-        "answered 503. 0 for no limit, of one client or of all.",
+        "takes. More are answered 429. All clients together have at most three quarters of the member; more "
+        "are answered 503. 0 for no limit, of one client or of all.",
     )
     request_head: Bytes = Field(
         default=32 << 10, description="Request line and headers; more is answered 431 or 414."

@@ -118,6 +118,7 @@ class Downstream(Flow):
         "request_id",
         "secure",
         "standing",
+        "thrown_away",
         "told",
         "trace",
         "trusted",
@@ -139,6 +140,7 @@ class Downstream(Flow):
         self.framing = _AS_SENT
         self.linger_until: float | None = None
         self.waiting = 0  # bytes that the system had not taken at the last look
+        self.thrown_away = 0  # bytes of a body that were written after the connection was lost
         self.owed: Exchange | None = None  # over, except that the end of its response is not sent yet
         self.head_since: float | None = None
         self.idle_since = 0.0
@@ -250,7 +252,7 @@ class Downstream(Flow):
 
     def _lost(self) -> int:
         """Bytes that were written and will not arrive. After an error the transport reports none."""
-        return self.unsent() or (0 if self.writable else self.waiting)
+        return self.thrown_away + (self.unsent() or (0 if self.writable else self.waiting))
 
     def gone(self) -> None:
         """The visitor's connection is gone, whatever it was last."""
@@ -804,6 +806,9 @@ class Downstream(Flow):
         if self.framing == _CHUNK:
             data = (chunk(data) if data else b"") + (LAST_CHUNK if done else b"")
         if data:
+            if self.wire.is_closing():
+                # The loop says so a turn later, and may read megabytes of the member before.
+                self.thrown_away += len(data)
             self.write(data)
 
     def send_error(self, exchange: Exchange, error: ExchangeError) -> None:
@@ -828,12 +833,13 @@ class Downstream(Flow):
         if not (closing or self.wire.get_write_buffer_size()):
             return False
         self.owed = exchange
-        self.waiting = self.unsent()
         if closing:
-            # The last write may have been discarded.
-            self.waiting += last
+            # The last write is discarded, also if it came with the head.
+            self.thrown_away = max(self.thrown_away, last)
+            self.waiting = self.unsent() or (0 if self.writable else self.waiting)
             self.writable = False
         else:
+            self.waiting = self.unsent()
             # So that `resume_writing` is called once all is sent. Until then nothing else is written.
             self.wire.set_write_buffer_limits(0)
         return True
@@ -957,7 +963,9 @@ class Downstream(Flow):
             self.exchange.grant(lost, now)
 
     def _linger(self) -> None:
-        self.waiting = self.unsent()
+        if not self.wire.is_closing():
+            # Of one that is lost the transport knows nothing any more.
+            self.waiting = self.unsent()
         limit = self.edge.policy.timeouts.response_idle if self.waiting else _LINGER
         self.linger_until = self.edge.clock() + limit
 

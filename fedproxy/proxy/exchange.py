@@ -221,7 +221,8 @@ class Exchange:
         idle = pool.idle
         while idle:
             # The one used last, unless something has arrived on it that the loop has not read: an end, which
-            # would lose a POST, or stray bytes, which would be taken for the answer.
+            # would lose a POST, or stray bytes, which would be taken for the answer. This does not depend on
+            # how long it was idle: the loop may serve this request before what arrived in the same turn.
             upstream = idle.pop()
             if upstream.transport.is_closing():
                 continue

@@ -36,7 +36,11 @@ class Side(Flow):
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
-        self.peer.write(data)
+        peer = self.peer
+        if peer.wire.is_closing():
+            # It is thrown away; the loop says that the connection is lost a turn later.
+            peer.lost += len(data)
+        peer.write(data)
 
     def eof_received(self) -> bool:
         peer = self.peer.transport
@@ -65,7 +69,7 @@ class Side(Flow):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.tunnel.ended_by(self.who)
-        self.lost = self.unsent() or (0 if self.writable else self.waiting)
+        self.lost += self.unsent() or (0 if self.writable else self.waiting)
         if not self.peer.transport.is_closing():
             if self.wire is not self.transport:
                 # While reading was paused, more may have come before the end.

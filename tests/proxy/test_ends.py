@@ -172,8 +172,10 @@ def waiting(running: Edge | None) -> int:
 
 async def over(running: Edge) -> None:
     """Returns when the member's part of the request is over, and the visitor's is not."""
-    (member,) = running.service.edge.federation.members
-    await until(lambda: member.in_flight == 0, "the end of the member's part")
+    service = running.service.edge
+    (member,) = service.federation.members
+    # Nothing is under way before the request has come either, and a handshake may wait to be sent.
+    await until(lambda: service.counts.requests and not member.in_flight, "the end of the member's part")
     assert waiting(running)
     assert running.log == []
 
@@ -254,6 +256,42 @@ async def test_line_that_waits_for_a_slow_reader_names_its_visitor_also_after_a_
         (line,) = await running.logged()
         assert (line["client"], line["termination"]) == ("192.0.2.66", "--")
         reader.sock.close()
+
+
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1000 + len(BIG))
+
+
+@pytest.mark.parametrize("name", ["close", "tunnel"])
+async def test_what_is_written_to_a_connection_that_is_lost_already_is_not_counted(
+    doors: Doors, name: str
+) -> None:
+    asked = asyncio.Event()
+
+    async def script(conn: Conn) -> None:
+        await conn.request()
+        conn.send(SWITCHING if name == "tunnel" else LENGTH, BIG[:1000])
+        await conn.flush()
+        conns.append(conn)
+        asked.set()
+        await conn.stall()
+
+    conns: list[Conn] = []
+    async with doors.running(script) as running:
+        reader = await doors.visit(running, Filling(), UPGRADE if name == "tunnel" else REQUESTS[name])
+        async with guard():
+            await asked.wait()
+        while BIG[:1000] not in reader.got:
+            await reader.some()
+        # In one turn of the loop that serves both: the visitor is reset, and more comes of the member.
+        wire = socket.socket(fileno=socket.dup(conns[0].writer.get_extra_info("socket").fileno()))
+        with wire:
+            reader.reset()
+            more = wire.send(BIG)
+            assert more > 100_000
+            wire.shutdown(socket.SHUT_WR)
+        (line,) = await running.logged()
+        assert line["termination"] == ("CT" if name == "tunnel" else "CD")
+        assert line["bytes_out"] == 1000
 
 
 async def test_drain_waits_for_a_slow_reader(doors: Doors) -> None:
