@@ -403,7 +403,7 @@ class Service:
         self._fleet.tell(_health(report))
         if (before.healthy if before else True) != report.healthy:
             why = "; ".join(report.details or report.reasons)
-            line = f"{report.name} is well again" if report.healthy else f"{report.name} is ill: {why}"
+            line = f"{report.name} is " + ("healthy again" if report.healthy else f"unhealthy: {why}")
             self.history.note(time.time(), line, Level.GOOD if report.healthy else Level.BAD, report.name)
             self._aside(line)
             self._hear_news()

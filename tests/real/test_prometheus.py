@@ -276,7 +276,7 @@ async def test_everything_that_the_dashboard_and_the_manual_name_has_data(tmp_pa
         await running.members["gesis"].set_mode(Mode.FAILING)
         await running.comes("query", _some, query='fedproxy_retries_total{reason="503"}')
         await running.comes("query", _some, query="fedproxy_launch_failovers_total")
-        # The alerts first: they end when all are well again, and only then has every member a share.
+        # The alerts first: they end when all are healthy again, and only then has every member a share.
         for title, expression, _ in sorted(QUERIES, key=lambda query: "ALERTS" not in query[1]):
             if "ALERTS" not in expression:
                 await running.members["gesis"].set_mode(Mode.WELL)

@@ -77,6 +77,6 @@ async def test_program_that_was_stopped_charges_nobody_and_cuts_nobody(
             await until(lambda: probed.rounds > rounds, "another probe")
             member = (await edge.members())["a"]
             assert (member["breaker"], member["healthy"], member["errors"]) == ("closed", True, {})
-            assert "is ill" not in edge.program.output
+            assert "is unhealthy" not in edge.program.output
     finally:
         await probed.stop()
