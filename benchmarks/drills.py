@@ -863,7 +863,7 @@ class Trial:
                 await asyncio.sleep(_STOPPED)
             self._victim.go_on()
             go.set()
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(_WARM)
         totals = await self._totals()
         self._checks += [
             Check("visitors in the middle of a request cut", sum(each.seen["ok"] != 2 for each, _ in some)),
@@ -1022,7 +1022,7 @@ def _whole_lines(fd: int) -> int:
     os.set_blocking(fd, False)
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    read, quiet = b"", 1000  # milliseconds
+    read, quiet = b"", 500  # milliseconds
     while poll.poll(quiet) and (piece := os.read(fd, 1 << 20)):
         read += piece
     return sum(line[:1] == b"{" and line[-1:] == b"}" for line in read.splitlines())
