@@ -1,8 +1,9 @@
-"""`python -m benchmarks.drills`: a member fails under load and is mended; what do the visitors notice?
+"""`python -m benchmarks.drills`: something goes wrong under load; what do the visitors notice?
 
-The real program serves, in a process of its own, before three members and their visitors in this one. Each
+The real program serves, in processes of its own, before three members and their visitors in this one. Each
 visitor holds the cookie of one member and asks again and again on a connection that is kept open. The edge's
-own figures are those of its `/metrics`.
+own figures are those of its `/metrics`. In a drill of a `Fault` a member fails and is mended. In a drill of a
+`Mishap` something happens to the edge itself, or one client misbehaves.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import os
+import select
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -28,6 +32,7 @@ import aiohttp
 import click
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +50,21 @@ _OPEN, _OPEN_MAX, _JITTER = 1.0, 8.0, 1.1
 _BUDGET, _FLOOR, _BUCKET = 0.2, 1.0, 210
 _WARM = 1.0
 _TIMEOUT = 1.0
+
+# The drills of the edge itself and of its clients.
+_CROWD = 20
+_WORKERS = 2
+_WITHIN = 30.0  # seconds for one of them
+_WORST = 1.0  # seconds that a request may take, of which the member needs `_LATENCY`
+_REPLACED = 10.0  # seconds until a killed worker is replaced
+_LIMIT, _STOPPED = 1.5, 4.0  # seconds of every time limit, and of the stop
+_ASKED, _PAUSE = 20, 0.2  # requests of the stale tab in a row, and seconds between
+_RESETS, _BATCH = 1000, 100
+_FORGED: Final = b"198.51.100.66"
+_TAB: Final = "127.0.0.9"
+_HELD: Final = b"/held"
+_HALVED: Final = b"/halved"
+_LONG: Final = "/" + "x" * 3000  # its line in the log is shorter than what a pipe takes in one piece
 
 
 class Fault(enum.StrEnum):
@@ -73,6 +93,25 @@ class Fault(enum.StrEnum):
     def lasting(self) -> bool:
         """Whether it cannot be reached at all."""
         return self in (Fault.KILLED, Fault.BLACKHOLE, Fault.DNS)
+
+
+class Mishap(enum.StrEnum):
+    """What happens to the edge itself, or what one client does."""
+
+    LOG_SOCKET = "log-socket"
+    """Standard output is a stream socket that nobody reads."""
+    LOG_PIPE = "log-pipe"
+    """Standard output is a pipe that nobody reads."""
+    STDERR_FULL = "stderr-full"
+    """Standard output and error are on a full disk; a worker is killed, and then comes SIGTERM."""
+    STDERR_GONE = "stderr-gone"
+    """The same with a pipe whose reader has left."""
+    STALE_TAB = "stale-tab"
+    """One client asks its own dead server on and on: answered 503, or broken off."""
+    STOPPED = "stopped"
+    """All processes are stopped for longer than any time limit, and continued."""
+    RESET_EARLY = "reset-early"
+    """Clients send a request with a forged address and reset before they are accepted."""
 
 
 class Member:
@@ -113,12 +152,57 @@ class Member:
                 filler.setblocking(False)
                 filler.connect_ex(self.address)
 
+    def take(self, connection: _Connection, head: bytes) -> None:
+        """Answers one request after a while."""
+        asyncio.get_running_loop().call_later(_LATENCY, lambda: connection.answer(self.fault))
+
     async def mend(self) -> None:
         """As a restart: what hung is cut, and all is well."""
         fault, self.fault = self.fault, None
         if fault in (Fault.HANG, *(each for each in Fault if each.lasting)):
             await self.leave()
             await self.listen("127.0.0.2" if fault is Fault.DNS else "127.0.0.1")
+
+
+class Hub(Member):
+    """A member with a dead server at `/user/mine/`, and with responses that wait for `go_on`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.forged = 0
+        self._waiting: list[tuple[_Connection, bool]] = []
+        self._asked = 0
+
+    def take(self, connection: _Connection, head: bytes) -> None:
+        """Answers one request after a while, or when it is told to."""
+        path = head.split(b" ", 2)[1]
+        self.forged += _FORGED in head
+        if path.startswith(b"/user/mine/"):
+            # Many in a row, faster than others are served; and then a pause.
+            rounds, at = divmod(self._asked, _ASKED)
+            self._asked += 1
+            answer = connection.break_off if rounds % 2 else lambda: connection.answer(Fault.ANSWERS_503)
+            asyncio.get_running_loop().call_later(0.0 if at else _PAUSE, answer)
+        elif path in (_HELD, _HALVED):
+            if path == _HALVED:
+                connection.begin()
+            self._waiting.append((connection, path == _HALVED))
+        else:
+            super().take(connection, head)
+
+    @property
+    def waiting(self) -> int:
+        """How many responses wait for `go_on`."""
+        return len(self._waiting)
+
+    def go_on(self) -> None:
+        """Completes the responses that wait."""
+        for connection, begun in self._waiting:
+            if begun:
+                connection.go_on()
+            else:
+                connection.answer(None)
+        self._waiting.clear()
 
 
 class _Connection(asyncio.Protocol):
@@ -142,7 +226,7 @@ class _Connection(asyncio.Protocol):
             if head.startswith((b"GET /health ", b"GET /versions ")):
                 self._respond(b"200 OK", _WELL)
             else:
-                asyncio.get_running_loop().call_later(_LATENCY, self._answer)
+                self._member.take(self, head)
 
     def reset(self) -> None:
         """Closes with RST and not FIN."""
@@ -151,10 +235,11 @@ class _Connection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 
-    def _answer(self) -> None:
+    def answer(self, fault: Fault | None) -> None:
+        """Responds, or does what `fault` says instead."""
         if self._transport.is_closing():
             return
-        match self._member.fault:
+        match fault:
             case Fault.HANG:
                 return
             case Fault.RESET:
@@ -168,6 +253,19 @@ class _Connection(asyncio.Protocol):
                 self._respond(b"503 Service Unavailable", b"sorry")
             case _:
                 self._respond(b"200 OK", _BODY)
+
+    def begin(self) -> None:
+        """Sends the head and half of the body; `go_on` sends the rest."""
+        self._respond(b"200 OK", _BODY, cut=len(_BODY) // 2)
+
+    def break_off(self) -> None:
+        """Closes after half of the body."""
+        self.begin()
+        self._transport.close()
+
+    def go_on(self) -> None:
+        """Sends what `begin` left."""
+        self._transport.write(_BODY[len(_BODY) // 2 :])
 
     def _respond(self, status: bytes, body: bytes, cut: int | None = None) -> None:
         name = self._member.name.encode()
@@ -219,24 +317,50 @@ class Visitor:
     after: float
     seen: Counter[str] = field(default_factory=Counter)
     served_by: str = ""
+    target: str = "/drill"
+    address: str = "127.0.0.1"
+    """Where it comes from."""
+    worst: float = 0.0
+    """Seconds that the slowest answer took."""
+    leaving: bool = False
+    """Set to have no more than the request under way."""
 
     async def visit(self, port: int) -> None:
-        """Comes `after` so many seconds, and asks again and again until cancelled."""
+        """Comes `after` so many seconds, and asks again and again until cancelled or `leaving`."""
         await asyncio.sleep(self.after)
-        request = f"GET /drill HTTP/1.1\r\nHost: hub.test\r\nCookie: {COOKIE}={self.home}\r\n\r\n".encode()
-        while True:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while not self.leaving:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(self.address, 0))
             try:
-                while await self._ask(reader, writer, request):
+                while await self._ask(reader, writer, self.request) and not self.leaving:
                     pass
             finally:
                 writer.transport.abort()
+
+    async def visit_twice(self, port: int, split: int | None, go: asyncio.Event) -> None:
+        """Asks once, then again on the same connection: the first `split` bytes now, the rest after `go`."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(self.address, 0))
+        try:
+            first = self.request.replace(self.target.encode(), b"/drill", 1)
+            if await self._ask(reader, writer, first):
+                now, later = self.request[:split], self.request[split:] if split is not None else b""
+                writer.write(now)
+                self.seen["begun"] += 1
+                await go.wait()
+                await self._ask(reader, writer, later)
+        finally:
+            writer.transport.abort()
+
+    @property
+    def request(self) -> bytes:
+        """What it sends."""
+        cookie = f"Cookie: {COOKIE}={self.home}"
+        return f"GET {self.target} HTTP/1.1\r\nHost: hub.test\r\n{cookie}\r\n\r\n".encode()
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bool:
         """One request; False if the connection is of no more use."""
         self.seen["requests"] += 1
         writer.write(request)
-        outcome = "failed"
+        outcome, start = "failed", time.monotonic()
         try:
             async with asyncio.timeout(_GUARD):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -246,9 +370,13 @@ class Visitor:
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             self.seen[outcome] += 1
             return False
+        self.worst = max(self.worst, time.monotonic() - start)
+        cookie = fields.get(b"set-cookie", b"")
+        self.seen["overwritten"] += bool(cookie) and not cookie.startswith(f"{COOKIE}={self.home};".encode())
         if head.startswith(b"HTTP/1.1 200 "):
             self.seen["ok"] += 1
             self.served_by = fields.get(b"x-member", b"").decode()
+            self.seen["elsewhere"] += self.served_by != self.home
         else:
             self.seen["failed"] += 1
             self.seen[head[9:12].decode()] += 1
@@ -276,11 +404,15 @@ class Figures:
         return sum(self.errors.values()) - self.errors.get("stale", 0) + self.answered_503
 
 
-async def scrape(client: aiohttp.ClientSession, port: int) -> Figures:
-    """Reads `/metrics` once."""
+async def _families(client: aiohttp.ClientSession, port: int) -> dict[str, list[Sample]]:
     async with client.get(f"http://127.0.0.1:{port}/metrics") as response:
         text = await response.text()
-    families = {family.name: family.samples for family in text_string_to_metric_families(text)}
+    return {family.name: family.samples for family in text_string_to_metric_families(text)}
+
+
+async def scrape(client: aiohttp.ClientSession, port: int) -> Figures:
+    """Reads `/metrics` once."""
+    families = await _families(client, port)
 
     def victims(name: str, label: str = "member") -> dict[str, int]:
         samples = families[name]
@@ -468,6 +600,434 @@ class Drill:
         }
 
 
+@dataclass(frozen=True)
+class Check:
+    """A figure, and the bounds that it must keep."""
+
+    what: str
+    figure: float
+    least: float = 0
+    most: float = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within them."""
+        return self.least <= self.figure <= self.most
+
+    def __str__(self) -> str:
+        bound = f"at least {self.least:,g}" if self.most == math.inf else f"at most {self.most:,g}"
+        return f"{self.what} {round(self.figure, 2):,} ({bound})"
+
+
+def _at_least(what: str, figure: float, least: float) -> Check:
+    return Check(what, figure, least, math.inf)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a drill of a `Mishap` showed. `worst`: the slowest answer, in seconds.
+
+    `unfinished`: what it waited for in vain; there are no more checks then.
+    """
+
+    mishap: Mishap
+    seen: Counter[str]
+    worst: float
+    bound: float
+    checks: Sequence[Check]
+    unfinished: str
+
+    def faults(self) -> list[str]:
+        """What is not as it should be."""
+        slow = Check("seconds of the slowest answer", self.worst, most=self.bound)
+        wrong = [f"out of bounds: {check}" for check in (*self.checks, slow) if not check.holds]
+        return [*wrong, f"not finished: {self.unfinished}"] if self.unfinished else wrong
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What `/metrics` says of all members and of the edge at one moment."""
+
+    charged: int
+    transitions: int
+    down: int
+    dropped: Counter[str]
+    workers: int
+
+    @classmethod
+    async def read(cls, client: aiohttp.ClientSession, port: int) -> Totals:
+        """Reads `/metrics` once."""
+        families = await _families(client, port)
+
+        def total(name: str) -> Iterator[Sample]:
+            return (each for each in families.get(name, ()) if not each.name.endswith("_created"))
+
+        errors = total("fedproxy_upstream_errors")
+        lost = {each.labels["log"]: int(each.value) for each in total("fedproxy_log_lines_dropped")}
+        return cls(
+            charged=sum(int(each.value) for each in errors if each.labels["reason"] != "stale"),
+            transitions=sum(int(each.value) for each in total("fedproxy_breaker_transitions")),
+            down=sum(not each.value for each in total("fedproxy_member_up")),
+            dropped=Counter(lost),
+            workers=sum(int(each.value) for each in total("fedproxy_workers")),
+        )
+
+
+class _InVain(Exception):
+    """Something did not happen in time."""
+
+
+class Trial:
+    """One mishap, before and after which all is well. `seconds`: how long it lasts, where nothing else says.
+
+    Every visitor comes from an address of its own, as there is much that one client alone may not cause.
+    """
+
+    def __init__(self, mishap: Mishap, folder: Path, *, port: int, seconds: float) -> None:
+        self.mishap = mishap
+        self._folder = folder
+        self._port = port
+        self._seconds = seconds
+        self._hubs = {name: Hub(name) for name in MEMBERS}
+        self._victim = self._hubs[VICTIM]
+        self._visitors = [
+            Visitor(MEMBERS[at % len(MEMBERS)], after=0.0, address=f"127.0.1.{at + 1}")
+            for at in range(_CROWD)
+        ]
+        self._checks: list[Check] = []
+        self._bound = _WORST
+
+    async def run(self) -> Report:
+        """Runs it. Raises `BenchmarkError` if the edge cannot be had."""
+        drill = {
+            Mishap.LOG_SOCKET: self._log_stalled,
+            Mishap.LOG_PIPE: self._log_stalled,
+            Mishap.STDERR_FULL: self._stderr_lost,
+            Mishap.STDERR_GONE: self._stderr_lost,
+            Mishap.STALE_TAB: self._stale_tab,
+            Mishap.STOPPED: self._stopped,
+            Mishap.RESET_EARLY: self._reset,
+        }[self.mishap]
+        unfinished = ""
+        try:
+            async with asyncio.timeout(_WITHIN), contextlib.AsyncExitStack() as stack:
+                self._client = await stack.enter_async_context(aiohttp.ClientSession())
+                for hub in self._hubs.values():
+                    await hub.listen()
+                    stack.push_async_callback(hub.leave)
+                await drill(stack)
+        except _InVain as error:
+            unfinished = str(error)
+        except TimeoutError:
+            unfinished = f"not over in {_WITHIN:.0f} s"
+        except (OSError, aiohttp.ClientError) as error:
+            unfinished = f"{type(error).__name__}: {error}"
+        seen = sum((visitor.seen for visitor in self._visitors), Counter[str]())
+        worst = max(visitor.worst for visitor in self._visitors)
+        return Report(self.mishap, seen, worst, self._bound, self._checks, unfinished)
+
+    # The drills
+
+    async def _log_stalled(self, stack: contextlib.AsyncExitStack) -> None:
+        if self.mishap is Mishap.LOG_SOCKET:
+            ours, theirs = (each.detach() for each in socket.socketpair())
+        else:
+            ours, theirs = os.pipe()
+        stack.callback(os.close, ours)
+        for visitor in self._visitors:
+            visitor.target = _LONG
+        try:
+            await self._start(stack, access_log="json", stdout=theirs)
+        finally:
+            os.close(theirs)
+        async with self._crowd():
+            await self._until("a line is dropped", self._has_dropped)
+            answered = self._seen("ok")
+            for visitor in self._visitors:
+                visitor.worst = 0.0
+            await asyncio.sleep(self._seconds)
+        read, dropped = await asyncio.to_thread(_whole_lines, ours), 0
+
+        async def all_counted() -> bool:
+            nonlocal dropped
+            dropped = (await self._totals()).dropped["access"]
+            return read + dropped == self._seen("requests")
+
+        # What a worker says of itself is up to a second old.
+        with contextlib.suppress(_InVain):
+            await self._until("all lines are counted", all_counted, within=5.0)
+        self._checks += [
+            _at_least("lines dropped", dropped, 1),
+            _at_least("answered meanwhile", self._seen("ok") - answered, _CROWD),
+            Check("requests failed", self._failed()),
+            Check("lines neither read later nor counted", abs(self._seen("requests") - dropped - read)),
+        ]
+
+    async def _has_dropped(self) -> bool:
+        return bool((await self._totals()).dropped["access"])
+
+    async def _stderr_lost(self, stack: contextlib.AsyncExitStack) -> None:
+        ours, theirs = os.pipe()
+        if self.mishap is Mishap.STDERR_FULL:
+            os.close(theirs)
+            theirs = os.open("/dev/full", os.O_WRONLY)
+        try:
+            edge = await self._start(stack, access_log="json", stdout=theirs, stderr=theirs)
+        finally:
+            os.close(theirs)
+            os.close(ours)
+        async with self._crowd():
+            before = edge.processes()
+            killed = next(pid for pid in before if pid != edge.pid)
+            os.kill(killed, signal.SIGKILL)
+            start = time.monotonic()
+
+            async def replaced() -> bool:
+                new = set(edge.processes()) - set(before)
+                return bool(new) and (await self._totals()).workers == _WORKERS
+
+            await self._until("the worker is replaced", replaced)
+            seconds = time.monotonic() - start
+            lost = self._failed()
+            await asyncio.sleep(self._seconds)
+        failed = self._failed() - lost
+        dropped = (await self._totals()).dropped
+        held = await self._drained(edge)
+        ended = edge.ended()
+        self._checks += [
+            Check("seconds until the killed worker was replaced", seconds, most=_REPLACED),
+            Check("requests lost with it", lost, most=_CROWD),
+            Check("failed afterwards", failed),
+            Check("cut by SIGTERM", sum(visitor.seen["ok"] != 2 for visitor in held)),
+            Check("exit status", -1 if ended is None else ended, 0),
+            Check("processes left", len(edge.processes())),
+            _at_least("events dropped", dropped["events"], 1),
+            _at_least("lines dropped", dropped["access"], 1),
+        ]
+
+    async def _drained(self, edge: Process) -> list[Visitor]:
+        """SIGTERM while visitors wait. Returns them when the edge has ended, or should have."""
+        held = self._many(_HELD, 10)
+        async with _together(visitor.visit_twice(self._port, None, _set()) for visitor in held):
+            await self._until("requests wait", lambda: self._victim.waiting == len(held))
+            edge.terminate()
+            await self._until("nobody is accepted", lambda: not _accepts(self._port))
+            self._victim.go_on()
+        with contextlib.suppress(_InVain):
+            await self._until("it ended", lambda: edge.ended() is not None, within=5.0)
+        return held
+
+    async def _stale_tab(self, stack: contextlib.AsyncExitStack) -> None:
+        for at, visitor in enumerate(self._visitors):
+            visitor.home = VICTIM
+            visitor.target = ("/user/alive/lab", "/v2/gh/someone/something/HEAD")[at % 2]
+        await self._start(stack)
+        tab = Visitor(VICTIM, after=0.0, target="/user/mine/x", address=_TAB)
+        async with self._crowd():
+            task = asyncio.ensure_future(tab.visit(self._port))
+            await asyncio.sleep(self._seconds)
+            await self._until("the tab has asked enough", lambda: tab.seen["requests"] > 2 * _ASKED)
+            tab.leaving = True
+            await task
+        totals = await self._totals()
+        self._checks += [
+            _at_least("the tab was answered 503", tab.seen["503"], _ASKED),
+            _at_least("broken off", tab.seen["cut"], _ASKED),
+            Check("others' requests failed", self._failed()),
+            Check("answered by another member", self._seen("elsewhere")),
+            Check("cookies overwritten", self._seen("overwritten") + tab.seen["overwritten"]),
+            Check("breaker transitions", totals.transitions),
+        ]
+
+    async def _stopped(self, stack: contextlib.AsyncExitStack) -> None:
+        limits = ("connect", "request_head", "request_idle", "response_head", "response_idle", "keepalive")
+        edge = await self._start(
+            stack,
+            timeouts={**dict.fromkeys(limits, _LIMIT), "drain": "1s"},
+            breaker={"failures": 1, "open": "300s", "max_ejected": 1.0},
+            health={"interval": "200ms", "timeout": _LIMIT, "fall": 1},
+        )
+        # Idle, or in the middle of something: half a head, no response yet, half a response.
+        go = asyncio.Event()
+        waiting = self._many(_HELD, 5) + self._many(_HALVED, 5)
+        some: list[tuple[Visitor, int | None]] = [(each, None) for each in waiting]
+        some += [(each, split) for split in (0, 20) for each in self._many(b"/late", 5)]
+        self._bound = _STOPPED + _LIMIT
+        begun = (visitor.visit_twice(self._port, split, go) for visitor, split in some)
+        async with self._crowd(), _together(begun):
+            await self._until(
+                "all have begun",
+                lambda: all(each.seen["begun"] for each, _ in some) and self._victim.waiting == len(waiting),
+            )
+            with _paused(edge.processes()):
+                await asyncio.sleep(_STOPPED)
+            self._victim.go_on()
+            go.set()
+            await asyncio.sleep(_WARM)
+        totals = await self._totals()
+        self._checks += [
+            Check("visitors in the middle of a request cut", sum(each.seen["ok"] != 2 for each, _ in some)),
+            Check("others' requests failed", self._failed()),
+            Check("members charged", totals.charged),
+            Check("breaker transitions", totals.transitions),
+            Check("members unhealthy", totals.down),
+        ]
+
+    async def _reset(self, stack: contextlib.AsyncExitStack) -> None:
+        log = self._folder / "access.log"
+        edge = await self._start(stack, access_log="json", access_log_file=str(log))
+        forged = b"GET /forged HTTP/1.1\r\nHost: hub.test\r\nX-Forwarded-For: %b\r\n\r\n" % _FORGED
+        async with self._crowd():
+            for at in range(_RESETS // _BATCH):
+                # Half of them while nobody can accept them, the others whenever they come.
+                with _paused(edge.processes() if at % 2 else []):
+                    for _ in range(_BATCH):
+                        _send_and_reset(self._port, forged)
+                await asyncio.sleep(self._seconds * _BATCH / _RESETS)
+        requests = self._seen("requests")
+        lines: list[bytes] = []
+
+        def written() -> bool:
+            lines[:] = log.read_bytes().splitlines()
+            return sum(b'"/drill"' in line for line in lines) >= requests
+
+        with contextlib.suppress(_InVain):
+            await self._until("the log is written", written, within=5.0)
+        self._checks += [
+            Check(
+                f"log lines with the address that {_RESETS:,} forged", sum(_FORGED in each for each in lines)
+            ),
+            Check("requests at members with it", sum(hub.forged for hub in self._hubs.values())),
+            Check("others' requests failed", self._failed()),
+            Check("others' lines missing", requests - sum(b'"/drill"' in line for line in lines)),
+        ]
+
+    # What they have in common
+
+    async def _start(
+        self,
+        stack: contextlib.AsyncExitStack,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        **config: Any,
+    ) -> Process:
+        file = self._folder / "drill.yaml"
+        urls = {name: "http://{}:{}".format(*hub.address) for name, hub in self._hubs.items()}
+        base = {
+            "listen": [{"address": f"127.0.0.1:{self._port}"}],
+            "admin": {"address": f"127.0.0.1:{self._port + 1}"},
+            "workers": _WORKERS,
+            "access_log": "off",
+            "affinity": {"cookie": COOKIE},
+            "timeouts": {"drain": "10s"},
+            "members": {name: {"url": url, "prime": name == MEMBERS[-1]} for name, url in urls.items()},
+        }
+        file.write_text(yaml.safe_dump(base | config))
+        command = [sys.executable, "-m", "fedproxy", "serve", "--config", str(file)]
+        edge = Process(
+            "fedproxy",
+            command,
+            core=sorted(os.sched_getaffinity(0)),
+            folder=self._folder,
+            stdout=stdout,
+            stderr=stderr,
+        )
+        stack.push_async_callback(asyncio.to_thread, edge.stop)
+        await asyncio.to_thread(edge.wait_ready, self._port + 1, "/health/ready")
+        return edge
+
+    @contextlib.asynccontextmanager
+    async def _crowd(self) -> AsyncIterator[None]:
+        """The visitors ask from when each was served until the end, and then complete what is under way."""
+        async with _together(visitor.visit(self._port) for visitor in self._visitors):
+            await self._until("all are served", lambda: all(each.seen["ok"] for each in self._visitors))
+            yield
+            for visitor in self._visitors:
+                visitor.leaving = True
+
+    def _many(self, target: bytes, number: int) -> list[Visitor]:
+        return [Visitor(VICTIM, after=0.0, target=target.decode()) for _ in range(number)]
+
+    def _seen(self, what: str) -> int:
+        return sum(visitor.seen[what] for visitor in self._visitors)
+
+    def _failed(self) -> int:
+        return self._seen("failed") + self._seen("cut")
+
+    async def _totals(self) -> Totals:
+        return await Totals.read(self._client, self._port + 1)
+
+    async def _until(
+        self, what: str, true: Callable[[], bool | Awaitable[bool]], within: float = _GUARD
+    ) -> None:
+        end = time.monotonic() + within
+        while True:
+            found = true()
+            if found if isinstance(found, bool) else await found:
+                return
+            if time.monotonic() > end:
+                raise _InVain(f"waited {within:.0f} s in vain until {what}")
+            await asyncio.sleep(_POLL)
+
+
+@contextlib.asynccontextmanager
+async def _together(some: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Runs them meanwhile and waits for them at the end; cancels them after an error."""
+    tasks = [asyncio.ensure_future(each) for each in some]
+    try:
+        yield
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
+@contextlib.contextmanager
+def _paused(pids: Iterable[int]) -> Iterator[None]:
+    """Stops these processes meanwhile."""
+    stopped = []
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+        yield
+    finally:
+        for pid in reversed(stopped):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _send_and_reset(port: int, data: bytes) -> None:
+    with socket.socket() as sock:
+        sock.bind((_TAB, 0))
+        sock.connect(("127.0.0.1", port))
+        sock.sendall(data)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _whole_lines(fd: int) -> int:
+    """Reads until no more comes; gives how many whole lines it was."""
+    os.set_blocking(fd, False)
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    read, quiet = b"", 500  # milliseconds
+    while poll.poll(quiet) and (piece := os.read(fd, 1 << 20)):
+        read += piece
+    return sum(line[:1] == b"{" and line[-1:] == b"}" for line in read.splitlines())
+
+
 def _show(results: list[Result], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True)
     table.add_column("member", no_wrap=True)
@@ -506,6 +1066,33 @@ def _show(results: list[Result], console: Console) -> None:
             console.print(f"  [red]{wrong}[/red]", highlight=False)
 
 
+def _show_reports(reports: list[Report], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True)
+    table.add_column("edge or client", no_wrap=True)
+    for name in ("requests", "failed", "worst\nms", "at most\nms", "figures\nin bounds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for report in reports:
+        table.add_row(
+            report.mishap,
+            f"{report.seen['requests']:,}",
+            str(report.seen["failed"] + report.seen["cut"]),
+            f"{report.worst * 1000:.0f}",
+            f"{report.bound * 1000:.0f}",
+            f"{sum(check.holds for check in report.checks)} of {len(report.checks)}",
+        )
+    console.print(table)
+    for report in reports:
+        console.print(f"{report.mishap}: {', '.join(map(str, report.checks))}", highlight=False)
+        for wrong in report.faults():
+            console.print(f"  [red]{wrong}[/red]", highlight=False)
+
+
+def _try(mishap: Mishap, *, port: int, seconds: float) -> Report:
+    require_free([port, port + 1])
+    with tempfile.TemporaryDirectory(prefix="fedproxy-drill-") as folder:
+        return asyncio.run(Trial(mishap, Path(folder), port=port, seconds=seconds).run())
+
+
 def _drill(fault: Fault, *, port: int, visitors: int, seconds: float) -> Result:
     if fault in (Fault.DNS, Fault.NO_NAME) and shutil.which("unshare") is None:
         raise BenchmarkError(
@@ -517,31 +1104,44 @@ def _drill(fault: Fault, *, port: int, visitors: int, seconds: float) -> Result:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("faults", nargs=-1, type=click.Choice([fault.value for fault in Fault]))
+@click.argument("drills", nargs=-1, type=click.Choice([each.value for each in (*Fault, *Mishap)]))
 @click.option(
-    "--seconds", type=click.FloatRange(0.5, 60), default=3.0, show_default=True, help="How long it is ill."
+    "--seconds", type=click.FloatRange(0.5, 60), default=3.0, show_default=True, help="How long it lasts."
 )
-@click.option("--visitors", type=click.IntRange(3, 1000), default=100, show_default=True)
+@click.option(
+    "--visitors",
+    type=click.IntRange(3, 1000),
+    default=100,
+    show_default=True,
+    help=f"In the drills of a member; the others have {_CROWD}.",
+)
 @click.option(
     "--port", type=click.IntRange(1024, 65000), default=18200, show_default=True, help="The first of two."
 )
-def main(faults: tuple[str, ...], seconds: float, visitors: int, port: int) -> None:
-    """Let one member of three fail under load, mend it, and count. FAULTS: all when none is named.
+def main(drills: tuple[str, ...], seconds: float, visitors: int, port: int) -> None:
+    """Let a member, the edge itself or one client fail under load, and count. DRILLS: all when none is named.
 
     Exits with 1 if something is not as it should be.
     """
     console = Console()
-    results = []
+    results: list[Result] = []
+    reports: list[Report] = []
+    names = drills or (*Fault, *Mishap)
     try:
-        for name in faults or Fault:
-            with console.status(f"{name}: {visitors} visitors"):
-                results.append(_drill(Fault(name), port=port, visitors=visitors, seconds=seconds))
+        for fault in (Fault(name) for name in names if name in set(Fault)):
+            with console.status(f"{fault}: {visitors} visitors"):
+                results.append(_drill(fault, port=port, visitors=visitors, seconds=seconds))
+        for mishap in (Mishap(name) for name in names if name in set(Mishap)):
+            with console.status(f"{mishap}: {_CROWD} visitors"):
+                reports.append(_try(mishap, port=port, seconds=seconds))
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from error
     finally:
         if results:
             _show(results, console)
-    if any(result.faults() for result in results):
+        if reports:
+            _show_reports(reports, console)
+    if any(result.faults() for result in results) or any(report.faults() for report in reports):
         raise SystemExit(1)
 
 

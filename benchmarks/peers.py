@@ -56,7 +56,16 @@ class Cpu:
 class Process:
     """A program pinned on one core, in a session of its own so that Ctrl-C reaches only the benchmark."""
 
-    def __init__(self, name: str, command: Sequence[str], *, core: int | Sequence[int], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        core: int | Sequence[int],
+        folder: Path,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> None:
         self.name = name
         self._log = folder / f"{name.replace(' ', '-')}.log"
         cores = [core] if isinstance(core, int) else core
@@ -65,8 +74,8 @@ class Process:
                 ["taskset", "-c", ",".join(map(str, cores)), *command],
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=log if stdout is None else stdout,
+                stderr=log if stderr is None else stderr,
                 start_new_session=True,
             )
 
@@ -77,6 +86,14 @@ class Process:
     def pid(self) -> int:
         """Its number."""
         return self._popen.pid
+
+    def processes(self) -> list[int]:
+        """The numbers of the process and of all its descendants that run."""
+        return [pid for pid in self._family() if _runs(pid)]
+
+    def ended(self) -> int | None:
+        """Its exit status, or None while it runs."""
+        return self._popen.poll()
 
     def cpu(self) -> Cpu:
         """What the process and all its descendants have used so far."""
@@ -165,6 +182,12 @@ class Process:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat after the name, which may itself hold spaces and brackets."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return _stat(pid)[0] not in "ZX"
+    return False
 
 
 def fetch(port: int, path: str) -> tuple[int, int]:

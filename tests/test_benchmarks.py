@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,6 +18,7 @@ from benchmarks import (
     bench,
     chart,
     counted,
+    drills,
     instructions,
     members,
     proxies,
@@ -382,3 +385,25 @@ async def test_plain_proxy_passes_requests_and_websockets_on(edge: str) -> None:
             assert await websocket.receive_bytes() == b"hello"
         listener.close()
         await server.shutdown(1)
+
+
+# Drills
+
+
+def test_drill_names_each_figure_that_is_out_of_bounds() -> None:
+    checks = [drills.Check("cut", 1), drills.Check("dropped", 3, 1, math.inf), drills.Check("s", 2.5, most=2)]
+    mishap = drills.Mishap.STOPPED
+    report = drills.Report(mishap, Counter(), worst=0.5, bound=1.0, checks=checks, unfinished="")
+    assert report.faults() == ["out of bounds: cut 1 (at most 0)", "out of bounds: s 2.5 (at most 2)"]
+    assert str(checks[1]) == "dropped 3 (at least 1)"
+
+
+def test_drill_that_was_slow_or_did_not_finish_is_a_fault() -> None:
+    mishap = drills.Mishap.STOPPED
+    report = drills.Report(mishap, Counter(), worst=2.0, bound=1.0, checks=[], unfinished="waited")
+    assert [each.partition(":")[0] for each in report.faults()] == ["out of bounds", "not finished"]
+
+
+def test_every_drill_has_a_name_of_its_own() -> None:
+    names = [each.value for each in (*drills.Fault, *drills.Mishap)]
+    assert len(set(names)) == len(names)
