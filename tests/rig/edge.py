@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import yaml
@@ -135,8 +135,10 @@ async def edge(
         left = asyncio.all_tasks() - before - running.rig_tasks()
         assert not left, left
     finally:
-        for member in scripted.values():
-            await member.stop()
+        # All of them: a loop with a server that is left open does not close.
+        async with AsyncExitStack() as stack:
+            for member in scripted.values():
+                stack.push_async_callback(member.stop)
 
 
 @asynccontextmanager

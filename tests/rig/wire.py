@@ -68,7 +68,10 @@ class Wire:
         return bytes(self.reader.received)
 
     def write(self, data: bytes) -> None:
-        self.writer.write(data)
+        """Sends; a peer that left takes everything."""
+        # uvloop raises RuntimeError for a transport that is closed, also if it was the peer who closed it.
+        if not self.writer.is_closing():
+            self.writer.write(data)
 
     async def flush(self) -> None:
         """Waits until the peer takes more; a peer that left takes everything."""
