@@ -285,6 +285,13 @@ class Breaker:
             self._move_window(now)
             self._forgive(now)
 
+    def is_due(self, now: float) -> bool:
+        """Whether it would open by what it has seen, now that the other workers had time to answer."""
+        if not self.closed or not _TO_ANSWER <= now - self._asked_at < self.policy.window:
+            return False
+        self._move_window(now)
+        return self._has_failed() and self._believes(self._failed_all(_NOBODY))
+
     def _serve(self, client: bytes) -> None:
         """Notes who had success, as one of the first in this bucket."""
         self._last_served = client
@@ -298,10 +305,7 @@ class Breaker:
         policy = self.policy
         if len(self._failed) < policy.witnesses:
             self._failed.add(known_client(client))
-        bad = self._bad + sum(bucket.bad for bucket in self._past)
-        total = bad + self._good + sum(bucket.good for bucket in self._past)
-        too_many = total >= policy.minimum and bad >= policy.ratio * total
-        if self._in_a_row < policy.failures and not too_many:
+        if not self._has_failed():
             return False
         if not self._is_sure(self._failed_all(_NOBODY), now):
             return False
@@ -309,6 +313,13 @@ class Breaker:
             return False
         self.trip(now, chance)
         return True
+
+    def _has_failed(self) -> bool:
+        """Whether there were enough failures, whoever saw them."""
+        policy = self.policy
+        bad = self._bad + sum(bucket.bad for bucket in self._past)
+        total = bad + self._good + sum(bucket.good for bucket in self._past)
+        return self._in_a_row >= policy.failures or (total >= policy.minimum and bad >= policy.ratio * total)
 
     def _failed_all(self, others: frozenset[bytes]) -> frozenset[bytes]:
         """Who saw failures in the window, and these others."""

@@ -276,6 +276,9 @@ class Federation:
         """What passes with time; to be called about once a second."""
         for member in self.members:
             member.roll(now)
+            # Other workers were asked, and no failure may follow that would look at their answers.
+            if member.breaker.is_due(now) and self._may_eject():
+                member.breaker.trip(now, self._rng.random())
 
     def _may_eject(self) -> bool:
         """Whether one more breaker may open."""

@@ -453,6 +453,20 @@ def test_others_have_a_moment_to_answer_who_they_serve_and_are_asked_once() -> N
     assert asked == ["?"]
 
 
+def test_it_is_due_once_others_had_time_to_answer_also_without_another_failure() -> None:
+    breaker, _ = doubting(BreakerPolicy(failures=2, window=10.0))
+    assert not breaker.is_due(0.0)
+    assert [seen(breaker, FAILURE, X, now) for now in (0.0, 0.1)] == [False, False]
+    assert not breaker.is_due(0.3)
+    assert breaker.is_due(1.1)
+    breaker.serve_elsewhere([KEY_Y], 1.2)
+    assert not breaker.is_due(1.3)
+    seen(breaker, SUCCESS, X, 1.4)
+    assert not breaker.is_due(1.5)
+    breaker.trip(2.0, 0.0)
+    assert not breaker.is_due(2.1)
+
+
 def test_two_who_saw_failures_are_enough_and_nobody_is_asked() -> None:
     breaker, asked = doubting(BreakerPolicy(failures=2))
     assert [seen(breaker, FAILURE, client) for client in (X, Y)] == [False, True]

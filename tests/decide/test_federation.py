@@ -366,6 +366,18 @@ def test_answer_to_what_is_no_trial_changes_nothing() -> None:
     assert ordinary.generation == 0
 
 
+def test_breaker_that_waited_for_other_workers_opens_without_another_failure() -> None:
+    gesis = member(policy=BreakerPolicy(failures=2))
+    gesis.breaker.on_doubt = lambda: None
+    fed = federation(gesis, max_ejected=1.0)
+    for _ in range(2):
+        fed.settle(lease(fed.acquire_member(gesis, Source.HOST, (), 0.0)), Outcome.FAILURE, 0.0)
+    fed.roll(0.1)
+    assert gesis.breaker.closed
+    fed.roll(1.0)
+    assert not gesis.breaker.closed
+
+
 def test_roll_reaches_every_member_and_policy_sets_their_slow_start() -> None:
     fed, _, gesis, _ = three(slow_start=10.0)
     gesis.recovered(0.0)

@@ -248,7 +248,7 @@ async def test_new_worker_that_dies_leaves_the_old_ones_in_force(tmp_path: Path)
         await edge.program.line("ended with signal 9 at its start")
         await edge.program.line("the config in force is kept")
         await in_force(edge, b"200")
-        assert edge.program.workers() == old
+        await until(lambda: edge.program.workers() == old, "the other new workers end")
 
 
 async def test_counters_do_not_fall_when_everybody_is_replaced(tmp_path: Path) -> None:
