@@ -155,3 +155,11 @@ def test_malformed_or_unbounded_framing_is_refused(data: bytes, at_once: bool) -
     pieces = [data] if at_once else [data[i : i + 1] for i in range(len(data))]
     with pytest.raises(BodyError):
         feed(Chunked(), pieces)
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_chunk_of_its_own_is_tapped(framed: bool) -> None:
+    tapped: list[bytes] = []
+    body = Chunked(framed=framed, tap=tapped.append)
+    assert body.feed(b"5\r\nhello\r\n") == (b"5\r\nhello\r\n" if framed else b"hello")
+    assert tapped == [b"hello"]

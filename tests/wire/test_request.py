@@ -524,3 +524,9 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
             read(raw)
         except (BadRequest, MethodRefused):
             continue
+
+
+def test_cookie_whose_name_only_ends_like_ours_is_passed_on_in_each_line() -> None:
+    found = block(b"Host: h", b"Cookie: a=1", b"Cookie: my_fedproxy_member=x")
+    assert found.cookie is None
+    assert b"Cookie: a=1\r\nCookie: my_fedproxy_member=x" in found.forward

