@@ -2,7 +2,7 @@
 
 The real program serves, in processes of its own, before three members and their visitors in this one. Each
 visitor holds the cookie of one member and asks again and again on a connection that is kept open. The edge's
-own figures are those of its `/metrics`. In a drill of a `Fault` a member fails and is mended. In a drill of a
+own figures are those of its `/metrics`. In a drill of a `Fault` a member fails and is fixed. In a drill of a
 `Mishap` something happens to the edge itself, or one client misbehaves.
 """
 
@@ -156,7 +156,7 @@ class Member:
         """Answers one request after a while."""
         asyncio.get_running_loop().call_later(_LATENCY, lambda: connection.answer(self.fault))
 
-    async def mend(self) -> None:
+    async def fix(self) -> None:
         """As a restart: what hung is cut, and all is well."""
         fault, self.fault = self.fault, None
         if fault in (Fault.HANG, *(each for each in Fault if each.lasting)):
@@ -534,7 +534,7 @@ class Drill:
             visitor.served_by = ""
         start = time.monotonic()
         self._names.address = "127.0.0.2" if self.fault is Fault.DNS else "127.0.0.1"
-        await victim.mend()
+        await victim.fix()
         try:
             await self._all_at_home()
         except BenchmarkError:

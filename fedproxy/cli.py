@@ -448,9 +448,9 @@ def probe(
         words = ("check", "verdict", "seen")
         _table(words, ((check.name, check.outcome, check.seen) for check in report.checks), wrapped="seen")
         for check in report.checks:
-            if check.mend:
+            if check.fix:
                 click.echo(
-                    f"\n{check.name}: {check.outcome}\n  expected: {check.expected}\n  to mend: {check.mend}"
+                    f"\n{check.name}: {check.outcome}\n  expected: {check.expected}\n  to fix: {check.fix}"
                 )
         failed = sum(check.outcome is Outcome.FAILED for check in report.checks)
         click.echo(
@@ -466,7 +466,7 @@ def _plain_check(check: Check) -> dict[str, Any]:
         "verdict": check.outcome.value,
         "seen": check.seen,
         "expected": check.expected,
-        "mend": check.mend,
+        "fix": check.fix,
         "values": dict(check.values),
     }
 

@@ -410,14 +410,14 @@ def test_probe_of_a_member_that_is_well_says_so() -> None:
     assert lines[0].split() == ["check", "verdict", "seen"]
     assert ["unbuffered", "ok", "the"] in [line.split()[:3] for line in lines]
     assert lines[-1] == f"{url} is fit to join"
-    assert "\naddress: warning\n  expected: an https:// URL\n  to mend: Serve it over https" in result.stdout
+    assert "\naddress: warning\n  expected: an https:// URL\n  to fix: Serve it over https" in result.stdout
 
 
 def test_probe_of_a_member_that_is_ill_says_what_to_mend() -> None:
     with toy(Mode.SICK) as url:
         result = run("probe", url)
     assert (result.exit_code, result.stderr) == (1, "")
-    assert "\nhealth: JupyterHub API: failed\n  expected: ok\n  to mend: Mend this service" in result.stdout
+    assert "\nhealth: JupyterHub API: failed\n  expected: ok\n  to fix: Fix this service" in result.stdout
     assert result.stdout.endswith(f"\n{url} is not fit to join: 2 failed\n")
 
 
@@ -433,7 +433,7 @@ def test_probe_is_json_for_programs() -> None:
         "verdict": "ok",
         "seen": "37 of 300",
         "expected": "a quota, and more than 10 pods left of it",
-        "mend": "",
+        "fix": "",
         "values": {"pods": {"total": 37, "build": 4, "user": 33}, "quota": 300},
     }
 

@@ -88,7 +88,7 @@ def _place(document: Document, where: Location) -> int:
 
 
 def _translate(model: type[BaseModel], details: ErrorDetails) -> Iterator[Finding]:
-    """Pydantic's error in the operator's words."""
+    """Pydantic's error in the terms of the config."""
     where = tuple(part for part in details["loc"] if part != "[key]")
     value, context = details["input"], details.get("ctx", {})
     match details["type"]:

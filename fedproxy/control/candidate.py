@@ -78,7 +78,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was seen, what was expected, and how to mend it if it is not ok.
+    """One check: what was seen, what was expected, and how to fix it if it is not ok.
 
     `values`: the same for programs, as JSON has it; times in seconds.
     """
@@ -87,7 +87,7 @@ class Check:
     outcome: Outcome
     seen: str
     expected: str
-    mend: str = ""
+    fix: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -147,8 +147,8 @@ async def examine(candidate: Candidate, told: Callable[[Check], None] = lambda c
     return Report(candidate.url, tuple(checks))
 
 
-def _check(name: str, outcome: Outcome, seen: str, mend: str = "", **values: Any) -> Check:
-    return Check(name, outcome, _words(seen), _EXPECTED.get(name, "ok"), mend, values)
+def _check(name: str, outcome: Outcome, seen: str, fix: str = "", **values: Any) -> Check:
+    return Check(name, outcome, _words(seen), _EXPECTED.get(name, "ok"), fix, values)
 
 
 async def _checks(candidate: Candidate, tls: ssl.SSLContext) -> AsyncGenerator[Check, None]:
@@ -212,8 +212,8 @@ async def _resolve(candidate: Candidate) -> tuple[Check, Sequence[AddressInfo]]:
             found = (await resolver.resolve(host, port))[:_MOST_ADDRESSES]
     except (NameFailed, TimeoutError) as error:
         seen = f"no answer within {candidate.timeout:g} s" if isinstance(error, TimeoutError) else str(error)
-        mend = "Add an A and, if you have IPv6, an AAAA record for the name."
-        return _check("name", Outcome.FAILED, seen, mend), ()
+        fix = "Add an A and, if you have IPv6, an AAAA record for the name."
+        return _check("name", Outcome.FAILED, seen, fix), ()
     finally:
         await resolver.close()
     seconds = loop.time() - start
@@ -223,11 +223,11 @@ async def _resolve(candidate: Candidate) -> tuple[Check, Sequence[AddressInfo]]:
         return _check("name", Outcome.SKIPPED, "the URL has an address in it"), found
     values: dict[str, Any] = {"addresses": addresses, "seconds": seconds}
     if all(":" in address for address in addresses):
-        mend = "Add an A record: an edge may have no IPv6."
-        return _check("name", Outcome.WARNING, seen, mend, **values), found
+        fix = "Add an A record: an edge may have no IPv6."
+        return _check("name", Outcome.WARNING, seen, fix, **values), found
     if seconds > _SLOW_NAME:
-        mend = "See to the name servers, or try again: the first answer may be slow."
-        return _check("name", Outcome.WARNING, seen, mend, **values), found
+        fix = "See to the name servers, or try again: the first answer may be slow."
+        return _check("name", Outcome.WARNING, seen, fix, **values), found
     return _check("name", Outcome.OK, seen, **values), found
 
 
@@ -271,13 +271,11 @@ async def _connect(candidate: Candidate, addresses: Sequence[AddressInfo]) -> tu
     seen = "; ".join(refused) or f"{', '.join(names)} port {candidate.address.port}"
     values: dict[str, Any] = {"refused": refused}
     if not reached:
-        mend = "Is it running, is the port right, does a firewall let others in?"
-        return _check("connection", Outcome.FAILED, seen, mend, **values), ""
+        fix = "Is it running, is the port right, does a firewall let others in?"
+        return _check("connection", Outcome.FAILED, seen, fix, **values), ""
     if refused:
-        mend = (
-            "Take addresses that nobody answers at out of the name. Or is it this machine that has no IPv6?"
-        )
-        return _check("connection", Outcome.WARNING, seen, mend, **values), reached
+        fix = "Take addresses that nobody answers at out of the name. Or is it this machine that has no IPv6?"
+        return _check("connection", Outcome.WARNING, seen, fix, **values), reached
     return _check("connection", Outcome.OK, seen, **values), reached
 
 
@@ -288,15 +286,15 @@ async def _measure(candidate: Candidate, address: str) -> Check:
         start = loop.time()
         result = await _open(candidate, address)
         if isinstance(result, str):
-            mend = "It takes some connections and not others: is it overloaded, or limited by address?"
-            return _check("round trip", Outcome.WARNING, result, mend)
+            fix = "It takes some connections and not others: is it overloaded, or limited by address?"
+            return _check("round trip", Outcome.WARNING, result, fix)
         times.append(loop.time() - start)
         result.abort()
     median = statistics.median(times)
     seen = f"{_time(median)}, the median of {len(times)} connections"
     if median > _FAR:
-        mend = "Every request of a visitor pays this once more: is it far away, or is the way a bad one?"
-        return _check("round trip", Outcome.WARNING, seen, mend, seconds=median)
+        fix = "Every request of a visitor pays this once more: is it far away, or is the way a bad one?"
+        return _check("round trip", Outcome.WARNING, seen, fix, seconds=median)
     return _check("round trip", Outcome.OK, seen, seconds=median)
 
 
@@ -314,15 +312,15 @@ async def _handshake(candidate: Candidate, address: str, tls: ssl.SSLContext) ->
         anybody.verify_mode = ssl.CERT_NONE
         result = await _open(candidate, address, anybody)
     if isinstance(result, str):
-        mend = "Is it TLS that is spoken at this port, and version 1.2 or newer?"
-        return [_check("tls", Outcome.FAILED, f"no handshake: {result}", mend)]
+        fix = "Is it TLS that is spoken at this port, and version 1.2 or newer?"
+        return [_check("tls", Outcome.FAILED, f"no handshake: {result}", fix)]
     connection = result.get_extra_info("ssl_object")
     version, certificate = connection.version(), connection.getpeercert()
     result.abort()
     spoken = _check("tls", Outcome.OK, str(version).replace("TLSv", "TLS "), version=version)
     if fault:
-        mend = "Renew it for this very name, and serve it with all certificates between it and its authority."
-        return [spoken, _check("certificate", Outcome.FAILED, fault, mend)]
+        fix = "Renew it for this very name, and serve it with all certificates between it and its authority."
+        return [spoken, _check("certificate", Outcome.FAILED, fault, fix)]
     return [spoken, judge_certificate(certificate, time.time())]
 
 
@@ -334,8 +332,8 @@ def judge_certificate(certificate: Mapping[str, Any], now: float) -> Check:
     seen = f"for {', '.join(names[:4])}{more}, {days} days left"
     values: dict[str, Any] = {"names": names[:100], "days": days}
     if days < _DAYS_LEFT:
-        mend = "Renew it, and see why it was not renewed by itself."
-        return _check("certificate", Outcome.WARNING, seen, mend, **values)
+        fix = "Renew it, and see why it was not renewed by itself."
+        return _check("certificate", Outcome.WARNING, seen, fix, **values)
     return _check("certificate", Outcome.OK, seen, **values)
 
 
@@ -523,24 +521,24 @@ def _fault(error: Exception) -> str:
 
 
 def _judge_versions(found: _Answer | _Silence, reference: _Answer | _Silence | None) -> Check:
-    mend = "This is what BinderHub serves there: does what stands before it pass it on?"
+    fix = "This is what BinderHub serves there: does what stands before it pass it on?"
     if isinstance(found, _Silence) or found.status != 200:
-        return _check("versions", Outcome.FAILED, _unexpected(found), mend)
+        return _check("versions", Outcome.FAILED, _unexpected(found), fix)
     own = judge_versions(found.body, None)
     if not own.ok:
-        return _check("versions", Outcome.FAILED, "; ".join(own.details), mend)
+        return _check("versions", Outcome.FAILED, "; ".join(own.details), fix)
     versions = json.loads(found.body)
     seen = json.dumps(versions)
     if reference is None:
         return _check("versions", Outcome.OK, seen, versions=versions)
     if isinstance(reference, _Silence) or reference.status != 200:
-        mend = "Ask again when the reference answers."
+        fix = "Ask again when the reference answers."
         seen = f"the reference: {_unexpected(reference)}"
-        return _check("versions", Outcome.WARNING, seen, mend, versions=versions)
+        return _check("versions", Outcome.WARNING, seen, fix, versions=versions)
     same = judge_versions(found.body, reference.body)
     if not same.ok:
-        mend = "Deploy what the reference runs: an edge sends visitors to nobody with other versions."
-        return _check("versions", Outcome.FAILED, "; ".join(same.details), mend, versions=versions)
+        fix = "Deploy what the reference runs: an edge sends visitors to nobody with other versions."
+        return _check("versions", Outcome.FAILED, "; ".join(same.details), fix, versions=versions)
     return _check("versions", Outcome.OK, f"as the reference: {seen}", versions=versions)
 
 
@@ -556,20 +554,20 @@ async def _ask_again(client: _Client) -> Check:
     before = client.reused
     again = await client.get("/versions")
     if isinstance(again, _Silence):
-        mend = (
+        fix = (
             "It answered the first request and not the second: does it, or a proxy before it, limit requests?"
         )
-        return _check("keep-alive", Outcome.FAILED, again.why, mend)
+        return _check("keep-alive", Outcome.FAILED, again.why, fix)
     if client.reused == before:
-        mend = "Allow keep-alive, for 75 s or more: else each request pays for a connection and a handshake."
-        return _check("keep-alive", Outcome.WARNING, "it closed the connection after one answer", mend)
+        fix = "Allow keep-alive, for 75 s or more: else each request pays for a connection and a handshake."
+        return _check("keep-alive", Outcome.WARNING, "it closed the connection after one answer", fix)
     return _check("keep-alive", Outcome.OK, f"the second answer came in {_time(again.seconds)}")
 
 
 def _judge_health(found: _Answer | _Silence) -> list[Check]:
-    mend = "This is what BinderHub serves there: does what stands before it pass it on?"
+    fix = "This is what BinderHub serves there: does what stands before it pass it on?"
     if isinstance(found, _Silence) or found.status not in (200, 503):
-        return [_check("health", Outcome.FAILED, _unexpected(found), mend), _pods_unknown()]
+        return [_check("health", Outcome.FAILED, _unexpected(found), fix), _pods_unknown()]
     verdict = judge_health(found.status, found.body, Health().pod_headroom)
     parts = [_judge_part(label, ok) for label, ok in verdict.checks.items() if label != "Pod quota"]
     return [_whole_health(found.status, verdict), *parts, _judge_pods(verdict)]
@@ -579,7 +577,7 @@ def _judge_part(label: str, passed: bool) -> Check:
     name = f"health: {label}"
     if passed:
         return _check(name, Outcome.OK, "ok")
-    return _check(name, Outcome.FAILED, "not ok", "Mend this service; BinderHub's log says more.")
+    return _check(name, Outcome.FAILED, "not ok", "Fix this service; BinderHub's log says more.")
 
 
 def _whole_health(status: int, verdict: Verdict) -> Check:
@@ -587,8 +585,8 @@ def _whole_health(status: int, verdict: Verdict) -> Check:
     reasons = [reason for reason in verdict.reasons if reason != "quota"]
     if reasons:
         seen = f"{status}: {'; '.join(verdict.details)}"
-        mend = "An edge sends visitors to nobody whose health is not ok; BinderHub's log says more."
-        return _check("health", Outcome.FAILED, seen, mend)
+        fix = "An edge sends visitors to nobody whose health is not ok; BinderHub's log says more."
+        return _check("health", Outcome.FAILED, seen, fix)
     return _check("health", Outcome.OK, f"{status}, {len(verdict.checks)} checks")
 
 
@@ -601,28 +599,28 @@ def _judge_pods(verdict: Verdict) -> Check:
         return _pods_unknown()
     values: dict[str, Any] = {"pods": dict(verdict.pods), "quota": verdict.quota}
     if verdict.quota is None:
-        mend = "Set BinderHub.pod_quota, so that an edge sees when it is full."
-        return _check("pods", Outcome.WARNING, "no quota", mend, **values)
+        fix = "Set BinderHub.pod_quota, so that an edge sees when it is full."
+        return _check("pods", Outcome.WARNING, "no quota", fix, **values)
     seen = f"{verdict.pods.get('total', 'an unknown number')} of {verdict.quota}"
     if "quota" in verdict.reasons:
-        mend = "It is full for now. If it often is, ask for a smaller weight, or raise the quota."
-        return _check("pods", Outcome.WARNING, seen, mend, **values)
+        fix = "It is full for now. If it often is, ask for a smaller weight, or raise the quota."
+        return _check("pods", Outcome.WARNING, seen, fix, **values)
     return _check("pods", Outcome.OK, seen, **values)
 
 
 async def _fetch_script(client: _Client) -> Check:
     page = await client.get("/")
     if isinstance(page, _Silence) or page.status != 200:
-        mend = "BinderHub's page is at /: does what stands before it pass it on?"
-        return _check("static files", Outcome.FAILED, f"/: {_unexpected(page)}", mend)
+        fix = "BinderHub's page is at /: does what stands before it pass it on?"
+        return _check("static files", Outcome.FAILED, f"/: {_unexpected(page)}", fix)
     names = [html.unescape(name) for name in _SCRIPT.findall(page.body.decode("utf-8", "replace"))]
     if not names:
         return _check("static files", Outcome.SKIPPED, "its page at / names no script")
     name = next((name for name in names if "bundle" in name), names[0])
     script = await client.get(name, most=_LARGEST_FILE)
     if isinstance(script, _Silence) or script.status != 200:
-        mend = "Pages stay empty without it: does what stands before it limit sizes or times?"
-        return _check("static files", Outcome.FAILED, f"{name}: {_unexpected(script)}", mend)
+        fix = "Pages stay empty without it: does what stands before it limit sizes or times?"
+        return _check("static files", Outcome.FAILED, f"{name}: {_unexpected(script)}", fix)
     size = len(script.body)
     seen = f"{name}: {size / 1e6:.1f} MB in {_time(script.seconds)}"
     return _check("static files", Outcome.OK, seen, bytes=size, seconds=script.seconds)
@@ -630,8 +628,8 @@ async def _fetch_script(client: _Client) -> Check:
 
 def _judge_stream(candidate: Candidate, heard: Heard | _Silence) -> list[Check]:
     if isinstance(heard, _Silence):
-        mend = "A build's first event comes within 25 s. Does something before it hold the response back?"
-        return [_check("event stream", Outcome.FAILED, heard.why, mend)]
+        fix = "A build's first event comes within 25 s. Does something before it hold the response back?"
+        return [_check("event stream", Outcome.FAILED, heard.why, fix)]
     head = _judge_head(heard)
     if heard.status != 200:
         return [head]
@@ -641,24 +639,22 @@ def _judge_stream(candidate: Candidate, heard: Heard | _Silence) -> list[Check]:
 def _judge_head(heard: Heard) -> Check:
     headers = heard.headers
     kind, coding = headers.get("Content-Type", ""), headers.get("Content-Encoding", "identity")
-    wrong, mend = "", ""
+    wrong, fix = "", ""
     if heard.status != 200:
         wrong = _unexpected(_Answer(heard.status, headers, b"", 0.0))
-        mend = "BinderHub says failures within the stream: what stands before it must pass /build/ on."
+        fix = "BinderHub says failures within the stream: what stands before it must pass /build/ on."
     elif kind.partition(";")[0].strip().lower() != "text/event-stream":
         wrong = f"Content-Type {kind or 'is missing'}"
-        mend = "Is /build/ passed on to BinderHub, with its Accept header?"
+        fix = "Is /build/ passed on to BinderHub, with its Accept header?"
     elif "Content-Length" in headers:
         wrong = f"Content-Length {headers['Content-Length']}"
-        mend = (
-            "Something read the stream to its end before it sent it: switch off buffering before BinderHub."
-        )
+        fix = "Something read the stream to its end before it sent it: switch off buffering before BinderHub."
     elif coding.lower() != "identity":
         wrong = f"Content-Encoding {coding}"
-        mend = "Switch off compression for text/event-stream: it holds events back."
+        fix = "Switch off compression for text/event-stream: it holds events back."
     values: dict[str, Any] = {"status": heard.status}
     if wrong:
-        return _check("event stream", Outcome.FAILED, wrong, mend, **values)
+        return _check("event stream", Outcome.FAILED, wrong, fix, **values)
     return _check("event stream", Outcome.OK, f"200, {kind}", **values)
 
 
@@ -667,8 +663,8 @@ def _judge_cors(candidate: Candidate, heard: Heard) -> Check:
     if allowed in ("*", candidate.origin):
         return _check("cors", Outcome.OK, f"Access-Control-Allow-Origin: {allowed}")
     seen = f"Access-Control-Allow-Origin: {allowed}" if allowed else "no Access-Control-Allow-Origin"
-    mend = 'Set BinderHub.cors_allow_origin to "*": pages elsewhere (thebe, Jupyter Book) launch too.'
-    return _check("cors", Outcome.WARNING, seen, mend)
+    fix = 'Set BinderHub.cors_allow_origin to "*": pages elsewhere (thebe, Jupyter Book) launch too.'
+    return _check("cors", Outcome.WARNING, seen, fix)
 
 
 def _judge_launch(heard: Heard) -> Check:
@@ -676,8 +672,8 @@ def _judge_launch(heard: Heard) -> Check:
     values: dict[str, Any] = {"phases": phases}
     failed = next((event for event in heard.events if event.get("phase") == "failed"), None)
     if failed is not None:
-        mend = "See why in BinderHub's log, or ask for another --repository."
-        return _check("launch", Outcome.WARNING, f"failed: {failed.get('message', '')}", mend, **values)
+        fix = "See why in BinderHub's log, or ask for another --repository."
+        return _check("launch", Outcome.WARNING, f"failed: {failed.get('message', '')}", fix, **values)
     if not heard.events:
         return _check("launch", Outcome.SKIPPED, "no event came", **values)
     return _check("launch", Outcome.OK, f"begun: {', '.join(phases) or 'no phase yet'}; left", **values)
@@ -685,15 +681,15 @@ def _judge_launch(heard: Heard) -> Check:
 
 def judge_moves(heard: Heard) -> Check:
     """Whether a stream's events came as they were made."""
-    mend = "Switch off buffering of responses before BinderHub (nginx: proxy_buffering off)."
+    fix = "Switch off buffering of responses before BinderHub (nginx: proxy_buffering off)."
     if not heard.reads:
         seen = heard.broken or ("it ended with no event" if heard.ended else "nothing came of it")
-        return _check("unbuffered", Outcome.FAILED, seen, mend)
+        return _check("unbuffered", Outcome.FAILED, seen, fix)
     first, count = heard.reads[0]
     values: dict[str, Any] = {"first": first, "apart": heard.apart, "events": len(heard.events)}
     if count > _AT_ONCE:
         seen = f"the first {count} events came at once, after {_time(first)}"
-        return _check("unbuffered", Outcome.FAILED, seen, mend, **values)
+        return _check("unbuffered", Outcome.FAILED, seen, fix, **values)
     if heard.apart >= _APART:
         seen = f"the first bytes after {_time(first)}, more {_time(heard.apart)} later"
         return _check("unbuffered", Outcome.OK, seen, **values)
@@ -701,7 +697,7 @@ def judge_moves(heard: Heard) -> Check:
         return _check("unbuffered", Outcome.SKIPPED, "the launch failed at once", **values)
     how = heard.broken or ("then it ended" if heard.ended else "then nothing more came")
     seen = f"all that came ({len(heard.events)} events) came at once, {how}"
-    return _check("unbuffered", Outcome.FAILED, seen, mend, **values)
+    return _check("unbuffered", Outcome.FAILED, seen, fix, **values)
 
 
 # -- words

@@ -65,7 +65,7 @@ class State(Section):
     members: Mapping[_Name, Change] = Field(default={})
 
     def intent(self, name: str) -> Intent:
-        """The operator's word on a member."""
+        """The operator's intent for a member."""
         return Intent(self.intents.get(name, "ready"))
 
 
@@ -73,7 +73,7 @@ class State(Section):
 
 
 def set_intent(state: State, name: str, intent: Intent) -> State:
-    """The state with the operator's word on a member."""
+    """The state with the operator's intent for a member."""
     rest = _without(state.intents, name)
     return state.model_copy(
         update={"intents": rest if intent is Intent.READY else {**rest, name: intent.value}}

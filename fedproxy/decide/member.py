@@ -13,7 +13,7 @@ _FIRST_SHARE = 0.1
 
 
 class Intent(StrEnum):
-    """The operator's word, apart from health. DRAIN: who is there may stay. MAINT: nobody."""
+    """The operator's intent, apart from health. DRAIN: its visitors may stay. MAINT: nobody may."""
 
     READY = "ready"
     DRAIN = "drain"
@@ -105,7 +105,7 @@ class Member:
         return self.weight * max(_FIRST_SHARE, passed / self.slow_start)
 
     def set_intent(self, intent: Intent) -> None:
-        """The operator's word."""
+        """Sets the operator's intent."""
         self.intent = intent
         self._decide()
 

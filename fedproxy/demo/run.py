@@ -56,7 +56,7 @@ def _tell(federation: DemoFederation, service: Service) -> None:
     ):
         click.echo(f"  {label:<14} {url}")
     click.echo(f"""
-Break a member, reload the edge, look at the page for operators, and mend it:
+Break a member, reload the edge, look at the page for operators, and fix it:
 
   curl -X POST {toy}/failing
   curl -X POST {toy}/well
@@ -67,7 +67,7 @@ Break a member, reload the edge, look at the page for operators, and mend it:
   sick, full         unhealthy in 2 to 4 s: JupyterHub API, quota
   slow               3 s late, not ill: fedproxy_time_to_first_byte_seconds
 
-A launch as a program sees it, and an operator's word:
+A launch as a program sees it, and what an operator can set:
 
   curl -N -H 'Accept: text/event-stream' \\
     {edge}/build/{launch}

@@ -40,9 +40,9 @@ _SAME: Final = 60.0  # seconds in which what happens again is the same event
 _NEW: Final = (Source.KEY, Source.RANDOM)
 _SPOILT: Final = (End.FAILED, End.LOST)
 _INTENTS: Final = {
-    Intent.READY: "takes visitors again, by an operator's word",
-    Intent.DRAIN: "drains, by an operator's word: no new visitors, those it has stay",
-    Intent.MAINT: "is in maintenance, by an operator's word: no visitors",
+    Intent.READY: "is set to ready by an operator: it takes visitors again",
+    Intent.DRAIN: "is set to drain by an operator: no new visitors, those it has stay",
+    Intent.MAINT: "is set to maintenance by an operator: no visitors",
 }
 
 

@@ -172,8 +172,8 @@ class Output:
 
     def _write(self, data: bytes) -> bytes:
         """Writes as much as it can without waiting, and returns the rest."""
-        mend = self._cut
-        if mend:
+        fix = self._cut
+        if fix:
             data = b"\n" + data
         at = 0
         with memoryview(data) as view:
@@ -195,7 +195,7 @@ class Output:
                         self.dropped += _count(data[at:])
                 self._cut = self._within_line
                 return b""
-        return data[at + (mend and not at) :]
+        return data[at + (fix and not at) :]
 
     # The thread
 

@@ -204,7 +204,7 @@ class Downstream(Flow):
         self.careful = self.edge.careful or self.door.redirect_to_https
         self.ordinary = not (self.careful or self.trusted or self.told)
 
-    def take_heed(self) -> None:
+    def refresh(self) -> None:
         """The policy may have changed, or the edge has begun to drain."""
         edge = self.edge
         if self.standing is None:

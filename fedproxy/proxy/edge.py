@@ -205,7 +205,7 @@ class Edge:
             self._rate_policy = policy.rate
             self.rate = LaunchRate(policy.rate.launches, policy.rate.per) if policy.rate is not None else None
         self._unread.clear()
-        self._take_heed()
+        self._refresh()
 
     @property
     def draining(self) -> bool:
@@ -215,13 +215,13 @@ class Edge:
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._draining = draining
-        self._take_heed()
+        self._refresh()
 
-    def _take_heed(self) -> None:
+    def _refresh(self) -> None:
         """Tells every connection to think again of what it knows of its peer and of the policy."""
         self.careful = self._draining or bool(self.policy.bans) or self.rate is not None
         for connection in list(self.connections):
-            connection.take_heed()
+            connection.refresh()
 
     def draw_ids(self) -> list[bytes]:
         """Some thousand trace ids more: each is `id_start`, one of the numbers returned, and `id_end`.

@@ -82,7 +82,7 @@ class Entrance(Flow):
             # A TCP peer that has no address has reset the connection.
             self.transport.abort()
         else:
-            self.take_heed()
+            self.refresh()
 
     def data_received(self, data: bytes) -> None:
         self.held += data
@@ -174,7 +174,7 @@ class Entrance(Flow):
             self.edge.connections.discard(self)
             self.edge.counts.connections -= 1
 
-    def take_heed(self) -> None:
+    def refresh(self) -> None:
         """Closes the connection of a proxy that may not, or no longer, send a PROXY header."""
         if self.peer is not None and not self.over and not self.edge.may_introduce(self.peer):
             self._refuse()

@@ -59,7 +59,7 @@ class OwnPage(Flow):
         self.downstream.gone()
         self.handler.connection_lost(exc)
 
-    def take_heed(self) -> None:
+    def refresh(self) -> None:
         """There is no further request."""
 
     def close_if_idle(self, since: float) -> None:

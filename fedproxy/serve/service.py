@@ -1,6 +1,6 @@
 """The running edge: the control plane, and those who serve the visitors.
 
-It owns the config, the operators' word, the probes and the admin listener, and tells the fleet what holds.
+It owns the config, the operators' intent, the probes and the admin listener, and tells the fleet what holds.
 The fleet is a data plane in this process (`workers: 1`) or worker processes.
 """
 
@@ -352,7 +352,7 @@ class Service:
         return masked(self.config)
 
     async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
-        """The operator's word on a member, in force when this returns, and kept.
+        """The operator's intent for a member, in force when this returns, and kept.
 
         Raises KeyError for a name that is no member's; OSError, with nothing changed, if it cannot be kept.
         """

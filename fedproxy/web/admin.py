@@ -98,7 +98,7 @@ class AdminState(Protocol):
         """The config in force, without its secrets."""
 
     async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
-        """The operator's word on a member, kept and told to all who serve.
+        """The operator's intent for a member, kept and told to all workers.
 
         Raises KeyError for no member's name, ConfigError, and OSError, with a sentence for its strerror, if
         it cannot be kept. In each case nothing has changed.

@@ -84,8 +84,8 @@ def of(report: Report) -> dict[str, Check]:
     for check in report.checks:
         assert check.seen
         assert check.expected
-        assert bool(check.mend) == (check.outcome in (WARNING, FAILED)), check
-        assert (check.seen + check.mend).isprintable()
+        assert bool(check.fix) == (check.outcome in (WARNING, FAILED)), check
+        assert (check.seen + check.fix).isprintable()
         assert len(check.seen) <= 200
     return checks
 

@@ -178,11 +178,11 @@ def test_operator_s_word_is_told(watched: Watched, a: Member) -> None:
     a.set_intent(Intent.DRAIN)
     a.weight = 2.5
     assert watched.look() == [
-        "a drains, by an operator's word: no new visitors, those it has stay",
+        "a is set to drain by an operator: no new visitors, those it has stay",
         "a has the weight 2.5, it was 1",
     ]
     a.set_intent(Intent.READY)
-    assert watched.look() == ["a takes visitors again, by an operator's word"]
+    assert watched.look() == ["a is set to ready by an operator: it takes visitors again"]
 
 
 def test_members_that_come_and_go_are_told_and_forgotten(watched: Watched, b: Member) -> None:

@@ -1,4 +1,4 @@
-"""Drills, made small: one of three members fails under visitors who ask on and on, and is mended.
+"""Drills, made small: one of three members fails under visitors who ask on and on, and is fixed.
 
 `python -m benchmarks.drills` does it with the program as it is run, with more visitors, and with figures.
 """
@@ -94,7 +94,7 @@ async def test_visitors_notice_nothing_of_a_member_that_fails_and_are_back_when_
     async with scene() as there:
         await there.toys[VICTIM].break_down(fault)
         await there.opened()
-        await there.toys[VICTIM].mend()
+        await there.toys[VICTIM].fix()
         await there.all_at_home()
         assert there.victim.breaker.state is BreakerState.CLOSED
         seen = there.seen
@@ -107,7 +107,7 @@ async def test_response_that_began_is_cut_and_all_others_are_whole() -> None:
     async with scene() as there:
         await there.toys[VICTIM].break_down(Fault.TRUNCATED)
         await there.opened()
-        await there.toys[VICTIM].mend()
+        await there.toys[VICTIM].fix()
         await there.all_at_home()
         seen = there.seen
         assert seen["failed"] == 0
@@ -139,7 +139,7 @@ async def test_nobody_sees_the_503_of_a_member_and_the_breaker_opens() -> None:
     async with scene() as there:
         await there.toys[VICTIM].break_down(Fault.ANSWERS_503)
         await there.opened()
-        await there.toys[VICTIM].mend()
+        await there.toys[VICTIM].fix()
         await there.all_at_home()
         seen = there.seen
         assert (seen["failed"], seen["cut"]) == (0, 0)

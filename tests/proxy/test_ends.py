@@ -251,7 +251,7 @@ async def test_line_that_waits_for_a_slow_reader_names_its_visitor_also_after_a_
         request = KEPT.replace(HOST, HOST + b"X-Forwarded-For: 192.0.2.66\r\nConnection: close\r\n")
         reader = await doors.visit(running, member, request)
         await over(running)
-        running.service.edge._take_heed()
+        running.service.edge._refresh()
         await reader.rest()
         (line,) = await running.logged()
         assert (line["client"], line["termination"]) == ("192.0.2.66", "--")
