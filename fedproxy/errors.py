@@ -293,7 +293,6 @@ class EdgeFailed(EdgeError):
     """The edge itself, or its machine, cannot make a connection to a member."""
 
     status = 503
-    reason = "own_fault"
     termination = "PC"
     detail = "This edge is busy at the moment. Please try again in a minute."
 
