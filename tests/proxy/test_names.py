@@ -82,6 +82,17 @@ class Running:
         assert response.status == 200
         return response.body.decode()
 
+    async def stream_while_it_moves(self, **lives: int) -> RawClient:
+        """A stream from the old address that has begun; then the name moves to the new one."""
+        client = await self.edge.client()
+        await client.send(STREAM)
+        async with guard():
+            await client.head()
+            assert await client.chunk() == OLD.encode()
+            self.zone.holds(NAME, NEW, **lives)
+            await self.again()
+        return client
+
     async def again(self, later: float = LATER) -> None:
         """The name expires, and is asked for again."""
         before = len(self.zone.asked)
@@ -184,13 +195,8 @@ async def test_stream_to_an_address_that_is_gone_goes_on_and_its_connection_ends
     start: Start,
 ) -> None:
     async with start(OLD, NEW) as running:
-        client = await running.edge.client()
-        await client.send(STREAM)
+        client = await running.stream_while_it_moves()
         async with guard():
-            await client.head()
-            assert await client.chunk() == OLD.encode()
-            running.zone.holds(NAME, NEW)
-            await running.again()
             running.core.sweep(running.core.clock() + LONG_AFTER)
             assert await running.where() == NEW
             running.members[OLD].go_on.set()
@@ -237,13 +243,8 @@ async def test_busy_connection_of_a_rotating_name_is_used_again_when_its_address
     start: Start,
 ) -> None:
     async with start(OLD, NEW) as running:
-        client = await running.edge.client()
-        await client.send(STREAM)
+        client = await running.stream_while_it_moves(ttl=0)
         async with guard():
-            await client.head()
-            await client.chunk()
-            running.zone.holds(NAME, NEW, ttl=0)
-            await running.again()
             running.members[OLD].go_on.set()
             assert await client.chunk() == b""
             await client.line()

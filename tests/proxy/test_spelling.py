@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.rig import Conn, Script, answer, chunked, edge, guard, until
+from tests.rig import Conn, Edge, RawClient, Script, answer, chunked, edge, guard, until
 
 STREAM = b"Accept: text/event-stream"
 LAUNCH = b"/build/gh/user/repo/HEAD"
@@ -215,39 +215,36 @@ async def test_launch_counts_for_the_rate_however_it_is_spelled(launch: bytes) -
         assert len(running.member.requests) == 1
 
 
+async def waits(conn: Conn) -> None:
+    """A member whose launch goes on."""
+    await conn.request()
+    conn.send(HEAD, chunked(BUILDING).removesuffix(LAST))
+    await conn.stall()
+
+
+async def places_are_taken(running: Edge, launch: bytes) -> RawClient:
+    """The visitor whose launch has the only place of its member, so that another one is refused."""
+    client = await running.client()
+    await client.send(launch)
+    async with guard():
+        await client.head()
+    assert running.service.federation.by_name["a"].launches == 1
+    response = await running.ask(launch)
+    assert (response.status, code(response.body)) == (200, 503)
+    return client
+
+
 @pytest.mark.parametrize("launch", LAUNCHES)
 async def test_launch_takes_one_of_the_places_of_its_member_however_it_is_spelled(launch: bytes) -> None:
-    async def waits(conn: Conn) -> None:
-        await conn.request()
-        conn.send(HEAD, chunked(BUILDING).removesuffix(LAST))
-        await conn.stall()
-
     async with edge(waits, settings={"a": {"max_launches": 1}}) as running:
-        client = await running.client()
-        await client.send(launch)
-        async with guard():
-            await client.head()
-        assert running.service.federation.by_name["a"].launches == 1
-        response = await running.ask(launch)
-        assert (response.status, code(response.body)) == (200, 503)
+        client = await places_are_taken(running, launch)
         await client.leave()
 
 
 async def test_launch_that_is_a_session_for_some_takes_a_place_too() -> None:
-    async def waits(conn: Conn) -> None:
-        await conn.request()
-        conn.send(HEAD, chunked(BUILDING).removesuffix(LAST))
-        await conn.stall()
-
     session = get(b"/build/gh/u/r/HEAD/../../../../../user/x", STREAM, b"Cookie: fedproxy_member=a")
     async with edge({"a": waits, "b": answer()}, settings={"a": {"max_launches": 1}}) as running:
-        client = await running.client()
-        await client.send(session)
-        async with guard():
-            await client.head()
-        assert running.service.federation.by_name["a"].launches == 1
-        response = await running.ask(session)
-        assert (response.status, code(response.body)) == (200, 503)
+        client = await places_are_taken(running, session)
         assert not running.members["b"].requests
         await client.leave()
         await until(lambda: not running.service.federation.by_name["a"].launches, "its place is free")
