@@ -41,15 +41,17 @@ class Way:
         else:
             self.reading, self.writing = os.pipe()
         self.terminal = kind == "terminal"
+        self.held = b""
         os.set_blocking(self.reading, False)
 
     def read(self) -> bytes:
-        """What is there now."""
-        got = b""
+        """What is there now. A terminal makes CRLF of a line feed, and the LF may come later."""
+        got = self.held
         with suppress(BlockingIOError, OSError):
             while piece := os.read(self.reading, 1 << 16):
                 got += piece
-        return got.replace(b"\r\n", b"\n")
+        self.held = b"\r" if got.endswith(b"\r") else b""
+        return got.removesuffix(b"\r").replace(b"\r\n", b"\n")
 
     def close(self) -> None:
         for fd in (self.reading, self.writing):

@@ -24,7 +24,11 @@ class RawClient(Wire):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         loop = asyncio.get_running_loop()
         async with guard():
-            await loop.sock_connect(sock, address)
+            try:
+                await loop.sock_connect(sock, address)
+            except BaseException:
+                sock.close()
+                raise
             reader = Recorder()
             transport, protocol = await loop.create_connection(
                 lambda: asyncio.StreamReaderProtocol(reader),

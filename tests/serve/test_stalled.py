@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.program import fedproxy
+from tests.program import Program, fedproxy
 from tests.rig import RawClient
 from tests.serve.running import CLOSING, GET, Hub, Running, patience, refuses, until, write
 
@@ -80,6 +80,14 @@ def found(pid: int, host: str) -> int:
     return 0
 
 
+async def listens(program: Program, host: str) -> tuple[str, int]:
+    """Where one of its processes listens. /proc may leave a socket out while others come and go."""
+    async with patience():
+        while not (port := max((found(pid, host) for pid in program.processes()), default=0)):
+            await asyncio.sleep(0.01)
+    return host, port
+
+
 @asynccontextmanager
 async def running(
     folder: Path,
@@ -97,14 +105,12 @@ async def running(
     try:
         command = "serve", "--config", file
         async with fedproxy(*command, env=env, before=before, stdout=stdout, stderr=stderr) as program:
-            await until(lambda: found(program.pid, "127.0.0.2"), "the admin listener")
-            admin = "127.0.0.2", found(program.pid, "127.0.0.2")
+            admin = await listens(program, "127.0.0.2")
             edge = Running(program, file, hub, ("127.0.0.1", 0), admin)
             async with patience():
                 while (await edge.admin_ask("GET", "/health/ready"))[0] != 200:
                     await asyncio.sleep(0.01)
-            pids = program.processes()
-            edge.public = "127.0.0.1", max(found(pid, "127.0.0.1") for pid in pids)
+            edge.public = await listens(program, "127.0.0.1")
             try:
                 yield edge
             finally:
