@@ -827,13 +827,10 @@ class Downstream(Flow):
         self.exchange = None
         self._next_or_end(b"")
 
-    def owes(self, exchange: Exchange, last: int) -> bool:
-        """Whether the end of a complete response is not sent yet. If so, the exchange is told later."""
-        closing = self.wire.is_closing()
-        if not (closing or self.wire.get_write_buffer_size()):
-            return False
+    def _owe(self, exchange: Exchange, last: int) -> None:
+        """The end of a complete response is not sent yet: the exchange is told later."""
         self.owed = exchange
-        if closing:
+        if self.wire.is_closing():
             # The last write is discarded, also if it came with the head.
             self.thrown_away = max(self.thrown_away, last)
             self.waiting = self.unsent() or (0 if self.writable else self.waiting)
@@ -842,7 +839,6 @@ class Downstream(Flow):
             self.waiting = self.unsent()
             # So that `resume_writing` is called once all is sent. Until then nothing else is written.
             self.wire.set_write_buffer_limits(0)
-        return True
 
     def _give_up_owed(self, lost: int, who: str = "C") -> None:
         """The connection ends: the owed response is recorded, with `lost` bytes that were not sent."""
@@ -850,12 +846,17 @@ class Downstream(Flow):
         if owed is not None:
             owed.undelivered(lost, who)
 
-    def finished(self, exchange: Exchange, now: float) -> None:
-        """The response is whole."""
+    def finished(self, exchange: Exchange, now: float, last: int) -> bool:
+        """The response is complete. Returns whether all of it is sent."""
         self.exchange = None
         self.idle_since = now
+        wire = self.wire
+        sent = not (wire.get_write_buffer_size() or wire.is_closing())
+        if not sent:
+            self._owe(exchange, last)
         if not self.keep or self.held or not self.reading:
             self._next_or_end(b"")
+        return sent
 
     def broken(self, exchange: Exchange) -> int:
         """The response is not whole: the connection is reset, so that it cannot look complete."""

@@ -90,13 +90,10 @@ class Visitor(Protocol):
     def send_error(self, exchange: Exchange, error: ExchangeError) -> None:
         """Answers in the member's place."""
 
-    def finished(self, exchange: Exchange, now: float) -> None:
-        """The exchange is over and its response is whole."""
+    def finished(self, exchange: Exchange, now: float, last: int) -> bool:
+        """The exchange is over and its response is complete. `last`: the size of its last write.
 
-    def owes(self, exchange: Exchange, last: int) -> bool:
-        """Whether bytes of the complete response are not sent yet. `last`: the size of the last write.
-
-        If so, `delivered` or `undelivered` is called once their fate is known.
+        Returns whether all of it is sent. If not, `delivered` or `undelivered` follows.
         """
 
     def broken(self, exchange: Exchange) -> int:
@@ -689,9 +686,8 @@ class Exchange:
             self._let_go(upstream, True, now)
         else:
             upstream.release(now)
-        if not self.visitor.owes(self, last):
+        if self.visitor.finished(self, now, last):
             self._record(now)
-        self.visitor.finished(self, now)
 
     def delivered(self, now: float) -> None:
         """The end of the response is sent."""

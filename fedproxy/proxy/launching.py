@@ -249,9 +249,8 @@ class LaunchExchange(Exchange):
         self.bytes_out = len(payload)
         self.visitor.send_head(self, head, chunk(payload) if framed and payload else payload, False)
         self.visitor.send_body(LAST_CHUNK if framed else b"", True)
-        if not self.visitor.owes(self, len(payload)):
+        if self.visitor.finished(self, now, len(payload)):
             self._record(now)
-        self.visitor.finished(self, now)
 
     def _refuse(self, error: ExchangeError) -> None:
         self.outcome = self.outcome or End.FAILED.value
