@@ -132,12 +132,10 @@ class Chunked:
         at, end = 0, len(data)
         self._budget = _AT_ONCE
         self._tiny = max(0, self._tiny - _FREE)
-        while at < end and not self.done and self._budget > 0:
+        # A request is never behind: tiny chunks are refused long before.
+        while at < end and not self.done and (self._budget > 0 or self._request):
             self._budget -= 1
             at = self._step(data, at, out)
-            if self._request:
-                # A request is never behind: tiny chunks are refused long before.
-                self._budget = _AT_ONCE
         self.behind = False
         if self.done:
             self.rest = data[at:]

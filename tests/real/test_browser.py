@@ -221,7 +221,7 @@ async def test_operator_drains_a_member_and_sets_its_weight_from_the_page(edge: 
         await expect(said).to_have_text("toy-oxford: drain, weight 50")
         assert member.intent == "drain"
         await expect(card.get_by_role("button", name="Drain")).to_have_attribute("aria-pressed", "true")
-        await expect(page.locator("ol.events")).to_contain_text("toy-oxford drains")
+        await expect(page.locator("ol.events")).to_contain_text("toy-oxford is set to drain")
         await card.get_by_label("Weight").fill("12.5")
         await card.get_by_role("button", name="Set").click()
         await expect(said).to_have_text("toy-oxford: drain, weight 12.5")

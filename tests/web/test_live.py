@@ -84,7 +84,7 @@ async def test_open_page_is_sent_what_a_new_one_is(client: Client, state: State)
         state.federation.by_name["ovh"].set_intent(Intent.DRAIN)
         await look(state)
         text = await reader.page()
-        assert "ovh drains, by an operator&#39;s word" in text
+        assert "ovh is set to drain by an operator" in text
         assert text in await (await client.get("/")).text()
 
 
