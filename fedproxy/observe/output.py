@@ -158,11 +158,12 @@ class Output:
             if not self._busy and self._target.direct:
                 self._busy = True
                 data = self._write(data)
+                self._done = 0
                 self._busy = False
                 if data:
                     self._waiting.appendleft(data)
                     self._size += len(data)
-            elif self._size and self._size + len(data) > self._limit:
+            elif self._size and self._size - self._done + len(data) > self._limit:
                 self.dropped += _count(data)
             else:
                 self._waiting.append(data)

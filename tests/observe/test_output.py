@@ -44,11 +44,11 @@ class Way:
         self.held = b""
         os.set_blocking(self.reading, False)
 
-    def read(self) -> bytes:
+    def read(self, most: int = 1 << 30) -> bytes:
         """What is there now. A terminal makes CRLF of a line feed, and the LF may come later."""
         got = self.held
         with suppress(BlockingIOError, OSError):
-            while piece := os.read(self.reading, 1 << 16):
+            while len(got) < most and (piece := os.read(self.reading, min(most, 1 << 16))):
                 got += piece
         self.held = b"\r" if got.endswith(b"\r") else b""
         return got.removesuffix(b"\r").replace(b"\r\n", b"\n")
@@ -106,6 +106,27 @@ def test_stalled_reader_is_not_waited_for_and_then_has_whole_lines(way: Way) -> 
     until(lambda: (read_on(), got.endswith(b"last\n"))[1])
     assert got.decode() == LINE * (5000 - output.dropped) + "last\n"
     output.finish()
+
+
+def test_what_is_written_makes_room_for_more(way: Way) -> None:
+    output = Output(way.writing, limit=200_000)
+    for _ in range(50):
+        output(LINE * 100)
+    left = len(LINE) * (5000 - output.dropped)
+
+    def read_most() -> bool:
+        nonlocal left
+        left -= len(way.read(1 << 12))
+        return left <= 100_000
+
+    def is_taken() -> bool:
+        before = output.dropped
+        output(LINE * 100)
+        return output.dropped == before
+
+    until(read_most)
+    until(is_taken)
+    output.finish(0)
 
 
 def test_stalled_reader_does_not_hold_up_the_end(way: Way) -> None:
