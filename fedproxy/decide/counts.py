@@ -83,6 +83,12 @@ def _histogram(counts: list[int], total: float, exemplars: dict[int, Exemplar]) 
     return made
 
 
+def _sum(*histograms: Histogram) -> Histogram:
+    together = Histogram()
+    together.add(*histograms)
+    return together
+
+
 class _Counts:
     """Numbers, tables of numbers and histograms by their `names`: added up and sent elsewhere one by one."""
 
@@ -118,20 +124,26 @@ def _counts(kind: type[_Counts], values: list[object]) -> _Counts:
 
 
 _OF_A_MEMBER: Final = (
-    *("affinity", "bytes_in", "bytes_out", "codes", "duration", "errors", "failovers", "first_byte"),
+    *("affinity", "at_once", "bytes_in", "bytes_out", "codes", "duration", "errors", "failovers"),
+    "first_byte",
     *("launch_duration", "launch_phases", "launches", "retries", "transitions"),
 )
 _OF_THE_EDGE: Final = ("budget_exhausted", "connections", "lines_dropped", "rejected", "requests")
 
 
 class MemberCounts(_Counts):
-    """One member's counters since the start of this worker. `bytes_in` flow to the member."""
+    """One member's counters since the start of this worker. `bytes_in` flow to the member.
+
+    at_once: times of requests whose response came as one piece, so that its first byte is no earlier than its
+    end. `duration` and `first_byte` have the rest; `durations` and `first_bytes` give all.
+    """
 
     __slots__ = _OF_A_MEMBER
     names = _OF_A_MEMBER
 
     def __init__(self) -> None:
         self.codes: defaultdict[int, int] = defaultdict(int)
+        self.at_once = Histogram()
         self.duration = Histogram()
         self.first_byte = Histogram()
         self.bytes_in = 0
@@ -150,15 +162,22 @@ class MemberCounts(_Counts):
         if source is not None:
             self.affinity[source] += 1
         self.bytes_out += bytes_out
-        slot = bisect_left(BOUNDS, duration)
-        whole = self.duration
-        whole.counts[slot] += 1
-        whole.total += duration
-        if first_byte is not None:
-            begun = self.first_byte
-            # Most responses come as one piece, and both times are one.
-            begun.counts[slot if first_byte == duration else bisect_left(BOUNDS, first_byte)] += 1
-            begun.total += first_byte
+        if first_byte == duration:
+            times = self.at_once
+        else:
+            times = self.duration
+            if first_byte is not None:
+                self.first_byte.observe(first_byte)
+        times.counts[bisect_left(BOUNDS, duration)] += 1
+        times.total += duration
+
+    def durations(self) -> Histogram:
+        """How long requests took, in seconds."""
+        return _sum(self.duration, self.at_once)
+
+    def first_bytes(self) -> Histogram:
+        """How long requests waited for the first byte of their response, in seconds."""
+        return _sum(self.first_byte, self.at_once)
 
 
 class EdgeCounts(_Counts):

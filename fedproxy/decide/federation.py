@@ -102,10 +102,13 @@ class Federation:
         not. Members in `tried` are out. `launch`: it counts against `max_launches` too. `client`: the
         visitor's address.
         """
-        # It is asked whose trial it would be only where there are trials.
         if (
             pinned is not None
-            and (pinned.available(now, launch) if pinned.open else pinned.available(now, launch, client))
+            # What `available` says of nearly all, without the call.
+            and (
+                (pinned.open and pinned.in_flight < pinned.max_requests and not launch)
+                or pinned.available(now, launch, client)
+            )
             and pinned not in tried
         ):
             return _lease(pinned, _COOKIE, now, launch, client)
@@ -252,11 +255,11 @@ class Federation:
         member.in_flight -= 1
         if lease.launch:
             member.count_launch(-1)
-        if outcome is _FAILURE:
+        if outcome is _SUCCESS:
+            member.breaker.succeed(lease.generation, now, client)
+        elif outcome is _FAILURE:
             chance = self._rng.random()
             member.breaker.settle(lease.generation, outcome, now, chance, self._may_eject, client)
-        elif outcome is _SUCCESS:
-            member.breaker.succeed(lease.generation, now, client)
         else:
             member.breaker.settle(lease.generation, outcome, now, 0.0, None, client)
 

@@ -110,7 +110,7 @@ class _Totals:
             at=at,
             requests=sum(counts.codes.values()),
             new=sum(counts.affinity.get(source, 0) for source in _NEW),
-            first_byte=tuple(counts.first_byte.counts),
+            first_byte=tuple(counts.first_bytes().counts),
             errors=wrong,
             transitions=dict(counts.transitions),
             failovers=dict(counts.failovers),

@@ -201,12 +201,12 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
     yield _histogram(
         "fedproxy_request_duration_seconds",
         "From a request's head to the end of its response.",
-        {m.name: m.counts.duration for m in members},
+        {m.name: m.counts.durations() for m in members},
     )
     yield _histogram(
         "fedproxy_time_to_first_byte_seconds",
         "From a request's head to the head of its response.",
-        {m.name: m.counts.first_byte for m in members},
+        {m.name: m.counts.first_bytes() for m in members},
     )
     yield _counter(
         "fedproxy_bytes",

@@ -146,7 +146,7 @@ class Downstream(Flow):
         self.idle_since = 0.0
         self.request_id = self.trace = b""
         self.client = self.peer = b""
-        self.own = b""  # the X-Forwarded-* lines that describe the peer itself
+        self.own = b""  # `forwarded`, as it describes the peer itself
         self.told = False  # `client` and `secure` are what a trusted proxy said about its last request
         self.trusted = False
         self.standing: bool | None = None
@@ -235,10 +235,12 @@ class Downstream(Flow):
 
     @staticmethod
     def _forwarded_lines(client: bytes, addresses: bytes, secure: bool) -> bytes:
-        return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Real-IP: %b\r\n" % (
+        """The fields that describe the visitor, and the name of the one that follows: the request's id."""
+        return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Real-IP: %b\r\n%b" % (
             addresses,
             b"https" if secure else b"http",
             client,
+            _ID,
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -284,23 +286,10 @@ class Downstream(Flow):
     def data_received(self, data: bytes) -> None:
         if self.exchange is not None:
             self._read_on(self.exchange, data)
-        elif self.held or not self.writable or self.linger_until is not None:
-            self._read_more(data)
-        else:
-            self._read_head(data)
-
-    def _read_more(self, data: bytes) -> None:
-        """More of a head that was not whole, or something that is not to be read now."""
-        if self.linger_until is not None:
             return
-        if self.held:
-            data, self.held = self.held + data, b""
-        if self.writable:
-            self._read_head(data)
-        else:
-            self._hold(data)
-
-    def _read_head(self, data: bytes) -> None:
+        if self.held or not self.writable or self.linger_until is not None:
+            self._read_more(data)
+            return
         if data[-4:] != b"\r\n\r\n":
             self._read_any_head(data)
             return
@@ -327,14 +316,23 @@ class Downstream(Flow):
         self.keep = True
         self.head_since = None
         edge.counts.requests += 1
-        number = (edge.numbers or edge.draw_ids()).pop()
-        self.request_id = edge.id_start + number + edge.id_end
-        self.trace = edge.trace_start + number + edge.trace_end
+        self.request_id, self.trace = (edge.ids or edge.draw_ids()).pop()
         exchange = self.exchange = Exchange()
         exchange.open(edge, self, ask, block)
         if edge.tracer is not None:
             follow(exchange)
         exchange.begin()
+
+    def _read_more(self, data: bytes) -> None:
+        """More of a head that was not whole, or something that is not to be read now."""
+        if self.linger_until is not None:
+            return
+        if self.held:
+            data, self.held = self.held + data, b""
+        if self.writable:
+            self.data_received(data)
+        else:
+            self._hold(data)
 
     def _read_any_head(self, data: bytes) -> None:
         """A head that is not known, not whole, or not what most are."""
@@ -491,9 +489,9 @@ class Downstream(Flow):
         trace = block.traceparent
         if trace is None:
             edge = self.edge
-            number = (edge.numbers or edge.draw_ids()).pop()
-            self.trace = edge.trace_start + number + edge.trace_end
-            self.request_id = block.request_id or edge.id_start + number + edge.id_end
+            self.request_id, self.trace = (edge.ids or edge.draw_ids()).pop()
+            if block.request_id:
+                self.request_id = block.request_id
         else:
             self.trace = trace
             self.request_id = block.request_id or trace[3:35]
@@ -716,8 +714,8 @@ class Downstream(Flow):
             target = quote(path).encode("ascii") + line.target[len(line.path) :]
             lines[0] = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
             lines.append(ORIGINAL_TARGET.encode("ascii") + b": " + line.target)
-        lines += [b"Connection: close", b"X-Request-ID: " + self.request_id]
-        request = b"\r\n".join(lines) + b"\r\n" + self.forwarded + b"\r\n"
+        lines += [b"Connection: close", self.forwarded + self.request_id, b"", b""]
+        request = b"\r\n".join(lines)
         edge.connections.discard(self)
         OwnPage(self, edge.local()).begin(request)
 
@@ -731,18 +729,16 @@ class Downstream(Flow):
         """The request's head as the member is sent it."""
         block = exchange.block
         line = exchange.ask.line
-        upgrade = b""
+        host_line = exchange.pool.host_line
         if block.upgrade is not None and not line.http10 and not exchange.is_launch:
-            upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
+            host_line += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
             exchange.spend()
         return b"".join(
             (
                 line.start,
-                exchange.pool.host_line,
-                upgrade,
+                host_line,
                 block.forward,
                 self.forwarded,
-                b"X-Request-ID: ",
                 self.request_id,
                 b"\r\ntraceparent: ",
                 self.trace,
@@ -770,7 +766,8 @@ class Downstream(Flow):
         if self.framing == _CHUNK:
             body = (chunk(body) if body else b"") + (LAST_CHUNK if done else b"")
         if len(body) <= _SMALL:
-            self.write(b"".join((head.forward, self.id_name, self.request_id, more, body)))
+            write = self.write
+            write(b"".join((head.forward, self.id_name, self.request_id, more, body)))
         else:
             lines = b"".join((head.forward, self.id_name, self.request_id, more))
             self.transport.writelines((lines, body))
@@ -900,7 +897,7 @@ class Downstream(Flow):
             return
         if self.held and not self.transport.is_closing():
             data, self.held = self.held, b""
-            self._read_head(data)
+            self.data_received(data)
 
     def _end_here(self) -> None:
         """Closes once the answer is out; what still comes in is thrown away for a while."""

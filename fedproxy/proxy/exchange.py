@@ -165,7 +165,8 @@ class Exchange:
         self.visitor = visitor
         self.ask = ask
         self.block = block
-        self.started = edge.clock()
+        clock = edge.clock
+        self.started = clock()
         self.is_launch = False
         self.is_head = ask.line.is_head
         self.framed = not ask.line.http10
@@ -223,7 +224,8 @@ class Exchange:
             upstream = idle.pop()
             if upstream.transport.is_closing():
                 continue
-            if not upstream.look(0):
+            look = upstream.look
+            if not look(0):
                 self._send(upstream)
                 return
             upstream.abort()
@@ -275,7 +277,8 @@ class Exchange:
             self.notes.send(upstream.reused)
         head = self.visitor.upstream_head(self)
         if self.held is None:
-            upstream.write(head)
+            write = upstream.write
+            write(head)
         else:
             self._send_held(upstream, head, self.held)
         if self.full:
@@ -379,7 +382,8 @@ class Exchange:
         self.committed = True
         self.held = None
         self.bytes_out = len(body)
-        now = self.first_byte_at = self.edge.clock()
+        clock = self.edge.clock
+        now = self.first_byte_at = clock()
         if not lease.member.breaker.closed and not self.watched:
             self._answered(lease, now)
         self.visitor.send_head(self, head, body, done)
@@ -672,21 +676,19 @@ class Exchange:
         self._record(now)
 
     def _finish(self, now: float, last: int) -> None:
-        lease = self.lease
-        upstream = self.upstream
-        if self.settled or lease is None or upstream is None:
+        lease, upstream, visitor = self.lease, self.upstream, self.visitor
+        if lease is None or upstream is None:
             return
         self.settled = True
-        self.lease = None
-        self.upstream = None
+        self.lease = self.upstream = None
         edge = self.edge
         failed = self.status >= 500 and self.status in edge.policy.failing
-        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now, self.visitor.client)
+        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now, visitor.client)
         if self.bytes_in or not self.body_done:
             self._let_go(upstream, True, now)
         else:
             upstream.release(now)
-        if self.visitor.finished(self, now, last):
+        if visitor.finished(self, now, last):
             self._record(now)
 
     def delivered(self, now: float) -> None:

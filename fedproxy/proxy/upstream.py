@@ -58,6 +58,7 @@ _AT_ONCE = float("-inf")
 # The greatest age of each connection is cut by up to this share, so that they do not all end at once.
 _SPREAD = 0.2
 _heads = Memo(response.read, entries=2048, longest=4096)
+_known_head = _heads.get
 
 
 class Upstream(Flow):
@@ -120,7 +121,7 @@ class Upstream(Flow):
         elif self.left == _AWAITING_HEAD:
             # A member's heads are often of one length, and what is known as a head ends where it ends.
             end = self.pool.head_length
-            head = _heads.get(data[:end])
+            head = _known_head(data[:end])
             if head is None or self.held or head.whole != len(data) - end or exchange.is_head:
                 self._read_head(exchange, data)
                 return

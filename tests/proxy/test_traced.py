@@ -315,7 +315,7 @@ async def test_sampled_trace_of_a_visitor_is_an_example_in_the_metrics_without_a
         for line in (SAMPLED, NOT_SAMPLED, b"X: y"):
             await client.ask(get(b"/", line))
         counts = of(running, "a").counts
-        assert sum(counts.duration.counts) == 3
+        assert sum(counts.durations().counts) == 3
         examples: list[Exemplar] = [
             example
             for histogram in (counts.duration, counts.first_byte)
