@@ -15,6 +15,7 @@ from math import log
 from operator import truediv
 from typing import Final, Protocol
 
+from fedproxy.bounded import Generations
 from fedproxy.decide.member import Member
 
 
@@ -46,28 +47,26 @@ def _cost_of(key: bytes, name: str) -> float:
 class CostCache:
     """The costs of keys for members' names, so that a key that comes again costs no hashing.
 
-    Bounded: when about `size` costs are held, the young generation becomes the old one, and the old one goes.
-    Those of long keys are not held.
+    About `size` costs are held at most. Those of long keys are not held.
     """
 
     def __init__(self, size: int = 100_000) -> None:
         self._size = size
-        self._young: dict[bytes, dict[str, float]] = {}
-        self._old: dict[bytes, dict[str, float]] = {}
-        self._held = 0
+        self._known: Generations[bytes, dict[str, float]] = Generations()
+        self._held = 0  # costs in the young generation
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self._known)
 
     def costs(self, key: bytes, members: Sequence[Member]) -> list[float]:
         """Those of these members, in their order."""
         if len(key) > _LONGEST_KEPT:
             return [_cost_of(key, member.name) for member in members]
-        known = self._young.get(key)
+        known = self._known.young.get(key)
         if known is None:
-            known = self._old.pop(key, {})
+            known = self._known.take(key) or {}
             self._keep(len(known))
-            self._young[key] = known
+            self._known.put(key, known)
         try:
             return [known[member.name] for member in members]
         except KeyError:
@@ -80,8 +79,7 @@ class CostCache:
 
     def _keep(self, count: int) -> None:
         if self._held + count > self._size // 2:
-            self._old = self._young
-            self._young = {}
+            self._known.turn()
             self._held = 0
         self._held += count
 

@@ -12,6 +12,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote
 
+from fedproxy.bounded import Generations
+
 _SLASHES = re.compile("/{2,}")
 
 
@@ -119,12 +121,11 @@ class LaunchRate:
         self._per = per
         self._each = per / launches
         self._entries = entries
-        self._young: dict[bytes, float] = {}
-        self._old: dict[bytes, float] = {}
+        self._paid_until: Generations[bytes, float] = Generations()
         self._turned: float | None = None
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self._paid_until)
 
     def ask(self, client: bytes, now: float) -> float:
         """Counts a launch and returns 0, or counts nothing and returns after how many seconds to ask again.
@@ -147,18 +148,14 @@ class LaunchRate:
 
     def _paid(self, client: bytes, now: float) -> float:
         if self._turned is None or not 0 <= now - self._turned < self._per:
-            self._turn()
+            self._paid_until.turn()
             self._turned = now
-        paid = self._young.get(client)
-        if paid is None:
-            paid = self._old.pop(client, now)
+        paid = self._paid_until.take(client)
         # A clock that went back must not lock anybody out.
-        return max(now, min(paid, now + self._per))
+        return now if paid is None else max(now, min(paid, now + self._per))
 
     def _keep(self, client: bytes, paid: float) -> None:
-        if len(self._young) >= self._entries and client not in self._young:
-            self._turn()
-        self._young[client] = paid
-
-    def _turn(self) -> None:
-        self._old, self._young = self._young, {}
+        kept = self._paid_until
+        if len(kept.young) >= self._entries and client not in kept.young:
+            kept.turn()
+        kept.put(client, paid)

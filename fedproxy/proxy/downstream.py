@@ -46,9 +46,9 @@ from fedproxy.wire.request import host_name, with_host
 from fedproxy.wire.visitor import find_visitor
 
 if TYPE_CHECKING:
+    from fedproxy.bounded import Memo
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.proxy.policy import Door
-    from fedproxy.wire.grammar import Memo
     from fedproxy.wire.request import HeaderBlock, RequestLine
     from fedproxy.wire.response import ResponseHead
 

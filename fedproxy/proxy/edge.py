@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedproxy.bounded import Memo
 from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Lease, Refusal
@@ -26,7 +27,6 @@ from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
 from fedproxy.wire.cookie import set_cookie
-from fedproxy.wire.grammar import Memo
 from fedproxy.wire.path import canonical, readings
 from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import aiohappyeyeballs
 
+from fedproxy.bounded import Memo
 from fedproxy.errors import (
     BadResponse,
     BodyLost,
@@ -34,7 +35,6 @@ from fedproxy.proxy.resolver import plain
 from fedproxy.proxy.secure import connect, read_rest, wire_of
 from fedproxy.wire import response
 from fedproxy.wire.body import BodyError, Chunked
-from fedproxy.wire.grammar import Memo
 
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member

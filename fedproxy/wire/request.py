@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
+from fedproxy.bounded import Memo
 from fedproxy.errors import BadRequest, MethodRefused
 from fedproxy.wire import cookie, forwarded
-from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, Memo, tokens
+from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, tokens
 
 _LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)((?:[/?].*)?)", re.IGNORECASE).fullmatch

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from fedproxy.bounded import Memo
 from fedproxy.errors import BadResponse
-from fedproxy.wire.grammar import FIELD, IS_TOKEN, LENGTH, VALUE_BYTES, Memo, tokens
+from fedproxy.wire.grammar import FIELD, IS_TOKEN, LENGTH, VALUE_BYTES, tokens
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 _ANY_STATUS = b"HTTP/1.1 200"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from fedproxy.bounded import Memo
 from fedproxy.wire.address import read_address
-from fedproxy.wire.grammar import Memo
 
 if TYPE_CHECKING:
     from fedproxy.wire.request import Forwarded
