@@ -13,7 +13,7 @@ demo: $(VENV)/.run
 test: lint test-compiled
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest --numprocesses=auto --cov --cov-report= $(ARGS)
-	$(BIN)/coverage report --include='fedproxy/bounded.py,fedproxy/decide/*,fedproxy/wire/*' --fail-under=100
+	$(BIN)/coverage report --include='fedproxy/bounded.py,fedproxy/decide/*,fedproxy/http/*,fedproxy/wire/*' --fail-under=100
 	$(BIN)/coverage report --skip-covered --fail-under=85
 
 # The hot path compiled has to pass what the same source passes in Python.

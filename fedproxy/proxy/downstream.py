@@ -8,19 +8,14 @@ idle ──► head ──► exchange ──► idle        a kept connection g
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import struct
 from contextlib import suppress
 from dataclasses import replace
-from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
-from fedproxy.decide.affinity import Source
-from fedproxy.decide.breaker import Outcome
-from fedproxy.decide.federation import Lease
-from fedproxy.decide.route import Fixed, Local, Redirect
+from fedproxy.decide.route import Local, Redirect
 from fedproxy.errors import (
     BadRequest,
     Banned,
@@ -32,21 +27,23 @@ from fedproxy.errors import (
     TooManyLaunches,
     VisitorError,
 )
-from fedproxy.proxy.exchange import Exchange, refused
+from fedproxy.proxy import answers
+from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, all_arrived, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
 from fedproxy.proxy.secure import wire_of
 from fedproxy.proxy.traced import follow
-from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.events import asked_for
 from fedproxy.wire.path import normal
 from fedproxy.wire.request import host_name, with_host
+from fedproxy.wire.response import render
 from fedproxy.wire.visitor import find_visitor
 
 if TYPE_CHECKING:
     from fedproxy.bounded import Memo
+    from fedproxy.http.response import Field, Response
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.proxy.policy import Door
     from fedproxy.wire.request import HeaderBlock, RequestLine
@@ -58,7 +55,6 @@ _AS_SENT = 0  # ... as the member sent it
 # A closing connection reads on for so long, so that no reset overtakes the answer (RFC 9112 section 9.6).
 _LINGER = 5.0
 _SMALL = 16 * 1024
-_AFTER = 30  # seconds, after which it may be worth trying again
 ORIGINAL_TARGET = "X-Original-Target"
 """The target as the visitor sent it, for the server of the edge's own pages when its path is normalised."""
 # What the edge itself tells the server of its own pages, or does not: no page takes a body.
@@ -76,18 +72,7 @@ _SAID_HERE = (
 )
 _NOBODY = b"-"  # stands for a client whose address is not known
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
-_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _ID = b"X-Request-ID: "
-# What pages of other sites may read: a launch that they embed, which BinderHub lets them read as well.
-_ANY_ORIGIN = b"Access-Control-Allow-Origin: *"
-_PREFLIGHT = (
-    b"Allow: " + _METHODS,
-    _ANY_ORIGIN,
-    b"Access-Control-Allow-Methods: " + _METHODS,
-    # The asterisk does not stand for Authorization (Fetch standard, section 4.9).
-    b"Access-Control-Allow-Headers: *, Authorization",
-    b"Access-Control-Max-Age: 7200",
-)
 
 
 class Downstream(Flow):
@@ -570,13 +555,32 @@ class Downstream(Flow):
 
     # Answers of the edge's own
 
+    def _common(self) -> tuple[Field, ...]:
+        """What each response on this connection says."""
+        request_id = (b"X-Request-ID", self.request_id)
+        if not self.door.hsts:
+            return (request_id,)
+        # RFC 6797 section 6.1: on every response.
+        return ((b"Strict-Transport-Security", b"max-age=%d" % self.door.hsts), request_id)
+
+    def _respond(self, response: Response, line: RequestLine | None) -> None:
+        """`line` is None if the head was not read."""
+        connection = None
+        if not self.keep:
+            connection = b"close"
+        elif line is not None and line.http10:
+            # RFC 9112 section 9.3: without it a 1.0 client takes the connection for closed.
+            connection = b"keep-alive"
+        self.write(render(response, connection, is_head=line is not None and line.is_head))
+
     def _refuse(self, error: VisitorError) -> None:
         """The head is not acceptable: answered with one fixed line, and closed."""
         self.keep = False
         self.held = b""
         self.request_id = b"%032x" % self.edge.random_bits(128)
         self.edge.counts.rejected[error.reason] += 1
-        self._answer(error.status, error.detail, None, None, build=False)
+        response = answers.error(error.status, error.detail, self._common(), self.request_id, None)
+        self._respond(response, None)
         self.edge.log_request(self, None, None, status=error.status, termination=error.termination)
         self._end_here()
 
@@ -586,114 +590,29 @@ class Downstream(Flow):
         if block.chunked or block.length:
             self.keep = False
         self._identify(block)
-        self._answer_error(ask, block, error)
+        self._respond(answers.of_error(error, ask, block, self._common(), self.request_id), ask.line)
+        self.edge.log_request(self, ask.line, block, status=error.status, termination=error.termination)
         self._next_or_end(rest)
 
-    def _answer_error(self, ask: Ask, block: HeaderBlock, error: ExchangeError) -> None:
-        """Answers a request of which no exchange was made, and logs it."""
-        self._answer(
-            error.status,
-            error.detail,
-            ask.line,
-            block.accept(),
-            build=ask.build,
-            after=math.ceil(error.after) if isinstance(error, TooManyLaunches) else _AFTER,
-        )
-        self.edge.log_request(self, ask.line, block, status=error.status, termination=error.termination)
-
-    def _answer(
-        self,
-        status: int,
-        detail: str,
-        line: RequestLine | None,
-        accept: bytes | None,
-        *,
-        build: bool,
-        after: int = _AFTER,
-    ) -> None:
-        """Answers with an error. `line` is None if the head was not read; `accept` as `render` takes it."""
-        answer = render(status, detail, self.request_id.decode("ascii"), accept, build)
-        lines = [
-            _status_line(answer.status),
-            b"Content-Type: " + answer.content_type,
-            b"Content-Length: %d" % len(answer.body),
-            b"Cache-Control: no-store",
-            self.id_name + self.request_id,
-        ]
-        if build:
-            lines.append(_ANY_ORIGIN)
-        if status in (429, 503):
-            lines.append(b"Retry-After: %d" % after)
-        elif status == 405:
-            # RFC 9110 section 15.5.6; what else a member allows is its own to say.
-            lines.append(b"Allow: " + _METHODS)
-        self._write_answer(line, lines, b"" if line is not None and line.is_head else answer.body)
-
-    def _write_answer(self, line: RequestLine | None, lines: list[bytes], body: bytes) -> None:
-        if not self.keep:
-            lines.append(b"Connection: close")
-        elif line is not None and line.http10:
-            # RFC 9112 section 9.3: without it a 1.0 client takes the connection for closed.
-            lines.append(b"Connection: keep-alive")
-        self.write(b"\r\n".join((*lines, b"", body)))
-
     def _answer_here(self, ask: Ask, block: HeaderBlock, head: bytes, rest: bytes) -> None:
-        action, line = ask.action, ask.line
-        if isinstance(action, Local):
+        if isinstance(ask.action, Local):
             self._hand_over(ask, block, head)
             return
         if block.chunked or block.length:
             self.keep = False
-        if isinstance(action, Fixed):
-            self._answer_fixed(ask, block, action.status)
-        elif isinstance(action, Redirect):
-            self._answer_empty(line, action.status, b"Location: " + action.location.encode("latin-1"))
-            self.edge.log_request(self, line, block, status=action.status, termination="--")
-        elif ask.build and line.method == b"OPTIONS":
-            self._answer_empty(line, 204, *_PREFLIGHT)
-            self.edge.log_request(self, line, block, status=204, termination="--")
-        else:
-            self._redirect_to_member(ask, block)
-        self._next_or_end(rest)
-
-    def _answer_fixed(self, ask: Ask, block: HeaderBlock, status: int) -> None:
-        if status < 400:
-            self._answer_empty(ask.line, status)
-        else:
-            detail = _REASONS.get(status, "This path is not served here.")
-            self._answer(status, detail, ask.line, block.accept(), build=ask.build)
-        self.edge.log_request(self, ask.line, block, status=status, termination="--")
-
-    def _answer_empty(self, line: RequestLine, status: int, *lines: bytes) -> None:
-        """A response without a body."""
-        # RFC 9110 section 8.6: a 204 has no length.
-        length = (b"Content-Length: 0",) if status != 204 else ()
-        head = [_status_line(status), *length, self.id_name + self.request_id, *lines]
-        self._write_answer(line, head, b"")
-
-    def _redirect_to_member(self, ask: Ask, block: HeaderBlock) -> None:
-        """307 to the member that would have served it, with the target as it came."""
-        edge = self.edge
-        now = edge.clock()
-        lease = edge.choose(ask, block, self.client, now)
-        if not isinstance(lease, Lease):
-            error = refused(lease)
-            edge.counts.rejected[error.reason] += 1
-            self._answer_error(ask, block, error)
-            return
-        edge.federation.settle(lease, Outcome.IGNORED, now)
-        member, source = lease.member, lease.source
-        member.counts.codes[307] += 1
-        member.counts.affinity[source] += 1
-        lines = [b"Location: " + member.url.rstrip("/").encode("ascii") + ask.line.target]
-        if ask.build:
-            lines.append(_ANY_ORIGIN)
-        if source is not Source.HOST and (source is not Source.COOKIE or ask.renews):
-            lines.append(edge.cookies[member.name, self.secure].removesuffix(b"\r\n"))
-        self._answer_empty(ask.line, 307, *lines)
+        edge, common = self.edge, self._common()
+        answer = answers.of_route(edge, ask, block, self.client, self.secure, common, self.request_id)
+        self._respond(answer.response, ask.line)
         edge.log_request(
-            self, ask.line, block, status=307, member=member.name, affinity=source.value, termination="--"
+            self,
+            ask.line,
+            block,
+            status=answer.status,
+            member=answer.member,
+            affinity=None if answer.source is None else answer.source.value,
+            termination=answer.termination,
         )
+        self._next_or_end(rest)
 
     def _hand_over(self, ask: Ask, block: HeaderBlock, head: bytes) -> None:
         """One of the edge's own pages: the transport and the request's head go to aiohttp's server."""
@@ -762,7 +681,7 @@ class Downstream(Flow):
             # None if a reload took the member away meanwhile.
             cookie = self.edge.cookies.get((exchange.pool.member.name, self.secure))
             if cookie is not None:
-                more = b"\r\n" + cookie + more[2:]
+                more = b"\r\nSet-Cookie: " + cookie + more
         if self.framing == _CHUNK:
             body = (chunk(body) if body else b"") + (LAST_CHUNK if done else b"")
         if len(body) <= _SMALL:
@@ -810,17 +729,11 @@ class Downstream(Flow):
 
     def send_error(self, exchange: Exchange, error: ExchangeError) -> None:
         """Answers in the member's place."""
-        block, ask = exchange.block, exchange.ask
+        ask = exchange.ask
         if not exchange.body_done:
             self.keep = False
-        malformed = isinstance(error, VisitorError)
-        self._answer(
-            error.status,
-            error.detail,
-            ask.line,
-            None if malformed else block.accept(),
-            build=ask.build,
-        )
+        block = None if isinstance(error, VisitorError) else exchange.block
+        self._respond(answers.of_error(error, ask, block, self._common(), self.request_id), ask.line)
         self.exchange = None
         self._next_or_end(b"")
 
@@ -1008,16 +921,9 @@ class Downstream(Flow):
             self._reset() if waiting else self.transport.abort()
 
 
-_REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
-
-
 def _id_name(door: Door) -> bytes:
     """What stands before a request's id in each response."""
     if not door.hsts:
         return _ID
     # RFC 6797 section 6.1: on every response, and where the header is made it costs nothing.
     return b"Strict-Transport-Security: max-age=%d\r\n%b" % (door.hsts, _ID)
-
-
-def _status_line(status: int) -> bytes:
-    return b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, "").encode("ascii"))

@@ -20,22 +20,20 @@ from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.limit import known_client
 from fedproxy.decide.retry import may_retry
 from fedproxy.errors import (
-    AllFull,
     BodyLost,
     BodyStalled,
     BodyTimeout,
     EdgeError,
     ExchangeError,
     MemberError,
-    NoMember,
     ResponseLost,
     ResponseTimeout,
-    SessionAway,
     StaleConnection,
     TooManyUploads,
     UploadsFull,
     VisitorGone,
 )
+from fedproxy.proxy.answers import refused
 from fedproxy.proxy.tunnel import join
 from fedproxy.wire.request import is_answered
 
@@ -57,13 +55,6 @@ _FAILURE = Outcome.FAILURE
 _IGNORED = Outcome.IGNORED
 # A member that says so is no worse than one that says nothing. A 500 is about the request as likely as not.
 _PASSED_OVER = frozenset((502, 503, 504))
-
-
-def refused(why: Refusal) -> EdgeError:
-    """What a visitor is told if there is no lease."""
-    if why is Refusal.FULL:
-        return AllFull()
-    return SessionAway() if why is Refusal.AWAY else NoMember()
 
 
 class Visitor(Protocol):

@@ -158,8 +158,8 @@ class Plane:
 
     def cookie_for(self, name: str, secure: bool) -> str | None:
         """The value of the Set-Cookie field that keeps a visitor with a member; None for no member's name."""
-        line = self.edge.cookies.get((name, secure))
-        return line.decode("ascii").partition(": ")[2].rstrip() if line is not None else None
+        cookie = self.edge.cookies.get((name, secure))
+        return cookie.decode("ascii") if cookie is not None else None
 
     def survey(self) -> Survey:
         """The members, and what was counted."""

@@ -110,8 +110,7 @@ class _Pages:
         if name:
             cookie = self._cookie_for(name, secure)
         else:
-            line = set_cookie(self._state.config.affinity.cookie, b"", 0, secure=secure)
-            cookie = line.decode("ascii").partition(": ")[2].rstrip()
+            cookie = set_cookie(self._state.config.affinity.cookie, b"", 0, secure=secure).decode("ascii")
         return web.Response(status=303, headers={"Location": _PAGE, "Set-Cookie": cookie})
 
     def _cookie_for(self, name: str, secure: bool) -> str:

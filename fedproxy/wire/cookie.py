@@ -63,9 +63,9 @@ def _hidden(name: bytes) -> re.Pattern[bytes]:
 
 
 def set_cookie(name: str, value: bytes, max_age: int, *, secure: bool) -> bytes:
-    """A whole Set-Cookie line, its CRLF included. `max_age` is in seconds."""
+    """The value of a Set-Cookie field. `max_age` is in seconds."""
     tail = b"; Secure" if secure else b""
-    return b"Set-Cookie: %b=%b; Path=/; Max-Age=%d; HttpOnly; SameSite=Lax%b\r\n" % (
+    return b"%b=%b; Path=/; Max-Age=%d; HttpOnly; SameSite=Lax%b" % (
         name.encode("ascii"),
         value,
         max_age,

@@ -6,6 +6,7 @@ import re
 
 from fedproxy.bounded import Memo
 from fedproxy.errors import BadResponse
+from fedproxy.http.response import PHRASES, Response
 from fedproxy.wire.grammar import FIELD, IS_TOKEN, LENGTH, VALUE_BYTES, tokens
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
@@ -142,3 +143,18 @@ def _finish(head: ResponseHead, lines: list[bytes], named: tuple[bytes, ...], *,
         head.whole = head.length
     lines.append(b"")
     head.forward = b"\r\n".join(lines)
+
+
+def render(response: Response, connection: bytes | None, *, is_head: bool) -> bytes:
+    """A whole response, as bytes. connection: what `Connection` is to say. is_head: it answers a HEAD."""
+    status = response.status
+    lines = [b"HTTP/1.1 %d %b" % (status, PHRASES.get(status, "").encode("ascii"))]
+    if response.content_type:
+        lines.append(b"Content-Type: " + response.content_type)
+    if status != 204:
+        # RFC 9110 section 8.6: a 204 has no length.
+        lines.append(b"Content-Length: %d" % len(response.body))
+    lines += [b"%b: %b" % field for field in response.fields]
+    if connection is not None:
+        lines.append(b"Connection: " + connection)
+    return b"\r\n".join((*lines, b"", b"" if is_head else response.body))
