@@ -85,6 +85,10 @@ class Banned(VisitorError):
     detail = "Access from here is not allowed."
 
 
+class BannedAddress(Banned):
+    """The network is, so whatever else comes on the connection is not served either."""
+
+
 class TooManyLaunches(VisitorError):
     """The client address asked for more launches than its rate allows."""
 

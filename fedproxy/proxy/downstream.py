@@ -11,14 +11,14 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
-from fedproxy.decide.route import Local, Redirect
+from fedproxy.decide.route import Local
 from fedproxy.errors import (
     BadRequest,
     Banned,
+    BannedAddress,
     BodyTooLarge,
     ExchangeError,
     HeadTimeout,
@@ -37,9 +37,8 @@ from fedproxy.proxy.traced import follow
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.events import asked_for
 from fedproxy.wire.path import normal
-from fedproxy.wire.request import host_name, with_host
+from fedproxy.wire.request import with_host
 from fedproxy.wire.response import render
-from fedproxy.wire.visitor import find_visitor
 
 if TYPE_CHECKING:
     from fedproxy.bounded import Memo
@@ -70,7 +69,6 @@ _SAID_HERE = (
     b"upgrade:",
     b"x-original-target:",
 )
-_NOBODY = b"-"  # stands for a client whose address is not known
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 _ID = b"X-Request-ID: "
 
@@ -150,7 +148,8 @@ class Downstream(Flow):
         self.transport = self.wire = cast(asyncio.Transport, transport)
         unix = self.door.unix
         address = LOCAL if unix else address_of(transport)
-        if not self.edge.enter(self) or address is None:
+        self.edge.connections.add(self)
+        if not self.edge.admission.enter() or address is None:
             # A TCP peer without an address has reset the connection: there is nobody to answer or to log.
             self.transport.abort()
         else:
@@ -175,11 +174,11 @@ class Downstream(Flow):
         self.peer = self.client = address
         self.standing = standing
         self.introducer = introducer
-        self.trusted = edge.believes(address) if standing is None else standing
+        self.trusted = edge.admission.believes(address) if standing is None else standing
         self.own = self.forwarded = self._forwarded_lines(address, address, self.secure)
         self.idle_since = edge.clock()
-        if edge.policy.limits.connections_per_address and not self.trusted:
-            self.address_key = edge.enter_address(self.peer)
+        if edge.admission.counts_addresses and not self.trusted:
+            self.address_key = edge.admission.enter_address(self.peer)
             if self.address_key is None:
                 transport.abort()
         self._weigh()
@@ -193,13 +192,13 @@ class Downstream(Flow):
         """The policy may have changed, or the edge has begun to drain."""
         edge = self.edge
         if self.standing is None:
-            self.trusted = edge.believes(self.peer)
+            self.trusted = edge.admission.believes(self.peer)
         if self.told and self.exchange is None and self.owed is None:
             self._forget()
         self.id_name = _id_name(self.door)
         self._weigh()
         self._count_address()
-        if self.introducer is not None and not edge.may_introduce(self.introducer):
+        if self.introducer is not None and not edge.admission.may_introduce(self.introducer):
             # The peer's address came from a proxy that is no longer trusted, and nothing else is known.
             self.keep = False
             if self.exchange is None and self.linger_until is None:
@@ -210,13 +209,13 @@ class Downstream(Flow):
 
     def _count_address(self) -> None:
         """A reload may change whether this connection counts for its address. It stays open in any case."""
-        edge = self.edge
-        if self.trusted or not edge.policy.limits.connections_per_address:
+        admission = self.edge.admission
+        if self.trusted or not admission.counts_addresses:
             if self.address_key is not None:
-                edge.leave_address(self.address_key)
+                admission.leave_address(self.address_key)
                 self.address_key = None
         elif self.address_key is None:
-            self.address_key = edge.enter_address(self.peer, is_there=True)
+            self.address_key = admission.enter_address(self.peer, is_there=True)
 
     @staticmethod
     def _forwarded_lines(client: bytes, addresses: bytes, secure: bool) -> bytes:
@@ -243,10 +242,10 @@ class Downstream(Flow):
 
     def gone(self) -> None:
         """The visitor's connection is gone, whatever it was last."""
-        edge = self.edge
-        edge.counts.connections -= 1
+        admission = self.edge.admission
+        admission.leave()
         if self.address_key is not None:
-            edge.leave_address(self.address_key)
+            admission.leave_address(self.address_key)
 
     def eof_received(self) -> None:
         # A visitor who closes half is taken for gone, as browsers only ever close whole.
@@ -433,41 +432,10 @@ class Downstream(Flow):
             self.keep = False
         if block.length is not None and block.length > self.edge.policy.limits.request_body:
             raise BodyTooLarge
-        return self._look_closely(ask, block) if self.careful else ask
-
-    def _look_closely(self, ask: Ask, block: HeaderBlock) -> Ask:
-        """What the operator allows here. Raises `VisitorError`."""
-        edge = self.edge
-        if edge.policy.bans.networks and edge.bans_address[self.client]:
-            self.keep = False
-            raise Banned
-        if ask.banned or block.banned:
-            raise Banned
-        if self.door.redirect_to_https and not self.secure:
-            return self._to_https(ask, block)
-        if edge.rate is not None and ask.launch and asked_for(block.raw):
-            wait = edge.ask_launch(self.client)
-            if wait:
-                raise TooManyLaunches(wait)
-        return ask
-
-    def _to_https(self, ask: Ask, block: HeaderBlock) -> Ask:
-        """The same request, answered with where it should have been sent."""
-        line = ask.line
-        authority = line.authority or block.host
-        if not authority:
-            raise BadRequest
-        host = host_name(authority)
-        public = self.edge.public
-        # If the public URL is known, a host that only the request names is no target. The port of plain http
-        # is not that of https, which only the public URL tells.
-        if public and (host == host_name(public) or host not in self.edge.host_members):
-            host = public
-        target = line.target if line.target != b"*" else b""
-        location = (b"https://" + host + target).decode("latin-1")
-        # RFC 9110 section 15.4.2: after a 301 a POST may become a GET.
-        status = 301 if line.method in (b"GET", b"HEAD") else 308
-        return replace(ask, action=Redirect(location, status), proxied=False)
+        if not self.careful:
+            return ask
+        to_https = self.door.redirect_to_https and not self.secure
+        return self.edge.admission.check(ask, block, self.client, self.edge.clock(), to_https=to_https)
 
     def _identify(self, block: HeaderBlock) -> None:
         """The id that the request has everywhere: the visitor's, or the trace's, or a new one."""
@@ -483,16 +451,11 @@ class Downstream(Flow):
 
     def _believe(self, block: HeaderBlock) -> None:
         """The peer is a trusted proxy, so it says who the visitor is and how they came."""
-        edge = self.edge
-        visitor = find_visitor(block.forwarded, self.peer, edge.trusts.__getitem__)
+        origin = self.edge.admission.origin(block, self.peer)
         self.told = True
-        self.client = visitor.client
-        if visitor.unread is not None:
-            # Not a word: readers of the log might take one for a host name and look it up.
-            self.client = _NOBODY
-            edge.note_unread(self.peer, *visitor.unread)
-        self.secure = self.door.secure if visitor.secure is None else visitor.secure
-        self.forwarded = self._forwarded_lines(visitor.client, visitor.addresses, self.secure)
+        self.client = origin.client
+        self.secure = self.door.secure if origin.secure is None else origin.secure
+        self.forwarded = self._forwarded_lines(origin.named, origin.addresses, self.secure)
 
     def _forget(self) -> None:
         """What the proxy said about the last request does not hold for the next one."""
@@ -587,7 +550,7 @@ class Downstream(Flow):
     def _turn_away(self, ask: Ask, block: HeaderBlock, rest: bytes, error: Banned | TooManyLaunches) -> None:
         """The request is in order, but not wanted: answered in the form that it asks for."""
         self.edge.counts.rejected[error.reason] += 1
-        if block.chunked or block.length:
+        if block.chunked or block.length or isinstance(error, BannedAddress):
             self.keep = False
         self._identify(block)
         self._respond(answers.of_error(error, ask, block, self._common(), self.request_id), ask.line)

@@ -6,7 +6,6 @@ A policy and a federation are replaced whole (`Edge.apply`); what was read under
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.launch import MovedKeys
-from fedproxy.decide.limit import LaunchRate, client_key
 from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
-from fedproxy.errors import Drained, TooManyUploads, UploadsFull
+from fedproxy.errors import Drained
+from fedproxy.proxy.admission import Admission
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.traced import take_answer
 from fedproxy.proxy.upstream import Pool
@@ -35,14 +34,12 @@ if TYPE_CHECKING:
     from fedproxy.decide.member import Member
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
-    from fedproxy.proxy.exchange import Exchange, Visitor
+    from fedproxy.proxy.exchange import Exchange
     from fedproxy.proxy.own_page import OwnPage
-    from fedproxy.proxy.policy import Endpoint, Policy, Rate
+    from fedproxy.proxy.policy import Endpoint, Policy
     from fedproxy.proxy.traced import Tracer
     from fedproxy.proxy.tunnel import Tunnel
 
-_log = logging.getLogger(__name__)
-_UNREAD = 64  # warnings about proxies that name no address, one for each proxy and field
 _BUILD = b"/build/"
 _PAGES = b"/v2/"
 _ASLEEP = 1.0  # after so many lost seconds members may have given up on this edge ...
@@ -100,8 +97,6 @@ class Entry:
 class Edge:
     """One worker's data plane, without its listeners.
 
-    room: visitors' connections that this process has files for, whatever the policy says. on_launched: called
-    with the client's key for each launch that counts against its rate, so that other workers can be told.
     on_moved: called with the key of a launch and the name of the member that it moved to, for the same.
     tracer: whoever makes spans of requests, if anybody does.
     """
@@ -116,20 +111,14 @@ class Edge:
         self.log = log
         self.local = local
         self.clock = clock
-        self.room = 1 << 30
-        self.on_launched: Callable[[bytes], None] | None = None
         self.on_moved: Callable[[bytes, str], None] | None = None
         self.tracer: Tracer | None = None
-        self.rate: LaunchRate | None = None
-        self._rate_policy: Rate | None = None
         # Ids are told apart by it, nothing is guarded.
         self.random_bits = random.Random().getrandbits  # noqa: S311
         self.ids: list[tuple[bytes, bytes]] = []
         self.counts = EdgeCounts()
         self.connections: set[Downstream | Entrance | OwnPage] = set()
-        self.addresses: dict[bytes, int] = {}
-        self.uploads: dict[tuple[Member, bytes], int] = {}
-        self.under_way: dict[Member, int] = {}  # uploads, of all clients
+        self.admission = Admission(self.counts)
         self.tunnels: set[Tunnel] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.pools: dict[str, Pool] = {}
@@ -139,7 +128,6 @@ class Edge:
         self._woke = float("-inf")
         self._draining = False
         self._retired: list[Pool] = []
-        self._unread: set[tuple[bytes, bytes]] = set()
 
     policy: Policy
     federation: Federation
@@ -189,9 +177,7 @@ class Edge:
             for name, pool in self.pools.items()
             for secure in (False, True)
         }
-        public = policy.origin.encode("ascii") if policy.origin else b""
-        # The host that visitors type, and its port if it has one, where it speaks https.
-        self.public = public.removeprefix(b"https://") if public.startswith(b"https://") else b""
+        self.admission.apply(policy, self.host_members)
         self._key_of = KEYS.get(policy.key)
         # A known line and a known block, with the CRLF between them, are within the limit.
         half = policy.limits.request_head // 2 - 1
@@ -204,12 +190,6 @@ class Edge:
         self.blocks = Memo(reader.read, 2048, self.longest_block)
         reader = BlockReader(cookie, origin, trusted=True, ban=ban)
         self.trusted_blocks = Memo(reader.read, 2048, self.longest_block)
-        self.trusts = Memo(policy.trusted.__contains__, longest=64)
-        self.bans_address = Memo(bans.networks.__contains__, longest=64)
-        if policy.rate != self._rate_policy:
-            self._rate_policy = policy.rate
-            self.rate = LaunchRate(policy.rate.launches, policy.rate.per) if policy.rate is not None else None
-        self._unread.clear()
         self._refresh()
 
     @property
@@ -224,7 +204,7 @@ class Edge:
 
     def _refresh(self) -> None:
         """Tells every connection to think again of what it knows of its peer and of the policy."""
-        self.careful = self._draining or bool(self.policy.bans) or self.rate is not None
+        self.careful = self._draining or self.admission.careful
         for connection in list(self.connections):
             connection.refresh()
 
@@ -240,112 +220,6 @@ class Edge:
         ids = _between(start, end)
         self.ids = list(zip(ids, _between(b"00-" + start, rest), strict=True))
         return self.ids
-
-    def enter(self, connection: Downstream | Entrance) -> bool:
-        """Counts a visitor's new connection; False if it is one too many."""
-        self.connections.add(connection)
-        return self.count()
-
-    def count(self) -> bool:
-        """The same, for one that nobody looks after yet."""
-        counts = self.counts
-        counts.connections += 1
-        if counts.connections <= min(self.policy.limits.connections, self.room):
-            return True
-        counts.rejected["connections"] += 1
-        return False
-
-    def believes(self, peer: bytes) -> bool:
-        """Whether a peer is a trusted proxy."""
-        return bool(self.policy.trusted) and self.trusts[peer]
-
-    def may_introduce(self, proxy: bytes) -> bool:
-        """Whether a peer may name the visitor in a PROXY header. Without `trusted_proxies` every peer may."""
-        return not self.policy.trusted or self.trusts[proxy]
-
-    def enter_address(self, address: bytes, *, is_there: bool = False) -> bytes | None:
-        """Counts a connection of a client address, and returns what `leave_address` is to be given.
-
-        None if the address has as many as it may. `is_there`: the connection is open already, and is counted
-        in any case.
-        """
-        key = client_key(address)
-        count = self.addresses.get(key, 0)
-        if not is_there and count >= self.policy.limits.connections_per_address:
-            self.counts.rejected["address"] += 1
-            return None
-        self.addresses[key] = count + 1
-        return key
-
-    def leave_address(self, key: bytes) -> None:
-        """The connection is gone."""
-        count = self.addresses[key] - 1
-        if count:
-            self.addresses[key] = count
-        else:
-            del self.addresses[key]
-
-    def enter_upload(self, visitor: Visitor, member: Member) -> tuple[Member, bytes] | None:
-        """Counts an upload to a member, and returns the key for `leave_upload`.
-
-        None if nobody is counted. Raises `TooManyUploads` or `UploadsFull`.
-        """
-        limit = self.policy.limits.uploads_per_address
-        if not limit:
-            return None
-        # However little a member takes, nobody holds more than a part of it, nor do all uploads together.
-        under_way = self.under_way.get(member, 0)
-        if under_way >= max(1, member.max_requests * 3 // 4):
-            raise UploadsFull
-        client = visitor.whose()
-        key = member, client_key(client) if client is not None else b""
-        if client is not None:
-            count = self.uploads.get(key, 0)
-            if count >= min(limit, max(1, member.max_requests // 4)):
-                raise TooManyUploads
-            self.uploads[key] = count + 1
-        self.under_way[member] = under_way + 1
-        return key
-
-    def leave_upload(self, key: tuple[Member, bytes]) -> None:
-        """The body has arrived, or will not."""
-        member, client = key
-        self.under_way[member] -= 1
-        if not self.under_way[member]:
-            del self.under_way[member]
-        if client:
-            count = self.uploads[key] - 1
-            if count:
-                self.uploads[key] = count
-            else:
-                del self.uploads[key]
-
-    def ask_launch(self, client: bytes) -> float:
-        """Counts a launch of a client address: 0, or in how many seconds it may ask again."""
-        if self.rate is None:
-            return 0.0
-        key = client_key(client)
-        wait = self.rate.ask(key, self.clock())
-        if not wait and self.on_launched is not None:
-            self.on_launched(key)
-        return wait
-
-    def note_launched(self, key: bytes, now: float) -> None:
-        """Counts a launch that another worker let through; `key` is what its `on_launched` was given."""
-        if self.rate is not None:
-            self.rate.note(key, now)
-
-    def note_unread(self, peer: bytes, field: bytes, address: bytes) -> None:
-        """Warns that a trusted proxy named a visitor by something other than an address."""
-        if len(self._unread) < _UNREAD and (peer, field) not in self._unread:
-            self._unread.add((peer, field))
-            _log.warning(
-                "trusted proxy %s: %s names a visitor as %s, which is not an IP address; such clients are "
-                'unknown, "-" in the log (not repeated for this proxy and header)',
-                peer.decode("ascii"),
-                field.decode("ascii"),
-                ascii(address[:64].decode("latin-1")),
-            )
 
     def _read_ask(self, raw: bytes) -> Ask:
         line = read_line(raw)

@@ -78,7 +78,8 @@ class Entrance(Flow):
         unix = self.door.unix
         self.peer = None if unix else address_of(transport)
         self.address = self.peer or LOCAL
-        if not edge.enter(self) or not (unix or self.peer):
+        edge.connections.add(self)
+        if not edge.admission.enter() or not (unix or self.peer):
             # A TCP peer that has no address has reset the connection.
             self.transport.abort()
         else:
@@ -172,11 +173,11 @@ class Entrance(Flow):
         if not self.over:
             self.over = True
             self.edge.connections.discard(self)
-            self.edge.counts.connections -= 1
+            self.edge.admission.leave()
 
     def refresh(self) -> None:
         """Closes the connection of a proxy that may not, or no longer, send a PROXY header."""
-        if self.peer is not None and not self.over and not self.edge.may_introduce(self.peer):
+        if self.peer is not None and not self.over and not self.edge.admission.may_introduce(self.peer):
             self._refuse()
 
     def close_if_idle(self, since: float) -> None:

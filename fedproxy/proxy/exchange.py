@@ -145,7 +145,7 @@ class Exchange:
     )
 
     pool: Pool
-    upload: tuple[Member, bytes] | None  # its key in `Edge.uploads`; set only for requests with a body
+    upload: tuple[Member, bytes] | None  # its key in `Admission.uploads`; set only for requests with a body
     # Of a launch: whether its events are read, which tell what a status cannot, and how it ended.
     watched = False
     outcome: str | None = None
@@ -317,7 +317,7 @@ class Exchange:
             return
         if not self.body_done:
             try:
-                self.upload = edge.enter_upload(self.visitor, lease.member)
+                self.upload = edge.admission.enter_upload(self.visitor.whose(), lease.member)
             except (TooManyUploads, UploadsFull) as error:
                 edge.federation.settle(lease, _IGNORED, now)
                 self._refuse(error)
@@ -328,7 +328,7 @@ class Exchange:
         """The upload is over."""
         upload, self.upload = self.upload, None
         if upload is not None:
-            self.edge.leave_upload(upload)
+            self.edge.admission.leave_upload(upload)
 
     def send_body(self, data: bytes, done: bool) -> None:
         """Passes (a part of) the request's body on, or holds it until there is a connection."""

@@ -103,9 +103,9 @@ class Plane:
         self._retiring: dict[_Open, asyncio.TimerHandle] = {}
         self.edge = Edge(local=self._page)
         self._traces = Traces(self.edge)
-        self.edge.room = descriptors.room()
+        self.edge.admission.room = descriptors.room()
         if tell is not None:
-            self.edge.on_launched = lambda client: tell(Launched(client))
+            self.edge.admission.on_launched = lambda client: tell(Launched(client))
             self.edge.on_moved = lambda key, name: tell(Moved(key, name))
 
     config: Config
@@ -223,7 +223,7 @@ class Plane:
         elif isinstance(fact, Moved):
             edge.note_moved(fact.key, fact.name, now)
         elif isinstance(fact, Launched):
-            edge.note_launched(fact.client, now)
+            edge.admission.note_launched(fact.client, now)
         else:
             for member in edge.federation.members:
                 member.launches_elsewhere = fact.running.get(member.name, 0)
