@@ -159,6 +159,7 @@ def test_instructions_of_a_case_are_those_between_its_marks_without_the_loop() -
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind (Debian package valgrind)")
+@pytest.mark.timeout(900)  # some 20 s of the processor's time, of which it may get a small part
 def test_no_case_takes_more_instructions_than_its_bound() -> None:
     assert instructions.over(instructions.counts(), instructions.bounds_of(instructions.VERSION)) == []
 

@@ -488,7 +488,7 @@ async def test_anybody_may_say_anything_and_none_of_it_arrives() -> None:
     assert request.value("x-forwarded-host") == b"hub.test"
     assert b"6.6.6.6" not in request.head
     assert b"evil" not in request.head
-    assert b"666" not in request.head
+    assert request.value("x-forwarded-port") is None
 
 
 async def test_trusted_proxy_is_believed() -> None:
