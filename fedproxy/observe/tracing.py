@@ -15,9 +15,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -38,6 +38,7 @@ from opentelemetry.trace import (
 
 from fedproxy import __version__
 from fedproxy.observe.access_log import mask_target
+from fedproxy.record import AttemptRecord, Record
 
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -50,52 +51,6 @@ _LONGEST_VALUE: Final = 2048  # characters
 Value = str | bool | int | float
 _log = logging.getLogger("fedproxy.tracing")
 _NOWHERE: Final = logging.NullHandler()
-
-
-class Attempt(Protocol):
-    """One attempt, as the hot path noted it."""
-
-    span_id: bytes
-    member: str
-    url: str
-    started: float
-    sent: float | None
-    ended: float | None
-    reused: bool
-    status: int
-    error: str | None
-    launch: str | None
-
-
-class Trace(Protocol):
-    """One request that is over, as the hot path noted it. Times in seconds, by a clock of its own."""
-
-    trace_id: bytes
-    span_id: bytes
-    parent_id: bytes | None
-    started: float
-    ended: float
-    first_byte_at: float | None
-    request_id: str
-    client: str
-    secure: bool
-    method: str
-    host: str
-    target: str
-    version: str
-    user_agent: str
-    status: int
-    bytes_in: int
-    bytes_out: int
-    member: str | None
-    affinity: str | None
-    termination: str
-    launch: str | None
-    error: str | None
-
-    @property
-    def attempts(self) -> Sequence[Attempt]:
-        """In their order."""
 
 
 class Sampler:
@@ -190,22 +145,28 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._spans = self._provider.get_tracer("fedproxy", __version__)
 
-    def take(self, trace: Trace) -> None:
-        """Makes the spans of a request that is over, and leaves them to the thread that sends them."""
+    def take(self, record: Record) -> None:
+        """Makes the spans of a request that is over, and leaves them to the thread that sends them.
+
+        Without a trace there are none.
+        """
+        trace = record.trace
+        if trace is None:
+            return
         offset = time.time_ns() - round(trace.ended * 1e9)
         trace_id, span_id = int(trace.trace_id, 16), int(trace.span_id, 16)
         context = Context()
         if trace.parent_id is not None:
             context = _inside(trace_id, int(trace.parent_id, 16), is_remote=True)
-        method = trace.method if trace.method in _METHODS else "HTTP"
+        method = record.method if record.method in _METHODS else "HTTP"
         self._span(
             method,
             context,
             SpanKind.SERVER,
             (trace_id, span_id),
             (offset + round(trace.started * 1e9), offset + round(trace.ended * 1e9)),
-            _of_request(trace),
-            failed=trace.error is not None or trace.status >= 500,
+            _of_request(record),
+            failed=record.error is not None or record.status >= 500,
         )
         context = _inside(trace_id, span_id)
         for number, attempt in enumerate(trace.attempts):
@@ -216,7 +177,7 @@ class Tracing:
                 SpanKind.CLIENT,
                 (trace_id, int(attempt.span_id, 16)),
                 (offset + round(attempt.started * 1e9), offset + round(ended * 1e9)),
-                _of_attempt(trace, attempt, number),
+                _of_attempt(record, attempt, number),
                 failed=attempt.error is not None or attempt.status >= 400,
             )
 
@@ -266,38 +227,38 @@ def _inside(trace_id: int, span_id: int, *, is_remote: bool = False) -> Context:
     )
 
 
-def _of_request(trace: Trace) -> dict[str, Value]:
+def _of_request(record: Record) -> dict[str, Value]:
     """The attributes of the semantic conventions for HTTP servers, and this program's own."""
-    path, _, query = mask_target(trace.target).partition("?")
+    path, _, query = mask_target(record.target).partition("?")
     found: dict[str, Value | None] = {
-        **_method(trace),
-        "url.scheme": "https" if trace.secure else "http",
+        **_method(record),
+        "url.scheme": "https" if record.secure else "http",
         "url.path": path,
         "url.query": query or None,
-        **_server(f"//{trace.host}"),
-        "client.address": trace.client,
-        "network.protocol.version": trace.version,
-        "user_agent.original": trace.user_agent or None,
-        "http.response.status_code": trace.status or None,
-        "http.request.body.size": trace.bytes_in or None,
-        "http.response.body.size": trace.bytes_out,
-        "error.type": trace.error or (str(trace.status) if trace.status >= 500 else None),
-        "fedproxy.request_id": trace.request_id,
-        "fedproxy.member": trace.member,
-        "fedproxy.affinity": trace.affinity,
-        "fedproxy.attempts": len(trace.attempts),
-        "fedproxy.termination": trace.termination,
-        "fedproxy.launch": trace.launch,
-        "fedproxy.ttfb": None if trace.first_byte_at is None else trace.first_byte_at - trace.started,
+        **_server(f"//{record.host}"),
+        "client.address": record.client,
+        "network.protocol.version": record.protocol.removeprefix("HTTP/"),
+        "user_agent.original": record.user_agent or None,
+        "http.response.status_code": record.status or None,
+        "http.request.body.size": record.bytes_in or None,
+        "http.response.body.size": record.bytes_out,
+        "error.type": record.error or (str(record.status) if record.status >= 500 else None),
+        "fedproxy.request_id": record.request_id,
+        "fedproxy.member": record.member,
+        "fedproxy.affinity": record.affinity,
+        "fedproxy.attempts": record.attempts,
+        "fedproxy.termination": record.termination,
+        "fedproxy.launch": record.launch,
+        "fedproxy.ttfb": record.ttfb,
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _of_attempt(trace: Trace, attempt: Attempt, number: int) -> dict[str, Value]:
+def _of_attempt(record: Record, attempt: AttemptRecord, number: int) -> dict[str, Value]:
     """The same for HTTP clients."""
     found: dict[str, Value | None] = {
-        **_method(trace),
-        "url.full": attempt.url.rstrip("/") + mask_target(trace.target),
+        **_method(record),
+        "url.full": attempt.url.rstrip("/") + mask_target(record.target),
         **_server(attempt.url),
         "network.protocol.version": "1.1",
         "http.response.status_code": attempt.status or None,
@@ -311,10 +272,10 @@ def _of_attempt(trace: Trace, attempt: Attempt, number: int) -> dict[str, Value]
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _method(trace: Trace) -> dict[str, Value | None]:
-    if trace.method in _METHODS:
-        return {"http.request.method": trace.method}
-    return {"http.request.method": "_OTHER", "http.request.method_original": trace.method}
+def _method(record: Record) -> dict[str, Value | None]:
+    if record.method in _METHODS:
+        return {"http.request.method": record.method}
+    return {"http.request.method": "_OTHER", "http.request.method_original": record.method}
 
 
 def _server(url: str) -> dict[str, Value | None]:

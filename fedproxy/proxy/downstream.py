@@ -544,7 +544,7 @@ class Downstream(Flow):
         self.edge.counts.rejected[error.reason] += 1
         response = answers.error(error.status, error.detail, self._common(), self.request_id, None)
         self._respond(response, None)
-        self.edge.log_request(self, None, None, status=error.status, termination=error.termination)
+        self.edge.record_answer(self, None, None, status=error.status, termination=error.termination)
         self._end_here()
 
     def _turn_away(self, ask: Ask, block: HeaderBlock, rest: bytes, error: Banned | TooManyLaunches) -> None:
@@ -554,7 +554,7 @@ class Downstream(Flow):
             self.keep = False
         self._identify(block)
         self._respond(answers.of_error(error, ask, block, self._common(), self.request_id), ask.line)
-        self.edge.log_request(self, ask.line, block, status=error.status, termination=error.termination)
+        self.edge.record_answer(self, ask.line, block, status=error.status, termination=error.termination)
         self._next_or_end(rest)
 
     def _answer_here(self, ask: Ask, block: HeaderBlock, head: bytes, rest: bytes) -> None:
@@ -566,7 +566,7 @@ class Downstream(Flow):
         edge, common = self.edge, self._common()
         answer = answers.of_route(edge, ask, block, self.client, self.secure, common, self.request_id)
         self._respond(answer.response, ask.line)
-        edge.log_request(
+        edge.record_answer(
             self,
             ask.line,
             block,

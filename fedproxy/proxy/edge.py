@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fedproxy.bounded import Memo
 from fedproxy.decide.affinity import KEYS, Source
@@ -20,11 +20,12 @@ from fedproxy.decide.launch import MovedKeys
 from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
-from fedproxy.errors import Drained
+from fedproxy.errors import Drained, EdgeError, MemberError
 from fedproxy.proxy.admission import Admission
 from fedproxy.proxy.resolver import Resolver
-from fedproxy.proxy.traced import take_answer
+from fedproxy.proxy.traced import trace_of_answer
 from fedproxy.proxy.upstream import Pool
+from fedproxy.record import Record
 from fedproxy.wire.cookie import set_cookie
 from fedproxy.wire.path import canonical, readings
 from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
@@ -69,31 +70,6 @@ class Ask:
     banned: bool = False  # asks for a repository that the operator does not serve
 
 
-@dataclass(slots=True)
-class Entry:
-    """One line of the access log, in the contract's words. Times in seconds, sizes in bytes."""
-
-    time: float
-    request_id: str
-    client: str
-    method: str
-    host: str
-    target: str
-    protocol: str
-    status: int
-    bytes_in: int
-    bytes_out: int
-    duration: float
-    ttfb: float | None
-    member: str | None
-    attempts: int
-    affinity: str | None
-    termination: str
-    launch: str | None
-    user_agent: str
-    referer: str
-
-
 class Edge:
     """One worker's data plane, without its listeners.
 
@@ -104,7 +80,7 @@ class Edge:
     def __init__(
         self,
         *,
-        log: Callable[[Entry], None] | None = None,
+        log: Callable[[Record], None] | None = None,
         local: Callable[[], asyncio.Protocol] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -391,28 +367,33 @@ class Edge:
             pool.expire(float("inf"))
         return idle > 0
 
-    def log_exchange(self, exchange: Exchange, now: float) -> None:
-        """Writes the line of an exchange that is over."""
-        downstream: Downstream = exchange.visitor  # type: ignore[assignment]
-        first = exchange.first_byte_at
-        self.log_request(
-            downstream,
-            exchange.ask.line,
-            exchange.block,
-            status=exchange.status,
-            bytes_in=exchange.bytes_in,
-            bytes_out=exchange.bytes_out,
-            duration=now - exchange.started,
-            ttfb=None if first is None else first - exchange.started,
-            member=exchange.pool.member.name if exchange.attempts else None,
-            attempts=exchange.attempts,
-            affinity=exchange.source.value if exchange.source is not None else None,
-            termination=exchange.termination,
-            launch=exchange.outcome,
-            exchanged=True,
+    def record_exchange(self, exchange: Exchange, now: float) -> None:
+        """Tells of an exchange that is over whoever wants to know."""
+        notes = exchange.notes
+        trace = None if notes is None else notes.record(now)
+        if self.log is None and trace is None:
+            return
+        first, started, error = exchange.first_byte_at, exchange.started, exchange.error
+        record = self._record(
+            cast("Downstream", exchange.visitor), exchange.ask.line, exchange.block, exchange.status
         )
+        record.bytes_in = exchange.bytes_in
+        record.bytes_out = exchange.bytes_out
+        record.duration = now - started
+        record.ttfb = None if first is None else first - started
+        record.member = exchange.pool.member.name if exchange.attempts else None
+        record.attempts = exchange.attempts
+        record.affinity = exchange.source.value if exchange.source is not None else None
+        record.termination = exchange.termination
+        record.launch = exchange.outcome
+        record.error = error.reason if isinstance(error, MemberError | EdgeError) else None
+        if self.log is not None:
+            self.log(record)
+        if notes is not None and notes.tracer is not None:
+            record.trace = trace
+            notes.tracer.take(record)
 
-    def log_request(
+    def record_answer(
         self,
         downstream: Downstream,
         line: RequestLine | None,
@@ -420,47 +401,47 @@ class Edge:
         *,
         status: int,
         termination: str,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-        duration: float = 0.0,
-        ttfb: float | None = None,
         member: str | None = None,
-        attempts: int = 0,
         affinity: str | None = None,
-        launch: str | None = None,
-        exchanged: bool = False,
     ) -> None:
-        """Writes the line of a request; `line` and `block` are None if it was refused unread."""
-        if self.tracer is not None and not exchanged and line is not None and block is not None:
-            take_answer(self, downstream, line, block, status, member, affinity, termination)
-        if self.log is None:
+        """Tells of a request that was answered without an exchange, which takes no time worth measuring.
+
+        `line` and `block` are None if it was refused unread.
+        """
+        trace = None
+        if self.tracer is not None and line is not None and block is not None:
+            trace = trace_of_answer(self, self.tracer, downstream, block)
+        if self.log is None and trace is None:
             return
+        record = self._record(downstream, line, block, status)
+        record.member = member
+        record.affinity = affinity
+        record.termination = termination
+        if self.log is not None:
+            self.log(record)
+        if trace is not None and self.tracer is not None:
+            record.trace = trace
+            self.tracer.take(record)
+
+    def _record(
+        self, downstream: Downstream, line: RequestLine | None, block: HeaderBlock | None, status: int
+    ) -> Record:
         method, target, protocol = line.words if line else ("", "", "HTTP/1.1")
         host, agent, referer = block.words() if block else ("", "", "")
         if line and line.authority:
             host = line.authority.decode("latin-1")
-        self.log(
-            Entry(
-                time=time.time(),
-                request_id=downstream.request_id.decode("ascii"),
-                client=downstream.client.decode("latin-1"),
-                method=method,
-                host=host,
-                target=target,
-                protocol=protocol,
-                status=status,
-                bytes_in=bytes_in,
-                bytes_out=bytes_out,
-                duration=duration,
-                ttfb=ttfb,
-                member=member,
-                attempts=attempts,
-                affinity=affinity,
-                termination=termination,
-                launch=launch,
-                user_agent=agent,
-                referer=referer,
-            )
+        return Record(
+            time=time.time(),
+            request_id=downstream.request_id.decode("ascii"),
+            client=downstream.client.decode("latin-1"),
+            method=method,
+            host=host,
+            target=target,
+            protocol=protocol,
+            status=status,
+            user_agent=agent,
+            referer=referer,
+            secure=downstream.secure,
         )
 
     async def close(self) -> None:

@@ -718,7 +718,5 @@ class Exchange:
             counts.record(self.source, now - started, first_byte, self.bytes_out)
             if self.bytes_in:
                 counts.bytes_in += self.bytes_in
-        if self.notes is not None:
-            self.notes.record(now)
-        if self.edge.log is not None:
-            self.edge.log_exchange(self, now)
+        if self.notes is not None or self.edge.log is not None:
+            self.edge.record_exchange(self, now)

@@ -29,7 +29,7 @@ from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
     from fedproxy.config import Address, Config, Listener
-    from fedproxy.proxy.edge import Entry
+    from fedproxy.record import Record
 
 #: Of a listener, what cannot change while it listens: its address, whether it speaks TLS, PROXY protocol.
 Shape = tuple["Address", bool, bool]
@@ -380,9 +380,9 @@ class Plane:
         """Opens the log's file anew. Raises ConfigError, with the one in use kept."""
         self._log.reopen()
 
-    def _record(self, entry: Entry) -> None:
+    def _record(self, record: Record) -> None:
         if self.edge.log is not None:
-            self.edge.log(entry)
+            self.edge.log(record)
 
     def _page_log(self) -> dict[str, Any]:
         return {
