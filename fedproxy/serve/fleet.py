@@ -16,29 +16,29 @@ from pathlib import Path
 from typing import Protocol
 
 from fedproxy.control import hand
-from fedproxy.control.line import (
-    Ask,
-    Doubted,
+from fedproxy.control.channel import ControlChannel
+from fedproxy.control.messages import (
+    Account,
+    AccountPart,
+    ApplyConfig,
+    BreakerInDoubt,
+    BreakerOpened,
+    ConfigRefused,
     Drain,
     Fact,
-    Health,
-    Launched,
-    Launches,
-    Leaving,
-    Line,
+    GetAccount,
+    LaunchesInFlight,
+    LaunchMoved,
+    LaunchRequested,
     Logo,
-    Moved,
-    Part,
-    Put,
+    MemberHealth,
+    MemberServes,
     Ready,
-    Refused,
-    Renew,
-    Reopen,
-    Served,
+    RenewCertificates,
+    ReopenLog,
     Start,
-    Tickets,
-    Told,
-    Tripped,
+    Stopping,
+    TicketSecret,
 )
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.snapshot import Snapshot, Survey
@@ -83,13 +83,13 @@ class Common:
         for listener in list(self.listeners):
             listener()
 
-    def elsewhere(self, who: Hashable) -> Launches:
+    def elsewhere(self, who: Hashable) -> LaunchesInFlight:
         """The launches in flight through all others."""
         launches = Counter[str]()
         for other, running in self._running.items():
             if other is not who:
                 launches.update(running)
-        return Launches(dict(launches))
+        return LaunchesInFlight(dict(launches))
 
     def tripped(self) -> None:
         """A breaker has opened, somewhere."""
@@ -126,13 +126,13 @@ class Fleet(Protocol):
     def children(self) -> set[int] | None:
         """The child processes that it waits for itself; None while one is being started."""
 
-    async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
+    async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
         """Returns when visitors are accepted. Raises StartError or ConfigError; close it then."""
 
-    def put(self, put: Put) -> None:
+    def apply(self, update: ApplyConfig) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
 
-    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
+    def tell(self, message: MemberHealth | RenewCertificates | TicketSecret | Logo | ReopenLog) -> None:
         """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
 
     async def look_after(self) -> None:
@@ -171,10 +171,10 @@ class Inside:
         self._common = common
         self._counted = True  # there is nothing yet that the totals lack
 
-    async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
+    async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
         """As `Fleet` says."""
         self.plane.set_tickets(tickets)
-        await self.plane.start(start, self._sockets(), health)
+        await self.plane.start(update, self._sockets(), health)
         self.alive = 1
         self._counted = False
         self._common.listeners.add(self._share_launches)
@@ -185,38 +185,38 @@ class Inside:
         return set()
 
     def _on_fact(self, fact: Fact) -> None:
-        if isinstance(fact, Launches):
+        if isinstance(fact, LaunchesInFlight):
             self._common.run(self, fact.running)
-        elif isinstance(fact, Tripped):
+        elif isinstance(fact, BreakerOpened):
             self._common.tripped()
 
     def _share_launches(self) -> None:
         self.plane.hear(self._common.elsewhere(self))
 
-    def put(self, put: Put) -> None:
+    def apply(self, update: ApplyConfig) -> None:
         """As `Fleet` says."""
-        self.plane.put(put)
+        self.plane.apply(update)
 
-    async def move(self, put: Put) -> None:
+    async def move(self, update: ApplyConfig) -> None:
         """A config with other listeners. Raises ConfigError or OSError, with nothing changed."""
         sockets = self._sockets()
-        before, self.plane.config = self.plane.config, put.config
+        before, self.plane.config = self.plane.config, update.config
         try:
             await self.plane.listen(sockets)
         except BaseException:
             self.plane.config = before
             raise
-        self.plane.put(put)
+        self.plane.apply(update)
 
-    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
+    def tell(self, message: MemberHealth | RenewCertificates | TicketSecret | Logo | ReopenLog) -> None:
         """As `Fleet` says."""
-        if isinstance(message, Health):
+        if isinstance(message, MemberHealth):
             self.plane.health(message)
-        elif isinstance(message, Tickets):
+        elif isinstance(message, TicketSecret):
             self.plane.set_tickets(message.secret)
         elif isinstance(message, Logo):
             self.plane.set_logo(message)
-        elif isinstance(message, Reopen):
+        elif isinstance(message, ReopenLog):
             self.plane.reopen_log()
         else:
             self.plane.renew()
@@ -271,7 +271,7 @@ class _Process:
         self.pid = 0
 
     process: asyncio.subprocess.Process
-    line: Line
+    channel: ControlChannel
     hand: socket.socket
 
     def __repr__(self) -> str:
@@ -289,13 +289,13 @@ class Workers:
         self._processes: set[_Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._watchers: set[asyncio.Task[None]] = set()
-        self._health: dict[str, Health] = {}
+        self._health: dict[str, MemberHealth] = {}
         self._logos: dict[str, Logo] = {}
         self._numbers = count()
         self._spawning = 0
         self._lent: set[int] = set()  # slots without a worker: the others accept there
 
-    _start: Put
+    _update: ApplyConfig
     _tickets: bytes
 
     @property
@@ -303,9 +303,9 @@ class Workers:
         """As `Fleet` says."""
         return len(self._serving())
 
-    async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
+    async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
         """As `Fleet` says."""
-        self._start, self._tickets = start, tickets
+        self._start, self._tickets = update, tickets
         self._health = {each.name: each for each in health}
         self._common.listeners.add(self._share_launches)
         started = await asyncio.gather(
@@ -322,20 +322,20 @@ class Workers:
         """As `Fleet` says."""
         return None if self._spawning else {each.pid for each in self._processes}
 
-    def put(self, put: Put) -> None:
+    def apply(self, update: ApplyConfig) -> None:
         """As `Fleet` says."""
-        self._start = put
+        self._start = update
         self._health = {
-            name: word for name, word in self._health.items() if name in put.config.active_members
+            name: word for name, word in self._health.items() if name in update.config.active_members
         }
-        self._logos = {url: logo for url, logo in self._logos.items() if url in put.config.logos}
-        self._to_all(put)
+        self._logos = {url: logo for url, logo in self._logos.items() if url in update.config.logos}
+        self._to_all(update)
 
-    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
+    def tell(self, message: MemberHealth | RenewCertificates | TicketSecret | Logo | ReopenLog) -> None:
         """As `Fleet` says."""
-        if isinstance(message, Health):
+        if isinstance(message, MemberHealth):
             self._health[message.name] = message
-        elif isinstance(message, Tickets):
+        elif isinstance(message, TicketSecret):
             self._tickets = message.secret
         elif isinstance(message, Logo):
             self._logos[message.url] = message
@@ -343,7 +343,7 @@ class Workers:
 
     def _to_all(self, message: object) -> None:
         for each in self._processes:
-            each.line.send(message)
+            each.channel.send(message)
 
     # Processes
 
@@ -358,7 +358,7 @@ class Workers:
         worker.hand, their_hand = hand.pair()
         given = tuple(self._sockets.are_given(listeners))
         with theirs, their_hand:
-            worker.line = await Line.open(
+            worker.channel = await ControlChannel.open(
                 ours, lambda message: self._on_message(worker, message), worker.cut.set
             )
             self._spawning += 1
@@ -375,7 +375,7 @@ class Workers:
                     start_new_session=True,
                 )
             except BaseException:
-                worker.line.close()
+                worker.channel.close()
                 worker.hand.close()
                 raise
             finally:
@@ -386,9 +386,9 @@ class Workers:
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors, given)
-        worker.line.send(start)
+        worker.channel.send(start)
         for logo in self._logos.values():
-            worker.line.send(logo)
+            worker.channel.send(logo)
         await self._wait_for(worker)
         return worker
 
@@ -462,7 +462,7 @@ class Workers:
             worker = await self._successor(old.slot, quick)
             if not old.gone.is_set():
                 old.draining = True
-                old.line.send(Drain(self._start.config.timeouts.drain))
+                old.channel.send(Drain(self._start.config.timeouts.drain))
 
     async def _listen(self) -> None:
         """Notes which workers are silent, and kills those that are for too long; `_keep` replaces them."""
@@ -499,19 +499,21 @@ class Workers:
 
     def _on_message(self, worker: _Process, message: object) -> None:
         worker.silent = 0.0
-        if isinstance(message, Part):
+        if isinstance(message, AccountPart):
             worker.parts[message.at :] = message.members
-        elif isinstance(message, Told):
+        elif isinstance(message, Account):
             before, worker.parts = worker.parts[: message.after], []
             worker.last = replace(message.survey, members=[*before, *message.survey.members])
             answer = worker.answers.pop(message.number, None) if message.number is not None else None
             if answer is not None and not answer.done():
                 answer.set_result(None)
-        elif isinstance(message, Launches):
+        elif isinstance(message, LaunchesInFlight):
             self._common.run(worker, message.running)
-        elif isinstance(message, Tripped | Doubted | Served | Moved | Launched):
+        elif isinstance(
+            message, BreakerOpened | BreakerInDoubt | MemberServes | LaunchMoved | LaunchRequested
+        ):
             self._pass_on(message, worker)
-            if isinstance(message, Tripped):
+            if isinstance(message, BreakerOpened):
                 self._common.tripped()
         elif isinstance(message, Ready):
             self._take_back(worker.slot)
@@ -519,32 +521,32 @@ class Workers:
             for slot in self._lent:
                 self._hand(worker, slot)
             self._share_launches()
-        elif isinstance(message, Leaving):
+        elif isinstance(message, Stopping):
             worker.leaving.set()
-        elif isinstance(message, Refused):
+        elif isinstance(message, ConfigRefused):
             for fault in message.faults:
                 self._say(f"worker {worker.pid} keeps its config: {fault}")
 
     def _pass_on(self, fact: Fact, sender: _Process) -> None:
         for each in self._processes:
             if each is not sender:
-                each.line.send_fresh(fact)
+                each.channel.send_fresh(fact)
 
     def _share_launches(self) -> None:
         """Tells each worker what all others have in flight."""
         for each in self._processes:
-            each.line.send_fresh(self._common.elsewhere(each))
+            each.channel.send_fresh(self._common.elsewhere(each))
 
     async def ask(self) -> None:
         """As `Fleet` says."""
         number = next(self._numbers)
-        asked = [each for each in self._processes if each.ready.is_set() and each.line.is_open]
+        asked = [each for each in self._processes if each.ready.is_set() and each.channel.is_open]
         answers = []
         for each in asked:
             answer = each.answers[number] = asyncio.get_running_loop().create_future()
             if each.silent < _SILENT:
                 answers.append(answer)
-            each.line.send(Ask(number))
+            each.channel.send(GetAccount(number))
         if answers:
             await asyncio.wait(answers, timeout=_TO_ANSWER)
         for each in asked:
@@ -569,7 +571,7 @@ class Workers:
         await self._stop_keeping()
         for each in self._processes:
             each.draining = True
-            each.line.send(Drain(seconds))
+            each.channel.send(Drain(seconds))
         if self._watchers:
             # A worker cuts what is left by itself; the rest is for one that does not.
             await asyncio.wait(self._watchers, timeout=seconds + 5.0)
@@ -579,7 +581,7 @@ class Workers:
         await self._stop_keeping()
         for each in self._processes:
             each.draining = True
-            each.line.send(Drain(0.0))
+            each.channel.send(Drain(0.0))
         if self._watchers:
             await asyncio.wait(self._watchers, timeout=5.0)
         for each in list(self._processes):

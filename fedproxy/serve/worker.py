@@ -1,8 +1,8 @@
-"""A worker process: a data plane and the line to the control process.
+"""A worker process: a data plane, and the control channel to the control process.
 
-It is started with the descriptors of the line and of the hand that sockets come from, and never waits for the
-control process. When that is gone, it serves on with what it last knew, until a signal ends it, another
-control process takes its sockets over (`serve/orphans.py`), or a minute has passed.
+It is started with the descriptors of the control channel and of the hand that sockets come from. It never
+waits for the control process. When that is gone, it serves on with what it last knew, until a signal ends it,
+another control process takes its sockets over (`serve/orphans.py`), or a minute has passed.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import TYPE_CHECKING, cast
 import uvloop
 
 from fedproxy.control import hand
-from fedproxy.control.line import (
-    Ask,
+from fedproxy.control.channel import ControlChannel
+from fedproxy.control.messages import (
+    Account,
+    AccountPart,
+    ApplyConfig,
+    ConfigRefused,
     Drain,
     Fact,
-    Health,
-    Leaving,
-    Line,
+    GetAccount,
     Logo,
-    Part,
-    Put,
+    MemberHealth,
     Ready,
-    Refused,
-    Renew,
-    Reopen,
+    RenewCertificates,
+    ReopenLog,
     Start,
-    Tickets,
-    Told,
+    Stopping,
+    TicketSecret,
 )
 from fedproxy.errors import ConfigError
 from fedproxy.observe.events import Events, take_over
@@ -78,23 +78,25 @@ class Worker:
         self._early: list[object] = []  # what was told before there was somebody to tell
         self._handlers: dict[type, Callable[..., None]] = {
             Start: self._start,
-            Put: self._put,
-            Health: self.plane.health,
+            ApplyConfig: self._apply,
+            MemberHealth: self.plane.health,
             Logo: self.plane.set_logo,
-            Renew: lambda _: self.plane.renew(),
-            Reopen: lambda _: self._reopen_log(),
-            Tickets: lambda message: self.plane.set_tickets(message.secret),
-            Ask: self._ask,
+            RenewCertificates: lambda _: self.plane.renew(),
+            ReopenLog: lambda _: self._reopen_log(),
+            TicketSecret: lambda message: self.plane.set_tickets(message.secret),
+            GetAccount: self._ask,
             Drain: lambda message: self._end(message.seconds),
         }
 
-    line: Line
+    channel: ControlChannel
     _hand: socket.socket
 
     async def run(self, descriptor: int, hand_descriptor: int) -> None:
         """Serves until told to end."""
         self._hand = socket.socket(fileno=hand_descriptor)
-        self.line = await Line.open(socket.socket(fileno=descriptor), self._on_message, self._on_lost)
+        self.channel = await ControlChannel.open(
+            socket.socket(fileno=descriptor), self._on_message, self._on_lost
+        )
         self._listen_to_signals()
         start = await self._started
         self._given = start.given
@@ -103,7 +105,7 @@ class Worker:
         sockets = {number: socket.socket(fileno=number) for each in start.sockets for number in each}
         try:
             of_each = [[sockets[number] for number in each] for each in start.sockets]
-            await plane.start(start.put, of_each, start.health)
+            await plane.start(start.apply, of_each, start.health)
         finally:
             for sock in sockets.values():
                 sock.close()
@@ -112,7 +114,7 @@ class Worker:
         for message in self._early:
             self._on_message(message)
         self._early.clear()
-        self.line.send(Ready())
+        self.channel.send(Ready())
         loop = asyncio.get_running_loop()
         accounts = loop.create_task(self._give_accounts())
         borrowing = loop.create_task(self._borrow())
@@ -132,8 +134,8 @@ class Worker:
                 for sock in self._handed.get_nowait()[1]:
                     sock.close()
             await plane.close()
-            self.line.send(Told(None, self._survey()))
-            self.line.close()
+            self.channel.send(Account(None, self._survey()))
+            self.channel.close()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
 
@@ -181,7 +183,7 @@ class Worker:
 
     def _left(self) -> list[Left] | None:
         """What another control process can take over; None while its own is there."""
-        if self.line.is_open and os.getppid() == self._parent:
+        if self.channel.is_open and os.getppid() == self._parent:
             return None
         found = zip(self.plane.listening(), self._given, strict=True)
         return [(sock, given) for sockets, given in found for sock in sockets]
@@ -197,22 +199,22 @@ class Worker:
                 silence(sock)
         self._end(None)
 
-    def _put(self, put: Put) -> None:
+    def _apply(self, update: ApplyConfig) -> None:
         try:
-            self.plane.put(put)
+            self.plane.apply(update)
         except ConfigError as error:
-            self.line.send(Refused(tuple(error.faults)))
+            self.channel.send(ConfigRefused(tuple(error.faults)))
 
     def _reopen_log(self) -> None:
         try:
             self.plane.reopen_log()
         except ConfigError as error:
-            self.line.send(Refused(tuple(error.faults)))
+            self.channel.send(ConfigRefused(tuple(error.faults)))
 
     def _tell(self, fact: Fact) -> None:
-        self.line.send_fresh(fact)
+        self.channel.send_fresh(fact)
 
-    def _ask(self, ask: Ask) -> None:
+    def _ask(self, ask: GetAccount) -> None:
         answer = asyncio.get_running_loop().create_task(self._give_account(ask.number))
         self._answers.add(answer)
         answer.add_done_callback(self._answers.discard)
@@ -221,7 +223,7 @@ class Worker:
         while True:
             await asyncio.sleep(_TELL)
             # One that began is told whole.
-            if self.line.is_read:
+            if self.channel.is_read:
                 await self._give_account(None)
 
     def _survey(self) -> Survey:
@@ -234,9 +236,9 @@ class Worker:
             survey = self._survey()
             members, last = survey.members, max(0, len(survey.members) - 1) // _AT_A_TIME * _AT_A_TIME
             for at in range(0, last, _AT_A_TIME):
-                self.line.send(Part(at, members[at : at + _AT_A_TIME]))
+                self.channel.send(AccountPart(at, members[at : at + _AT_A_TIME]))
                 await asyncio.sleep(0)
-            self.line.send(Told(number, replace(survey, members=members[last:]), last))
+            self.channel.send(Account(number, replace(survey, members=members[last:]), last))
 
     # The end
 
@@ -244,7 +246,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         # A terminal sends these to the whole group; the control process says what they mean for a worker.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        loop.add_signal_handler(signal.SIGINT, lambda: None if self.line.is_open else self._leave())
+        loop.add_signal_handler(signal.SIGINT, lambda: None if self.channel.is_open else self._leave())
         loop.add_signal_handler(signal.SIGTERM, self._leave)
         # Of somebody who sends it to the whole service.
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
@@ -253,8 +255,8 @@ class Worker:
         """Told by a signal: visitors are accepted until the successor does."""
         if not self._started.done():
             self._started.cancel()
-        elif self.line.is_open:
-            self.line.send(Leaving())
+        elif self.channel.is_open:
+            self.channel.send(Stopping())
             asyncio.get_running_loop().call_later(_HANDOVER, self._end, None)
         else:
             self._give_up()
@@ -282,7 +284,7 @@ async def _run(descriptor: int, hand_descriptor: int, events: Events) -> None:
 
 
 def main() -> None:
-    """Runs a worker; the arguments are the descriptors of the line and of the hand."""
+    """Runs a worker; the arguments are the descriptors of the control channel and of the hand."""
     events = take_over()
     ignore_unreadable_names()
     try:
