@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
     from fedproxy.config import Config
@@ -130,7 +130,7 @@ class ConfigRefused:
 
 @dataclass(frozen=True)
 class Stopping:
-    """This worker was told to end by a signal; it accepts until its successor does."""
+    """This worker is about to end, as a signal told it to; it accepts until its successor does."""
 
 
 # What one worker learns and the others should know: passed on by the control process
@@ -182,4 +182,24 @@ class LaunchesInFlight:
     running: Mapping[str, int]
 
 
+#: What a worker tells the others.
 Fact = BreakerOpened | BreakerInDoubt | MemberServes | LaunchMoved | LaunchRequested | LaunchesInFlight
+
+#: What every worker is told, besides configs.
+Notice = MemberHealth | Logo | RenewCertificates | ReopenLog | TicketSecret
+
+#: Everything that the control process sends.
+ToWorker = Start | ApplyConfig | Notice | GetAccount | Drain | Fact
+
+#: Everything that a worker sends.
+FromWorker = Ready | AccountPart | Account | ConfigRefused | Stopping | Fact
+
+
+def is_to_worker(message: object) -> TypeGuard[ToWorker]:
+    """Whether this is a message of the control process."""
+    return isinstance(message, ToWorker)
+
+
+def is_from_worker(message: object) -> TypeGuard[FromWorker]:
+    """Whether this is a message of a worker."""
+    return isinstance(message, FromWorker)

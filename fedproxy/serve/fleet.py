@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from fedproxy.control import hand
-from fedproxy.control.channel import ControlChannel
+from fedproxy.control.channel import ControlChannel, open_to_worker
 from fedproxy.control.messages import (
     Account,
     AccountPart,
@@ -26,6 +26,7 @@ from fedproxy.control.messages import (
     ConfigRefused,
     Drain,
     Fact,
+    FromWorker,
     GetAccount,
     LaunchesInFlight,
     LaunchMoved,
@@ -33,15 +34,18 @@ from fedproxy.control.messages import (
     Logo,
     MemberHealth,
     MemberServes,
+    Notice,
     Ready,
     RenewCertificates,
     ReopenLog,
     Start,
     Stopping,
     TicketSecret,
+    ToWorker,
 )
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.snapshot import Snapshot, Survey
+from fedproxy.errors import ChannelError
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Sockets
 
@@ -132,7 +136,7 @@ class Fleet(Protocol):
     def apply(self, update: ApplyConfig) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
 
-    def tell(self, message: MemberHealth | RenewCertificates | TicketSecret | Logo | ReopenLog) -> None:
+    def tell(self, message: Notice) -> None:
         """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
 
     async def look_after(self) -> None:
@@ -185,10 +189,15 @@ class Inside:
         return set()
 
     def _on_fact(self, fact: Fact) -> None:
-        if isinstance(fact, LaunchesInFlight):
-            self._common.run(self, fact.running)
-        elif isinstance(fact, BreakerOpened):
-            self._common.tripped()
+        match fact:
+            case LaunchesInFlight(running):
+                self._common.run(self, running)
+            case BreakerOpened():
+                self._common.tripped()
+            case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
+                pass  # for other workers, and there are none
+            case _:
+                assert_never(fact)
 
     def _share_launches(self) -> None:
         self.plane.hear(self._common.elsewhere(self))
@@ -208,18 +217,21 @@ class Inside:
             raise
         self.plane.apply(update)
 
-    def tell(self, message: MemberHealth | RenewCertificates | TicketSecret | Logo | ReopenLog) -> None:
+    def tell(self, message: Notice) -> None:
         """As `Fleet` says."""
-        if isinstance(message, MemberHealth):
-            self.plane.health(message)
-        elif isinstance(message, TicketSecret):
-            self.plane.set_tickets(message.secret)
-        elif isinstance(message, Logo):
-            self.plane.set_logo(message)
-        elif isinstance(message, ReopenLog):
-            self.plane.reopen_log()
-        else:
-            self.plane.renew()
+        match message:
+            case MemberHealth():
+                self.plane.health(message)
+            case TicketSecret(secret):
+                self.plane.set_tickets(secret)
+            case Logo():
+                self.plane.set_logo(message)
+            case ReopenLog():
+                self.plane.reopen_log()
+            case RenewCertificates():
+                self.plane.renew()
+            case _:
+                assert_never(message)
 
     async def look_after(self) -> None:
         """As `Fleet` says."""
@@ -261,6 +273,8 @@ class _Process:
         self.ready = asyncio.Event()
         self.cut = asyncio.Event()  # everything it said was read
         self.gone = asyncio.Event()  # the process has ended too
+        self.refused = asyncio.Event()  # it is not understood; `error` says why
+        self.error: ChannelError | None = None
         self.leaving = asyncio.Event()  # it wants to be replaced, or has ended
         self.draining = False
         self.last: Survey | None = None
@@ -271,7 +285,7 @@ class _Process:
         self.pid = 0
 
     process: asyncio.subprocess.Process
-    channel: ControlChannel
+    channel: ControlChannel[ToWorker, FromWorker]
     hand: socket.socket
 
     def __repr__(self) -> str:
@@ -331,17 +345,22 @@ class Workers:
         self._logos = {url: logo for url, logo in self._logos.items() if url in update.config.logos}
         self._to_all(update)
 
-    def tell(self, message: MemberHealth | RenewCertificates | TicketSecret | Logo | ReopenLog) -> None:
+    def tell(self, message: Notice) -> None:
         """As `Fleet` says."""
-        if isinstance(message, MemberHealth):
-            self._health[message.name] = message
-        elif isinstance(message, TicketSecret):
-            self._tickets = message.secret
-        elif isinstance(message, Logo):
-            self._logos[message.url] = message
+        match message:
+            case MemberHealth(name):
+                self._health[name] = message
+            case TicketSecret(secret):
+                self._tickets = secret
+            case Logo(url):
+                self._logos[url] = message
+            case RenewCertificates() | ReopenLog():
+                pass  # a worker that is started later does that at its start
+            case _:
+                assert_never(message)
         self._to_all(message)
 
-    def _to_all(self, message: object) -> None:
+    def _to_all(self, message: ToWorker) -> None:
         for each in self._processes:
             each.channel.send(message)
 
@@ -358,8 +377,11 @@ class Workers:
         worker.hand, their_hand = hand.pair()
         given = tuple(self._sockets.are_given(listeners))
         with theirs, their_hand:
-            worker.channel = await ControlChannel.open(
-                ours, lambda message: self._on_message(worker, message), worker.cut.set
+            worker.channel = await open_to_worker(
+                ours,
+                lambda message: self._on_message(worker, message),
+                lambda error: self._on_refused(worker, error),
+                worker.cut.set,
             )
             self._spawning += 1
             try:
@@ -393,17 +415,22 @@ class Workers:
         return worker
 
     async def _wait_for(self, worker: _Process) -> None:
-        gone = asyncio.ensure_future(worker.gone.wait())
-        ready = asyncio.ensure_future(worker.ready.wait())
+        waiting = [
+            asyncio.ensure_future(event.wait()) for event in (worker.gone, worker.ready, worker.refused)
+        ]
         try:
-            await asyncio.wait({gone, ready}, timeout=_TO_START, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=_TO_START, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
-            ready.cancel()
+            for each in waiting:
+                each.cancel()
         if worker.ready.is_set() and not worker.gone.is_set():
             return
         if not worker.gone.is_set():
-            worker.process.kill()
+            with suppress(ProcessLookupError):
+                worker.process.kill()
+        if worker.error is not None:
+            raise StartError(f"worker {worker.pid} cannot serve: {worker.error}")
+        if not worker.gone.is_set():
             raise StartError(f"worker {worker.pid} did not start in {_TO_START:g} s")
         raise StartError(f"worker {worker.pid} ended with {_said(worker.process.returncode)} at its start")
 
@@ -473,7 +500,8 @@ class Workers:
             now = time.monotonic()
             passed, before = min(now - before, 2 * _LISTEN), now
             for each in self._processes:
-                if each.ready.is_set() and not each.gone.is_set():
+                # What is not read of a worker that is not understood is no silence.
+                if each.ready.is_set() and not (each.gone.is_set() or each.refused.is_set()):
                     each.silent += passed
                     if each.silent >= _GIVE_UP and (
                         each.silent >= _GIVE_UP_STOPPED or not _is_stopped(each.pid)
@@ -497,35 +525,48 @@ class Workers:
 
     # Messages
 
-    def _on_message(self, worker: _Process, message: object) -> None:
+    def _on_message(self, worker: _Process, message: FromWorker) -> None:
         worker.silent = 0.0
-        if isinstance(message, AccountPart):
-            worker.parts[message.at :] = message.members
-        elif isinstance(message, Account):
-            before, worker.parts = worker.parts[: message.after], []
-            worker.last = replace(message.survey, members=[*before, *message.survey.members])
-            answer = worker.answers.pop(message.number, None) if message.number is not None else None
-            if answer is not None and not answer.done():
-                answer.set_result(None)
-        elif isinstance(message, LaunchesInFlight):
-            self._common.run(worker, message.running)
-        elif isinstance(
-            message, BreakerOpened | BreakerInDoubt | MemberServes | LaunchMoved | LaunchRequested
-        ):
-            self._pass_on(message, worker)
-            if isinstance(message, BreakerOpened):
+        match message:
+            case AccountPart(at, members):
+                worker.parts[at:] = members
+            case Account():
+                self._on_account(worker, message)
+            case LaunchesInFlight(running):
+                self._common.run(worker, running)
+            case BreakerOpened():
+                self._pass_on(message, worker)
                 self._common.tripped()
-        elif isinstance(message, Ready):
-            self._take_back(worker.slot)
-            worker.ready.set()
-            for slot in self._lent:
-                self._hand(worker, slot)
-            self._share_launches()
-        elif isinstance(message, Stopping):
+            case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
+                self._pass_on(message, worker)
+            case Ready():
+                self._take_back(worker.slot)
+                worker.ready.set()
+                for slot in self._lent:
+                    self._hand(worker, slot)
+                self._share_launches()
+            case Stopping():
+                worker.leaving.set()
+            case ConfigRefused(faults):
+                for fault in faults:
+                    self._say(f"worker {worker.pid} keeps its config: {fault}")
+            case _:
+                assert_never(message)
+
+    def _on_account(self, worker: _Process, account: Account) -> None:
+        before, worker.parts = worker.parts[: account.after], []
+        worker.last = replace(account.survey, members=[*before, *account.survey.members])
+        answer = worker.answers.pop(account.number, None) if account.number is not None else None
+        if answer is not None and not answer.done():
+            answer.set_result(None)
+
+    def _on_refused(self, worker: _Process, error: ChannelError) -> None:
+        """What it says is not understood: another one takes its place, and it drains."""
+        worker.error = error
+        worker.refused.set()
+        if worker.ready.is_set():
+            self._say(f"worker {worker.pid} is replaced: {error}")
             worker.leaving.set()
-        elif isinstance(message, ConfigRefused):
-            for fault in message.faults:
-                self._say(f"worker {worker.pid} keeps its config: {fault}")
 
     def _pass_on(self, fact: Fact, sender: _Process) -> None:
         for each in self._processes:
@@ -540,7 +581,11 @@ class Workers:
     async def ask(self) -> None:
         """As `Fleet` says."""
         number = next(self._numbers)
-        asked = [each for each in self._processes if each.ready.is_set() and each.channel.is_open]
+        asked = [
+            each
+            for each in self._processes
+            if each.ready.is_set() and not each.refused.is_set() and each.channel.is_open
+        ]
         answers = []
         for each in asked:
             answer = each.answers[number] = asyncio.get_running_loop().create_future()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from aiohttp import web
 
@@ -223,27 +223,30 @@ class Plane:
         """What another worker told."""
         edge = self.edge
         now = edge.clock()
-        if isinstance(fact, BreakerOpened):
-            member = edge.federation.by_name.get(fact.name)
-            if member is not None:
-                edge.federation.trip(member, now, fact.witnesses)
-        elif isinstance(fact, BreakerInDoubt):
-            member = edge.federation.by_name.get(fact.name)
-            clients = member.breaker.served(now) if member is not None else None
-            if clients and self._tell is not None:
-                self._tell(MemberServes(fact.name, clients))
-        elif isinstance(fact, MemberServes):
-            member = edge.federation.by_name.get(fact.name)
-            if member is not None:
-                member.breaker.serve_elsewhere(fact.clients, now)
-        elif isinstance(fact, LaunchMoved):
-            edge.note_moved(fact.key, fact.name, now)
-        elif isinstance(fact, LaunchRequested):
-            edge.note_launched(fact.client, now)
-        else:
-            for member in edge.federation.members:
-                member.launches_elsewhere = fact.running.get(member.name, 0)
-            self._elsewhere = fact.running
+        match fact:
+            case BreakerOpened(name, witnesses):
+                member = edge.federation.by_name.get(name)
+                if member is not None:
+                    edge.federation.trip(member, now, witnesses)
+            case BreakerInDoubt(name):
+                member = edge.federation.by_name.get(name)
+                clients = member.breaker.served(now) if member is not None else None
+                if clients and self._tell is not None:
+                    self._tell(MemberServes(name, clients))
+            case MemberServes(name, clients):
+                member = edge.federation.by_name.get(name)
+                if member is not None:
+                    member.breaker.serve_elsewhere(clients, now)
+            case LaunchMoved(key, name):
+                edge.note_moved(key, name, now)
+            case LaunchRequested(client):
+                edge.note_launched(client, now)
+            case LaunchesInFlight(running):
+                for member in edge.federation.members:
+                    member.launches_elsewhere = running.get(member.name, 0)
+                self._elsewhere = running
+            case _:
+                assert_never(fact)
 
     def _on_trip(self, name: str) -> None:
         member = self.edge.federation.by_name.get(name)

@@ -15,30 +15,38 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, assert_never, cast
 
 import uvloop
 
 from fedproxy.control import hand
-from fedproxy.control.channel import ControlChannel
+from fedproxy.control.channel import ControlChannel, open_to_control
 from fedproxy.control.messages import (
     Account,
     AccountPart,
     ApplyConfig,
+    BreakerInDoubt,
+    BreakerOpened,
     ConfigRefused,
     Drain,
     Fact,
+    FromWorker,
     GetAccount,
+    LaunchesInFlight,
+    LaunchMoved,
+    LaunchRequested,
     Logo,
     MemberHealth,
+    MemberServes,
     Ready,
     RenewCertificates,
     ReopenLog,
     Start,
     Stopping,
     TicketSecret,
+    ToWorker,
 )
-from fedproxy.errors import ConfigError
+from fedproxy.errors import ChannelError, ConfigError
 from fedproxy.observe.events import Events, take_over
 from fedproxy.serve.orphans import Bell
 from fedproxy.serve.plane import Plane
@@ -46,8 +54,6 @@ from fedproxy.serve.sockets import Left, silence
 from fedproxy.serve.tls import ignore_unreadable_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fedproxy.decide.snapshot import Survey
 
 _TELL = 1.0  # seconds between two accounts of what was counted
@@ -75,27 +81,16 @@ class Worker:
         self._handed: asyncio.Queue[tuple[object, list[socket.socket]]] = asyncio.Queue()
         self._bell: Bell | None = None
         self._alone: asyncio.TimerHandle | None = None
-        self._early: list[object] = []  # what was told before there was somebody to tell
-        self._handlers: dict[type, Callable[..., None]] = {
-            Start: self._start,
-            ApplyConfig: self._apply,
-            MemberHealth: self.plane.health,
-            Logo: self.plane.set_logo,
-            RenewCertificates: lambda _: self.plane.renew(),
-            ReopenLog: lambda _: self._reopen_log(),
-            TicketSecret: lambda message: self.plane.set_tickets(message.secret),
-            GetAccount: self._ask,
-            Drain: lambda message: self._end(message.seconds),
-        }
+        self._early: list[ToWorker] = []  # what was told before there was somebody to tell
 
-    channel: ControlChannel
+    channel: ControlChannel[FromWorker, ToWorker]
     _hand: socket.socket
 
     async def run(self, descriptor: int, hand_descriptor: int) -> None:
         """Serves until told to end."""
         self._hand = socket.socket(fileno=hand_descriptor)
-        self.channel = await ControlChannel.open(
-            socket.socket(fileno=descriptor), self._on_message, self._on_lost
+        self.channel = await open_to_control(
+            socket.socket(fileno=descriptor), self._on_message, self._on_refused, self._on_lost
         )
         self._listen_to_signals()
         start = await self._started
@@ -139,19 +134,52 @@ class Worker:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
 
-    def _on_message(self, message: object) -> None:
+    def _on_message(self, message: ToWorker) -> None:
         if not (self._serving or isinstance(message, Start | Drain)):
             self._early.append(message)
             return
-        handler = self._handlers.get(type(message))
-        if handler is not None:
-            handler(message)
-        else:
-            self.plane.hear(message)  # type: ignore[arg-type]
+        match message:
+            case Start():
+                self._start(message)
+            case ApplyConfig():
+                self._apply(message)
+            case MemberHealth():
+                self.plane.health(message)
+            case Logo():
+                self.plane.set_logo(message)
+            case RenewCertificates():
+                self.plane.renew()
+            case ReopenLog():
+                self._reopen_log()
+            case TicketSecret(secret):
+                self.plane.set_tickets(secret)
+            case GetAccount(number):
+                self._answer(number)
+            case Drain(seconds):
+                self._end(seconds)
+            case (
+                BreakerOpened()
+                | BreakerInDoubt()
+                | MemberServes()
+                | LaunchMoved()
+                | LaunchRequested()
+                | LaunchesInFlight()
+            ):
+                self.plane.hear(message)
+            case _:
+                assert_never(message)
 
     def _start(self, start: Start) -> None:
         if not self._started.done():
             self._started.set_result(start)
+
+    def _on_refused(self, error: ChannelError) -> None:
+        """What the control process says is not understood: it is asked for another worker."""
+        if not self._started.done():
+            self._started.set_exception(error)
+        else:
+            self._events.say(f"worker {os.getpid()} is to be replaced: {error}")
+            self._leave()
 
     def _on_lost(self) -> None:
         self._lost.set()
@@ -214,8 +242,8 @@ class Worker:
     def _tell(self, fact: Fact) -> None:
         self.channel.send_fresh(fact)
 
-    def _ask(self, ask: GetAccount) -> None:
-        answer = asyncio.get_running_loop().create_task(self._give_account(ask.number))
+    def _answer(self, number: int) -> None:
+        answer = asyncio.get_running_loop().create_task(self._give_account(number))
         self._answers.add(answer)
         answer.add_done_callback(self._answers.discard)
 
@@ -252,7 +280,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
 
     def _leave(self) -> None:
-        """Told by a signal: visitors are accepted until the successor does."""
+        """Told to by a signal, or by itself: visitors are accepted until the successor does."""
         if not self._started.done():
             self._started.cancel()
         elif self.channel.is_open:
@@ -291,6 +319,8 @@ def main() -> None:
         uvloop.run(_run(int(sys.argv[1]), int(sys.argv[2]), events))
     except asyncio.CancelledError:
         raise SystemExit(0) from None
+    except ChannelError as error:
+        raise SystemExit(f"fedproxy: worker: {error}") from None
     except ConfigError as error:
         raise SystemExit("\n".join(f"fedproxy: worker: {fault}" for fault in error.faults)) from None
     except OSError as error:

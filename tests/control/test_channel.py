@@ -1,4 +1,4 @@
-"""Messages between two processes, however they are cut, and whoever does not read."""
+"""Messages between two processes, however they are cut, whoever does not read, and what is not understood."""
 
 from __future__ import annotations
 
@@ -8,122 +8,221 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Generic, get_args
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedproxy.control.channel import ControlChannel
+from fedproxy.control.channel import ControlChannel, Received, Sent, open_to_control, open_to_worker
 from fedproxy.control.messages import (
-    BreakerInDoubt,
-    BreakerOpened,
+    Account,
     Drain,
-    Fact,
+    FromWorker,
     GetAccount,
-    LaunchesInFlight,
     LaunchMoved,
     LaunchRequested,
     MemberHealth,
-    MemberServes,
     Ready,
+    ToWorker,
+    is_from_worker,
+    is_to_worker,
 )
+from fedproxy.errors import ChannelError
+from tests.control.messages import FROM_WORKER, TO_WORKER
 from tests.rig import guard, until
 
-MESSAGES: list[object] = [
-    GetAccount(1),
-    MemberHealth("a", False, ("x" * 300,)),
-    Ready(),
-    BreakerOpened("b"),
-    BreakerInDoubt("b"),
-    MemberServes("b", frozenset((b"k",))),
-    LaunchesInFlight({"a": 3}),
-    Drain(0.5),
-]
+
+def framed(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
 
 
-class End:
+class End(Generic[Sent, Received]):
     """One end, and what came there."""
 
     def __init__(self) -> None:
-        self.heard: list[object] = []
+        self.heard: list[Received] = []
+        self.refused: list[str] = []
         self.lost = 0
 
-    channel: ControlChannel
+    channel: ControlChannel[Sent, Received]
 
-    async def open(self, sock: socket.socket) -> None:
-        self.channel = await ControlChannel.open(sock, self.heard.append, self.on_lost)
+    def on_refused(self, error: ChannelError) -> None:
+        self.refused.append(str(error))
 
     def on_lost(self) -> None:
         self.lost += 1
 
 
+Control = End[ToWorker, FromWorker]
+Worker = End[FromWorker, ToWorker]
+
+
+async def control_over(sock: socket.socket) -> Control:
+    end = Control()
+    end.channel = await open_to_worker(sock, end.heard.append, end.on_refused, end.on_lost)
+    return end
+
+
+async def worker_over(sock: socket.socket) -> Worker:
+    end = Worker()
+    end.channel = await open_to_control(sock, end.heard.append, end.on_refused, end.on_lost)
+    return end
+
+
 @asynccontextmanager
-async def channel() -> AsyncIterator[tuple[End, End]]:
-    ends = End(), End()
-    for end, sock in zip(ends, socket.socketpair(), strict=True):
-        await end.open(sock)
-    yield ends
-    for end in ends:
-        end.channel.close()
-    await until(lambda: all(end.lost for end in ends), "both ends are closed")
+async def both() -> AsyncIterator[tuple[Control, Worker]]:
+    one, other = socket.socketpair()
+    control, worker = await control_over(one), await worker_over(other)
+    yield control, worker
+    control.channel.close()
+    worker.channel.close()
+    await until(lambda: control.lost and worker.lost, "both ends are closed")
+
+
+def test_samples_are_all_there_are() -> None:
+    assert {*map(type, TO_WORKER)} == {*get_args(ToWorker)}
+    assert {*map(type, FROM_WORKER)} == {*get_args(FromWorker)}
 
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(1, 60), max_size=40))
 def test_messages_are_whole_however_they_are_cut(cuts: list[int]) -> None:
-    heard: list[object] = []
-    made = ControlChannel(heard.append, lambda: None)
-    data = b"".join(struct.pack(">I", len(raw)) + raw for raw in map(pickle.dumps, MESSAGES))
+    worker = Worker()
+    channel = ControlChannel[FromWorker, ToWorker](
+        "the control process", is_to_worker, worker.heard.append, worker.on_refused, worker.on_lost
+    )
+    data = b"".join(framed(pickle.dumps(message)) for message in TO_WORKER)
     for cut in cuts:
-        made.data_received(data[:cut])
+        channel.data_received(data[:cut])
         data = data[cut:]
-    made.data_received(data)
-    assert heard == MESSAGES
+    channel.data_received(data)
+    assert worker.heard == TO_WORKER
+    assert worker.refused == []
+
+
+async def test_every_message_arrives_as_it_was() -> None:
+    async with both() as (control, worker):
+        for to_worker in TO_WORKER:
+            control.channel.send(to_worker)
+        for from_worker in FROM_WORKER:
+            worker.channel.send(from_worker)
+        await until(lambda: len(worker.heard) == len(TO_WORKER), "all that the worker is told")
+        await until(lambda: len(control.heard) == len(FROM_WORKER), "all that it tells")
+        assert worker.heard == TO_WORKER
+        for heard, sent in zip(control.heard, FROM_WORKER, strict=True):
+            if isinstance(heard, Account) and isinstance(sent, Account):
+                # Counters are not compared with each other by value.
+                assert (heard.number, heard.survey.members) == (sent.number, sent.survey.members)
+            else:
+                assert heard == sent
 
 
 async def test_large_messages_go_both_ways_in_order() -> None:
-    async with channel() as (one, other):
-        large = MemberHealth("a", True, ("x" * 5_000_000,))
-        for message in (large, GetAccount(1), large, GetAccount(2)):
-            one.channel.send(message)
-            other.channel.send(message)
-        await until(lambda: len(one.heard) == len(other.heard) == 4, "all of it")
-        assert one.heard == other.heard == [large, GetAccount(1), large, GetAccount(2)]
+    async with both() as (control, worker):
+        health = MemberHealth("a", True, ("x" * 5_000_000,))
+        moved = LaunchMoved(b"k" * 5_000_000, "a")
+        for number in (1, 2):
+            control.channel.send(health)
+            control.channel.send(GetAccount(number))
+            worker.channel.send(moved)
+            worker.channel.send(Ready())
+        await until(lambda: len(control.heard) == len(worker.heard) == 4, "all of it")
+        assert worker.heard == [health, GetAccount(1), health, GetAccount(2)]
+        assert control.heard == [moved, Ready(), moved, Ready()]
 
 
 async def test_facts_are_dropped_when_nobody_reads_and_the_rest_waits() -> None:
-    async with channel() as (one, other):
-        other.channel._transport.pause_reading()
-        fact: Fact = LaunchMoved(b"k" * 1000, "a")
+    async with both() as (control, worker):
+        worker.channel._transport.pause_reading()
+        fact = LaunchMoved(b"k" * 1000, "a")
         for _ in range(10_000):
-            one.channel.send_fresh(fact)
-        assert one.channel._transport.get_write_buffer_size() < 1_000_000
-        one.channel.send(GetAccount(7))
-        other.channel._transport.resume_reading()
-        await until(lambda: GetAccount(7) in other.heard, "what had to wait")
-        assert 0 < other.heard.count(fact) < 10_000
-        one.channel.send_fresh(LaunchRequested(b"c"))
-        await until(lambda: other.heard[-1] == LaunchRequested(b"c"), "fresh ones again")
+            control.channel.send_fresh(fact)
+        assert control.channel._transport.get_write_buffer_size() < 1_000_000
+        control.channel.send(GetAccount(7))
+        worker.channel._transport.resume_reading()
+        await until(lambda: GetAccount(7) in worker.heard, "what had to wait")
+        assert 0 < worker.heard.count(fact) < 10_000
+        control.channel.send_fresh(LaunchRequested(b"c"))
+        await until(lambda: worker.heard[-1] == LaunchRequested(b"c"), "fresh ones again")
 
 
 async def test_end_of_one_side_is_told_once_and_sending_then_does_nothing() -> None:
-    async with channel() as (one, other):
-        one.channel.send(Ready())
-        one.channel.close()
-        await until(lambda: other.lost, "the end")
-        assert other.heard == [Ready()]
-        assert not one.channel.is_open and not other.channel.is_open
-        other.channel.send(Ready())
-        other.channel.send_fresh(BreakerOpened("a"))
-    assert (one.lost, other.lost) == (1, 1)
+    async with both() as (control, worker):
+        worker.channel.send(Ready())
+        worker.channel.close()
+        await until(lambda: control.lost, "the end")
+        assert control.heard == [Ready()]
+        assert not control.channel.is_open and not worker.channel.is_open
+        control.channel.send(Drain(1.0))
+        control.channel.send_fresh(LaunchRequested(b"c"))
+    assert (control.lost, worker.lost) == (1, 1)
 
 
 async def test_what_waits_is_sent_before_the_end() -> None:
-    async with channel() as (one, other), guard():
-        other.channel._transport.pause_reading()
-        one.channel.send(MemberHealth("a", True, ("x" * 2_000_000,)))
-        one.channel.send(GetAccount(3))
-        one.channel.close()
+    async with both() as (control, worker), guard():
+        worker.channel._transport.pause_reading()
+        control.channel.send(MemberHealth("a", True, ("x" * 2_000_000,)))
+        control.channel.send(GetAccount(3))
+        control.channel.close()
         await asyncio.sleep(0)
-        other.channel._transport.resume_reading()
-        await until(lambda: other.lost, "the end")
-        assert other.heard[-1] == GetAccount(3)
+        worker.channel._transport.resume_reading()
+        await until(lambda: worker.lost, "the end")
+        assert worker.heard[-1] == GetAccount(3)
+
+
+# What is not understood
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (pickle.dumps({"a": 1}), "the worker sent builtins.dict, which is not one of its messages"),
+        (
+            pickle.dumps(Drain(1.0)),
+            "the worker sent fedproxy.control.messages.Drain, which is not one of its messages",
+        ),
+        (b"", "the worker sent a message that cannot be read: EOFError"),
+        (b"GET / HTTP/1.1", "the worker sent a message that cannot be read: UnpicklingError"),
+        (b"cno_such_module\nName\n.", "the worker sent a message that cannot be read: ModuleNotFoundError"),
+        (
+            b"cfedproxy.control.messages\nNoSuchMessage\n.",
+            "the worker sent a message that cannot be read: AttributeError",
+        ),
+    ],
+)
+async def test_message_that_is_none_is_refused_once_and_nothing_after_it_is_read(
+    data: bytes, why: str
+) -> None:
+    ours, theirs = socket.socketpair()
+    control = await control_over(ours)
+    with theirs:
+        theirs.sendall(framed(pickle.dumps(Ready())) + framed(data) + framed(pickle.dumps(Ready())))
+        await until(lambda: control.refused, "the refusal")
+        theirs.sendall(framed(data) * 2)
+    await until(lambda: control.lost, "the end is seen all the same")
+    assert control.heard == [Ready()]
+    (said,) = control.refused
+    assert said.startswith(why)
+
+
+async def test_worker_refuses_what_only_a_worker_may_send_and_can_still_answer() -> None:
+    async with both() as (control, worker):
+        control.channel._transport.write(framed(pickle.dumps(Ready())))
+        await until(lambda: worker.refused, "the refusal")
+        assert worker.refused == [
+            "the control process sent fedproxy.control.messages.Ready, which is not one of its messages"
+        ]
+        control.channel.send(GetAccount(1))
+        worker.channel.send(Ready())
+        await until(lambda: control.heard == [Ready()], "what it still says")
+        assert worker.heard == []
+
+
+def test_only_members_of_the_unions_are_messages() -> None:
+    assert all(is_to_worker(message) for message in TO_WORKER)
+    assert all(is_from_worker(message) for message in FROM_WORKER)
+    nonsense: object
+    for nonsense in (None, {}, "Ready", Ready, ToWorker):
+        assert not is_to_worker(nonsense)
+        assert not is_from_worker(nonsense)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -10,10 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 
+from fedproxy.control.messages import (
+    AccountPart,
+    ConfigRefused,
+    FromWorker,
+    LaunchesInFlight,
+    Ready,
+    Stopping,
+)
+from fedproxy.errors import ChannelError, Fault
 from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
 from fedproxy.serve.service import Service
 from fedproxy.serve.sockets import Sockets
-from tests.serve.running import until
+from tests.control.messages import FROM_WORKER
+from tests.serve.running import patience, until
 from tests.serve.test_service import config_of
 
 
@@ -87,6 +98,69 @@ async def test_machine_that_slept_charges_no_worker(
     await until(lambda: asked > 2, "two looks after the sleep")
     assert set(processes(service)) == before
     assert said == []
+
+
+@pytest.mark.parametrize("message", FROM_WORKER, ids=lambda message: type(message).__name__)
+def test_every_message_of_a_worker_is_a_sign_of_life(message: FromWorker) -> None:
+    fleet = Workers(2, Sockets(()), Common(), lambda line: None)
+    worker = _Process(0)
+    worker.silent = 5.0
+    fleet._on_message(worker, message)
+    assert worker.silent == 0.0
+
+
+def test_what_a_worker_says_is_done() -> None:
+    said: list[str] = []
+    common = Common()
+    fleet = Workers(2, Sockets(()), common, said.append)
+    worker = _Process(0)
+    fleet._on_message(worker, LaunchesInFlight({"a": 3}))
+    assert common.elsewhere("another") == LaunchesInFlight({"a": 3})
+    fleet._on_message(worker, ConfigRefused((Fault("access_log", "is a folder"),)))
+    assert said == ["worker 0 keeps its config: access_log: is a folder"]
+    fleet._on_message(worker, AccountPart(0, []))
+    assert not (worker.ready.is_set() or worker.leaving.is_set())
+    fleet._on_message(worker, Ready())
+    assert worker.ready.is_set()
+    fleet._on_message(worker, Stopping())
+    assert worker.leaving.is_set()
+
+
+async def test_worker_that_is_not_understood_is_replaced_and_not_killed(
+    service: Service, said: list[str]
+) -> None:
+    broken, kept = processes(service)
+    worker = processes(service)[broken]
+    # As if it had sent that.
+    worker.channel.data_received(b"\0\0\0\1x")
+    await until(lambda: broken not in processes(service), "its end")
+    assert worker.process.returncode == 0
+    assert kept in processes(service)
+    assert service._fleet.alive == 2
+    (line,) = said
+    assert line.startswith(
+        f"worker {broken} is replaced: the worker sent a message that cannot be read: UnpicklingError"
+    )
+
+
+async def test_worker_that_is_not_understood_is_neither_silent_nor_asked() -> None:
+    said: list[str] = []
+    fleet = Workers(2, Sockets(()), Common(), said.append)
+    worker, other = _Process(0), _Process(1)
+    for each in (worker, other):
+        each.ready.set()
+        fleet._processes.add(each)
+    worker.pid = 12
+    fleet._on_refused(worker, ChannelError("why"))
+    assert worker.leaving.is_set()
+    assert said == ["worker 12 is replaced: why"]
+    listening = asyncio.create_task(fleet._listen())
+    await until(lambda: other.silent > 0, "a look at who is silent")
+    listening.cancel()
+    assert worker.silent == 0
+    fleet._processes.remove(other)
+    async with patience():
+        await fleet.ask()
 
 
 def test_worker_that_starts_or_drains_is_not_said_to_be_stuck() -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from fedproxy.config import Listener, parse
 from fedproxy.control import hand
-from fedproxy.control.channel import ControlChannel
+from fedproxy.control.channel import open_to_worker
 from fedproxy.control.messages import ApplyConfig, Ready, Start
+from fedproxy.errors import ChannelError
 from fedproxy.serve import orphans
 from fedproxy.serve.orphans import Bell, Orphans
 from fedproxy.serve.sockets import Left
@@ -167,8 +168,11 @@ async def test_worker_drains_when_no_control_process_comes(tmp_path: Path) -> No
     hands = hand.pair()
     with theirs, hands[0], hands[1], socket.create_server(("127.0.0.1", 0), reuse_port=True) as sock:
         address = sock.getsockname()
-        channel = await ControlChannel.open(
-            ours, lambda message: ready.set() if message == Ready() else None, lambda: None
+        channel = await open_to_worker(
+            ours,
+            lambda message: ready.set() if message == Ready() else None,
+            list[ChannelError]().append,
+            lambda: None,
         )
         numbers = [theirs.fileno(), hands[1].fileno()]
         process = await asyncio.create_subprocess_exec(

@@ -1,0 +1,111 @@
+"""What a worker does with what it is told, and what it says when it does not understand."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import pytest
+
+from fedproxy.control.channel import open_to_control
+from fedproxy.control.messages import Drain, GetAccount, ReopenLog, Start, ToWorker
+from fedproxy.errors import ChannelError
+from fedproxy.observe.events import Events
+from fedproxy.serve.worker import Worker
+from tests.control.messages import FACTS, TO_WORKER
+from tests.rig import until
+
+
+class Plane:
+    """Notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.asked.append(name)
+
+
+class Output:
+    """Where events go."""
+
+    dropped = 0
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self, text: str) -> None:
+        self.text += text
+
+
+@pytest.fixture
+def output() -> Output:
+    return Output()
+
+
+@pytest.fixture
+async def plane() -> Plane:
+    return Plane()
+
+
+@pytest.fixture
+async def worker(plane: Plane, output: Output, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
+    made = Worker(Events(cast(Any, output)))
+    monkeypatch.setattr(made, "plane", plane)
+    ours, theirs = socket.socketpair()
+    made.channel = await open_to_control(ours, made._on_message, made._on_refused, made._on_lost)
+    with theirs:
+        yield made
+        made.channel.close()
+        await until(made._lost.is_set, "the end of the channel")
+    if made._alone is not None:
+        made._alone.cancel()
+
+
+@pytest.mark.parametrize("message", TO_WORKER, ids=lambda message: type(message).__name__)
+async def test_everything_that_a_worker_is_told_is_done(
+    worker: Worker, plane: Plane, monkeypatch: pytest.MonkeyPatch, message: ToWorker
+) -> None:
+    answered: list[int] = []
+    monkeypatch.setattr(worker, "_answer", answered.append)
+    worker._serving = True
+    worker._on_message(message)
+    if message in FACTS:
+        assert plane.asked == ["hear"]
+    elif isinstance(message, Start):
+        assert await worker._started is message
+    elif isinstance(message, GetAccount):
+        assert answered == [message.number]
+    elif isinstance(message, Drain):
+        assert await worker._told == message.seconds
+    else:
+        assert len(plane.asked) == 1
+
+
+async def test_what_is_told_before_it_serves_waits(worker: Worker, plane: Plane) -> None:
+    worker._on_message(ReopenLog())
+    assert plane.asked == []
+    assert worker._early == [ReopenLog()]
+    worker._on_message(Drain(1.0))
+    assert await worker._told == 1.0
+
+
+async def test_control_process_that_is_not_understood_at_the_start_ends_the_worker(worker: Worker) -> None:
+    worker._on_refused(ChannelError("why"))
+    with pytest.raises(ChannelError, match="why"):
+        await worker._started
+
+
+async def test_control_process_that_is_not_understood_later_is_asked_for_another_worker(
+    worker: Worker, output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(worker.channel, "send", sent.append)
+    (start,) = [message for message in TO_WORKER if isinstance(message, Start)]
+    worker._on_message(start)
+    worker._on_refused(ChannelError("why"))
+    assert [type(message).__name__ for message in sent] == ["Stopping"]
+    assert output.text == f"worker {os.getpid()} is to be replaced: why\n"
+    assert not worker._told.done()
