@@ -44,7 +44,9 @@ class ConfigError(FedproxyError):
 
 
 class ChannelError(FedproxyError):
-    """The control process and a worker do not understand each other. The text is for operators."""
+    """The control process and a worker do not understand each other, as they are of different releases.
+
+    The text is for operators."""
 
 
 class ExchangeError(FedproxyError):

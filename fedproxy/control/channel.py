@@ -2,6 +2,10 @@
 
 Neither side waits for the other. What is only good while it is fresh is dropped when the other side does not
 read; the rest waits. When the channel is cut, a worker goes on with what it last knew.
+
+Each end first sends a preamble that says which fedproxy it is. After an upgrade in place, a control process
+that still runs starts workers of the new code, and their classes may differ from its own. So nothing is
+unpickled before the other end has said that it is the same.
 """
 
 from __future__ import annotations
@@ -11,10 +15,15 @@ import pickle
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Generic, TypeGuard, TypeVar, cast
 
+from fedproxy import __version__
 from fedproxy.control.messages import FromWorker, ToWorker, is_from_worker, is_to_worker
 from fedproxy.errors import ChannelError
+
+#: To be raised when messages change, or classes in them (the config, a survey), and the release does not.
+PROTOCOL: Final = 1
 
 _LENGTH: Final = struct.Struct(">I")
 _FRESH_ONLY: Final = 1 << 18  # bytes that wait to be read by the other side
@@ -24,38 +33,91 @@ _UNREADABLE: Final = (
     *(LookupError, TypeError, ValueError),
 )
 
+_CONTROL: Final = "the control process"
+_WORKER: Final = "the worker"
+_ADVICE: Final = "fedproxy was changed while it ran; restart it"
+
 Sent = TypeVar("Sent")
 Received = TypeVar("Received")
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """What an end says first: the protocol, and the release that it is of.
+
+    Both have to be the same at both ends. A message carries the whole config and all counters, so there is
+    hardly a release that changes none of its classes, and a field that is missing shows long after the pickle
+    was read. The protocol tells apart what one release number cannot: copies from between two releases.
+
+    Its bytes never change, in no version: `fedproxy`, the protocol (2 bytes, big-endian), the length of the
+    release (1 byte), the release (UTF-8).
+    """
+
+    protocol: int
+    release: str
+
+    def __str__(self) -> str:
+        return f"fedproxy {self.release} (protocol {self.protocol})"
+
+    def pack(self) -> bytes:
+        """Its bytes."""
+        release = self.release.encode()[:255]
+        return _PREAMBLE.pack(_MAGIC, self.protocol, len(release)) + release
+
+    @staticmethod
+    def read(data: bytes) -> tuple[Preamble, bytes] | None:
+        """The preamble at the start, and what follows it; None if it is not whole.
+
+        Raises ValueError if there is none.
+        """
+        if not data.startswith(_MAGIC[: len(data)]):
+            raise ValueError("no preamble")
+        if len(data) < _PREAMBLE.size:
+            return None
+        _, protocol, length = _PREAMBLE.unpack_from(data)
+        end = _PREAMBLE.size + length
+        if len(data) < end:
+            return None
+        return Preamble(protocol, data[_PREAMBLE.size : end].decode(errors="replace")), data[end:]
+
+
+_MAGIC: Final = b"fedproxy"
+_PREAMBLE: Final = struct.Struct(">8sHB")
+OURS: Final = Preamble(PROTOCOL, __version__)
 
 
 class ControlChannel(asyncio.Protocol, Generic[Sent, Received]):
     """One end.
 
-    peer: who is at the other end, in words. is_known: whether a message is one that `peer` may send.
-    on_message: called with each message. on_refused: called once if the other end is not understood; what
-    comes from there is ignored from then on, but messages can still be sent. on_lost: called once, when the
-    other end is gone.
+    here, peer: who is at this end and at the other, in words. is_known: whether a message is one that `peer`
+    may send. on_message: called with each message. on_refused: called once if the other end is not
+    understood; what comes from there is ignored from then on, but messages can still be sent. on_lost: called
+    once, when the other end is gone.
     """
 
     def __init__(
         self,
+        here: str,
         peer: str,
         is_known: Callable[[object], TypeGuard[Received]],
         on_message: Callable[[Received], None],
         on_refused: Callable[[ChannelError], None],
         on_lost: Callable[[], None],
     ) -> None:
+        self._here = here
         self._peer = peer
         self._is_known = is_known
         self._on_message = on_message
         self._on_refused = on_refused
         self._on_lost = on_lost
         self._held = b""
+        self._met = False  # the other end has said that it is the same
         self._refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As asyncio's."""
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(OURS.pack())
 
     @property
     def is_open(self) -> bool:
@@ -83,18 +145,40 @@ class ControlChannel(asyncio.Protocol, Generic[Sent, Received]):
         if self._refused:
             # Read all the same, so that the end of it is seen.
             return
-        data = self._held + data
-        at = 0
+        self._held += data
+        try:
+            if not self._met:
+                self._meet()
+            if self._met:
+                self._read_messages()
+        except ChannelError as error:
+            self._refused = True
+            self._held = b""
+            self._on_refused(error)
+
+    def _meet(self) -> None:
+        """Reads the preamble, if all of it is there."""
+        try:
+            found = Preamble.read(self._held)
+        except ValueError:
+            raise ChannelError(
+                f"{self._peer} does not say which fedproxy it is, {self._here} is {OURS}: {_ADVICE}"
+            ) from None
+        if found is None:
+            return
+        theirs, self._held = found
+        if theirs != OURS:
+            raise ChannelError(f"{self._peer} is {theirs}, {self._here} is {OURS}: {_ADVICE}")
+        self._met = True
+
+    def _read_messages(self) -> None:
+        data, at = self._held, 0
         while len(data) - at >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(data, at)
             end = at + _LENGTH.size + length
             if end > len(data):
                 break
-            try:
-                message = self._read(data[at + _LENGTH.size : end])
-            except ChannelError as error:
-                self._refuse(error)
-                return
+            message = self._read(data[at + _LENGTH.size : end])
             at = end
             self._on_message(message)
         self._held = data[at:]
@@ -109,11 +193,6 @@ class ControlChannel(asyncio.Protocol, Generic[Sent, Received]):
             kind = f"{type(message).__module__}.{type(message).__qualname__}"
             raise ChannelError(f"{self._peer} sent {kind}, which is not one of its messages")
         return message
-
-    def _refuse(self, error: ChannelError) -> None:
-        self._refused = True
-        self._held = b""
-        self._on_refused(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio's."""
@@ -134,7 +213,7 @@ async def open_to_worker(
     return await _open(
         sock,
         lambda: ControlChannel[ToWorker, FromWorker](
-            "the worker", is_from_worker, on_message, on_refused, on_lost
+            _CONTROL, _WORKER, is_from_worker, on_message, on_refused, on_lost
         ),
     )
 
@@ -149,7 +228,7 @@ async def open_to_control(
     return await _open(
         sock,
         lambda: ControlChannel[FromWorker, ToWorker](
-            "the control process", is_to_worker, on_message, on_refused, on_lost
+            _WORKER, _CONTROL, is_to_worker, on_message, on_refused, on_lost
         ),
     )
 

@@ -87,13 +87,24 @@ class Worker:
     _hand: socket.socket
 
     async def run(self, descriptor: int, hand_descriptor: int) -> None:
-        """Serves until told to end."""
+        """Serves until told to end.
+
+        Raises ChannelError if the control process is of another release, ConfigError and OSError if it cannot
+        serve, CancelledError if there is nothing to serve.
+        """
         self._hand = socket.socket(fileno=hand_descriptor)
         self.channel = await open_to_control(
             socket.socket(fileno=descriptor), self._on_message, self._on_refused, self._on_lost
         )
         self._listen_to_signals()
-        start = await self._started
+        try:
+            await self._serve(await self._started)
+        finally:
+            self.channel.close()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
+
+    async def _serve(self, start: Start) -> None:
         self._given = start.given
         plane = self.plane
         plane.set_tickets(start.tickets)
@@ -130,9 +141,6 @@ class Worker:
                     sock.close()
             await plane.close()
             self.channel.send(Account(None, self._survey()))
-            self.channel.close()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
 
     def _on_message(self, message: ToWorker) -> None:
         if not (self._serving or isinstance(message, Start | Drain)):

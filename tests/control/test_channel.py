@@ -8,13 +8,23 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from typing import Generic, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedproxy.control.channel import ControlChannel, Received, Sent, open_to_control, open_to_worker
+from fedproxy.control.channel import (
+    OURS,
+    PROTOCOL,
+    ControlChannel,
+    Preamble,
+    Received,
+    Sent,
+    open_to_control,
+    open_to_worker,
+)
 from fedproxy.control.messages import (
     Account,
     Drain,
@@ -90,9 +100,10 @@ def test_samples_are_all_there_are() -> None:
 def test_messages_are_whole_however_they_are_cut(cuts: list[int]) -> None:
     worker = Worker()
     channel = ControlChannel[FromWorker, ToWorker](
-        "the control process", is_to_worker, worker.heard.append, worker.on_refused, worker.on_lost
+        *("the worker", "the control process", is_to_worker),
+        *(worker.heard.append, worker.on_refused, worker.on_lost),
     )
-    data = b"".join(framed(pickle.dumps(message)) for message in TO_WORKER)
+    data = OURS.pack() + b"".join(framed(pickle.dumps(message)) for message in TO_WORKER)
     for cut in cuts:
         channel.data_received(data[:cut])
         data = data[cut:]
@@ -190,6 +201,7 @@ async def test_what_waits_is_sent_before_the_end() -> None:
             "the worker sent a message that cannot be read: AttributeError",
         ),
     ],
+    ids=["other type", "other direction", "empty", "no pickle", "other module", "other class"],
 )
 async def test_message_that_is_none_is_refused_once_and_nothing_after_it_is_read(
     data: bytes, why: str
@@ -197,7 +209,7 @@ async def test_message_that_is_none_is_refused_once_and_nothing_after_it_is_read
     ours, theirs = socket.socketpair()
     control = await control_over(ours)
     with theirs:
-        theirs.sendall(framed(pickle.dumps(Ready())) + framed(data) + framed(pickle.dumps(Ready())))
+        theirs.sendall(OURS.pack() + framed(pickle.dumps(Ready())) + framed(data))
         await until(lambda: control.refused, "the refusal")
         theirs.sendall(framed(data) * 2)
     await until(lambda: control.lost, "the end is seen all the same")
@@ -226,3 +238,125 @@ def test_only_members_of_the_unions_are_messages() -> None:
     for nonsense in (None, {}, "Ready", Ready, ToWorker):
         assert not is_to_worker(nonsense)
         assert not is_from_worker(nonsense)
+
+
+# Who is at the other end
+
+ADVICE = "fedproxy was changed while it ran; restart it"
+OTHERS = [Preamble(PROTOCOL, "99.0"), Preamble(PROTOCOL + 1, OURS.release)]
+
+
+def test_bytes_of_the_preamble_never_change() -> None:
+    data = b"fedproxy\x00\x07\x051.2.3"
+    assert Preamble(7, "1.2.3").pack() == data
+    assert Preamble.read(data + b"rest") == (Preamble(7, "1.2.3"), b"rest")
+    assert str(Preamble(7, "1.2.3")) == "fedproxy 1.2.3 (protocol 7)"
+    assert [Preamble.read(data[:length]) for length in range(len(data))] == [None] * len(data)
+
+
+@given(st.integers(0, 2**16 - 1), st.text(st.characters(codec="ascii"), max_size=255), st.binary(max_size=20))
+def test_preamble_is_read_as_it_was_written(protocol: int, release: str, rest: bytes) -> None:
+    preamble = Preamble(protocol, release)
+    assert Preamble.read(preamble.pack() + rest) == (preamble, rest)
+
+
+def test_protocol_is_another_when_messages_are() -> None:
+    """If this fails, raise PROTOCOL and note here what the messages are now."""
+    classes = sorted({*get_args(ToWorker), *get_args(FromWorker)}, key=lambda each: each.__name__)
+    shapes = [f"{each.__name__}({', '.join(f.name for f in fields(each))})" for each in classes]
+    assert (PROTOCOL, shapes) == (
+        1,
+        [
+            "Account(number, survey, after)",
+            "AccountPart(at, members)",
+            "ApplyConfig(config, intents, workers)",
+            "BreakerInDoubt(name)",
+            "BreakerOpened(name, witnesses)",
+            "ConfigRefused(faults)",
+            "Drain(seconds)",
+            "GetAccount(number)",
+            "LaunchMoved(key, name)",
+            "LaunchRequested(client)",
+            "LaunchesInFlight(running)",
+            "Logo(url, key, kind, content)",
+            "MemberHealth(name, healthy, reasons, pods, quota)",
+            "MemberServes(name, clients)",
+            "Ready()",
+            "RenewCertificates()",
+            "ReopenLog()",
+            "Start(apply, health, tickets, sockets, given)",
+            "Stopping()",
+            "TicketSecret(secret)",
+        ],
+    )
+
+
+@pytest.mark.parametrize("theirs", OTHERS, ids=str)
+async def test_control_process_refuses_a_worker_of_another_version(theirs: Preamble) -> None:
+    ours, sock = socket.socketpair()
+    control = await control_over(ours)
+    with sock:
+        sock.sendall(theirs.pack() + framed(pickle.dumps(Ready())))
+        await until(lambda: control.refused, "the refusal")
+        assert control.refused == [f"the worker is {theirs}, the control process is {OURS}: {ADVICE}"]
+    await until(lambda: control.lost, "the end")
+    assert control.heard == []
+
+
+@pytest.mark.parametrize("theirs", OTHERS, ids=str)
+async def test_worker_refuses_a_control_process_of_another_version(theirs: Preamble) -> None:
+    ours, sock = socket.socketpair()
+    worker = await worker_over(ours)
+    with sock:
+        sock.sendall(theirs.pack() + framed(pickle.dumps(Drain(1.0))))
+        await until(lambda: worker.refused, "the refusal")
+        assert worker.refused == [f"the control process is {theirs}, the worker is {OURS}: {ADVICE}"]
+    await until(lambda: worker.lost, "the end")
+    assert worker.heard == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        framed(pickle.dumps(Ready())),  # what fedproxy sent before there were preambles
+        b"fedprox!",
+        b"\0",
+        b"Traceback (most recent call last):\n" * 100,
+    ],
+    ids=["message", "nearly", "short", "long"],
+)
+async def test_garbage_in_place_of_the_preamble_is_refused_unread(data: bytes) -> None:
+    ours, sock = socket.socketpair()
+    control = await control_over(ours)
+    with sock:
+        sock.sendall(data)
+        await until(lambda: control.refused, "the refusal")
+        assert control.refused == [
+            f"the worker does not say which fedproxy it is, the control process is {OURS}: {ADVICE}"
+        ]
+    await until(lambda: control.lost, "the end")
+    assert control.heard == []
+
+
+@pytest.mark.parametrize("length", [0, 5, 9, len(OURS.pack()) - 1])
+async def test_preamble_that_is_cut_off_is_only_the_end(length: int) -> None:
+    ours, sock = socket.socketpair()
+    control = await control_over(ours)
+    with sock:
+        sock.sendall(OURS.pack()[:length])
+    await until(lambda: control.lost, "the end")
+    assert (control.heard, control.refused) == ([], [])
+
+
+async def test_each_end_says_who_it_is_before_anything_else() -> None:
+    ours, sock = socket.socketpair()
+    worker = await worker_over(ours)
+    with sock:
+        worker.channel.send(Ready())
+        sock.settimeout(10)
+        expected = OURS.pack() + framed(pickle.dumps(Ready()))
+        said = b""
+        while len(said) < len(expected):
+            said += await asyncio.to_thread(sock.recv, 100)
+        assert said == expected
+    await until(lambda: worker.lost, "the end")

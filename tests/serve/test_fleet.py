@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fedproxy.control.channel import OURS, Preamble
 from fedproxy.control.messages import (
     AccountPart,
     ConfigRefused,
@@ -24,6 +26,7 @@ from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
 from fedproxy.serve.service import Service
 from fedproxy.serve.sockets import Sockets
 from tests.control.messages import FROM_WORKER
+from tests.rig import RawClient
 from tests.serve.running import patience, until
 from tests.serve.test_service import config_of
 
@@ -161,6 +164,54 @@ async def test_worker_that_is_not_understood_is_neither_silent_nor_asked() -> No
     fleet._processes.remove(other)
     async with patience():
         await fleet.ask()
+
+
+# An upgrade in place: this process is of the release before, what it starts is of the next one
+
+BEFORE = Preamble(OURS.protocol, "0.0.1")
+ADVICE = "fedproxy was changed while it ran; restart it"
+
+
+def cannot_serve(line: str) -> bool:
+    told = f"the worker is {OURS}, the control process is {BEFORE}: {ADVICE}"
+    return re.fullmatch(rf"worker \d+ cannot serve: {re.escape(told)}", line) is not None
+
+
+async def test_worker_of_another_release_is_tried_ever_more_seldom_while_the_others_serve(
+    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, kept = processes(service)
+    with monkeypatch.context() as patch:
+        patch.setattr("fedproxy.control.channel.OURS", BEFORE)
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: "starting the worker again in 1 s" in said, "two starts that failed")
+        for _ in range(10):
+            client = await RawClient.connect(service.addresses[0])
+            assert (await client.ask(b"GET /active_hosts HTTP/1.1\r\nHost: h\r\n\r\n")).status == 200
+            await client.leave()
+    ended, first, short, second, longer = said[:5]
+    assert ended == f"worker {killed} ended with signal 9"
+    assert cannot_serve(first) and cannot_serve(second)
+    assert (short, longer) == ("starting the worker again in 0.5 s", "starting the worker again in 1 s")
+    await until(lambda: service._fleet.alive == 2, "a worker that is understood")
+    assert kept in processes(service)
+
+
+async def test_reload_that_needs_workers_of_another_release_changes_nothing(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
+    service = Service(
+        config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, say=said.append
+    )
+    await service.start()
+    before = set(processes(service))
+    monkeypatch.setattr("fedproxy.control.channel.OURS", BEFORE)
+    (fault,) = await service.reload()
+    assert cannot_serve(fault.message)
+    assert set(processes(service)) == before
+    assert service._fleet.alive == 2
+    await service.stop()
 
 
 def test_worker_that_starts_or_drains_is_not_said_to_be_stuck() -> None:

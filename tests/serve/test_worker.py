@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
 
-from fedproxy.control.channel import open_to_control
+from fedproxy.control import hand
+from fedproxy.control.channel import OURS, Preamble, open_to_control
 from fedproxy.control.messages import Drain, GetAccount, ReopenLog, Start, ToWorker
 from fedproxy.errors import ChannelError
 from fedproxy.observe.events import Events
 from fedproxy.serve.worker import Worker
 from tests.control.messages import FACTS, TO_WORKER
 from tests.rig import until
+from tests.serve.running import patience
 
 
 class Plane:
@@ -109,3 +113,27 @@ async def test_control_process_that_is_not_understood_later_is_asked_for_another
     assert [type(message).__name__ for message in sent] == ["Stopping"]
     assert output.text == f"worker {os.getpid()} is to be replaced: why\n"
     assert not worker._told.done()
+
+
+async def test_worker_of_another_release_than_its_control_process_says_so_and_ends() -> None:
+    before = Preamble(OURS.protocol, "0.0.1")
+    ours, theirs = socket.socketpair()
+    hands = hand.pair()
+    with ours, theirs, hands[0], hands[1]:
+        numbers = theirs.fileno(), hands[1].fileno()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fedproxy.serve.worker", *map(str, numbers)),
+            pass_fds=numbers,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        theirs.close()
+        ours.sendall(before.pack() + b"\0\0\0\1x")
+        async with patience():
+            _, said = await process.communicate()
+        ours.settimeout(10)
+        assert Preamble.read(ours.recv(1000)) == (OURS, b"")
+    assert process.returncode == 1
+    assert said.decode() == (
+        f"fedproxy: worker: the control process is {before}, the worker is {OURS}: "
+        "fedproxy was changed while it ran; restart it\n"
+    )
