@@ -15,7 +15,7 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, assert_never, cast
+from typing import TYPE_CHECKING, assert_never
 
 import uvloop
 
@@ -209,11 +209,16 @@ class Worker:
         """Takes over sockets in the order in which they were handed."""
         while True:
             note, sockets = await self._handed.get()
-            slot, at = cast("tuple[int, int | None]", note)
-            for sock in sockets:
-                await self.plane.borrow(slot, at or 0, sock)
-            if at is None:
-                self.plane.give_back(slot)
+            match note:
+                case [int(slot), int(at)]:
+                    for sock in sockets:
+                        await self.plane.borrow(slot, at, sock)
+                case [int(slot), None]:
+                    self.plane.give_back(slot)
+                case _:
+                    for sock in sockets:
+                        sock.close()
+                    self._events.say(f"worker {os.getpid()} cannot read a note: {note!r}")
 
     # Without a control process
 

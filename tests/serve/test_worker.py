@@ -28,6 +28,13 @@ class Plane:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
+    async def borrow(self, key: int, at: int, sock: socket.socket) -> None:
+        self.asked.append(f"borrow {key} {at}")
+        sock.close()
+
+    def give_back(self, key: int) -> None:
+        self.asked.append(f"give_back {key}")
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments: self.asked.append(name)
 
@@ -113,6 +120,20 @@ async def test_control_process_that_is_not_understood_later_is_asked_for_another
     assert [type(message).__name__ for message in sent] == ["Stopping"]
     assert output.text == f"worker {os.getpid()} is to be replaced: why\n"
     assert not worker._told.done()
+
+
+async def test_sockets_are_borrowed_and_given_back_and_those_with_another_note_are_closed(
+    worker: Worker, plane: Plane, output: Output
+) -> None:
+    lent, unknown = socket.socket(), socket.socket()
+    for note, sockets in (([2, 0], [lent]), ({"a": 1}, [unknown]), ([2, None], [])):
+        worker._handed.put_nowait((note, sockets))
+    borrowing = asyncio.create_task(worker._borrow())
+    await until(lambda: len(plane.asked) == 2, "all of them")
+    borrowing.cancel()
+    assert plane.asked == ["borrow 2 0", "give_back 2"]
+    assert unknown.fileno() == -1
+    assert output.text == f"worker {os.getpid()} cannot read a note: {{'a': 1}}\n"
 
 
 async def test_worker_of_another_release_than_its_control_process_says_so_and_ends() -> None:
