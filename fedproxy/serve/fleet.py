@@ -565,7 +565,7 @@ class Workers:
         worker.error = error
         worker.refused.set()
         if worker.ready.is_set():
-            self._say(f"worker {worker.pid} is replaced: {error}")
+            self._say(f"worker {worker.pid} has to end: {error}")
             worker.leaving.set()
 
     def _pass_on(self, fact: Fact, sender: _Process) -> None:

@@ -142,7 +142,7 @@ async def test_worker_that_is_not_understood_is_replaced_and_not_killed(
     assert service._fleet.alive == 2
     (line,) = said
     assert line.startswith(
-        f"worker {broken} is replaced: the worker sent a message that cannot be read: UnpicklingError"
+        f"worker {broken} has to end: the worker sent a message that cannot be read: UnpicklingError"
     )
 
 
@@ -156,7 +156,7 @@ async def test_worker_that_is_not_understood_is_neither_silent_nor_asked() -> No
     worker.pid = 12
     fleet._on_refused(worker, ChannelError("why"))
     assert worker.leaving.is_set()
-    assert said == ["worker 12 is replaced: why"]
+    assert said == ["worker 12 has to end: why"]
     listening = asyncio.create_task(fleet._listen())
     await until(lambda: other.silent > 0, "a look at who is silent")
     listening.cancel()
