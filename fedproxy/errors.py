@@ -2,6 +2,7 @@
 
     FedproxyError
     ├── ConfigError                  an operator's input is wrong; carries every fault at once
+    ├── ChannelError                 control process and worker do not understand each other
     └── ExchangeError                one request cannot be served as asked
         ├── VisitorError             the visitor is to blame; answered, never retried
         ├── MemberError              the member is to blame; may be retried, charged to its breaker
@@ -40,6 +41,12 @@ class ConfigError(FedproxyError):
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(map(str, faults)))
         self.faults = faults
+
+
+class ChannelError(FedproxyError):
+    """The control process and a worker do not understand each other, as they are of different releases.
+
+    The text is for operators."""
 
 
 class ExchangeError(FedproxyError):

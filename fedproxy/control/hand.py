@@ -1,6 +1,7 @@
 """File descriptors that one process hands to another, each with a note.
 
-They need a socket pair of their own, as the line's transport only passes bytes. Neither side waits.
+They need a socket pair of their own, as the control channel's transport only passes bytes. Neither side
+waits.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Final
 import aiohttp
 
 from fedproxy import __version__
-from fedproxy.control.line import Logo
+from fedproxy.control.messages import Logo
 
 _LARGEST: Final = 64 * 1024  # bytes
 _TIME: Final = 10.0  # seconds for one of them

@@ -135,7 +135,8 @@ class CombinedLines:
         if record.method:
             request = f"{texts[record.method]} {self._targets[record.target]} {record.protocol}"
         return (
-            f'{texts[record.client] or "-"} - - [{self._stamp}] "{request}" {record.status} {record.bytes_out}'
+            f'{texts[record.client] or "-"} - - [{self._stamp}] "{request}" '
+            f"{record.status} {record.bytes_out}"
             f' "{texts[record.referer] or "-"}" "{texts[record.user_agent] or "-"}"\n'
         )
 

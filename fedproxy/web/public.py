@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fedproxy.config import Config
-    from fedproxy.control.line import Logo
+    from fedproxy.control.messages import Logo
     from fedproxy.decide.snapshot import Snapshot
 
 

@@ -9,8 +9,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from fedproxy.control import logos
-from fedproxy.control.line import Logo
 from fedproxy.control.logos import Logos, image_type
+from fedproxy.control.messages import Logo
 from tests.rig import until
 
 PNG = b"\x89PNG\r\n\x1a\nand so on"

@@ -12,7 +12,7 @@ import trustme
 import yaml
 
 from fedproxy.config import Config, parse
-from fedproxy.control.line import Put
+from fedproxy.control.messages import ApplyConfig
 from fedproxy.errors import ConfigError, Fault, NameFailed
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.serve.fleet import Common, Inside
@@ -303,11 +303,13 @@ async def test_listener_that_cannot_be_opened_leaves_the_others_as_they_were() -
     service = service_of(config_of(first.url))
     await service.start()
     plane = cast(Inside, service._fleet).plane
-    put = Put(config_of(first.url, listen=[{"address": "127.0.0.1:1"}, {"address": second}]), {}, 1)
+    update = ApplyConfig(
+        config_of(first.url, listen=[{"address": "127.0.0.1:1"}, {"address": second}]), {}, 1
+    )
     fleet = Inside(lambda: [[closed_socket()], [closed_socket()]], list, Common(), None)
     fleet.plane = plane
     with pytest.raises(OSError, match="Bad file descriptor"):
-        await fleet.move(put)
+        await fleet.move(update)
     client = await RawClient.connect(service.addresses[0])
     assert (await client.ask(GET)).body == b"ok"
     assert plane.config is service.config

@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestClient
 
 from fedproxy.config import Config, masked, parse
 from fedproxy.control import state as operators
-from fedproxy.control.line import Logo
+from fedproxy.control.messages import Logo
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation

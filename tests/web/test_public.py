@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientResponse
 from pytest_aiohttp import AiohttpClient
 
-from fedproxy.control.line import Logo
+from fedproxy.control.messages import Logo
 from fedproxy.decide.member import Intent
 from fedproxy.web.public import create_public_app
 from tests.decide.build import federation, member
