@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fedproxy.bounded import Memo
@@ -28,22 +28,36 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _UNREAD: Final = 64  # warnings about proxies that name no address, one for each proxy and field
 _Key = TypeVar("_Key")
-_NOBODY: Final = b"-"  # stands for a client whose address is not known
+_UNREADABLE: Final = b"-"  # stands for a client whose address is not known
 
 
-@dataclass(slots=True)
 class Origin:
-    """Where a request comes from, as a trusted proxy told.
+    """Where a request comes from: from the peer itself, or as a trusted proxy told.
 
-    client: the address, or `-` if it cannot be read. named: the same for members, `unknown` instead.
-    addresses: all on the way, as a list for X-Forwarded-For. secure: it came by https; None if the proxy does
-    not tell.
+    client: the address, `-` if a trusted proxy named one that cannot be read. secure: the visitor came by
+    https. forward: the fields that tell members so, in HTTP/1, and the name of the one that follows them: the
+    request's id.
     """
 
-    client: bytes
-    named: bytes
-    addresses: bytes
-    secure: bool | None
+    __slots__ = ("client", "forward", "secure")
+
+    def __init__(self, client: bytes, secure: bool, named: bytes, addresses: bytes) -> None:
+        self.client = client
+        self.secure = secure
+        self.forward = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Real-IP: %b\r\nX-Request-ID: " % (
+            addresses,
+            b"https" if secure else b"http",
+            named,
+        )
+
+
+NOBODY: Final = Origin(b"", False, b"", b"")
+"""Before anybody is there."""
+
+
+def of_peer(address: bytes, secure: bool) -> Origin:
+    """A peer that speaks for itself."""
+    return Origin(address, secure, address, address)
 
 
 class Admission:
@@ -133,15 +147,17 @@ class Admission:
         """Whether a peer may name the visitor in a PROXY header. Without `trusted_proxies` every peer may."""
         return not self._trusted or self._trusts[proxy]
 
-    def origin(self, block: HeaderBlock, peer: bytes) -> Origin:
-        """Where a request of a trusted peer comes from."""
+    def origin(self, block: HeaderBlock, peer: bytes, secure: bool) -> Origin:
+        """Where a request of a trusted peer comes from. secure: the peer came by https."""
         visitor = find_visitor(block.forwarded, peer, self._trusts.__getitem__)
         client = visitor.client
         if visitor.unread is not None:
             # Not a word: readers of the log might take one for a host name and look it up.
-            client = _NOBODY
+            client = _UNREADABLE
             self.note_unread(peer, *visitor.unread)
-        return Origin(client, visitor.client, visitor.addresses, visitor.secure)
+        if visitor.secure is not None:
+            secure = visitor.secure
+        return Origin(client, secure, visitor.client, visitor.addresses)
 
     def note_unread(self, peer: bytes, field: bytes, address: bytes) -> None:
         """Warns that a trusted proxy named a visitor by something other than an address."""

@@ -15,6 +15,7 @@ from fedproxy.http.response import PHRASES, Field, Response
 from fedproxy.wire.answer import render
 
 if TYPE_CHECKING:
+    from fedproxy.proxy.admission import Origin
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.wire.request import HeaderBlock
 
@@ -31,6 +32,16 @@ _PREFLIGHT: Final = (
     (b"Access-Control-Allow-Headers", b"*, Authorization"),
     (b"Access-Control-Max-Age", b"7200"),
 )
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request that is answered without an exchange. trusted: a trusted proxy sent it."""
+
+    ask: Ask
+    block: HeaderBlock
+    trusted: bool
+    traceparent: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +108,7 @@ def of_route(
     edge: Edge,
     ask: Ask,
     block: HeaderBlock,
-    client: bytes,
-    secure: bool,
+    origin: Origin,
     common: tuple[Field, ...],
     request_id: bytes,
 ) -> Answer:
@@ -116,21 +126,20 @@ def of_route(
         return Answer(Response(action.status, fields=(*common, location)), action.status)
     if ask.build and ask.line.method == b"OPTIONS":
         return Answer(Response(204, fields=(*common, *_PREFLIGHT)), 204)
-    return _to_member(edge, ask, block, client, secure, common, request_id)
+    return _to_member(edge, ask, block, origin, common, request_id)
 
 
 def _to_member(
     edge: Edge,
     ask: Ask,
     block: HeaderBlock,
-    client: bytes,
-    secure: bool,
+    origin: Origin,
     common: tuple[Field, ...],
     request_id: bytes,
 ) -> Answer:
     """307 to the member that would have served it, with the target as it came."""
     now = edge.clock()
-    lease = edge.choose(ask, block, client, now)
+    lease = edge.choose(ask, block, origin.client, now)
     if not isinstance(lease, Lease):
         fault = refused(lease)
         edge.counts.rejected[fault.reason] += 1
@@ -144,5 +153,5 @@ def _to_member(
     if ask.build:
         fields += (_ANY_ORIGIN,)
     if source is not Source.HOST and (source is not Source.COOKIE or ask.renews):
-        fields += ((b"Set-Cookie", edge.cookies[member.name, secure]),)
+        fields += ((b"Set-Cookie", edge.cookies[member.name, origin.secure]),)
     return Answer(Response(307, fields=fields), 307, member=member.name, source=source)

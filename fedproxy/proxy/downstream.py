@@ -28,6 +28,7 @@ from fedproxy.errors import (
     VisitorError,
 )
 from fedproxy.proxy import answers
+from fedproxy.proxy.admission import NOBODY, of_peer
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, all_arrived, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
@@ -41,8 +42,8 @@ from fedproxy.wire.request import with_host
 from fedproxy.wire.response import render
 
 if TYPE_CHECKING:
-    from fedproxy.bounded import Memo
     from fedproxy.http.response import Field, Response
+    from fedproxy.proxy.admission import Origin
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.proxy.policy import Door
     from fedproxy.wire.request import HeaderBlock, RequestLine
@@ -80,11 +81,9 @@ class Downstream(Flow):
         "address_key",
         "careful",
         "chunks",
-        "client",
         "door",
         "edge",
         "exchange",
-        "forwarded",
         "framing",
         "head_since",
         "held",
@@ -95,15 +94,11 @@ class Downstream(Flow):
         "left",
         "linger_until",
         "ordinary",
+        "origin",
         "owed",
-        "own",
         "peer",
-        "request_id",
-        "secure",
         "standing",
         "thrown_away",
-        "told",
-        "trace",
         "trusted",
         "waiting",
         "writable",
@@ -127,20 +122,17 @@ class Downstream(Flow):
         self.owed: Exchange | None = None  # over, except that the end of its response is not sent yet
         self.head_since: float | None = None
         self.idle_since = 0.0
-        self.request_id = self.trace = b""
-        self.client = self.peer = b""
-        self.own = b""  # `forwarded`, as it describes the peer itself
-        self.told = False  # `client` and `secure` are what a trusted proxy said about its last request
+        self.peer = b""
+        self.origin = NOBODY  # of a request that no trusted proxy forwarded
         self.trusted = False
         self.standing: bool | None = None
         self.introducer: bytes | None = None
         self.address_key: bytes | None = None
-        self.secure = door.secure
         self.id_name = _id_name(door)
 
     def __repr__(self) -> str:
         state = "lingering" if self.linger_until is not None else "serving" if self.exchange else "idle"
-        return f"<Downstream {self.client.decode('latin-1')} {state} {self.exchange or ''}>"
+        return f"<Downstream {self.peer.decode('latin-1')} {state} {self.exchange or ''}>"
 
     # The connection
 
@@ -171,11 +163,11 @@ class Downstream(Flow):
         self.transport = transport
         self.wire = wire_of(transport)
         self.write = transport.write
-        self.peer = self.client = address
+        self.peer = address
+        self.origin = of_peer(address, self.door.secure)
         self.standing = standing
         self.introducer = introducer
         self.trusted = edge.admission.believes(address) if standing is None else standing
-        self.own = self.forwarded = self._forwarded_lines(address, address, self.secure)
         self.idle_since = edge.clock()
         if edge.admission.counts_addresses and not self.trusted:
             self.address_key = edge.admission.enter_address(self.peer)
@@ -186,15 +178,13 @@ class Downstream(Flow):
     def _weigh(self) -> None:
         """Works out whether requests may take the short path."""
         self.careful = self.edge.careful or self.door.redirect_to_https
-        self.ordinary = not (self.careful or self.trusted or self.told)
+        self.ordinary = not (self.careful or self.trusted)
 
     def refresh(self) -> None:
         """The policy may have changed, or the edge has begun to drain."""
         edge = self.edge
         if self.standing is None:
             self.trusted = edge.admission.believes(self.peer)
-        if self.told and self.exchange is None and self.owed is None:
-            self._forget()
         self.id_name = _id_name(self.door)
         self._weigh()
         self._count_address()
@@ -216,16 +206,6 @@ class Downstream(Flow):
                 self.address_key = None
         elif self.address_key is None:
             self.address_key = admission.enter_address(self.peer, is_there=True)
-
-    @staticmethod
-    def _forwarded_lines(client: bytes, addresses: bytes, secure: bool) -> bytes:
-        """The fields that describe the visitor, and the name of the one that follows: the request's id."""
-        return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Real-IP: %b\r\n%b" % (
-            addresses,
-            b"https" if secure else b"http",
-            client,
-            _ID,
-        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.edge.connections.discard(self)
@@ -300,9 +280,9 @@ class Downstream(Flow):
         self.keep = True
         self.head_since = None
         edge.counts.requests += 1
-        self.request_id, self.trace = (edge.ids or edge.draw_ids()).pop()
+        request_id, traceparent = (edge.ids or edge.draw_ids()).pop()
         exchange = self.exchange = Exchange()
-        exchange.open(edge, self, ask, block)
+        exchange.open(edge, self, ask, block, self.origin, request_id, traceparent)
         if edge.tracer is not None:
             follow(exchange)
         exchange.begin()
@@ -321,8 +301,6 @@ class Downstream(Flow):
     def _read_any_head(self, data: bytes) -> None:
         """A head that is not known, not whole, or not what most are."""
         edge = self.edge
-        if self.told:
-            self._forget()
         blocks = edge.trusted_blocks if self.trusted else edge.blocks
         limit = edge.policy.limits.request_head
         end = data.find(b"\r\n\r\n") + 4
@@ -334,32 +312,37 @@ class Downstream(Flow):
         line, _, raw = data[:end].partition(b"\r\n")
         rest = data[end:]
         self.head_since = None
-        block = None
+        origin, block = self.origin, None
         try:
             ask = edge.asks[line]
             block = blocks[raw]
-            if not (ask.ordinary and block.plain and self.ordinary):
-                ask, block = self._consider(ask, block, blocks)
-            else:
+            if ask.ordinary and block.plain and self.ordinary:
                 self.keep = True
+            else:
+                if ask.line.authority is not None and block.host is not None:
+                    block = blocks[with_host(block.raw, ask.line.authority)]
+                if self.trusted:
+                    origin = self._origin_of(block)
+                ask = self._check(ask, block, origin)
         except (Banned, TooManyLaunches) as error:
-            self._turn_away(ask, cast("HeaderBlock", block), rest, error)
+            self._turn_away(ask, cast("HeaderBlock", block), origin, rest, error)
             return
         except VisitorError as error:
-            if self.trusted and not self.told:
+            if self.trusted and origin is self.origin:
                 # The log should name the visitor of a refused request as well, if the headers can be read.
                 with suppress(VisitorError):
-                    self._believe(blocks[raw])
-            self._refuse(error)
+                    origin = self._origin_of(blocks[raw])
+            self._refuse(error, origin)
             return
         edge.counts.requests += 1
-        self._identify(block)
+        request_id, traceparent = self._identify(block)
         if not ask.proxied:
-            self._answer_here(ask, block, line + b"\r\n" + raw, rest)
+            asked = answers.Asked(ask, block, self.trusted, traceparent)
+            self._answer_here(asked, origin, request_id, line + b"\r\n" + raw, rest)
             return
         launch = ask.launch and asked_for(block.raw)
         exchange = self.exchange = LaunchExchange() if launch else Exchange()
-        exchange.open(edge, self, ask, block)
+        exchange.open(edge, self, ask, block, origin, request_id, traceparent)
         if edge.tracer is not None or block.traceparent is not None:
             follow(exchange)
         if not self.writable:
@@ -402,21 +385,15 @@ class Downstream(Flow):
         self.held = data
         return b""
 
-    def _consider(self, ask: Ask, block: HeaderBlock, blocks: Memo[HeaderBlock]) -> tuple[Ask, HeaderBlock]:
-        """A request that is not what most are. Raises `VisitorError`."""
-        line = ask.line
-        if line.authority is not None and block.host is not None:
-            block = blocks[with_host(block.raw, line.authority)]
-        if self.trusted:
-            self._believe(block)
-        if not block.plain or line.http10 or self.careful:
-            ask = self._check(ask, block)
-        else:
-            self.keep = True
-        return ask, block
+    def _origin_of(self, block: HeaderBlock) -> Origin:
+        """Where a request of this trusted proxy comes from."""
+        return self.edge.admission.origin(block, self.peer, self.door.secure)
 
-    def _check(self, ask: Ask, block: HeaderBlock) -> Ask:
+    def _check(self, ask: Ask, block: HeaderBlock, origin: Origin) -> Ask:
         """What only line and block together can say, and what is then to be done. Raises `VisitorError`."""
+        if block.plain and not ask.line.http10 and not self.careful:
+            self.keep = True
+            return ask
         line = ask.line
         if line.http10:
             # RFC 9112 section 6.1: a 1.0 message has no transfer codings.
@@ -434,36 +411,17 @@ class Downstream(Flow):
             raise BodyTooLarge
         if not self.careful:
             return ask
-        to_https = self.door.redirect_to_https and not self.secure
-        return self.edge.admission.check(ask, block, self.client, self.edge.clock(), to_https=to_https)
+        to_https = self.door.redirect_to_https and not origin.secure
+        return self.edge.admission.check(ask, block, origin.client, self.edge.clock(), to_https=to_https)
 
-    def _identify(self, block: HeaderBlock) -> None:
-        """The id that the request has everywhere: the visitor's, or the trace's, or a new one."""
-        trace = block.traceparent
-        if trace is None:
-            edge = self.edge
-            self.request_id, self.trace = (edge.ids or edge.draw_ids()).pop()
-            if block.request_id:
-                self.request_id = block.request_id
-        else:
-            self.trace = trace
-            self.request_id = block.request_id or trace[3:35]
-
-    def _believe(self, block: HeaderBlock) -> None:
-        """The peer is a trusted proxy, so it says who the visitor is and how they came."""
-        origin = self.edge.admission.origin(block, self.peer)
-        self.told = True
-        self.client = origin.client
-        self.secure = self.door.secure if origin.secure is None else origin.secure
-        self.forwarded = self._forwarded_lines(origin.named, origin.addresses, self.secure)
-
-    def _forget(self) -> None:
-        """What the proxy said about the last request does not hold for the next one."""
-        self.told = False
-        self.client = self.peer
-        self.secure = self.door.secure
-        self.forwarded = self.own
-        self._weigh()
+    def _identify(self, block: HeaderBlock) -> tuple[bytes, bytes]:
+        """The request's id (the visitor's, the trace's, or a new one), and its traceparent."""
+        given = block.traceparent
+        if given is not None:
+            return block.request_id or given[3:35], given
+        edge = self.edge
+        request_id, traceparent = (edge.ids or edge.draw_ids()).pop()
+        return block.request_id or request_id, traceparent
 
     def _start_body(self, exchange: Exchange, block: HeaderBlock, data: bytes) -> None:
         exchange.expect_body()
@@ -518,13 +476,13 @@ class Downstream(Flow):
 
     # Answers of the edge's own
 
-    def _common(self) -> tuple[Field, ...]:
+    def _common(self, request_id: bytes) -> tuple[Field, ...]:
         """What each response on this connection says."""
-        request_id = (b"X-Request-ID", self.request_id)
+        named = (b"X-Request-ID", request_id)
         if not self.door.hsts:
-            return (request_id,)
+            return (named,)
         # RFC 6797 section 6.1: on every response.
-        return ((b"Strict-Transport-Security", b"max-age=%d" % self.door.hsts), request_id)
+        return ((b"Strict-Transport-Security", b"max-age=%d" % self.door.hsts), named)
 
     def _respond(self, response: Response, line: RequestLine | None) -> None:
         """`line` is None if the head was not read."""
@@ -536,40 +494,48 @@ class Downstream(Flow):
             connection = b"keep-alive"
         self.write(render(response, connection, is_head=line is not None and line.is_head))
 
-    def _refuse(self, error: VisitorError) -> None:
+    def _refuse(self, error: VisitorError, origin: Origin | None = None) -> None:
         """The head is not acceptable: answered with one fixed line, and closed."""
+        edge = self.edge
         self.keep = False
         self.held = b""
-        self.request_id = b"%032x" % self.edge.random_bits(128)
-        self.edge.counts.rejected[error.reason] += 1
-        response = answers.error(error.status, error.detail, self._common(), self.request_id, None)
-        self._respond(response, None)
-        self.edge.record_answer(self, None, None, status=error.status, termination=error.termination)
+        request_id = b"%032x" % edge.random_bits(128)
+        edge.counts.rejected[error.reason] += 1
+        common = self._common(request_id)
+        self._respond(answers.error(error.status, error.detail, common, request_id, None), None)
+        origin = origin or self.origin
+        edge.record_answer(None, origin, request_id, status=error.status, termination=error.termination)
         self._end_here()
 
-    def _turn_away(self, ask: Ask, block: HeaderBlock, rest: bytes, error: Banned | TooManyLaunches) -> None:
+    def _turn_away(
+        self, ask: Ask, block: HeaderBlock, origin: Origin, rest: bytes, error: Banned | TooManyLaunches
+    ) -> None:
         """The request is in order, but not wanted: answered in the form that it asks for."""
-        self.edge.counts.rejected[error.reason] += 1
+        edge = self.edge
+        edge.counts.rejected[error.reason] += 1
         if block.chunked or block.length or isinstance(error, BannedAddress):
             self.keep = False
-        self._identify(block)
-        self._respond(answers.of_error(error, ask, block, self._common(), self.request_id), ask.line)
-        self.edge.record_answer(self, ask.line, block, status=error.status, termination=error.termination)
+        request_id, traceparent = self._identify(block)
+        self._respond(answers.of_error(error, ask, block, self._common(request_id), request_id), ask.line)
+        asked = answers.Asked(ask, block, self.trusted, traceparent)
+        edge.record_answer(asked, origin, request_id, status=error.status, termination=error.termination)
         self._next_or_end(rest)
 
-    def _answer_here(self, ask: Ask, block: HeaderBlock, head: bytes, rest: bytes) -> None:
+    def _answer_here(
+        self, asked: answers.Asked, origin: Origin, request_id: bytes, head: bytes, rest: bytes
+    ) -> None:
+        ask, block, edge = asked.ask, asked.block, self.edge
         if isinstance(ask.action, Local):
-            self._hand_over(ask, block, head)
+            self._hand_over(ask, origin, request_id, head)
             return
         if block.chunked or block.length:
             self.keep = False
-        edge, common = self.edge, self._common()
-        answer = answers.of_route(edge, ask, block, self.client, self.secure, common, self.request_id)
+        answer = answers.of_route(edge, ask, block, origin, self._common(request_id), request_id)
         self._respond(answer.response, ask.line)
         edge.record_answer(
-            self,
-            ask.line,
-            block,
+            asked,
+            origin,
+            request_id,
             status=answer.status,
             member=answer.member,
             affinity=None if answer.source is None else answer.source.value,
@@ -577,11 +543,11 @@ class Downstream(Flow):
         )
         self._next_or_end(rest)
 
-    def _hand_over(self, ask: Ask, block: HeaderBlock, head: bytes) -> None:
+    def _hand_over(self, ask: Ask, origin: Origin, request_id: bytes, head: bytes) -> None:
         """One of the edge's own pages: the transport and the request's head go to aiohttp's server."""
         edge = self.edge
         if edge.local is None:
-            self._refuse(BadRequest())
+            self._refuse(BadRequest(), origin)
             return
         # The page's server knows no other routes, so the connection ends with its answer.
         lines = [
@@ -596,37 +562,12 @@ class Downstream(Flow):
             target = quote(path).encode("ascii") + line.target[len(line.path) :]
             lines[0] = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
             lines.append(ORIGINAL_TARGET.encode("ascii") + b": " + line.target)
-        lines += [b"Connection: close", self.forwarded + self.request_id, b"", b""]
+        lines += [b"Connection: close", origin.forward + request_id, b"", b""]
         request = b"\r\n".join(lines)
         edge.connections.discard(self)
         OwnPage(self, edge.local()).begin(request)
 
     # What an exchange asks for
-
-    def whose(self) -> bytes | None:
-        """The client that the request counts for; None if a trusted proxy names nobody."""
-        return None if self.trusted and self.client == self.peer else self.client
-
-    def upstream_head(self, exchange: Exchange) -> bytes:
-        """The request's head as the member is sent it."""
-        block = exchange.block
-        line = exchange.ask.line
-        host_line = exchange.pool.host_line
-        if block.upgrade is not None and not line.http10 and not exchange.is_launch:
-            host_line += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
-            exchange.spend()
-        return b"".join(
-            (
-                line.start,
-                host_line,
-                block.forward,
-                self.forwarded,
-                self.request_id,
-                b"\r\ntraceparent: ",
-                self.trace,
-                b"\r\n\r\n",
-            )
-        )
 
     def send_interim(self, head: ResponseHead) -> None:
         """Passes a 1xx on, not to a 1.0 visitor (RFC 9110 section 15.2)."""
@@ -642,16 +583,16 @@ class Downstream(Flow):
             more = self._lines_of_connection(exchange, head)
         if exchange.sets_cookie and not head.public:
             # None if a reload took the member away meanwhile.
-            cookie = self.edge.cookies.get((exchange.pool.member.name, self.secure))
+            cookie = self.edge.cookies.get((exchange.pool.member.name, exchange.origin.secure))
             if cookie is not None:
                 more = b"\r\nSet-Cookie: " + cookie + more
         if self.framing == _CHUNK:
             body = (chunk(body) if body else b"") + (LAST_CHUNK if done else b"")
         if len(body) <= _SMALL:
             write = self.write
-            write(b"".join((head.forward, self.id_name, self.request_id, more, body)))
+            write(b"".join((head.forward, self.id_name, exchange.request_id, more, body)))
         else:
-            lines = b"".join((head.forward, self.id_name, self.request_id, more))
+            lines = b"".join((head.forward, self.id_name, exchange.request_id, more))
             self.transport.writelines((lines, body))
 
     def _lines_of_connection(self, exchange: Exchange, head: ResponseHead) -> bytes:
@@ -696,7 +637,8 @@ class Downstream(Flow):
         if not exchange.body_done:
             self.keep = False
         block = None if isinstance(error, VisitorError) else exchange.block
-        self._respond(answers.of_error(error, ask, block, self._common(), self.request_id), ask.line)
+        common = self._common(exchange.request_id)
+        self._respond(answers.of_error(error, ask, block, common, exchange.request_id), ask.line)
         self.exchange = None
         self._next_or_end(b"")
 

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fedproxy.bounded import Memo
 from fedproxy.decide.affinity import KEYS, Source
@@ -33,6 +33,8 @@ from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_na
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
     from fedproxy.decide.member import Member
+    from fedproxy.proxy.admission import Origin
+    from fedproxy.proxy.answers import Asked
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
     from fedproxy.proxy.exchange import Exchange
@@ -375,7 +377,7 @@ class Edge:
             return
         first, started, error = exchange.first_byte_at, exchange.started, exchange.error
         record = self._record(
-            cast("Downstream", exchange.visitor), exchange.ask.line, exchange.block, exchange.status
+            exchange.origin, exchange.request_id, exchange.ask.line, exchange.block, exchange.status
         )
         record.bytes_in = exchange.bytes_in
         record.bytes_out = exchange.bytes_out
@@ -395,9 +397,9 @@ class Edge:
 
     def record_answer(
         self,
-        downstream: Downstream,
-        line: RequestLine | None,
-        block: HeaderBlock | None,
+        asked: Asked | None,
+        origin: Origin,
+        request_id: bytes,
         *,
         status: int,
         termination: str,
@@ -406,14 +408,15 @@ class Edge:
     ) -> None:
         """Tells of a request that was answered without an exchange, which takes no time worth measuring.
 
-        `line` and `block` are None if it was refused unread.
+        asked: None if it was refused unread.
         """
         trace = None
-        if self.tracer is not None and line is not None and block is not None:
-            trace = trace_of_answer(self, self.tracer, downstream, block)
+        if self.tracer is not None and asked is not None:
+            trace = trace_of_answer(self, self.tracer, asked.trusted, asked.block, asked.traceparent)
         if self.log is None and trace is None:
             return
-        record = self._record(downstream, line, block, status)
+        line, block = (None, None) if asked is None else (asked.ask.line, asked.block)
+        record = self._record(origin, request_id, line, block, status)
         record.member = member
         record.affinity = affinity
         record.termination = termination
@@ -424,7 +427,12 @@ class Edge:
             self.tracer.take(record)
 
     def _record(
-        self, downstream: Downstream, line: RequestLine | None, block: HeaderBlock | None, status: int
+        self,
+        origin: Origin,
+        request_id: bytes,
+        line: RequestLine | None,
+        block: HeaderBlock | None,
+        status: int,
     ) -> Record:
         method, target, protocol = line.words if line else ("", "", "HTTP/1.1")
         host, agent, referer = block.words() if block else ("", "", "")
@@ -432,8 +440,8 @@ class Edge:
             host = line.authority.decode("latin-1")
         return Record(
             time=time.time(),
-            request_id=downstream.request_id.decode("ascii"),
-            client=downstream.client.decode("latin-1"),
+            request_id=request_id.decode("ascii"),
+            client=origin.client.decode("latin-1"),
             method=method,
             host=host,
             target=target,
@@ -441,7 +449,7 @@ class Edge:
             status=status,
             user_agent=agent,
             referer=referer,
-            secure=downstream.secure,
+            secure=origin.secure,
         )
 
     async def close(self) -> None:

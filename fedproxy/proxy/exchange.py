@@ -39,6 +39,7 @@ from fedproxy.wire.request import is_answered
 
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
+    from fedproxy.proxy.admission import Origin
     from fedproxy.proxy.edge import Ask, Edge
     from fedproxy.proxy.traced import Notes
     from fedproxy.proxy.upstream import Pool, Upstream
@@ -61,13 +62,8 @@ class Visitor(Protocol):
     """What an exchange asks of the downstream side."""
 
     transport: asyncio.Transport
-    client: bytes
-
-    def whose(self) -> bytes | None:
-        """The client that the request counts for; None if a trusted proxy names nobody."""
-
-    def upstream_head(self, exchange: Exchange) -> bytes:
-        """The request's head as the member in `exchange.pool` is sent it."""
+    peer: bytes  # the address that the connection comes from
+    trusted: bool  # the peer is a trusted proxy
 
     def send_interim(self, head: ResponseHead) -> None:
         """Passes a 1xx on."""
@@ -130,14 +126,17 @@ class Exchange:
         "is_launch",
         "lease",
         "notes",
+        "origin",
         "pool",
         "progress",
+        "request_id",
         "sets_cookie",
         "settled",
         "source",
         "started",
         "status",
         "termination",
+        "traceparent",
         "tried",
         "upload",
         "upstream",
@@ -150,12 +149,24 @@ class Exchange:
     watched = False
     outcome: str | None = None
 
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
+    def open(
+        self,
+        edge: Edge,
+        visitor: Visitor,
+        ask: Ask,
+        block: HeaderBlock,
+        origin: Origin,
+        request_id: bytes,
+        traceparent: bytes,
+    ) -> None:
         """Sets everything: as an `__init__`, which the interpreter calls the long way, it would cost more."""
         self.edge = edge
         self.visitor = visitor
         self.ask = ask
         self.block = block
+        self.origin = origin
+        self.request_id = request_id
+        self.traceparent = traceparent
         clock = edge.clock
         self.started = clock()
         self.is_launch = False
@@ -192,7 +203,7 @@ class Exchange:
 
     def begin(self) -> None:
         """Chooses a member and sends it the request."""
-        lease = self.edge.choose(self.ask, self.block, self.visitor.client, self.started, self.is_launch)
+        lease = self.edge.choose(self.ask, self.block, self.origin.client, self.started, self.is_launch)
         if isinstance(lease, Lease):
             self._attempt(lease)
         else:
@@ -266,7 +277,7 @@ class Exchange:
         upstream.exchange = self
         if self.notes is not None:
             self.notes.send(upstream.reused)
-        head = self.visitor.upstream_head(self)
+        head = upstream.request_head(self)
         if self.held is None:
             write = upstream.write
             write(head)
@@ -311,18 +322,23 @@ class Exchange:
         """As `begin`, for a request with a body; refused if its client has too many uploads under way."""
         edge = self.edge
         now = edge.clock()
-        lease = edge.choose(self.ask, self.block, self.visitor.client, now, self.is_launch)
+        lease = edge.choose(self.ask, self.block, self.origin.client, now, self.is_launch)
         if not isinstance(lease, Lease):
             self._refuse(refused(lease))
             return
         if not self.body_done:
             try:
-                self.upload = edge.admission.enter_upload(self.visitor.whose(), lease.member)
+                self.upload = edge.admission.enter_upload(self._counted(), lease.member)
             except (TooManyUploads, UploadsFull) as error:
                 edge.federation.settle(lease, _IGNORED, now)
                 self._refuse(error)
                 return
         self._attempt(lease)
+
+    def _counted(self) -> bytes | None:
+        """The client that the request counts for; None if a trusted proxy names nobody."""
+        client, visitor = self.origin.client, self.visitor
+        return None if visitor.trusted and client == visitor.peer else client
 
     def _leave_upload(self) -> None:
         """The upload is over."""
@@ -384,7 +400,7 @@ class Exchange:
     def _answered(self, lease: Lease, now: float) -> None:
         # A trial need not wait for the end of a stream of an hour.
         if self.status not in self.edge.policy.failing:
-            self.edge.federation.answered(lease, now, self.visitor.client)
+            self.edge.federation.answered(lease, now, self.origin.client)
 
     def on_body(self, data: bytes, done: bool) -> None:
         """(A part of) the response's body."""
@@ -408,7 +424,7 @@ class Exchange:
         self.bytes_out = len(rest)
         self.first_byte_at = self.edge.clock()
         if self.lease is not None:
-            self.edge.federation.answered(self.lease, self.first_byte_at, self.visitor.client)
+            self.edge.federation.answered(self.lease, self.first_byte_at, self.origin.client)
         self.visitor.send_head(self, head, rest, False)
         upstream.exchange = None
         join(self, self.visitor.transport, upstream, early=self.visitor.detach())
@@ -425,7 +441,7 @@ class Exchange:
         edge = self.edge
         now = edge.clock()
         stale = isinstance(error, StaleConnection)
-        client = self.visitor.client
+        client = self.origin.client
         edge.federation.settle(lease, _FAILURE if self._blames(error, now) else _IGNORED, now, client)
         self.lease = None
         member = lease.member
@@ -463,7 +479,7 @@ class Exchange:
         federation = self.edge.federation
         if self.ask.stays:
             return federation.acquire_session(member, source, self.is_launch)
-        return federation.acquire_member(member, source, self.tried, now, self.is_launch, self.visitor.client)
+        return federation.acquire_member(member, source, self.tried, now, self.is_launch, self.origin.client)
 
     def _may_retry(self, delivered: bool) -> bool:
         return may_retry(
@@ -486,7 +502,7 @@ class Exchange:
         after = self._next(lease.member, str(status), now)
         if after is None:
             return False
-        self.edge.federation.settle(lease, _FAILURE, now, self.visitor.client)
+        self.edge.federation.settle(lease, _FAILURE, now, self.origin.client)
         self.upstream = None
         self._let_go(upstream, done, now)
         self._attempt(after)
@@ -499,11 +515,6 @@ class Exchange:
         else:
             # An early answer: the member has not read the whole request, so no other may follow on it.
             upstream.abort()
-
-    def spend(self) -> None:
-        """The member is asked to switch protocols. Whatever it answers, its connection is not used again."""
-        if self.upstream is not None:
-            self.upstream.spent = True
 
     def _give_up(self, member: Member, error: MemberError) -> None:
         """The last attempt failed, and the visitor is told so."""
@@ -523,7 +534,7 @@ class Exchange:
 
     def key(self) -> bytes | None:
         """What ranks the members for it."""
-        return self.ask.key if self.edge.policy.key != "client" else self.visitor.client
+        return self.ask.key if self.edge.policy.key != "client" else self.origin.client
 
     def may_move(self) -> bool:
         """Whether any member may serve it."""
@@ -535,7 +546,7 @@ class Exchange:
         `delivered`: `member` may have seen the request. A session's request goes to another member only if
         nothing said where the session is and `member` could not be reached.
         """
-        edge, client = self.edge, self.visitor.client
+        edge, client = self.edge, self.origin.client
         self.tried += (member,)
         session = self.ask.stays
         if session:
@@ -654,7 +665,7 @@ class Exchange:
         self.settled = True
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.edge.federation.settle(lease, outcome, now, self.visitor.client)
+            self.edge.federation.settle(lease, outcome, now, self.origin.client)
         self._abort_upstream()
 
     def _break(self, error: ExchangeError, now: float, termination: str | None = None) -> None:
@@ -674,7 +685,7 @@ class Exchange:
         self.lease = self.upstream = None
         edge = self.edge
         failed = self.status >= 500 and self.status in edge.policy.failing
-        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now, visitor.client)
+        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now, self.origin.client)
         if self.bytes_in or not self.body_done:
             self._let_go(upstream, True, now)
         else:
@@ -703,7 +714,7 @@ class Exchange:
         self.termination = termination
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.edge.federation.settle(lease, _SUCCESS, now, self.visitor.client)
+            self.edge.federation.settle(lease, _SUCCESS, now, self.origin.client)
         self._record(now)
 
     def _record(self, now: float) -> None:

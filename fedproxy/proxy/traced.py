@@ -6,7 +6,7 @@ An exchange has none where its trace is not sampled, which costs it a few looks.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from fedproxy.decide.counts import Exemplar
 from fedproxy.errors import EdgeError, MemberError, StaleConnection
@@ -15,7 +15,6 @@ from fedproxy.record import AttemptRecord, TraceRecord
 if TYPE_CHECKING:
     from fedproxy.decide.counts import Histogram
     from fedproxy.decide.member import Member
-    from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.edge import Edge
     from fedproxy.proxy.exchange import Exchange
     from fedproxy.record import Record
@@ -41,7 +40,7 @@ def follow(exchange: Exchange) -> None:
     """Has notes taken of a request, if it is of a sampled trace."""
     edge, given = exchange.edge, exchange.block.traceparent
     if edge.tracer is not None:
-        sampled = edge.tracer.samples(given, cast("Downstream", exchange.visitor).trusted)
+        sampled = edge.tracer.samples(given, exchange.visitor.trusted)
     else:
         # Others follow the trace, and the metrics may point to it.
         sampled = given is not None and is_flagged(given)
@@ -50,18 +49,18 @@ def follow(exchange: Exchange) -> None:
 
 
 def trace_of_answer(
-    edge: Edge, tracer: Tracer, visitor: Downstream, block: HeaderBlock
+    edge: Edge, tracer: Tracer, trusted: bool, block: HeaderBlock, traceparent: bytes
 ) -> TraceRecord | None:
     """The trace of a request that was answered without an exchange; None if it is not sampled."""
-    if not tracer.samples(block.traceparent, visitor.trusted):
+    if not tracer.samples(block.traceparent, trusted):
         return None
-    return _begin_trace(edge, visitor, block, edge.clock())
+    return _begin_trace(edge, block, traceparent, edge.clock())
 
 
-def _begin_trace(edge: Edge, visitor: Downstream, block: HeaderBlock, now: float) -> TraceRecord:
+def _begin_trace(edge: Edge, block: HeaderBlock, traceparent: bytes, now: float) -> TraceRecord:
     given = block.traceparent
     return TraceRecord(
-        trace_id=visitor.trace[3:35],
+        trace_id=traceparent[3:35],
         span_id=_new_id(edge),
         parent_id=given[36:52] if given is not None else None,
         started=now,
@@ -81,8 +80,7 @@ class Notes:
         self.exchange = exchange
         self.edge = edge
         self.tracer = edge.tracer
-        self.visitor = cast("Downstream", exchange.visitor)
-        self.trace_id = self.visitor.trace[3:35]
+        self.trace_id = exchange.traceparent[3:35]
         self.attempts: list[AttemptRecord] = []
 
     def begin(self, member: Member) -> None:
@@ -98,7 +96,7 @@ class Notes:
         attempt.reused = reused
         if self.tracer is not None:
             # What the member does is a part of this attempt.
-            self.visitor.trace = b"00-" + self.trace_id + b"-" + attempt.span_id + b"-01"
+            self.exchange.traceparent = b"00-" + self.trace_id + b"-" + attempt.span_id + b"-01"
 
     def answer(self, status: int) -> None:
         """The member answered."""
@@ -138,7 +136,7 @@ class Notes:
                 self.example(counts.first_byte, begun - started)
         if self.tracer is None:
             return None
-        trace = _begin_trace(self.edge, self.visitor, exchange.block, exchange.started)
+        trace = _begin_trace(self.edge, exchange.block, exchange.traceparent, exchange.started)
         trace.ended = now
         trace.attempts = self.attempts
         return trace

@@ -113,6 +113,28 @@ class Upstream(Flow):
         self.look = look_at(transport)
         self.pool.connections.add(self)
 
+    def request_head(self, exchange: Exchange) -> bytes:
+        """The request's head as this member is sent it."""
+        block = exchange.block
+        line = exchange.ask.line
+        host_line = self.pool.host_line
+        if block.upgrade is not None and not line.http10 and not exchange.is_launch:
+            host_line += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
+            # Whatever the member answers, its connection is not used again.
+            self.spent = True
+        return b"".join(
+            (
+                line.start,
+                host_line,
+                block.forward,
+                exchange.origin.forward,
+                exchange.request_id,
+                b"\r\ntraceparent: ",
+                exchange.traceparent,
+                b"\r\n\r\n",
+            )
+        )
+
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
         if exchange is None:
