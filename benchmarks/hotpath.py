@@ -26,7 +26,7 @@ from benchmarks.peers import COMPILED, WITH_COMPILED
 from fedproxy import config
 from fedproxy.proxy.downstream import Downstream
 from fedproxy.proxy.edge import Edge
-from fedproxy.proxy.policy import Door
+from fedproxy.proxy.policy import ListenerOptions
 from fedproxy.proxy.upstream import Upstream
 from fedproxy.serve.assemble import assemble
 from fedproxy.serve.worker import freeze
@@ -82,7 +82,7 @@ class HotPath:
         settings = config.parse(json.dumps({"members": members, "launch": {"hold": 0}}), {})
         self._edge = edge = Edge()
         assemble(edge, settings)
-        self._visitor = Downstream(edge, Door())
+        self._visitor = Downstream(edge, ListenerOptions())
         self._visitor.connection_made(cast("Any", _Transport()))
         self._members: list[Upstream] = []
         for pool in edge.pools.values():

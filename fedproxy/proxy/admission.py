@@ -21,7 +21,7 @@ from fedproxy.wire.visitor import find_visitor
 if TYPE_CHECKING:
     from fedproxy.decide.counts import EdgeCounts
     from fedproxy.decide.member import Member
-    from fedproxy.proxy.edge import Ask
+    from fedproxy.proxy.edge import RoutedRequest
     from fedproxy.proxy.policy import Policy, Rate
     from fedproxy.wire.request import HeaderBlock
 
@@ -173,29 +173,31 @@ class Admission:
 
     # Requests
 
-    def check(self, ask: Ask, block: HeaderBlock, client: bytes, now: float, *, to_https: bool) -> Ask:
+    def check(
+        self, routed: RoutedRequest, block: HeaderBlock, client: bytes, now: float, *, to_https: bool
+    ) -> RoutedRequest:
         """What the operator allows: the same request, or its redirect.
 
         to_https: it has to be sent again by https. Raises `Banned`, `BadRequest` and `TooManyLaunches`.
         """
         if self._bans.networks and self._banned[client]:
             raise BannedAddress
-        if ask.banned or block.banned:
+        if routed.banned or block.banned:
             raise Banned
         if to_https:
-            return self._to_https(ask, block)
-        if self.rate is not None and ask.launch and asked_for(block.raw):
+            return self._to_https(routed, block)
+        if self.rate is not None and routed.launch and asked_for(block.raw):
             key = client_key(client)
             wait = self.rate.ask(key, now)
             if wait:
                 raise TooManyLaunches(wait)
             if self.on_launched is not None:
                 self.on_launched(key)
-        return ask
+        return routed
 
-    def _to_https(self, ask: Ask, block: HeaderBlock) -> Ask:
+    def _to_https(self, routed: RoutedRequest, block: HeaderBlock) -> RoutedRequest:
         """The same request, answered with where it should have been sent."""
-        line = ask.line
+        line = routed.line
         authority = line.authority or block.host
         if not authority:
             raise BadRequest
@@ -209,7 +211,7 @@ class Admission:
         location = (b"https://" + host + target).decode("latin-1")
         # RFC 9110 section 15.4.2: after a 301 a POST may become a GET.
         status = 301 if line.method in (b"GET", b"HEAD") else 308
-        return replace(ask, action=Redirect(location, status), proxied=False)
+        return replace(routed, action=Redirect(location, status), proxied=False)
 
     def note_launched(self, key: bytes, now: float) -> None:
         """Counts a launch that another worker let through; `key` is what its `on_launched` was given."""

@@ -16,7 +16,7 @@ from fedproxy.wire.answer import render
 
 if TYPE_CHECKING:
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.edge import Edge, RoutedRequest
     from fedproxy.wire.request import HeaderBlock
 
 _AFTER: Final = 30  # seconds, after which it may be worth trying again
@@ -35,10 +35,10 @@ _PREFLIGHT: Final = (
 
 
 @dataclass(slots=True)
-class Asked:
+class AnsweredRequest:
     """A request that is answered without an exchange. trusted: a trusted proxy sent it."""
 
-    ask: Ask
+    routed: RoutedRequest
     block: HeaderBlock
     trusted: bool
     traceparent: bytes
@@ -90,7 +90,11 @@ def error(
 
 
 def of_error(
-    fault: ExchangeError, ask: Ask, block: HeaderBlock | None, common: tuple[Field, ...], request_id: bytes
+    fault: ExchangeError,
+    routed: RoutedRequest,
+    block: HeaderBlock | None,
+    common: tuple[Field, ...],
+    request_id: bytes,
 ) -> Response:
     """What a request whose line was read is answered; `block` is None if nothing it says may be trusted."""
     return error(
@@ -99,39 +103,39 @@ def of_error(
         common,
         request_id,
         None if block is None else block.accept(),
-        build=ask.build,
+        build=routed.build,
         after=math.ceil(fault.after) if isinstance(fault, TooManyLaunches) else _AFTER,
     )
 
 
 def of_route(
     edge: Edge,
-    ask: Ask,
+    routed: RoutedRequest,
     block: HeaderBlock,
     origin: Origin,
     common: tuple[Field, ...],
     request_id: bytes,
 ) -> Answer:
     """The answer to a request that its route answers here: not passed on, and no page of the edge's own."""
-    action = ask.action
+    action = routed.action
     if isinstance(action, Fixed):
         status = action.status
         if status < 400:
             return Answer(Response(status, fields=common), status)
         detail = PHRASES.get(status, "This path is not served here.")
-        response = error(status, detail, common, request_id, block.accept(), build=ask.build)
+        response = error(status, detail, common, request_id, block.accept(), build=routed.build)
         return Answer(response, status)
     if isinstance(action, Redirect):
         location = (b"Location", action.location.encode("latin-1"))
         return Answer(Response(action.status, fields=(*common, location)), action.status)
-    if ask.build and ask.line.method == b"OPTIONS":
+    if routed.build and routed.line.method == b"OPTIONS":
         return Answer(Response(204, fields=(*common, *_PREFLIGHT)), 204)
-    return _to_member(edge, ask, block, origin, common, request_id)
+    return _to_member(edge, routed, block, origin, common, request_id)
 
 
 def _to_member(
     edge: Edge,
-    ask: Ask,
+    routed: RoutedRequest,
     block: HeaderBlock,
     origin: Origin,
     common: tuple[Field, ...],
@@ -139,19 +143,19 @@ def _to_member(
 ) -> Answer:
     """307 to the member that would have served it, with the target as it came."""
     now = edge.clock()
-    lease = edge.choose(ask, block, origin.client, now)
+    lease = edge.choose(routed, block, origin.client, now)
     if not isinstance(lease, Lease):
         fault = refused(lease)
         edge.counts.rejected[fault.reason] += 1
-        response = of_error(fault, ask, block, common, request_id)
+        response = of_error(fault, routed, block, common, request_id)
         return Answer(response, fault.status, fault.termination)
     edge.federation.settle(lease, Outcome.IGNORED, now)
     member, source = lease.member, lease.source
     member.counts.codes[307] += 1
     member.counts.affinity[source] += 1
-    fields = (*common, (b"Location", member.url.rstrip("/").encode("ascii") + ask.line.target))
-    if ask.build:
+    fields = (*common, (b"Location", member.url.rstrip("/").encode("ascii") + routed.line.target))
+    if routed.build:
         fields += (_ANY_ORIGIN,)
-    if source is not Source.HOST and (source is not Source.COOKIE or ask.renews):
+    if source is not Source.HOST and (source is not Source.COOKIE or routed.renews):
         fields += ((b"Set-Cookie", edge.cookies[member.name, origin.secure]),)
     return Answer(Response(307, fields=fields), 307, member=member.name, source=source)

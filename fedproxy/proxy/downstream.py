@@ -44,8 +44,8 @@ from fedproxy.wire.response import render
 if TYPE_CHECKING:
     from fedproxy.http.response import Field, Response
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Ask, Edge
-    from fedproxy.proxy.policy import Door
+    from fedproxy.proxy.edge import Edge, RoutedRequest
+    from fedproxy.proxy.policy import ListenerOptions
     from fedproxy.wire.request import HeaderBlock, RequestLine
     from fedproxy.wire.response import ResponseHead
 
@@ -81,7 +81,6 @@ class Downstream(Flow):
         "address_key",
         "careful",
         "chunks",
-        "door",
         "edge",
         "exchange",
         "framing",
@@ -93,6 +92,7 @@ class Downstream(Flow):
         "keep",
         "left",
         "linger_until",
+        "options",
         "ordinary",
         "origin",
         "owed",
@@ -105,10 +105,10 @@ class Downstream(Flow):
         "write",
     )
 
-    def __init__(self, edge: Edge, door: Door) -> None:
+    def __init__(self, edge: Edge, options: ListenerOptions) -> None:
         super().__init__()
         self.edge = edge
-        self.door = door
+        self.options = options
         self.exchange: Exchange | None = None
         self.held = b""  # an unfinished head, or what came after the request under way
         self.left = 0  # bytes of the request's body still to come
@@ -128,7 +128,7 @@ class Downstream(Flow):
         self.standing: bool | None = None
         self.introducer: bytes | None = None
         self.address_key: bytes | None = None
-        self.id_name = _id_name(door)
+        self.id_name = _id_name(options)
 
     def __repr__(self) -> str:
         state = "lingering" if self.linger_until is not None else "serving" if self.exchange else "idle"
@@ -138,7 +138,7 @@ class Downstream(Flow):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = self.wire = cast(asyncio.Transport, transport)
-        unix = self.door.unix
+        unix = self.options.unix
         address = LOCAL if unix else address_of(transport)
         self.edge.connections.add(self)
         if not self.edge.admission.enter() or address is None:
@@ -164,7 +164,7 @@ class Downstream(Flow):
         self.wire = wire_of(transport)
         self.write = transport.write
         self.peer = address
-        self.origin = of_peer(address, self.door.secure)
+        self.origin = of_peer(address, self.options.secure)
         self.standing = standing
         self.introducer = introducer
         self.trusted = edge.admission.believes(address) if standing is None else standing
@@ -177,7 +177,7 @@ class Downstream(Flow):
 
     def _weigh(self) -> None:
         """Works out whether requests may take the short path."""
-        self.careful = self.edge.careful or self.door.redirect_to_https
+        self.careful = self.edge.careful or self.options.redirect_to_https
         self.ordinary = not (self.careful or self.trusted)
 
     def refresh(self) -> None:
@@ -185,7 +185,7 @@ class Downstream(Flow):
         edge = self.edge
         if self.standing is None:
             self.trusted = edge.admission.believes(self.peer)
-        self.id_name = _id_name(self.door)
+        self.id_name = _id_name(self.options)
         self._weigh()
         self._count_address()
         if self.introducer is not None and not edge.admission.may_introduce(self.introducer):
@@ -260,21 +260,21 @@ class Downstream(Flow):
         edge = self.edge
         line, _, raw = data.partition(b"\r\n")
         # What is known as a block ends where a head ends, so it is one whole head and nothing else.
-        ask = edge.asks.get(line)
+        routed = edge.routed.get(line)
         block = edge.blocks.get(raw)
-        if ask is None or block is None:
+        if routed is None or block is None:
             # A long one may be over the limit, or would be read twice if it is not what most are.
             whole = data.find(b"\r\n\r\n") + 4 == len(data) <= edge.longest_block
             if not (whole and self.ordinary):
                 self._read_any_head(data)
                 return
             try:
-                ask = edge.asks[line]
+                routed = edge.routed[line]
                 block = edge.blocks[raw]
             except VisitorError:
                 self._read_any_head(data)
                 return
-        if not (ask.ordinary and block.plain and self.ordinary):
+        if not (routed.ordinary and block.plain and self.ordinary):
             self._read_any_head(data)
             return
         self.keep = True
@@ -282,7 +282,7 @@ class Downstream(Flow):
         edge.counts.requests += 1
         request_id, traceparent = (edge.ids or edge.draw_ids()).pop()
         exchange = self.exchange = Exchange()
-        exchange.open(edge, self, ask, block, self.origin, request_id, traceparent)
+        exchange.open(edge, self, routed, block, self.origin, request_id, traceparent)
         if edge.tracer is not None:
             follow(exchange)
         exchange.begin()
@@ -314,18 +314,18 @@ class Downstream(Flow):
         self.head_since = None
         origin, block = self.origin, None
         try:
-            ask = edge.asks[line]
+            routed = edge.routed[line]
             block = blocks[raw]
-            if ask.ordinary and block.plain and self.ordinary:
+            if routed.ordinary and block.plain and self.ordinary:
                 self.keep = True
             else:
-                if ask.line.authority is not None and block.host is not None:
-                    block = blocks[with_host(block.raw, ask.line.authority)]
+                if routed.line.authority is not None and block.host is not None:
+                    block = blocks[with_host(block.raw, routed.line.authority)]
                 if self.trusted:
                     origin = self._origin_of(block)
-                ask = self._check(ask, block, origin)
+                routed = self._check(routed, block, origin)
         except (Banned, TooManyLaunches) as error:
-            self._turn_away(ask, cast("HeaderBlock", block), origin, rest, error)
+            self._turn_away(routed, cast("HeaderBlock", block), origin, rest, error)
             return
         except VisitorError as error:
             if self.trusted and origin is self.origin:
@@ -336,13 +336,13 @@ class Downstream(Flow):
             return
         edge.counts.requests += 1
         request_id, traceparent = self._identify(block)
-        if not ask.proxied:
-            asked = answers.Asked(ask, block, self.trusted, traceparent)
+        if not routed.proxied:
+            asked = answers.AnsweredRequest(routed, block, self.trusted, traceparent)
             self._answer_here(asked, origin, request_id, line + b"\r\n" + raw, rest)
             return
-        launch = ask.launch and asked_for(block.raw)
+        launch = routed.launch and asked_for(block.raw)
         exchange = self.exchange = LaunchExchange() if launch else Exchange()
-        exchange.open(edge, self, ask, block, origin, request_id, traceparent)
+        exchange.open(edge, self, routed, block, origin, request_id, traceparent)
         if edge.tracer is not None or block.traceparent is not None:
             follow(exchange)
         if not self.writable:
@@ -387,14 +387,14 @@ class Downstream(Flow):
 
     def _origin_of(self, block: HeaderBlock) -> Origin:
         """Where a request of this trusted proxy comes from."""
-        return self.edge.admission.origin(block, self.peer, self.door.secure)
+        return self.edge.admission.origin(block, self.peer, self.options.secure)
 
-    def _check(self, ask: Ask, block: HeaderBlock, origin: Origin) -> Ask:
+    def _check(self, routed: RoutedRequest, block: HeaderBlock, origin: Origin) -> RoutedRequest:
         """What only line and block together can say, and what is then to be done. Raises `VisitorError`."""
-        if block.plain and not ask.line.http10 and not self.careful:
+        if block.plain and not routed.line.http10 and not self.careful:
             self.keep = True
-            return ask
-        line = ask.line
+            return routed
+        line = routed.line
         if line.http10:
             # RFC 9112 section 6.1: a 1.0 message has no transfer codings.
             if block.chunked:
@@ -410,9 +410,9 @@ class Downstream(Flow):
         if block.length is not None and block.length > self.edge.policy.limits.request_body:
             raise BodyTooLarge
         if not self.careful:
-            return ask
-        to_https = self.door.redirect_to_https and not origin.secure
-        return self.edge.admission.check(ask, block, origin.client, self.edge.clock(), to_https=to_https)
+            return routed
+        to_https = self.options.redirect_to_https and not origin.secure
+        return self.edge.admission.check(routed, block, origin.client, self.edge.clock(), to_https=to_https)
 
     def _identify(self, block: HeaderBlock) -> tuple[bytes, bytes]:
         """The request's id (the visitor's, the trace's, or a new one), and its traceparent."""
@@ -479,10 +479,10 @@ class Downstream(Flow):
     def _common(self, request_id: bytes) -> tuple[Field, ...]:
         """What each response on this connection says."""
         named = (b"X-Request-ID", request_id)
-        if not self.door.hsts:
+        if not self.options.hsts:
             return (named,)
         # RFC 6797 section 6.1: on every response.
-        return ((b"Strict-Transport-Security", b"max-age=%d" % self.door.hsts), named)
+        return ((b"Strict-Transport-Security", b"max-age=%d" % self.options.hsts), named)
 
     def _respond(self, response: Response, line: RequestLine | None) -> None:
         """`line` is None if the head was not read."""
@@ -508,7 +508,12 @@ class Downstream(Flow):
         self._end_here()
 
     def _turn_away(
-        self, ask: Ask, block: HeaderBlock, origin: Origin, rest: bytes, error: Banned | TooManyLaunches
+        self,
+        routed: RoutedRequest,
+        block: HeaderBlock,
+        origin: Origin,
+        rest: bytes,
+        error: Banned | TooManyLaunches,
     ) -> None:
         """The request is in order, but not wanted: answered in the form that it asks for."""
         edge = self.edge
@@ -516,22 +521,24 @@ class Downstream(Flow):
         if block.chunked or block.length or isinstance(error, BannedAddress):
             self.keep = False
         request_id, traceparent = self._identify(block)
-        self._respond(answers.of_error(error, ask, block, self._common(request_id), request_id), ask.line)
-        asked = answers.Asked(ask, block, self.trusted, traceparent)
+        self._respond(
+            answers.of_error(error, routed, block, self._common(request_id), request_id), routed.line
+        )
+        asked = answers.AnsweredRequest(routed, block, self.trusted, traceparent)
         edge.record_answer(asked, origin, request_id, status=error.status, termination=error.termination)
         self._next_or_end(rest)
 
     def _answer_here(
-        self, asked: answers.Asked, origin: Origin, request_id: bytes, head: bytes, rest: bytes
+        self, asked: answers.AnsweredRequest, origin: Origin, request_id: bytes, head: bytes, rest: bytes
     ) -> None:
-        ask, block, edge = asked.ask, asked.block, self.edge
-        if isinstance(ask.action, Local):
-            self._hand_over(ask, origin, request_id, head)
+        routed, block, edge = asked.routed, asked.block, self.edge
+        if isinstance(routed.action, Local):
+            self._hand_over(routed, origin, request_id, head)
             return
         if block.chunked or block.length:
             self.keep = False
-        answer = answers.of_route(edge, ask, block, origin, self._common(request_id), request_id)
-        self._respond(answer.response, ask.line)
+        answer = answers.of_route(edge, routed, block, origin, self._common(request_id), request_id)
+        self._respond(answer.response, routed.line)
         edge.record_answer(
             asked,
             origin,
@@ -543,7 +550,7 @@ class Downstream(Flow):
         )
         self._next_or_end(rest)
 
-    def _hand_over(self, ask: Ask, origin: Origin, request_id: bytes, head: bytes) -> None:
+    def _hand_over(self, routed: RoutedRequest, origin: Origin, request_id: bytes, head: bytes) -> None:
         """One of the edge's own pages: the transport and the request's head go to aiohttp's server."""
         edge = self.edge
         if edge.local is None:
@@ -555,7 +562,7 @@ class Downstream(Flow):
             for line in head[:-4].split(b"\r\n")
             if not line.lower().replace(b"_", b"-").startswith(_SAID_HERE)
         ]
-        line = ask.line
+        line = routed.line
         path = normal(line.path)
         if path != line.path:
             # Its routes are compared literally, so it gets the normalised path; the log gets the original.
@@ -572,7 +579,7 @@ class Downstream(Flow):
     def send_interim(self, head: ResponseHead) -> None:
         """Passes a 1xx on, not to a 1.0 visitor (RFC 9110 section 15.2)."""
         exchange = self.exchange
-        if exchange is not None and not exchange.ask.line.http10:
+        if exchange is not None and not exchange.routed.line.http10:
             self.write(head.forward + b"\r\n")
 
     def send_head(self, exchange: Exchange, head: ResponseHead, body: bytes, done: bool) -> None:
@@ -633,12 +640,12 @@ class Downstream(Flow):
 
     def send_error(self, exchange: Exchange, error: ExchangeError) -> None:
         """Answers in the member's place."""
-        ask = exchange.ask
+        routed = exchange.routed
         if not exchange.body_done:
             self.keep = False
         block = None if isinstance(error, VisitorError) else exchange.block
         common = self._common(exchange.request_id)
-        self._respond(answers.of_error(error, ask, block, common, exchange.request_id), ask.line)
+        self._respond(answers.of_error(error, routed, block, common, exchange.request_id), routed.line)
         self.exchange = None
         self._next_or_end(b"")
 
@@ -826,9 +833,9 @@ class Downstream(Flow):
             self._reset() if waiting else self.transport.abort()
 
 
-def _id_name(door: Door) -> bytes:
+def _id_name(options: ListenerOptions) -> bytes:
     """What stands before a request's id in each response."""
-    if not door.hsts:
+    if not options.hsts:
         return _ID
     # RFC 6797 section 6.1: on every response, and where the header is made it costs nothing.
-    return b"Strict-Transport-Security: max-age=%d\r\n%b" % (door.hsts, _ID)
+    return b"Strict-Transport-Security: max-age=%d\r\n%b" % (options.hsts, _ID)

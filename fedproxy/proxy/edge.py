@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
     from fedproxy.decide.member import Member
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.answers import Asked
+    from fedproxy.proxy.answers import AnsweredRequest
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
     from fedproxy.proxy.exchange import Exchange
@@ -56,7 +56,7 @@ def _between(start: bytes, end: bytes) -> list[bytes]:
 
 
 @dataclass(slots=True)
-class Ask:
+class RoutedRequest:
     """A request line, and what this edge makes of it: worked out once for each different line."""
 
     line: RequestLine
@@ -159,7 +159,7 @@ class Edge:
         self._key_of = KEYS.get(policy.key)
         # A known line and a known block, with the CRLF between them, are within the limit.
         half = policy.limits.request_head // 2 - 1
-        self.asks: Memo[Ask] = Memo(self._read_ask, entries=4096, longest=min(2048, half))
+        self.routed: Memo[RoutedRequest] = Memo(self._route, entries=4096, longest=min(2048, half))
         self.longest_block = min(4096, half)  # that is kept
         bans = policy.bans
         ban = bans.agent if bans.user_agents else None
@@ -199,7 +199,7 @@ class Edge:
         self.ids = list(zip(ids, _between(b"00-" + start, rest), strict=True))
         return self.ids
 
-    def _read_ask(self, raw: bytes) -> Ask:
+    def _route(self, raw: bytes) -> RoutedRequest:
         line = read_line(raw)
         path = line.path
         paths = readings(path)
@@ -222,7 +222,7 @@ class Edge:
         bans = self.policy.bans
         proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
         launch = launch and line.method == b"GET"
-        return Ask(
+        return RoutedRequest(
             line=line,
             action=action,
             key=key,
@@ -236,13 +236,13 @@ class Edge:
             banned=bool(bans.repositories) and bans.repository(*paths),
         )
 
-    def only(self, ask: Ask, block: HeaderBlock) -> tuple[Member, Source] | None:
+    def only(self, routed: RoutedRequest, block: HeaderBlock) -> tuple[Member, Source] | None:
         """The one member that a request is for, if its host or its route says so."""
         if self.host_members:
-            member = self.host_members.get(host_name(ask.line.authority or block.host or b""))
+            member = self.host_members.get(host_name(routed.line.authority or block.host or b""))
             if member is not None:
                 return member, Source.HOST
-        action = ask.action
+        action = routed.action
         if isinstance(action, ToPrime) and self.federation.prime is not None:
             return self.federation.prime, Source.HOST
         if isinstance(action, ToMember):
@@ -251,19 +251,19 @@ class Edge:
         return None
 
     def choose(
-        self, ask: Ask, block: HeaderBlock, client: bytes, now: float, launch: bool = False
+        self, routed: RoutedRequest, block: HeaderBlock, client: bytes, now: float, launch: bool = False
     ) -> Lease | Refusal:
         """The member for a request that no attempt was made for yet."""
-        if self.host_members or not ask.balanced:
-            only = self.only(ask, block)
-            if ask.stays:
-                return self._choose_session(ask, block, only, client, now, launch)
+        if self.host_members or not routed.balanced:
+            only = self.only(routed, block)
+            if routed.stays:
+                return self._choose_session(routed, block, only, client, now, launch)
             if only is not None:
                 return self.federation.acquire_member(only[0], only[1], (), now, launch, client)
         pinned = self.pins.get(block.cookie)
         if pinned is None and block.cookie:
             pinned = self._pin_of(block.cookie, now, launch)
-        key = ask.key if self._key_of is not None else client
+        key = routed.key if self._key_of is not None else client
         if launch and pinned is None and key is not None and self.moved:
             # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
             moved = self.federation.by_name.get(self.moved.get(key, now) or "")
@@ -273,7 +273,7 @@ class Edge:
 
     def _choose_session(
         self,
-        ask: Ask,
+        routed: RoutedRequest,
         block: HeaderBlock,
         only: tuple[Member, Source] | None,
         client: bytes,
@@ -290,7 +290,7 @@ class Edge:
         if pinned is not None:
             return federation.acquire_session(pinned, Source.COOKIE, launch)
         lease = federation.acquire(
-            ask.key if self._key_of is not None else client, None, (), now, launch, client
+            routed.key if self._key_of is not None else client, None, (), now, launch, client
         )
         if isinstance(lease, Lease):
             federation.spare(lease, now, client)
@@ -377,7 +377,7 @@ class Edge:
             return
         first, started, error = exchange.first_byte_at, exchange.started, exchange.error
         record = self._record(
-            exchange.origin, exchange.request_id, exchange.ask.line, exchange.block, exchange.status
+            exchange.origin, exchange.request_id, exchange.routed.line, exchange.block, exchange.status
         )
         record.bytes_in = exchange.bytes_in
         record.bytes_out = exchange.bytes_out
@@ -397,7 +397,7 @@ class Edge:
 
     def record_answer(
         self,
-        asked: Asked | None,
+        asked: AnsweredRequest | None,
         origin: Origin,
         request_id: bytes,
         *,
@@ -415,7 +415,7 @@ class Edge:
             trace = trace_of_answer(self, self.tracer, asked.trusted, asked.block, asked.traceparent)
         if self.log is None and trace is None:
             return
-        line, block = (None, None) if asked is None else (asked.ask.line, asked.block)
+        line, block = (None, None) if asked is None else (asked.routed.line, asked.block)
         record = self._record(origin, request_id, line, block, status)
         record.member = member
         record.affinity = affinity

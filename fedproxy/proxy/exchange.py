@@ -40,7 +40,7 @@ from fedproxy.wire.request import is_answered
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.edge import Edge, RoutedRequest
     from fedproxy.proxy.traced import Notes
     from fedproxy.proxy.upstream import Pool, Upstream
     from fedproxy.wire.request import HeaderBlock
@@ -106,7 +106,6 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "ask",
         "attempts",
         "block",
         "body_done",
@@ -130,6 +129,7 @@ class Exchange:
         "pool",
         "progress",
         "request_id",
+        "routed",
         "sets_cookie",
         "settled",
         "source",
@@ -153,7 +153,7 @@ class Exchange:
         self,
         edge: Edge,
         visitor: Visitor,
-        ask: Ask,
+        routed: RoutedRequest,
         block: HeaderBlock,
         origin: Origin,
         request_id: bytes,
@@ -162,7 +162,7 @@ class Exchange:
         """Sets everything: as an `__init__`, which the interpreter calls the long way, it would cost more."""
         self.edge = edge
         self.visitor = visitor
-        self.ask = ask
+        self.routed = routed
         self.block = block
         self.origin = origin
         self.request_id = request_id
@@ -170,8 +170,8 @@ class Exchange:
         clock = edge.clock
         self.started = clock()
         self.is_launch = False
-        self.is_head = ask.line.is_head
-        self.framed = not ask.line.http10
+        self.is_head = routed.line.is_head
+        self.framed = not routed.line.http10
         self.lease: Lease | None = None
         self.upstream: Upstream | None = None
         self.connecting: asyncio.Task[None] | None = None
@@ -203,7 +203,7 @@ class Exchange:
 
     def begin(self) -> None:
         """Chooses a member and sends it the request."""
-        lease = self.edge.choose(self.ask, self.block, self.origin.client, self.started, self.is_launch)
+        lease = self.edge.choose(self.routed, self.block, self.origin.client, self.started, self.is_launch)
         if isinstance(lease, Lease):
             self._attempt(lease)
         else:
@@ -211,7 +211,7 @@ class Exchange:
 
     def _attempt(self, lease: Lease) -> None:
         source = self.source = lease.source if not self.tried else _MOVED
-        if source is not _COOKIE or self.ask.renews:
+        if source is not _COOKIE or self.routed.renews:
             self.sets_cookie = source is not _HOST
         self.lease = lease
         self.attempts += 1
@@ -322,7 +322,7 @@ class Exchange:
         """As `begin`, for a request with a body; refused if its client has too many uploads under way."""
         edge = self.edge
         now = edge.clock()
-        lease = edge.choose(self.ask, self.block, self.origin.client, now, self.is_launch)
+        lease = edge.choose(self.routed, self.block, self.origin.client, now, self.is_launch)
         if not isinstance(lease, Lease):
             self._refuse(refused(lease))
             return
@@ -415,7 +415,7 @@ class Exchange:
             self.notes.answer(head.status)
         upstream = self.upstream
         asked = self.block.upgrade
-        if asked is None or self.is_launch or self.ask.line.http10 or upstream is None:
+        if asked is None or self.is_launch or self.routed.line.http10 or upstream is None:
             return False
         if not is_answered(asked, head.upgrade):
             return False
@@ -445,7 +445,7 @@ class Exchange:
         edge.federation.settle(lease, _FAILURE if self._blames(error, now) else _IGNORED, now, client)
         self.lease = None
         member = lease.member
-        if self.ask.stays and not error.delivered:
+        if self.routed.stays and not error.delivered:
             # What a session's server answers says nothing about the member; that it cannot be reached does.
             edge.federation.unreached(member, now, client)
         member.counts.errors[error.reason] += 1
@@ -477,13 +477,13 @@ class Exchange:
     def _same(self, member: Member, source: Source, now: float) -> Lease | Refusal:
         """Another lease of the same member."""
         federation = self.edge.federation
-        if self.ask.stays:
+        if self.routed.stays:
             return federation.acquire_session(member, source, self.is_launch)
         return federation.acquire_member(member, source, self.tried, now, self.is_launch, self.origin.client)
 
     def _may_retry(self, delivered: bool) -> bool:
         return may_retry(
-            idempotent=self.ask.line.idempotent,
+            idempotent=self.routed.line.idempotent,
             delivered=delivered,
             committed=self.committed or self.interims > 0,
             replayable=self.held is not None or not self.bytes_in,
@@ -496,7 +496,7 @@ class Exchange:
         lease, upstream = self.lease, self.upstream
         if status not in _PASSED_OVER or lease is None or upstream is None:
             return False
-        if self.ask.stays or not self._may_retry(delivered=True):
+        if self.routed.stays or not self._may_retry(delivered=True):
             return False
         now = self.edge.clock()
         after = self._next(lease.member, str(status), now)
@@ -534,11 +534,11 @@ class Exchange:
 
     def key(self) -> bytes | None:
         """What ranks the members for it."""
-        return self.ask.key if self.edge.policy.key != "client" else self.origin.client
+        return self.routed.key if self.edge.policy.key != "client" else self.origin.client
 
     def may_move(self) -> bool:
         """Whether any member may serve it."""
-        return self.ask.balanced and self.edge.only(self.ask, self.block) is None
+        return self.routed.balanced and self.edge.only(self.routed, self.block) is None
 
     def _next(self, member: Member, reason: str, now: float, delivered: bool = True) -> Lease | None:
         """A lease of the next in rank after `member`; None if there is none, or the budget is used up.
@@ -548,7 +548,7 @@ class Exchange:
         """
         edge, client = self.edge, self.origin.client
         self.tried += (member,)
-        session = self.ask.stays
+        session = self.routed.stays
         if session:
             if delivered or self.source is _COOKIE or self.source is _HOST:
                 return None

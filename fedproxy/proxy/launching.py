@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.member import Member
     from fedproxy.errors import EdgeError, ExchangeError, MemberError
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.edge import Edge, RoutedRequest
     from fedproxy.proxy.exchange import Visitor
     from fedproxy.proxy.upstream import Pool
     from fedproxy.wire.request import HeaderBlock
@@ -71,13 +71,13 @@ class LaunchExchange(Exchange):
         self,
         edge: Edge,
         visitor: Visitor,
-        ask: Ask,
+        routed: RoutedRequest,
         block: HeaderBlock,
         origin: Origin,
         request_id: bytes,
         traceparent: bytes,
     ) -> None:
-        super().open(edge, visitor, ask, block, origin, request_id, traceparent)
+        super().open(edge, visitor, routed, block, origin, request_id, traceparent)
         self.is_launch = True
         self.watched = False
         self.outcome = None

@@ -116,7 +116,7 @@ class Upstream(Flow):
     def request_head(self, exchange: Exchange) -> bytes:
         """The request's head as this member is sent it."""
         block = exchange.block
-        line = exchange.ask.line
+        line = exchange.routed.line
         host_line = self.pool.host_line
         if block.upgrade is not None and not line.http10 and not exchange.is_launch:
             host_line += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade

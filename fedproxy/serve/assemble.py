@@ -20,7 +20,7 @@ from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Fixed, Redirect, Route, Router, ToMember, ToMembers, ToPrime
 from fedproxy.errors import ConfigError, Fault
-from fedproxy.proxy.policy import Door, Endpoint, LaunchPolicy, Limits, Policy, Rate, Timeouts
+from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, ListenerOptions, Policy, Rate, Timeouts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,10 +60,10 @@ def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
     )
 
 
-def door_of(listener: config.Listener) -> Door:
+def door_of(listener: config.Listener) -> ListenerOptions:
     """What those are told who come in by a listener."""
     tls = listener.tls
-    return Door(
+    return ListenerOptions(
         secure=tls is not None,
         unix=bool(listener.address.path),
         proxy_protocol=listener.proxy_protocol,

@@ -186,7 +186,7 @@ class Plane:
         """Puts a config in force, all but new listeners. Raises ConfigError, with nothing changed."""
         edge = self.edge
         with self._log.prepare(update.config) as log:
-            self._renew_doors(update.config)
+            self._renew_options(update.config)
             assemble(edge, update.config, update.workers)
         edge.log = log()
         self._traces.put(update.config.tracing)
@@ -373,7 +373,7 @@ class Plane:
             if opened.certificates is not None and not opened.door.proxy_protocol:
                 await waiter
 
-    def _renew_doors(self, config: Config) -> None:
+    def _renew_options(self, config: Config) -> None:
         by_shape = {each.shape: each for each in self._open}
         for at, listener in enumerate(config.listen):
             opened = by_shape.get(shape(listener))
