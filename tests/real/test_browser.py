@@ -156,10 +156,10 @@ async def test_member_that_breaks_is_on_the_open_page_at_once_and_on_the_visitor
         wrong = page.get_by_role("region", name="What is wrong")
         await expect(wrong).to_contain_text("toy-leuven: its breaker is open;")
         await expect(page).to_have_title("2 of 3 available - fedproxy")
-        await expect(card.get_by_text("is left out: its breaker opened")).to_contain_text("answered 503")
+        await expect(card.get_by_text("was ejected: its breaker opened")).to_contain_text("answered 503")
         await expect(page.locator("tr", has_text=broken.name)).to_contain_text("open")
         await public.reload()
-        await expect(public.locator("li", has_text=broken.name)).to_contain_text("Recovering")
+        await expect(public.locator("li", has_text=broken.name)).to_contain_text("Ejected")
         await broken.set_mode(Mode.SICK)
         await expect(wrong).to_contain_text("JupyterHub API")
         assert not seen.complaints
@@ -252,7 +252,7 @@ async def test_number_that_is_typed_stays_while_the_page_is_kept_up_to_date(edge
 
 async def test_live_page_without_script_shows_the_members(edge: Edge) -> None:
     async with edge.page("live", java_script_enabled=False) as (page, _):
-        await expect(page.locator("tr", has_text="toy-oxford")).to_contain_text("well")
+        await expect(page.locator("tr", has_text="toy-oxford")).to_contain_text("healthy")
         await expect(page.get_by_label("Admin token")).to_be_hidden()
         await expect(page.locator("figure").first).to_be_hidden()
 

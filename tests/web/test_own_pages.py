@@ -76,7 +76,7 @@ async def test_what_happens_is_in_the_log(hub: Hub, tmp_path: Path) -> None:
             assert response.status == 200
         async with admin.get("/events"):
             # Somebody looks on, so that it does not take long.
-            await comes(log, lambda text: "old is set to drain by an operator" in text)
+            await comes(log, lambda text: "old was set to drain by an operator" in text)
         assert [event.level for event in service.history.about("old", 9)][-1] == "bad"
 
 
