@@ -113,7 +113,7 @@ def test_import_of_another_format_is_refused(write: Write) -> None:
     file = write({"members": MEMBERS})
     result = run("import", file)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"{file}: is not of federation-redirect's format, expected `hosts`\n"
+    assert result.stderr == f"{file}: is not in federation-redirect's format, expected `hosts`\n"
 
 
 def test_import_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:

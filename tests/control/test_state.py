@@ -151,7 +151,7 @@ def test_secrets_are_still_there_when_a_member_joined() -> None:
         (
             "new",
             {**NEW, "hosts": ["b.example"]},
-            ["members.new.hosts.0: is 'b.example', which is there for b"],
+            ["members.new.hosts.0: is 'b.example', which b already has"],
         ),
     ],
 )
@@ -164,7 +164,7 @@ def test_member_that_does_not_fit_is_refused(name: str, settings: object, expect
 
 def test_second_prime_member_is_refused() -> None:
     primes = config({"a": {**A, "prime": True}})
-    with pytest.raises(ConfigError, match=r"members\.new\.prime: is true, and for a too"):
+    with pytest.raises(ConfigError, match=r"members\.new\.prime: is true, but a is prime already"):
         join(primes, State(), "new", {**NEW, "prime": True})
 
 
