@@ -12,7 +12,7 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 FIELD = re.compile(
     rb"("
     + TOKEN
-    # White space before a value is taken at once and for good: what divides in n ways takes n squared.
+    # White space before a value is matched possessively: n bytes that divide in n ways take n squared.
     + rb"):[ \t]*+((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
 VALUE_BYTES = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
@@ -22,12 +22,12 @@ LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
 Value = TypeVar("Value")
 
 
-# What honest peers send is short; long lists, each another, would fill the memory.
+# Honest peers send short lists; many different long ones would fill the memory.
 _LONGEST_LIST = 128
 
 
 def tokens(value: bytes) -> tuple[bytes, ...]:
-    """The members of a comma-separated list, in lower case, empty ones left out (RFC 9110 section 5.6.1)."""
+    """The elements of a comma-separated list, in lower case, without empty ones (RFC 9110 section 5.6.1)."""
     return _known_tokens(value) if len(value) <= _LONGEST_LIST else _tokens(value)
 
 
@@ -39,12 +39,12 @@ _known_tokens = lru_cache(1024)(_tokens)
 
 
 class Memo(dict[bytes, Value], Generic[Value]):
-    """A bounded memory of what bytes mean: the same bytes, the same meaning.
+    """A bounded cache from bytes to their parsed form: equal bytes have equal meaning.
 
-    `memo[key]` is one dictionary look-up when the key is known; else `read(key)` is called, and its result
+    `memo[key]` is one dictionary look-up if the key is known; otherwise `read(key)` is called, and its result
     kept unless the key is longer than `longest` bytes. It holds two generations of at most `entries` keys
-    each: when the young one is full it becomes the old one, and what is used again moves back, so that
-    a flood of new keys cannot push out for long what is in steady use. Errors of `read` pass through.
+    each: when the young one is full it becomes the old one, and a key that is used again moves back, so that
+    a flood of new keys cannot evict for long what is in steady use. Errors of `read` pass through.
     """
 
     def __init__(self, read: Callable[[bytes], Value], entries: int = 4096, longest: int = 4096) -> None:
