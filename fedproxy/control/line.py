@@ -29,7 +29,7 @@ _FRESH_ONLY = 1 << 18  # bytes that wait to be read by the other side
 
 @dataclass(frozen=True)
 class Health:
-    """The probes' word on a member. pods, quota: as far as it told them, for the visitors' page."""
+    """The probes' verdict on a member. pods, quota: as far as it told them, for the visitors' page."""
 
     name: str
     healthy: bool
@@ -165,7 +165,7 @@ class Doubted:
 
 @dataclass(frozen=True)
 class Served:
-    """A member serves clients well; `clients` are some of their keys."""
+    """A member serves clients successfully; `clients` are some of their keys."""
 
     name: str
     clients: frozenset[bytes]

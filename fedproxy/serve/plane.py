@@ -197,7 +197,7 @@ class Plane:
             self._logos[logo.url] = logo
 
     def health(self, health: Health) -> None:
-        """The probes' word on a member."""
+        """The probes' verdict on a member."""
         self._health[health.name] = health
         member = self.edge.federation.by_name.get(health.name)
         if member is not None:
