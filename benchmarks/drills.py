@@ -281,7 +281,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Says where `_NAME` is, for one second at a time; with no `address` there is no such name."""
+    """A name server for `_NAME`, with answers valid for one second; without `address` there is no such name."""
 
     address: str | None = "127.0.0.1"
     port = 0
@@ -326,7 +326,7 @@ class Visitor:
     """Set to have no more than the request under way."""
 
     async def visit(self, port: int) -> None:
-        """Comes `after` so many seconds, and asks again and again until cancelled or `leaving`."""
+        """Starts `after` this many seconds, and repeats requests until cancelled or `leaving`."""
         await asyncio.sleep(self.after)
         while not self.leaving:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(self.address, 0))

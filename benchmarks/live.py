@@ -45,7 +45,7 @@ _TROUBLE = 20.0  # requests a second while a member breaks
 
 @dataclass
 class Cost:
-    """Of so many members and open pages: microseconds per request, one for each round; bytes a second."""
+    """The cost with this many members and open pages: µs per request, one per round; bytes per second."""
 
     members: int
     pages: int
@@ -96,7 +96,7 @@ def looking(port: int, count: int) -> Iterator[Readers]:
 
 
 def costs(members: int, port: int, seconds: int, rounds: int) -> list[Cost]:
-    """Of an edge with so many members. Raises `BenchmarkError`."""
+    """The cost of an edge with this many members. Raises `BenchmarkError`."""
     cores = two_cores()
     found = [Cost(members, pages) for pages in PAGES]
     with edge(members, 1, port, cores) as (process, public, admin):

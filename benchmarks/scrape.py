@@ -219,7 +219,7 @@ def leave(number: int, _frame: FrameType | None) -> NoReturn:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seconds", type=click.FloatRange(0.1), default=None, help="Length of one run.  [default: 3]")
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Runs of each kind.  [default: 5]")
-@click.option("--only", type=(int, int), default=None, help="One case: so many members, and workers.")
+@click.option("--only", type=(int, int), default=None, help="One case: number of members, of workers.")
 @click.option(
     "--port", type=click.IntRange(1024, 65000), default=18300, show_default=True, help="First port."
 )

@@ -45,7 +45,7 @@ from rich.table import Table
 from benchmarks.peers import MEMBERS, SIZES, BenchmarkError, Process, members_command, require_free
 from benchmarks.visitors import Seen, paced, percentile
 
-_TIMEOUT = 3.0  # seconds, for every time-out of the edge that ends somebody slow
+_TIMEOUT = 3.0  # seconds, for every time-out of the edge that ends a slow visitor
 _OPENING = 1.0  # seconds in which the slow ones come
 _WATCHED = 3.0  # seconds from the first of them, in which the visitor is watched
 _SETTLED = 2.0  # seconds after the first of them, when all are there and none is gone
@@ -126,7 +126,7 @@ class Crowd:
         self._come = 0
 
     def run(self, until: float) -> bool:
-        """Goes on for so many seconds since the first came; returns early, and True, if all are gone."""
+        """Goes on until this many seconds after the first came; returns True early if all are gone."""
         while (now := time.monotonic() - self._began) < until:
             while self._come < self.size and now >= self._come * _OPENING / self.size:
                 self._open()

@@ -102,7 +102,7 @@ _COMMANDS: dict[str, Callable[[Path, int, Sequence[int], Files], list[str]]] = {
 
 def _connect(port: int) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-    # Else the request waits for the acknowledgement of what ended the handshake.
+    # Otherwise the request waits for the acknowledgement of what ended the handshake.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 

@@ -98,9 +98,9 @@ class Federation:
         """A lease for a request that any member may serve.
 
         The pinned member comes first (one that drains, or has weight 0, keeps its visitors), then the
-        balancer's choice for `key` among those that take new visitors, then prime as the last resort, unhealthy or
-        not. Members in `tried` are out. `launch`: it counts against `max_launches` too. `client`: the
-        visitor's address.
+        balancer's choice for `key` among those that take new visitors, then prime as the last resort,
+        unhealthy or not. Members in `tried` are out. `launch`: it counts against `max_launches` too.
+        `client`: the visitor's address.
         """
         if (
             pinned is not None

@@ -114,7 +114,7 @@ class Sockets:
                 yield at, sock
 
     def left_over(self, listeners: Sequence[Listener], slots: int) -> range:
-        """The slots beyond so many that still have sockets."""
+        """The slots from `slots` on that still have sockets."""
         return range(slots, max((len(self._open[key]) for key in _keys(listeners)), default=0))
 
     def are_given(self, listeners: Sequence[Listener]) -> list[bool]:

@@ -7,7 +7,7 @@ import aiohttp
 from fedproxy.demo.toy import Mode
 from tests.program import fedproxy
 
-LAST = "Ctrl-C ends all of it."
+LAST = "Ctrl-C stops everything."
 
 
 async def test_demo_serves_what_it_prints_and_ends_at_ctrl_c() -> None:
