@@ -281,7 +281,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """A name server for `_NAME`, with answers valid for one second; without `address` there is no such name."""
+    """A name server for `_NAME`; answers are valid for 1 s. Without `address` there is no such name."""
 
     address: str | None = "127.0.0.1"
     port = 0

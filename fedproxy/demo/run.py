@@ -61,7 +61,7 @@ Break a member, reload the edge, look at the operators' page, and fix it:
   curl -X POST {toy}/failing
   curl -X POST {toy}/healthy
 
-  failing, flapping  503: ejected, its breaker opens after {BREAKER_FAILURES}, for 2 s, 4 s, 8 s ...
+  failing, flapping  503: ejected after {BREAKER_FAILURES} failures, for 2 s, 4 s, 8 s ...
   kill, resetting    another member serves; ejected, then unhealthy
   hanging            another member serves after 5 s; then unhealthy: timeout
   sick, full         unhealthy (JupyterHub API) or full (quota) in 2 to 4 s
