@@ -1,4 +1,4 @@
-"""What an operator writes, validated and frozen."""
+"""The operator's config, validated and frozen."""
 
 from fedproxy.config.address import Address, MemberAddress, member_address
 from fedproxy.config.load import convert, load, member_from, parse, to_yaml

@@ -1,4 +1,4 @@
-"""What is said about a config: its faults, and what is in force."""
+"""Reports about a config: its faults, and the values in force."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whom a visitor without a cookie is sent to: three ways to pick a member by weight.
+"""The choice of a member for a visitor without a cookie: three balancers, all weighted.
 
 A balancer takes (key, members, shares, rng) and picks one of those members; `shares` are theirs, in the same
-order and all above 0, and there is at least one. What is next in rank is what it picks of the others.
+order and all above 0, and there is at least one. The next in rank is its pick among the others.
 `bounded` picks so that no member carries much more than its share.
 """
 
@@ -20,7 +20,7 @@ from fedproxy.decide.member import Member
 
 
 class Chance(Protocol):
-    """Where randomness comes from; a `random.Random` is one."""
+    """A source of randomness, such as a `random.Random`."""
 
     def random(self) -> float:
         """A number in [0, 1)."""
@@ -30,12 +30,12 @@ Balancer = Callable[[bytes | None, Sequence[Member], Sequence[float], Chance], M
 
 _HASHES: Final = 2**64 - 1
 _LEAST: Final = 2.0**-64
-# The keys of real repositories are shorter; a visitor can make longer ones, each another, at no cost.
+# The keys of real repositories are shorter; a visitor can invent any number of longer ones at no cost.
 _LONGEST_KEPT: Final = 256
 
 
 def cost(hash64: int) -> float:
-    """-ln of a hash as a part of one; always above 0. A member's score is its weight divided by it."""
+    """-ln of a hash scaled to (0, 1); always above 0. A member's score is its weight divided by it."""
     return -log((hash64 or 1) / _HASHES) or _LEAST
 
 
@@ -45,9 +45,9 @@ def _cost_of(key: bytes, name: str) -> float:
 
 
 class CostCache:
-    """The costs of keys for members' names, so that a key that comes again costs no hashing.
+    """The costs of keys for members' names, so that a repeated key costs no hashing.
 
-    About `size` costs are held at most. Those of long keys are not held.
+    At most about `size` costs are kept. Costs of long keys are not kept.
     """
 
     def __init__(self, size: int = 100_000) -> None:
@@ -127,7 +127,7 @@ def bounded(
     shares: Sequence[float],
     rng: Chance,
 ) -> Member:
-    """What `pick` picks of the members that are below their capacity, or of all if none is.
+    """What `pick` picks among the members below their capacity, or among all if none is.
 
     A member's capacity is `bound` times its fair share of all that these members have in flight, this request
     included, and at least 1.

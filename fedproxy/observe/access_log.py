@@ -25,8 +25,8 @@ _LONGEST_KEPT: Final = 512
 class AccessLog:
     """Turns records into lines and hands them to `write`, each with its line feed, once per turn of the loop.
 
-    `schedule` runs a function soon (`loop.call_soon`); `flush` may be called at any time. `write` may be set
-    anew.
+    `schedule` runs a function soon (`loop.call_soon`); `flush` may be called at any time. `write` may be
+    replaced.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class AccessLog:
         self._lines: list[str] = []
 
     def __call__(self, record: Record) -> None:
-        """Notes one request."""
+        """Adds one request."""
         lines = self._lines
         if not lines:
             self._schedule(self.flush)
@@ -55,7 +55,7 @@ class AccessLog:
 
 
 class _Written(dict[str, str]):
-    """Text as the log has it: what repeats, as most user agents and targets do, is worked out once."""
+    """Escaped text by its original: what repeats, as most user agents and targets do, is escaped once."""
 
     def __init__(self, write: Callable[[str], str]) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ class JsonLines:
         self._texts = _Written(quote)
 
     def __call__(self, record: Record) -> str:
-        """The line, its line feed included."""
+        """The line, including its line feed."""
         second, millisecond = divmod(int(record.time * 1000), 1000)
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         texts = self._texts
         ttfb, member, affinity, launch = record.ttfb, record.member, record.affinity, record.launch
-        # By hand: half the cost of json.dumps, and this runs once for every request.
+        # Formatted by hand: half the cost of json.dumps, and this runs for every request.
         return (
             f'{{"time":"{self._stamp}{_MILLISECONDS[millisecond]}",'
             f'"request_id":{quote(record.request_id)},'
@@ -121,12 +121,12 @@ class CombinedLines:
         self._texts = _Written(_escape)
 
     def __call__(self, record: Record) -> str:
-        """The line, its line feed included."""
+        """The line, including its line feed."""
         second = int(record.time)
         if second != self._second:
             self._second = second
             at = time.gmtime(second)
-            # The month by hand: strftime's would be the locale's.
+            # Not strftime's %b: it depends on the locale.
             self._stamp = (
                 f"{at.tm_mday:02d}/{_MONTHS[at.tm_mon - 1]}/{time.strftime('%Y:%H:%M:%S', at)} +0000"
             )
@@ -153,8 +153,8 @@ def _spelled(text: str) -> str:
     return "".join(f"(?:{re.escape(char)}|%(?:25)*{ord(char):02x})" for char in text)
 
 
-# A login page's `next=` carries a whole URL, so a name may follow an encoded delimiter, and stand before an
-# encoded `=`. Whatever comes before the next plain delimiter is masked then: rather too much than too little.
+# A login page's `next=` carries a whole URL, so a name may follow an encoded delimiter and precede an encoded
+# `=`. Everything up to the next plain delimiter is masked then: too much rather than too little.
 _SECRET: Final = re.compile(
     rf"((?:[^a-z0-9_]|%(?:25)*[0-9a-f]{{2}}|^)(?:{_spelled('build_')})?{_spelled('token')}{_spelled('=')})[^&#]+",
     re.IGNORECASE | re.ASCII,

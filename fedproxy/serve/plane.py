@@ -30,7 +30,7 @@ from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
 from fedproxy.proxy.handshake import handshakes
 from fedproxy.serve import descriptors
-from fedproxy.serve.assemble import assemble, door_of
+from fedproxy.serve.assemble import assemble, options_of
 from fedproxy.serve.log import Log
 from fedproxy.serve.own_pages import page_logger
 from fedproxy.serve.sockets import BACKLOG
@@ -65,7 +65,7 @@ class _Open:
 
     def __init__(self, listener: Listener, certificates: Certificates | None) -> None:
         self.shape = shape(listener)
-        self.door = door_of(listener)
+        self.door = options_of(listener)
         self.certificates = certificates
         self.servers: list[asyncio.Server] = []
         self.sockets: list[socket.socket] = []
@@ -213,7 +213,7 @@ class Plane:
             self._logos[logo.url] = logo
 
     def health(self, health: MemberHealth) -> None:
-        """The probes' word on a member."""
+        """The probes' verdict on a member."""
         self._health[health.name] = health
         member = self.edge.federation.by_name.get(health.name)
         if member is not None:
@@ -380,7 +380,7 @@ class Plane:
             if opened is not None and opened.certificates is not None and listener.tls is not None:
                 opened.certificates.replace(listener.tls, f"listen.{at}.tls")
             if opened is not None:
-                opened.door.renew(door_of(listener))
+                opened.door.renew(options_of(listener))
 
     def renew(self) -> None:
         """Reads the certificates again. What cannot be used is said by those who looked first."""

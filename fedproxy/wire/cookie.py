@@ -15,8 +15,8 @@ _BEFORE = rb"[\0- \",\[\\\]\x7f-\xff]"
 def take(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
     """The values of the cookie `name` in a Cookie field, and the field without anything read as that cookie.
 
-    Several values are joined by semicolons, in order and without repetition. What is left keeps its bytes
-    and its order; it is empty when no other cookie was there.
+    Several values are joined by semicolons, in order and without repetition. The rest keeps its bytes and
+    its order; it is empty if there was no other cookie.
     """
     before, there, after = value.partition(name + b"=")
     # Not `in`, which for bytes tries a number first, and costs twice as much.

@@ -10,7 +10,7 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 FIELD = re.compile(
     rb"("
     + TOKEN
-    # White space before a value is taken at once and for good: what divides in n ways takes n squared.
+    # White space before a value is matched possessively: n bytes that divide in n ways take n squared.
     + rb"):[ \t]*+((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
 VALUE_BYTES = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
@@ -22,7 +22,7 @@ _LONGEST_LIST = 128
 
 
 def tokens(value: bytes) -> tuple[bytes, ...]:
-    """The members of a comma-separated list, in lower case, empty ones left out (RFC 9110 section 5.6.1)."""
+    """The elements of a comma-separated list, in lower case, without empty ones (RFC 9110 section 5.6.1)."""
     return _known_tokens(value) if len(value) <= _LONGEST_LIST else _tokens(value)
 
 

@@ -339,7 +339,7 @@ async def test_certificate_without_its_key_is_a_fault_that_names_both(files: dic
     tls = {"certificate": files["ca"], "private_key": files["key"]}
     service = service_of(config_of("http://127.0.0.1:1", listen=[{"address": "127.0.0.1:0", "tls": tls}]))
     with pytest.raises(
-        ConfigError, match=r"listen\.0\.tls\.certificate: .*ca\.pem does not go with .*key\.pem"
+        ConfigError, match=r"listen\.0\.tls\.certificate: .*ca\.pem does not match .*key\.pem"
     ):
         await service.start()
 

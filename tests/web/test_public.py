@@ -147,10 +147,11 @@ async def test_page_says_nothing_for_a_cookie_that_names_nobody(client: Client, 
     ("status", "change"),
     [
         ("In maintenance", lambda m: m.set_intent(Intent.MAINT)),
-        ("Takes no new visitors", lambda m: m.set_intent(Intent.DRAIN)),
-        ("Not well at the moment", lambda m: m.set_health(False, 0.0)),
-        ("Recovering", lambda m: m.breaker.trip(1000.0, 0.0)),
-        ("Full at the moment", lambda m: setattr(m, "in_flight", 1000)),
+        ("Draining", lambda m: m.set_intent(Intent.DRAIN)),
+        ("Unhealthy", lambda m: m.set_health(False, 0.0)),
+        ("Ejected", lambda m: m.breaker.trip(1000.0, 0.0)),
+        ("Full", lambda m: setattr(m, "in_flight", 1000)),
+        ("Full", lambda m: m.set_health(False, 0.0, ("quota",))),
     ],
 )
 async def test_page_says_how_a_member_is(client: Client, state: State, status: str, change: object) -> None:
