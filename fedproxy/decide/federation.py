@@ -293,8 +293,8 @@ class Federation:
             if member in tried or not member.full(launch):
                 continue
             fits = member is pinned or (member.intent is _READY and member.share(now) > 0)
-            ill = not (member.serving and member.breaker.admits(now))
-            if (fits and not ill) or (member is self.prime and member.intent is not _MAINT):
+            serves = member.serving and member.breaker.admits(now)
+            if (fits and serves) or (member is self.prime and member.intent is not _MAINT):
                 return Refusal.FULL
         return Refusal.NO_MEMBER
 

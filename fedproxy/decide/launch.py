@@ -36,12 +36,12 @@ class Verdict(Enum):
     """What a failure says about the member.
 
     REPEATS: the repository's or the visitor's fault; another member would fail too. FULL: this member has no
-    room now, which is not a failure of the member. ILL: this member failed.
+    room now, which is not a failure of the member. FAULTY: this member failed.
     """
 
     REPEATS = "repeats"
     FULL = "full"
-    ILL = "ill"
+    FAULTY = "faulty"
 
 
 class Decision(Enum):
@@ -54,7 +54,7 @@ class Decision(Enum):
 
 _REPEATS: Final = Verdict.REPEATS
 _FULL: Final = Verdict.FULL
-_ILL: Final = Verdict.ILL
+_FAULTY: Final = Verdict.FAULTY
 _HOLD: Final = Decision.HOLD
 _COMMIT: Final = Decision.COMMIT
 _FAIL_OVER: Final = Decision.FAIL_OVER
@@ -75,10 +75,10 @@ MESSAGES: Final[tuple[tuple[str, Verdict], ...]] = (
     (r"Too many users on this BinderHub!", _FULL),
     (r"Too many users running ", _FULL),
     (r"Rate limit exceeded\.", _FULL),
-    (r"Failed to create temporary user for ", _ILL),
-    (r"Failed to launch image ", _ILL),
-    (r"Image .+ for user .+ (failed|took too long) to launch", _ILL),
-    (r"(Internal Server Error|Bad Gateway|Service Unavailable|Gateway Timeout)\b", _ILL),
+    (r"Failed to create temporary user for ", _FAULTY),
+    (r"Failed to launch image ", _FAULTY),
+    (r"Image .+ for user .+ (failed|took too long) to launch", _FAULTY),
+    (r"(Internal Server Error|Bad Gateway|Service Unavailable|Gateway Timeout)\b", _FAULTY),
 )
 """Patterns of messages, matched from the start, and what each says about the member."""
 
@@ -115,7 +115,7 @@ class FailureTable:
         by_status = judge_status(status) if status is not None else _REPEATS
         for pattern in self._elsewhere:
             if pattern.search(message):
-                return _ILL if by_status is _ILL else _FULL
+                return _FAULTY if by_status is _FAULTY else _FULL
         # The message of a failed build is the repository's own output.
         if built:
             for known, verdict in _KNOWN:
@@ -128,7 +128,7 @@ def judge_status(status: int) -> Verdict:
     """The verdict on a status, of an event or a response."""
     if status == 429:
         return _FULL
-    return _ILL if 500 <= status < 600 else _REPEATS
+    return _FAULTY if 500 <= status < 600 else _REPEATS
 
 
 _KNOWN: Final = tuple((re.compile(pattern, re.DOTALL).match, verdict) for pattern, verdict in MESSAGES)
@@ -184,7 +184,7 @@ class Launch:
             return None
         if self.end is End.READY:
             return Outcome.SUCCESS
-        return Outcome.FAILURE if self.end is End.LOST or self.verdict is _ILL else Outcome.IGNORED
+        return Outcome.FAILURE if self.end is End.LOST or self.verdict is _FAULTY else Outcome.IGNORED
 
     def goes_on(self, data: bytes | None) -> bool:
         """Whether an event brings nothing new, as most: lines of a build's log."""
