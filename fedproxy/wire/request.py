@@ -1,7 +1,7 @@
 """A request's head: its meaning, and the bytes to send to the member (RFC 9112 sections 2, 3 and 6).
 
 A head is parsed in two parts, because they repeat independently: the request line, and the block of fields
-below it. The caller caches the results (`grammar.Memo`), so that a browser's second request costs two
+below it. The caller caches the results (`bounded.Memo`), so that a browser's second request costs two
 dictionary look-ups. Parsing is strict: what two parsers could understand differently is refused, never
 repaired.
 """
