@@ -56,7 +56,7 @@ clean:
 	rm -rf $(VENV) .compiled build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 
 # The stamps are made last, so that an interrupted set-up starts again.
-$(VENV)/.run: pyproject.toml
+$(VENV)/.run: pyproject.toml fedproxy/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'fedproxy needs Python 3.11 or newer: make PYTHON=/path/to/python3.11'; exit 1; }
 	@echo 'Setting up $(VENV) ...'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo 'no virtual environment could be made: on Debian, apt-get install python3-venv'; exit 1; }
