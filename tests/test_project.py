@@ -12,7 +12,7 @@ import pytest
 
 from fedproxy import __version__
 from fedproxy.cli import main
-from fedproxy.config import load, parse
+from fedproxy.config.load import load, parse
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -41,7 +41,8 @@ ListenAddress = Annotated[Address, addr.ADDRESS]
 class Section(BaseModel):
     """A mapping with known keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    # A worker is handed a config that is valid, so it need not build what would validate one.
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -499,11 +500,11 @@ class Config(Section):
         default=None, description="What visitors type, `https://mybinder.org`: the Origin that members see."
     )
     listen: tuple[Listener, ...] = Field(
-        default=(Listener(address=Address("0.0.0.0", 8080)),),
+        default_factory=lambda: (Listener(address=Address("0.0.0.0", 8080)),),
         description="Where visitors are accepted.",
     )
     admin: Admin = Field(
-        default=Admin(), description="The admin listener: live page, metrics, health, members."
+        default_factory=Admin, description="The admin listener: live page, metrics, health, members."
     )
     workers: Annotated[int | Literal["auto"], units.WORKERS] = Field(
         default="auto", description="Worker processes: a number, or `auto` for one per processor."
@@ -516,14 +517,14 @@ class Config(Section):
         description="Where the access log goes: `stdout`, or a file, which is opened anew at SIGUSR1.",
     )
     tracing: Tracing = Field(
-        default=Tracing(), description="Spans of OpenTelemetry for a share of the requests."
+        default_factory=Tracing, description="Spans of OpenTelemetry for a share of the requests."
     )
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
         default=(),
         description="Networks whose `X-Forwarded-*` and `Forwarded` headers are believed. If there are any, "
         "only they may connect where there is `proxy_protocol`. Peers of a unix listener are always trusted.",
     )
-    affinity: Affinity = Field(default=Affinity(), description="How a visitor stays with a member.")
+    affinity: Affinity = Field(default_factory=Affinity, description="How a visitor stays with a member.")
     balancer: Literal["rendezvous", "random", "least-requests"] = Field(
         default="rendezvous", description="How new visitors are shared out; all three go by weight."
     )
@@ -532,22 +533,24 @@ class Config(Section):
         description="With rendezvous: a member gets at most this times its fair share of what is in flight.",
     )
     timeouts: Timeouts = Field(
-        default=Timeouts(), description="How long the edge waits, each wait for itself."
+        default_factory=Timeouts, description="How long the edge waits, each wait for itself."
     )
     limits: Limits = Field(
-        default=Limits(), description="How much is taken from visitors and given to members."
+        default_factory=Limits, description="How much is taken from visitors and given to members."
     )
-    retry: Retry = Field(default=Retry(), description="Second attempts.")
+    retry: Retry = Field(default_factory=Retry, description="Second attempts.")
     breaker: Breaker = Field(
-        default=Breaker(), description="When a member that fails requests is left out for a while."
+        default_factory=Breaker, description="When a member that fails requests is left out for a while."
     )
-    health: Health = Field(default=Health(), description="The probes of the members.")
-    launch: Launch = Field(default=Launch(), description="What happens to a launch whose member fails it.")
-    ban: Ban = Field(default=Ban(), description="Who is answered 403.")
-    rate: Rate = Field(default=Rate(), description="How many launches one client address may ask for.")
+    health: Health = Field(default_factory=Health, description="The probes of the members.")
+    launch: Launch = Field(
+        default_factory=Launch, description="What happens to a launch whose member fails it."
+    )
+    ban: Ban = Field(default_factory=Ban, description="Who is answered 403.")
+    rate: Rate = Field(default_factory=Rate, description="How many launches one client address may ask for.")
     members: Mapping[Annotated[str, addr.MEMBER_NAME], Member] = Field(description="The BinderHubs, by name.")
     routes: tuple[Route, ...] = Field(
-        default=(Route(path="/metrics", status=404),),
+        default_factory=lambda: (Route(path="/metrics", status=404),),
         description="The first that matches wins; what matches none goes to a member with affinity.",
     )
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.config import Listener, parse
+from fedproxy.config.load import parse
+from fedproxy.config.model import Listener
 from fedproxy.control import hand
 from fedproxy.control.line import Line, Put, Ready, Start
 from fedproxy.serve import orphans
