@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 SOURCES := fedproxy tests benchmarks
 HAS_COMPILER := $(shell command -v cc >/dev/null && $(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null && echo yes)
 
+# Tests start hundreds of interpreters: without bytecode each would compile the whole package anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-compiled lint fmt bench compiled clean
 
 demo: $(VENV)/.run
