@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import COMPILED, WITH_COMPILED
-from fedproxy import config
+from fedproxy.config.load import parse
 from fedproxy.proxy.downstream import Downstream
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.policy import ListenerOptions
@@ -79,7 +79,7 @@ class HotPath:
     def __init__(self) -> None:
         members = {name: {"url": f"http://{name}.example.org", "prime": name == "a"} for name in _NAMES}
         # A launch that waits needs a loop.
-        settings = config.parse(json.dumps({"members": members, "launch": {"hold": 0}}), {})
+        settings = parse(json.dumps({"members": members, "launch": {"hold": 0}}), {})
         self._edge = edge = Edge()
         assemble(edge, settings)
         self._visitor = Downstream(edge, ListenerOptions())

@@ -21,18 +21,19 @@ import uvloop
 from click.shell_completion import CompletionItem
 
 from fedproxy import __version__
-from fedproxy.config import Address, convert, fault_lines, load
-from fedproxy.config.address import LINK, LOCATION, ORIGIN
-from fedproxy.config.load import read_text
+from fedproxy.config.address import LINK, LOCATION, ORIGIN, Address
+from fedproxy.config.report import fault_lines
 from fedproxy.config.units import AMOUNT, FILE, Kind
 from fedproxy.errors import ConfigError
-from fedproxy.web.page import render_page
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
     from fedproxy.control.candidate import Check
     from fedproxy.observe.events import Events
     from fedproxy.serve.service import Service
+
+# A command imports by itself what only it needs: those that ask a running edge, and the completion of their
+# arguments, would else wait for aiohttp, pydantic and the templates, most of what a start takes.
 
 _FILE = click.Path(path_type=Path)
 
@@ -50,6 +51,8 @@ def _wrong(file: Path, error: ConfigError) -> SystemExit:
 
 
 def _load(file: Path) -> Config:
+    from fedproxy.config.load import load
+
     try:
         return load(file, os.environ)
     except ConfigError as error:
@@ -88,6 +91,7 @@ def _with_workers(config: Config, workers: int | None) -> Config:
 
 
 async def _serve(file: Path, config: Config, workers: int | None, events: Events) -> None:
+    from fedproxy.config.load import load
     from fedproxy.serve import descriptors, systemd
     from fedproxy.serve.fleet import StartError
     from fedproxy.serve.service import Service
@@ -200,6 +204,8 @@ def check(file: Path) -> None:
 @click.argument("file", type=_FILE)
 def import_(file: Path) -> None:
     """Print a federation-redirect config.json as a fedproxy config."""
+    from fedproxy.config.load import convert, read_text
+
     try:
         click.echo(convert(read_text(file)), nl=False)
     except ConfigError as error:
@@ -211,6 +217,8 @@ def import_(file: Path) -> None:
 @click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
 def page(file: Path, form: str) -> None:
     """Print the federation's member page."""
+    from fedproxy.web.page import render_page
+
     click.echo(render_page(_load(file), form), nl=False)
 
 

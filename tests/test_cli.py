@@ -20,7 +20,7 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 
 from fedproxy.cli import main
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.web.admin import create_admin_app
 from tests.program import Program, fedproxy

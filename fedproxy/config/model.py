@@ -41,7 +41,8 @@ ListenAddress = Annotated[Address, addr.ADDRESS]
 class Section(BaseModel):
     """A mapping with known keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    # A worker is handed a config that is valid, so it need not build what would validate one.
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -495,11 +496,11 @@ class Config(Section):
         default=None, description="What visitors type, `https://mybinder.org`: the Origin that members see."
     )
     listen: tuple[Listener, ...] = Field(
-        default=(Listener(address=Address("0.0.0.0", 8080)),),
+        default_factory=lambda: (Listener(address=Address("0.0.0.0", 8080)),),
         description="The addresses on which visitors are accepted.",
     )
     admin: Admin = Field(
-        default=Admin(), description="The admin listener: live page, metrics, health, members."
+        default_factory=Admin, description="The admin listener: live page, metrics, health, members."
     )
     workers: Annotated[int | Literal["auto"], units.WORKERS] = Field(
         default="auto", description="Worker processes: a number, or `auto` for one per processor."
@@ -512,7 +513,7 @@ class Config(Section):
         description="Where the access log goes: `stdout`, or a file, which is reopened on SIGUSR1.",
     )
     tracing: Tracing = Field(
-        default=Tracing(), description="OpenTelemetry spans for a share of the requests."
+        default_factory=Tracing, description="OpenTelemetry spans for a share of the requests."
     )
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
         default=(),
@@ -520,7 +521,7 @@ class Config(Section):
         "only they may connect to listeners with `proxy_protocol`. Peers of a unix listener are always "
         "trusted.",
     )
-    affinity: Affinity = Field(default=Affinity(), description="How a visitor stays with a member.")
+    affinity: Affinity = Field(default_factory=Affinity, description="How a visitor stays with a member.")
     balancer: Literal["rendezvous", "random", "least-requests"] = Field(
         default="rendezvous", description="How new visitors are distributed; all three respect the weights."
     )
@@ -529,20 +530,24 @@ class Config(Section):
         description="With rendezvous: a member gets at most this many times its fair share in flight.",
     )
     timeouts: Timeouts = Field(
-        default=Timeouts(), description="How long the edge waits, separately for each wait."
+        default_factory=Timeouts, description="How long the edge waits, separately for each wait."
     )
-    limits: Limits = Field(default=Limits(), description="Limits on what visitors send and members get.")
-    retry: Retry = Field(default=Retry(), description="Retries.")
+    limits: Limits = Field(
+        default_factory=Limits, description="Limits on what visitors send and members get."
+    )
+    retry: Retry = Field(default_factory=Retry, description="Retries.")
     breaker: Breaker = Field(
-        default=Breaker(), description="When a member that fails requests is ejected for a while."
+        default_factory=Breaker, description="When a member that fails requests is ejected for a while."
     )
-    health: Health = Field(default=Health(), description="The probes of the members.")
-    launch: Launch = Field(default=Launch(), description="What happens to a launch that its member fails.")
-    ban: Ban = Field(default=Ban(), description="Who is answered 403.")
-    rate: Rate = Field(default=Rate(), description="How many launches one client address may start.")
+    health: Health = Field(default_factory=Health, description="The probes of the members.")
+    launch: Launch = Field(
+        default_factory=Launch, description="What happens to a launch that its member fails."
+    )
+    ban: Ban = Field(default_factory=Ban, description="Who is answered 403.")
+    rate: Rate = Field(default_factory=Rate, description="How many launches one client address may start.")
     members: Mapping[Annotated[str, addr.MEMBER_NAME], Member] = Field(description="The BinderHubs, by name.")
     routes: tuple[Route, ...] = Field(
-        default=(Route(path="/metrics", status=404),),
+        default_factory=lambda: (Route(path="/metrics", status=404),),
         description="The first match wins; a path without a match goes to a member with affinity.",
     )
 

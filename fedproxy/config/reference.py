@@ -90,7 +90,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     kind = kind_of(optional(field.annotation), field.metadata)
     if field.is_required():
         return "**required**"

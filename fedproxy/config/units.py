@@ -15,9 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import GetCoreSchemaHandler, SecretStr
-from pydantic_core import CoreSchema, core_schema
+# Pydantic is imported where a config is made: commands that need none parse their arguments with these kinds.
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, SecretStr
+    from pydantic_core import CoreSchema
 
 #: Replaces a secret wherever a config is shown.
 MASK = "***"
@@ -55,6 +58,8 @@ class Kind:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Replace pydantic's own coercions, which would take `true` for 1."""
+        from pydantic_core import core_schema
+
         render = core_schema.plain_serializer_function_ser_schema(self.render) if self.render else None
         return core_schema.no_info_plain_validator_function(self.__call__, serialization=render)
 
@@ -130,6 +135,8 @@ def text(value: object) -> str | None:
 
 
 def _secret(value: object) -> SecretStr | None:
+    from pydantic import SecretStr
+
     if isinstance(value, SecretStr):
         return value
     parsed = text(value)

@@ -27,7 +27,7 @@ from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from fedproxy import __version__
-from fedproxy.config import MemberAddress, member_address
+from fedproxy.config.address import MemberAddress, member_address
 from fedproxy.config.model import Health
 from fedproxy.decide.health import Verdict, judge_health, judge_versions
 from fedproxy.errors import NameFailed

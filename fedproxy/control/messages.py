@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
     from fedproxy.decide.member import Intent
     from fedproxy.decide.snapshot import Snapshot, Survey
     from fedproxy.errors import Fault

@@ -25,11 +25,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from fedproxy.config import Config, Member, member_from, units
+from fedproxy.config import units
 from fedproxy.config.address import MEMBER_NAME
 from fedproxy.config.check import config_error, config_from, model_from, show
 from fedproxy.config.document import Document
-from fedproxy.config.model import Section
+from fedproxy.config.load import member_from
+from fedproxy.config.model import Config, Member, Section
 from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError, Fault
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.demo.federation import BREAKER_FAILURES, DemoFederation
 from fedproxy.serve.service import Service
 

@@ -9,8 +9,7 @@ import ssl
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fedproxy import config
-from fedproxy.control.prober import ProbePolicy, Target
+from fedproxy.config.address import member_address
 from fedproxy.decide.affinity import cookie_value
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.federation import Federation, FederationPolicy
@@ -25,6 +24,7 @@ from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, ListenerOption
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fedproxy.config import model as config
     from fedproxy.proxy.edge import Edge
 
 
@@ -160,37 +160,9 @@ def find_endpoints(settings: config.Config) -> dict[str, Endpoint]:
     return {name: _endpoint(name, member) for name, member in settings.members.items() if member.active}
 
 
-def find_targets(settings: config.Config) -> list[Target]:
-    """The probe target of each member. Raises ConfigError as `find_endpoints` does."""
-    targets = []
-    for name, endpoint in find_endpoints(settings).items():
-        member = settings.members[name]
-        base = "http://localhost" if endpoint.path else member.url
-        health, versions = (
-            base.rstrip("/") + url if url.startswith("/") else url for url in (member.health, member.versions)
-        )
-        targets.append(Target(name, health, versions, member.prime, endpoint.path, endpoint.tls))
-    return targets
-
-
-def probe_policy(settings: config.Config) -> ProbePolicy:
-    """How members are probed."""
-    health = settings.health
-    return ProbePolicy(
-        interval=health.interval,
-        jitter=health.jitter,
-        timeout=health.timeout,
-        rise=health.rise,
-        fall=health.fall,
-        unhealthy_interval=health.unhealthy_interval,
-        pod_headroom=health.pod_headroom,
-        versions=health.versions,
-    )
-
-
 def _endpoint(name: str, member: config.Member) -> Endpoint:
     """The endpoint of a member's URL. An https member's certificate is verified, with its `ca` if set."""
-    address = config.member_address(member.url)
+    address = member_address(member.url)
     tls = None
     if address.tls:
         try:

@@ -14,7 +14,7 @@ from fedproxy.observe.access_log import AccessLog
 from fedproxy.observe.output import Output, open_file
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
 
 
 _LAST_LINES = 30.0  # seconds for the last lines of an abandoned log, in the background ...

@@ -26,7 +26,7 @@ from fedproxy.control import hand
 from fedproxy.serve.sockets import Left, is_at
 
 if TYPE_CHECKING:
-    from fedproxy.config import Listener
+    from fedproxy.config.model import Listener
 
 _RELIEVED = "relieved"
 _RINGING = 4  # processes that may ring at once

@@ -39,7 +39,8 @@ from fedproxy.serve.traces import Traces
 from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
-    from fedproxy.config import Address, Config, Listener
+    from fedproxy.config.address import Address
+    from fedproxy.config.model import Config, Listener
     from fedproxy.record import Record
 
 #: Of a listener, what cannot change while it listens: its address, whether it speaks TLS, PROXY protocol.

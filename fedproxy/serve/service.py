@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedproxy.config import Config, fault_lines, masked
+from fedproxy.config.model import Config
+from fedproxy.config.report import fault_lines, masked
 from fedproxy.control import state as operators
 from fedproxy.control.logos import Logos
 from fedproxy.control.messages import ApplyConfig, MemberHealth, RenewCertificates, ReopenLog, TicketSecret
@@ -31,10 +32,10 @@ from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
 from fedproxy.serve import descriptors, orphans, reaper
-from fedproxy.serve.assemble import find_targets, probe_policy
 from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Stuck, Workers
 from fedproxy.serve.log import check_log
 from fedproxy.serve.plane import SETTLED, Shape, shape
+from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import Sockets, listen_on
 from fedproxy.serve.systemd import Notifier
 from fedproxy.serve.tls import Certificates

@@ -22,10 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedproxy.config import Address
+from fedproxy.config.address import Address
 
 if TYPE_CHECKING:
-    from fedproxy.config import Listener
+    from fedproxy.config.model import Listener
 
 BACKLOG = 2048
 

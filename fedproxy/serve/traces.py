@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedproxy.config import Tracing as Settings
+    from fedproxy.config.model import Tracing as Settings
     from fedproxy.observe.tracing import Tracing
     from fedproxy.proxy.edge import Edge
 

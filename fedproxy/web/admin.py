@@ -30,7 +30,7 @@ from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, probed, shares
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
 

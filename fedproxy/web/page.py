@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from fedproxy.web.view import configured_cards, join_contact, past_cards
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
 
 _SPECIAL: Final = re.compile(r"([\\`*_{}\[\]<>()#+.!|~&-])")
 

@@ -16,7 +16,7 @@ from fedproxy.wire.cookie import set_cookie, take
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
     from fedproxy.control.messages import Logo
     from fedproxy.decide.snapshot import Snapshot
 

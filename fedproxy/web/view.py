@@ -11,8 +11,8 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config, Organisation
-    from fedproxy.config import Member as Settings
+    from fedproxy.config.model import Config, Organisation
+    from fedproxy.config.model import Member as Settings
     from fedproxy.decide.snapshot import Snapshot
 
 

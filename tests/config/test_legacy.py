@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedproxy.config import convert, parse
+from fedproxy.config.load import convert, parse
 from fedproxy.errors import ConfigError
 
 PRODUCTION: dict[str, Any] = {

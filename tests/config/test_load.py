@@ -14,17 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedproxy.config import (
-    Address,
-    Config,
-    fault_lines,
-    load,
-    masked,
-    member_from,
-    parse,
-)
+from fedproxy.config.address import Address
 from fedproxy.config.check import MAX_FAULTS
+from fedproxy.config.load import load, member_from, parse
+from fedproxy.config.model import Config
 from fedproxy.config.reference import render
+from fedproxy.config.report import fault_lines, masked
 from fedproxy.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

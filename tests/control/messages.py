@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.control.messages import (
     Account,
     AccountPart,

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.config import Config, parse
+from fedproxy.config.load import parse
+from fedproxy.config.model import Config
 from fedproxy.control.state import (
     State,
     StateFile,

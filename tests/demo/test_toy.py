@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.demo.federation import DemoFederation
 from fedproxy.demo.launches import Launch, Outcome, steps
 from fedproxy.demo.toy import Mode, ToyBinderHub

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from tests.rig import Edge, answer, edge, until
 
 STREAM = b"Accept: text/event-stream"

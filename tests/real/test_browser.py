@@ -17,7 +17,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, Request, async_playwright, expect
 from yarl import URL
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.demo.federation import DemoFederation
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.serve.service import Service

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.serve.service import Service
 from tests.rig.client import RawClient
 from tests.rig.member import Script, Scripted

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.config import Listener, parse
+from fedproxy.config.load import parse
+from fedproxy.config.model import Listener
 from fedproxy.control import hand
 from fedproxy.control.channel import open_to_worker
 from fedproxy.control.messages import ApplyConfig, Ready, Start

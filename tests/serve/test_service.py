@@ -11,7 +11,8 @@ import pytest
 import trustme
 import yaml
 
-from fedproxy.config import Config, parse
+from fedproxy.config.load import parse
+from fedproxy.config.model import Config
 from fedproxy.control.messages import ApplyConfig
 from fedproxy.errors import ConfigError, Fault, NameFailed
 from fedproxy.proxy.resolver import Resolver

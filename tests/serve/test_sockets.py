@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.config import Address, Listener
+from fedproxy.config.address import Address
+from fedproxy.config.model import Listener
 from fedproxy.serve.sockets import BACKLOG, Left, Sockets, listen_on, silence
 from tests.program import Program, fedproxy
 from tests.serve.running import Hub, running, write
