@@ -1,1 +1,1 @@
-"""Load tests of an edge beside its peers: `python -m benchmarks`."""
+"""Load tests of an edge, compared with other proxies: `python -m benchmarks`."""

@@ -1,6 +1,6 @@
-"""`python -m benchmarks`: fedproxy beside its peers, in the same minutes on the same machine.
+"""`python -m benchmarks`: fedproxy beside other proxies, within the same minutes on the same machine.
 
-`run` (the default) measures, `quick` compares with the last release, `load` is for an edge that is deployed.
+`run` (the default) measures, `quick` compares with the last release, `load` is for a deployed edge.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.scenarios import FAST, SCENARIOS
 
 
 class _Default(click.Group):
-    """Without the name of a command it is `run`."""
+    """Runs `run` if no command is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in {*self.commands, "-h", "--help"}:
@@ -42,15 +42,15 @@ class _Default(click.Group):
 
 @click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Measure fedproxy beside its peers, or load an edge that is deployed. Without a command: run."""
+    """Measure fedproxy beside other proxies, or load a deployed edge. Without a command: run."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    # A shell has background jobs ignore it.
+    # A shell makes background jobs ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    # As an exception, so that everything that was started is ended on the way out.
+    # Raises an exception, so that everything that was started is ended on exit.
     raise SystemExit(128 + number)
 
 
@@ -68,7 +68,7 @@ _PORT = click.option(
 @click.option(
     "--tools",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of configurable-http-proxy; npm installs it there if it is not.",
+    help="Folder of configurable-http-proxy; npm installs it there if it is missing.",
 )
 @click.option(
     "--output",
@@ -89,10 +89,10 @@ def run(
     name: str | None,
     port: int,
 ) -> None:
-    """Measure the processor time of a request, and more. All scenarios when none is named.
+    """Measure the processor time of a request, and more. All scenarios if none is named.
 
-    QUICK=1 in the environment makes it one round of one second, and has the slow proxies in the first
-    scenario only: proof that it runs, not a measurement.
+    QUICK=1 in the environment makes it one round of one second, with the slow proxies in the first scenario
+    only: this checks that it runs, and is not a measurement.
     """
     in_brief = os.environ.get("QUICK", "") not in ("", "0")
     try:
@@ -124,13 +124,13 @@ def run(
 
 
 @main.command("quick")
-@click.option("--record", "keep", is_flag=True, help="Keep it as benchmarks/results/VERSION.json.")
+@click.option("--record", "keep", is_flag=True, help="Save it as benchmarks/results/VERSION.json.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @_PORT
 def quick_run(keep: bool, rounds: int, port: int) -> None:
     """Compare the ratios to nginx and HAProxy with those of the last release. Two minutes.
 
-    Exit status 1 when a ratio has grown by more than a quarter.
+    Exit status 1 if a ratio has grown by more than a quarter.
     """
     try:
         proxy_core, load_core = bench.cores()
@@ -155,7 +155,7 @@ def quick_run(keep: bool, rounds: int, port: int) -> None:
 def _measure(
     settings: Settings, chosen: Sequence[str], console: Console
 ) -> tuple[Record, dict[str, Any], int]:
-    """What was measured, also when it was cut short; the last is the exit status."""
+    """The results, also of an interrupted run; the last is the exit status."""
     before, record, ended = os.getloadavg(), Record(), 0
     columns = (
         TextColumn("{task.description}"),

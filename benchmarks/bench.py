@@ -1,4 +1,4 @@
-"""The bench: proxies side by side, loaded in turn, so that what disturbs the machine disturbs all of them.
+"""The bench: proxies side by side, loaded in turn, so that a disturbance of the machine affects all of them.
 
 A stage starts its members and its proxies; every round of a scenario loads each proxy once. Each proxy is
 alone on one core; members and load have the other.
@@ -58,7 +58,7 @@ class Settings:
 
 @dataclass
 class Record:
-    """What came of it so far, also when it was interrupted."""
+    """The results so far, also of an interrupted run."""
 
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -91,11 +91,11 @@ def cores() -> tuple[int, int]:
 
 
 def with_tools(folder: Path) -> None:
-    """Have programs of npm in `folder`, installed by npm if they are not there yet."""
+    """Makes npm's programs available in `folder`; npm installs them if they are missing."""
     programs = folder / "node_modules" / ".bin"
     if not (programs / "configurable-http-proxy").exists():
         if shutil.which("npm") is None:
-            raise BenchmarkError("npm is not installed: configurable-http-proxy cannot be installed by it")
+            raise BenchmarkError("npm is not installed: it is needed to install configurable-http-proxy")
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--prefix", str(folder), "--no-fund", "--no-audit"]
         done = subprocess.run(
@@ -109,15 +109,15 @@ def with_tools(folder: Path) -> None:
 
 
 def measure(settings: Settings, chosen: Sequence[Scenario], record: Record, progress: Progress) -> None:
-    """Run everything, and keep what comes in `record`. Raises `BenchmarkError`."""
+    """Run everything, and keep the results in `record`. Raises `BenchmarkError`."""
     for program in ("wrk", "nginx", "taskset"):
         if shutil.which(program) is None:
             raise BenchmarkError(f"{program} is not installed: the members or the load need it")
     installed = [PEERS[name] for name in settings.peers if PEERS[name].installed()]
     for name in settings.peers:
         if PEERS[name] not in installed:
-            hint = " --tools FOLDER has npm install it there." if name == "chp" else ""
-            record.note(f"Left out: {name} ({PEERS[name].about}) is not installed.{hint}")
+            hint = " With --tools FOLDER npm installs it there." if name == "chp" else ""
+            record.note(f"Skipped: {name} ({PEERS[name].about}) is not installed.{hint}")
     if not installed:
         raise BenchmarkError("no proxy is left to measure")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -155,7 +155,7 @@ def _certificate(folder: Path) -> Certificate:
 def entrants(
     settings: Settings, stage: Stage, scenario: Scenario, installed: Sequence[Peer]
 ) -> list[tuple[Peer, Variant]]:
-    """Who takes part. A quick run has three, and the others in the first scenario only."""
+    """The proxies to measure. A quick run has three, and the others in the first scenario only."""
     return [
         (peer, variant)
         for variant in stage.variants
@@ -234,7 +234,7 @@ class _Staged:
             process.wait_ready(port, "/1k")
 
     def _start(self, stack: ExitStack, peer: Peer, variant: Variant) -> Contender | None:
-        """Start one and keep it; one that does not come up is noted and left out."""
+        """Start one and keep it; one that does not come up is reported and skipped."""
         label = peer.name + variant.suffix
         port = self._settings.port + _PROXIES + _PORTS_EACH * len(self._running)
         require_free([port + offset for offset in range(3)])
@@ -252,7 +252,7 @@ class _Staged:
         try:
             process.wait_ready(port, "/1k", every=0.005)
         except BenchmarkError as error:
-            self._record.note(f"Left out: {error}")
+            self._record.note(f"Skipped: {error}")
             return None
         ready = time.monotonic() - begin
         contender = Contender(label, process, port, peer.cookies(members), ready)

@@ -43,7 +43,7 @@ class Line:
 
 
 def panels(drawn: Sequence[Panel]) -> str:
-    """Every panel below the one before, shorter bars being better."""
+    """All panels, one below the other; shorter bars are better."""
     parts, y = [], 10
     for panel in drawn:
         parts.append(f'<text class="title" x="10" y="{y + 14}">{escape(panel.title)}</text>')
@@ -94,7 +94,7 @@ def lines(title: str, unit: str, drawn: Sequence[Line], height: int = 220) -> st
 
 
 def number(value: float) -> str:
-    """As many digits as tell something."""
+    """The number with its significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 

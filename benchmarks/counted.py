@@ -1,6 +1,6 @@
-"""What `benchmarks.instructions` counts: each case many times, between two calls of `getloadavg`.
+"""The cases that `benchmarks.instructions` counts, each run many times between two calls of `getloadavg`.
 
-That function is a mark: nothing else calls it, and callgrind writes its counts down where it begins.
+That function is a mark: nothing else calls it, and callgrind dumps its counts when it is entered.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _cases() -> dict[str, Callable[[int], object]]:
 
 
 def _whole(name: str) -> Callable[[int], object]:
-    """Both protocols and all between them."""
+    """Both protocols and everything between them."""
     drive, make = hotpath.driver(name), hotpath.INPUTS[name]
     return lambda _number: drive(make())
 

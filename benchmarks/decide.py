@@ -1,7 +1,7 @@
-"""`python -m benchmarks.decide`: what it costs to choose a member and to take the outcome back.
+"""`python -m benchmarks.decide`: the cost of choosing a member and settling the outcome.
 
-Processor time of one `acquire` and its `settle`, in microseconds: the best of several rounds, because what
-disturbs a round only ever makes it longer. A hundred other requests are in flight throughout.
+Processor time of one `acquire` and its `settle`, in microseconds: the best of several rounds, because a
+disturbance only ever makes a round longer. A hundred other requests are in flight throughout.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _cold_key(federation: Federation, _number: int) -> Lease:
 
 
 def _second(federation: Federation, number: int) -> Lease:
-    """The first choice was in vain."""
+    """The first choice failed."""
     members = federation.members
     return _lease(federation.acquire(_WARM[number % _WARM_KEYS], None, members[:1], 0.0))
 
@@ -88,7 +88,7 @@ def _federation(size: int, balancer: str) -> Federation:
 
 
 def microseconds(size: int, balancer: str, ask: Ask, *, requests: int, rounds: int) -> float:
-    """Of one decision and its settling, in a federation of `size`."""
+    """The time of one decision and its settling, in a federation of `size`."""
     federation = _federation(size, balancer)
     best = float("inf")
     for _ in range(rounds):
@@ -101,7 +101,7 @@ def microseconds(size: int, balancer: str, ask: Ask, *, requests: int, rounds: i
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
-@click.option("--quick", is_flag=True, help="A hundredth of the requests: proof that it runs.")
+@click.option("--quick", is_flag=True, help="A hundredth of the requests: checks that it runs.")
 def main(rounds: int, quick: bool) -> None:
     """Measure the choice of a member, by balancer and by the number of members."""
     assert set(BALANCERS) == {balancer for _, balancer, _ in CASES}

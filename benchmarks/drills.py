@@ -1,9 +1,9 @@
-"""`python -m benchmarks.drills`: something goes wrong under load; what do the visitors notice?
+"""`python -m benchmarks.drills`: something fails under load; what do the visitors notice?
 
-The real program serves, in processes of its own, before three members and their visitors in this one. Each
-visitor holds the cookie of one member and asks again and again on a connection that is kept open. The edge's
-own figures are those of its `/metrics`. In a drill of a `Fault` a member fails and is fixed. In a drill of a
-`Mishap` something happens to the edge itself, or one client misbehaves.
+The real program runs in its own processes, between three members and their visitors in this one. Each visitor
+has the cookie of one member and repeats its request on a keep-alive connection. The edge's own figures are
+those of its `/metrics`. In a drill of a `Fault` a member fails and is fixed. In a drill of a `Mishap`
+something happens to the edge itself, or one client misbehaves.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _LONG: Final = "/" + "x" * 3000  # its line in the log is shorter than what a pi
 
 
 class Fault(enum.StrEnum):
-    """What becomes of the member."""
+    """How the member fails."""
 
     KILLED = "killed"
     """Every connection is cut, and new ones are refused."""
@@ -79,7 +79,7 @@ class Fault(enum.StrEnum):
     RESET = "reset"
     """Resets instead of answering."""
     TRUNCATED = "truncated"
-    """Resets after the head and half of the body, which nobody can hide."""
+    """Resets after the head and half of the body, which cannot be hidden from the visitor."""
     NONSENSE = "nonsense"
     """Answers what is not HTTP."""
     ANSWERS_503 = "answers-503"
@@ -107,7 +107,7 @@ class Mishap(enum.StrEnum):
     STDERR_GONE = "stderr-gone"
     """The same with a pipe whose reader has left."""
     STALE_TAB = "stale-tab"
-    """One client asks its own dead server on and on: answered 503, or broken off."""
+    """One client keeps requesting its own dead server: answered 503, or broken off."""
     STOPPED = "stopped"
     """All processes are stopped for longer than any time limit, and continued."""
     RESET_EARLY = "reset-early"
@@ -139,7 +139,7 @@ class Member:
             connection.reset()
 
     async def break_down(self, fault: Fault) -> None:
-        """Behaves so from now on."""
+        """Behaves like this from now on."""
         self.fault = fault
         if fault.lasting:
             await self.leave()
@@ -157,7 +157,7 @@ class Member:
         asyncio.get_running_loop().call_later(_LATENCY, lambda: connection.answer(self.fault))
 
     async def fix(self) -> None:
-        """As a restart: what hung is cut, and all is well."""
+        """Like a restart: hanging connections are cut, and it serves normally."""
         fault, self.fault = self.fault, None
         if fault in (Fault.HANG, *(each for each in Fault if each.lasting)):
             await self.leave()
@@ -248,7 +248,7 @@ class _Connection(asyncio.Protocol):
                 self._respond(b"200 OK", _BODY, cut=len(_BODY) // 2)
                 asyncio.get_running_loop().call_later(_LATENCY, self.reset)
             case Fault.NONSENSE:
-                self._transport.write(b"all is well\r\n\r\n")
+                self._transport.write(b"no HTTP here\r\n\r\n")
             case Fault.ANSWERS_503:
                 self._respond(b"503 Service Unavailable", b"sorry")
             case _:
@@ -281,7 +281,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Says where `_NAME` is, for one second at a time; with no `address` there is no such name."""
+    """A name server for `_NAME`; answers are valid for 1 s. Without `address` there is no such name."""
 
     address: str | None = "127.0.0.1"
     port = 0
@@ -326,7 +326,7 @@ class Visitor:
     """Set to have no more than the request under way."""
 
     async def visit(self, port: int) -> None:
-        """Comes `after` so many seconds, and asks again and again until cancelled or `leaving`."""
+        """Starts `after` this many seconds, and repeats requests until cancelled or `leaving`."""
         await asyncio.sleep(self.after)
         while not self.leaving:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(self.address, 0))
@@ -460,7 +460,7 @@ class Result:
         return longest + _TIMEOUT + 2 * _LATENCY
 
     def faults(self) -> list[str]:
-        """What is not as it should be."""
+        """The figures that are out of bounds."""
         wrong = []
         if self.seen["failed"]:
             statuses = {key: n for key, n in self.seen.items() if key.isdigit()}
@@ -477,7 +477,7 @@ class Result:
 
 
 class Drill:
-    """One fault, from well to well again. `seconds`: how long the member is ill."""
+    """One fault, from a healthy member to recovery. `seconds`: how long the member fails."""
 
     def __init__(self, fault: Fault, folder: Path, *, port: int, visitors: int, seconds: float) -> None:
         self.fault = fault
@@ -491,7 +491,7 @@ class Drill:
         self._names = NameServer()
 
     async def run(self) -> Result:
-        """Runs it. Raises `BenchmarkError` if the edge cannot be had, or was not well before."""
+        """Runs it. Raises `BenchmarkError` if the edge does not start, or did not serve before the fault."""
         victim = self._members[VICTIM]
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._world())
@@ -517,7 +517,7 @@ class Drill:
         return Result(self.fault, seen, figures, first, time.monotonic() - started, back)
 
     async def _watch(self, client: aiohttp.ClientSession) -> int | None:
-        """Waits while the member is ill; gives its errors when its breaker was first seen open."""
+        """Waits while the member fails; returns its errors when its breaker was first seen open."""
         first = None
         end = time.monotonic() + self._seconds
         while time.monotonic() < end:
@@ -529,7 +529,7 @@ class Drill:
         return first
 
     async def _mended(self, victim: Member) -> float | None:
-        """Mends the member; gives the time until each of its visitors was served by it again."""
+        """Fixes the member; returns the time until each of its visitors was served by it again."""
         for visitor in self._visitors:
             visitor.served_by = ""
         start = time.monotonic()
@@ -638,7 +638,7 @@ class Report:
     unfinished: str
 
     def faults(self) -> list[str]:
-        """What is not as it should be."""
+        """The figures that are out of bounds."""
         slow = Check("seconds of the slowest answer", self.worst, most=self.bound)
         wrong = [f"out of bounds: {check}" for check in (*self.checks, slow) if not check.holds]
         return [*wrong, f"not finished: {self.unfinished}"] if self.unfinished else wrong
@@ -674,13 +674,13 @@ class Totals:
 
 
 class _InVain(Exception):
-    """Something did not happen in time."""
+    """A wait took too long."""
 
 
 class Trial:
-    """One mishap, before and after which all is well. `seconds`: how long it lasts, where nothing else says.
+    """One mishap; all members are healthy before and after. `seconds`: its duration, unless stated otherwise.
 
-    Every visitor comes from an address of its own, as there is much that one client alone may not cause.
+    Every visitor has its own address, because the edge limits what one client alone can cause.
     """
 
     def __init__(self, mishap: Mishap, folder: Path, *, port: int, seconds: float) -> None:
@@ -698,7 +698,7 @@ class Trial:
         self._bound = _WORST
 
     async def run(self) -> Report:
-        """Runs it. Raises `BenchmarkError` if the edge cannot be had."""
+        """Runs it. Raises `BenchmarkError` if the edge does not start."""
         drill = {
             Mishap.LOG_SOCKET: self._log_stalled,
             Mishap.LOG_PIPE: self._log_stalled,
@@ -753,7 +753,7 @@ class Trial:
             dropped = (await self._totals()).dropped["access"]
             return read + dropped == self._seen("requests")
 
-        # What a worker says of itself is up to a second old.
+        # A worker's report is up to a second old.
         with contextlib.suppress(_InVain):
             await self._until("all lines are counted", all_counted, within=5.0)
         self._checks += [
@@ -966,7 +966,7 @@ class Trial:
             if found if isinstance(found, bool) else await found:
                 return
             if time.monotonic() > end:
-                raise _InVain(f"waited {within:.0f} s in vain until {what}")
+                raise _InVain(f"waited {within:.0f} s without success until {what}")
             await asyncio.sleep(_POLL)
 
 
@@ -1116,12 +1116,16 @@ def _drill(fault: Fault, *, port: int, visitors: int, seconds: float) -> Result:
     help=f"In the drills of a member; the others have {_CROWD}.",
 )
 @click.option(
-    "--port", type=click.IntRange(1024, 65000), default=18200, show_default=True, help="The first of two."
+    "--port",
+    type=click.IntRange(1024, 65000),
+    default=18200,
+    show_default=True,
+    help="The first of two ports.",
 )
 def main(drills: tuple[str, ...], seconds: float, visitors: int, port: int) -> None:
-    """Let a member, the edge itself or one client fail under load, and count. DRILLS: all when none is named.
+    """Let a member, the edge itself or one client fail under load, and count. DRILLS: default all.
 
-    Exits with 1 if something is not as it should be.
+    Exits with 1 if a figure is out of bounds.
     """
     console = Console()
     results: list[Result] = []

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.handover`: reloads, replaced workers and the end, under load; is anybody cut off?
+"""`python -m benchmarks.handover`: reloads, replaced workers and shutdown, under load; is anybody cut off?
 
-The real program serves with two workers before members in this process. Visitors with kept connections ask
-again and again, others hold event streams and WebSockets. Meanwhile the config is reloaded ten times, every
-third time with another number of workers; then every worker is told to end, one after the other; then the
-program itself.
+The real program runs with two workers in front of members in this process. Visitors with keep-alive
+connections repeat requests, others hold event streams and WebSockets. Meanwhile the config is reloaded ten
+times, every third time with another number of workers; then every worker gets SIGTERM, one after the other;
+then the program itself.
 """
 
 from __future__ import annotations
@@ -309,22 +309,26 @@ async def _disturb(edge: _Edge, stage: _Stage) -> None:
 @click.option("--streams", type=click.IntRange(0, 1000), default=50, show_default=True)
 @click.option("--sockets", type=click.IntRange(0, 1000), default=50, show_default=True)
 @click.option(
-    "--port", type=click.IntRange(1024, 65000), default=18300, show_default=True, help="The first of two."
+    "--port",
+    type=click.IntRange(1024, 65000),
+    default=18300,
+    show_default=True,
+    help="The first of two ports.",
 )
 def main(visitors: int, streams: int, sockets: int, port: int) -> None:
-    """Reload, replace and end the program under load, and count who was cut off: exits with 1 if any was."""
+    """Reload, replace and stop the program under load, and count who was cut off: exits with 1 if any was."""
     try:
         tally = uvloop.run(_run(visitors, streams, sockets, port))
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from error
     except TimeoutError:
-        raise click.ClickException(f"it was not over in {_WHOLE:g} s") from None
+        raise click.ClickException(f"it did not finish within {_WHOLE:g} s") from None
     click.echo(f"requests: {tally.requests}, failed: {tally.failed}")
-    click.echo(f"kept connections closed between two requests: {tally.retired}")
+    click.echo(f"keep-alive connections closed between two requests: {tally.retired}")
     click.echo(f"event streams: {tally.streams}, broken: {tally.broken_streams}")
     click.echo(f"WebSockets: {tally.tunnels}, broken: {tally.broken_tunnels}")
     if tally.first:
-        click.echo(f"the first: {tally.first}")
+        click.echo(f"the first failure: {tally.first}")
         raise SystemExit(1)
 
 

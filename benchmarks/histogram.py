@@ -1,4 +1,4 @@
-"""A histogram of bounded size whose percentiles are right to one part in a hundred, whatever the scale."""
+"""A histogram of bounded size whose percentiles are accurate to one per cent at any scale."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Histogram:
         return f"<Histogram count={self.count} p50={self.percentile(0.5):.0f} most={self.most:.0f}>"
 
     def add(self, value: float) -> None:
-        """Count one; what is below 1 µs counts as that."""
+        """Count one; values below 1 µs count as 1 µs."""
         value = min(max(value, 1.0), _LONGEST)
         self._buckets[int(math.log(value) / _BASE)] += 1
         self.count += 1
         self.most = max(self.most, value)
 
     def percentile(self, share: float) -> float:
-        """What `share` of the values do not exceed, in microseconds; 0 of none."""
+        """The value that `share` of the values do not exceed, in microseconds; 0 without values."""
         wanted, seen = math.ceil(share * self.count), 0
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.hotpath`: what a request costs the edge apart from the loop and the system.
+"""`python -m benchmarks.hotpath`: the cost of a request in the edge, without event loop and kernel.
 
-Both protocols, with everything on that is on by default, between transports that do nothing. Processor time
-in microseconds: the best of several rounds, because what disturbs a round only ever makes it longer. Beside
-it the same with the hot path compiled, where `make compiled` has built it.
+Both protocols, with all defaults, between transports that do nothing. Processor time in microseconds: the
+best of several rounds, because a disturbance only ever makes a round longer. In addition the same with the
+hot path compiled, if `make compiled` has built it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import COMPILED, WITH_COMPILED
-from fedproxy import config
+from fedproxy.config.load import parse
 from fedproxy.proxy.downstream import Downstream
 from fedproxy.proxy.edge import Edge
-from fedproxy.proxy.policy import Door
+from fedproxy.proxy.policy import ListenerOptions
 from fedproxy.proxy.upstream import Upstream
 from fedproxy.serve.assemble import assemble
 from fedproxy.serve.worker import freeze
@@ -53,7 +53,7 @@ _EVENT: Final = b'data: {"phase": "building", "message": "Step %6d/52 : RUN apt-
 
 
 class _Transport:
-    """Takes everything, and has nothing to say."""
+    """Accepts everything, and sends nothing."""
 
     def __init__(self) -> None:
         self.write = deque[bytes](maxlen=1).append
@@ -79,10 +79,10 @@ class HotPath:
     def __init__(self) -> None:
         members = {name: {"url": f"http://{name}.example.org", "prime": name == "a"} for name in _NAMES}
         # A launch that waits needs a loop.
-        settings = config.parse(json.dumps({"members": members, "launch": {"hold": 0}}), {})
+        settings = parse(json.dumps({"members": members, "launch": {"hold": 0}}), {})
         self._edge = edge = Edge()
         assemble(edge, settings)
-        self._visitor = Downstream(edge, Door())
+        self._visitor = Downstream(edge, ListenerOptions())
         self._visitor.connection_made(cast("Any", _Transport()))
         self._members: list[Upstream] = []
         for pool in edge.pools.values():
@@ -164,10 +164,10 @@ def _compiled(arguments: list[str]) -> dict[str, float] | None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", type=click.IntRange(1, 100), default=10, show_default=True)
-@click.option("--quick", is_flag=True, help="A hundredth of the requests: proof that it runs.")
+@click.option("--quick", is_flag=True, help="A hundredth of the requests: checks that it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Only this one, for programs.")
 def main(rounds: int, quick: bool, as_json: bool) -> None:
-    """Measure what requests and events cost apart from the loop and the system."""
+    """Measure the cost of requests and events without event loop and kernel."""
     freeze()
     requests = _REQUESTS // (100 if quick else 1)
     found = {name: microseconds(name, requests=requests, rounds=rounds) for name in INPUTS}

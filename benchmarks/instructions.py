@@ -1,8 +1,8 @@
-"""`python -m benchmarks.instructions`: how many instructions bytes and decisions take, by callgrind.
+"""`python -m benchmarks.instructions`: how many instructions parsing and decisions take, by callgrind.
 
 The counts are the same on a busy machine and on an idle one, so a doubling shows where times only scatter.
 They depend on the interpreter: the bounds in `instructions.json` are kept per version of Python, at one and
-a half times what was counted. Takes some ten seconds.
+a half times the count. Takes about ten seconds.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read(names: list[str], totals: list[int]) -> dict[str, int]:
 
 
 def bounds_of(version: str) -> dict[str, int]:
-    """Those of a version of Python. One that has none gets half as much again as the last one that has."""
+    """The bounds of a version of Python; one without any gets 1.5 times those of the last with some."""
     kept: dict[str, dict[str, int]] = json.loads(BOUNDS.read_text())
     if version in kept:
         return kept[version]
@@ -82,14 +82,14 @@ def bounds_of(version: str) -> dict[str, int]:
 
 
 def over(counted: Mapping[str, int], bounds: Mapping[str, int]) -> list[str]:
-    """The cases that take more than they may, and those that have no bound."""
+    """The cases that exceed their bound, and those without one."""
     return [name for name, count in counted.items() if count > bounds.get(name, 0)]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--update", is_flag=True, help="Keep one and a half times what is counted now as the bounds.")
+@click.option("--update", is_flag=True, help="Save one and a half times the current counts as the bounds.")
 def main(update: bool) -> None:
-    """Count, and compare with the bounds of this version of Python. Exit status 1 when one is passed."""
+    """Count, and compare with the bounds of this version of Python. Exit status 1 if one is exceeded."""
     try:
         counted = counts()
     except BenchmarkError as error:

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.launches`: what it costs to read launches as they pass, and what it is good for.
+"""`python -m benchmarks.launches`: the cost and the benefit of reading launches as they pass.
 
-Three measurements, each with an edge of its own: the processor time of an event, beside nginx that does not
-buffer; the memory of an open launch; and how many launches become ready on three members of which one has no
-room, one fails one launch in five and one is slow, with failover and without.
+Three measurements, each with its own edge: the processor time of an event, compared with nginx without
+buffering; the memory of an open launch; and how many launches become ready on three members of which one has
+no room, one fails one launch in five and one is slow, with failover and without.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Members:
         return handle
 
     async def tell(self, path: str, writer: asyncio.StreamWriter) -> None:
-        """Everything that is no launch: `/play` has the open streams go through a build, `/end` ends them."""
+        """Everything except launches: `/play` makes the open streams go through a build, `/end` ends them."""
         body = b'{"ok": true, "checks": []}' if path == "/health" else b"{}"
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         streams, self.open = self.open, [] if path in ("/play", "/end") else self.open
@@ -126,7 +126,7 @@ class Members:
         self.open.append(writer)
 
     async def full(self, path: str, writer: asyncio.StreamWriter) -> None:
-        """Has no room, which it says after `built` where it has the image."""
+        """Has no room, which it reports after `built` if it has the image."""
         writer.write(HEAD + (BUILT if _draw(path, "cached") < 0.7 else b"") + FULL + LAST)
 
     async def flaky(self, path: str, writer: asyncio.StreamWriter) -> None:
@@ -212,7 +212,7 @@ class Cost:
 
 
 async def _events(proxy: Process, port: int, member: int, accept: str) -> Cost:
-    """Streams a build to everybody at once, an event at a time, and sees what it cost the proxy."""
+    """Streams a build to everybody at once, event by event, and measures the proxy's cost."""
     opened = [await _open(port, f"/build/gh/org/repo-{number}/HEAD", accept) for number in range(_STREAMS)]
     for reader, _ in opened:
         await reader.readuntil(FIRST)
@@ -349,7 +349,7 @@ class Machine:
 
 
 def measure_events(machine: Machine, rounds: int) -> list[Cost]:
-    """Every peer in turn, so that what disturbs the machine disturbs them all; medians over the rounds."""
+    """Every proxy in turn, so that a disturbance affects all of them; medians over the rounds."""
     (member,) = machine.members("steady")
     at = machine.port()
     nginx = machine.start("nginx", _nginx(machine.folder, at, member), at, machine.proxy_core)
@@ -370,7 +370,7 @@ def measure_events(machine: Machine, rounds: int) -> list[Cost]:
 
 
 def measure_memory(machine: Machine) -> dict[str, float]:
-    """What an open launch costs, in bytes: while it is relayed, and while it waits for its first event."""
+    """The memory of an open launch, in bytes: while it is relayed, and while it waits for its first event."""
     (member,) = machine.members("steady")
     edge, port = machine.edge("memory", {"a": member})
     return {
@@ -439,7 +439,7 @@ def _show_outcomes(found: dict[str, list[Launched]], console: Console) -> None:
 )
 @click.option("--members", hidden=True)
 def main(rounds: int, port: int, members: str | None) -> None:
-    """Measure what launches cost the edge, and how many of them failover saves."""
+    """Measure the cost of launches, and how many of them failover saves."""
     if members is not None:
         pairs = [pair.split("=") for pair in members.split(",")]
         uvloop.run(_run_members([int(at) for at, _ in pairs], [role for _, role in pairs]))
@@ -459,7 +459,7 @@ def main(rounds: int, port: int, members: str | None) -> None:
         with ExitStack() as stack:
             _show_outcomes(measure_outcomes(Machine(stack, port)), console)
     except (BenchmarkError, TimeoutError) as error:
-        raise click.ClickException(str(error) or f"not done in {_PATIENCE:.0f} s") from error
+        raise click.ClickException(str(error) or f"not done within {_PATIENCE:.0f} s") from error
 
 
 if __name__ == "__main__":

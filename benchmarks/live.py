@@ -1,9 +1,9 @@
-"""`python -m benchmarks.live`: what open live pages cost, and how soon it is seen that a member broke.
+"""`python -m benchmarks.live`: the cost of open live pages, and how soon a member's failure is visible.
 
-The cost is the edge's processor time per request with nobody looking, with one live page open and with a
-hundred, in turns; one worker, so that all is done in the visitors' loop. The second table is of an edge with
-two workers and toy members. One begins to answer 503, under twenty requests a second for a repository each;
-the time is taken until its breaker shows on an open live page, on the visitors' page and in the metrics.
+The cost is the edge's processor time per request without, with one and with a hundred open live pages, in
+turns; one worker, so that everything runs in the visitors' loop. The second table is of an edge with two
+workers and toy members. One begins to answer 503, under twenty requests per second for a repository each; the
+time is taken until its breaker shows on an open live page, on the visitors' page and in the metrics.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TROUBLE = 20.0  # requests a second while a member breaks
 
 @dataclass
 class Cost:
-    """Of so many members and open pages: microseconds per request, one for each round; bytes a second."""
+    """The cost with this many members and open pages: µs per request, one per round; bytes per second."""
 
     members: int
     pages: int
@@ -96,7 +96,7 @@ def looking(port: int, count: int) -> Iterator[Readers]:
 
 
 def costs(members: int, port: int, seconds: int, rounds: int) -> list[Cost]:
-    """Of an edge with so many members. Raises `BenchmarkError`."""
+    """The cost of an edge with this many members. Raises `BenchmarkError`."""
     cores = two_cores()
     found = [Cost(members, pages) for pages in PAGES]
     with edge(members, 1, port, cores) as (process, public, admin):
@@ -202,8 +202,8 @@ async def delays(port: int, rounds: int) -> Delays:
             began = time.monotonic()
             state = re.compile(rf'^fedproxy_breaker_state{{member="{member.name}"}} [12]$', re.MULTILINE)
             page, visitors, metric = await asyncio.gather(
-                _after(began, _streamed(stream, f"<strong>{member.name}</strong>: its breaker is")),
-                _after(began, _polled(session, f"{public}/federation", re.compile("Recovering"))),
+                _after(began, _streamed(stream, f"<strong>{member.name}</strong>: breaker ")),
+                _after(began, _polled(session, f"{public}/federation", re.compile("Ejected"))),
                 _after(began, _polled(session, f"{admin}/metrics", state)),
             )
             found.page.append(page)
@@ -228,7 +228,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _show(costs: Sequence[Cost], delays: Delays, console: Console) -> None:
     table = _table(
-        "Open live pages", "members", "pages", "CPU µs\na request", "to none", "KiB/s sent\na page"
+        "Open live pages", "members", "pages", "CPU µs\nper request", "to none", "KiB/s sent\nper page"
     )
     for cost in costs:
         none = next(each for each in costs if each.members == cost.members and not each.pages)
@@ -242,7 +242,7 @@ def _show(costs: Sequence[Cost], delays: Delays, console: Console) -> None:
             f"{sent:.1f}" if cost.pages else "",
         )
     console.print(table)
-    table = _table("Seconds from a member's failure until it is seen", "where", "median", "longest")
+    table = _table("Seconds from a member's failure until it is visible", "where", "median", "longest")
     for where, times in (
         ("live page", delays.page),
         ("visitors' page", delays.visitors),
@@ -259,9 +259,9 @@ def _show(costs: Sequence[Cost], delays: Delays, console: Console) -> None:
     "--port", type=click.IntRange(1024, 65000), default=18300, show_default=True, help="First port."
 )
 def main(seconds: int | None, rounds: int | None, port: int) -> None:
-    """Measure what open live pages cost, and the time from a member's failure to where it is seen.
+    """Measure the cost of open live pages, and the time until a member's failure is visible.
 
-    QUICK=1 in the environment makes it one short round: proof that it runs, not a measurement.
+    QUICK=1 in the environment makes it one short round: this checks that it runs, and is not a measurement.
     """
     quick = os.environ.get("QUICK", "") not in ("", "0")
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -1,7 +1,7 @@
-"""`python -m benchmarks load URL`: visitors of an edge that is deployed, at a rate it cannot slow down.
+"""`python -m benchmarks load URL`: visitors of a deployed edge, at a rate that it cannot slow down.
 
 An open loop: every visit has a time at which it is due, and its delay is counted from then, so that a stall
-is felt by all who would have come in it. A closed loop comes less often when answers are slow, and hides it.
+counts for all visits due during it. A closed loop sends less when answers are slow, and hides the stall.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Plan:
 
 
 class Tally:
-    """What became of one kind of visit."""
+    """The outcomes of one kind of visit."""
 
     def __init__(self) -> None:
         self.delays = Histogram()
@@ -87,7 +87,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Visits that did not come to a good end."""
+        """Visits that failed."""
         return sum(
             count for outcome, count in self.outcomes.items() if outcome not in ("ok", "left at the end")
         )
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def busy(self) -> float:
-        """The part of one processor that this program itself used."""
+        """The share of one processor that this program itself used."""
         return (time.process_time() - self._cpu) / max(self.elapsed, 1e-6)
 
     def warnings(self) -> list[str]:
@@ -129,7 +129,7 @@ class Run:
         if self.lag.percentile(0.99) > _LATE_US:
             late = self.lag.percentile(0.99) / 1000
             found.append(
-                f"One visit in a hundred was started {late:.0f} ms late or more; that is in its delay."
+                f"One visit in a hundred was started {late:.0f} ms late or more; its delay includes that."
             )
         if self.shed:
             found.append(f"{self.shed} visits were not made: more than {self.plan.most_open} were open.")
@@ -268,7 +268,7 @@ def require_allowed(url: URL, allowed: str | None) -> None:
     """Raise `BenchmarkError` unless every address of the host is loopback, or `allowed` names the host."""
     host = url.host
     if url.scheme not in ("http", "https") or not host:
-        raise BenchmarkError(f"{url} is no http or https URL with a host")
+        raise BenchmarkError(f"{url} is not an http or https URL with a host")
     if allowed == host:
         return
     try:
@@ -278,7 +278,7 @@ def require_allowed(url: URL, allowed: str | None) -> None:
     addresses = {str(address[0]) for *_, address in found}
     if not all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses):
         raise BenchmarkError(
-            f"{host} is not this machine. If you run it, or those who do have agreed: --i-may-load {host}"
+            f"{host} is not this machine. If you run it, or its operators have agreed: --i-may-load {host}"
         )
 
 
@@ -299,7 +299,7 @@ def read_mix(text: str) -> dict[str, float]:
 
 
 async def carry_out(plan: Plan, run: Run, look: Callable[[], None], every: float = 0.5) -> None:
-    """The whole load; `look` is called now and then. SIGINT and SIGTERM end it early, with what there is."""
+    """The whole load; `look` is called now and then. SIGINT and SIGTERM end it early, with results so far."""
     connector = aiohttp.TCPConnector(limit=0, ssl=not plan.insecure)
     async with aiohttp.ClientSession(
         connector=connector,
@@ -318,7 +318,7 @@ async def carry_out(plan: Plan, run: Run, look: Callable[[], None], every: float
             driving.result()
 
 
-# What it says
+# Output
 
 
 def view(run: Run) -> Table:
@@ -413,11 +413,11 @@ def markdown(found: Mapping[str, Any], name: str) -> str:
         [
             f"# Load of {plan['url']}, {found['time']}",
             "",
-            f"{plan['rate']:g} visits a second for {plan['duration']:g} s after a ramp of {plan['ramp']:g} s:"
+            f"{plan['rate']:g} visits/s for {plan['duration']:g} s after a ramp of {plan['ramp']:g} s:"
             f" {found['visits']} visits in {found['seconds']:.0f} s.",
             "",
             f"The generator used {generator['cpu']:.0%} of a processor; 99 % of the visits were started"
-            f" within {generator['lag_p99_us'] / 1000:.1f} ms of when they were due. Delays in ms.",
+            f" within {generator['lag_p99_us'] / 1000:.1f} ms of their due time. Delays in ms.",
             "",
             *(f"- {warning}" for warning in found["warnings"]),
             "",
@@ -436,7 +436,9 @@ def markdown(found: Mapping[str, Any], name: str) -> str:
 
 @click.command()
 @click.argument("url")
-@click.option("--rate", type=click.FloatRange(0.01), default=10.0, show_default=True, help="Visits a second.")
+@click.option(
+    "--rate", type=click.FloatRange(0.01), default=10.0, show_default=True, help="Visits per second."
+)
 @click.option(
     "--duration", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds at the rate."
 )
@@ -485,13 +487,13 @@ def markdown(found: Mapping[str, Any], name: str) -> str:
     "--i-may-load",
     "allowed",
     metavar="HOST",
-    help="Say the host's name: those who run it agree to this load.",
+    help="The host's name: its operators agree to this load.",
 )
 def load(url: str, mix: str | None, output: Path, allowed: str | None, **given: Any) -> None:
     """Load the edge at URL, at a set rate, as visitors do.
 
-    URL must be of this machine unless --i-may-load names its host. Launches and WebSockets are made only
-    where --launch and --websocket say which. Exit status 1 when a visit failed.
+    URL must be of this machine unless --i-may-load names its host. Launches and WebSockets are made only with
+    --launch and --websocket. Exit status 1 if a visit failed.
     """
     console = Console()
     try:

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.memory`: what the edge's memory grows by for big bodies, streams and sockets.
+"""`python -m benchmarks.memory`: how much the edge's memory grows for big bodies, streams and sockets.
 
-The edge runs alone in its process, the members in another; this one is the visitors. Growth is the resident
-memory (VmRSS) at its highest while something is under way, less what it was before, after a warm-up of
-the same kind. Exit status 1 when a limit is passed.
+The edge runs alone in its process, the members in another; this one is the visitors. Growth is the peak
+resident memory (VmRSS) under load, minus the value before, after a warm-up of the same kind. Exit status 1 if
+a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -364,14 +364,14 @@ def _program(folder: Path, name: str, *arguments: str) -> Iterator[int]:
 
 
 def _wait_ready(port: int, within: float = 15.0) -> None:
-    """Returns when the edge brings a member's answer."""
+    """Returns when the edge delivers a member's answer."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, http.client.HTTPException):
             if fetch(port, "/")[0] == 200:
                 return
         time.sleep(0.05)
-    raise BenchmarkError(f"the edge brought no answer of the member in {within:.0f} s")
+    raise BenchmarkError(f"the edge delivered no answer of the member within {within:.0f} s")
 
 
 def _show(figures: list[Figure], console: Console) -> None:
@@ -409,7 +409,7 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 )
 @click.option("--members", is_flag=True, hidden=True)
 def main(port: int, members: bool) -> None:
-    """Measure the edge's memory; exit status 1 when a limit is passed."""
+    """Measure the edge's memory; exit status 1 if a limit is exceeded."""
     ports = Ports(port)
     if members:
         uvloop.run(_run_members(ports))
@@ -423,7 +423,7 @@ def main(port: int, members: bool) -> None:
         require_free([ports.edge, ports.admin, ports.http, ports.sockets])
         figures = [_run(load, ports) for load in LOADS]
     except (BenchmarkError, TimeoutError) as error:
-        raise click.ClickException(str(error) or f"not done in {_PATIENCE:.0f} s") from error
+        raise click.ClickException(str(error) or f"not done within {_PATIENCE:.0f} s") from error
     _show(figures, Console())
     raise SystemExit(not all(figure.held for figure in figures))
 

@@ -1,4 +1,4 @@
-"""What is measured: programs on loopback, each on a core of its own, and how each is set up."""
+"""The measured programs on loopback, each on its own core, and their setup."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TICK = 1_000_000 / os.sysconf("SC_CLK_TCK")
 
 
 class BenchmarkError(Exception):
-    """The benchmark cannot run as asked; the message says why to the person who asked."""
+    """The benchmark cannot run as requested; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ class Process:
                     return
                 last = f"status {status}"
             time.sleep(every)
-        raise BenchmarkError(f"{self.name} was not ready in {within:.0f} s ({last}): {self._last_words()}")
+        raise BenchmarkError(
+            f"{self.name} was not ready within {within:.0f} s ({last}): {self._last_words()}"
+        )
 
     def terminate(self) -> None:
         """Ask it to end, and do not wait."""
@@ -315,7 +317,7 @@ http {{
 
 
 def members_command(folder: Path, ports: Sequence[int]) -> list[str]:
-    """Every member in one nginx: files, uploads, and the health of a BinderHub that is well."""
+    """Every member in one nginx: files, uploads, and the health of a healthy BinderHub."""
     for label, size in (SIZES | ASSETS).items():
         path = folder / label
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Two proxies as people write them, beside the edge: `proxies.py aiohttp|tornado PORT MEMBER_PORT...`.
+"""Two typical proxies to compare with the edge: `proxies.py aiohttp|tornado PORT MEMBER_PORT...`.
 
-Both keep a visitor with a member by a cookie, tell the member who asked, and keep connections to the members.
-`aiohttp` streams, and passes WebSockets on. `tornado` reads each answer whole before it sends it, as
-federation-redirect does.
+Both keep a visitor with a member by a cookie, send the visitor's address to the member, and keep connections
+to the members open. `aiohttp` streams, and forwards WebSockets. `tornado` reads each answer whole before it
+sends it, as federation-redirect does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ratios of one release beside those of the release before."""
+"""Ratios of one release compared with those of the previous release."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def show(now: Ratios, before: tuple[str, Ratios] | None, console: Console) -> li
 
 
 def save(folder: Path, found: Mapping[str, Any], now: Ratios) -> Path:
-    """Keep it under its version."""
+    """Save it under its version."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{found['versions']['fedproxy']}.json"
     kept = {name: found[name] for name in ("time", "command", "machine", "versions", "settings")}

@@ -1,4 +1,4 @@
-"""What the runs say together: a table for people, the targets, JSON, Markdown and a chart."""
+"""The report of the runs: a table for people, the targets, JSON, Markdown and a chart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EDGES = ("fedproxy", "compiled")
 
 @dataclass(frozen=True)
 class Target:
-    """What a ratio, or a figure where there is no `reference`, is to be at most."""
+    """The upper bound of a ratio, or of a figure if there is no `reference`."""
 
     scenario: str
     reference: str | None
@@ -189,7 +189,7 @@ def show(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
 
 
 def show_verdicts(found: Iterable[Verdict], console: Console) -> None:
-    """Print what is aimed at beside what was measured."""
+    """Print the targets with the measured values."""
     table = _table("Targets")
     for name in ("scenario", "proxy", "against"):
         table.add_column(name, no_wrap=True)
@@ -241,7 +241,7 @@ def result(
     notes: Sequence[str],
     load: Sequence[float],
 ) -> dict[str, Any]:
-    """Everything that was measured and where. `load` is the machine's load average before the first run."""
+    """All results and the environment. `load` is the machine's load average before the first run."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join([Path(sys.executable).name, "-m", "benchmarks", *sys.argv[1:]]),

@@ -1,4 +1,4 @@
-"""What is measured: the scenarios, what each needs of a proxy, and one run of one of them."""
+"""The scenarios, what each needs from a proxy, and one run of one of them."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("warm-1k", "1 KiB, a browser's headers, the same few cookies", _WARM),
-        Scenario("cold-1k", "1 KiB, a cookie header never seen before", _wrk("cold", "/1k", SIZES["1k"])),
+        Scenario("cold-1k", "1 KiB, a new cookie header in every request", _wrk("cold", "/1k", SIZES["1k"])),
         Scenario(
             "mixed",
             "a page with assets, many visitors, one in four for the first time",
@@ -338,13 +338,13 @@ SCENARIOS = {
         Scenario("post-64k", "POST of 64 KiB", _wrk("post", "/upload", 0)),
         Scenario(
             "tls-1k",
-            "1 KiB over kept TLS connections",
+            "1 KiB over keep-alive TLS connections",
             _wrk("warm", "/1k", SIZES["1k"], tls=True),
             needs=frozenset({"tls"}),
         ),
         Scenario(
             "tls-64k",
-            "64 KiB over kept TLS connections",
+            "64 KiB over keep-alive TLS connections",
             _wrk("warm", "/64k", SIZES["64k"], tls=True),
             needs=frozenset({"tls"}),
         ),
@@ -371,7 +371,7 @@ SCENARIOS = {
         Scenario("traces-1k", "1 KiB warm: no log, with a log, one of a hundred traced", _WARM, "observed"),
         Scenario(
             "events",
-            f"event streams of launches, {EVENTS:,} events a second over all",
+            f"event streams of launches, {EVENTS:,} events per second in total",
             _events,
             "streams",
             frozenset({"stream"}),

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.scrape`: how long a scrape takes, and whether visitors have to wait for it.
+"""`python -m benchmarks.scrape`: how long a scrape takes, and whether it delays visitors.
 
 Every member has had traffic through every worker. Requests come in an open loop, on time whatever the edge
-does; seconds without a scrape and seconds with several take turns. Without one, the scraper (curl) asks a
-member instead: that it is started, on the visitors' core, delays them most of all. The edge has a core, with
-several workers both; its members, the visitors and the scraper share the other.
+does; seconds without a scrape alternate with seconds with several. Without one, the scraper (curl) requests a
+member instead, because starting it, on the visitors' core, delays them most of all. The edge has one core,
+with several workers both; its members, the visitors and the scraper share the other.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _typical(rounds: Sequence[Sequence[float]], share: float) -> str:
 
 def _show(found: Sequence[Figures], console: Console) -> None:
     table = Table(
-        title="A scrape, and the delay of requests without and with up to five a second (ms)",
+        title="A scrape, and the delay of requests without and with up to five scrapes per second (ms)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -219,14 +219,14 @@ def leave(number: int, _frame: FrameType | None) -> NoReturn:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seconds", type=click.FloatRange(0.1), default=None, help="Length of one run.  [default: 3]")
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Runs of each kind.  [default: 5]")
-@click.option("--only", type=(int, int), default=None, help="One case: so many members, and workers.")
+@click.option("--only", type=(int, int), default=None, help="One case: number of members, of workers.")
 @click.option(
     "--port", type=click.IntRange(1024, 65000), default=18300, show_default=True, help="First port."
 )
 def main(seconds: float | None, rounds: int | None, only: tuple[int, int] | None, port: int) -> None:
     """Measure scrapes of edges with few and many members, and the delay of requests meanwhile.
 
-    QUICK=1 in the environment makes it one short round of one case: proof that it runs, not a measurement.
+    QUICK=1 in the environment makes it one short round of one case: it checks that it runs, no more.
     """
     quick = os.environ.get("QUICK", "") not in ("", "0")
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -1,11 +1,11 @@
-"""`python -m benchmarks.slow`: what a visitor notices of a thousand slow ones, who go at their time-outs.
+"""`python -m benchmarks.slow`: how a thousand slow visitors affect a normal one until their time-outs.
 
-The real program with one worker, its time-outs at a few seconds, before members on loopback. A visitor asks
-in an open loop, before, while the slow ones come and stay, and after; a new edge for each kind of them. Most
-kinds come from twenty addresses, fifty connections each; the last from one, which may have a hundred. Then
-slowhttptest, if it is installed, in its four modes. Exit status 1 when the visitor's median is more than
-twice what it is without them (before and after together, as other load comes and goes), somebody slow is
-still there well after their time, or slowhttptest finds the service gone.
+The real program runs with one worker and time-outs of a few seconds, in front of members on loopback. A
+visitor sends requests in an open loop, before the slow ones come, while they stay, and afterwards; each kind
+of slow visitor gets a new edge. Most kinds come from twenty addresses, fifty connections each; the last from
+one, which may have a hundred. Then slowhttptest, if it is installed, in its four modes. Exit status 1 if the
+visitor's median is more than twice the one without them (before and after together, as other load varies), a
+slow visitor is still connected long after its time-out, or slowhttptest finds the service unavailable.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rich.table import Table
 from benchmarks.peers import MEMBERS, SIZES, BenchmarkError, Process, members_command, require_free
 from benchmarks.visitors import Seen, paced, percentile
 
-_TIMEOUT = 3.0  # seconds, for every time-out of the edge that ends somebody slow
+_TIMEOUT = 3.0  # seconds, for every time-out of the edge that ends a slow visitor
 _OPENING = 1.0  # seconds in which the slow ones come
 _WATCHED = 3.0  # seconds from the first of them, in which the visitor is watched
 _SETTLED = 2.0  # seconds after the first of them, when all are there and none is gone
@@ -126,7 +126,7 @@ class Crowd:
         self._come = 0
 
     def run(self, until: float) -> bool:
-        """Goes on for so many seconds since the first came; returns early, and True, if all are gone."""
+        """Goes on until this many seconds after the first came; returns True early if all are gone."""
         while (now := time.monotonic() - self._began) < until:
             while self._come < self.size and now >= self._come * _OPENING / self.size:
                 self._open()
@@ -509,7 +509,7 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     "--port", type=click.IntRange(1024, 65000), default=18600, show_default=True, help="First port."
 )
 def main(kinds: tuple[str, ...], size: int, seconds: int, port: int) -> None:
-    """Measure what slow visitors do to a normal one, and when they are gone: all KINDS, or some."""
+    """Measure how slow visitors affect a normal one, and when they are gone: all KINDS, or some."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     chosen = [kind for kind in KINDS if not kinds or kind.name in kinds]

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.tls`: what a TLS handshake costs fedproxy and nginx, in the same minute.
+"""`python -m benchmarks.tls`: the cost of a TLS handshake in fedproxy and nginx, within the same minute.
 
-Each visitor connects, asks for 1 KiB and leaves, one after the other: over plain TCP, with a full handshake,
-and with a session that it had before. What the processor spends beyond plain TCP is the handshake. Each proxy
-has one core for itself; the members and the visitors share another. The key is ECDSA on P-256.
+Each visitor connects, requests 1 KiB and leaves, one after the other: over plain TCP, with a full handshake,
+and with a resumed session. The processor time beyond plain TCP is the handshake's. Each proxy has its own
+core; the members and the visitors share another. The key is ECDSA on P-256.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ _COMMANDS: dict[str, Callable[[Path, int, Sequence[int], Files], list[str]]] = {
 
 def _connect(port: int) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-    # Else the request waits for the acknowledgement of what ended the handshake.
+    # Otherwise the request waits for the acknowledgement of what ended the handshake.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
@@ -268,7 +268,7 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 def main(version: str, seconds: float | None, rounds: int | None, port: int) -> None:
     """Measure the processor time of a handshake, full and resumed.
 
-    QUICK=1 in the environment makes it one round of half a second: proof that it runs, not a measurement.
+    QUICK=1 in the environment makes it one round of half a second: it checks that it runs, no more.
     """
     quick = os.environ.get("QUICK", "") not in ("", "0")
     for number in (signal.SIGTERM, signal.SIGHUP):

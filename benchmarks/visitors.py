@@ -26,7 +26,7 @@ _BROWSER: Final = (
 
 @dataclass
 class Seen:
-    """What the visitors saw of a run. `delays` in microseconds, in no order."""
+    """The visitors' results of a run. `delays` in microseconds, unordered."""
 
     count: int = 0
     seconds: float = 0.0
@@ -143,7 +143,7 @@ async def _open(
 
 
 async def _watch(seen: Seen, seconds: float, begin: Callable[[], None], end: Callable[[], None]) -> Seen:
-    """Forgets what was before, and counts for `seconds`."""
+    """Discards previous results, and counts for `seconds`."""
     seen.count, seen.delays, seen.broken = 0, [], 0
     begin()
     started = time.monotonic()

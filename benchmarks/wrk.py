@@ -1,4 +1,4 @@
-"""One run of wrk, a closed loop over kept connections, with the requests of `browser.lua`."""
+"""One run of wrk, a closed loop over keep-alive connections, with the requests of `browser.lua`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _serials = itertools.count(int(time.time()) % 100_000 * 10_000_000, 10_000_000)
 
 @dataclass(frozen=True)
 class Result:
-    """What wrk saw. `seconds` is wall-clock, latencies are in microseconds."""
+    """The results of wrk. `seconds` is wall-clock, latencies are in microseconds."""
 
     requests: int
     seconds: float
@@ -53,7 +53,7 @@ def run(url: str, mode: str, cookies: Sequence[str], *, seconds: int, connection
 
 
 def read(output: str) -> Result:
-    """What the script's last line says. Raises `BenchmarkError` if there is none."""
+    """The figures on the script's last line. Raises `BenchmarkError` if there is none."""
     for line in output.splitlines():
         if line.startswith("RESULT "):
             requests, duration, received, p50, p99, not_ok, broken = map(int, line.split()[1:])

@@ -21,18 +21,19 @@ import uvloop
 from click.shell_completion import CompletionItem
 
 from fedproxy import __version__
-from fedproxy.config import Address, convert, fault_lines, load
-from fedproxy.config.address import LINK, LOCATION, ORIGIN
-from fedproxy.config.load import read_text
+from fedproxy.config.address import LINK, LOCATION, ORIGIN, Address
+from fedproxy.config.report import fault_lines
 from fedproxy.config.units import AMOUNT, FILE, Kind
 from fedproxy.errors import ConfigError
-from fedproxy.web.page import render_page
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
     from fedproxy.control.candidate import Check
     from fedproxy.observe.events import Events
     from fedproxy.serve.service import Service
+
+# A command imports by itself what only it needs: those that ask a running edge, and the completion of their
+# arguments, would else wait for aiohttp, pydantic and the templates, most of what a start takes.
 
 _FILE = click.Path(path_type=Path)
 
@@ -50,6 +51,8 @@ def _wrong(file: Path, error: ConfigError) -> SystemExit:
 
 
 def _load(file: Path) -> Config:
+    from fedproxy.config.load import load
+
     try:
         return load(file, os.environ)
     except ConfigError as error:
@@ -58,9 +61,7 @@ def _load(file: Path) -> Config:
 
 @main.command()
 @click.option("--config", "file", required=True, type=_FILE, help="The config, YAML or JSON.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="How many processes serve; over what the config says."
-)
+@click.option("--workers", type=click.IntRange(1), help="Number of worker processes; overrides the config.")
 def serve(file: Path, workers: int | None) -> None:
     """Run the edge until SIGTERM or SIGINT."""
     from fedproxy.observe.events import take_over
@@ -69,10 +70,11 @@ def serve(file: Path, workers: int | None) -> None:
     # A terminal may stop a background process that writes to it (stty tostop).
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     for number in (signal.SIGHUP, signal.SIGUSR1):
-        # Until somebody listens, here and in the workers, what they ask for is about to be done anyway.
+        # Ignored until there are handlers, here and in the workers: a process that is just starting reads the
+        # config and opens the log anyway.
         signal.signal(number, signal.SIG_IGN)
     if os.getpid() == 1:
-        # The first process of a container is not ended by a signal that it does not handle.
+        # PID 1 is not terminated by a signal that it does not handle.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     config = _with_workers(_load(file), workers)
     events.say(f"fedproxy {__version__}: {_members(config)} from {file}")
@@ -89,6 +91,7 @@ def _with_workers(config: Config, workers: int | None) -> Config:
 
 
 async def _serve(file: Path, config: Config, workers: int | None, events: Events) -> None:
+    from fedproxy.config.load import load
     from fedproxy.serve import descriptors, systemd
     from fedproxy.serve.fleet import StartError
     from fedproxy.serve.service import Service
@@ -148,7 +151,7 @@ def _reload_when_told(service: Service) -> None:
 
 
 def _listening(service: Service) -> list[str]:
-    """Where it listens, with the ports that were found for 0; in the order of the config."""
+    """The addresses in the order of the config; port 0 is replaced by the port that was assigned."""
     config = service.config
     bound = iter(service.addresses)
     public = [listener.address for listener in config.listen]
@@ -170,12 +173,14 @@ def _until_told_to_stop() -> asyncio.Event:
     "--port",
     default=8000,
     show_default=True,
-    help="The edge's; the admin listener takes the next one. 0: any two that are free.",
+    help="The edge's port; the admin listener takes the next one. 0: any two free ports.",
     type=click.IntRange(0, 65534),
 )
-@click.option("--members", default=3, show_default=True, help="How many toys.", type=click.IntRange(1, 12))
+@click.option(
+    "--members", default=3, show_default=True, help="Number of toy members.", type=click.IntRange(1, 12)
+)
 def demo(port: int, members: int) -> None:
-    """Run toy BinderHubs on loopback and the edge in front of them."""
+    """Run toy BinderHubs on loopback, with the edge in front of them."""
     from fedproxy.demo.run import run
 
     logging.basicConfig(level=logging.WARNING)
@@ -190,7 +195,7 @@ def demo(port: int, members: int) -> None:
 @main.command()
 @click.argument("file", type=_FILE)
 def check(file: Path) -> None:
-    """Validate a config: exit 0, or 2 with every fault."""
+    """Validate a config: exit 0 if it is valid, else 2 after listing every fault."""
     config = _load(file)
     click.echo(f"{file}: valid, {_members(config)}")
 
@@ -199,6 +204,8 @@ def check(file: Path) -> None:
 @click.argument("file", type=_FILE)
 def import_(file: Path) -> None:
     """Print a federation-redirect config.json as a fedproxy config."""
+    from fedproxy.config.load import convert, read_text
+
     try:
         click.echo(convert(read_text(file)), nl=False)
     except ConfigError as error:
@@ -210,11 +217,13 @@ def import_(file: Path) -> None:
 @click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
 def page(file: Path, form: str) -> None:
     """Print the federation's member page."""
+    from fedproxy.web.page import render_page
+
     click.echo(render_page(_load(file), form), nl=False)
 
 
 class _Kind(click.ParamType[Any]):
-    """A word of the command line that is written as a kind of the config is."""
+    """A command-line parameter with the syntax of a config kind."""
 
     def __init__(self, kind: Kind) -> None:
         self.name = kind.name
@@ -235,7 +244,7 @@ _ADMIN = click.option(
     type=_Kind(LINK),
     help="The admin listener's URL (FEDPROXY_ADMIN).",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class _Failed(click.ClickException):
@@ -246,7 +255,7 @@ class _Failed(click.ClickException):
 
 
 class _Refused(_Failed):
-    """What was asked for cannot be done, and something else might."""
+    """The edge refused this one change; others may still succeed."""
 
 
 def _ask(admin: str, path: str, change: dict[str, Any] | None = None, timeout: float = 10.0) -> Any:
@@ -262,7 +271,7 @@ def _ask(admin: str, path: str, change: dict[str, Any] | None = None, timeout: f
         admin.rstrip("/") + path, data=body, headers=headers, method="GET" if change is None else "PATCH"
     )
     try:
-        # The admin listener is this machine's or this cluster's own: no proxy of the environment is asked.
+        # The admin listener is on this machine or in this cluster: bypass proxies set in the environment.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(request, timeout=timeout) as response:
             return json.load(response)
@@ -285,7 +294,7 @@ def _refusal(admin: str, error: urllib.error.HTTPError, token: str | None) -> _F
         detail = ""
     hint = ""
     if error.code == 401:
-        hint = f" FEDPROXY_ADMIN_TOKEN is {'another' if token else 'not set'}."
+        hint = f" FEDPROXY_ADMIN_TOKEN is {'a different one' if token else 'not set'}."
     kind = _Refused if error.code in (404, 422) else _Failed
     return kind(f"{admin}: {error.code}: {detail or error.reason}{hint}")
 
@@ -306,7 +315,7 @@ def _ask_members(admin: str, timeout: float = 10.0) -> list[dict[str, Any]]:
 
 
 def _complete(context: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
-    """The members' names, as far as the edge gives them quickly."""
+    """The members' names, if the edge answers quickly."""
     admin = context.params.get("admin") or os.environ.get("FEDPROXY_ADMIN") or "http://127.0.0.1:8081"
     given = context.params.get(str(parameter.name)) or ()
     try:
@@ -317,16 +326,16 @@ def _complete(context: click.Context, parameter: click.Parameter, start: str) ->
     return [CompletionItem(name) for name in names if name.startswith(start) and name not in given]
 
 
-def _table(words: Sequence[str], rows: Iterable[Sequence[str]], wrapped: str) -> None:
-    """Prints a table with no lines in it, so that a script can cut it. `wrapped`: the column to fold."""
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], wrapped: str) -> None:
+    """Prints a table without rules, so that a script can split it. `wrapped`: the column to fold."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    columns = (Column(word, no_wrap=word != wrapped, overflow="fold") for word in words)
+    columns = (Column(name, no_wrap=name != wrapped, overflow="fold") for name in headings)
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    # What members say is no markup.
+    # Text from members is not markup.
     Console(markup=False, emoji=False, highlight=False).print(table)
 
 
@@ -343,7 +352,7 @@ def members(admin: str, as_json: bool) -> None:
         (
             f"{row['name']} (prime)" if row["prime"] else row["name"],
             row["state"],
-            "well" if row["healthy"] else ", ".join(row["reasons"]) or "ill",
+            "healthy" if row["healthy"] else ", ".join(row["reasons"]) or "unhealthy",
             row["breaker"],
             _number(row["weight"]),
             f"{row.get('share', 0):.0%}",
@@ -352,12 +361,12 @@ def members(admin: str, as_json: bool) -> None:
         )
         for row in rows
     )
-    words = ("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
-    _table(words, cells, wrapped="health")
+    headings = ("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
+    _table(headings, cells, wrapped="health")
 
 
-def _changes(state: str, words: str) -> None:
-    @main.command(state, help=words)
+def _changes(state: str, text: str) -> None:
+    @main.command(state, help=text)
     @_ADMIN
     @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=_complete)
     def command(names: tuple[str, ...], admin: str) -> None:
@@ -374,9 +383,9 @@ def _changes(state: str, words: str) -> None:
             raise SystemExit(1)
 
 
-_changes("ready", "Send members visitors again.")
-_changes("drain", "Send members no new visitors; those they have stay.")
-_changes("maint", "Send members nobody.")
+_changes("ready", "Send visitors to members again.")
+_changes("drain", "Send no new visitors to members; current ones stay.")
+_changes("maint", "Put members in maintenance: send nobody to them.")
 
 
 @main.command()
@@ -404,16 +413,16 @@ _LAUNCH = Kind(
     type=click.FloatRange(0, 600, min_open=True),
     default=10.0,
     show_default=True,
-    help="Seconds for each check; a launch has six times that.",
+    help="Seconds per check; a launch may take six times that.",
 )
 @click.option(
     "--repository",
     type=_Kind(_LAUNCH),
     default="gh/binder-examples/requirements/HEAD",
     show_default=True,
-    help="What is launched, and left as soon as its stream moves.",
+    help="The repository to launch; the launch is abandoned once its stream delivers events.",
 )
-@click.option("--reference", type=_Kind(ORIGIN), help="The prime member's URL: versions must be the same.")
+@click.option("--reference", type=_Kind(ORIGIN), help="The prime member's URL; the versions must match.")
 @click.option(
     "--origin",
     type=_Kind(ORIGIN),
@@ -421,7 +430,7 @@ _LAUNCH = Kind(
     show_default=True,
     help="The federation's public URL.",
 )
-@click.option("--ca", type=_Kind(FILE), help="PEM file of who may sign the certificate, not the system's.")
+@click.option("--ca", type=_Kind(FILE), help="PEM file of trusted CAs, instead of the system's.")
 def probe(
     url: str,
     as_json: bool,
@@ -431,7 +440,7 @@ def probe(
     origin: str,
     ca: Path | None,
 ) -> None:
-    """Is the BinderHub at URL fit to join? Exit 0 if nothing failed, else 1."""
+    """Check whether the BinderHub at URL is fit to join: exit 0 if no check failed, else 1."""
     from fedproxy.control.candidate import Candidate, Outcome, examine
 
     candidate = Candidate(url, repository, reference, origin, timeout, ca)
@@ -445,8 +454,8 @@ def probe(
         checks = [_plain_check(check) for check in report.checks]
         click.echo(json.dumps({"url": url, "fit": report.fit, "checks": checks}, indent=2))
     else:
-        words = ("check", "verdict", "seen")
-        _table(words, ((check.name, check.outcome, check.seen) for check in report.checks), wrapped="seen")
+        headings = ("check", "verdict", "seen")
+        _table(headings, ((check.name, check.outcome, check.seen) for check in report.checks), wrapped="seen")
         for check in report.checks:
             if check.fix:
                 click.echo(

@@ -2,14 +2,15 @@
 
     FedproxyError
     ├── ConfigError                  an operator's input is wrong; carries every fault at once
+    ├── ChannelError                 control process and worker do not understand each other
     └── ExchangeError                one request cannot be served as asked
         ├── VisitorError             the visitor is to blame; answered, never retried
         ├── MemberError              the member is to blame; may be retried, charged to its breaker
         └── EdgeError                nobody is to blame: no member, or the edge is full
 
-An `ExchangeError` knows who is to blame and in which phase, and from that follow the status that the
-visitor sees, the label in the metrics and the two characters in the access log. A subclass is a row
-of the fault table, so what a fault means is said here and nowhere else.
+An `ExchangeError` knows who is to blame and in which phase; the status that the visitor sees, the label in
+the metrics and the two characters in the access log follow from that. Each subclass is a row of the fault
+table, so the meaning of a fault is defined here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import ClassVar
 
 
 class FedproxyError(Exception):
-    """What fedproxy raises on purpose."""
+    """The base of everything that fedproxy raises on purpose."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a config: where, what, and what was expected."""
+    """One fault in a config: where it is, what it is, and what was expected."""
 
     path: str
     message: str
@@ -42,12 +43,18 @@ class ConfigError(FedproxyError):
         self.faults = faults
 
 
+class ChannelError(FedproxyError):
+    """The control process and a worker do not understand each other, as they are of different releases.
+
+    The text is for operators."""
+
+
 class ExchangeError(FedproxyError):
     """A request that cannot be served as asked.
 
-    `status`: what the visitor is answered, if nothing was sent yet. `reason`: the metrics label, a fixed
-    small set. `termination`: who ended it and in which phase, as in the access log. `detail`: one fixed
-    line for the visitor, which echoes nothing of the request.
+    `status`: the status for the visitor, if nothing was sent yet. `reason`: the metrics label, from a small
+    fixed set. `termination`: who ended it and in which phase, as in the access log. `detail`: one fixed
+    line for the visitor that echoes nothing of the request.
     """
 
     status: ClassVar[int] = 500
@@ -85,6 +92,10 @@ class Banned(VisitorError):
     detail = "Access from here is not allowed."
 
 
+class BannedAddress(Banned):
+    """The network is, so whatever else comes on the connection is not served either."""
+
+
 class TooManyLaunches(VisitorError):
     """The client address asked for more launches than its rate allows."""
 
@@ -98,9 +109,9 @@ class TooManyLaunches(VisitorError):
 
 
 class BadProxyHeader(VisitorError):
-    """A connection does not begin with a PROXY protocol header, where every one has to, or may not send one.
+    """A connection without the required PROXY protocol header, or from a peer that may not send one.
 
-    It is closed unanswered: who speaks there is a proxy, not a visitor."""
+    It is closed unanswered: the peer is a proxy, not a visitor."""
 
     reason = "proxy_protocol"
 
@@ -187,7 +198,7 @@ class TLSFailed(ConnectFailed):
 
 
 class ConnectTimeout(ConnectFailed):
-    """No connection in `timeouts.connect`."""
+    """No connection within `timeouts.connect`."""
 
     status = 504
     reason = "connect_timeout"
@@ -196,7 +207,7 @@ class ConnectTimeout(ConnectFailed):
 
 
 class ResponseTimeout(MemberError):
-    """No response head in `timeouts.response_head`."""
+    """No response head within `timeouts.response_head`."""
 
     status = 504
     reason = "response_timeout"
@@ -212,7 +223,7 @@ class ResponseLost(MemberError):
 
 
 class StaleConnection(ResponseLost):
-    """A reused connection was closed as the request was sent, with not one byte of an answer."""
+    """A reused connection was closed while the request was sent, without a byte of an answer."""
 
     reason = "stale"
 
@@ -263,7 +274,7 @@ class SessionAway(NoMember):
 
 
 class AllFull(EdgeError):
-    """Every available member has as many requests in flight as it may."""
+    """Every available member is at its limit of requests in flight."""
 
     status = 503
     reason = "full"
@@ -272,7 +283,7 @@ class AllFull(EdgeError):
 
 
 class TooManyUploads(EdgeError):
-    """One client address has as many uploads under way as it may."""
+    """One client address is at its limit of uploads under way."""
 
     status = 429
     reason = "uploads"
@@ -281,7 +292,7 @@ class TooManyUploads(EdgeError):
 
 
 class UploadsFull(EdgeError):
-    """So many request bodies are on their way to one member that no more may be."""
+    """A member is at its limit of request bodies under way."""
 
     status = 503
     reason = "uploads_full"
@@ -298,7 +309,7 @@ class EdgeFailed(EdgeError):
 
 
 class OutOfFiles(EdgeFailed):
-    """No file is left for a connection to a member."""
+    """No file descriptor is left for a connection to a member."""
 
     reason = "descriptors"
 
@@ -317,7 +328,7 @@ class OutOfPorts(EdgeFailed):
 
 
 class NoWay(EdgeFailed):
-    """This machine has no route to the member, no address of its family, or forbids the connection."""
+    """This machine has no route to the member or no address of its family, or forbids the connection."""
 
     reason = "network"
     detail = "This edge cannot reach the member that serves you. Please try again in a minute."
@@ -342,22 +353,22 @@ _OWN_FAULTS: dict[int, type[EdgeFailed]] = {
 
 
 def own_fault(error: OSError) -> EdgeFailed | None:
-    """What this process or its machine lacked for a connection; None if it failed for another reason."""
+    """The error for what this process or its machine lacked for a connection; None for any other failure."""
     kind = _OWN_FAULTS.get(error.errno or 0)
     return kind() if kind is not None else None
 
 
 class Drained(EdgeError):
-    """The edge is going down, and the time for what was under way has run out."""
+    """The edge is shutting down, and the time limit for requests under way is over."""
 
     status = 503
     reason = "drain"
     termination = "DD"
-    detail = "This edge is going down. Please try again."
+    detail = "This edge is shutting down. Please try again."
 
 
 def reasons_of(*kinds: type[ExchangeError]) -> frozenset[str]:
-    """The metrics labels of these errors and of all their kinds."""
+    """The metrics labels of these errors and of all their subclasses."""
     found: set[str] = set()
     for kind in kinds:
         if "reason" in vars(kind):

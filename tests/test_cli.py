@@ -20,7 +20,7 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 
 from fedproxy.cli import main
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.web.admin import create_admin_app
 from tests.program import Program, fedproxy
@@ -113,7 +113,7 @@ def test_import_of_another_format_is_refused(write: Write) -> None:
     file = write({"members": MEMBERS})
     result = run("import", file)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"{file}: is not of federation-redirect's format, expected `hosts`\n"
+    assert result.stderr == f"{file}: is not in federation-redirect's format, expected `hosts`\n"
 
 
 def test_import_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_members_are_shown_as_a_table(admin: str) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert rows == [
         ["name", "state", "health", "breaker", "weight", "share", "in flight", "launches"],
-        ["leuven (prime)", "ready", "well", "closed", "3", "75%", "0", "0"],
-        ["oxford", "ready", "well", "closed", "1", "25%", "0", "0"],
+        ["leuven (prime)", "ready", "healthy", "closed", "3", "75%", "0", "0"],
+        ["oxford", "ready", "healthy", "closed", "1", "25%", "0", "0"],
     ]
 
 
@@ -200,7 +200,7 @@ def test_several_members_change_and_those_that_cannot_are_said(admin: str) -> No
     names = ["oxford", "nobody", "leuven", "oxford"]
     result = run("drain", *names, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
     assert (result.exit_code, result.stdout) == (1, "oxford: drain\nleuven: drain\n")
-    assert result.stderr == f"nobody: {admin}: 404: There is no member of that name.\n"
+    assert result.stderr == f"nobody: {admin}: 404: There is no member with that name.\n"
     assert {row["state"] for row in shown(admin).values()} == {"drain"}
 
 
@@ -235,14 +235,17 @@ def test_change_without_the_token_is_refused(admin: str) -> None:
 def test_change_with_another_token_is_refused(admin: str) -> None:
     result = run("weight", "oxford", 7, "--admin", admin, FEDPROXY_ADMIN_TOKEN="another")
     assert result.exit_code == 1
-    assert result.output == f"{admin}: 401: This needs the admin token. FEDPROXY_ADMIN_TOKEN is another.\n"
+    assert (
+        result.output
+        == f"{admin}: 401: This needs the admin token. FEDPROXY_ADMIN_TOKEN is a different one.\n"
+    )
     assert shown(admin)["oxford"]["weight"] == 1
 
 
 @pytest.mark.parametrize("name", ["nobody", "a b/ü?#", "%2e%2e"])
 def test_name_of_no_member_is_said(name: str, admin: str) -> None:
     result = run("drain", name, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
-    assert (result.exit_code, result.output) == (1, f"{admin}: 404: There is no member of that name.\n")
+    assert (result.exit_code, result.output) == (1, f"{admin}: 404: There is no member with that name.\n")
 
 
 def test_nothing_listening_is_said() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 
 ROOT = Path(__file__).parent.parent
 

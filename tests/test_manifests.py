@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from fedproxy import __version__
-from fedproxy.config import Config, load
+from fedproxy.config.load import load
+from fedproxy.config.model import Config
 from tests.kustomize import Object, render
 
 ROOT = Path(__file__).parent.parent

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from fedproxy import __version__
 from fedproxy.cli import main
-from fedproxy.config import load, parse
+from fedproxy.config.load import load, parse
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -68,7 +69,7 @@ def test_readme_names_every_command() -> None:
 
 
 def test_versions_agree() -> None:
-    assert PROJECT["version"] == __version__
+    assert metadata.version("fedproxy") == __version__
     assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text()
 

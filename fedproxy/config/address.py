@@ -1,4 +1,4 @@
-"""Where something listens or is reached, as an operator writes it."""
+"""Addresses and URLs as an operator writes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Address:
-    """Where a listener listens: `host` and `port`, or `path` for a unix socket and the others empty."""
+    """A listener's address: `host` and `port`, or only `path` for a unix socket."""
 
     host: str = ""
     port: int = 0
@@ -37,10 +37,10 @@ class Address:
 
 @dataclass(frozen=True)
 class MemberAddress:
-    """Where a member is reached.
+    """A member's address.
 
-    `host` has no brackets. `authority` is what its Host header says: the port only if it is not the scheme's
-    own (RFC 9110 section 4.2.3). `path` is that of a unix socket; then `authority` is `localhost`.
+    `host` has no brackets. `authority` is the value of its Host header, with the port only if it is not the
+    scheme's default (RFC 9110 section 4.2.3). `path`: of a unix socket, with `localhost` as `authority`.
     """
 
     tls: bool
@@ -51,7 +51,7 @@ class MemberAddress:
 
 
 def hostname(value: object) -> str | None:
-    """A DNS name or IP address, in lower case and with no brackets."""
+    """A DNS name or IP address, in lower case and without brackets."""
     if not isinstance(value, str):
         return None
     bracketed = value.startswith("[") and value.endswith("]")
@@ -73,7 +73,7 @@ def _host_of_requests(value: object) -> str | None:
 
 
 def _socket_path(value: str) -> str | None:
-    # sun_path has 108 bytes on Linux, its last one zero.
+    # sun_path has 108 bytes on Linux, and the last one is zero.
     path = value.removeprefix("unix:")
     return path if path.startswith("/") and path.isprintable() and len(path.encode()) < 108 else None
 
@@ -95,7 +95,7 @@ def address(value: object) -> Address | None:
 
 
 def _origin(value: object) -> tuple[str, str, int] | None:
-    """Scheme, host and port of a URL that has nothing else."""
+    """Scheme, host and port of a URL that has no other parts."""
     match = _ORIGIN.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return None
@@ -124,7 +124,7 @@ def member_url(value: object) -> str | None:
 
 
 def member_address(url: str) -> MemberAddress:
-    """Where the member with this valid `url` is reached."""
+    """The address of the member with this valid `url`."""
     if url.startswith("unix:"):
         return MemberAddress(False, "localhost", 80, "localhost", url.removeprefix("unix:"))
     parts = _origin(url)
@@ -135,7 +135,7 @@ def member_address(url: str) -> MemberAddress:
 
 
 def link(value: object) -> str | None:
-    """An http or https URL with nothing in it that could end an attribute of a page."""
+    """An http or https URL without characters that could end an HTML attribute."""
     if not isinstance(value, str):
         return None
     start = re.match(r"https?://[^/?#]*", value)

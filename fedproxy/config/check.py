@@ -1,4 +1,4 @@
-"""Plain data -> a config, or everything that is wrong with it: in each section, and between sections."""
+"""Plain data -> a config, or all of its faults: within each section, and between sections."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fedproxy.errors import ConfigError, Fault
 
 M = TypeVar("M", bound=BaseModel)
 
-#: More than anybody reads; a file that is no config at all has a fault in every line.
+#: More than anybody reads; a file that is not a config at all has a fault in every line.
 MAX_FAULTS = 200
 _MAX_ERRORS = 5 * MAX_FAULTS
 _USER = re.compile(r"(//[^/@\s]*:)[^/@\s]*@")
 
 
 def config_from(data: object) -> tuple[Config | None, list[Finding]]:
-    """The config in `data`, or None and every finding."""
+    """The config in `data`, or None and all findings."""
     config, findings = model_from(Config, data)
-    # With a part of the file invalid, what holds between the valid parts is still worth a word.
+    # If a part of the file is invalid, the rules between the valid parts are checked all the same.
     source = data if isinstance(data, dict) else {}
     listen = _valid_parts(Listener, source.get("listen"))
     members = _valid_parts(Member, source.get("members"))
@@ -45,7 +45,7 @@ def config_from(data: object) -> tuple[Config | None, list[Finding]]:
 
 
 def model_from(model: type[M], data: object) -> tuple[M | None, list[Finding]]:
-    """The model in `data`, or None and what is wrong with its keys, each by itself."""
+    """The model in `data`, or None and the faults of each of its keys."""
     try:
         return model.model_validate(data), []
     except ValidationError as error:
@@ -54,9 +54,9 @@ def model_from(model: type[M], data: object) -> tuple[M | None, list[Finding]]:
 
 
 def config_error(document: Document, findings: Sequence[Finding]) -> ConfigError:
-    """The findings of the text and of what it says as faults, in the order of the file."""
+    """The findings of the document and of its content as faults, in the order of the file."""
     broken = {where for where, _ in document.findings}
-    # What could not be read is not also missing or of the wrong type.
+    # A value that could not be parsed is not also reported as missing or of the wrong type.
     secondary = (
         finding
         for finding in findings
@@ -84,7 +84,7 @@ def _place(document: Document, where: Location) -> int:
     return document.order.get(where, 0)
 
 
-# -- one section at a time
+# -- within a section
 
 
 def _translate(model: type[BaseModel], details: ErrorDetails) -> Iterator[Finding]:
@@ -109,7 +109,7 @@ def _translate(model: type[BaseModel], details: ErrorDetails) -> Iterator[Findin
 
 
 def show(value: object) -> str:
-    """A value as a fault quotes it: short, on one line, with no password of a URL in it."""
+    """A value as a fault quotes it: short, on one line, without the password of a URL."""
     match value:
         case None:
             return "empty"
@@ -135,13 +135,13 @@ def _unknown(key: str, known: list[str]) -> str:
     )
 
 
-def one_of(words: Sequence[str]) -> str:
-    """Words as a choice: `a, b or c`."""
-    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "".join(words)
+def one_of(choices: Sequence[str]) -> str:
+    """The choices as text: `a, b or c`."""
+    return f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else "".join(choices)
 
 
 def annotation_at(model: type[BaseModel], where: Location) -> tuple[Any, Sequence[Any]]:
-    """What is declared at a location: the type, and its metadata."""
+    """The declaration at a location: the type, and its metadata."""
     annotation: Any = model
     metadata: Sequence[Any] = ()
     for part in where:
@@ -155,14 +155,14 @@ def annotation_at(model: type[BaseModel], where: Location) -> tuple[Any, Sequenc
 
 
 def optional(annotation: Any) -> Any:
-    """The type without the `None` that stands for a key that is not there."""
+    """The type without the `None` that stands for an absent key."""
     if get_origin(annotation) in (UnionType, Union) and type(None) in get_args(annotation):
         return next(argument for argument in get_args(annotation) if argument is not type(None))
     return annotation
 
 
 def _item(annotation: Any) -> Any:
-    """The type of what a list or mapping holds."""
+    """The type of a list's or mapping's items."""
     arguments = get_args(annotation)
     return arguments[0] if get_origin(annotation) is tuple else arguments[1]
 
@@ -174,7 +174,7 @@ def _fields(model: type[BaseModel], where: Location) -> Mapping[str, Any]:
 
 
 def kind_of(annotation: Any, metadata: Sequence[Any] = ()) -> Kind | None:
-    """How a value of this type is written, if it is not a list or mapping or fixed word."""
+    """The kind of a value of this type, if it is not a list, a mapping or a fixed choice."""
     declared = (*metadata, *getattr(optional(annotation), "__metadata__", ()))
     return next((found for found in declared if isinstance(found, Kind)), None)
 
@@ -193,7 +193,7 @@ def _expected(model: type[BaseModel], where: Location) -> str:
 
 
 def _valid_parts(model: type[M], parts: object) -> dict[Any, M]:
-    """Those parts of a list or mapping that are valid by themselves, by position or name."""
+    """The items of a list or mapping that are valid by themselves, by position or name."""
     pairs = parts.items() if isinstance(parts, dict) else enumerate(parts if isinstance(parts, list) else [])
     valid = {}
     for key, part in pairs:
@@ -218,14 +218,14 @@ def _between_members(members: Mapping[str, Member]) -> Iterator[Finding]:
     for name in primes[1:]:
         yield (
             ("members", name, "prime"),
-            f"is true, and for {primes[0]} too, expected at most one prime member",
+            f"is true, but {primes[0]} is prime already, expected at most one prime member",
         )
     owners: dict[str, str] = {}
     for name, member in members.items():
         for index, host in enumerate(member.hosts):
             if host in owners:
                 where = ("members", name, "hosts", index)
-                yield where, f"is {host!r}, which is there for {owners[host]} already"
+                yield where, f"is {host!r}, which {owners[host]} already has"
             owners.setdefault(host, name)
 
 
@@ -239,7 +239,7 @@ def _between_routes(
         if route.to is None or route.to == "members":
             continue
         if route.to == "prime":
-            # A prime member may be among those with faults of their own.
+            # The prime member may be among those with faults of their own.
             if len(members) == len(names) and not any(member.prime for member in members.values()):
                 yield where, "is 'prime', and no member is prime"
         elif route.to not in names:
@@ -252,7 +252,7 @@ def _between_routes(
 
 
 def _away(index: int, to: str | None, members: Mapping[str, Member]) -> Iterator[Finding]:
-    """No visitor can be sent to a unix socket."""
+    """A visitor cannot be redirected to a unix socket."""
     for name, member in members.items():
         meant = to in (None, "members", name) or (to == "prime" and member.prime)
         if meant and member.active and member.url.startswith("unix:"):
@@ -269,5 +269,5 @@ def _between_listeners(listen: Mapping[int, Listener], admin: object) -> Iterato
         if not address.path and address.port == 0:
             continue
         if address in seen:
-            yield ("listen", index, "address"), f"is {str(address)!r}, which {seen[address]} has already"
+            yield ("listen", index, "address"), f"is {str(address)!r}, which {seen[address]} already uses"
         seen.setdefault(address, f"listen.{index}.address")

@@ -1,7 +1,7 @@
-"""A file's text -> plain data, and where in the file each key was. Nothing here knows what a key means.
+"""A file's text -> plain data, and the position of each key in the file. Nothing here knows what a key means.
 
-What YAML allows and a config does not need is refused, so that a file means what it looks like: a key that
-is there twice, a tag, a date, a number to the base of 60. Work is bounded whatever the text is.
+YAML features that a config does not need are refused, so that a file means what it looks like: a duplicate
+key, a tag, a date, a number to base 60. The work is bounded for any text.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-#: Where something is: the keys and list positions that lead there.
+#: A position in the data: the keys and list positions that lead there.
 Location = tuple[str | int, ...]
-#: Something that is wrong, and where.
+#: A fault and its position: what is wrong, and where.
 Finding = tuple[Location, str]
 
 MAX_BYTES = 1 << 20
@@ -34,11 +34,11 @@ class Document:
 
 
 class _TooDeep(yaml.MarkedYAMLError):
-    """Refused before Python's stack is at its end."""
+    """Too deep: refused before Python's stack overflows."""
 
 
 class _Composer(yaml.SafeLoader):
-    """YAML text -> nodes, where a plain scalar is null, a truth value, a number or text, and nothing else."""
+    """YAML text -> nodes, in which a plain scalar is only null, a boolean, a number or text."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own way to say it
     depth = 0
@@ -52,7 +52,7 @@ class _Composer(yaml.SafeLoader):
         return node
 
 
-# What YAML 1.1 and JSON both mean; of what only one of them means, the truth values and JSON's numbers.
+# What YAML 1.1 and JSON agree on; in addition YAML's booleans and JSON's numbers.
 for _name, _expression, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     (
@@ -84,10 +84,10 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def read(text: str) -> Document:
-    """The document in `text`; what is wrong with it is in its findings."""
+    """The document in `text`; its faults are in its findings."""
     if len(text.encode(errors="replace")) > MAX_BYTES:
         return Document(findings=[((), f"is larger than {MAX_BYTES >> 20} MiB")])
-    # JSON allows tabs between tokens and YAML does not; inside of JSON's strings there are none.
+    # JSON allows tabs between tokens, YAML does not; JSON strings contain no raw tabs.
     text = text.replace("\t", " ") if text.lstrip("\ufeff \t\r\n").startswith("{") else text
     try:
         node = _Composer(text).get_single_node()
@@ -101,7 +101,7 @@ def read(text: str) -> Document:
             findings=[((), f"line {line}: not valid YAML: character U+{error.character:04X} is not allowed")]
         )
     except (ValueError, OverflowError):
-        return Document(findings=[((), "not valid YAML: an escape in a string is no character")])
+        return Document(findings=[((), "not valid YAML: an escape in a string is not a character")])
     if node is None:
         return Document(findings=[((), "is empty, expected at least `members`")])
     walk = _Walk()
@@ -110,7 +110,7 @@ def read(text: str) -> Document:
 
 
 class _Walk:
-    """Nodes -> data. Aliases are walked as often as they are used, and every step counts."""
+    """Nodes -> data. Aliases are expanded each time they are used, and every step counts."""
 
     def __init__(self) -> None:
         self.document = Document()
@@ -123,11 +123,11 @@ class _Walk:
         self.steps += 1
         if self.steps > _MAX_NODES:
             if self.steps == _MAX_NODES + 1:
-                self.find((), f"holds more than {_MAX_NODES} values, its aliases written out")
+                self.find((), f"holds more than {_MAX_NODES} values with its aliases expanded")
             return None
         self.document.order.setdefault(where, len(self.document.order))
         if len(where) > _MAX_DEPTH:
-            self.find(where[:1], "contains itself, or goes too deep")
+            self.find(where[:1], "contains itself, or is nested too deeply")
             return None
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return self.mapping(node, where)
@@ -143,7 +143,7 @@ class _Walk:
         except ValueError:
             pass
         tag = node.tag.replace(_TAG, "!!")
-        self.find(where, f"has the tag {tag[:40]} in line {node.start_mark.line + 1}, expected a plain value")
+        self.find(where, f"has the tag {tag[:40]} on line {node.start_mark.line + 1}, expected a plain value")
         return None
 
     def mapping(self, node: yaml.MappingNode, where: Location) -> dict[str, Any]:
@@ -153,22 +153,22 @@ class _Walk:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                self.find(where, f"has a key in line {line} that is a list or a mapping, expected text")
+                self.find(where, f"has a key on line {line} that is a list or a mapping, expected text")
             elif key_node.tag == f"{_TAG}merge":
                 self.merge(value_node, where, merged)
             elif (key := key_node.value) in data:
-                self.find((*where, key), f"is there twice, in line {lines[key]} and line {line}")
+                self.find((*where, key), f"is given twice, on line {lines[key]} and line {line}")
             else:
                 lines[key] = line
                 data[key] = self.value(value_node, (*where, key))
         return {**merged, **data}
 
     def merge(self, node: yaml.Node, where: Location, merged: dict[str, Any]) -> None:
-        """Add what `<<` takes over: of several sources, the first that has a key wins."""
+        """Merge the sources of `<<`: the first source that has a key wins."""
         for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             taken = self.value(source, (*where, "<<"))
             if not isinstance(taken, dict):
-                self.find((*where, "<<"), "takes over what is not a mapping")
+                self.find((*where, "<<"), "merges something that is not a mapping")
                 continue
             for key, value in taken.items():
                 merged.setdefault(key, value)
@@ -179,7 +179,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def interpolate(document: Document, env: Mapping[str, str]) -> None:
-    """Put environment variables in the place of `${NAME}`, in every text; `$${` stands for `${`."""
+    """Replace `${NAME}` by environment variables in every text; `$${` stands for `${`."""
     seen: dict[str, tuple[str, list[str]]] = {}
 
     def visit(value: Any, where: Location) -> Any:

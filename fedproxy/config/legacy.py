@@ -1,9 +1,9 @@
-"""The `config.json` of federation-redirect, the program before this one, as a config of this one.
+"""The `config.json` of federation-redirect, fedproxy's predecessor, as a fedproxy config.
 
-What it did: send `/build/` to a member with a 307, badges to static.mybinder.org with a 301, answer
-`/metrics` itself, and pass everything else on to the prime member. A host that is null, or has no weight,
-takes no part. `admin` and `trusted_proxies` may stand beside its keys, so that the same file says where
-Kubernetes and Prometheus ask, and who is believed about addresses.
+That program redirected `/build/` to a member with a 307 and badges to static.mybinder.org with a 301,
+answered `/metrics` itself, and forwarded everything else to the prime member. A host that is null, or has no
+weight, takes no part. `admin` and `trusted_proxies` may be added to its keys, so that the same file sets the
+address for Kubernetes and Prometheus, and whom to trust about addresses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HOURS = Kind("number", "a number of hours above 0", units.within(units.number, 
 
 
 class _Lenient(Section):
-    """Keys that nobody knows are the chart's: it writes all of its values into the file."""
+    """Unknown keys come from the chart, which writes all of its values into the file."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -79,11 +79,11 @@ def is_legacy(data: object) -> bool:
 
 
 def convert_data(data: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """The old format as data of the new one, and what is wrong with it under its own key paths."""
+    """The old format as data of the new one, and its faults with key paths of the old one."""
     findings: list[Finding] = [
         (
             (key,),
-            "is not a key of the old format, expected `members` in place of `hosts`",
+            "is not a key of the old format, expected `members` instead of `hosts`",
         )
         for key in Config.model_fields
         if key in data and key not in _BESIDE
@@ -109,7 +109,7 @@ def _converted(legacy: _Legacy, prime: str) -> dict[str, Any]:
     return {
         "affinity": {"key": "repository"} | ({"max_age": units.format_duration(age * 3600)} if age else {}),
         "balancer": legacy.load_balancer,
-        # The old program did not count what was in flight: a bound that is never reached.
+        # The old program did not count requests in flight: use a bound that is never reached.
         "load_bound": 1000,
         "health": {
             "interval": units.format_duration(check.period),
@@ -120,7 +120,7 @@ def _converted(legacy: _Legacy, prime: str) -> dict[str, Any]:
             "pod_headroom": legacy.pod_headroom,
             "slow_start": "0s",
         },
-        # The prime member serves all but the launches, so it stays even with no weight.
+        # The prime member serves everything except launches, so it stays even without a weight.
         "members": {
             name: _member(host, prime=name == prime)
             for name, host in legacy.hosts.items()

@@ -1,4 +1,4 @@
-"""A file or its text -> a config. This is the one way in: what comes out of here is valid as a whole."""
+"""A file or its text -> a config. This is the only entry point: its results are valid as a whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
 
 
 def read_text(path: Path) -> str:
-    """The file's text. Raises ConfigError if there is no such text."""
+    """The file's text. Raises ConfigError if it cannot be read."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, env: Mapping[str, str]) -> Config:
-    """The config in `text`, of this program's format or of federation-redirect's. Raises ConfigError."""
+    """The config in `text`, in fedproxy's or federation-redirect's format. Raises ConfigError."""
     document = read(text)
     if is_legacy(document.data):
         return _build(document, _from_legacy(document))
@@ -48,17 +48,17 @@ def parse(text: str, env: Mapping[str, str]) -> Config:
 
 
 def convert(text: str) -> str:
-    """A federation-redirect config as YAML of this program's format. Raises ConfigError."""
+    """A federation-redirect config as YAML in fedproxy's format. Raises ConfigError."""
     document = read(text)
     if not is_legacy(document.data):
-        raise config_error(document, [((), "is not of federation-redirect's format, expected `hosts`")])
+        raise config_error(document, [((), "is not in federation-redirect's format, expected `hosts`")])
     data = _from_legacy(document)
     _build(document, data)
     return to_yaml(data)
 
 
 def member_from(name: str, data: object) -> Member:
-    """One member, as the admin API takes it. Raises ConfigError with key paths under the member."""
+    """One member, as sent to the admin API. Raises ConfigError with key paths under the member."""
     member, findings = model_from(Member, data)
     if MEMBER_NAME.parse(name) is None:
         findings.insert(0, ((), f"{show(name)} is not a member's name, expected {MEMBER_NAME.expected}"))
@@ -68,7 +68,7 @@ def member_from(name: str, data: object) -> Member:
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """A config's data as a file: its sections apart, what is short on one line."""
+    """A config's data as a file: sections separated, short values on one line."""
     return "\n".join(_section(key, value) for key, value in data.items())
 
 

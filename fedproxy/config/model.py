@@ -1,8 +1,8 @@
-"""Everything that an operator can say, with its default and its meaning at the field.
+"""Everything that an operator can configure, with default and meaning at each field.
 
-Attributes are named as the keys of the file. Durations are in seconds, sizes in bytes. A section is frozen,
-an unknown key is an error, and a key with no value (`weight:` or a Helm chart's null) is as if it were not
-there. What must hold between sections is checked in `check.py`, so a `Config` is made by `load` or `parse`.
+Attributes are named like the keys of the file. Durations are in seconds, sizes in bytes. A section is frozen,
+an unknown key is an error, and a key without a value (`weight:` or a Helm chart's null) is ignored. Rules
+between sections are checked in `check.py`, so use `load` or `parse` to make a `Config`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ ListenAddress = Annotated[Address, addr.ADDRESS]
 class Section(BaseModel):
     """A mapping with known keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    # A worker is handed a config that is valid, so it need not build what would validate one.
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -58,7 +59,7 @@ class Section(BaseModel):
         return self
 
     def _faults(self) -> Iterator[tuple[str, str]]:
-        """What does not hold between keys of this section, each as the key and the message."""
+        """Faults between keys of this section, each as the key and the message."""
         yield from ()
 
 
@@ -66,33 +67,32 @@ class Certificate(Section):
     """A certificate and its key."""
 
     certificate: File = Field(
-        description="PEM file with the certificate and its chain; read again when it changes."
+        description="PEM file with the certificate and its chain; reloaded when it changes."
     )
     private_key: File = Field(
-        description="PEM file with the private key, without a passphrase; read again when it changes."
+        description="PEM file with the private key, without a passphrase; reloaded when it changes."
     )
 
 
 class Tls(Certificate):
-    """How a listener speaks TLS. Its own certificate is the one for visitors who ask for no known name."""
+    """A listener's TLS settings. Its own certificate is for visitors who ask for no known name."""
 
     certificates: tuple[Certificate, ...] = Field(
         default=(),
         description="More certificates, each for the names in it (`*.` stands for one label). "
-        "Any other name, or none, is answered with the one above.",
+        "Any other name, or none, gets the one above.",
     )
     min_version: Annotated[Literal["1.2", "1.3"], units.TLS_VERSION] = Field(
-        default="1.2", description="The oldest version of TLS that is spoken."
+        default="1.2", description="The oldest accepted version of TLS."
     )
     hsts: SecondsOrNone = Field(
         default=0.0,
-        description="How long a browser is told to come back over https only "
-        "(`Strict-Transport-Security`); 0 for not at all.",
+        description="How long browsers must use https only (`Strict-Transport-Security`); 0 for no header.",
     )
 
 
 class Listener(Section):
-    """One place where visitors are accepted."""
+    """An address on which visitors are accepted."""
 
     address: ListenAddress = Field(
         description="`HOST:PORT`, `[IPv6]:PORT` or `unix:/PATH`; port 0 takes a free one."
@@ -100,8 +100,8 @@ class Listener(Section):
     tls: Tls | None = Field(default=None, description="Speak TLS here; without it, plain HTTP.")
     proxy_protocol: Flag = Field(
         default=False,
-        description="Every connection starts with a PROXY protocol header, version 1 or 2, that says who the "
-        "client is, before TLS too. Any peer is believed, or only `trusted_proxies` if there are any.",
+        description="Every connection must start with a PROXY protocol header, version 1 or 2, that names "
+        "the client, also before TLS. Any peer is trusted, or only `trusted_proxies` if there are any.",
     )
     redirect_to_https: Flag = Field(
         default=False,
@@ -116,19 +116,19 @@ class Listener(Section):
 
 
 class Admin(Section):
-    """Where operators, Prometheus and Kubernetes' probes ask."""
+    """The listener for operators, Prometheus and Kubernetes' probes."""
 
     address: ListenAddress = Field(
         default=Address("127.0.0.1", 8081),
-        description="Where the admin listener listens. Keep it from the public.",
+        description="The address of the admin listener. Keep it from the public.",
     )
     token: Secret | None = Field(
-        default=None, description="The bearer token of every write; without one every write is refused."
+        default=None, description="The bearer token for writes; without one every write is refused."
     )
     state: Annotated[Path | Literal["off"], units.FILE_OR_OFF] | None = Field(
         default=None,
-        description="The file that keeps what operators set at run time, or `off`. By default `state.json` "
-        "in systemd's `$STATE_DIRECTORY`, or else beside the config: `edge.state.json` for `edge.yaml`.",
+        description="The file that keeps operators' changes at run time, or `off`. By default `state.json` "
+        "in systemd's `$STATE_DIRECTORY`, or else next to the config: `edge.state.json` for `edge.yaml`.",
     )
 
 
@@ -136,7 +136,7 @@ class Affinity(Section):
     """How a visitor stays with a member."""
 
     cookie: Annotated[str, addr.COOKIE_NAME] = Field(
-        default="fedproxy_member", description="The cookie's name; it is never sent on to a member."
+        default="fedproxy_member", description="The cookie's name; the cookie is never sent to a member."
     )
     max_age: Seconds = Field(default=4 * 3600.0, description="How long a browser keeps the cookie.")
     secret: Secret | None = Field(
@@ -146,15 +146,17 @@ class Affinity(Section):
     )
     key: Literal["repository", "path", "client"] = Field(
         default="repository",
-        description="What chooses the member of a visitor with no cookie: the repository without its ref, "
+        description="What chooses the member of a visitor without a cookie: the repository without its ref, "
         "the whole path, or the client's address.",
     )
 
 
 class Timeouts(Section):
-    """How long the edge waits. Nothing limits the whole of a request: builds stream for an hour."""
+    """How long the edge waits. There is no limit on a whole request: builds stream for an hour."""
 
-    connect: Seconds = Field(default=5.0, description="For a connection to a member, TLS handshake included.")
+    connect: Seconds = Field(
+        default=5.0, description="For a connection to a member, including the TLS handshake."
+    )
     request_head: Seconds = Field(
         default=10.0, description="For a request's whole head, from its first byte."
     )
@@ -169,17 +171,17 @@ class Timeouts(Section):
     keepalive: Seconds = Field(default=75.0, description="How long an idle connection of a visitor is kept.")
     connection_age: SecondsOrNone = Field(
         default=600.0,
-        description="The greatest age of a connection to a member. An older one takes no new request; what "
-        "is under way on it goes on. Up to a fifth less, at random. 0 for no limit.",
+        description="The maximum age of a connection to a member. An older one takes no new request; the one "
+        "under way on it goes on. Shortened at random by up to a fifth. 0 for no limit.",
     )
     drain: SecondsOrNone = Field(
         default=600.0,
-        description="How long running requests may go on after SIGTERM; then what is left is cut.",
+        description="How long requests under way may go on after SIGTERM; then they are cut.",
     )
 
 
 class Limits(Section):
-    """How much is taken from visitors and given to members."""
+    """Limits on what visitors send and members get."""
 
     connections: Count = Field(default=20_000, description="Visitors' connections, per worker.")
     connections_per_address: CountOrNone = Field(
@@ -190,9 +192,9 @@ class Limits(Section):
     uploads_per_address: CountOrNone = Field(
         default=100,
         description="Uploads under way from one client address (IPv6: one /64) to one member, per worker: "
-        "requests whose bodies are not complete. Never more than a quarter of the requests that the member "
-        "takes. More are answered 429. All clients together have at most three quarters of the member; more "
-        "are answered 503. 0 for no limit, of one client or of all.",
+        "requests whose bodies are not complete. Never more than a quarter of the member's limit of "
+        "requests. More are answered 429. All clients together get at most three quarters of it; more "
+        "are answered 503. 0 for no limit, per client or in total.",
     )
     request_head: Bytes = Field(
         default=32 << 10, description="Request line and headers; more is answered 431 or 414."
@@ -202,26 +204,26 @@ class Limits(Section):
     )
     member_requests: Count = Field(
         default=1000,
-        description="Requests in flight to one member, per worker. A member's `max_requests` goes first.",
+        description="Requests in flight to one member, per worker. Overridden by a member's `max_requests`.",
     )
     replay: BytesOrNone = Field(
         default=64 << 10,
-        description="Request bodies up to this size are kept, so that a retry can send them again.",
+        description="Request bodies up to this size are buffered, so that a retry can send them again.",
     )
     idle_connections: CountOrNone = Field(
-        default=256, description="Idle connections that are kept open to one member, per worker."
+        default=256, description="Idle connections kept open to one member, per worker."
     )
 
 
 class Retry(Section):
-    """Second attempts, of requests that can be repeated and of which the visitor saw nothing."""
+    """Retries of requests that can be repeated and of which the visitor has seen nothing."""
 
     attempts: Count = Field(
-        default=3, description="Attempts of one request, the first included; 1 means no retry."
+        default=3, description="Attempts per request, including the first; 1 means no retry."
     )
     budget: Amount = Field(default=0.2, description="Retries per request, over all requests.")
     floor: Amount = Field(
-        default=1.0, description="Retries per second that are allowed however few requests there are."
+        default=1.0, description="Retries per second that are always allowed, however few requests there are."
     )
     per_client: Ratio = Field(
         default=0.5,
@@ -230,27 +232,24 @@ class Retry(Section):
 
 
 class Breaker(Section):
-    """When a member that fails live requests is left out for a while."""
+    """When a member that fails live requests is ejected for a while."""
 
     failures: Count = Field(default=5, description="Failures in a row that open the breaker.")
     ratio: Ratio = Field(default=0.5, description="Share of failed requests within `window` that opens it.")
-    window: Seconds = Field(default=10.0, description="The time over which `ratio` is taken.")
-    minimum: Count = Field(
-        default=20, description="Requests within `window` below which `ratio` means nothing."
-    )
+    window: Seconds = Field(default=10.0, description="The time over which `ratio` is measured.")
+    minimum: Count = Field(default=20, description="Requests within `window` below which `ratio` is ignored.")
     open: Seconds = Field(
-        default=5.0, description="How long it stays open the first time; doubled each time in a row."
+        default=5.0,
+        description="How long it stays open the first time; doubled each time it opens again in a row.",
     )
-    open_max: Seconds = Field(default=300.0, description="How long it stays open at most.")
-    trials: Count = Field(default=1, description="Requests at once that a half-open breaker lets through.")
+    open_max: Seconds = Field(default=300.0, description="The longest time that it stays open.")
+    trials: Count = Field(default=1, description="Requests that a half-open breaker admits at once.")
     witnesses: Count = Field(
         default=2,
         description="How many client addresses (IPv6: /64 networks) must have seen failures within `window` "
-        "before it opens, as long as requests of others succeed.",
+        "before it opens, while requests of others succeed.",
     )
-    max_ejected: Ratio = Field(
-        default=0.67, description="Share of the members that breakers may leave out at the same time."
-    )
+    max_ejected: Ratio = Field(default=0.67, description="Share of the members that may be ejected at once.")
     count_500: Flag = Field(
         default=False, description="A member's response 500 counts as a failure. 502, 503 and 504 always do."
     )
@@ -267,31 +266,31 @@ class Health(Section):
     interval: Seconds = Field(default=15.0, description="Between two probes of a healthy member.")
     jitter: Annotated[float, units.SHARE] = Field(
         default=0.1,
-        description="Share of the interval by which probes are moved at random, so that they spread out.",
+        description="Share of the interval by which probes are shifted at random, so that they spread out.",
     )
     timeout: Seconds = Field(default=5.0, description="For one probe.")
-    rise: Count = Field(default=1, description="Good probes in a row that make a member healthy.")
+    rise: Count = Field(default=1, description="Successful probes in a row that make a member healthy.")
     fall: Count = Field(
         default=3,
-        description="Failed connections in a row that make it unhealthy. A bad verdict acts at once.",
+        description="Failed probes in a row that make it unhealthy. Quota and versions take effect at once.",
     )
     unhealthy_interval: Seconds = Field(
         default=90.0, description="Between two probes of an unhealthy member."
     )
     pod_headroom: CountOrNone = Field(
-        default=10, description="A member is full when its pods and these together reach its quota."
+        default=10, description="A member is full when its pods plus this number reach its quota."
     )
     versions: Flag = Field(
         default=True, description="A member must run the versions that the prime member runs."
     )
     slow_start: SecondsOrNone = Field(
         default=30.0,
-        description="A member that comes back takes this long to grow to its whole weight; 0 for at once.",
+        description="How long the share of a member that comes back grows to its full weight; 0 for at once.",
     )
 
 
 class Launch(Section):
-    """What happens to a launch whose member fails it."""
+    """What happens to a launch that its member fails."""
 
     failover: Flag = Field(
         default=True,
@@ -299,40 +298,38 @@ class Launch(Section):
     )
     hold: SecondsOrNone = Field(
         default=30.0,
-        description="How long the edge waits for the first event that decides this, from the response's head "
-        "on; 0 passes everything on at once.",
+        description="How long after the response's head the edge waits for the first decisive event; 0 "
+        "passes everything on at once.",
     )
     elsewhere: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
         default=(),
-        description="Regular expressions, searched in the message of a launch that failed: another member "
-        "might not fail it. What is known of BinderHub (full, rate limits, errors) is known without them.",
+        description="Regular expressions, searched in the message of a failed launch: failures that another "
+        "member might not have. BinderHub's own messages (full, rate limits, errors) are known without them.",
     )
     repeats: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
         default=(),
-        description="The same for failures that every member would repeat, as of a bad repository; these are "
-        "looked for first.",
+        description="The same for failures that every member would repeat, such as that of a bad repository; "
+        "these are searched first.",
     )
 
 
 class Tracing(Section):
-    """Spans of OpenTelemetry; needs `pip install 'fedproxy[otel]'`."""
+    """OpenTelemetry spans; needs `pip install 'fedproxy[otel]'`."""
 
     endpoint: Annotated[str, addr.LINK_OR_OFF] = Field(
         default="off",
-        description="Where a collector takes OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`, or "
+        description="The URL of a collector's OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`, or "
         "`off`. Needs `pip install 'fedproxy[otel]'`.",
     )
     sample: Annotated[float, units.SHARE] = Field(
-        default=0.01, description="Share of the requests that are traced, chosen by chance."
+        default=0.01, description="Share of the requests that are traced, chosen at random."
     )
     follow: Literal["trusted", "anyone", "nobody"] = Field(
         default="trusted",
-        description="Whose `traceparent` says whether a request is traced, in place of chance: one that a "
-        "proxy of `trusted_proxies` passed on, anyone's, or nobody's.",
+        description="Whose `traceparent` decides whether a request is traced, instead of chance: one from a "
+        "proxy of `trusted_proxies`, anyone's, or nobody's.",
     )
-    limit: Count = Field(
-        default=100, description="Requests that are traced in one second at most, per worker."
-    )
+    limit: Count = Field(default=100, description="The most requests traced per second, per worker.")
     service_name: Text = Field(default="fedproxy", description="The resource's `service.name`.")
 
     def _faults(self) -> Iterator[tuple[str, str]]:
@@ -356,8 +353,8 @@ class Ban(Section):
     )
     repositories: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
         default=(),
-        description="Regular expressions, searched in `PROVIDER/SPEC` of `/build/` and `/v2/`, whatever the "
-        "case and however the path is spelled.",
+        description="Regular expressions, searched in `PROVIDER/SPEC` of `/build/` and `/v2/`, regardless of "
+        "case and of the spelling of the path.",
     )
     user_agents: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
         default=(), description="Regular expressions, searched in the User-Agent header."
@@ -365,24 +362,24 @@ class Ban(Section):
 
 
 class Rate(Section):
-    """How many launches one client address may ask for; more are answered 429."""
+    """How many launches one client address may start; more are answered 429."""
 
     launches: CountOrNone = Field(
         default=0,
-        description="Launches within `per`, of an IPv4 address or an IPv6 /64: so many at once, and then one "
-        "each `per`/`launches`. 0 for no limit.",
+        description="Launches within `per` of an IPv4 address or an IPv6 /64: this many at once, then one "
+        "every `per`/`launches`. 0 for no limit.",
     )
     per: Seconds = Field(default=60.0, description="The time over which they are counted.")
 
 
 class Organisation(Section):
-    """Somebody that the member page names."""
+    """An organisation on the member page."""
 
-    name: Text = Field(description="The name that is shown.")
-    url: Link | None = Field(default=None, description="Where the name leads.")
+    name: Text = Field(description="The name to show.")
+    url: Link | None = Field(default=None, description="The link of the name.")
     logo: Link | None = Field(
         default=None,
-        description="An image of up to 64 KiB. The edge fetches it and serves it itself on its member page.",
+        description="An image of up to 64 KiB. The edge fetches it and serves it itself for the member page.",
     )
 
 
@@ -390,37 +387,37 @@ class Member(Section):
     """One BinderHub. Its key is its name: in the cookie, in the metrics and in commands."""
 
     url: Annotated[str, addr.MEMBER_URL] = Field(
-        description="Where it is reached: `https://HOST`, `http://HOST:PORT` or `unix:/PATH`."
+        description="Its address: `https://HOST`, `http://HOST:PORT` or `unix:/PATH`."
     )
     weight: Amount = Field(
         default=1.0, description="Its share of new visitors, relative to the others; 0 takes no new visitors."
     )
     prime: Flag = Field(
         default=False,
-        description="Its versions are the reference, and it is the last resort when nobody is healthy.",
+        description="Its versions are the reference, and it is the last resort when no member is available.",
     )
     hosts: tuple[Annotated[str, addr.HOSTNAME], ...] = Field(
         default=(),
-        description="Requests for these hosts go to this member only, whatever the port, with or without a "
+        description="Requests for these hosts go to this member only, on any port, with or without a "
         "trailing dot.",
     )
     health: Probed = Field(
-        default="/health", description="Where its health is asked; a path of `url`, or a whole URL."
+        default="/health", description="Where its health is probed: a path of `url`, or a full URL."
     )
     versions: Probed = Field(
-        default="/versions", description="Where its versions are asked; a path of `url`, or a whole URL."
+        default="/versions", description="Where its versions are probed: a path of `url`, or a full URL."
     )
     ca: File | None = Field(
         default=None,
-        description="PEM file with the authorities that may sign its certificate, in place of the system's.",
+        description="PEM file with the certificate authorities to trust for it, instead of the system's.",
     )
     max_requests: Count | None = Field(
         default=None,
-        description="Requests in flight to it, per worker, in place of `limits.member_requests`.",
+        description="Requests in flight to it, per worker, instead of `limits.member_requests`.",
     )
     max_launches: Count | None = Field(
         default=None,
-        description="Launches that may run on it at once; then the next member in rank takes them.",
+        description="Launches that may run on it at once; more go to the next member in rank.",
     )
     run_by: Organisation | None = Field(default=None, description="Who runs it; shown on the member page.")
     funded_by: Organisation | None = Field(
@@ -428,7 +425,7 @@ class Member(Section):
     )
     contact: Annotated[str, addr.CONTACT] | None = Field(
         default=None,
-        description="Where its people are reached: a URL or `mailto:`; shown on the member page.",
+        description="How to reach its operators: a URL or `mailto:`; shown on the member page.",
     )
     active: Flag = Field(
         default=True, description="False for a past member, which only the member page shows."
@@ -436,7 +433,7 @@ class Member(Section):
 
     @property
     def address(self) -> MemberAddress:
-        """`url`, taken apart."""
+        """`url`, parsed."""
         return member_address(self.url)
 
     def _faults(self) -> Iterator[tuple[str, str]]:
@@ -450,7 +447,7 @@ class Route(Section):
     """What happens to requests whose path matches: a redirect, a fixed status, or a member."""
 
     path: Annotated[str, addr.ROUTE_PATH] = Field(
-        description="The path that matches, without the query; `*` stands for any characters. A request's "
+        description="The path to match, without the query; `*` stands for any characters. A request's "
         "path is compared percent-decoded, with slashes merged and dot segments resolved; it is forwarded "
         "unchanged."
     )
@@ -459,14 +456,14 @@ class Route(Section):
     )
     status: Annotated[int, units.STATUS] | None = Field(
         default=None,
-        description="With `redirect` its status (302 if not given); alone, the status of a fixed answer.",
+        description="With `redirect`, its status (default: 302); alone, the status of a fixed answer.",
     )
     to: Text | None = Field(
         default=None,
         description="`members` (the default, chosen with affinity), `prime`, or one member's name.",
     )
     mode: Literal["proxy", "redirect"] = Field(
-        default="proxy", description="With `to`: pass the request on, or answer 307 with the member's URL."
+        default="proxy", description="With `to`: forward the request, or answer 307 with the member's URL."
     )
 
     @model_validator(mode="before")
@@ -499,11 +496,11 @@ class Config(Section):
         default=None, description="What visitors type, `https://mybinder.org`: the Origin that members see."
     )
     listen: tuple[Listener, ...] = Field(
-        default=(Listener(address=Address("0.0.0.0", 8080)),),
-        description="Where visitors are accepted.",
+        default_factory=lambda: (Listener(address=Address("0.0.0.0", 8080)),),
+        description="The addresses on which visitors are accepted.",
     )
     admin: Admin = Field(
-        default=Admin(), description="The admin listener: live page, metrics, health, members."
+        default_factory=Admin, description="The admin listener: live page, metrics, health, members."
     )
     workers: Annotated[int | Literal["auto"], units.WORKERS] = Field(
         default="auto", description="Worker processes: a number, or `auto` for one per processor."
@@ -513,42 +510,45 @@ class Config(Section):
     )
     access_log_file: Annotated[Path | Literal["stdout"], units.LOG_FILE] = Field(
         default="stdout",
-        description="Where the access log goes: `stdout`, or a file, which is opened anew at SIGUSR1.",
+        description="Where the access log goes: `stdout`, or a file, which is reopened on SIGUSR1.",
     )
     tracing: Tracing = Field(
-        default=Tracing(), description="Spans of OpenTelemetry for a share of the requests."
+        default_factory=Tracing, description="OpenTelemetry spans for a share of the requests."
     )
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
         default=(),
-        description="Networks whose `X-Forwarded-*` and `Forwarded` headers are believed. If there are any, "
-        "only they may connect where there is `proxy_protocol`. Peers of a unix listener are always trusted.",
+        description="Networks whose `X-Forwarded-*` and `Forwarded` headers are trusted. If there are any, "
+        "only they may connect to listeners with `proxy_protocol`. Peers of a unix listener are always "
+        "trusted.",
     )
-    affinity: Affinity = Field(default=Affinity(), description="How a visitor stays with a member.")
+    affinity: Affinity = Field(default_factory=Affinity, description="How a visitor stays with a member.")
     balancer: Literal["rendezvous", "random", "least-requests"] = Field(
-        default="rendezvous", description="How new visitors are shared out; all three go by weight."
+        default="rendezvous", description="How new visitors are distributed; all three respect the weights."
     )
     load_bound: Annotated[float, units.FACTOR] = Field(
         default=1.5,
-        description="With rendezvous: a member gets at most this times its fair share of what is in flight.",
+        description="With rendezvous: a member gets at most this many times its fair share in flight.",
     )
     timeouts: Timeouts = Field(
-        default=Timeouts(), description="How long the edge waits, each wait for itself."
+        default_factory=Timeouts, description="How long the edge waits, separately for each wait."
     )
     limits: Limits = Field(
-        default=Limits(), description="How much is taken from visitors and given to members."
+        default_factory=Limits, description="Limits on what visitors send and members get."
     )
-    retry: Retry = Field(default=Retry(), description="Second attempts.")
+    retry: Retry = Field(default_factory=Retry, description="Retries.")
     breaker: Breaker = Field(
-        default=Breaker(), description="When a member that fails requests is left out for a while."
+        default_factory=Breaker, description="When a member that fails requests is ejected for a while."
     )
-    health: Health = Field(default=Health(), description="The probes of the members.")
-    launch: Launch = Field(default=Launch(), description="What happens to a launch whose member fails it.")
-    ban: Ban = Field(default=Ban(), description="Who is answered 403.")
-    rate: Rate = Field(default=Rate(), description="How many launches one client address may ask for.")
+    health: Health = Field(default_factory=Health, description="The probes of the members.")
+    launch: Launch = Field(
+        default_factory=Launch, description="What happens to a launch that its member fails."
+    )
+    ban: Ban = Field(default_factory=Ban, description="Who is answered 403.")
+    rate: Rate = Field(default_factory=Rate, description="How many launches one client address may start.")
     members: Mapping[Annotated[str, addr.MEMBER_NAME], Member] = Field(description="The BinderHubs, by name.")
     routes: tuple[Route, ...] = Field(
-        default=(Route(path="/metrics", status=404),),
-        description="The first that matches wins; what matches none goes to a member with affinity.",
+        default_factory=lambda: (Route(path="/metrics", status=404),),
+        description="The first match wins; a path without a match goes to a member with affinity.",
     )
 
     @model_validator(mode="before")
@@ -561,12 +561,12 @@ class Config(Section):
 
     @property
     def active_members(self) -> dict[str, Member]:
-        """The members that take part, in the order of the file."""
+        """The active members, in the order of the file."""
         return {name: member for name, member in self.members.items() if member.active}
 
     @property
     def logos(self) -> frozenset[str]:
-        """The URLs of the images that the member page shows."""
+        """The URLs of the logos on the member page."""
         shown = (each for member in self.members.values() for each in (member.run_by, member.funded_by))
         return frozenset(each.logo for each in shown if each is not None and each.logo is not None)
 

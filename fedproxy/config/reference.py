@@ -17,7 +17,7 @@ from fedproxy.config.units import format_duration, format_size
 _INTRODUCTION = """\
 # Configuration
 
-One YAML file (JSON is YAML too). Only `members` is required, and of a member only `url`:
+One YAML file (JSON is YAML too). Only `members` is required, and within a member only `url`:
 
 ```yaml
 members:
@@ -28,10 +28,10 @@ members:
 - A **duration** is a number of seconds or has a unit: `250ms`, `15s`, `10m`, `4h`, `1d`.
 - A **size** is a number of bytes or has a unit: `64KiB`, `2MiB`, `1GiB`.
 - `${NAME}` in any text takes the environment variable `NAME`, which must be set; `$${` stands for `${`.
-- An unknown key is an error, and so is a key that is there twice. A key with no value is as if not there.
-- Relative paths of files start from the directory that fedproxy is started in.
-- `fedproxy check FILE` says everything that is wrong with a file, one line each.
-- `config.json` of federation-redirect is read as it is; `fedproxy import FILE` shows what it becomes.
+- An unknown key is an error, and so is a duplicate key. A key without a value is ignored.
+- Relative paths of files are relative to fedproxy's working directory.
+- `fedproxy check FILE` reports all faults of a file, one per line.
+- `config.json` of federation-redirect is accepted as it is; `fedproxy import FILE` converts it.
 
 `conf/mybinder.yaml` has every key, with comments.
 """
@@ -63,7 +63,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _section(field: FieldInfo) -> tuple[type[BaseModel], str] | None:
-    """The model inside a field, and what stands between its keys and the field's name."""
+    """The model inside a field, and the text between the field's name and its keys."""
     annotation = optional(field.annotation)
     for inner, infix in (
         (annotation, ""),
@@ -90,7 +90,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     kind = kind_of(optional(field.annotation), field.metadata)
     if field.is_required():
         return "**required**"

@@ -1,11 +1,12 @@
-"""What is said about a config: its faults, and what is in force."""
+"""Reports about a config: its faults, and the values in force."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedproxy.config.model import Config
-from fedproxy.errors import ConfigError
+if TYPE_CHECKING:
+    from fedproxy.config.model import Config
+    from fedproxy.errors import ConfigError
 
 
 def fault_lines(file: str, error: ConfigError) -> list[str]:

@@ -1,7 +1,7 @@
-"""How the values of a config are written: durations, sizes, counts and the like, each with what is expected.
+"""The syntax of a config's values: durations, sizes, counts and the like, each with its expected form.
 
-A `Kind` is one such way. It is put into an annotation (`Annotated[float, SECONDS]`) and does three things
-there: it parses, it says in a fault what was expected, and it names the type in the reference.
+A `Kind` is one such syntax. It is put into an annotation (`Annotated[float, SECONDS]`) and does three things
+there: it parses, it states the expected form in a fault, and it names the type in the reference.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import GetCoreSchemaHandler, SecretStr
-from pydantic_core import CoreSchema, core_schema
+# Pydantic is imported where a config is made: commands that need none parse their arguments with these kinds.
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, SecretStr
+    from pydantic_core import CoreSchema
 
-#: What stands for a secret wherever a config is shown.
+#: Replaces a secret wherever a config is shown.
 MASK = "***"
 
 Network = IPv4Network | IPv6Network
@@ -35,10 +38,10 @@ _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to write a value.
+    """The syntax of a value.
 
     `name`: the type as the reference shows it. `expected`: the end of "expected ..." in a fault. `parse`:
-    gives the value, or None if the input is not of this kind. `render`: the value as JSON has it.
+    returns the value, or None if the input is not of this kind. `render`: the value for JSON.
     """
 
     name: str
@@ -55,12 +58,14 @@ class Kind:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Replace pydantic's own coercions, which would take `true` for 1."""
+        from pydantic_core import core_schema
+
         render = core_schema.plain_serializer_function_ser_schema(self.render) if self.render else None
         return core_schema.no_info_plain_validator_function(self.__call__, serialization=render)
 
 
 def number(value: object) -> float | None:
-    """A finite number, or text that is one: text is what an environment variable gives."""
+    """A finite number, or one as text, as environment variables are."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -86,7 +91,7 @@ def duration(value: object) -> float | None:
     unit = _DURATION_UNITS.get(match[2])
     if unit is None:
         return None
-    # Dividing is exact where multiplying by 0.001 is not.
+    # Division is exact where multiplication by 0.001 is not.
     return float(match[1]) / 1000 if match[2] == "ms" else float(match[1]) * unit
 
 
@@ -100,7 +105,7 @@ def size(value: object) -> int | None:
 
 
 def format_duration(seconds: float) -> str | float:
-    """Seconds as an operator would write them; `duration` gives the same number back."""
+    """Seconds as an operator would write them; `duration` parses them to the same number."""
     if seconds >= 3600 and seconds % 3600 == 0 and seconds < _LONGEST:
         return f"{seconds / 3600:.0f}h"
     if seconds % 1 == 0:
@@ -110,7 +115,7 @@ def format_duration(seconds: float) -> str | float:
 
 
 def format_size(size_in_bytes: int) -> str | int:
-    """Bytes as an operator would write them; `size` gives the same number back."""
+    """Bytes as an operator would write them; `size` parses them to the same number."""
     for unit, factor in reversed(_SIZE_UNITS.items()):
         if factor > 1 and size_in_bytes >= factor and size_in_bytes % factor == 0:
             return f"{size_in_bytes // factor}{unit}"
@@ -118,7 +123,7 @@ def format_size(size_in_bytes: int) -> str | int:
 
 
 def flag(value: object) -> bool | None:
-    """True or false, or the word for it, which is what an environment variable gives."""
+    """True or false, or the same as text, as environment variables are."""
     if isinstance(value, bool):
         return value
     return _FLAGS.get(value.lower()) if isinstance(value, str) else None
@@ -130,6 +135,8 @@ def text(value: object) -> str | None:
 
 
 def _secret(value: object) -> SecretStr | None:
+    from pydantic import SecretStr
+
     if isinstance(value, SecretStr):
         return value
     parsed = text(value)
@@ -146,7 +153,7 @@ def _readable_file(value: object) -> Path | None:
 
 
 def _file_or_off(value: object) -> Path | str | None:
-    """Where a file is or will be; YAML reads a bare `off` as false."""
+    """The path of a file that exists or will be created; YAML reads a bare `off` as false."""
     if value is False or value == "off":
         return "off"
     if isinstance(value, Path):
@@ -156,7 +163,7 @@ def _file_or_off(value: object) -> Path | str | None:
 
 
 def _log_file(value: object) -> Path | str | None:
-    """A file that is there and can be written, or can be made where it is to be."""
+    """The path of a file that can be written, or created."""
     if value == "stdout":
         return "stdout"
     path = value if isinstance(value, Path) else Path(text(value) or "")
@@ -175,7 +182,7 @@ def _takes_files(folder: Path) -> bool:
 
 
 def network(value: object) -> Network | None:
-    """A CIDR block with no bit set behind its prefix, or one address."""
+    """A CIDR block without host bits set, or one address."""
     if isinstance(value, IPv4Network | IPv6Network):
         return value
     if not isinstance(value, str):
@@ -194,7 +201,7 @@ def pattern(value: object) -> re.Pattern[str] | None:
         return None
     try:
         with warnings.catch_warnings():
-            # What Python may mean by the expression one day is of no use to an operator today.
+            # Python's warnings about future meanings of the expression are of no use to an operator.
             warnings.simplefilter("ignore")
             return re.compile(value)
     except (re.error, OverflowError, RecursionError):
@@ -232,8 +239,8 @@ def access_log(value: object) -> str | None:
 
 def tls_version(value: object) -> str | None:
     """The version's text; YAML reads a bare 1.2 as a number."""
-    words = {"1.2": "1.2", "1.3": "1.3"}
-    return words.get(str(value)) if isinstance(value, str | float) else None
+    versions = {"1.2": "1.2", "1.3": "1.3"}
+    return versions.get(str(value)) if isinstance(value, str | float) else None
 
 
 def _mask(value: object) -> object:
@@ -263,7 +270,7 @@ FILE = Kind("file", "the path of a file that can be read", _readable_file, _plai
 FILE_OR_OFF = Kind("file or off", "the path of a file, or off", _file_or_off, _plain)
 NETWORK = Kind(
     "network",
-    "a network such as 192.0.2.0/24 or 2001:db8::/32, no bits set behind its prefix",
+    "a network such as 192.0.2.0/24 or 2001:db8::/32, without host bits set",
     network,
     _plain,
 )

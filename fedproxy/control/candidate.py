@@ -1,8 +1,8 @@
-"""Is this BinderHub fit to join? What an edge will ask of a member, asked once, from outside.
+"""Checks whether a BinderHub is fit to join: the requests that an edge sends to a member, once, from outside.
 
-The checks go from the name to a launch, and end at one that leaves nothing to ask the later ones of. Each is
-bounded in time and size, and what goes wrong is a verdict. One launch is begun, and left as soon as its
-stream has shown whether it moves.
+The checks go from the name to a launch, and stop at one that makes the later ones impossible. Each is
+bounded in time and size, and whatever goes wrong is a verdict. One launch is started, and abandoned as soon
+as its stream has shown whether it delivers events.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from fedproxy import __version__
-from fedproxy.config import MemberAddress, member_address
+from fedproxy.config.address import MemberAddress, member_address
 from fedproxy.config.model import Health
 from fedproxy.decide.health import Verdict, judge_health, judge_versions
 from fedproxy.errors import NameFailed
@@ -44,31 +44,31 @@ _LARGEST_FILE: Final = 32 << 20
 _LONGEST_WORDS: Final = 200
 # BinderHub's first event can take 25 s, and its comments come every 25 s.
 _PATIENCE: Final = 6
-_APART: Final = 0.1  # seconds between reads that cannot have been sent as one
-_AT_ONCE: Final = 16  # more events than a member makes in one moment
+_APART: Final = 0.1  # seconds between two reads that cannot have been one write
+_AT_ONCE: Final = 16  # more events than a member produces at once
 _SCRIPT: Final = re.compile(r"""["'](/[^"'\s<>]+\.js(?:\?[^"'\s<>]*)?)["']""")
 
 _EXPECTED: Final = {
     "address": "an https:// URL",
     "name": f"it resolves, within {_SLOW_NAME:g} s",
-    "connection": "every address takes a connection",
+    "connection": "every address accepts a connection",
     "round trip": f"at most {_FAR * 1000:g} ms",
     "tls": "TLS 1.2 or 1.3",
-    "certificate": f"of a known authority, for this name, valid for {_DAYS_LEFT} days or more",
+    "certificate": f"from a known authority, for this name, valid for {_DAYS_LEFT} days or more",
     "versions": "200 with a JSON object, the same as the reference's if there is one",
-    "keep-alive": "a second request goes over the same connection",
+    "keep-alive": "a second request uses the same connection",
     "health": "200 with a JSON object and every check ok",
-    "pods": f"a quota, and more than {Health().pod_headroom} pods left of it",
+    "pods": f"a quota, and more than {Health().pod_headroom} pods of it free",
     "static files": "a large file arrives whole",
     "event stream": "200, text/event-stream, no Content-Length, not compressed",
     "cors": "Access-Control-Allow-Origin: *",
-    "launch": "its first events are no failure",
-    "unbuffered": "each event arrives when it is made",
+    "launch": "its first events are not a failure",
+    "unbuffered": "each event arrives as it is produced",
 }
 
 
 class Outcome(StrEnum):
-    """What a check came to. WARNING: it could join so. SKIPPED: there was nothing to ask."""
+    """A check's result. WARNING: the member could join like this. SKIPPED: the check was not possible."""
 
     OK = "ok"
     WARNING = "warning"
@@ -93,7 +93,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Every check in order: each name of a fixed set once, and a `health: NAME` for each that health has."""
+    """All checks in order: each of a fixed set once, and a `health: NAME` for each check of its health."""
 
     url: str
     checks: tuple[Check, ...]
@@ -106,12 +106,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Who is asked, and what for.
+    """The BinderHub to check, and how.
 
     url: scheme, host and port. launch: PROVIDER/SPEC as in a target. reference: the URL of a member whose
-    versions must be the same. origin: the federation's, as the edge will send it. timeout: seconds for each
-    check; a launch has six times that. authorities: a PEM file of those who may sign the certificate, in
-    place of the system's.
+    versions must match. origin: the federation's, as the edge will send it. timeout: seconds per check; a
+    launch may take six times that. authorities: a PEM file of trusted CAs, instead of the system's.
     """
 
     url: str
@@ -123,14 +122,14 @@ class Candidate:
 
     @property
     def address(self) -> MemberAddress:
-        """`url`, taken apart."""
+        """`url`, parsed."""
         return member_address(self.url)
 
 
 async def examine(candidate: Candidate, told: Callable[[Check], None] = lambda check: None) -> Report:
-    """Makes every check; `told` is called with each as it is done.
+    """Runs all checks; `told` is called with each when it is done.
 
-    Raises OSError if `authorities` cannot be read, and nothing for whatever the candidate does.
+    Raises OSError if `authorities` cannot be read, and nothing because of the candidate.
     """
     tls = ssl.create_default_context(cafile=candidate.authorities)
     checks = []
@@ -152,7 +151,7 @@ def _check(name: str, outcome: Outcome, seen: str, fix: str = "", **values: Any)
 
 
 async def _checks(candidate: Candidate, tls: ssl.SSLContext) -> AsyncGenerator[Check, None]:
-    """The checks in order; what ends early leaves the rest unasked."""
+    """The checks in order; if this ends early, the rest is skipped."""
     yield _judge_address(candidate)
     name, addresses = await _resolve(candidate)
     yield name
@@ -173,7 +172,7 @@ async def _checks(candidate: Candidate, tls: ssl.SSLContext) -> AsyncGenerator[C
 
 
 async def _asked(candidate: Candidate, client: _Client) -> AsyncGenerator[Check, None]:
-    """What is asked over HTTP. If not even the versions are answered, nothing else is asked."""
+    """The checks over HTTP. Without an answer to `/versions`, the others are skipped."""
     versions = await client.get("/versions")
     reference = await client.get("/versions", candidate.reference) if candidate.reference else None
     yield _judge_versions(versions, reference)
@@ -198,7 +197,7 @@ def _judge_address(candidate: Candidate) -> Check:
         "address",
         Outcome.WARNING,
         f"{candidate.url} is not encrypted",
-        "Serve it over https: tokens of visitors go this way.",
+        "Serve it over https: visitors' tokens are sent to it.",
     )
 
 
@@ -226,7 +225,7 @@ async def _resolve(candidate: Candidate) -> tuple[Check, Sequence[AddressInfo]]:
         fix = "Add an A record: an edge may have no IPv6."
         return _check("name", Outcome.WARNING, seen, fix, **values), found
     if seconds > _SLOW_NAME:
-        fix = "See to the name servers, or try again: the first answer may be slow."
+        fix = "Check the name servers, or try again: the first answer may be slow."
         return _check("name", Outcome.WARNING, seen, fix, **values), found
     return _check("name", Outcome.OK, seen, **values), found
 
@@ -234,7 +233,7 @@ async def _resolve(candidate: Candidate) -> tuple[Check, Sequence[AddressInfo]]:
 async def _open(
     candidate: Candidate, address: str, tls: ssl.SSLContext | None = None
 ) -> asyncio.Transport | str:
-    """A connection, or why there is none. Raises SSLCertVerificationError."""
+    """A connection, or the reason for its failure. Raises SSLCertVerificationError."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(candidate.timeout):
@@ -257,7 +256,7 @@ async def _open(
 
 
 async def _connect(candidate: Candidate, addresses: Sequence[AddressInfo]) -> tuple[Check, str]:
-    """The check, and an address that takes connections, or nothing."""
+    """The check, and an address that accepts connections, or None."""
     names = [info[4][0] for info in addresses]
     found = await asyncio.gather(*(_open(candidate, name) for name in names))
     refused = []
@@ -271,10 +270,10 @@ async def _connect(candidate: Candidate, addresses: Sequence[AddressInfo]) -> tu
     seen = "; ".join(refused) or f"{', '.join(names)} port {candidate.address.port}"
     values: dict[str, Any] = {"refused": refused}
     if not reached:
-        fix = "Is it running, is the port right, does a firewall let others in?"
+        fix = "Is it running, is the port right, does a firewall block others?"
         return _check("connection", Outcome.FAILED, seen, fix, **values), ""
     if refused:
-        fix = "Take addresses that nobody answers at out of the name. Or is it this machine that has no IPv6?"
+        fix = "Remove addresses that do not answer from the name. Or does this machine have no IPv6?"
         return _check("connection", Outcome.WARNING, seen, fix, **values), reached
     return _check("connection", Outcome.OK, seen, **values), reached
 
@@ -286,14 +285,14 @@ async def _measure(candidate: Candidate, address: str) -> Check:
         start = loop.time()
         result = await _open(candidate, address)
         if isinstance(result, str):
-            fix = "It takes some connections and not others: is it overloaded, or limited by address?"
+            fix = "It accepts some connections and not others: is it overloaded, or limited by address?"
             return _check("round trip", Outcome.WARNING, result, fix)
         times.append(loop.time() - start)
         result.abort()
     median = statistics.median(times)
     seen = f"{_time(median)}, the median of {len(times)} connections"
     if median > _FAR:
-        fix = "Every request of a visitor pays this once more: is it far away, or is the way a bad one?"
+        fix = "This adds to every request of a visitor: is it far away, or is the route bad?"
         return _check("round trip", Outcome.WARNING, seen, fix, seconds=median)
     return _check("round trip", Outcome.OK, seen, seconds=median)
 
@@ -306,33 +305,33 @@ async def _handshake(candidate: Candidate, address: str, tls: ssl.SSLContext) ->
         result = await _open(candidate, address, tls)
     except ssl.SSLCertVerificationError as error:
         fault = error.verify_message
-        # The version is worth a word whoever signed the certificate.
+        # The version is checked regardless of who signed the certificate.
         anybody = ssl.create_default_context()
         anybody.check_hostname = False
         anybody.verify_mode = ssl.CERT_NONE
         result = await _open(candidate, address, anybody)
     if isinstance(result, str):
-        fix = "Is it TLS that is spoken at this port, and version 1.2 or newer?"
+        fix = "Does this port speak TLS, version 1.2 or newer?"
         return [_check("tls", Outcome.FAILED, f"no handshake: {result}", fix)]
     connection = result.get_extra_info("ssl_object")
     version, certificate = connection.version(), connection.getpeercert()
     result.abort()
     spoken = _check("tls", Outcome.OK, str(version).replace("TLSv", "TLS "), version=version)
     if fault:
-        fix = "Renew it for this very name, and serve it with all certificates between it and its authority."
+        fix = "Renew it for this name, and serve it with all intermediate certificates."
         return [spoken, _check("certificate", Outcome.FAILED, fault, fix)]
     return [spoken, judge_certificate(certificate, time.time())]
 
 
 def judge_certificate(certificate: Mapping[str, Any], now: float) -> Check:
-    """Of one that was verified. `now`: seconds since the epoch."""
+    """The check of a verified certificate. `now`: seconds since the epoch."""
     days = int((ssl.cert_time_to_seconds(certificate["notAfter"]) - now) // 86400)
     names = [value for _, value in certificate.get("subjectAltName", ())]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     seen = f"for {', '.join(names[:4])}{more}, {days} days left"
     values: dict[str, Any] = {"names": names[:100], "days": days}
     if days < _DAYS_LEFT:
-        fix = "Renew it, and see why it was not renewed by itself."
+        fix = "Renew it, and find out why it was not renewed automatically."
         return _check("certificate", Outcome.WARNING, seen, fix, **values)
     return _check("certificate", Outcome.OK, seen, **values)
 
@@ -350,17 +349,17 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Silence:
-    """No answer that can be read, and why."""
+    """No valid response, and why."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A launch's stream, as far as it was listened to.
+    """A launch's stream, as far as it was read.
 
-    reads: for each piece that arrived, seconds since the request and how many events ended in it. ended: by
-    the candidate. broken: how it broke off, if it did.
+    reads: for each piece that arrived, seconds since the request and the number of events that ended in it.
+    ended: by the candidate. broken: how it broke off, if it did.
     """
 
     status: int
@@ -377,7 +376,7 @@ class Heard:
 
 
 class _Client:
-    """Asks the candidate as an edge would. `reused`: requests that went over an earlier one's connection."""
+    """Sends requests as an edge would. `reused`: requests that used the connection of an earlier one."""
 
     def __init__(self, candidate: Candidate, tls: ssl.SSLContext) -> None:
         self.reused = 0
@@ -406,10 +405,10 @@ class _Client:
     async def get(
         self, target: str, base: str | None = None, most: int = _LARGEST_ANSWER
     ) -> _Answer | _Silence:
-        """One GET and its whole body. Redirects are answers, not followed."""
+        """One GET and its whole body. Redirects are results, and not followed."""
         url = URL((base or self._candidate.url) + target, encoded=True)
         start = time.monotonic()
-        # A member that answers JSON or HTML as it is asked needs no compression of it.
+        # JSON and HTML are requested uncompressed.
         headers = {"Accept-Encoding": "identity"}
         try:
             async with (
@@ -423,12 +422,12 @@ class _Client:
                         return _Silence(f"answered more than {most >> 20} MiB")
                 return _Answer(response.status, response.headers, bytes(body), time.monotonic() - start)
         except TimeoutError:
-            return _Silence(f"no whole answer within {self._candidate.timeout:g} s")
+            return _Silence(f"no complete response within {self._candidate.timeout:g} s")
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             return _Silence(_fault(error))
 
     async def listen(self) -> Heard | _Silence:
-        """Begins a launch, and leaves when its stream was seen to move, ended, or took too long."""
+        """Starts a launch, and leaves when its stream has delivered events, ended, or took too long."""
         patience = _PATIENCE * self._candidate.timeout
         url = URL(f"{self._candidate.url}/build/{self._candidate.launch}", encoded=True)
         headers = {"Accept": "text/event-stream", "Origin": self._candidate.origin}
@@ -453,7 +452,7 @@ class _Client:
 
 
 class _Ear:
-    """What came of a stream so far."""
+    """The part of a stream that arrived so far."""
 
     def __init__(self, response: aiohttp.ClientResponse, start: float) -> None:
         self.broken = ""
@@ -464,7 +463,7 @@ class _Ear:
         self._ended = False
 
     async def listen(self) -> None:
-        """Until it moved, ended, or is no stream."""
+        """Reads until it has delivered events, ended, or proved not to be a stream."""
         if self._response.status != 200:
             return
         size = 0
@@ -482,7 +481,7 @@ class _Ear:
         self._ended = True
 
     def heard(self) -> Heard:
-        """The same, for judging."""
+        """The same, for the verdict."""
         return Heard(
             self._response.status,
             self._response.headers,
@@ -508,16 +507,16 @@ def _fault(error: Exception) -> str:
         case aiohttp.ServerDisconnectedError():
             return "closed the connection without an answer"
         case aiohttp.ClientPayloadError():
-            return "broke off its answer"
+            return "broke off its response"
         case aiohttp.ClientResponseError() | HttpProcessingError():
-            return "answered no HTTP that can be read"
+            return "sent no valid HTTP"
         case OSError():
             return _reason(error)
         case _:
             return str(error) or type(error).__name__
 
 
-# -- what the answers mean
+# -- verdicts on the answers
 
 
 def _judge_versions(found: _Answer | _Silence, reference: _Answer | _Silence | None) -> Check:
@@ -532,14 +531,14 @@ def _judge_versions(found: _Answer | _Silence, reference: _Answer | _Silence | N
     if reference is None:
         return _check("versions", Outcome.OK, seen, versions=versions)
     if isinstance(reference, _Silence) or reference.status != 200:
-        fix = "Ask again when the reference answers."
+        fix = "Try again when the reference answers."
         seen = f"the reference: {_unexpected(reference)}"
         return _check("versions", Outcome.WARNING, seen, fix, versions=versions)
     same = judge_versions(found.body, reference.body)
     if not same.ok:
-        fix = "Deploy what the reference runs: an edge sends visitors to nobody with other versions."
+        fix = "Deploy the versions of the reference: an edge treats a member with others as unhealthy."
         return _check("versions", Outcome.FAILED, "; ".join(same.details), fix, versions=versions)
-    return _check("versions", Outcome.OK, f"as the reference: {seen}", versions=versions)
+    return _check("versions", Outcome.OK, f"same as the reference: {seen}", versions=versions)
 
 
 def _unexpected(found: _Answer | _Silence) -> str:
@@ -555,13 +554,13 @@ async def _ask_again(client: _Client) -> Check:
     again = await client.get("/versions")
     if isinstance(again, _Silence):
         fix = (
-            "It answered the first request and not the second: does it, or a proxy before it, limit requests?"
+            "It answered the first request but not the second: does it, or a proxy in front, limit requests?"
         )
         return _check("keep-alive", Outcome.FAILED, again.why, fix)
     if client.reused == before:
-        fix = "Allow keep-alive, for 75 s or more: else each request pays for a connection and a handshake."
-        return _check("keep-alive", Outcome.WARNING, "it closed the connection after one answer", fix)
-    return _check("keep-alive", Outcome.OK, f"the second answer came in {_time(again.seconds)}")
+        fix = "Allow keep-alive for 75 s or more: otherwise each request costs a connection and a handshake."
+        return _check("keep-alive", Outcome.WARNING, "it closed the connection after one response", fix)
+    return _check("keep-alive", Outcome.OK, f"the second response took {_time(again.seconds)}")
 
 
 def _judge_health(found: _Answer | _Silence) -> list[Check]:
@@ -577,21 +576,21 @@ def _judge_part(label: str, passed: bool) -> Check:
     name = f"health: {label}"
     if passed:
         return _check(name, Outcome.OK, "ok")
-    return _check(name, Outcome.FAILED, "not ok", "Fix this service; BinderHub's log says more.")
+    return _check(name, Outcome.FAILED, "not ok", "Fix this service; see BinderHub's log.")
 
 
 def _whole_health(status: int, verdict: Verdict) -> Check:
-    # A full quota is for the row about pods: it passes.
+    # A full quota is reported by the check of the pods: it passes here.
     reasons = [reason for reason in verdict.reasons if reason != "quota"]
     if reasons:
         seen = f"{status}: {'; '.join(verdict.details)}"
-        fix = "An edge sends visitors to nobody whose health is not ok; BinderHub's log says more."
+        fix = "An edge sends no visitors to a member whose health is not ok; see BinderHub's log."
         return _check("health", Outcome.FAILED, seen, fix)
     return _check("health", Outcome.OK, f"{status}, {len(verdict.checks)} checks")
 
 
 def _pods_unknown() -> Check:
-    return _check("pods", Outcome.SKIPPED, "health does not say")
+    return _check("pods", Outcome.SKIPPED, "not in its health")
 
 
 def _judge_pods(verdict: Verdict) -> Check:
@@ -611,15 +610,15 @@ def _judge_pods(verdict: Verdict) -> Check:
 async def _fetch_script(client: _Client) -> Check:
     page = await client.get("/")
     if isinstance(page, _Silence) or page.status != 200:
-        fix = "BinderHub's page is at /: does what stands before it pass it on?"
+        fix = "BinderHub's page is at /: does a proxy in front forward it?"
         return _check("static files", Outcome.FAILED, f"/: {_unexpected(page)}", fix)
     names = [html.unescape(name) for name in _SCRIPT.findall(page.body.decode("utf-8", "replace"))]
     if not names:
-        return _check("static files", Outcome.SKIPPED, "its page at / names no script")
+        return _check("static files", Outcome.SKIPPED, "its page at / references no script")
     name = next((name for name in names if "bundle" in name), names[0])
     script = await client.get(name, most=_LARGEST_FILE)
     if isinstance(script, _Silence) or script.status != 200:
-        fix = "Pages stay empty without it: does what stands before it limit sizes or times?"
+        fix = "Pages stay empty without it: does a proxy in front limit sizes or times?"
         return _check("static files", Outcome.FAILED, f"{name}: {_unexpected(script)}", fix)
     size = len(script.body)
     seen = f"{name}: {size / 1e6:.1f} MB in {_time(script.seconds)}"
@@ -628,7 +627,7 @@ async def _fetch_script(client: _Client) -> Check:
 
 def _judge_stream(candidate: Candidate, heard: Heard | _Silence) -> list[Check]:
     if isinstance(heard, _Silence):
-        fix = "A build's first event comes within 25 s. Does something before it hold the response back?"
+        fix = "A build's first event comes within 25 s. Does a proxy in front hold the response back?"
         return [_check("event stream", Outcome.FAILED, heard.why, fix)]
     head = _judge_head(heard)
     if heard.status != 200:
@@ -642,16 +641,16 @@ def _judge_head(heard: Heard) -> Check:
     wrong, fix = "", ""
     if heard.status != 200:
         wrong = _unexpected(_Answer(heard.status, headers, b"", 0.0))
-        fix = "BinderHub says failures within the stream: what stands before it must pass /build/ on."
+        fix = "BinderHub reports failures within the stream: a proxy in front must forward /build/."
     elif kind.partition(";")[0].strip().lower() != "text/event-stream":
         wrong = f"Content-Type {kind or 'is missing'}"
-        fix = "Is /build/ passed on to BinderHub, with its Accept header?"
+        fix = "Is /build/ forwarded to BinderHub, with its Accept header?"
     elif "Content-Length" in headers:
         wrong = f"Content-Length {headers['Content-Length']}"
-        fix = "Something read the stream to its end before it sent it: switch off buffering before BinderHub."
+        fix = "A proxy read the stream to its end before sending it: disable buffering in front of BinderHub."
     elif coding.lower() != "identity":
         wrong = f"Content-Encoding {coding}"
-        fix = "Switch off compression for text/event-stream: it holds events back."
+        fix = "Disable compression for text/event-stream: it delays events."
     values: dict[str, Any] = {"status": heard.status}
     if wrong:
         return _check("event stream", Outcome.FAILED, wrong, fix, **values)
@@ -663,7 +662,7 @@ def _judge_cors(candidate: Candidate, heard: Heard) -> Check:
     if allowed in ("*", candidate.origin):
         return _check("cors", Outcome.OK, f"Access-Control-Allow-Origin: {allowed}")
     seen = f"Access-Control-Allow-Origin: {allowed}" if allowed else "no Access-Control-Allow-Origin"
-    fix = 'Set BinderHub.cors_allow_origin to "*": pages elsewhere (thebe, Jupyter Book) launch too.'
+    fix = 'Set BinderHub.cors_allow_origin to "*": pages elsewhere (thebe, Jupyter Book) launch, too.'
     return _check("cors", Outcome.WARNING, seen, fix)
 
 
@@ -672,35 +671,37 @@ def _judge_launch(heard: Heard) -> Check:
     values: dict[str, Any] = {"phases": phases}
     failed = next((event for event in heard.events if event.get("phase") == "failed"), None)
     if failed is not None:
-        fix = "See why in BinderHub's log, or ask for another --repository."
+        fix = "See BinderHub's log for the reason, or use another --repository."
         return _check("launch", Outcome.WARNING, f"failed: {failed.get('message', '')}", fix, **values)
     if not heard.events:
-        return _check("launch", Outcome.SKIPPED, "no event came", **values)
-    return _check("launch", Outcome.OK, f"begun: {', '.join(phases) or 'no phase yet'}; left", **values)
+        return _check("launch", Outcome.SKIPPED, "no event arrived", **values)
+    return _check(
+        "launch", Outcome.OK, f"started: {', '.join(phases) or 'no phase yet'}; abandoned", **values
+    )
 
 
 def judge_moves(heard: Heard) -> Check:
-    """Whether a stream's events came as they were made."""
-    fix = "Switch off buffering of responses before BinderHub (nginx: proxy_buffering off)."
+    """Whether a stream's events arrived as they were produced."""
+    fix = "Disable response buffering in front of BinderHub (nginx: proxy_buffering off)."
     if not heard.reads:
-        seen = heard.broken or ("it ended with no event" if heard.ended else "nothing came of it")
+        seen = heard.broken or ("it ended without an event" if heard.ended else "nothing arrived")
         return _check("unbuffered", Outcome.FAILED, seen, fix)
     first, count = heard.reads[0]
     values: dict[str, Any] = {"first": first, "apart": heard.apart, "events": len(heard.events)}
     if count > _AT_ONCE:
-        seen = f"the first {count} events came at once, after {_time(first)}"
+        seen = f"the first {count} events arrived at once, after {_time(first)}"
         return _check("unbuffered", Outcome.FAILED, seen, fix, **values)
     if heard.apart >= _APART:
         seen = f"the first bytes after {_time(first)}, more {_time(heard.apart)} later"
         return _check("unbuffered", Outcome.OK, seen, **values)
     if any(event.get("phase") == "failed" for event in heard.events):
         return _check("unbuffered", Outcome.SKIPPED, "the launch failed at once", **values)
-    how = heard.broken or ("then it ended" if heard.ended else "then nothing more came")
-    seen = f"all that came ({len(heard.events)} events) came at once, {how}"
+    how = heard.broken or ("then it ended" if heard.ended else "then nothing more arrived")
+    seen = f"all {len(heard.events)} events arrived at once, {how}"
     return _check("unbuffered", Outcome.FAILED, seen, fix, **values)
 
 
-# -- words
+# -- texts
 
 
 def _time(seconds: float) -> str:
@@ -713,6 +714,6 @@ def _reason(error: Exception) -> str:
 
 
 def _words(text: str) -> str:
-    """Another program's words, fit for a line."""
+    """Another program's text, shortened to one line."""
     line = "".join(letter if letter.isprintable() else " " for letter in text).strip()
     return line if len(line) <= _LONGEST_WORDS else f"{line[: _LONGEST_WORDS - 3]}..."

@@ -1,6 +1,7 @@
 """File descriptors that one process hands to another, each with a note.
 
-They need a socket pair of their own, as the line's transport only passes bytes. Neither side waits.
+They need their own socket pair, because the control channel's transport only carries bytes. Neither side
+waits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def give(end: socket.socket, note: object, sockets: Sequence[socket.socket] = ()) -> bool:
-    """Hands copies of the sockets over; False if the other end is gone, or does not read.
+    """Sends copies of the sockets; False if the other end is gone, or does not read.
 
     note: anything that JSON can express.
     """
@@ -49,7 +50,7 @@ def take(end: socket.socket) -> tuple[object, list[socket.socket]] | None:
     try:
         return json.loads(data), sockets
     except ValueError:
-        # At the end of the stream the data is empty, which is no JSON either.
+        # At the end of the stream the data is empty, which is not JSON either.
         for sock in sockets:
             sock.close()
         return None

@@ -1,7 +1,7 @@
 """Fetches the logos of the members' page, so that visitors' browsers load nothing from other hosts.
 
-One after the other, each whole and small or not at all. Their first bytes tell what they are, not what the
-other host calls them.
+They are fetched one after the other; each must be complete and small. Their type is determined by their first
+bytes, not by the other host's Content-Type.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Final
 import aiohttp
 
 from fedproxy import __version__
-from fedproxy.control.line import Logo
+from fedproxy.control.messages import Logo
 
 _LARGEST: Final = 64 * 1024  # bytes
 _TIME: Final = 10.0  # seconds for one of them
-_AGAIN: Final = 24 * 3600.0  # seconds until one that is there is fetched again ...
-_RETRY: Final = 600.0  # ... and one that is not
+_AGAIN: Final = 24 * 3600.0  # seconds until one that was found is fetched again ...
+_RETRY: Final = 600.0  # ... and one that was not
 _REDIRECTS: Final = 3
 _MARKS: Final = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -31,9 +31,9 @@ _MARKS: Final = (
 
 
 class Logos:
-    """Fetches what `apply` was given last, from the first of it to `close`. Made in a running loop.
+    """Fetches the logos last given to `apply`, until `close`. Create it in a running loop.
 
-    tell: called with each logo that is new or has changed. say: takes a line for each URL that gives none.
+    tell: called with each logo that is new or has changed. say: takes a line for each URL without a logo.
     """
 
     def __init__(self, tell: Callable[[Logo], None], say: Callable[[str], None] = lambda line: None) -> None:
@@ -47,11 +47,11 @@ class Logos:
 
     @property
     def known(self) -> list[Logo]:
-        """Those that are there."""
+        """The logos found so far."""
         return list(self._known.values())
 
     def apply(self, urls: Iterable[str]) -> None:
-        """From now on these. What is known of those that stay is kept."""
+        """Sets the URLs. Logos of URLs that stay are kept."""
         wanted = set(urls)
         self._due = {url: self._due.get(url, 0.0) for url in sorted(wanted)}
         self._known = {url: logo for url, logo in self._known.items() if url in wanted}
@@ -61,7 +61,7 @@ class Logos:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """Fetches nothing any more."""
+        """Stops fetching."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -88,10 +88,10 @@ class Logos:
             self._tell(logo)
         if logo is None and url not in self._known and url not in self._complained:
             self._complained.add(url)
-            self._say(f"no logo at {url}: initials stand in its place")
+            self._say(f"no logo at {url}: initials are shown instead")
 
     async def _fetch(self, url: str) -> Logo | None:
-        """None if there is no image there that is small enough."""
+        """None if there is no image, or it is too large."""
         headers = {"User-Agent": f"fedproxy/{__version__}", "Accept": "image/*"}
         try:
             async with (
@@ -106,7 +106,7 @@ class Logos:
                     content += piece
                     if len(content) > _LARGEST:
                         return None
-        # ValueError: a URL or a name that cannot be asked.
+        # ValueError: an invalid URL or name.
         except (aiohttp.ClientError, OSError, ValueError):
             return None
         kind = image_type(bytes(content))

@@ -1,10 +1,10 @@
-"""Asks the members, round after round, how they are.
+"""Probes the members' health, round after round.
 
 A round of a member is one request to its `/versions` and one to its `/health`. Each member has its own timer
-and its own task, so one that hangs delays nobody. What the answers mean is decided in `decide.health`; here
-is when to ask, how, and what it means that no answer came. Times are of the loop's monotonic clock: one
-that is set, or a machine that slept, moves no round. A failure for lack of something in this process, above
-all of time, is no verdict on a member.
+and its own task, so one that hangs does not delay others. `decide.health` judges the answers; this module
+decides when and how to ask, and judges missing answers. Times are of the loop's monotonic clock, so setting
+the clock or a sleep of the machine moves no round. A failure because this process lacks something, above all
+time, is not a verdict on a member.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from fedproxy.proxy.resolver import Resolver
 _LARGEST_BODY: Final = 1 << 20
 _LONGEST_WORDS: Final = 200
 _BEAT: Final = 0.25  # seconds
-_SLEPT: Final = 0.5  # seconds of lost time that cast no doubt on a failure
-_AGAIN: Final = 3  # attempts at a round, if this process sleeps during each
+_SLEPT: Final = 0.5  # seconds of lost time that do not invalidate a failure
+_AGAIN: Final = 3  # attempts at a round, if this process was stopped during each
 _HEADERS: Final = {
     "User-Agent": f"fedproxy/{__version__}",
     "Accept": "application/json",
@@ -64,11 +64,11 @@ _CERTIFICATE_FAULTS: Final = {
 class ProbePolicy:
     """How members are probed. Times are in seconds.
 
-    interval, unhealthy_interval: from a round's end to the next, of a healthy and an unhealthy member, moved
-    at random by up to their share `jitter`. timeout: for each request, its connection included. rise: good
+    interval, unhealthy_interval: from a round's end to the next, of a healthy and an unhealthy member,
+    shifted at random by up to the share `jitter`. timeout: per request with its connection. rise: successful
     rounds in a row that make a member healthy; fall: failed ones that make it unhealthy. pod_headroom: pods
-    that must be left of a quota. versions: whether a member must run what prime runs; if not, nobody is
-    asked for versions.
+    that must be free of a quota. versions: whether a member must run the versions of prime; if not,
+    `/versions` is not requested.
     """
 
     interval: float
@@ -90,9 +90,8 @@ class ProbePolicy:
 class Target:
     """A member to probe.
 
-    health, versions: whole URLs. prime: its versions are what the others must run. socket: path of the Unix
-    socket where both URLs are asked, of a member that has one. tls: for https; None trusts the system's
-    authorities.
+    health, versions: full URLs. prime: its versions are those that the others must run. socket: path of the
+    Unix socket for both URLs, if the member has one. tls: for https; None trusts the system's authorities.
     """
 
     name: str
@@ -104,23 +103,23 @@ class Target:
 
     @property
     def place(self) -> tuple[str, str, str | None]:
-        """What makes it another target, with nothing known of it, when it changes."""
+        """If this changes, it is a different target, whose health is unknown."""
         return self.health, self.versions, self.socket
 
     @property
     def one_origin(self) -> bool:
-        """Whether both URLs lead to the same scheme, host and port."""
+        """Whether both URLs have the same scheme, host and port."""
         return self.health.split("/", 3)[:3] == self.versions.split("/", 3)[:3]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a member after a round.
+    """A member's health after a round.
 
-    reasons: of the last failed round while the member is not healthy, as labels: `dns`, `connect`, `tls`,
-    `timeout`, `reset` (broke off), `nonsense` (no HTTP, or far too much), `status`, and those of
+    reasons: of the last failed round while the member is unhealthy, as labels: `dns`, `connect`, `tls`,
+    `timeout`, `reset` (broke off), `nonsense` (invalid HTTP, or far too much), `status`, and those of
     `decide.health`. details: the same as sentences for people, also of failures that have not made the member
-    unhealthy yet. pods, quota, checks: as in `Verdict`, of the last round, as far as it told them.
+    unhealthy yet. pods, quota, checks: as in `Verdict`, of the last round, if the member reported them.
     """
 
     name: str
@@ -133,18 +132,18 @@ class Report:
 
 
 class Prober:
-    """Probes the targets that are in force, from the first `apply` to `close`. Made in a running loop.
+    """Probes the targets in force, from the first `apply` to `close`. Create it in a running loop.
 
-    report: called after a target's first round, and after each later one that found something else than the
-    one before. chance: random numbers from 0 to 1, for the jitter.
+    report: called after a target's first round, and after each later one with a different result. chance:
+    random numbers from 0 to 1, for the jitter.
 
-    When nothing can connect for `/versions`, the round ends there, unless `/health` is at another origin: a
-    second attempt would fail alike and take its time. Members are compared with what prime's own last round
-    found; if that found no versions, nobody is compared. A round that ends before prime's first answer came
-    waits for it, for no longer than `timeout`.
+    If there is no connection for `/versions`, the round ends there, unless `/health` has another origin: a
+    second attempt would fail the same way and take its time. Members are compared with the versions from
+    prime's last round; without them, nothing is compared. A round that ends before prime's first answer waits
+    for it, for at most `timeout`.
 
-    A round that failed while this process slept is repeated. One that failed because this process lacked a
-    file, a port or memory leaves the member as it was.
+    A round that failed while this process was stopped is repeated. One that failed because this process
+    lacked a file descriptor, a port or memory leaves the member as it was.
     """
 
     def __init__(
@@ -157,9 +156,9 @@ class Prober:
         self._rounds: set[asyncio.Task[Verdict | None]] = set()
         self._pulse = Pulse()
         self._ticker: asyncio.TimerHandle | None = None
-        # A connection is for one request: rounds are far apart, and a new one tells more.
-        # No limit, so that requests to members that hang keep none waiting.
-        # Names are resolved as for visitors, so that the verdict is about the addresses they are sent to.
+        # One connection per request: rounds are far apart, and a new connection tests more.
+        # No limit, so that requests to members that hang do not delay others.
+        # Names are resolved as for visitors, so that the verdict is about the same addresses.
         self._names = Resolver(asyncio.get_running_loop().time)
         names = _Names(self._names)
         self._session = _session(_Connector(limit=0, force_close=True, resolver=names, use_dns_cache=False))
@@ -173,10 +172,9 @@ class Prober:
     def apply(self, policy: ProbePolicy, targets: Iterable[Target]) -> None:
         """Puts a config in force.
 
-        A new target, or one whose URLs or socket changed, has a round at once and starts as healthy; one that
-        is gone is left alone at once, in the middle of a round too. The others keep their health and their
-        schedule, and take the policy at their next round. That comes forward if it is farther off than the
-        new policy wants.
+        A new target, or one whose URLs or socket changed, is probed at once and starts as healthy; probing of
+        a removed one stops at once, even within a round. The others keep their health and their schedule, and
+        use the new policy from their next round on, which is moved forward if the new interval is shorter.
         """
         self._policy = policy
         loop = asyncio.get_running_loop()
@@ -205,7 +203,7 @@ class Prober:
                 watch.timer = loop.call_at(latest, self._start, watch)
 
     async def close(self) -> None:
-        """Ends every round and every connection. What was reported stays in `reports`."""
+        """Ends all rounds and connections. `reports` stays as it is."""
         for watch in self._watches.values():
             watch.stop()
         if self._ticker is not None:
@@ -232,7 +230,7 @@ class Prober:
         watch.round.add_done_callback(partial(self._ended, watch))
 
     def _ended(self, watch: _Watch, task: asyncio.Task[Verdict | None]) -> None:
-        """A round is over, however it ended: the next one comes."""
+        """A round has ended in any way: schedules the next one."""
         self._rounds.discard(task)
         watch.round = None
         watch.asked.set()
@@ -247,7 +245,7 @@ class Prober:
                 if verdict is not None:
                     watch.state.observe(verdict)
             else:
-                message = f"the {task.get_name()} ended by an error; the next round will come"
+                message = f"the {task.get_name()} failed with an error; the next round follows"
                 loop.call_exception_handler({"message": message, "exception": error, "task": task})
         delay = self._policy.delay(watch.state.healthy, self._chance())
         watch.timer = loop.call_later(delay, self._start, watch)
@@ -295,7 +293,7 @@ class Prober:
         return together(_of_versions(versions, await self._reference(watch, policy.timeout)), verdict)
 
     async def _reference(self, watch: _Watch, timeout: float) -> bytes | None:
-        """What prime answered to `/versions`, as far as it did and `watch` is not prime itself."""
+        """Prime's answer to `/versions`, if there is one and `watch` is not prime itself."""
         prime = self._prime
         if prime is None or prime is watch:
             return None
@@ -306,10 +304,10 @@ class Prober:
 
 
 class _Watch:
-    """A target under probe: a round is under way, or a timer stands for the next.
+    """A probed target: a round is under way, or a timer is set for the next.
 
-    versions: the body of the last good answer to `/versions`, unless a bad one followed. asked: set when it
-    was asked for the first time, with whatever result.
+    versions: the body of the last good answer to `/versions`, unless a bad one followed. asked: set after the
+    first request, whatever its result.
     """
 
     timer: asyncio.TimerHandle | None = None
@@ -327,7 +325,7 @@ class _Watch:
         return f"<_Watch {self.target.name} {self.state!r} {'asking' if self.round else 'waiting'}>"
 
     def stop(self) -> None:
-        """No round any more, and nobody waits for this one's."""
+        """Stops its rounds, and wakes everybody who waits for one."""
         self.stopped = True
         self.asked.set()
         if self.timer is not None:
@@ -352,11 +350,11 @@ class _Watch:
 
 
 class _Phase(Enum):
-    """How far a request came; its value says so of one that came no further in time."""
+    """How far a request got; the value describes a timeout in this phase."""
 
     CONNECT = "no connection"
     NAME = "the name did not resolve"
-    ANSWER = "no whole answer"
+    ANSWER = "no complete response"
 
 
 class _Progress:
@@ -368,7 +366,7 @@ _progress: ContextVar[_Progress] = ContextVar("_progress")
 
 
 class _Names(AbstractResolver):
-    """The client's way to the edge's resolver."""
+    """Lets the client use the edge's resolver."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
@@ -399,9 +397,9 @@ class _Names(AbstractResolver):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Hands out the transport as well.
+    """Also gives access to the transport.
 
-    The client closes a TLS connection by waiting for the peer's word, for half a minute from one that hangs.
+    The client closes a TLS connection by waiting for the peer's close_notify, up to half a minute.
     """
 
     async def connect(
@@ -422,7 +420,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Silence:
-    """No answer that can be read. connected: whether there was a connection at all."""
+    """No valid response. connected: whether there was a connection at all."""
 
     reason: str
     detail: str
@@ -437,11 +435,11 @@ class _OwnFault(Exception):
 
 
 class _BrokenOff(aiohttp.ClientError):
-    """A connection that was made and lost: an error that the client does not answer with a second GET."""
+    """A connection that was established and lost: an error after which the client sends no second GET."""
 
 
 class _TooLarge(aiohttp.ClientError):
-    """The body has more than any member has to say."""
+    """The body is too large."""
 
 
 def _of_versions(found: _Answer | _Silence, reference: bytes | None) -> Verdict:
@@ -463,7 +461,7 @@ def _of_health(found: _Answer | _Silence, pod_headroom: int) -> Verdict:
 async def _ask(
     session: aiohttp.ClientSession, target: Target, address: str, timeout: float
 ) -> _Answer | _Silence:
-    """One GET and its whole body, or why there is none."""
+    """One GET and its whole body, or the failure."""
     progress = _Progress()
     _progress.set(progress)
     try:
@@ -480,7 +478,7 @@ async def _ask(
         detail, limit = progress.phase.value, f" within {timeout:g} s"
     except EdgeFailed as error:
         raise _OwnFault from error
-    # ValueError: a URL or a name that cannot be asked.
+    # ValueError: an invalid URL or name.
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         if _is_own_fault(error, progress):
             raise _OwnFault from error
@@ -500,7 +498,7 @@ def _is_own_fault(error: Exception, progress: _Progress) -> bool:
     if progress.phase is not _Phase.NAME:
         return False
     try:
-        # The resolver reports a socket that it could not open like a server that does not answer.
+        # The resolver reports a socket that it could not open as a server that does not answer.
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
     except OSError as refused:
         return own_fault(refused) is not None
@@ -534,20 +532,20 @@ def _described(error: Exception) -> tuple[str, str]:
         case _TooLarge():
             return "nonsense", f"answered more than {_LARGEST_BODY >> 20} MiB"
         case _BrokenOff() | OSError() | aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
-            return "reset", "broke off its answer"
+            return "reset", "broke off its response"
         case aiohttp.ClientResponseError() | HttpProcessingError():
-            return "nonsense", "answered no HTTP that can be read"
+            return "nonsense", "sent no valid HTTP"
         case _:
             return "connect", f"the address cannot be asked: {_words(error)}"
 
 
 def _words(what: object) -> str:
-    """Another program's words, fit for a line of text."""
+    """Another program's text, shortened to one line."""
     return "".join(filter(str.isprintable, str(what)))[:_LONGEST_WORDS]
 
 
 def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
-    """A client that sends what it is told, once, and believes nothing."""
+    """A client that sends each request once, and ignores cookies and the environment."""
     trace = aiohttp.TraceConfig()
     trace.on_dns_resolvehost_start.append(partial(_reached, _Phase.NAME))
     trace.on_dns_resolvehost_end.append(partial(_reached, _Phase.CONNECT))

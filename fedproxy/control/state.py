@@ -1,15 +1,15 @@
-"""What operators set at run time, the file that keeps it, and what holds when it and the config disagree.
+"""Operators' changes at run time, the file that saves them, and the rules for conflicts with the config.
 
-What was set at run time remembers what the config said then, and holds as long as the config says the same:
+A change records what the config had at that time, and applies as long as the config has the same:
 
-- A weight holds until the config's own weight of that member changes, or the member is gone.
-- A member that was put holds until the config says something else of its name: one that joined belongs to the
-  config as soon as the config has it.
-- A member that was deleted stays away while its entry in the config stays the same.
-- An intent holds until it is changed, also while its member is away; deleting a member forgets it.
+- A weight applies until the config's own weight of that member changes, or the member is gone.
+- An added member applies until the config has a different entry with its name: once it is in the config, the
+  config decides.
+- A deleted member stays deleted while its entry in the config stays the same.
+- An intent applies until it is changed, also while its member is absent; deleting a member discards it.
 - What no longer fits the config as a whole (a second prime member, a host that another has) is dropped.
 
-`reconcile` applies these rules at a start and at a reload, and says what it dropped.
+`reconcile` applies these rules at startup and on reload, and reports what it dropped.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from fedproxy.config import Config, Member, member_from, units
+from fedproxy.config import units
 from fedproxy.config.address import MEMBER_NAME
 from fedproxy.config.check import config_error, config_from, model_from, show
 from fedproxy.config.document import Document
-from fedproxy.config.model import Section
+from fedproxy.config.load import member_from
+from fedproxy.config.model import Config, Member, Section
 from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError, Fault
 
@@ -40,17 +41,17 @@ _Name = Annotated[str, MEMBER_NAME]
 
 
 class Weight(Section):
-    """A member's weight, set over `over`, which the member had without it."""
+    """A member's weight, which overrides `over`."""
 
     value: Annotated[float, units.AMOUNT]
     over: Annotated[float, units.AMOUNT]
 
 
 class Change(Section):
-    """A member that was put or deleted at run time.
+    """A member that was added or deleted at run time.
 
-    `settings`: the member as the config writes one; None: it was deleted. `over`: what the config said of
-    that name then; None: nothing. Both without what is a default, so that they can be compared.
+    `settings`: the member in the form of the config; None: it was deleted. `over`: the config's entry with
+    that name at the time; None: there was none. Both without defaults, so that they can be compared.
     """
 
     settings: Mapping[str, Any] | None = None
@@ -58,7 +59,7 @@ class Change(Section):
 
 
 class State(Section):
-    """What operators set, by member name. Frozen: the functions of this module make the next one."""
+    """Operators' changes, by member name. Frozen: the functions of this module return the next state."""
 
     intents: Mapping[_Name, Literal["drain", "maint"]] = Field(default={})
     weights: Mapping[_Name, Weight] = Field(default={})
@@ -81,7 +82,7 @@ def set_intent(state: State, name: str, intent: Intent) -> State:
 
 
 def set_weight(config: Config, state: State, name: str, weight: float) -> State:
-    """The state with a member's weight. Raises KeyError for a name that is no member's."""
+    """The state with a member's weight. Raises KeyError for an unknown name."""
     rest = state.model_copy(update={"weights": _without(state.weights, name)})
     own = overlay(config, rest).members[name].weight
     if weight == own:
@@ -90,18 +91,18 @@ def set_weight(config: Config, state: State, name: str, weight: float) -> State:
 
 
 def join(config: Config, state: State, name: str, settings: object) -> State:
-    """The state with this member in it, new or in the place of the one of that name; its weight is its own.
+    """The state with this member, new or as a replacement; a weight set before is discarded.
 
-    Raises ConfigError: for the settings alone with key paths under the member, else under the config.
+    Raises ConfigError: for faults of the settings with key paths in the member, else in the config.
     """
     change = Change(settings=_written(member_from(name, settings)), over=_said(config, name))
     return _changed(config, state, name, change)
 
 
 def leave(config: Config, state: State, name: str) -> State:
-    """The state without this member, and with nothing that was set for it.
+    """The state without this member and its settings.
 
-    Raises KeyError for a name that is no member's, and ConfigError if the federation cannot do without it.
+    Raises KeyError for an unknown name, and ConfigError if the federation needs the member.
     """
     if name not in overlay(config, state).members:
         raise KeyError(name)
@@ -127,7 +128,7 @@ def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def overlay(config: Config, state: State) -> Config:
-    """The config with what the state holds over it; what the config says otherwise by now is passed over.
+    """The config with the state applied; changes that the config has overtaken are ignored.
 
     Raises ConfigError for members that do not fit, which `reconcile` drops.
     """
@@ -141,9 +142,9 @@ def overlay(config: Config, state: State) -> Config:
 
 
 def reconcile(config: Config, state: State) -> tuple[State, list[str]]:
-    """What of the state goes on with this config, and a line for each thing that does not.
+    """The part of the state that still applies with this config, and a line for each part that does not.
 
-    What it returns can be put over the config: `overlay` raises nothing for it.
+    `overlay` raises nothing for the returned state.
     """
     members, lines = _fitting(config, state.members)
     base = overlay(config, State(members=members)).members
@@ -169,25 +170,25 @@ def _fitting(config: Config, changes: Mapping[str, Change]) -> tuple[dict[str, C
             holding[name] = change
         else:
             lines.append(
-                f"{name}: {_done(change)}, and the config has changed what it says of it: that holds"
+                f"{name}: {_done(change)}, but the config has changed its entry since: the config applies"
             )
     with contextlib.suppress(ConfigError):
         _with_members(config, holding)
         return holding, lines
-    # Together they do not fit: those stay that fit with the ones before them.
+    # They do not fit together: keep each one that fits with those before it.
     fitting: dict[str, Change] = {}
     for name, change in holding.items():
         try:
             _with_members(config, {**fitting, name: change})
         except ConfigError as error:
-            lines.append(f"{name}: {_done(change)}, which is dropped: {error}")
+            lines.append(f"{name}: {_done(change)}, dropped: {error}")
         else:
             fitting[name] = change
     return fitting, lines
 
 
 def _done(change: Change) -> str:
-    return "was deleted at run time" if change.settings is None else "was put at run time"
+    return "was deleted at run time" if change.settings is None else "was added at run time"
 
 
 def _holds(config: Config, name: str, change: Change) -> bool:
@@ -204,7 +205,7 @@ def _written(member: Member) -> dict[str, Any]:
 
 
 def _with_members(config: Config, changes: Mapping[str, Change]) -> Config:
-    """The config with these members, checked as a whole as if they had been in its file."""
+    """The config with these members, validated as a whole as if they were in its file."""
     members = {name: _written(member) for name, member in config.members.items()}
     for name, change in changes.items():
         if change.settings is not None:
@@ -223,19 +224,19 @@ def _with_members(config: Config, changes: Mapping[str, Change]) -> Config:
 
 
 def state_path(config: Config, file: Path | None, env: Mapping[str, str]) -> Path | None:
-    """Where the state is kept, None for nowhere; `file` is where the config was read from."""
+    """The path of the state file, None for none; `file` is the config's."""
     if config.admin.state == "off":
         return None
     if config.admin.state is not None:
         return config.admin.state
-    # systemd gives several directories with colons between them.
+    # systemd separates several directories by colons.
     if directory := env.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(directory, "state.json")
     return file.with_name(f"{file.stem}.state.json") if file is not None else None
 
 
 class StateFile:
-    """The state in a file, or nowhere if `path` is None. Its calls take as long as the disk does."""
+    """The state in a file, or nowhere if `path` is None. Its calls block on the disk."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -244,8 +245,8 @@ class StateFile:
     def load(self) -> tuple[State, list[str]]:
         """The state, and lines for an operator about what is wrong. Raises nothing.
 
-        No file is an empty state. A file that cannot be read, makes no sense or is of another version is put
-        aside, and the state is empty.
+        Without a file the state is empty. A file that cannot be read, is invalid or of another version is
+        renamed, and the state is empty.
         """
         if self.path is None:
             return State(), []
@@ -258,14 +259,14 @@ class StateFile:
         except OSError as error:
             lines.append(self._put_aside(f"{self.path} cannot be read: {error.strerror}"))
         except ConfigError as error:
-            lines.append(self._put_aside(f"{self.path} is no state of this program: {error}"))
+            lines.append(self._put_aside(f"{self.path} is not a fedproxy state file: {error}"))
         return state, [*lines, *self._try()]
 
     def save(self, state: State) -> None:
-        """Writes the state whole or not at all, for its owner only.
+        """Writes the state atomically, readable by its owner only.
 
-        Raises OSError with a line for an operator; the file is then as it was. A place that could not be
-        written at the start was complained of by `load`, and here it is no error.
+        Raises OSError with a line for an operator; the file is then unchanged. A path that could not be
+        written at startup was reported by `load`, and is not an error here.
         """
         if self.path is None:
             return
@@ -285,8 +286,10 @@ class StateFile:
             self.path.rename(aside)
         except OSError as error:
             path, self.path = self.path, None
-            return f"{message}; {path} stays as it is ({error.strerror}), and nothing is kept over a restart"
-        return f"{message}; it is now {aside}, and nothing of it is in force"
+            return (
+                f"{message}; {path} stays as it is ({error.strerror}), and nothing is saved across a restart"
+            )
+        return f"{message}; it is now {aside}, and is ignored"
 
     def _try(self) -> list[str]:
         if self.path is None:
@@ -297,7 +300,7 @@ class StateFile:
         except OSError as error:
             self._writable = False
             return [
-                f"{self.path} cannot be written: {error.strerror}; what operators set is lost at a restart "
+                f"{self.path} cannot be written: {error.strerror}; operators' changes are lost at a restart "
                 "(admin.state: another path, or off)"
             ]
 
@@ -337,7 +340,7 @@ def _write(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    # The new file is there; that it is still there after a power cut is more than some file systems promise.
+    # The new file exists; some file systems do not guarantee that it survives a power failure.
     with contextlib.suppress(OSError):
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""What keeps a visitor with a member: the key of a request without a cookie, and the cookie's value."""
+"""Affinity: the key of a request without a cookie, and the cookie's value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 
 class Source(StrEnum):
-    """Why a request went where it went."""
+    """What chose the member of a request."""
 
     COOKIE = "cookie"
     KEY = "key"
@@ -22,7 +22,7 @@ class Source(StrEnum):
     __hash__ = str.__hash__
 
 
-# How many segments after the provider name the repository; what follows is a ref, and a ref may have slashes.
+# The number of segments after the provider that name the repository; a ref follows, which may have slashes.
 # gl and git have the repository percent-encoded in one segment; a DOI is a repository with no ref.
 _SEGMENTS = {
     b"gh": 2,
@@ -38,7 +38,7 @@ _SEGMENTS = {
 
 
 def repository_key(path: bytes) -> bytes | None:
-    """The repository that a raw path without its query is about; None for a path about none.
+    """The repository in a raw path without its query; None for a path without one.
 
     The same for `/build/PROVIDER/SPEC` and `/v2/PROVIDER/SPEC`, in lower case and without the ref, in the
     form that federation-redirect used: `/build/gh/USER/REPO`.
@@ -72,7 +72,7 @@ KEYS: dict[str, Callable[[bytes], bytes | None]] = {"repository": repository_key
 
 
 def cookie_value(name: str, secret: str | None) -> bytes:
-    """What the cookie says for a member: its name, or with a `secret` 128 bits of an HMAC-SHA256."""
+    """The cookie's value for a member: its name, or with a `secret` 128 bits of an HMAC-SHA256."""
     if secret:
         return hmac.new(secret.encode(), name.encode(), hashlib.sha256).hexdigest()[:32].encode("ascii")
     # RFC 6265 section 4.1.1: no control bytes, white space, quotes, commas, semicolons or backslashes.

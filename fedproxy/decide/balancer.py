@@ -1,7 +1,7 @@
-"""Whom a visitor without a cookie is sent to: three ways to pick a member by weight.
+"""The choice of a member for a visitor without a cookie: three balancers, all weighted.
 
 A balancer takes (key, members, shares, rng) and picks one of those members; `shares` are theirs, in the same
-order and all above 0, and there is at least one. What is next in rank is what it picks of the others.
+order and all above 0, and there is at least one. The next in rank is its pick among the others.
 `bounded` picks so that no member carries much more than its share.
 """
 
@@ -15,11 +15,12 @@ from math import log
 from operator import truediv
 from typing import Final, Protocol
 
+from fedproxy.bounded import Generations
 from fedproxy.decide.member import Member
 
 
 class Chance(Protocol):
-    """Where randomness comes from; a `random.Random` is one."""
+    """A source of randomness, such as a `random.Random`."""
 
     def random(self) -> float:
         """A number in [0, 1)."""
@@ -29,12 +30,12 @@ Balancer = Callable[[bytes | None, Sequence[Member], Sequence[float], Chance], M
 
 _HASHES: Final = 2**64 - 1
 _LEAST: Final = 2.0**-64
-# The keys of real repositories are shorter; a visitor can make longer ones, each another, at no cost.
+# The keys of real repositories are shorter; a visitor can invent any number of longer ones at no cost.
 _LONGEST_KEPT: Final = 256
 
 
 def cost(hash64: int) -> float:
-    """-ln of a hash as a part of one; always above 0. A member's score is its weight divided by it."""
+    """-ln of a hash scaled to (0, 1); always above 0. A member's score is its weight divided by it."""
     return -log((hash64 or 1) / _HASHES) or _LEAST
 
 
@@ -44,30 +45,28 @@ def _cost_of(key: bytes, name: str) -> float:
 
 
 class CostCache:
-    """The costs of keys for members' names, so that a key that comes again costs no hashing.
+    """The costs of keys for members' names, so that a repeated key costs no hashing.
 
-    Bounded: when about `size` costs are held, the young generation becomes the old one, and the old one goes.
-    Those of long keys are not held.
+    At most about `size` costs are kept. Costs of long keys are not kept.
     """
 
     def __init__(self, size: int = 100_000) -> None:
         self._size = size
-        self._young: dict[bytes, dict[str, float]] = {}
-        self._old: dict[bytes, dict[str, float]] = {}
-        self._held = 0
+        self._known: Generations[bytes, dict[str, float]] = Generations()
+        self._held = 0  # costs in the young generation
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self._known)
 
     def costs(self, key: bytes, members: Sequence[Member]) -> list[float]:
         """Those of these members, in their order."""
         if len(key) > _LONGEST_KEPT:
             return [_cost_of(key, member.name) for member in members]
-        known = self._young.get(key)
+        known = self._known.young.get(key)
         if known is None:
-            known = self._old.pop(key, {})
+            known = self._known.take(key) or {}
             self._keep(len(known))
-            self._young[key] = known
+            self._known.put(key, known)
         try:
             return [known[member.name] for member in members]
         except KeyError:
@@ -80,8 +79,7 @@ class CostCache:
 
     def _keep(self, count: int) -> None:
         if self._held + count > self._size // 2:
-            self._old = self._young
-            self._young = {}
+            self._known.turn()
             self._held = 0
         self._held += count
 
@@ -129,7 +127,7 @@ def bounded(
     shares: Sequence[float],
     rng: Chance,
 ) -> Member:
-    """What `pick` picks of the members that are below their capacity, or of all if none is.
+    """What `pick` picks among the members below their capacity, or among all if none is.
 
     A member's capacity is `bound` times its fair share of all that these members have in flight, this request
     included, and at least 1.

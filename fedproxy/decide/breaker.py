@@ -249,7 +249,7 @@ class Breaker:
             self._serve(client)
 
     def serve_elsewhere(self, clients: Collection[bytes], now: float) -> None:
-        """Another worker serves these clients (keys) well."""
+        """Another worker serves these clients (keys) fine."""
         elsewhere = self._elsewhere
         for client in clients:
             elsewhere.pop(client, None)

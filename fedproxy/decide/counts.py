@@ -1,4 +1,4 @@
-"""What is counted: plain integers on objects that the hot path already holds, read when somebody scrapes."""
+"""Counters: plain integers on objects that the hot path already holds, read on each scrape."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOUNDS = (
 
 
 class Exemplar(NamedTuple):
-    """One of the values that were counted, in seconds, its trace, and when that was since the epoch."""
+    """One of the counted values, in seconds, its trace, and its time since the epoch."""
 
     value: float
     trace_id: str
@@ -60,11 +60,11 @@ class Histogram:
         self.total += value
 
     def exemplify(self, exemplar: Exemplar) -> None:
-        """Keeps a value that was counted as the example of its bucket."""
+        """Keeps a counted value as the exemplar of its bucket."""
         self.exemplars[bisect_left(BOUNDS, exemplar.value)] = exemplar
 
     def add(self, *others: Histogram) -> None:
-        """Counts what others counted too; of each bucket the newest example is kept."""
+        """Adds the counts of others; each bucket keeps the newest exemplar."""
         self.total += sum([other.total for other in others])
         # Most are empty, and 0 is counted in the first bucket.
         if self.total or any(other.counts[0] for other in others):
@@ -90,7 +90,7 @@ def _sum(*histograms: Histogram) -> Histogram:
 
 
 class _Counts:
-    """Numbers, tables of numbers and histograms by their `names`: added up and sent elsewhere one by one."""
+    """Numbers, tables of numbers and histograms by their `names`: added up and sent one by one."""
 
     __slots__ = ()
 
@@ -100,7 +100,7 @@ class _Counts:
         return _counts, (type(self), [getattr(self, name) for name in self.names])
 
     def add(self, *others: Self) -> None:
-        """Counts what others counted too. All at once is quicker than one after the other."""
+        """Adds the counts of others. All at once is faster than one after the other."""
         for name in self.names:
             mine, theirs = getattr(self, name), [getattr(other, name) for other in others]
             if isinstance(mine, Histogram):
@@ -134,8 +134,8 @@ _OF_THE_EDGE: Final = ("budget_exhausted", "connections", "lines_dropped", "reje
 class MemberCounts(_Counts):
     """One member's counters since the start of this worker. `bytes_in` flow to the member.
 
-    at_once: times of requests whose response came as one piece, so that its first byte is no earlier than its
-    end. `duration` and `first_byte` have the rest; `durations` and `first_bytes` give all.
+    at_once: times of requests whose response came in one piece, so that its first byte and its end have the
+    same time. `duration` and `first_byte` have the rest; `durations` and `first_bytes` return all.
     """
 
     __slots__ = _OF_A_MEMBER
@@ -158,7 +158,7 @@ class MemberCounts(_Counts):
         self.failovers: defaultdict[str, int] = defaultdict(int)  # by the member that a launch moved to
 
     def record(self, source: str | None, duration: float, first_byte: float | None, bytes_out: int) -> None:
-        """Counts a request that is over: its time, and the time until its response began, in seconds."""
+        """Counts a finished request: its time, and the time until its response began, in seconds."""
         if source is not None:
             self.affinity[source] += 1
         self.bytes_out += bytes_out
@@ -183,7 +183,7 @@ class MemberCounts(_Counts):
 class EdgeCounts(_Counts):
     """The edge's own counters; `connections` are visitors' connections open now.
 
-    lines_dropped: lines that were lost, by log (`access`, `events`).
+    lines_dropped: lost lines, by log (`access`, `events`).
     """
 
     __slots__ = _OF_THE_EDGE

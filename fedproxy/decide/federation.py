@@ -98,9 +98,9 @@ class Federation:
         """A lease for a request that any member may serve.
 
         The pinned member comes first (one that drains, or has weight 0, keeps its visitors), then the
-        balancer's choice for `key` among those that take new visitors, then prime as the last resort, ill or
-        not. Members in `tried` are out. `launch`: it counts against `max_launches` too. `client`: the
-        visitor's address.
+        balancer's choice for `key` among those that take new visitors, then prime as the last resort,
+        unhealthy or not. Members in `tried` are out. `launch`: it counts against `max_launches` too.
+        `client`: the visitor's address.
         """
         if (
             pinned is not None
@@ -217,7 +217,7 @@ class Federation:
         """A launch's outcome is known, though its stream may go on. It is still to be settled.
 
         The outcome is noted now, and not when the lease is settled. A member that fails its launches serves
-        its pages well, which would hide it from the breaker; so launches are counted apart too, and as many
+        its pages fine, which would hide it from the breaker; so launches are counted apart too, and as many
         failures in a row as open a breaker open it, however many pages came between. They need as many
         witnesses as other failures do; a client whose page succeeds counts as one who had success.
         """
@@ -293,8 +293,8 @@ class Federation:
             if member in tried or not member.full(launch):
                 continue
             fits = member is pinned or (member.intent is _READY and member.share(now) > 0)
-            ill = not (member.serving and member.breaker.admits(now))
-            if (fits and not ill) or (member is self.prime and member.intent is not _MAINT):
+            serves = member.serving and member.breaker.admits(now)
+            if (fits and serves) or (member is self.prime and member.intent is not _MAINT):
                 return Refusal.FULL
         return Refusal.NO_MEMBER
 

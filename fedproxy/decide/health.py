@@ -1,6 +1,6 @@
-"""What a probe's answer means, and when a member's health turns.
+"""What a probe's answer means, and when a member's health changes.
 
-Answers come from a member and may be anything: judging one gives a verdict, never an exception.
+Answers come from a member and may be anything: judging one returns a verdict, and never raises.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _PODS: Final = {"total": "total_pods", "build": "build_pods", "user": "user_pods
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one probe says.
+    """The result of one probe.
 
-    reasons: why not `ok`, as labels: a failed check's name, or `health`, `quota`, `versions`, or what the
-    caller gave. immediate: a failure that acts at once, not only when it comes again. pods by kind, quota:
-    numbers of pods, as far as the member gave them. checks: each check of `/health` by its label, and
-    `versions`, whether it passed, also of those whose failure is ignored. details: sentences for people on
-    why not `ok`.
+    reasons: why it is not `ok`, as labels: a failed check's name, or `health`, `quota`, `versions`, or the
+    caller's. immediate: a failure that takes effect at once, not only when it repeats. pods by kind, quota:
+    numbers of pods, if the member reported them. checks: whether each check of `/health`, by its label, and
+    `versions` passed, including those whose failure is ignored. details: why it is not `ok`, as sentences for
+    people.
     """
 
     ok: bool
@@ -39,7 +39,7 @@ class Verdict:
 
 
 def unreachable(reason: str, detail: str = "", checks: tuple[str, ...] = ()) -> Verdict:
-    """The member gave no answer, or none that can be read. checks: those that it did not pass so."""
+    """The member gave no valid answer. checks: those that fail because of that."""
     return Verdict(
         ok=False,
         reasons=(reason,),
@@ -49,7 +49,7 @@ def unreachable(reason: str, detail: str = "", checks: tuple[str, ...] = ()) -> 
 
 
 def together(*verdicts: Verdict) -> Verdict:
-    """One verdict of several probes: ok if all are, and what any of them says about pods."""
+    """One verdict from several probes: ok if all are, with the pods that any of them reports."""
     pods: dict[str, int] = {}
     checks: dict[str, bool] = {}
     for verdict in verdicts:
@@ -70,12 +70,12 @@ def together(*verdicts: Verdict) -> Verdict:
 def judge_versions(body: bytes, reference: bytes | None) -> Verdict:
     """Whether a member runs what prime runs: its `/versions` is the same JSON as `reference`, prime's.
 
-    With no usable reference there is nothing to differ from. An answer that is no JSON object tells no
-    version: it is a failure like one to connect.
+    Without a usable reference nothing is compared. An answer that is not a JSON object has no versions: it is
+    a failure like a failed connection.
     """
     versions = _object(body)
     if versions is None:
-        return unreachable("versions", "answered something else than its versions", ("versions",))
+        return unreachable("versions", "answered something other than its versions", ("versions",))
     expected = _object(reference) if reference is not None else None
     if expected is None or versions == expected:
         return Verdict(ok=True, checks={"versions": True})
@@ -89,15 +89,15 @@ def judge_versions(body: bytes, reference: bytes | None) -> Verdict:
 
 
 def judge_health(status: int, body: bytes, pod_headroom: int) -> Verdict:
-    """What BinderHub's `/health` says, with status 200 or 503.
+    """The verdict on BinderHub's `/health`, with status 200 or 503.
 
-    Each check must be `ok`, except one that says `_ignore_failure`. The quota is judged by its numbers: too
-    few are left when `total_pods + pod_headroom >= quota`.
+    Each check must be `ok`, except one with `_ignore_failure`. The quota is judged by its numbers: the member
+    is full when `total_pods + pod_headroom >= quota`.
     """
     health = _object(body)
     found = health.get("checks") if health is not None else None
     if health is None or not isinstance(found, list):
-        return unreachable("health", "answered something else than its health")
+        return unreachable("health", "answered something other than its health")
     failed: dict[str, str] = {}
     checks: dict[str, bool] = {}
     pods: dict[str, int] = {}
@@ -105,7 +105,7 @@ def judge_health(status: int, body: bytes, pod_headroom: int) -> Verdict:
     full = False
     for check in found:
         if not isinstance(check, dict):
-            failed["health"] = "answered something else than its health"
+            failed["health"] = "answered something other than its health"
             continue
         label, passed = _label(check.get("service")), check.get("ok") is True
         if check.get("service") == _QUOTA_SERVICE:
@@ -114,12 +114,12 @@ def judge_health(status: int, body: bytes, pod_headroom: int) -> Verdict:
             full = quota is not None and "total" in pods and pods["total"] + pod_headroom >= quota
         checks[label] = passed and checks.get(label, True) and not (full and label == _QUOTA_SERVICE)
         if not passed and check.get("_ignore_failure") is not True:
-            failed[label] = f"says that {label} is not ok"
+            failed[label] = f"reports that {label} is not ok"
     if full:
         room = f"{pods['total']} pods and a headroom of {pod_headroom} reach the quota of {quota}"
         failed = {"quota": room, **failed}
     if not failed and (status != 200 or health.get("ok") is not True):
-        failed["health"] = "says that it is not ok, and not why"
+        failed["health"] = "reports that it is not ok, without a reason"
     return Verdict(
         ok=not failed,
         reasons=tuple(failed)[:_MOST_REASONS],
@@ -134,8 +134,8 @@ def judge_health(status: int, body: bytes, pod_headroom: int) -> Verdict:
 class HealthState:
     """A member's health over many verdicts.
 
-    `healthy` until `fall` failures in a row or an immediate one, then not until `rise` successes in a row.
-    `reasons`: those of the last failure, while it is not healthy.
+    `healthy` until `fall` failures in a row or an immediate one, then unhealthy until `rise` successes in a
+    row. `reasons`: those of the last failure, while it is unhealthy.
     """
 
     def __init__(self, rise: int = 1, fall: int = 3) -> None:
@@ -149,7 +149,7 @@ class HealthState:
         return f"<HealthState {'healthy' if self.healthy else 'unhealthy'} against={self._in_a_row}>"
 
     def observe(self, verdict: Verdict) -> bool:
-        """Takes one verdict; True if the member's health turned."""
+        """Takes one verdict; True if the member's health changed."""
         if verdict.ok == self.healthy:
             self._in_a_row = 0
         else:
@@ -172,14 +172,14 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 
 def _count(value: object) -> int | None:
-    """A number of pods: small enough for every program that will read it."""
+    """A number of pods, small enough for every program that may read it."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_PODS:
         return value
     return None
 
 
 def _label(service: object) -> str:
-    """A check's name as a label: of a member's choosing, so cut and printable."""
+    """A check's name as a label. A member chooses it, so it is made printable and shortened."""
     return (_printable(service) if isinstance(service, str) else "") or "health"
 
 
@@ -188,7 +188,7 @@ def _printable(text: str) -> str:
 
 
 def _differences(versions: dict[str, Any], expected: dict[str, Any]) -> str:
-    """Which versions differ, the first few of them: a member's against prime's."""
+    """The first few differences between a member's versions and prime's."""
     ours, theirs = _named(versions), _named(expected)
     names = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     shown = [
@@ -201,7 +201,7 @@ def _differences(versions: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def _named(versions: dict[str, Any]) -> dict[str, Any]:
-    """`builder_info` holds names of its own: each version by its innermost name, two levels deep."""
+    """Each version by its innermost name, two levels deep, because `builder_info` is a mapping itself."""
     named: dict[str, Any] = {}
     for name, value in versions.items():
         named.update(value if isinstance(value, dict) else {name: value})

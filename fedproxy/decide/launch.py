@@ -1,9 +1,9 @@
 """What a launch's events mean: whether another member should have it, how it ended, and who is to blame.
 
-    nothing yet, or an image that is there ──► HOLD ──► COMMIT      the launch goes on here
-                                                └────► FAIL_OVER   this member cannot, another might
+    nothing yet, or the image exists ──► HOLD ──► COMMIT      the launch goes on here
+                                          └────► FAIL_OVER   this member cannot, another might
 
-Events come from a member and may be anything: reading one gives a decision, never an exception. `ready`
+Events come from a member and may be anything: reading one returns a decision, and never raises. `ready`
 carries a secret; of an event only its phase, its status and the verdict on its message are kept.
 """
 
@@ -22,7 +22,7 @@ class End(StrEnum):
     """How a launch ended on one member, as the metrics and the log name it.
 
     LOST: the stream ended with neither `ready` nor `failed`. ABANDONED: the visitor left before. UNKNOWN:
-    there was nothing that could be read.
+    nothing could be read.
     """
 
     READY = "ready"
@@ -33,15 +33,15 @@ class End(StrEnum):
 
 
 class Verdict(Enum):
-    """What a failure says of the member.
+    """What a failure says about the member.
 
-    REPEATS: the repository's or the visitor's fault; another member would fail as well. FULL: this member
-    cannot just now, and is not ill. ILL: this member failed.
+    REPEATS: the repository's or the visitor's fault; another member would fail too. FULL: this member has no
+    room now, which is not a failure of the member. FAULTY: this member failed.
     """
 
     REPEATS = "repeats"
     FULL = "full"
-    ILL = "ill"
+    FAULTY = "faulty"
 
 
 class Decision(Enum):
@@ -54,13 +54,13 @@ class Decision(Enum):
 
 _REPEATS: Final = Verdict.REPEATS
 _FULL: Final = Verdict.FULL
-_ILL: Final = Verdict.ILL
+_FAULTY: Final = Verdict.FAULTY
 _HOLD: Final = Decision.HOLD
 _COMMIT: Final = Decision.COMMIT
 _FAIL_OVER: Final = Decision.FAIL_OVER
 
-# What BinderHub says, from its start, the first that matches. A message may quote what the visitor asked for,
-# so nothing is looked for behind such a place: no repository's name may make a member look ill.
+# BinderHub's messages, matched from the start; the first match counts. A message may quote the visitor's
+# request, so nothing is matched after such a place: a repository's name must not make a member look faulty.
 MESSAGES: Final[tuple[tuple[str, Verdict], ...]] = (
     (r"No provider found for prefix ", _REPEATS),
     (r"Could not resolve ref for ", _REPEATS),
@@ -75,27 +75,27 @@ MESSAGES: Final[tuple[tuple[str, Verdict], ...]] = (
     (r"Too many users on this BinderHub!", _FULL),
     (r"Too many users running ", _FULL),
     (r"Rate limit exceeded\.", _FULL),
-    (r"Failed to create temporary user for ", _ILL),
-    (r"Failed to launch image ", _ILL),
-    (r"Image .+ for user .+ (failed|took too long) to launch", _ILL),
-    (r"(Internal Server Error|Bad Gateway|Service Unavailable|Gateway Timeout)\b", _ILL),
+    (r"Failed to create temporary user for ", _FAULTY),
+    (r"Failed to launch image ", _FAULTY),
+    (r"Image .+ for user .+ (failed|took too long) to launch", _FAULTY),
+    (r"(Internal Server Error|Bad Gateway|Service Unavailable|Gateway Timeout)\b", _FAULTY),
 )
-"""Patterns of messages, matched from the start, and what each says of the member."""
+"""Patterns of messages, matched from the start, and what each says about the member."""
 
-# What follows is not looked at, so that no message makes a pattern slow.
+# The rest is ignored, so that no message makes a pattern slow.
 _LONGEST_MESSAGE: Final = 1024
 
-# The phases of a build, which may take an hour. `unknown` is what BinderHub calls a build it lost sight of.
+# The phases of a build, which may take an hour. `unknown` is a build that BinderHub has lost track of.
 _BUILDING: Final = frozenset(("waiting", "fetching", "unknown", "building", "pushing"))
 _PHASES: Final = _BUILDING | {"built", "launching", "ready", "failed"}
-# BinderHub itself takes both for one.
+# BinderHub itself treats both as one.
 _SAME: Final = {"failure": "failed"}
 # The keys of real repositories are shorter.
 _LONGEST_KEY: Final = 256
 
 
 class FailureTable:
-    """Judges failures. `repeats` and `elsewhere` are an operator's, searched in the message, and go first."""
+    """Judges failures. The operator's `repeats` and `elsewhere` are searched in the message first."""
 
     def __init__(
         self, repeats: Sequence[re.Pattern[str]] = (), elsewhere: Sequence[re.Pattern[str]] = ()
@@ -106,7 +106,7 @@ class FailureTable:
     def judge(self, message: str, status: int | None, *, built: bool = True) -> Verdict:
         """What a failure means. `status` is the event's own. Not `built`: it came while the image was built.
 
-        What nothing is known of repeats: a member is not blamed, nor another one troubled, for no reason.
+        An unknown failure is REPEATS: without a reason no member is blamed, and no other one is tried.
         """
         message = message[:_LONGEST_MESSAGE]
         for pattern in self._repeats:
@@ -115,8 +115,8 @@ class FailureTable:
         by_status = judge_status(status) if status is not None else _REPEATS
         for pattern in self._elsewhere:
             if pattern.search(message):
-                return _ILL if by_status is _ILL else _FULL
-        # What a failed build says is the repository's own output.
+                return _FAULTY if by_status is _FAULTY else _FULL
+        # The message of a failed build is the repository's own output.
         if built:
             for known, verdict in _KNOWN:
                 if known(message):
@@ -125,10 +125,10 @@ class FailureTable:
 
 
 def judge_status(status: int) -> Verdict:
-    """What a status says, of an event or of a response."""
+    """The verdict on a status, of an event or a response."""
     if status == 429:
         return _FULL
-    return _ILL if 500 <= status < 600 else _REPEATS
+    return _FAULTY if 500 <= status < 600 else _REPEATS
 
 
 _KNOWN: Final = tuple((re.compile(pattern, re.DOTALL).match, verdict) for pattern, verdict in MESSAGES)
@@ -137,9 +137,9 @@ _KNOWN: Final = tuple((re.compile(pattern, re.DOTALL).match, verdict) for patter
 class Launch:
     """One launch on one member, from the time it was sent there, fed with the data of its events.
 
-    `decision` is HOLD until an event decides, and then stays. `phase` is the last one known. `end` is how it
-    ended, as soon as that is known, `verdict` what a failure says, and `ready_after` how long it took, in
-    seconds. `phases` are the seconds spent in each phase that is over.
+    `decision` is HOLD until an event decides, and then fixed. `phase` is the last one known. `end` is how it
+    ended, once that is known, `verdict` that on a failure, and `ready_after` how long it took, in seconds.
+    `phases` are the seconds spent in each completed phase.
     """
 
     __slots__ = (
@@ -158,7 +158,7 @@ class Launch:
 
     def __init__(self, table: FailureTable, now: float) -> None:
         self._table = table
-        # What an event of the same phase ends or begins with: by repo2docker, and by BinderHub.
+        # How an event of the same phase ends or begins: repo2docker's, and BinderHub's.
         self._last = self._first = b""
         self._since = now
         self.started = now
@@ -179,15 +179,15 @@ class Launch:
 
     @property
     def blame(self) -> Outcome | None:
-        """What the member's breaker is told of the launch; None if the launch says nothing of the member."""
+        """The outcome for the member's breaker; None if the launch says nothing about the member."""
         if self.end is None or self.end is End.UNKNOWN:
             return None
         if self.end is End.READY:
             return Outcome.SUCCESS
-        return Outcome.FAILURE if self.end is End.LOST or self.verdict is _ILL else Outcome.IGNORED
+        return Outcome.FAILURE if self.end is End.LOST or self.verdict is _FAULTY else Outcome.IGNORED
 
     def goes_on(self, data: bytes | None) -> bool:
-        """Whether an event says nothing new, as most do not: lines of a build's log."""
+        """Whether an event brings nothing new, as most: lines of a build's log."""
         if self.phase is None or data is None:
             return False
         # A quote within a message is escaped.
@@ -209,13 +209,13 @@ class Launch:
             if phase == "ready":
                 self.end = End.READY
                 self.ready_after = now - self.started
-            # Whether there is room is said right after an image was found.
+            # The next event, right after an image was found, shows whether there is room.
             if phase != "built":
                 self._decide(_COMMIT)
         return self.end is not None
 
     def answered(self, status: int) -> None:
-        """There is no stream that can be read, only a response's status."""
+        """There is no readable stream, only a response's status."""
         if status < 400:
             self.end = End.UNKNOWN
             self._decide(_COMMIT)
@@ -225,10 +225,10 @@ class Launch:
         self._decide(_COMMIT if self.verdict is _REPEATS else _FAIL_OVER)
 
     def close(self, end: End, now: float) -> End:
-        """The stream is over, `end` tells how; gives how the launch ended."""
+        """The stream has ended as `end` says; returns how the launch ended."""
         if self.end is None:
             self._enter(self.phase, now)
-            # What sent events and none that means anything is not a BinderHub that broke off.
+            # A server that sent only meaningless events is not a BinderHub that broke off.
             nonsense = end is End.LOST and self.phase is None and self.decision is _COMMIT
             self.end = End.UNKNOWN if nonsense else end
         return self.end
@@ -238,7 +238,7 @@ class Launch:
         message = message if isinstance(message, str) else ""
         status = status if isinstance(status, int) else None
         if not message and status is None and self.phase is None:
-            # It says nothing and follows on nothing; after a build it is the build that failed.
+            # A failure without a message and without a phase before it; after a build, the build failed.
             self._decide(_COMMIT)
             self.end = End.UNKNOWN
             return
@@ -262,10 +262,10 @@ class Launch:
 
 
 class MovedKeys:
-    """Which member took a key that its rank would not give it: bounded, and forgotten after a while.
+    """Which member has a key that its rank would not give it: bounded, with expiry.
 
-    `seconds` count from the last `note` of a key. When there are more than `entries`, the oldest goes; a long
-    key is not noted.
+    `seconds` count from the last `note` of a key. With more than `entries`, the oldest is dropped; a long key
+    is not noted.
     """
 
     def __init__(self, entries: int = 4096, seconds: float = 600.0) -> None:
@@ -277,7 +277,7 @@ class MovedKeys:
         return len(self._kept)
 
     def note(self, key: bytes, name: str, now: float) -> None:
-        """The member of that name has the key now."""
+        """The member with that name has the key now."""
         if len(key) > _LONGEST_KEY:
             return
         self._kept.pop(key, None)
@@ -286,7 +286,7 @@ class MovedKeys:
             del self._kept[next(iter(self._kept))]
 
     def get(self, key: bytes, now: float) -> str | None:
-        """The name of the member that has the key, if that is still known."""
+        """The name of the member that has the key, if it is still known."""
         kept = self._kept.get(key)
         if kept is None:
             return None
@@ -297,7 +297,7 @@ class MovedKeys:
 
 
 def _object(data: bytes | None) -> dict[str, Any]:
-    """What an event says; empty if that is no JSON object."""
+    """An event's JSON object; empty if it is not one."""
     try:
         value = json.loads(data or b"")
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Who is not served, and who asks too often: bans, and the launch rate of a client.
+"""Bans, and the launch rate of a client.
 
-Each question is answered in constant time, and what is remembered is bounded, however many ask.
+Each check takes constant time, and the memory is bounded for any number of clients.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote
+
+from fedproxy.bounded import Generations
 
 _SLASHES = re.compile("/{2,}")
 
@@ -25,7 +27,7 @@ def _parsed(address: bytes) -> IPv4Address | IPv6Address | None:
 
 
 def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
-    """The network of IPv4 addresses that one of IPv4-mapped addresses stands for."""
+    """The IPv4 network that a network of IPv4-mapped addresses stands for."""
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     if mapped is None or network.prefixlen < 96:
         return network
@@ -33,9 +35,9 @@ def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
 
 
 def client_key(address: bytes) -> bytes:
-    """What one client is known by: an IPv4 address, or the /64 of an IPv6 address, which is one household's.
+    """The key of a client: an IPv4 address, or the /64 of an IPv6 address, which is one household's.
 
-    `address` is text; what is no address stands for itself.
+    `address` is text; if it is not an address, it is the key itself.
     """
     parsed = _parsed(address)
     if isinstance(parsed, IPv6Address):
@@ -43,12 +45,12 @@ def client_key(address: bytes) -> bytes:
     return parsed.packed if parsed is not None else address
 
 
-#: The same, for those who come again and again.
+#: The same, cached for recurring clients.
 known_client = lru_cache(maxsize=4096)(client_key)
 
 
 class Networks:
-    """A set of networks. A question takes one look-up per different prefix length, not one per network."""
+    """A set of networks. A check takes one look-up per distinct prefix length, not one per network."""
 
     __slots__ = ("_lengths",)
 
@@ -64,7 +66,7 @@ class Networks:
         return bool(self._lengths)
 
     def __contains__(self, address: bytes) -> bool:
-        """Whether an address, as text, is in one of the networks; what is no address is in none."""
+        """Whether an address, as text, is in one of the networks; other text is in none."""
         parsed = _parsed(address)
         if parsed is None:
             return False
@@ -74,9 +76,9 @@ class Networks:
 
 @dataclass(frozen=True)
 class Bans:
-    """What the operator does not serve.
+    """The operator's bans.
 
-    `repositories` are searched in `PROVIDER/SPEC`, as it was sent and as it is when percent-decoded;
+    `repositories` are searched in `PROVIDER/SPEC`, as it was sent and percent-decoded;
     `user_agents` in the User-Agent field.
     """
 
@@ -88,12 +90,12 @@ class Bans:
         return bool(self.networks or self.repositories or self.user_agents)
 
     def agent(self, user_agent: bytes) -> bool:
-        """Whether a User-Agent is banned; one that is not sent is the empty one."""
+        """Whether a User-Agent is banned; a missing one counts as empty."""
         text = user_agent.decode("latin-1")
         return any(pattern.search(text) for pattern in self.user_agents)
 
     def repository(self, *paths: bytes) -> bool:
-        """Whether a path without its query, in any of its readings `paths`, asks for a banned repository."""
+        """Whether a path without its query, in any of its readings `paths`, requests a banned repository."""
         forms: set[str] = set()
         for path in paths:
             start = next((start for start in (b"/build/", b"/v2/") if path.startswith(start)), None)
@@ -106,35 +108,33 @@ class Bans:
 
 
 class LaunchRate:
-    """How often each client may launch: `launches` at once, and then one each `per / launches` seconds.
+    """How often each client may launch: `launches` at once, and then one every `per / launches` seconds.
 
-    The generic cell rate algorithm: of each client one time is kept, at which all its launches are paid for.
+    The generic cell rate algorithm: for each client one time is kept, at which all its launches are paid for.
     It is never further ahead than `per`, so two generations of `per` seconds hold all that still matters. At
-    most `entries` clients are kept in each generation. A flood of more clients than that makes the oldest be
-    forgotten early, which only ever lets somebody launch, and keeps nobody from it; who goes on asking is
-    not forgotten.
+    most `entries` clients are kept in each generation. A flood of more clients makes it forget the oldest
+    early, which can only allow a launch and never deny one; a client that keeps asking is not forgotten.
     """
 
     def __init__(self, launches: int, per: float, *, entries: int = 32_768) -> None:
         self._per = per
         self._each = per / launches
         self._entries = entries
-        self._young: dict[bytes, float] = {}
-        self._old: dict[bytes, float] = {}
+        self._paid_until: Generations[bytes, float] = Generations()
         self._turned: float | None = None
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self._paid_until)
 
     def ask(self, client: bytes, now: float) -> float:
-        """Counts a launch and returns 0, or counts nothing and returns after how many seconds to ask again.
+        """Counts a launch and returns 0, or counts nothing and returns the seconds until the next attempt.
 
         `client` is a `client_key`.
         """
         paid = self._paid(client, now)
         after = paid + self._each
         wait = after - self._per - now
-        # What floating point leaves over is no time.
+        # A rounding error is not a waiting time.
         if wait > 1e-9 * (1.0 + abs(now)):
             self._keep(client, paid)
             return wait
@@ -142,23 +142,19 @@ class LaunchRate:
         return 0.0
 
     def note(self, client: bytes, now: float) -> None:
-        """Counts a launch that was let through elsewhere."""
+        """Counts a launch that was admitted elsewhere."""
         self._keep(client, min(self._paid(client, now) + self._each, now + self._per))
 
     def _paid(self, client: bytes, now: float) -> float:
         if self._turned is None or not 0 <= now - self._turned < self._per:
-            self._turn()
+            self._paid_until.turn()
             self._turned = now
-        paid = self._young.get(client)
-        if paid is None:
-            paid = self._old.pop(client, now)
+        paid = self._paid_until.take(client)
         # A clock that went back must not lock anybody out.
-        return max(now, min(paid, now + self._per))
+        return now if paid is None else max(now, min(paid, now + self._per))
 
     def _keep(self, client: bytes, paid: float) -> None:
-        if len(self._young) >= self._entries and client not in self._young:
-            self._turn()
-        self._young[client] = paid
-
-    def _turn(self) -> None:
-        self._old, self._young = self._young, {}
+        kept = self._paid_until
+        if len(kept.young) >= self._entries and client not in kept.young:
+            kept.turn()
+        kept.put(client, paid)

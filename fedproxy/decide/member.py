@@ -1,4 +1,4 @@
-"""One BinderHub of the federation, with everything that decides whether it is sent a request."""
+"""One BinderHub of the federation, with everything that determines whether it gets requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Intent(StrEnum):
     MAINT = "maint"
 
 
-# Looking a member of an enumeration up by its class is slow, and a share is asked for by each new visitor.
+# Access to an enumeration's members by its class is slow, and each new visitor asks for a share.
 _READY: Final = Intent.READY
 
 
@@ -80,7 +80,7 @@ class Member:
         )
 
     def full(self, launch: bool = False) -> bool:
-        """Whether as many requests (or launches) are in flight as may be."""
+        """Whether it is at its limit of requests (or launches) in flight."""
         if self.in_flight >= self.max_requests:
             return True
         if not launch or self.max_launches is None:
@@ -94,7 +94,7 @@ class Member:
             self.on_launches()
 
     def share(self, now: float) -> float:
-        """The weight with which it is given new visitors: less for a while after it recovered."""
+        """Its weight for new visitors: reduced while it is slow-starting."""
         if self.intent is not _READY:
             return 0.0
         if self._recovered is None:
@@ -110,7 +110,7 @@ class Member:
         self._decide()
 
     def set_health(self, healthy: bool, now: float, reasons: tuple[str, ...] = ()) -> None:
-        """The probes' word; `reasons` are for people."""
+        """Sets the verdict of the probes; `reasons` are for people."""
         if healthy and not self.healthy:
             self.recovered(now)
         self.healthy = healthy
@@ -118,11 +118,11 @@ class Member:
         self._decide()
 
     def recovered(self, now: float) -> None:
-        """Its share starts small and grows."""
+        """It is slow-starting from now on: its share starts small and grows."""
         self._recovered = now
 
     def roll(self, now: float) -> None:
-        """What passes with time; to be called about once a second."""
+        """Updates what depends on time; call it about once a second."""
         self.breaker.roll(now)
         if self._recovered is not None and not 0 <= now - self._recovered < self.slow_start:
             self._recovered = None

@@ -1,7 +1,7 @@
 """Time in which the loop did not run: the process was stopped, its machine slept, or something blocked it.
 
-Time limits are about others, and such a pause is not their delay. So the loop has to turn at known times, and
-when it is late, that time is lost. Times are of one steady clock, in seconds.
+Time limits are about others, and such a pause is not their delay. So the loop must run at known times, and
+when it is late, that time is lost. Times are of one monotonic clock, in seconds.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 TOLERANCE: Final = 0.05
-"""A loop that is late by less is merely at work."""
+"""A loop that is late by less is merely busy."""
 
 _LONG: Final = 4
 
 
 class Pulse:
-    """How much time was lost; none before the first beat."""
+    """The lost time; none before the first beat."""
 
     def __init__(self) -> None:
         self._due = 0.0
@@ -23,7 +23,7 @@ class Pulse:
         self._lost = 0.0
 
     def beat(self, now: float, interval: float) -> float:
-        """The loop turns, and should again in `interval`. Returns the time lost since the last beat."""
+        """The loop runs, and should again in `interval`. Returns the time lost since the last beat."""
         lost = self.overdue(now)
         self._lost += lost
         self._due = now + interval
@@ -31,7 +31,7 @@ class Pulse:
         return lost
 
     def lost(self, now: float) -> float:
-        """All the time that was ever lost, up to now. It never falls."""
+        """All time lost so far. It never decreases."""
         return self._lost + self.overdue(now)
 
     def overdue(self, now: float) -> float:
@@ -39,5 +39,5 @@ class Pulse:
         late = now - self._due if self._interval else 0.0
         if late <= TOLERANCE:
             return 0.0
-        # When within the interval it stopped is not known. After a long stop all of it counts as lost.
+        # It is unknown when within the interval it stopped. After a long stop all of it counts as lost.
         return late + self._interval if late >= _LONG * self._interval else late

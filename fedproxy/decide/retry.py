@@ -13,7 +13,7 @@ def may_retry(
     """RFC 9110 section 9.2.2: what is not idempotent is never sent twice once a member may have seen it.
 
     `delivered`: the member may have seen something. `committed`: the visitor has seen something.
-    `replayable`: all of the request's body is at hand.
+    `replayable`: the whole request body is buffered.
     """
     return attempts < max_attempts and not committed and replayable and (idempotent or not delivered)
 
@@ -21,13 +21,13 @@ def may_retry(
 class RetryBudget:
     """A token bucket: `budget` tokens for each request and `floor` for each second; a retry takes one.
 
-    So that a quiet hour does not pay for a storm, it holds no more than ten seconds and a thousand requests
-    bring (but at least one token), and it starts with ten seconds' worth. Over any time, retries <=
+    So that a quiet hour does not pay for a storm, it holds at most the tokens of ten seconds plus those of a
+    thousand requests (but at least one), and it starts with those of ten seconds. Over any time, retries <=
     budget x requests + floor x seconds + what the bucket held.
 
-    So that one client cannot use up the retries of all, it gets at most `per_client` of what is in the bucket
-    and what it took lately (but at least one token), and then that part of what flows in. What was taken is
-    remembered for the last thousand clients that had a retry.
+    So that one client cannot use up the retries of all, it gets at most `per_client` of the tokens in the
+    bucket plus those that it took lately (but at least one), and then that share of the inflow. The tokens
+    taken are remembered for the last thousand clients that had a retry.
     """
 
     __slots__ = ("_budget", "_earned", "_floor", "_now", "_per_client", "_requests", "_taken", "_tokens")
@@ -40,11 +40,11 @@ class RetryBudget:
         self._requests = 0
         self._now: float | None = None
         self._earned = 0.0  # tokens that flowed in, ever
-        # By client: the tokens taken that were not made good since, and what had flowed in by then.
+        # By client: the tokens taken and not yet replenished, and the inflow by then.
         self._taken: dict[bytes, tuple[float, float]] = {}
 
     def take_over(self, before: RetryBudget) -> None:
-        """Holds what the one before held, so that a reload brings no new tokens."""
+        """Takes over the tokens of its predecessor, so that a reload adds none."""
         self._tokens, self._requests, self._now = before._tokens, before._requests, before._now
         self._earned, self._taken = before._earned, before._taken
 

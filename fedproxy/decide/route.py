@@ -1,4 +1,4 @@
-"""What happens to a request, by its path."""
+"""Routes: what happens to a request, by its path."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class ToMembers:
-    """To the member that is chosen; with `redirect` the visitor is sent there."""
+    """To the chosen member; with `redirect` the visitor is redirected there."""
 
     redirect: bool = False
 
@@ -48,7 +48,7 @@ class ToPrime:
 
 @dataclass(frozen=True)
 class ToMember:
-    """To the member of that name."""
+    """To the member with that name."""
 
     name: str
     redirect: bool = False
@@ -59,9 +59,9 @@ Action = Local | Redirect | Fixed | ToMembers | ToPrime | ToMember
 
 @dataclass(frozen=True)
 class Route:
-    """`path` is compared with a path without its query; `*` stands for anything, also nothing.
+    """`path` is compared with a path without its query; `*` stands for any characters, or none.
 
-    Percent-encoding in it is decoded and slashes are merged, as in the path that it is compared with.
+    Percent-encoding in it is decoded and slashes are merged, as in the path of a request.
     """
 
     path: str
@@ -81,17 +81,17 @@ _SESSIONS = (b"/user/", b"/hub/", b"/services/")
 
 
 def is_session(path: bytes) -> bool:
-    """Whether a path is about a session, which no other member has."""
+    """Whether a path belongs to a session, which no other member has."""
     return path.startswith(_SESSIONS)
 
 
 class Router:
-    """The first route that matches wins; what matches none goes to the members."""
+    """The first route that matches wins; a path without a match goes to the members."""
 
     def __init__(self, routes: Sequence[Route] = ()) -> None:
         every = (*_OWN, *routes)
         self._actions = tuple(route.action for route in every)
-        # One alternation, one group for each route: a path is looked at once, however many routes there are.
+        # One alternation with one group per route: a path is matched once, however many routes there are.
         pattern = b"|".join(b"(%b)" % _pattern(route.path) for route in every)
         self._match = re.compile(pattern, re.DOTALL).fullmatch
 
@@ -105,8 +105,8 @@ class Router:
     def judge(self, paths: Sequence[bytes], raw: bytes) -> Action:
         """The action for a path by its readings, the first of which counts.
 
-        What is denied in any of them is denied, as a server behind the edge may read it so. If no route
-        matches the first one, the raw path is matched.
+        A path denied in any reading is denied, because a server behind the edge may read it that way. If no
+        route matches the first reading, the raw path is matched.
         """
         actions = [self.match(path) for path in paths]
         for action in actions:
@@ -116,7 +116,7 @@ class Router:
 
 
 def _pattern(path: str) -> bytes:
-    """A regular expression that never goes back over a piece it found, so that no path can make it slow."""
+    """A regular expression that never backtracks into a matched piece, so that no path can make it slow."""
     merged = _SLASHES.sub("/", path)
     first, *rest = (re.escape(unquote_to_bytes(piece)) for piece in merged.split("*"))
     if not rest:

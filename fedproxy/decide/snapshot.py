@@ -1,4 +1,4 @@
-"""The members at one moment, as plain values: what pages and metrics read, and what workers tell."""
+"""The members at one moment, as plain values: what pages and metrics read, and what workers report."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _WORST_FIRST: Final = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.C
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One member as one worker sees it, or as all of them do together.
+    """One member as seen by one worker, or by all workers together.
 
-    share: the weight with which it is given new visitors now. admits: its breaker lets requests through.
-    available: a request may be sent to it. last_resort: visitors who have no other member are sent to it,
-    healthy or not. idle, busy: connections to it. checks, pods, quota, details: what
-    its last probe said, for those who probe.
+    share: its current weight for new visitors. admits: its breaker lets requests through. available: a
+    request may be sent to it. last_resort: visitors for whom no other member is available are sent to it,
+    healthy or not. idle, busy: connections to it. checks, pods, quota, details: the results of its last
+    probe, in the process that probes.
     """
 
     name: str
@@ -72,9 +72,9 @@ class Survey:
 
 
 def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Snapshot:
-    """A member as it is now. The counts are the live ones: to be read, or copied, at once.
+    """A member's current state. The counts are live: read or copy them at once.
 
-    A breaker whose open time is over is shown as half-open: the next request is its trial, whenever it comes.
+    A breaker whose open time is over is shown as half-open: the next request will be its trial.
     """
     admits = member.breaker.admits(now)
     breaker = member.breaker.state
@@ -102,9 +102,9 @@ def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Sna
 
 
 def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapshot:
-    """One member as several workers see it: what is counted adds up, and the worst breaker is shown.
+    """One member as seen by several workers: counts are added up, and the worst breaker is shown.
 
-    gone: what those counted who are no more. A single part is returned as it is, with its counts.
+    gone: the counts of workers that have ended. A single part is returned as it is, with its counts.
 
     Raises ValueError for no parts.
     """

@@ -1,4 +1,4 @@
-"""Toy members that belong together, the config that names them, and a page to make them ill."""
+"""A federation of toy members, its config, and a page to make the members fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BREAKER_FAILURES = 5
 
 
 class DemoFederation:
-    """Toy members and their control page, in this process and on this loop, from `async with` to its end.
+    """Toy members and their control page, in this process and on this loop, within `async with`.
 
     `members`: how many, at least 1; the first is prime. `pace`: as of `ToyBinderHub`.
     """
@@ -61,7 +61,7 @@ class DemoFederation:
         return self._control.url
 
     def config_dict(self, port: int, admin_port: int, *, token: str | None = None) -> dict[str, Any]:
-        """A config of an edge in front of these members; it notices faults sooner than the defaults do."""
+        """A config for an edge in front of these members; it detects failures sooner than the defaults."""
         admin = {"address": f"127.0.0.1:{admin_port}"}
         # With port 0 the address is only known once the edge listens.
         public = {"public_url": f"http://127.0.0.1:{port}"} if port else {}
@@ -101,7 +101,7 @@ def _name(at: int) -> str:
 
 
 class ToyControl:
-    """A second door to the members of a demo, which stays open when they are killed."""
+    """A page that controls the members of a demo, and stays up when they are killed."""
 
     def __init__(self, hubs: Iterable[ToyBinderHub]) -> None:
         self._hubs = {hub.name: hub for hub in hubs}
@@ -109,7 +109,7 @@ class ToyControl:
 
     @property
     def url(self) -> str:
-        """Where the page is. Raises `RuntimeError` before the start."""
+        """The page's URL. Raises `RuntimeError` before the start."""
         if self._runner is None:
             raise RuntimeError("the control page has not been started")
         host, port = self._runner.addresses[0][:2]
@@ -135,9 +135,9 @@ class ToyControl:
         return web.Response(
             text=f"""<!DOCTYPE html>
 <html lang="en">
-<head><meta charset="utf-8"><title>Make a toy member ill</title></head>
+<head><meta charset="utf-8"><title>Make a toy member fail</title></head>
 <body>
-<h1>Make a toy member ill</h1>
+<h1>Make a toy member fail</h1>
 <table>
 {rows}
 </table>

@@ -1,4 +1,4 @@
-"""What a launch says, event by event, as a BinderHub says it. Pure: no clock, no network."""
+"""The events of a launch, as a BinderHub sends them. Pure: no clock, no network."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Outcome(enum.Enum):
     BUILT = "built"
     """The image is built first, then launched."""
     CACHED = "cached"
-    """The image is there, it is only launched."""
+    """The image exists, and is only launched."""
     FULL = "full"
     """The image must be built and the member has no room: the first event says so."""
     CACHED_FULL = "cached-full"
-    """The image is there and the member has no room: the event after `built` says so."""
+    """The image exists and the member has no room: the event after `built` says so."""
     NO_PROVIDER = "no-provider"
     NO_REF = "no-ref"
     BANNED = "banned"
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Launch:
-    """One asked-for launch. `provider` and `spec` are raw, as the target has them; `url` is the session's."""
+    """One requested launch. `provider` and `spec` are raw, as in the target; `url` is the session's."""
 
     provider: str
     spec: str
@@ -62,7 +62,7 @@ class Launch:
 
 
 def outcome(launch: Launch, *, cached: bool, full: bool) -> Outcome:
-    """What becomes of a launch; the words `missing` and `banned` in the spec ask for a lasting failure."""
+    """How a launch goes; `missing` and `banned` in the spec make it fail on every member."""
     if launch.provider not in PROVIDERS:
         return Outcome.NO_PROVIDER
     if "banned" in launch.spec:

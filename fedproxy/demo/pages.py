@@ -1,4 +1,4 @@
-"""What a toy member shows: pages, scripts and images of the sizes that a BinderHub serves."""
+"""The pages, scripts and images of a toy member, in the sizes that a BinderHub serves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_asset(body: bytes, content_type: str) -> Asset:
 
 
 def ui_page(member: str) -> str:
-    """The page to start a launch from; every path that means nothing else shows it."""
+    """The page to start a launch from; every other path shows it."""
     return _page(
         member,
         f"{member}: a toy BinderHub",
@@ -40,7 +40,7 @@ def ui_page(member: str) -> str:
 <li><a href="/v2/gh/binder-examples/missing/HEAD">missing</a>: fails on every member</li>
 </ul>
 <p>Reload: the same member answers, because a cookie keeps you there. To see another, delete the cookie or
-make this member ill.</p>""",
+make this member fail.</p>""",
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.demo.federation import BREAKER_FAILURES, DemoFederation
 from fedproxy.serve.service import Service
 
@@ -56,18 +56,18 @@ def _tell(federation: DemoFederation, service: Service) -> None:
     ):
         click.echo(f"  {label:<14} {url}")
     click.echo(f"""
-Break a member, reload the edge, look at the page for operators, and fix it:
+Break a member, reload the edge, look at the operators' page, and fix it:
 
   curl -X POST {toy}/failing
-  curl -X POST {toy}/well
+  curl -X POST {toy}/healthy
 
-  failing, flapping  503: its breaker opens after {BREAKER_FAILURES}, for 2 s, 4 s, 8 s ...
-  kill, resetting    another member serves; breaker open, then unhealthy
+  failing, flapping  503: ejected after {BREAKER_FAILURES} failures, for 2 s, 4 s, 8 s ...
+  kill, resetting    another member serves; ejected, then unhealthy
   hanging            another member serves after 5 s; then unhealthy: timeout
-  sick, full         unhealthy in 2 to 4 s: JupyterHub API, quota
-  slow               3 s late, not ill: fedproxy_time_to_first_byte_seconds
+  sick, full         unhealthy (JupyterHub API) or full (quota) in 2 to 4 s
+  slow               3 s late, but healthy: fedproxy_time_to_first_byte_seconds
 
-A launch as a program sees it, and what an operator can set:
+A launch as a program sees it, and what an operator can change:
 
   curl -N -H 'Accept: text/event-stream' \\
     {edge}/build/{launch}
@@ -76,7 +76,7 @@ A launch as a program sees it, and what an operator can set:
   {fedproxy} members
   {fedproxy} ready {federation.hubs[0].name}
 
-Ctrl-C ends all of it.""")
+Ctrl-C stops everything.""")
 
 
 def _command() -> str:

@@ -37,11 +37,11 @@ _CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "ca
 class Mode(enum.StrEnum):
     """How a toy member behaves."""
 
-    WELL = "well"
+    WELL = "healthy"
     SLOW = "slow"
     """Answers 3 seconds late, but its health checks in time: only visitors notice."""
     SICK = "sick"
-    """Serves as ever, but `/health` is 503: only probes notice."""
+    """Serves normally, but `/health` is 503: only probes notice."""
     FAILING = "failing"
     """503 to visitors while `/health` is fine: only a breaker notices."""
     RESETTING = "resetting"
@@ -49,9 +49,9 @@ class Mode(enum.StrEnum):
     HANGING = "hanging"
     """Accepts, reads, and never answers until the mode changes."""
     FULL = "full"
-    """All pods are taken: health says so, and launches fail."""
+    """All pods are taken: `/health` reports it, and launches fail."""
     FLAPPING = "flapping"
-    """Failing for 10 seconds, well for 10 seconds, and so on."""
+    """Failing for 10 seconds, healthy for 10 seconds, and so on."""
     KILL = "kill"
     """Cuts every connection and refuses new ones; another mode, set from outside, brings it back."""
 
@@ -95,7 +95,7 @@ class ToyBinderHub:
 
     @property
     def url(self) -> str:
-        """Where it listens, or will again after a kill. Raises `RuntimeError` before the first start."""
+        """Its URL, also while it is killed. Raises `RuntimeError` before the first start."""
         if self._address is None:
             raise RuntimeError(f"{self.name} has not been started")
         host, port = self._address
@@ -122,7 +122,7 @@ class ToyBinderHub:
             await runner.cleanup()
 
     async def set_mode(self, mode: Mode) -> None:
-        """Behave so from now on. Raises `OSError` if a killed member's port was taken meanwhile."""
+        """Behave like this from now on. Raises `OSError` if a killed member's port was taken meanwhile."""
         if mode is Mode.KILL and self._runner is not None:
             await self._cut(self._runner)
         elif self._site is None and self._runner is not None and self._address is not None:
@@ -148,11 +148,11 @@ class ToyBinderHub:
                 if connection.transport is not None:
                     connection.transport.abort()
 
-    # What it knows
+    # State
 
     @property
     def total_pods(self) -> int:
-        """Pods in use: those it was made with and the sessions that it launched lately."""
+        """Pods in use: those it was created with and the sessions that it launched recently."""
         if self.mode is Mode.FULL and self.quota is not None:
             return self.quota
         now = self._clock()
@@ -162,18 +162,18 @@ class ToyBinderHub:
 
     @property
     def full(self) -> bool:
-        """Whether a launch finds no room."""
+        """Whether there is no room for a launch."""
         return self.mode is Mode.FULL or (self.quota is not None and self.total_pods >= self.quota)
 
     def health(self) -> dict[str, Any]:
-        """The report of `/health`; a full quota is told but does not make the report as a whole false."""
-        well = self.mode is not Mode.SICK
+        """The report of `/health`; a full quota is reported but does not make the report as a whole false."""
+        healthy = self.mode is not Mode.SICK
         total, building = self.total_pods, min(4, self.total_pods)
         return {
-            "ok": well,
+            "ok": healthy,
             "checks": [
                 {"service": "Docker registry", "ok": True},
-                {"service": "JupyterHub API", "ok": well},
+                {"service": "JupyterHub API", "ok": healthy},
                 {
                     "service": "Pod quota",
                     "total_pods": total,
@@ -250,7 +250,7 @@ class ToyBinderHub:
             return web.json_response({"error": "no such mode", "modes": [*Mode]}, status=404)
         response = web.json_response({"member": self.name, "mode": mode})
         if mode is Mode.KILL:
-            # The answer must be out before its own connection is cut.
+            # The answer must be sent before its own connection is cut.
             response.force_close()
             await response.prepare(request)
             await response.write_eof()

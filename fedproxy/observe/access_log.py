@@ -10,7 +10,10 @@ import re
 import time
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as quote
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from fedproxy.record import Record
 
 MASK: Final = "***"
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -19,39 +22,11 @@ _KEPT: Final = 2048
 _LONGEST_KEPT: Final = 512
 
 
-class Entry(Protocol):
-    """One finished request. Times in seconds (`time` since the epoch), sizes in bytes, text from latin-1.
-
-    Empty text means that the visitor sent none (or that the head was refused unread); None means that there
-    was none: no first byte, no member, no launch.
-    """
-
-    time: float
-    request_id: str
-    client: str
-    method: str
-    host: str
-    target: str
-    protocol: str
-    status: int
-    bytes_in: int
-    bytes_out: int
-    duration: float
-    ttfb: float | None
-    member: str | None
-    attempts: int
-    affinity: str | None
-    termination: str
-    launch: str | None
-    user_agent: str
-    referer: str
-
-
 class AccessLog:
-    """Turns entries into lines and hands them to `write`, each with its line feed, once per turn of the loop.
+    """Turns records into lines and hands them to `write`, each with its line feed, once per turn of the loop.
 
-    `schedule` runs a function soon (`loop.call_soon`); `flush` may be called at any time. `write` may be set
-    anew.
+    `schedule` runs a function soon (`loop.call_soon`); `flush` may be called at any time. `write` may be
+    replaced.
     """
 
     def __init__(
@@ -65,12 +40,12 @@ class AccessLog:
         self._line = JsonLines() if form == "json" else CombinedLines()
         self._lines: list[str] = []
 
-    def __call__(self, entry: Entry) -> None:
-        """Notes one request."""
+    def __call__(self, record: Record) -> None:
+        """Adds one request."""
         lines = self._lines
         if not lines:
             self._schedule(self.flush)
-        lines.append(self._line(entry))
+        lines.append(self._line(record))
 
     def flush(self) -> None:
         """Writes what was gathered."""
@@ -80,7 +55,7 @@ class AccessLog:
 
 
 class _Written(dict[str, str]):
-    """Text as the log has it: what repeats, as most user agents and targets do, is worked out once."""
+    """Escaped text by its original: what repeats, as most user agents and targets do, is escaped once."""
 
     def __init__(self, write: Callable[[str], str]) -> None:
         super().__init__()
@@ -96,7 +71,7 @@ class _Written(dict[str, str]):
 
 
 class JsonLines:
-    """One JSON object a line, its keys those of `Entry`; `time` is ISO 8601 in UTC with milliseconds."""
+    """One JSON object a line, its keys the contract's; `time` is ISO 8601 in UTC with milliseconds."""
 
     def __init__(self) -> None:
         self._second = -1
@@ -104,35 +79,35 @@ class JsonLines:
         self._targets = _Written(quote)
         self._texts = _Written(quote)
 
-    def __call__(self, entry: Entry) -> str:
-        """The line, its line feed included."""
-        second, millisecond = divmod(int(entry.time * 1000), 1000)
+    def __call__(self, record: Record) -> str:
+        """The line, including its line feed."""
+        second, millisecond = divmod(int(record.time * 1000), 1000)
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         texts = self._texts
-        ttfb, member, affinity, launch = entry.ttfb, entry.member, entry.affinity, entry.launch
-        # By hand: half the cost of json.dumps, and this runs once for every request.
+        ttfb, member, affinity, launch = record.ttfb, record.member, record.affinity, record.launch
+        # Formatted by hand: half the cost of json.dumps, and this runs for every request.
         return (
             f'{{"time":"{self._stamp}{_MILLISECONDS[millisecond]}",'
-            f'"request_id":{quote(entry.request_id)},'
-            f'"client":{quote(entry.client)},'
-            f'"method":{texts[entry.method]},'
-            f'"host":{texts[entry.host]},'
-            f'"target":{self._targets[entry.target]},'
-            f'"protocol":{texts[entry.protocol]},'
-            f'"status":{entry.status},'
-            f'"bytes_in":{entry.bytes_in},'
-            f'"bytes_out":{entry.bytes_out},'
-            f'"duration":{entry.duration:.6f},'
+            f'"request_id":{quote(record.request_id)},'
+            f'"client":{quote(record.client)},'
+            f'"method":{texts[record.method]},'
+            f'"host":{texts[record.host]},'
+            f'"target":{self._targets[record.target]},'
+            f'"protocol":{texts[record.protocol]},'
+            f'"status":{record.status},'
+            f'"bytes_in":{record.bytes_in},'
+            f'"bytes_out":{record.bytes_out},'
+            f'"duration":{record.duration:.6f},'
             f'"ttfb":{"null" if ttfb is None else f"{ttfb:.6f}"},'
             f'"member":{"null" if member is None else texts[member]},'
-            f'"attempts":{entry.attempts},'
+            f'"attempts":{record.attempts},'
             f'"affinity":{"null" if affinity is None else texts[affinity]},'
-            f'"termination":{texts[entry.termination]},'
+            f'"termination":{texts[record.termination]},'
             f'"launch":{"null" if launch is None else texts[launch]},'
-            f'"user_agent":{texts[entry.user_agent]},'
-            f'"referer":{texts[entry.referer]}}}\n'
+            f'"user_agent":{texts[record.user_agent]},'
+            f'"referer":{texts[record.referer]}}}\n'
         )
 
 
@@ -145,23 +120,24 @@ class CombinedLines:
         self._targets = _Written(_escape)
         self._texts = _Written(_escape)
 
-    def __call__(self, entry: Entry) -> str:
-        """The line, its line feed included."""
-        second = int(entry.time)
+    def __call__(self, record: Record) -> str:
+        """The line, including its line feed."""
+        second = int(record.time)
         if second != self._second:
             self._second = second
             at = time.gmtime(second)
-            # The month by hand: strftime's would be the locale's.
+            # Not strftime's %b: it depends on the locale.
             self._stamp = (
                 f"{at.tm_mday:02d}/{_MONTHS[at.tm_mon - 1]}/{time.strftime('%Y:%H:%M:%S', at)} +0000"
             )
         texts = self._texts
         request = "-"
-        if entry.method:
-            request = f"{texts[entry.method]} {self._targets[entry.target]} {entry.protocol}"
+        if record.method:
+            request = f"{texts[record.method]} {self._targets[record.target]} {record.protocol}"
         return (
-            f'{texts[entry.client] or "-"} - - [{self._stamp}] "{request}" {entry.status} {entry.bytes_out}'
-            f' "{texts[entry.referer] or "-"}" "{texts[entry.user_agent] or "-"}"\n'
+            f'{texts[record.client] or "-"} - - [{self._stamp}] "{request}" '
+            f"{record.status} {record.bytes_out}"
+            f' "{texts[record.referer] or "-"}" "{texts[record.user_agent] or "-"}"\n'
         )
 
 
@@ -177,8 +153,8 @@ def _spelled(text: str) -> str:
     return "".join(f"(?:{re.escape(char)}|%(?:25)*{ord(char):02x})" for char in text)
 
 
-# A login page's `next=` carries a whole URL, so a name may follow an encoded delimiter, and stand before an
-# encoded `=`. Whatever comes before the next plain delimiter is masked then: rather too much than too little.
+# A login page's `next=` carries a whole URL, so a name may follow an encoded delimiter and precede an encoded
+# `=`. Everything up to the next plain delimiter is masked then: too much rather than too little.
 _SECRET: Final = re.compile(
     rf"((?:[^a-z0-9_]|%(?:25)*[0-9a-f]{{2}}|^)(?:{_spelled('build_')})?{_spelled('token')}{_spelled('=')})[^&#]+",
     re.IGNORECASE | re.ASCII,

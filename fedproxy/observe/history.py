@@ -1,6 +1,6 @@
-"""The last hour of the federation, kept in memory: charts of rates and times, and what happened in sentences.
+"""The last hour of the federation, kept in memory: charts of rates and times, and events as sentences.
 
-`History.see` is shown a survey every so often, and works out what changed since the one before. All that it
+`History.see` is given a survey regularly, and works out what changed since the previous one. Everything it
 keeps is bounded: an hour of steps for each member in force, and the last few hundred events.
 """
 
@@ -27,22 +27,22 @@ KEPT: Final = 360
 """Points of a chart: an hour."""
 
 LINES: Final = {"requests": 100, "errors": 100, "first_byte": 100_000, "in_flight": 1}
-"""What is charted, each per member: per second, per second, 95 % of them in seconds, a number.
+"""The charted lines of each member with their scale: per second, per second, 95th percentile in s, count.
 
-A point is kept and shown to programs as a whole number: so many are one of these. That is quickly written,
-and an hour of hundreds of members is many points.
+A point is stored and sent as an integer, the value times this scale: an hour of hundreds of members is many
+points, and integers are fast to serialise.
 """
 
 _MINUTE: Final = 6  # steps
 _EVENTS: Final = 500
 _LONGEST: Final = 400  # characters of a sentence
-_SAME: Final = 60.0  # seconds in which what happens again is the same event
+_SAME: Final = 60.0  # seconds within which a repeated event counts as the same
 _NEW: Final = (Source.KEY, Source.RANDOM)
 _SPOILT: Final = (End.FAILED, End.LOST)
 _INTENTS: Final = {
-    Intent.READY: "is set to ready by an operator: it takes visitors again",
-    Intent.DRAIN: "is set to drain by an operator: no new visitors, those it has stay",
-    Intent.MAINT: "is set to maintenance by an operator: no visitors",
+    Intent.READY: "was set to ready by an operator: it takes visitors again",
+    Intent.DRAIN: "was set to drain by an operator: no new visitors, current ones stay",
+    Intent.MAINT: "was set to maintenance by an operator: no visitors",
 }
 
 
@@ -66,11 +66,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Figures:
-    """A member lately.
+    """A member's recent figures.
 
-    requests, errors: per second, in the last 10 to 20 seconds. first_byte: seconds until the response's head
-    within which 50, 95 and 99 % came, in the last minute; None if nothing came. new: the part of all new
-    visitors that it got in the last hour, from 0 to 1; None if nobody came.
+    requests, errors: per second, in the last 10 to 20 seconds. first_byte: the 50th, 95th and 99th percentile
+    of the time to the response's head in the last minute, in seconds; None without responses. new: its share
+    of all new visitors in the last hour, from 0 to 1; None if there were none.
     """
 
     requests: float = 0.0
@@ -81,7 +81,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class _Totals:
-    """A member's counters at one moment, `at` in seconds of a steady clock. errors: by what went wrong."""
+    """A member's counters at one moment, `at` in seconds of a monotonic clock. errors: by kind."""
 
     at: float
     requests: int
@@ -95,8 +95,8 @@ class _Totals:
     def of(cls, counts: MemberCounts, at: float) -> _Totals:
         """The counters are live: they are copied."""
         wrong = dict(counts.errors)
-        # An answer that was passed over is counted as a retry with its status for a reason; what visitors are
-        # told when nothing answered, 502 or 504, is among the errors already.
+        # A response that was discarded for a retry is counted as a retry with its status as the reason. The
+        # edge's own 502 and 504 are already among the errors.
         for reason, count in counts.retries.items():
             if reason.isdecimal():
                 wrong[f"answered {reason}"] = count
@@ -119,7 +119,7 @@ class _Totals:
 
 @dataclass
 class _Watch:
-    """A member from survey to survey. `marks` are its totals at the end of each step of the last minute."""
+    """A member's state between surveys. `marks`: its totals at the end of each step of the last minute."""
 
     snapshot: Snapshot
     totals: _Totals
@@ -156,17 +156,17 @@ class _Watch:
         return sum(self.new) + max(0, self.totals.new - self.marks[-1].new)
 
     def why(self) -> str:
-        """What went wrong lately, most first."""
+        """Recent errors, most frequent first."""
         lately = self.marks[-2] if len(self.marks) > 1 else self.marks[-1]
         wrong = sorted(_more(self.totals.errors, lately.errors).items(), key=lambda item: -item[1])
-        return ", ".join(f"{_times(count)} {reason.replace('_', ' ')}" for reason, count in wrong[:4])
+        return ", ".join(f"{reason.replace('_', ' ')} {_times(count)}" for reason, count in wrong[:4])
 
 
 class History:
-    """What `see` made of the surveys it was shown, and what `note` was told.
+    """The charts and events of the last hour, from the surveys given to `see` and the events given to `note`.
 
-    survey: the last one; time: when that was, in seconds since the epoch. looks, steps, changes: how many
-    surveys, points of the charts and changes of the events there were so far.
+    survey: the last one; time: when it was taken, in seconds since the epoch. looks, steps, changes: the
+    number of surveys, of chart points and of changes to the events so far.
     """
 
     def __init__(self) -> None:
@@ -184,27 +184,27 @@ class History:
 
     @property
     def events(self) -> Sequence[Event]:
-        """The newest last."""
+        """All events, newest last."""
         return tuple(self._events)
 
     def about(self, name: str, most: int) -> list[Event]:
-        """The last events about a member, the newest first."""
+        """The last events about a member, newest first."""
         return [event for event in reversed(self._events) if event.member == name][:most]
 
     def figures(self) -> dict[str, Figures]:
-        """Each member lately."""
+        """The recent figures of each member."""
         all_new = sum(watch.newcomers() for watch in self._watches.values())
         return {name: watch.figures(all_new) for name, watch in self._watches.items()}
 
     def charts(self) -> dict[str, dict[str, list[int]]]:
-        """Of each member each line, a point a step, the newest last; a member that came later has fewer."""
+        """Each member's lines, one point per step, newest last; a member that joined later has fewer."""
         return {
             name: {line: values.tolist() for line, values in watch.lines.items()}
             for name, watch in self._watches.items()
         }
 
     def newest(self) -> dict[str, list[int]]:
-        """The last point of each member's lines, in the order of `LINES`; of those that have one."""
+        """The last point of each line in the order of `LINES`, for each member that has one."""
         return {
             name: [values[-1] for values in watch.lines.values()]
             for name, watch in self._watches.items()
@@ -212,11 +212,11 @@ class History:
         }
 
     def note(self, time: float, text: str, level: Level = Level.NOTE, member: str | None = None) -> None:
-        """Something happened."""
+        """Adds an event."""
         self._add(Event(time, text, level, member))
 
     def see(self, survey: Survey, now: float, time: float) -> None:
-        """Takes a survey; `now` is of a steady clock, `time` of the calendar, both in seconds."""
+        """Takes a survey; `now` is monotonic time, `time` wall-clock time, both in seconds."""
         first = self.survey is None
         if first:
             self._step_began = now
@@ -254,7 +254,8 @@ class History:
             level = Level.GOOD if after.intent is Intent.READY else Level.NOTE
             self.note(time, f"{name} {_INTENTS[after.intent]}", level, name)
         if after.weight != before.weight:
-            self.note(time, f"{name} has the weight {after.weight:g}, it was {before.weight:g}", member=name)
+            text = f"the weight of {name} changed from {before.weight:g} to {after.weight:g}"
+            self.note(time, text, member=name)
         self._compare_breaker(watch, before.breaker, counted, time)
         for other, more in _more(watch.totals.failovers, counted.failovers).items():
             self._count(("failover", name, other), more, time, _went_on(name, other), Level.NOTE, name)
@@ -267,17 +268,17 @@ class History:
         opened, tried = BreakerState.OPEN.value in passed, BreakerState.HALF_OPEN.value in passed
         if after is BreakerState.OPEN:
             if before is BreakerState.CLOSED:
-                self.note(time, f"{name} is left out: its breaker opened{because}", Level.BAD, name)
+                self.note(time, f"{name} was ejected: its breaker opened{because}", Level.BAD, name)
             elif opened and (tried or before is BreakerState.HALF_OPEN):
                 self._count(("trial", name), 1, time, _failed(name, because), Level.BAD, name)
         elif after is not before and after is BreakerState.HALF_OPEN:
             if before is BreakerState.CLOSED and opened:
-                self.note(time, f"{name} is left out: its breaker opened{because}", Level.BAD, name)
-            self.note(time, f"{name} is tried again: its breaker is half-open", Level.NOTE, name)
+                self.note(time, f"{name} was ejected: its breaker opened{because}", Level.BAD, name)
+            self.note(time, f"{name} gets trial requests: its breaker is half-open", Level.NOTE, name)
         elif after is not before:
-            self.note(time, f"{name} is back: its breaker closed", Level.GOOD, name)
+            self.note(time, f"{name} is no longer ejected: its breaker closed", Level.GOOD, name)
         elif after is BreakerState.CLOSED and opened:
-            text = f"{name} was left out for a moment: its breaker opened{because} and closed"
+            text = f"{name} was ejected briefly: its breaker opened{because} and closed"
             self.note(time, text, Level.BAD, name)
 
     def _compare_edge(self, survey: Survey, time: float) -> None:
@@ -301,7 +302,7 @@ class History:
         level: Level,
         member: str | None = None,
     ) -> None:
-        """What happens again soon takes the place of the event before, and says how often it happened."""
+        """Adds a counted event; one that repeats soon replaces the previous one, with the total count."""
         last, times = self._counted.get(key, (None, 0))
         if last is not None and time - last.time < _SAME and last in self._events:
             self._events.remove(last)
@@ -319,10 +320,10 @@ class History:
 
 
 def quantile(counts: Sequence[int], part: float) -> float | None:
-    """The value that this part of those counted in a `Histogram`'s buckets do not exceed; None for no values.
+    """The quantile `part` (0 to 1) of a `Histogram`'s bucket counts; None without values.
 
-    Within a bucket values are taken to be spread evenly, as Prometheus does; what is over the last bound is
-    shown as that bound.
+    Values are interpolated linearly within a bucket, as in Prometheus; those over the last bound are shown as
+    that bound.
     """
     whole = sum(counts)
     if not whole:
@@ -341,11 +342,11 @@ def _times(count: int) -> str:
 
 
 def _failed(name: str, because: str) -> Callable[[int], str]:
-    return lambda n: f"{name} stays left out: it failed {'its trial' if n == 1 else f'{n} trials'}{because}"
+    return lambda n: f"{name} remains ejected: it failed {'its trial' if n == 1 else f'{n} trials'}{because}"
 
 
 def _went_on(name: str, other: str) -> Callable[[int], str]:
-    return lambda n: f"{n} launch{'es' * (n > 1)} that {name} could not serve went on with {other}"
+    return lambda n: f"{n} launch{'es' * (n > 1)} that {name} could not serve moved to {other}"
 
 
 def _used_up(times: int) -> str:
@@ -357,12 +358,12 @@ def _between(now: _Totals, before: _Totals) -> list[int]:
 
 
 def _more(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    """What has grown, and by how much."""
+    """The counters that have grown, and by how much."""
     return {key: count - before.get(key, 0) for key, count in now.items() if count > before.get(key, 0)}
 
 
 def _rate(now: _Totals, before: _Totals, count: float) -> float:
-    """Per second. A counter falls when a member comes back under a name that another had."""
+    """Per second. A counter falls when a new member gets the name of an earlier one."""
     passed = now.at - before.at
     return max(0.0, count) / passed if passed > 0 else 0.0
 

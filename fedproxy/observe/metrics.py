@@ -1,8 +1,8 @@
-"""Prometheus: what the hot path counted, read when somebody scrapes.
+"""Prometheus metrics: the hot path's counters, read on each scrape.
 
-Every scrape builds its series from the members that are in force, so a member that left, or a reason that
-is over, leaves nothing behind. With hundreds of members there are tens of thousands of lines: they are made
-as text at once, in pieces between which others get their turn, and not as an object each.
+Every scrape builds its series from the members in force, so a member that left, or a reason that no longer
+applies, leaves no stale series. With hundreds of members there are tens of thousands of lines: they are
+generated as text directly, without an object per sample, in pieces so that the loop can run in between.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _REASONS: Final = reasons_of(VisitorError, EdgeError) - {VisitorGone.reason} | {
 
 BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
-#: What federation-redirect called a reason, where it is another name here.
+#: federation-redirect's names of reasons that have another name here.
 _OLD_REASONS: Final = {"quota": "Pod quota"}
 
 _EDGES: Final = (*map(str, BOUNDS), "+Inf")
 
-# The values of enumerations, which are slow to ask for.
+# The values of enumerations: attribute access on their members is slow.
 _SOURCES: Final = [source.value for source in Source]
 _ENDS: Final = [end.value for end in End]
 _INTENTS: Final = [(intent, intent.value) for intent in Intent]
@@ -49,10 +49,10 @@ Row = tuple[Sequence[str], float]
 
 @dataclass(frozen=True)
 class View:
-    """What is in force and what was counted so far, at one moment.
+    """The state and the counters at one moment.
 
-    reloads: by result (`success`, `failure`). reloaded_at: when a config was last put in force. certificates:
-    when each expires, by its name. Both in seconds since the epoch.
+    reloads: by result (`success`, `failure`). reloaded_at: the time of the last successful load of a config.
+    certificates: when each expires, by name. Times are in seconds since the epoch.
     """
 
     survey: Survey
@@ -63,7 +63,7 @@ class View:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A metric whose series are a number each. A row: the values of at most two labels, and it."""
+    """A counter or gauge. A row: the values of at most two labels, and the number."""
 
     name: str
     kind: str
@@ -72,7 +72,7 @@ class Numbers:
     rows: Iterable[Row]
 
     def lines(self, examples: bool) -> Iterator[str]:
-        """The series, a line each; there are no examples of them."""
+        """The series, one line each. They have no exemplars."""
         name = f"{self.name}_total" if self.kind == "counter" else self.name
         if not self.labels:
             for _, number in self.rows:
@@ -89,7 +89,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Histograms:
-    """A metric that is a histogram for each member."""
+    """A metric with one histogram per member."""
 
     name: str
     text: str
@@ -97,7 +97,7 @@ class Histograms:
     kind: str = "histogram"
 
     def lines(self, examples: bool) -> Iterator[str]:
-        """The series of one member after the other. examples: with one of each bucket that has one."""
+        """The series, member by member. examples: with the exemplars of the buckets that have one."""
         for member, histogram in self.by_member.items():
             label = f'member="{_escaped(member)}"'
             start = f'{self.name}_bucket{{{label},le="'
@@ -118,7 +118,7 @@ Family = Numbers | Histograms
 
 @lru_cache(maxsize=4096)
 def _escaped(value: str) -> str:
-    """A label's value: names and reasons come again in every line."""
+    """A label's value, escaped. Cached, because names and reasons repeat on every line."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
@@ -133,7 +133,7 @@ def collect(view: View) -> Iterator[Family]:
 
 
 class _ThisProcess(Collector):
-    """The usual metrics of a process, which say of which one they are."""
+    """The usual `process_*` metrics, with a note which process they describe."""
 
     def __init__(self) -> None:
         self._usual = ProcessCollector(registry=None)
@@ -149,7 +149,7 @@ _PROCESS.register(_ThisProcess())
 
 
 def is_openmetrics(accept: str) -> bool:
-    """Whether an Accept field would rather have OpenMetrics; what makes no sense in it is passed over."""
+    """Whether an Accept field prefers OpenMetrics. Invalid elements are ignored."""
     best = {True: 0.0, False: 0.0}
     for each in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in each.split(";"))
@@ -170,47 +170,47 @@ def is_openmetrics(accept: str) -> bool:
 
 
 def content_type(accept: str) -> str:
-    """The Content-Type of what `expose` makes for the same Accept field."""
+    """The Content-Type of the text that `expose` generates for the same Accept field."""
     if is_openmetrics(accept):
         return "application/openmetrics-text; version=1.0.0; charset=utf-8"
     return "text/plain; version=0.0.4; charset=utf-8"
 
 
 def expose(view: View, accept: str) -> Iterator[str]:
-    """The text in the form that the Accept field asks for, piece by piece. Only OpenMetrics has exemplars."""
+    """The text in the format that the Accept field prefers, in pieces. Only OpenMetrics has exemplars."""
     modern = is_openmetrics(accept)
     for family in collect(view):
-        # The older form calls a counter by the name of its series.
+        # In the older format a counter has the name of its series.
         name = f"{family.name}_total" if family.kind == "counter" and not modern else family.name
         yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
         yield from family.lines(modern)
-    # Last, as it ends with the mark of the end where there is one.
+    # Last, because OpenMetrics ends with `# EOF`, which this adds.
     encode: Callable[[Collector], bytes] = openmetrics.generate_latest if modern else plain.generate_latest
     yield encode(_PROCESS).decode()
 
 
 def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
-    """What was counted on the way."""
+    """Counters of requests, attempts and launches."""
     names = {m.name for m in members}
     yield _counter(
         "fedproxy_requests",
-        "Requests, by the status that the visitor was sent, or told in the event of a failed launch.",
+        "Requests by the status sent to the visitor, or reported in the event of a failed launch.",
         ("member", "code"),
         (((m.name, str(code)), n) for m in members for code, n in sorted(m.counts.codes.items())),
     )
     yield _histogram(
         "fedproxy_request_duration_seconds",
-        "From a request's head to the end of its response.",
+        "Time from a request's head to the end of its response.",
         {m.name: m.counts.durations() for m in members},
     )
     yield _histogram(
         "fedproxy_time_to_first_byte_seconds",
-        "From a request's head to the head of its response.",
+        "Time from a request's head to the head of its response.",
         {m.name: m.counts.first_bytes() for m in members},
     )
     yield _counter(
         "fedproxy_bytes",
-        "Bytes of bodies and tunnels: in came from visitors, out went to them.",
+        "Bytes of bodies and tunnels: in from visitors, out to visitors.",
         ("member", "direction"),
         (
             ((m.name, direction), n)
@@ -226,7 +226,7 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
     )
     yield _counter(
         "fedproxy_retries",
-        "Attempts that were made again after this member failed.",
+        "Attempts that were retried after this member failed.",
         ("member", "reason"),
         (((m.name, reason), n) for m in members for reason, n in sorted(m.counts.retries.items())),
     )
@@ -238,13 +238,13 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
     )
     yield _counter(
         "fedproxy_launches",
-        "Launches that a member was given, by how they ended there.",
+        "Launches sent to a member, by outcome.",
         ("member", "outcome"),
         (((m.name, end), m.counts.launches.get(end, 0)) for m in members for end in _ENDS),
     )
     yield _histogram(
         "fedproxy_launch_duration_seconds",
-        "From when a launch was sent to a member to its ready event.",
+        "Time from sending a launch to a member until its ready event.",
         {m.name: m.counts.launch_duration for m in members},
     )
     yield _counter(
@@ -261,14 +261,14 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
             ((m.name, to), n)
             for m in members
             for to, n in sorted(m.counts.failovers.items())
-            # Else who has left would stay here.
+            # Otherwise members that left would remain here.
             if to in names
         ),
     )
 
 
 def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
-    """How the members are now."""
+    """The current state of the members."""
     yield _gauge(
         "fedproxy_requests_in_flight",
         "Requests that a member is serving.",
@@ -289,7 +289,7 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
     )
     yield _gauge(
         "fedproxy_member_up",
-        "The last verdict of the probes: 1 well, 0 ill.",
+        "1 if the last probes found the member healthy, 0 if unhealthy.",
         ("member",),
         (((m.name,), int(m.healthy)) for m in members),
     )
@@ -301,7 +301,7 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
     )
     yield _gauge(
         "fedproxy_member_state",
-        "1 for what the operator said of a member: ready, drain or maint.",
+        "1 for the state that the operator set for a member: ready, drain or maint.",
         ("member", "state"),
         (((m.name, state), int(m.intent is intent)) for m in members for intent, state in _INTENTS),
     )
@@ -313,14 +313,14 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
     )
     yield _counter(
         "fedproxy_breaker_transitions",
-        "How often a member's circuit breaker became this.",
+        "How often a member's circuit breaker changed to this state.",
         ("member", "to"),
         (((m.name, state), m.counts.transitions.get(state, 0)) for m in members for state in _BREAKERS),
     )
 
 
 def _probed(members: Sequence[Snapshot]) -> Iterator[Family]:
-    """What the last probes said."""
+    """The results of the last probes."""
     yield _gauge(
         "fedproxy_member_pods",
         "Pods that a member runs.",
@@ -336,7 +336,7 @@ def _probed(members: Sequence[Snapshot]) -> Iterator[Family]:
 
 
 def _edge(view: View) -> Iterator[Family]:
-    """What belongs to no member."""
+    """Metrics of the edge itself."""
     edge = view.survey.edge
     yield _gauge(
         "fedproxy_downstream_connections",
@@ -348,7 +348,7 @@ def _edge(view: View) -> Iterator[Family]:
         "fedproxy_rejected",
         "Requests and connections that the edge refused.",
         ("reason",),
-        # All of them from the start: what is not there cannot be seen to grow.
+        # All reasons from the start: `increase()` misses the first value of a new series.
         (((reason,), edge.rejected.get(reason, 0)) for reason in sorted(_REASONS | edge.rejected.keys())),
     )
     yield _counter(
@@ -359,7 +359,7 @@ def _edge(view: View) -> Iterator[Family]:
     )
     yield _counter(
         "fedproxy_log_lines_dropped",
-        "Lines that were lost because a log's reader was slow or gone, or its disk was full.",
+        "Log lines lost because the reader was slow or gone, or the disk was full.",
         ("log",),
         (((log,), edge.lines_dropped.get(log, 0)) for log in ("access", "events")),
     )
@@ -372,14 +372,14 @@ def _edge(view: View) -> Iterator[Family]:
     if view.reloaded_at is not None:
         yield _gauge(
             "fedproxy_config_last_reload_success_timestamp_seconds",
-            "When a config was last put in force.",
+            "Unix time of the last successful load of a config.",
             (),
             [((), view.reloaded_at)],
         )
     yield _gauge("fedproxy_workers", "Processes that serve visitors.", (), [((), view.survey.workers)])
     yield _gauge(
         "fedproxy_tls_certificate_expiry_timestamp_seconds",
-        "When a listener's certificate expires.",
+        "Unix time at which a listener's certificate expires.",
         ("name",),
         (((name,), at) for name, at in view.certificates.items()),
     )
@@ -387,7 +387,7 @@ def _edge(view: View) -> Iterator[Family]:
 
 
 def _of_federation_redirect(members: Sequence[Snapshot]) -> Iterator[Family]:
-    """Names and types of the program before, which called a count a gauge; one health series a member."""
+    """federation-redirect's names and types (a count is a gauge there); one health series per member."""
     yield _gauge(
         "federation_health",
         "1 healthy, 0 unhealthy; reason is empty or the first check that failed.",

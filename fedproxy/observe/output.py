@@ -20,8 +20,8 @@ _LIMIT: Final = 1 << 20  # bytes that may wait
 _AT_A_TIME: Final = 1 << 18  # bytes that the thread takes on
 _ATOMIC: Final = 1 << 14  # bytes that a unix socket takes as one piece, or not at all
 _REST: Final = 0.02  # seconds between two writes to a file, so that many lines become one write
-_RETRY: Final = 0.01  # seconds until the next try if poll says ready and a write says it is not
-_GLANCE: Final = 100  # milliseconds between two looks at whether it is to end
+_RETRY: Final = 0.01  # seconds until the next try if poll reports ready but a write would block
+_GLANCE: Final = 100  # milliseconds between two checks whether to stop
 _LAST_LINES: Final = 1.0  # seconds for what still waits at the end
 
 
@@ -33,7 +33,7 @@ def open_file(path: Path) -> int:
 
 
 class _Target:
-    """A descriptor that is written to. direct: a write never waits, it raises BlockingIOError instead."""
+    """A descriptor to write to. direct: a write never waits, it raises BlockingIOError instead."""
 
     direct = True
 
@@ -69,7 +69,7 @@ class _Lines(_Target):
 
 
 class _Waiting(_Lines):
-    """What has no way to write without waiting: files, and pipes and terminals that cannot be reopened."""
+    """Descriptors where a write may block: files, and pipes and terminals that cannot be reopened."""
 
     direct = False
 
@@ -111,7 +111,7 @@ def _target(fd: int, owned: bool) -> _Target:
         if owned:
             return _Lines(fd, owned)  # by `open_file`
         try:
-            # Setting O_NONBLOCK on `fd` would set it for everybody who shares it, such as a terminal's shell.
+            # Setting O_NONBLOCK on `fd` would affect all processes that share it, such as a terminal's shell.
             flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             return _Lines(os.open(f"/proc/self/fd/{fd}", flags), owned=True)
         except OSError:
@@ -120,11 +120,11 @@ def _target(fd: int, owned: bool) -> _Target:
 
 
 class Output:
-    """Whole lines go to a descriptor, in their order. Calling it never waits and never raises.
+    """Writes whole lines to a descriptor, in order. Calling it never waits and never raises.
 
     What can be written without waiting is written at once. Up to `limit` bytes of the rest wait for a thread
     of this object. More than that, or anything while there is no reader, is dropped; `dropped` counts these
-    lines. `owned`: the descriptor is closed by this object. It may be called from any thread.
+    lines. `owned`: this object closes the descriptor. It may be called from any thread.
 
     Several processes may write to the same file or pipe. Their lines are not mixed, except for lines in a
     pipe that are longer than it takes in one piece.
@@ -139,7 +139,7 @@ class Output:
         self._waiting: deque[bytes] = deque()
         self._size = 0  # bytes that wait, including those in `_held`
         self._held = b""  # what the thread is writing, ...
-        self._done = 0  # ... of which so many bytes are written
+        self._done = 0  # ... and how many bytes of it are written
         self._within_line = False  # the last write ended within a line ...
         self._cut = False  # ... and the rest was dropped, so the next line must start with a line feed
         self._thread: threading.Thread | None = None
@@ -201,7 +201,7 @@ class Output:
     # The thread
 
     def _hand_over(self) -> None:
-        """Has the thread write what waits; called with the lock."""
+        """Lets the thread write what waits; called with the lock held."""
         self._busy = True
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -216,7 +216,7 @@ class Output:
         self._wake.release()
 
     def _drop(self) -> None:
-        """Gives up what waits; called with the lock."""
+        """Drops what waits; called with the lock held."""
         self.dropped += _count(self._held[self._done :]) + sum(map(_count, self._waiting))
         self._held = b""
         self._waiting.clear()
@@ -228,11 +228,11 @@ class Output:
             while data := self._take():
                 self._write_all(data)
                 if not (self._target.direct or self._waiting or self._until < math.inf):
-                    # Lines gather meanwhile, and nobody has to wake this thread for each.
+                    # Lines accumulate meanwhile, and this thread need not be woken for each.
                     time.sleep(_REST)
 
     def _take(self) -> bytes:
-        """What to write next. If that is nothing, callers write by themselves again."""
+        """What to write next. If there is nothing, callers write directly again."""
         with self._lock:
             taken = 0
             pieces = []
@@ -275,7 +275,7 @@ class Output:
     # The end
 
     def close(self, within: float = _LAST_LINES) -> None:
-        """Takes no more lines. What waits is written for up to `within` seconds, without blocking here."""
+        """Stops taking lines. Waiting lines are written for up to `within` seconds, without blocking here."""
         with self._lock:
             if self._until < math.inf:
                 return
@@ -307,15 +307,15 @@ class Output:
                 self._end()
 
     def _end(self) -> None:
-        """Called with the lock."""
+        """Called with the lock held."""
         self._ended = True
-        # Else the thread still uses the descriptor, perhaps in a write that never returns, and closes it
-        # after that.
+        # Otherwise the thread still uses the descriptor, perhaps in a write that never returns; it closes the
+        # descriptor afterwards.
         if not self._busy:
             self._target.close()
             self._wake.release()
 
 
 def _count(data: bytes) -> int:
-    """How many lines. A leading line feed only ends a line that was cut off."""
+    """The number of lines. A leading line feed only ends a line that was cut off."""
     return data.count(b"\n") - data.startswith(b"\n")

@@ -1,7 +1,7 @@
-"""Traces: spans of OpenTelemetry, made of what was noted of a request once it is over.
+"""Traces: OpenTelemetry spans, built from the record of a request once it has ended.
 
-Only this file knows OpenTelemetry, which is installed with `fedproxy[otel]`; it is imported when traces are
-asked for. Spans are sent by a thread of the SDK: a bounded number waits, and what is more is dropped.
+Only this file knows OpenTelemetry, which is installed with `fedproxy[otel]`; it is imported if tracing is
+configured. A thread of the SDK sends the spans: its queue is bounded, and spans over the bound are dropped.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -38,12 +38,13 @@ from opentelemetry.trace import (
 
 from fedproxy import __version__
 from fedproxy.observe.access_log import mask_target
+from fedproxy.record import AttemptRecord, Record
 
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_TIMEOUT: Final = 5.0  # seconds for one batch, with all that is tried again
+_TIMEOUT: Final = 5.0  # seconds for one batch, including retries
 _SWITCH: Final = 0.0005  # seconds
-_SELDOM: Final = 60.0  # seconds between two lines about a collector that does not take them
+_SELDOM: Final = 60.0  # seconds between two log lines about a collector that does not accept spans
 _LONGEST: Final = 500  # characters of such a line
 _LONGEST_VALUE: Final = 2048  # characters
 
@@ -52,58 +53,12 @@ _log = logging.getLogger("fedproxy.tracing")
 _NOWHERE: Final = logging.NullHandler()
 
 
-class Attempt(Protocol):
-    """One attempt, as the hot path noted it."""
-
-    span_id: bytes
-    member: str
-    url: str
-    started: float
-    sent: float | None
-    ended: float | None
-    reused: bool
-    status: int
-    error: str | None
-    launch: str | None
-
-
-class Trace(Protocol):
-    """One request that is over, as the hot path noted it. Times in seconds, by a clock of its own."""
-
-    trace_id: bytes
-    span_id: bytes
-    parent_id: bytes | None
-    started: float
-    ended: float
-    first_byte_at: float | None
-    request_id: str
-    client: str
-    secure: bool
-    method: str
-    host: str
-    target: str
-    version: str
-    user_agent: str
-    status: int
-    bytes_in: int
-    bytes_out: int
-    member: str | None
-    affinity: str | None
-    termination: str
-    launch: str | None
-    error: str | None
-
-    @property
-    def attempts(self) -> Sequence[Attempt]:
-        """In their order."""
-
-
 class Sampler:
-    """Which requests are traced: this share of them, and those that are of a sampled trace already.
+    """Which requests are traced: a random share of them, and those that belong to a sampled trace.
 
-    follow: whose word that a trace is sampled, or is not, counts: of trusted proxies, of anyone, of nobody.
-    limit: so many a second at most, whatever visitors say. The share is taken by chance and not by the id of
-    the trace, which a visitor can choose.
+    follow: whose sampled flag decides: that of trusted proxies, of anyone, of nobody. limit: the most per
+    second, whatever visitors send. The share is random and not derived from the trace id, because a visitor
+    can choose that.
     """
 
     def __init__(
@@ -136,7 +91,7 @@ class Sampler:
         return self._within_limit()
 
     def _draw(self) -> float:
-        """How many requests are passed over until the next one is traced: one draw for all of them."""
+        """How many requests to skip until the next one is traced: one draw instead of one per request."""
         if self._share <= 0:
             return math.inf
         if self._share >= 1:
@@ -152,7 +107,7 @@ class Sampler:
 
 
 class _Ids(IdGenerator):
-    """The ids that the next span is to have: the member was told them long before."""
+    """The ids for the next span: they were already sent to the member."""
 
     span_id = trace_id = 0
 
@@ -164,11 +119,11 @@ class _Ids(IdGenerator):
 
 
 class Tracing:
-    """Makes spans of traces and has them sent to a collector by OTLP over HTTP; `samples` says of which."""
+    """Builds spans and sends them to a collector by OTLP over HTTP; `samples` selects the requests."""
 
     def __init__(self, endpoint: str, service_name: str, sampler: Sampler) -> None:
         self.samples = sampler.samples
-        # The loop is not to wait for as long as Python would let another thread go on.
+        # The loop must not wait for as long as Python lets another thread keep the GIL.
         sys.setswitchinterval(_SWITCH)
         self._complaints = _Complaints(endpoint)
         self._ids = _Ids()
@@ -190,22 +145,28 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._spans = self._provider.get_tracer("fedproxy", __version__)
 
-    def take(self, trace: Trace) -> None:
-        """Makes the spans of a request that is over, and leaves them to the thread that sends them."""
+    def take(self, record: Record) -> None:
+        """Builds the spans of a finished request, and hands them to the thread that sends them.
+
+        A request without a trace has none.
+        """
+        trace = record.trace
+        if trace is None:
+            return
         offset = time.time_ns() - round(trace.ended * 1e9)
         trace_id, span_id = int(trace.trace_id, 16), int(trace.span_id, 16)
         context = Context()
         if trace.parent_id is not None:
             context = _inside(trace_id, int(trace.parent_id, 16), is_remote=True)
-        method = trace.method if trace.method in _METHODS else "HTTP"
+        method = record.method if record.method in _METHODS else "HTTP"
         self._span(
             method,
             context,
             SpanKind.SERVER,
             (trace_id, span_id),
             (offset + round(trace.started * 1e9), offset + round(trace.ended * 1e9)),
-            _of_request(trace),
-            failed=trace.error is not None or trace.status >= 500,
+            _of_request(record),
+            failed=record.error is not None or record.status >= 500,
         )
         context = _inside(trace_id, span_id)
         for number, attempt in enumerate(trace.attempts):
@@ -216,7 +177,7 @@ class Tracing:
                 SpanKind.CLIENT,
                 (trace_id, int(attempt.span_id, 16)),
                 (offset + round(attempt.started * 1e9), offset + round(ended * 1e9)),
-                _of_attempt(trace, attempt, number),
+                _of_attempt(record, attempt, number),
                 failed=attempt.error is not None or attempt.status >= 400,
             )
 
@@ -238,7 +199,7 @@ class Tracing:
         span.end(times[1])
 
     async def close(self, within: float) -> None:
-        """Sends what waits, for so many seconds at most."""
+        """Sends what waits, for at most `within` seconds."""
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
@@ -253,51 +214,51 @@ class Tracing:
             async with asyncio.timeout(within):
                 await done.wait()
         except TimeoutError:
-            # Nothing is tried again.
+            # Stops the exporter's retries.
             self._exporter.shutdown()  # type: ignore[no-untyped-call]
         finally:
             self._complaints.close()
 
 
 def _inside(trace_id: int, span_id: int, *, is_remote: bool = False) -> Context:
-    """The context of what is done within that span."""
+    """The context of a child of that span."""
     return set_span_in_context(
         NonRecordingSpan(SpanContext(trace_id, span_id, is_remote, _SAMPLED)), Context()
     )
 
 
-def _of_request(trace: Trace) -> dict[str, Value]:
-    """The attributes of the semantic conventions for HTTP servers, and this program's own."""
-    path, _, query = mask_target(trace.target).partition("?")
+def _of_request(record: Record) -> dict[str, Value]:
+    """The attributes of the semantic conventions for HTTP servers, and fedproxy's own."""
+    path, _, query = mask_target(record.target).partition("?")
     found: dict[str, Value | None] = {
-        **_method(trace),
-        "url.scheme": "https" if trace.secure else "http",
+        **_method(record),
+        "url.scheme": "https" if record.secure else "http",
         "url.path": path,
         "url.query": query or None,
-        **_server(f"//{trace.host}"),
-        "client.address": trace.client,
-        "network.protocol.version": trace.version,
-        "user_agent.original": trace.user_agent or None,
-        "http.response.status_code": trace.status or None,
-        "http.request.body.size": trace.bytes_in or None,
-        "http.response.body.size": trace.bytes_out,
-        "error.type": trace.error or (str(trace.status) if trace.status >= 500 else None),
-        "fedproxy.request_id": trace.request_id,
-        "fedproxy.member": trace.member,
-        "fedproxy.affinity": trace.affinity,
-        "fedproxy.attempts": len(trace.attempts),
-        "fedproxy.termination": trace.termination,
-        "fedproxy.launch": trace.launch,
-        "fedproxy.ttfb": None if trace.first_byte_at is None else trace.first_byte_at - trace.started,
+        **_server(f"//{record.host}"),
+        "client.address": record.client,
+        "network.protocol.version": record.protocol.removeprefix("HTTP/"),
+        "user_agent.original": record.user_agent or None,
+        "http.response.status_code": record.status or None,
+        "http.request.body.size": record.bytes_in or None,
+        "http.response.body.size": record.bytes_out,
+        "error.type": record.error or (str(record.status) if record.status >= 500 else None),
+        "fedproxy.request_id": record.request_id,
+        "fedproxy.member": record.member,
+        "fedproxy.affinity": record.affinity,
+        "fedproxy.attempts": record.attempts,
+        "fedproxy.termination": record.termination,
+        "fedproxy.launch": record.launch,
+        "fedproxy.ttfb": record.ttfb,
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _of_attempt(trace: Trace, attempt: Attempt, number: int) -> dict[str, Value]:
+def _of_attempt(record: Record, attempt: AttemptRecord, number: int) -> dict[str, Value]:
     """The same for HTTP clients."""
     found: dict[str, Value | None] = {
-        **_method(trace),
-        "url.full": attempt.url.rstrip("/") + mask_target(trace.target),
+        **_method(record),
+        "url.full": attempt.url.rstrip("/") + mask_target(record.target),
         **_server(attempt.url),
         "network.protocol.version": "1.1",
         "http.response.status_code": attempt.status or None,
@@ -311,25 +272,25 @@ def _of_attempt(trace: Trace, attempt: Attempt, number: int) -> dict[str, Value]
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _method(trace: Trace) -> dict[str, Value | None]:
-    if trace.method in _METHODS:
-        return {"http.request.method": trace.method}
-    return {"http.request.method": "_OTHER", "http.request.method_original": trace.method}
+def _method(record: Record) -> dict[str, Value | None]:
+    if record.method in _METHODS:
+        return {"http.request.method": record.method}
+    return {"http.request.method": "_OTHER", "http.request.method_original": record.method}
 
 
 def _server(url: str) -> dict[str, Value | None]:
-    """Its address and port, as far as the URL has them; of a unix socket the path is the address."""
+    """Its address and port, as far as the URL has them; for a unix socket the path is the address."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        # A Host field may have a port that there cannot be.
+        # A Host field may have an impossible port.
         return {"server.address": url.removeprefix("//")}
     return {"server.address": parts.hostname or parts.path or None, "server.port": port}
 
 
 class _Complaints(logging.Handler):
-    """What the SDK says of a collector that takes no spans: one line of it, then none for a while."""
+    """The SDK's log records about a collector that accepts no spans: one line, then none for a while."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(logging.WARNING)
@@ -337,7 +298,7 @@ class _Complaints(logging.Handler):
         self._quiet_until = -math.inf
         self._logger = logging.getLogger("opentelemetry")
         self._logger.addHandler(self)
-        # For what is said when this one is gone, which nobody needs to hear.
+        # For records that are logged after this handler is removed: they are discarded.
         self._logger.addHandler(_NOWHERE)
         self._logger.propagate = False
 
@@ -355,6 +316,6 @@ class _Complaints(logging.Handler):
         _log.warning("tracing: spans cannot be sent to %s: %s", self._endpoint, said)
 
     def close(self) -> None:
-        """As logging's; what is said from now on is of no interest any more."""
+        """As logging's; later records are discarded."""
         self._logger.removeHandler(self)
         super().close()

@@ -8,22 +8,17 @@ idle ──► head ──► exchange ──► idle        a kept connection g
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import replace
-from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
-from fedproxy.decide.affinity import Source
-from fedproxy.decide.breaker import Outcome
-from fedproxy.decide.federation import Lease
-from fedproxy.decide.route import Fixed, Local, Redirect
+from fedproxy.decide.route import Local
 from fedproxy.errors import (
     BadRequest,
     Banned,
+    BannedAddress,
     BodyTooLarge,
     ExchangeError,
     HeadTimeout,
@@ -32,23 +27,25 @@ from fedproxy.errors import (
     TooManyLaunches,
     VisitorError,
 )
-from fedproxy.proxy.exchange import Exchange, refused
+from fedproxy.proxy import answers
+from fedproxy.proxy.admission import NOBODY, of_peer
+from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, all_arrived, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
 from fedproxy.proxy.own_page import OwnPage
 from fedproxy.proxy.secure import wire_of
 from fedproxy.proxy.traced import follow
-from fedproxy.wire.answer import render
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.events import asked_for
 from fedproxy.wire.path import normal
-from fedproxy.wire.request import host_name, with_host
-from fedproxy.wire.visitor import find_visitor
+from fedproxy.wire.request import with_host
+from fedproxy.wire.response import render
 
 if TYPE_CHECKING:
-    from fedproxy.proxy.edge import Ask, Edge
-    from fedproxy.proxy.policy import Door
-    from fedproxy.wire.grammar import Memo
+    from fedproxy.http.response import Field, Response
+    from fedproxy.proxy.admission import Origin
+    from fedproxy.proxy.edge import Edge, RoutedRequest
+    from fedproxy.proxy.policy import ListenerOptions
     from fedproxy.wire.request import HeaderBlock, RequestLine
     from fedproxy.wire.response import ResponseHead
 
@@ -58,7 +55,6 @@ _AS_SENT = 0  # ... as the member sent it
 # A closing connection reads on for so long, so that no reset overtakes the answer (RFC 9112 section 9.6).
 _LINGER = 5.0
 _SMALL = 16 * 1024
-_AFTER = 30  # seconds, after which it may be worth trying again
 ORIGINAL_TARGET = "X-Original-Target"
 """The target as the visitor sent it, for the server of the edge's own pages when its path is normalised."""
 # What the edge itself tells the server of its own pages, or does not: no page takes a body.
@@ -74,20 +70,8 @@ _SAID_HERE = (
     b"upgrade:",
     b"x-original-target:",
 )
-_NOBODY = b"-"  # stands for a client whose address is not known
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
-_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _ID = b"X-Request-ID: "
-# What pages of other sites may read: a launch that they embed, which BinderHub lets them read as well.
-_ANY_ORIGIN = b"Access-Control-Allow-Origin: *"
-_PREFLIGHT = (
-    b"Allow: " + _METHODS,
-    _ANY_ORIGIN,
-    b"Access-Control-Allow-Methods: " + _METHODS,
-    # The asterisk does not stand for Authorization (Fetch standard, section 4.9).
-    b"Access-Control-Allow-Headers: *, Authorization",
-    b"Access-Control-Max-Age: 7200",
-)
 
 
 class Downstream(Flow):
@@ -97,11 +81,8 @@ class Downstream(Flow):
         "address_key",
         "careful",
         "chunks",
-        "client",
-        "door",
         "edge",
         "exchange",
-        "forwarded",
         "framing",
         "head_since",
         "held",
@@ -111,26 +92,23 @@ class Downstream(Flow):
         "keep",
         "left",
         "linger_until",
+        "options",
         "ordinary",
+        "origin",
         "owed",
-        "own",
         "peer",
-        "request_id",
-        "secure",
         "standing",
         "thrown_away",
-        "told",
-        "trace",
         "trusted",
         "waiting",
         "writable",
         "write",
     )
 
-    def __init__(self, edge: Edge, door: Door) -> None:
+    def __init__(self, edge: Edge, options: ListenerOptions) -> None:
         super().__init__()
         self.edge = edge
-        self.door = door
+        self.options = options
         self.exchange: Exchange | None = None
         self.held = b""  # an unfinished head, or what came after the request under way
         self.left = 0  # bytes of the request's body still to come
@@ -144,28 +122,26 @@ class Downstream(Flow):
         self.owed: Exchange | None = None  # over, except that the end of its response is not sent yet
         self.head_since: float | None = None
         self.idle_since = 0.0
-        self.request_id = self.trace = b""
-        self.client = self.peer = b""
-        self.own = b""  # `forwarded`, as it describes the peer itself
-        self.told = False  # `client` and `secure` are what a trusted proxy said about its last request
+        self.peer = b""
+        self.origin = NOBODY  # of a request that no trusted proxy forwarded
         self.trusted = False
         self.standing: bool | None = None
         self.introducer: bytes | None = None
         self.address_key: bytes | None = None
-        self.secure = door.secure
-        self.id_name = _id_name(door)
+        self.id_name = _id_name(options)
 
     def __repr__(self) -> str:
         state = "lingering" if self.linger_until is not None else "serving" if self.exchange else "idle"
-        return f"<Downstream {self.client.decode('latin-1')} {state} {self.exchange or ''}>"
+        return f"<Downstream {self.peer.decode('latin-1')} {state} {self.exchange or ''}>"
 
     # The connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = self.wire = cast(asyncio.Transport, transport)
-        unix = self.door.unix
+        unix = self.options.unix
         address = LOCAL if unix else address_of(transport)
-        if not self.edge.enter(self) or address is None:
+        self.edge.connections.add(self)
+        if not self.edge.admission.enter() or address is None:
             # A TCP peer without an address has reset the connection: there is nobody to answer or to log.
             self.transport.abort()
         else:
@@ -187,34 +163,32 @@ class Downstream(Flow):
         self.transport = transport
         self.wire = wire_of(transport)
         self.write = transport.write
-        self.peer = self.client = address
+        self.peer = address
+        self.origin = of_peer(address, self.options.secure)
         self.standing = standing
         self.introducer = introducer
-        self.trusted = edge.believes(address) if standing is None else standing
-        self.own = self.forwarded = self._forwarded_lines(address, address, self.secure)
+        self.trusted = edge.admission.believes(address) if standing is None else standing
         self.idle_since = edge.clock()
-        if edge.policy.limits.connections_per_address and not self.trusted:
-            self.address_key = edge.enter_address(self.peer)
+        if edge.admission.counts_addresses and not self.trusted:
+            self.address_key = edge.admission.enter_address(self.peer)
             if self.address_key is None:
                 transport.abort()
         self._weigh()
 
     def _weigh(self) -> None:
         """Works out whether requests may take the short path."""
-        self.careful = self.edge.careful or self.door.redirect_to_https
-        self.ordinary = not (self.careful or self.trusted or self.told)
+        self.careful = self.edge.careful or self.options.redirect_to_https
+        self.ordinary = not (self.careful or self.trusted)
 
     def refresh(self) -> None:
         """The policy may have changed, or the edge has begun to drain."""
         edge = self.edge
         if self.standing is None:
-            self.trusted = edge.believes(self.peer)
-        if self.told and self.exchange is None and self.owed is None:
-            self._forget()
-        self.id_name = _id_name(self.door)
+            self.trusted = edge.admission.believes(self.peer)
+        self.id_name = _id_name(self.options)
         self._weigh()
         self._count_address()
-        if self.introducer is not None and not edge.may_introduce(self.introducer):
+        if self.introducer is not None and not edge.admission.may_introduce(self.introducer):
             # The peer's address came from a proxy that is no longer trusted, and nothing else is known.
             self.keep = False
             if self.exchange is None and self.linger_until is None:
@@ -225,23 +199,13 @@ class Downstream(Flow):
 
     def _count_address(self) -> None:
         """A reload may change whether this connection counts for its address. It stays open in any case."""
-        edge = self.edge
-        if self.trusted or not edge.policy.limits.connections_per_address:
+        admission = self.edge.admission
+        if self.trusted or not admission.counts_addresses:
             if self.address_key is not None:
-                edge.leave_address(self.address_key)
+                admission.leave_address(self.address_key)
                 self.address_key = None
         elif self.address_key is None:
-            self.address_key = edge.enter_address(self.peer, is_there=True)
-
-    @staticmethod
-    def _forwarded_lines(client: bytes, addresses: bytes, secure: bool) -> bytes:
-        """The fields that describe the visitor, and the name of the one that follows: the request's id."""
-        return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Real-IP: %b\r\n%b" % (
-            addresses,
-            b"https" if secure else b"http",
-            client,
-            _ID,
-        )
+            self.address_key = admission.enter_address(self.peer, is_there=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.edge.connections.discard(self)
@@ -258,10 +222,10 @@ class Downstream(Flow):
 
     def gone(self) -> None:
         """The visitor's connection is gone, whatever it was last."""
-        edge = self.edge
-        edge.counts.connections -= 1
+        admission = self.edge.admission
+        admission.leave()
         if self.address_key is not None:
-            edge.leave_address(self.address_key)
+            admission.leave_address(self.address_key)
 
     def eof_received(self) -> None:
         # A visitor who closes half is taken for gone, as browsers only ever close whole.
@@ -296,29 +260,29 @@ class Downstream(Flow):
         edge = self.edge
         line, _, raw = data.partition(b"\r\n")
         # What is known as a block ends where a head ends, so it is one whole head and nothing else.
-        ask = edge.asks.get(line)
+        routed = edge.routed.get(line)
         block = edge.blocks.get(raw)
-        if ask is None or block is None:
+        if routed is None or block is None:
             # A long one may be over the limit, or would be read twice if it is not what most are.
             whole = data.find(b"\r\n\r\n") + 4 == len(data) <= edge.longest_block
             if not (whole and self.ordinary):
                 self._read_any_head(data)
                 return
             try:
-                ask = edge.asks[line]
+                routed = edge.routed[line]
                 block = edge.blocks[raw]
             except VisitorError:
                 self._read_any_head(data)
                 return
-        if not (ask.ordinary and block.plain and self.ordinary):
+        if not (routed.ordinary and block.plain and self.ordinary):
             self._read_any_head(data)
             return
         self.keep = True
         self.head_since = None
         edge.counts.requests += 1
-        self.request_id, self.trace = (edge.ids or edge.draw_ids()).pop()
+        request_id, traceparent = (edge.ids or edge.draw_ids()).pop()
         exchange = self.exchange = Exchange()
-        exchange.open(edge, self, ask, block)
+        exchange.open(edge, self, routed, block, self.origin, request_id, traceparent)
         if edge.tracer is not None:
             follow(exchange)
         exchange.begin()
@@ -337,8 +301,6 @@ class Downstream(Flow):
     def _read_any_head(self, data: bytes) -> None:
         """A head that is not known, not whole, or not what most are."""
         edge = self.edge
-        if self.told:
-            self._forget()
         blocks = edge.trusted_blocks if self.trusted else edge.blocks
         limit = edge.policy.limits.request_head
         end = data.find(b"\r\n\r\n") + 4
@@ -350,32 +312,37 @@ class Downstream(Flow):
         line, _, raw = data[:end].partition(b"\r\n")
         rest = data[end:]
         self.head_since = None
-        block = None
+        origin, block = self.origin, None
         try:
-            ask = edge.asks[line]
+            routed = edge.routed[line]
             block = blocks[raw]
-            if not (ask.ordinary and block.plain and self.ordinary):
-                ask, block = self._consider(ask, block, blocks)
-            else:
+            if routed.ordinary and block.plain and self.ordinary:
                 self.keep = True
+            else:
+                if routed.line.authority is not None and block.host is not None:
+                    block = blocks[with_host(block.raw, routed.line.authority)]
+                if self.trusted:
+                    origin = self._origin_of(block)
+                routed = self._check(routed, block, origin)
         except (Banned, TooManyLaunches) as error:
-            self._turn_away(ask, cast("HeaderBlock", block), rest, error)
+            self._turn_away(routed, cast("HeaderBlock", block), origin, rest, error)
             return
         except VisitorError as error:
-            if self.trusted and not self.told:
+            if self.trusted and origin is self.origin:
                 # The log should name the visitor of a refused request as well, if the headers can be read.
                 with suppress(VisitorError):
-                    self._believe(blocks[raw])
-            self._refuse(error)
+                    origin = self._origin_of(blocks[raw])
+            self._refuse(error, origin)
             return
         edge.counts.requests += 1
-        self._identify(block)
-        if not ask.proxied:
-            self._answer_here(ask, block, line + b"\r\n" + raw, rest)
+        request_id, traceparent = self._identify(block)
+        if not routed.proxied:
+            asked = answers.AnsweredRequest(routed, block, self.trusted, traceparent)
+            self._answer_here(asked, origin, request_id, line + b"\r\n" + raw, rest)
             return
-        launch = ask.launch and asked_for(block.raw)
+        launch = routed.launch and asked_for(block.raw)
         exchange = self.exchange = LaunchExchange() if launch else Exchange()
-        exchange.open(edge, self, ask, block)
+        exchange.open(edge, self, routed, block, origin, request_id, traceparent)
         if edge.tracer is not None or block.traceparent is not None:
             follow(exchange)
         if not self.writable:
@@ -418,22 +385,16 @@ class Downstream(Flow):
         self.held = data
         return b""
 
-    def _consider(self, ask: Ask, block: HeaderBlock, blocks: Memo[HeaderBlock]) -> tuple[Ask, HeaderBlock]:
-        """A request that is not what most are. Raises `VisitorError`."""
-        line = ask.line
-        if line.authority is not None and block.host is not None:
-            block = blocks[with_host(block.raw, line.authority)]
-        if self.trusted:
-            self._believe(block)
-        if not block.plain or line.http10 or self.careful:
-            ask = self._check(ask, block)
-        else:
-            self.keep = True
-        return ask, block
+    def _origin_of(self, block: HeaderBlock) -> Origin:
+        """Where a request of this trusted proxy comes from."""
+        return self.edge.admission.origin(block, self.peer, self.options.secure)
 
-    def _check(self, ask: Ask, block: HeaderBlock) -> Ask:
+    def _check(self, routed: RoutedRequest, block: HeaderBlock, origin: Origin) -> RoutedRequest:
         """What only line and block together can say, and what is then to be done. Raises `VisitorError`."""
-        line = ask.line
+        if block.plain and not routed.line.http10 and not self.careful:
+            self.keep = True
+            return routed
+        line = routed.line
         if line.http10:
             # RFC 9112 section 6.1: a 1.0 message has no transfer codings.
             if block.chunked:
@@ -448,74 +409,19 @@ class Downstream(Flow):
             self.keep = False
         if block.length is not None and block.length > self.edge.policy.limits.request_body:
             raise BodyTooLarge
-        return self._look_closely(ask, block) if self.careful else ask
+        if not self.careful:
+            return routed
+        to_https = self.options.redirect_to_https and not origin.secure
+        return self.edge.admission.check(routed, block, origin.client, self.edge.clock(), to_https=to_https)
 
-    def _look_closely(self, ask: Ask, block: HeaderBlock) -> Ask:
-        """What the operator allows here. Raises `VisitorError`."""
+    def _identify(self, block: HeaderBlock) -> tuple[bytes, bytes]:
+        """The request's id (the visitor's, the trace's, or a new one), and its traceparent."""
+        given = block.traceparent
+        if given is not None:
+            return block.request_id or given[3:35], given
         edge = self.edge
-        if edge.policy.bans.networks and edge.bans_address[self.client]:
-            self.keep = False
-            raise Banned
-        if ask.banned or block.banned:
-            raise Banned
-        if self.door.redirect_to_https and not self.secure:
-            return self._to_https(ask, block)
-        if edge.rate is not None and ask.launch and asked_for(block.raw):
-            wait = edge.ask_launch(self.client)
-            if wait:
-                raise TooManyLaunches(wait)
-        return ask
-
-    def _to_https(self, ask: Ask, block: HeaderBlock) -> Ask:
-        """The same request, answered with where it should have been sent."""
-        line = ask.line
-        authority = line.authority or block.host
-        if not authority:
-            raise BadRequest
-        host = host_name(authority)
-        public = self.edge.public
-        # If the public URL is known, a host that only the request names is no target. The port of plain http
-        # is not that of https, which only the public URL tells.
-        if public and (host == host_name(public) or host not in self.edge.host_members):
-            host = public
-        target = line.target if line.target != b"*" else b""
-        location = (b"https://" + host + target).decode("latin-1")
-        # RFC 9110 section 15.4.2: after a 301 a POST may become a GET.
-        status = 301 if line.method in (b"GET", b"HEAD") else 308
-        return replace(ask, action=Redirect(location, status), proxied=False)
-
-    def _identify(self, block: HeaderBlock) -> None:
-        """The id that the request has everywhere: the visitor's, or the trace's, or a new one."""
-        trace = block.traceparent
-        if trace is None:
-            edge = self.edge
-            self.request_id, self.trace = (edge.ids or edge.draw_ids()).pop()
-            if block.request_id:
-                self.request_id = block.request_id
-        else:
-            self.trace = trace
-            self.request_id = block.request_id or trace[3:35]
-
-    def _believe(self, block: HeaderBlock) -> None:
-        """The peer is a trusted proxy, so it says who the visitor is and how they came."""
-        edge = self.edge
-        visitor = find_visitor(block.forwarded, self.peer, edge.trusts.__getitem__)
-        self.told = True
-        self.client = visitor.client
-        if visitor.unread is not None:
-            # Not a word: readers of the log might take one for a host name and look it up.
-            self.client = _NOBODY
-            edge.note_unread(self.peer, *visitor.unread)
-        self.secure = self.door.secure if visitor.secure is None else visitor.secure
-        self.forwarded = self._forwarded_lines(visitor.client, visitor.addresses, self.secure)
-
-    def _forget(self) -> None:
-        """What the proxy said about the last request does not hold for the next one."""
-        self.told = False
-        self.client = self.peer
-        self.secure = self.door.secure
-        self.forwarded = self.own
-        self._weigh()
+        request_id, traceparent = (edge.ids or edge.draw_ids()).pop()
+        return block.request_id or request_id, traceparent
 
     def _start_body(self, exchange: Exchange, block: HeaderBlock, data: bytes) -> None:
         exchange.expect_body()
@@ -570,136 +476,85 @@ class Downstream(Flow):
 
     # Answers of the edge's own
 
-    def _refuse(self, error: VisitorError) -> None:
-        """The head is not acceptable: answered with one fixed line, and closed."""
-        self.keep = False
-        self.held = b""
-        self.request_id = b"%032x" % self.edge.random_bits(128)
-        self.edge.counts.rejected[error.reason] += 1
-        self._answer(error.status, error.detail, None, None, build=False)
-        self.edge.log_request(self, None, None, status=error.status, termination=error.termination)
-        self._end_here()
+    def _common(self, request_id: bytes) -> tuple[Field, ...]:
+        """What each response on this connection says."""
+        named = (b"X-Request-ID", request_id)
+        if not self.options.hsts:
+            return (named,)
+        # RFC 6797 section 6.1: on every response.
+        return ((b"Strict-Transport-Security", b"max-age=%d" % self.options.hsts), named)
 
-    def _turn_away(self, ask: Ask, block: HeaderBlock, rest: bytes, error: Banned | TooManyLaunches) -> None:
-        """The request is in order, but not wanted: answered in the form that it asks for."""
-        self.edge.counts.rejected[error.reason] += 1
-        if block.chunked or block.length:
-            self.keep = False
-        self._identify(block)
-        self._answer_error(ask, block, error)
-        self._next_or_end(rest)
-
-    def _answer_error(self, ask: Ask, block: HeaderBlock, error: ExchangeError) -> None:
-        """Answers a request of which no exchange was made, and logs it."""
-        self._answer(
-            error.status,
-            error.detail,
-            ask.line,
-            block.accept(),
-            build=ask.build,
-            after=math.ceil(error.after) if isinstance(error, TooManyLaunches) else _AFTER,
-        )
-        self.edge.log_request(self, ask.line, block, status=error.status, termination=error.termination)
-
-    def _answer(
-        self,
-        status: int,
-        detail: str,
-        line: RequestLine | None,
-        accept: bytes | None,
-        *,
-        build: bool,
-        after: int = _AFTER,
-    ) -> None:
-        """Answers with an error. `line` is None if the head was not read; `accept` as `render` takes it."""
-        answer = render(status, detail, self.request_id.decode("ascii"), accept, build)
-        lines = [
-            _status_line(answer.status),
-            b"Content-Type: " + answer.content_type,
-            b"Content-Length: %d" % len(answer.body),
-            b"Cache-Control: no-store",
-            self.id_name + self.request_id,
-        ]
-        if build:
-            lines.append(_ANY_ORIGIN)
-        if status in (429, 503):
-            lines.append(b"Retry-After: %d" % after)
-        elif status == 405:
-            # RFC 9110 section 15.5.6; what else a member allows is its own to say.
-            lines.append(b"Allow: " + _METHODS)
-        self._write_answer(line, lines, b"" if line is not None and line.is_head else answer.body)
-
-    def _write_answer(self, line: RequestLine | None, lines: list[bytes], body: bytes) -> None:
+    def _respond(self, response: Response, line: RequestLine | None) -> None:
+        """`line` is None if the head was not read."""
+        connection = None
         if not self.keep:
-            lines.append(b"Connection: close")
+            connection = b"close"
         elif line is not None and line.http10:
             # RFC 9112 section 9.3: without it a 1.0 client takes the connection for closed.
-            lines.append(b"Connection: keep-alive")
-        self.write(b"\r\n".join((*lines, b"", body)))
+            connection = b"keep-alive"
+        self.write(render(response, connection, is_head=line is not None and line.is_head))
 
-    def _answer_here(self, ask: Ask, block: HeaderBlock, head: bytes, rest: bytes) -> None:
-        action, line = ask.action, ask.line
-        if isinstance(action, Local):
-            self._hand_over(ask, block, head)
+    def _refuse(self, error: VisitorError, origin: Origin | None = None) -> None:
+        """The head is not acceptable: answered with one fixed line, and closed."""
+        edge = self.edge
+        self.keep = False
+        self.held = b""
+        request_id = b"%032x" % edge.random_bits(128)
+        edge.counts.rejected[error.reason] += 1
+        common = self._common(request_id)
+        self._respond(answers.error(error.status, error.detail, common, request_id, None), None)
+        origin = origin or self.origin
+        edge.record_answer(None, origin, request_id, status=error.status, termination=error.termination)
+        self._end_here()
+
+    def _turn_away(
+        self,
+        routed: RoutedRequest,
+        block: HeaderBlock,
+        origin: Origin,
+        rest: bytes,
+        error: Banned | TooManyLaunches,
+    ) -> None:
+        """The request is in order, but not wanted: answered in the form that it asks for."""
+        edge = self.edge
+        edge.counts.rejected[error.reason] += 1
+        if block.chunked or block.length or isinstance(error, BannedAddress):
+            self.keep = False
+        request_id, traceparent = self._identify(block)
+        self._respond(
+            answers.of_error(error, routed, block, self._common(request_id), request_id), routed.line
+        )
+        asked = answers.AnsweredRequest(routed, block, self.trusted, traceparent)
+        edge.record_answer(asked, origin, request_id, status=error.status, termination=error.termination)
+        self._next_or_end(rest)
+
+    def _answer_here(
+        self, asked: answers.AnsweredRequest, origin: Origin, request_id: bytes, head: bytes, rest: bytes
+    ) -> None:
+        routed, block, edge = asked.routed, asked.block, self.edge
+        if isinstance(routed.action, Local):
+            self._hand_over(routed, origin, request_id, head)
             return
         if block.chunked or block.length:
             self.keep = False
-        if isinstance(action, Fixed):
-            self._answer_fixed(ask, block, action.status)
-        elif isinstance(action, Redirect):
-            self._answer_empty(line, action.status, b"Location: " + action.location.encode("latin-1"))
-            self.edge.log_request(self, line, block, status=action.status, termination="--")
-        elif ask.build and line.method == b"OPTIONS":
-            self._answer_empty(line, 204, *_PREFLIGHT)
-            self.edge.log_request(self, line, block, status=204, termination="--")
-        else:
-            self._redirect_to_member(ask, block)
+        answer = answers.of_route(edge, routed, block, origin, self._common(request_id), request_id)
+        self._respond(answer.response, routed.line)
+        edge.record_answer(
+            asked,
+            origin,
+            request_id,
+            status=answer.status,
+            member=answer.member,
+            affinity=None if answer.source is None else answer.source.value,
+            termination=answer.termination,
+        )
         self._next_or_end(rest)
 
-    def _answer_fixed(self, ask: Ask, block: HeaderBlock, status: int) -> None:
-        if status < 400:
-            self._answer_empty(ask.line, status)
-        else:
-            detail = _REASONS.get(status, "This path is not served here.")
-            self._answer(status, detail, ask.line, block.accept(), build=ask.build)
-        self.edge.log_request(self, ask.line, block, status=status, termination="--")
-
-    def _answer_empty(self, line: RequestLine, status: int, *lines: bytes) -> None:
-        """A response without a body."""
-        # RFC 9110 section 8.6: a 204 has no length.
-        length = (b"Content-Length: 0",) if status != 204 else ()
-        head = [_status_line(status), *length, self.id_name + self.request_id, *lines]
-        self._write_answer(line, head, b"")
-
-    def _redirect_to_member(self, ask: Ask, block: HeaderBlock) -> None:
-        """307 to the member that would have served it, with the target as it came."""
-        edge = self.edge
-        now = edge.clock()
-        lease = edge.choose(ask, block, self.client, now)
-        if not isinstance(lease, Lease):
-            error = refused(lease)
-            edge.counts.rejected[error.reason] += 1
-            self._answer_error(ask, block, error)
-            return
-        edge.federation.settle(lease, Outcome.IGNORED, now)
-        member, source = lease.member, lease.source
-        member.counts.codes[307] += 1
-        member.counts.affinity[source] += 1
-        lines = [b"Location: " + member.url.rstrip("/").encode("ascii") + ask.line.target]
-        if ask.build:
-            lines.append(_ANY_ORIGIN)
-        if source is not Source.HOST and (source is not Source.COOKIE or ask.renews):
-            lines.append(edge.cookies[member.name, self.secure].removesuffix(b"\r\n"))
-        self._answer_empty(ask.line, 307, *lines)
-        edge.log_request(
-            self, ask.line, block, status=307, member=member.name, affinity=source.value, termination="--"
-        )
-
-    def _hand_over(self, ask: Ask, block: HeaderBlock, head: bytes) -> None:
+    def _hand_over(self, routed: RoutedRequest, origin: Origin, request_id: bytes, head: bytes) -> None:
         """One of the edge's own pages: the transport and the request's head go to aiohttp's server."""
         edge = self.edge
         if edge.local is None:
-            self._refuse(BadRequest())
+            self._refuse(BadRequest(), origin)
             return
         # The page's server knows no other routes, so the connection ends with its answer.
         lines = [
@@ -707,49 +562,24 @@ class Downstream(Flow):
             for line in head[:-4].split(b"\r\n")
             if not line.lower().replace(b"_", b"-").startswith(_SAID_HERE)
         ]
-        line = ask.line
+        line = routed.line
         path = normal(line.path)
         if path != line.path:
             # Its routes are compared literally, so it gets the normalised path; the log gets the original.
             target = quote(path).encode("ascii") + line.target[len(line.path) :]
             lines[0] = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
             lines.append(ORIGINAL_TARGET.encode("ascii") + b": " + line.target)
-        lines += [b"Connection: close", self.forwarded + self.request_id, b"", b""]
+        lines += [b"Connection: close", origin.forward + request_id, b"", b""]
         request = b"\r\n".join(lines)
         edge.connections.discard(self)
         OwnPage(self, edge.local()).begin(request)
 
     # What an exchange asks for
 
-    def whose(self) -> bytes | None:
-        """The client that the request counts for; None if a trusted proxy names nobody."""
-        return None if self.trusted and self.client == self.peer else self.client
-
-    def upstream_head(self, exchange: Exchange) -> bytes:
-        """The request's head as the member is sent it."""
-        block = exchange.block
-        line = exchange.ask.line
-        host_line = exchange.pool.host_line
-        if block.upgrade is not None and not line.http10 and not exchange.is_launch:
-            host_line += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
-            exchange.spend()
-        return b"".join(
-            (
-                line.start,
-                host_line,
-                block.forward,
-                self.forwarded,
-                self.request_id,
-                b"\r\ntraceparent: ",
-                self.trace,
-                b"\r\n\r\n",
-            )
-        )
-
     def send_interim(self, head: ResponseHead) -> None:
         """Passes a 1xx on, not to a 1.0 visitor (RFC 9110 section 15.2)."""
         exchange = self.exchange
-        if exchange is not None and not exchange.ask.line.http10:
+        if exchange is not None and not exchange.routed.line.http10:
             self.write(head.forward + b"\r\n")
 
     def send_head(self, exchange: Exchange, head: ResponseHead, body: bytes, done: bool) -> None:
@@ -760,16 +590,16 @@ class Downstream(Flow):
             more = self._lines_of_connection(exchange, head)
         if exchange.sets_cookie and not head.public:
             # None if a reload took the member away meanwhile.
-            cookie = self.edge.cookies.get((exchange.pool.member.name, self.secure))
+            cookie = self.edge.cookies.get((exchange.pool.member.name, exchange.origin.secure))
             if cookie is not None:
-                more = b"\r\n" + cookie + more[2:]
+                more = b"\r\nSet-Cookie: " + cookie + more
         if self.framing == _CHUNK:
             body = (chunk(body) if body else b"") + (LAST_CHUNK if done else b"")
         if len(body) <= _SMALL:
             write = self.write
-            write(b"".join((head.forward, self.id_name, self.request_id, more, body)))
+            write(b"".join((head.forward, self.id_name, exchange.request_id, more, body)))
         else:
-            lines = b"".join((head.forward, self.id_name, self.request_id, more))
+            lines = b"".join((head.forward, self.id_name, exchange.request_id, more))
             self.transport.writelines((lines, body))
 
     def _lines_of_connection(self, exchange: Exchange, head: ResponseHead) -> bytes:
@@ -810,17 +640,12 @@ class Downstream(Flow):
 
     def send_error(self, exchange: Exchange, error: ExchangeError) -> None:
         """Answers in the member's place."""
-        block, ask = exchange.block, exchange.ask
+        routed = exchange.routed
         if not exchange.body_done:
             self.keep = False
-        malformed = isinstance(error, VisitorError)
-        self._answer(
-            error.status,
-            error.detail,
-            ask.line,
-            None if malformed else block.accept(),
-            build=ask.build,
-        )
+        block = None if isinstance(error, VisitorError) else exchange.block
+        common = self._common(exchange.request_id)
+        self._respond(answers.of_error(error, routed, block, common, exchange.request_id), routed.line)
         self.exchange = None
         self._next_or_end(b"")
 
@@ -1008,16 +833,9 @@ class Downstream(Flow):
             self._reset() if waiting else self.transport.abort()
 
 
-_REASONS: dict[int, str] = {status.value: status.phrase for status in HTTPStatus}
-
-
-def _id_name(door: Door) -> bytes:
+def _id_name(options: ListenerOptions) -> bytes:
     """What stands before a request's id in each response."""
-    if not door.hsts:
+    if not options.hsts:
         return _ID
     # RFC 6797 section 6.1: on every response, and where the header is made it costs nothing.
-    return b"Strict-Transport-Security: max-age=%d\r\n%b" % (door.hsts, _ID)
-
-
-def _status_line(status: int) -> bytes:
-    return b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, "").encode("ascii"))
+    return b"Strict-Transport-Security: max-age=%d\r\n%b" % (options.hsts, _ID)

@@ -6,43 +6,43 @@ A policy and a federation are replaced whole (`Edge.apply`); what was read under
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedproxy.bounded import Memo
 from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.launch import MovedKeys
-from fedproxy.decide.limit import LaunchRate, client_key
 from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
-from fedproxy.errors import Drained, TooManyUploads, UploadsFull
+from fedproxy.errors import Drained, EdgeError, MemberError
+from fedproxy.proxy.admission import Admission
 from fedproxy.proxy.resolver import Resolver
-from fedproxy.proxy.traced import take_answer
+from fedproxy.proxy.traced import trace_of_answer
 from fedproxy.proxy.upstream import Pool
+from fedproxy.record import Record
 from fedproxy.wire.cookie import set_cookie
-from fedproxy.wire.grammar import Memo
 from fedproxy.wire.path import canonical, readings
 from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
 
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
     from fedproxy.decide.member import Member
+    from fedproxy.proxy.admission import Origin
+    from fedproxy.proxy.answers import AnsweredRequest
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
-    from fedproxy.proxy.exchange import Exchange, Visitor
+    from fedproxy.proxy.exchange import Exchange
     from fedproxy.proxy.own_page import OwnPage
-    from fedproxy.proxy.policy import Endpoint, Policy, Rate
+    from fedproxy.proxy.policy import Endpoint, Policy
     from fedproxy.proxy.traced import Tracer
     from fedproxy.proxy.tunnel import Tunnel
 
-_log = logging.getLogger(__name__)
-_UNREAD = 64  # warnings about proxies that name no address, one for each proxy and field
 _BUILD = b"/build/"
 _PAGES = b"/v2/"
 _ASLEEP = 1.0  # after so many lost seconds members may have given up on this edge ...
@@ -56,7 +56,7 @@ def _between(start: bytes, end: bytes) -> list[bytes]:
 
 
 @dataclass(slots=True)
-class Ask:
+class RoutedRequest:
     """A request line, and what this edge makes of it: worked out once for each different line."""
 
     line: RequestLine
@@ -72,36 +72,9 @@ class Ask:
     banned: bool = False  # asks for a repository that the operator does not serve
 
 
-@dataclass(slots=True)
-class Entry:
-    """One line of the access log, in the contract's words. Times in seconds, sizes in bytes."""
-
-    time: float
-    request_id: str
-    client: str
-    method: str
-    host: str
-    target: str
-    protocol: str
-    status: int
-    bytes_in: int
-    bytes_out: int
-    duration: float
-    ttfb: float | None
-    member: str | None
-    attempts: int
-    affinity: str | None
-    termination: str
-    launch: str | None
-    user_agent: str
-    referer: str
-
-
 class Edge:
     """One worker's data plane, without its listeners.
 
-    room: visitors' connections that this process has files for, whatever the policy says. on_launched: called
-    with the client's key for each launch that counts against its rate, so that other workers can be told.
     on_moved: called with the key of a launch and the name of the member that it moved to, for the same.
     tracer: whoever makes spans of requests, if anybody does.
     """
@@ -109,27 +82,21 @@ class Edge:
     def __init__(
         self,
         *,
-        log: Callable[[Entry], None] | None = None,
+        log: Callable[[Record], None] | None = None,
         local: Callable[[], asyncio.Protocol] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.log = log
         self.local = local
         self.clock = clock
-        self.room = 1 << 30
-        self.on_launched: Callable[[bytes], None] | None = None
         self.on_moved: Callable[[bytes, str], None] | None = None
         self.tracer: Tracer | None = None
-        self.rate: LaunchRate | None = None
-        self._rate_policy: Rate | None = None
         # Ids are told apart by it, nothing is guarded.
         self.random_bits = random.Random().getrandbits  # noqa: S311
         self.ids: list[tuple[bytes, bytes]] = []
         self.counts = EdgeCounts()
         self.connections: set[Downstream | Entrance | OwnPage] = set()
-        self.addresses: dict[bytes, int] = {}
-        self.uploads: dict[tuple[Member, bytes], int] = {}
-        self.under_way: dict[Member, int] = {}  # uploads, of all clients
+        self.admission = Admission(self.counts)
         self.tunnels: set[Tunnel] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.pools: dict[str, Pool] = {}
@@ -139,7 +106,6 @@ class Edge:
         self._woke = float("-inf")
         self._draining = False
         self._retired: list[Pool] = []
-        self._unread: set[tuple[bytes, bytes]] = set()
 
     policy: Policy
     federation: Federation
@@ -189,13 +155,11 @@ class Edge:
             for name, pool in self.pools.items()
             for secure in (False, True)
         }
-        public = policy.origin.encode("ascii") if policy.origin else b""
-        # The host that visitors type, and its port if it has one, where it speaks https.
-        self.public = public.removeprefix(b"https://") if public.startswith(b"https://") else b""
+        self.admission.apply(policy, self.host_members)
         self._key_of = KEYS.get(policy.key)
         # A known line and a known block, with the CRLF between them, are within the limit.
         half = policy.limits.request_head // 2 - 1
-        self.asks: Memo[Ask] = Memo(self._read_ask, entries=4096, longest=min(2048, half))
+        self.routed: Memo[RoutedRequest] = Memo(self._route, entries=4096, longest=min(2048, half))
         self.longest_block = min(4096, half)  # that is kept
         bans = policy.bans
         ban = bans.agent if bans.user_agents else None
@@ -204,12 +168,6 @@ class Edge:
         self.blocks = Memo(reader.read, 2048, self.longest_block)
         reader = BlockReader(cookie, origin, trusted=True, ban=ban)
         self.trusted_blocks = Memo(reader.read, 2048, self.longest_block)
-        self.trusts = Memo(policy.trusted.__contains__, longest=64)
-        self.bans_address = Memo(bans.networks.__contains__, longest=64)
-        if policy.rate != self._rate_policy:
-            self._rate_policy = policy.rate
-            self.rate = LaunchRate(policy.rate.launches, policy.rate.per) if policy.rate is not None else None
-        self._unread.clear()
         self._refresh()
 
     @property
@@ -224,7 +182,7 @@ class Edge:
 
     def _refresh(self) -> None:
         """Tells every connection to think again of what it knows of its peer and of the policy."""
-        self.careful = self._draining or bool(self.policy.bans) or self.rate is not None
+        self.careful = self._draining or self.admission.careful
         for connection in list(self.connections):
             connection.refresh()
 
@@ -241,113 +199,7 @@ class Edge:
         self.ids = list(zip(ids, _between(b"00-" + start, rest), strict=True))
         return self.ids
 
-    def enter(self, connection: Downstream | Entrance) -> bool:
-        """Counts a visitor's new connection; False if it is one too many."""
-        self.connections.add(connection)
-        return self.count()
-
-    def count(self) -> bool:
-        """The same, for one that nobody looks after yet."""
-        counts = self.counts
-        counts.connections += 1
-        if counts.connections <= min(self.policy.limits.connections, self.room):
-            return True
-        counts.rejected["connections"] += 1
-        return False
-
-    def believes(self, peer: bytes) -> bool:
-        """Whether a peer is a trusted proxy."""
-        return bool(self.policy.trusted) and self.trusts[peer]
-
-    def may_introduce(self, proxy: bytes) -> bool:
-        """Whether a peer may name the visitor in a PROXY header. Without `trusted_proxies` every peer may."""
-        return not self.policy.trusted or self.trusts[proxy]
-
-    def enter_address(self, address: bytes, *, is_there: bool = False) -> bytes | None:
-        """Counts a connection of a client address, and returns what `leave_address` is to be given.
-
-        None if the address has as many as it may. `is_there`: the connection is open already, and is counted
-        in any case.
-        """
-        key = client_key(address)
-        count = self.addresses.get(key, 0)
-        if not is_there and count >= self.policy.limits.connections_per_address:
-            self.counts.rejected["address"] += 1
-            return None
-        self.addresses[key] = count + 1
-        return key
-
-    def leave_address(self, key: bytes) -> None:
-        """The connection is gone."""
-        count = self.addresses[key] - 1
-        if count:
-            self.addresses[key] = count
-        else:
-            del self.addresses[key]
-
-    def enter_upload(self, visitor: Visitor, member: Member) -> tuple[Member, bytes] | None:
-        """Counts an upload to a member, and returns the key for `leave_upload`.
-
-        None if nobody is counted. Raises `TooManyUploads` or `UploadsFull`.
-        """
-        limit = self.policy.limits.uploads_per_address
-        if not limit:
-            return None
-        # However little a member takes, nobody holds more than a part of it, nor do all uploads together.
-        under_way = self.under_way.get(member, 0)
-        if under_way >= max(1, member.max_requests * 3 // 4):
-            raise UploadsFull
-        client = visitor.whose()
-        key = member, client_key(client) if client is not None else b""
-        if client is not None:
-            count = self.uploads.get(key, 0)
-            if count >= min(limit, max(1, member.max_requests // 4)):
-                raise TooManyUploads
-            self.uploads[key] = count + 1
-        self.under_way[member] = under_way + 1
-        return key
-
-    def leave_upload(self, key: tuple[Member, bytes]) -> None:
-        """The body has arrived, or will not."""
-        member, client = key
-        self.under_way[member] -= 1
-        if not self.under_way[member]:
-            del self.under_way[member]
-        if client:
-            count = self.uploads[key] - 1
-            if count:
-                self.uploads[key] = count
-            else:
-                del self.uploads[key]
-
-    def ask_launch(self, client: bytes) -> float:
-        """Counts a launch of a client address: 0, or in how many seconds it may ask again."""
-        if self.rate is None:
-            return 0.0
-        key = client_key(client)
-        wait = self.rate.ask(key, self.clock())
-        if not wait and self.on_launched is not None:
-            self.on_launched(key)
-        return wait
-
-    def note_launched(self, key: bytes, now: float) -> None:
-        """Counts a launch that another worker let through; `key` is what its `on_launched` was given."""
-        if self.rate is not None:
-            self.rate.note(key, now)
-
-    def note_unread(self, peer: bytes, field: bytes, address: bytes) -> None:
-        """Warns that a trusted proxy named a visitor by something other than an address."""
-        if len(self._unread) < _UNREAD and (peer, field) not in self._unread:
-            self._unread.add((peer, field))
-            _log.warning(
-                "trusted proxy %s: %s names a visitor as %s, which is not an IP address; such clients are "
-                'unknown, "-" in the log (not repeated for this proxy and header)',
-                peer.decode("ascii"),
-                field.decode("ascii"),
-                ascii(address[:64].decode("latin-1")),
-            )
-
-    def _read_ask(self, raw: bytes) -> Ask:
+    def _route(self, raw: bytes) -> RoutedRequest:
         line = read_line(raw)
         path = line.path
         paths = readings(path)
@@ -370,7 +222,7 @@ class Edge:
         bans = self.policy.bans
         proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
         launch = launch and line.method == b"GET"
-        return Ask(
+        return RoutedRequest(
             line=line,
             action=action,
             key=key,
@@ -384,13 +236,13 @@ class Edge:
             banned=bool(bans.repositories) and bans.repository(*paths),
         )
 
-    def only(self, ask: Ask, block: HeaderBlock) -> tuple[Member, Source] | None:
+    def only(self, routed: RoutedRequest, block: HeaderBlock) -> tuple[Member, Source] | None:
         """The one member that a request is for, if its host or its route says so."""
         if self.host_members:
-            member = self.host_members.get(host_name(ask.line.authority or block.host or b""))
+            member = self.host_members.get(host_name(routed.line.authority or block.host or b""))
             if member is not None:
                 return member, Source.HOST
-        action = ask.action
+        action = routed.action
         if isinstance(action, ToPrime) and self.federation.prime is not None:
             return self.federation.prime, Source.HOST
         if isinstance(action, ToMember):
@@ -399,19 +251,19 @@ class Edge:
         return None
 
     def choose(
-        self, ask: Ask, block: HeaderBlock, client: bytes, now: float, launch: bool = False
+        self, routed: RoutedRequest, block: HeaderBlock, client: bytes, now: float, launch: bool = False
     ) -> Lease | Refusal:
         """The member for a request that no attempt was made for yet."""
-        if self.host_members or not ask.balanced:
-            only = self.only(ask, block)
-            if ask.stays:
-                return self._choose_session(ask, block, only, client, now, launch)
+        if self.host_members or not routed.balanced:
+            only = self.only(routed, block)
+            if routed.stays:
+                return self._choose_session(routed, block, only, client, now, launch)
             if only is not None:
                 return self.federation.acquire_member(only[0], only[1], (), now, launch, client)
         pinned = self.pins.get(block.cookie)
         if pinned is None and block.cookie:
             pinned = self._pin_of(block.cookie, now, launch)
-        key = ask.key if self._key_of is not None else client
+        key = routed.key if self._key_of is not None else client
         if launch and pinned is None and key is not None and self.moved:
             # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
             moved = self.federation.by_name.get(self.moved.get(key, now) or "")
@@ -421,7 +273,7 @@ class Edge:
 
     def _choose_session(
         self,
-        ask: Ask,
+        routed: RoutedRequest,
         block: HeaderBlock,
         only: tuple[Member, Source] | None,
         client: bytes,
@@ -438,7 +290,7 @@ class Edge:
         if pinned is not None:
             return federation.acquire_session(pinned, Source.COOKIE, launch)
         lease = federation.acquire(
-            ask.key if self._key_of is not None else client, None, (), now, launch, client
+            routed.key if self._key_of is not None else client, None, (), now, launch, client
         )
         if isinstance(lease, Lease):
             federation.spare(lease, now, client)
@@ -517,76 +369,87 @@ class Edge:
             pool.expire(float("inf"))
         return idle > 0
 
-    def log_exchange(self, exchange: Exchange, now: float) -> None:
-        """Writes the line of an exchange that is over."""
-        downstream: Downstream = exchange.visitor  # type: ignore[assignment]
-        first = exchange.first_byte_at
-        self.log_request(
-            downstream,
-            exchange.ask.line,
-            exchange.block,
-            status=exchange.status,
-            bytes_in=exchange.bytes_in,
-            bytes_out=exchange.bytes_out,
-            duration=now - exchange.started,
-            ttfb=None if first is None else first - exchange.started,
-            member=exchange.pool.member.name if exchange.attempts else None,
-            attempts=exchange.attempts,
-            affinity=exchange.source.value if exchange.source is not None else None,
-            termination=exchange.termination,
-            launch=exchange.outcome,
-            exchanged=True,
+    def record_exchange(self, exchange: Exchange, now: float) -> None:
+        """Tells of an exchange that is over whoever wants to know."""
+        notes = exchange.notes
+        trace = None if notes is None else notes.record(now)
+        if self.log is None and trace is None:
+            return
+        first, started, error = exchange.first_byte_at, exchange.started, exchange.error
+        record = self._record(
+            exchange.origin, exchange.request_id, exchange.routed.line, exchange.block, exchange.status
         )
+        record.bytes_in = exchange.bytes_in
+        record.bytes_out = exchange.bytes_out
+        record.duration = now - started
+        record.ttfb = None if first is None else first - started
+        record.member = exchange.pool.member.name if exchange.attempts else None
+        record.attempts = exchange.attempts
+        record.affinity = exchange.source.value if exchange.source is not None else None
+        record.termination = exchange.termination
+        record.launch = exchange.outcome
+        record.error = error.reason if isinstance(error, MemberError | EdgeError) else None
+        if self.log is not None:
+            self.log(record)
+        if notes is not None and notes.tracer is not None:
+            record.trace = trace
+            notes.tracer.take(record)
 
-    def log_request(
+    def record_answer(
         self,
-        downstream: Downstream,
-        line: RequestLine | None,
-        block: HeaderBlock | None,
+        asked: AnsweredRequest | None,
+        origin: Origin,
+        request_id: bytes,
         *,
         status: int,
         termination: str,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-        duration: float = 0.0,
-        ttfb: float | None = None,
         member: str | None = None,
-        attempts: int = 0,
         affinity: str | None = None,
-        launch: str | None = None,
-        exchanged: bool = False,
     ) -> None:
-        """Writes the line of a request; `line` and `block` are None if it was refused unread."""
-        if self.tracer is not None and not exchanged and line is not None and block is not None:
-            take_answer(self, downstream, line, block, status, member, affinity, termination)
-        if self.log is None:
+        """Tells of a request that was answered without an exchange, which takes no time worth measuring.
+
+        asked: None if it was refused unread.
+        """
+        trace = None
+        if self.tracer is not None and asked is not None:
+            trace = trace_of_answer(self, self.tracer, asked.trusted, asked.block, asked.traceparent)
+        if self.log is None and trace is None:
             return
+        line, block = (None, None) if asked is None else (asked.routed.line, asked.block)
+        record = self._record(origin, request_id, line, block, status)
+        record.member = member
+        record.affinity = affinity
+        record.termination = termination
+        if self.log is not None:
+            self.log(record)
+        if trace is not None and self.tracer is not None:
+            record.trace = trace
+            self.tracer.take(record)
+
+    def _record(
+        self,
+        origin: Origin,
+        request_id: bytes,
+        line: RequestLine | None,
+        block: HeaderBlock | None,
+        status: int,
+    ) -> Record:
         method, target, protocol = line.words if line else ("", "", "HTTP/1.1")
         host, agent, referer = block.words() if block else ("", "", "")
         if line and line.authority:
             host = line.authority.decode("latin-1")
-        self.log(
-            Entry(
-                time=time.time(),
-                request_id=downstream.request_id.decode("ascii"),
-                client=downstream.client.decode("latin-1"),
-                method=method,
-                host=host,
-                target=target,
-                protocol=protocol,
-                status=status,
-                bytes_in=bytes_in,
-                bytes_out=bytes_out,
-                duration=duration,
-                ttfb=ttfb,
-                member=member,
-                attempts=attempts,
-                affinity=affinity,
-                termination=termination,
-                launch=launch,
-                user_agent=agent,
-                referer=referer,
-            )
+        return Record(
+            time=time.time(),
+            request_id=request_id.decode("ascii"),
+            client=origin.client.decode("latin-1"),
+            method=method,
+            host=host,
+            target=target,
+            protocol=protocol,
+            status=status,
+            user_agent=agent,
+            referer=referer,
+            secure=origin.secure,
         )
 
     async def close(self) -> None:

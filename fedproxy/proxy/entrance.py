@@ -24,24 +24,24 @@ from fedproxy.wire import proxy_protocol
 if TYPE_CHECKING:
     from fedproxy.errors import ExchangeError
     from fedproxy.proxy.edge import Edge
-    from fedproxy.proxy.policy import Door
+    from fedproxy.proxy.policy import ListenerOptions
 
 _log = logging.getLogger(__name__)
 
 
 def enter(
     edge: Edge,
-    door: Door,
+    options: ListenerOptions,
     tls: ssl.SSLContext | None = None,
     waiter: asyncio.Future[None] | None = None,
 ) -> asyncio.BaseProtocol:
-    """The protocol of a connection that was accepted at `door`, which speaks TLS if `tls` is given.
+    """The protocol of a connection that a listener accepted, which speaks TLS if `tls` is given.
 
     `waiter` is done after the handshake, if there is one to wait for.
     """
-    if door.proxy_protocol:
-        return Entrance(edge, door, tls)
-    downstream = Downstream(edge, door)
+    if options.proxy_protocol:
+        return Entrance(edge, options, tls)
+    downstream = Downstream(edge, options)
     return downstream if tls is None else serve(downstream, tls, _time_for_handshake(edge), waiter)
 
 
@@ -62,10 +62,10 @@ class Entrance(Flow):
     arrived = False  # the header is read
     over = False
 
-    def __init__(self, edge: Edge, door: Door, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, edge: Edge, options: ListenerOptions, tls: ssl.SSLContext | None) -> None:
         super().__init__()
         self.edge = edge
-        self.door = door
+        self.options = options
         self.tls = tls
 
     def __repr__(self) -> str:
@@ -75,10 +75,11 @@ class Entrance(Flow):
         edge = self.edge
         self.transport = self.wire = cast(asyncio.Transport, transport)
         self.since = edge.clock()
-        unix = self.door.unix
+        unix = self.options.unix
         self.peer = None if unix else address_of(transport)
         self.address = self.peer or LOCAL
-        if not edge.enter(self) or not (unix or self.peer):
+        edge.connections.add(self)
+        if not edge.admission.enter() or not (unix or self.peer):
             # A TCP peer that has no address has reset the connection.
             self.transport.abort()
         else:
@@ -100,7 +101,7 @@ class Entrance(Flow):
         if header.client is not None:
             self.address = header.client
         elif header.own:
-            self.standing = True if self.door.unix else None
+            self.standing = True if self.options.unix else None
         else:
             # A visitor whom the proxy did not name. Their own headers must not count as the proxy's.
             self.standing = False
@@ -142,7 +143,7 @@ class Entrance(Flow):
     def _become_downstream(self, transport: asyncio.Transport) -> None:
         self.over = True
         edge = self.edge
-        downstream = Downstream(edge, self.door)
+        downstream = Downstream(edge, self.options)
         edge.connections.discard(self)
         edge.connections.add(downstream)
         transport.set_protocol(downstream)
@@ -172,11 +173,11 @@ class Entrance(Flow):
         if not self.over:
             self.over = True
             self.edge.connections.discard(self)
-            self.edge.counts.connections -= 1
+            self.edge.admission.leave()
 
     def refresh(self) -> None:
         """Closes the connection of a proxy that may not, or no longer, send a PROXY header."""
-        if self.peer is not None and not self.over and not self.edge.may_introduce(self.peer):
+        if self.peer is not None and not self.over and not self.edge.admission.may_introduce(self.peer):
             self._refuse()
 
     def close_if_idle(self, since: float) -> None:

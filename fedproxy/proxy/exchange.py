@@ -20,28 +20,27 @@ from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.limit import known_client
 from fedproxy.decide.retry import may_retry
 from fedproxy.errors import (
-    AllFull,
     BodyLost,
     BodyStalled,
     BodyTimeout,
     EdgeError,
     ExchangeError,
     MemberError,
-    NoMember,
     ResponseLost,
     ResponseTimeout,
-    SessionAway,
     StaleConnection,
     TooManyUploads,
     UploadsFull,
     VisitorGone,
 )
+from fedproxy.proxy.answers import refused
 from fedproxy.proxy.tunnel import join
 from fedproxy.wire.request import is_answered
 
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
-    from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.admission import Origin
+    from fedproxy.proxy.edge import Edge, RoutedRequest
     from fedproxy.proxy.traced import Notes
     from fedproxy.proxy.upstream import Pool, Upstream
     from fedproxy.wire.request import HeaderBlock
@@ -59,24 +58,12 @@ _IGNORED = Outcome.IGNORED
 _PASSED_OVER = frozenset((502, 503, 504))
 
 
-def refused(why: Refusal) -> EdgeError:
-    """What a visitor is told if there is no lease."""
-    if why is Refusal.FULL:
-        return AllFull()
-    return SessionAway() if why is Refusal.AWAY else NoMember()
-
-
 class Visitor(Protocol):
     """What an exchange asks of the downstream side."""
 
     transport: asyncio.Transport
-    client: bytes
-
-    def whose(self) -> bytes | None:
-        """The client that the request counts for; None if a trusted proxy names nobody."""
-
-    def upstream_head(self, exchange: Exchange) -> bytes:
-        """The request's head as the member in `exchange.pool` is sent it."""
+    peer: bytes  # the address that the connection comes from
+    trusted: bool  # the peer is a trusted proxy
 
     def send_interim(self, head: ResponseHead) -> None:
         """Passes a 1xx on."""
@@ -119,7 +106,6 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "ask",
         "attempts",
         "block",
         "body_done",
@@ -139,14 +125,18 @@ class Exchange:
         "is_launch",
         "lease",
         "notes",
+        "origin",
         "pool",
         "progress",
+        "request_id",
+        "routed",
         "sets_cookie",
         "settled",
         "source",
         "started",
         "status",
         "termination",
+        "traceparent",
         "tried",
         "upload",
         "upstream",
@@ -154,22 +144,34 @@ class Exchange:
     )
 
     pool: Pool
-    upload: tuple[Member, bytes] | None  # its key in `Edge.uploads`; set only for requests with a body
+    upload: tuple[Member, bytes] | None  # its key in `Admission.uploads`; set only for requests with a body
     # Of a launch: whether its events are read, which tell what a status cannot, and how it ended.
     watched = False
     outcome: str | None = None
 
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
+    def open(
+        self,
+        edge: Edge,
+        visitor: Visitor,
+        routed: RoutedRequest,
+        block: HeaderBlock,
+        origin: Origin,
+        request_id: bytes,
+        traceparent: bytes,
+    ) -> None:
         """Sets everything: as an `__init__`, which the interpreter calls the long way, it would cost more."""
         self.edge = edge
         self.visitor = visitor
-        self.ask = ask
+        self.routed = routed
         self.block = block
+        self.origin = origin
+        self.request_id = request_id
+        self.traceparent = traceparent
         clock = edge.clock
         self.started = clock()
         self.is_launch = False
-        self.is_head = ask.line.is_head
-        self.framed = not ask.line.http10
+        self.is_head = routed.line.is_head
+        self.framed = not routed.line.http10
         self.lease: Lease | None = None
         self.upstream: Upstream | None = None
         self.connecting: asyncio.Task[None] | None = None
@@ -201,7 +203,7 @@ class Exchange:
 
     def begin(self) -> None:
         """Chooses a member and sends it the request."""
-        lease = self.edge.choose(self.ask, self.block, self.visitor.client, self.started, self.is_launch)
+        lease = self.edge.choose(self.routed, self.block, self.origin.client, self.started, self.is_launch)
         if isinstance(lease, Lease):
             self._attempt(lease)
         else:
@@ -209,7 +211,7 @@ class Exchange:
 
     def _attempt(self, lease: Lease) -> None:
         source = self.source = lease.source if not self.tried else _MOVED
-        if source is not _COOKIE or self.ask.renews:
+        if source is not _COOKIE or self.routed.renews:
             self.sets_cookie = source is not _HOST
         self.lease = lease
         self.attempts += 1
@@ -275,7 +277,7 @@ class Exchange:
         upstream.exchange = self
         if self.notes is not None:
             self.notes.send(upstream.reused)
-        head = self.visitor.upstream_head(self)
+        head = upstream.request_head(self)
         if self.held is None:
             write = upstream.write
             write(head)
@@ -320,24 +322,29 @@ class Exchange:
         """As `begin`, for a request with a body; refused if its client has too many uploads under way."""
         edge = self.edge
         now = edge.clock()
-        lease = edge.choose(self.ask, self.block, self.visitor.client, now, self.is_launch)
+        lease = edge.choose(self.routed, self.block, self.origin.client, now, self.is_launch)
         if not isinstance(lease, Lease):
             self._refuse(refused(lease))
             return
         if not self.body_done:
             try:
-                self.upload = edge.enter_upload(self.visitor, lease.member)
+                self.upload = edge.admission.enter_upload(self._counted(), lease.member)
             except (TooManyUploads, UploadsFull) as error:
                 edge.federation.settle(lease, _IGNORED, now)
                 self._refuse(error)
                 return
         self._attempt(lease)
 
+    def _counted(self) -> bytes | None:
+        """The client that the request counts for; None if a trusted proxy names nobody."""
+        client, visitor = self.origin.client, self.visitor
+        return None if visitor.trusted and client == visitor.peer else client
+
     def _leave_upload(self) -> None:
         """The upload is over."""
         upload, self.upload = self.upload, None
         if upload is not None:
-            self.edge.leave_upload(upload)
+            self.edge.admission.leave_upload(upload)
 
     def send_body(self, data: bytes, done: bool) -> None:
         """Passes (a part of) the request's body on, or holds it until there is a connection."""
@@ -393,7 +400,7 @@ class Exchange:
     def _answered(self, lease: Lease, now: float) -> None:
         # A trial need not wait for the end of a stream of an hour.
         if self.status not in self.edge.policy.failing:
-            self.edge.federation.answered(lease, now, self.visitor.client)
+            self.edge.federation.answered(lease, now, self.origin.client)
 
     def on_body(self, data: bytes, done: bool) -> None:
         """(A part of) the response's body."""
@@ -408,7 +415,7 @@ class Exchange:
             self.notes.answer(head.status)
         upstream = self.upstream
         asked = self.block.upgrade
-        if asked is None or self.is_launch or self.ask.line.http10 or upstream is None:
+        if asked is None or self.is_launch or self.routed.line.http10 or upstream is None:
             return False
         if not is_answered(asked, head.upgrade):
             return False
@@ -417,7 +424,7 @@ class Exchange:
         self.bytes_out = len(rest)
         self.first_byte_at = self.edge.clock()
         if self.lease is not None:
-            self.edge.federation.answered(self.lease, self.first_byte_at, self.visitor.client)
+            self.edge.federation.answered(self.lease, self.first_byte_at, self.origin.client)
         self.visitor.send_head(self, head, rest, False)
         upstream.exchange = None
         join(self, self.visitor.transport, upstream, early=self.visitor.detach())
@@ -434,11 +441,11 @@ class Exchange:
         edge = self.edge
         now = edge.clock()
         stale = isinstance(error, StaleConnection)
-        client = self.visitor.client
+        client = self.origin.client
         edge.federation.settle(lease, _FAILURE if self._blames(error, now) else _IGNORED, now, client)
         self.lease = None
         member = lease.member
-        if self.ask.stays and not error.delivered:
+        if self.routed.stays and not error.delivered:
             # What a session's server answers says nothing about the member; that it cannot be reached does.
             edge.federation.unreached(member, now, client)
         member.counts.errors[error.reason] += 1
@@ -470,13 +477,13 @@ class Exchange:
     def _same(self, member: Member, source: Source, now: float) -> Lease | Refusal:
         """Another lease of the same member."""
         federation = self.edge.federation
-        if self.ask.stays:
+        if self.routed.stays:
             return federation.acquire_session(member, source, self.is_launch)
-        return federation.acquire_member(member, source, self.tried, now, self.is_launch, self.visitor.client)
+        return federation.acquire_member(member, source, self.tried, now, self.is_launch, self.origin.client)
 
     def _may_retry(self, delivered: bool) -> bool:
         return may_retry(
-            idempotent=self.ask.line.idempotent,
+            idempotent=self.routed.line.idempotent,
             delivered=delivered,
             committed=self.committed or self.interims > 0,
             replayable=self.held is not None or not self.bytes_in,
@@ -489,13 +496,13 @@ class Exchange:
         lease, upstream = self.lease, self.upstream
         if status not in _PASSED_OVER or lease is None or upstream is None:
             return False
-        if self.ask.stays or not self._may_retry(delivered=True):
+        if self.routed.stays or not self._may_retry(delivered=True):
             return False
         now = self.edge.clock()
         after = self._next(lease.member, str(status), now)
         if after is None:
             return False
-        self.edge.federation.settle(lease, _FAILURE, now, self.visitor.client)
+        self.edge.federation.settle(lease, _FAILURE, now, self.origin.client)
         self.upstream = None
         self._let_go(upstream, done, now)
         self._attempt(after)
@@ -508,11 +515,6 @@ class Exchange:
         else:
             # An early answer: the member has not read the whole request, so no other may follow on it.
             upstream.abort()
-
-    def spend(self) -> None:
-        """The member is asked to switch protocols. Whatever it answers, its connection is not used again."""
-        if self.upstream is not None:
-            self.upstream.spent = True
 
     def _give_up(self, member: Member, error: MemberError) -> None:
         """The last attempt failed, and the visitor is told so."""
@@ -532,11 +534,11 @@ class Exchange:
 
     def key(self) -> bytes | None:
         """What ranks the members for it."""
-        return self.ask.key if self.edge.policy.key != "client" else self.visitor.client
+        return self.routed.key if self.edge.policy.key != "client" else self.origin.client
 
     def may_move(self) -> bool:
         """Whether any member may serve it."""
-        return self.ask.balanced and self.edge.only(self.ask, self.block) is None
+        return self.routed.balanced and self.edge.only(self.routed, self.block) is None
 
     def _next(self, member: Member, reason: str, now: float, delivered: bool = True) -> Lease | None:
         """A lease of the next in rank after `member`; None if there is none, or the budget is used up.
@@ -544,9 +546,9 @@ class Exchange:
         `delivered`: `member` may have seen the request. A session's request goes to another member only if
         nothing said where the session is and `member` could not be reached.
         """
-        edge, client = self.edge, self.visitor.client
+        edge, client = self.edge, self.origin.client
         self.tried += (member,)
-        session = self.ask.stays
+        session = self.routed.stays
         if session:
             if delivered or self.source is _COOKIE or self.source is _HOST:
                 return None
@@ -663,7 +665,7 @@ class Exchange:
         self.settled = True
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.edge.federation.settle(lease, outcome, now, self.visitor.client)
+            self.edge.federation.settle(lease, outcome, now, self.origin.client)
         self._abort_upstream()
 
     def _break(self, error: ExchangeError, now: float, termination: str | None = None) -> None:
@@ -683,7 +685,7 @@ class Exchange:
         self.lease = self.upstream = None
         edge = self.edge
         failed = self.status >= 500 and self.status in edge.policy.failing
-        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now, visitor.client)
+        edge.federation.settle(lease, _FAILURE if failed else _SUCCESS, now, self.origin.client)
         if self.bytes_in or not self.body_done:
             self._let_go(upstream, True, now)
         else:
@@ -712,7 +714,7 @@ class Exchange:
         self.termination = termination
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.edge.federation.settle(lease, _SUCCESS, now, self.visitor.client)
+            self.edge.federation.settle(lease, _SUCCESS, now, self.origin.client)
         self._record(now)
 
     def _record(self, now: float) -> None:
@@ -727,7 +729,5 @@ class Exchange:
             counts.record(self.source, now - started, first_byte, self.bytes_out)
             if self.bytes_in:
                 counts.bytes_in += self.bytes_in
-        if self.notes is not None:
-            self.notes.record(now)
-        if self.edge.log is not None:
-            self.edge.log_exchange(self, now)
+        if self.notes is not None or self.edge.log is not None:
+            self.edge.record_exchange(self, now)

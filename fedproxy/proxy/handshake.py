@@ -22,7 +22,7 @@ def handshakes(edge: Edge) -> type[ssl.SSLObject]:
         def do_handshake(self) -> None:
             if not self.counted:
                 self.counted = True
-                if not edge.count():
+                if not edge.admission.enter():
                     raise ssl.SSLError("one connection too many")
             super().do_handshake()
             self._leave()
@@ -34,6 +34,6 @@ def handshakes(edge: Edge) -> type[ssl.SSLObject]:
         def _leave(self) -> None:
             if self.counted:
                 self.counted = False
-                edge.counts.connections -= 1
+                edge.admission.leave()
 
     return Handshake

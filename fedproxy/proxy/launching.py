@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from fedproxy.decide.federation import Lease
     from fedproxy.decide.member import Member
     from fedproxy.errors import EdgeError, ExchangeError, MemberError
-    from fedproxy.proxy.edge import Ask, Edge
+    from fedproxy.proxy.admission import Origin
+    from fedproxy.proxy.edge import Edge, RoutedRequest
     from fedproxy.proxy.exchange import Visitor
     from fedproxy.proxy.upstream import Pool
     from fedproxy.wire.request import HeaderBlock
@@ -66,8 +67,17 @@ class LaunchExchange(Exchange):
 
     __slots__ = ("launch", "noted_at", "outcome", "reader", "tapped", "waiting", "watched", "word")
 
-    def open(self, edge: Edge, visitor: Visitor, ask: Ask, block: HeaderBlock) -> None:
-        super().open(edge, visitor, ask, block)
+    def open(
+        self,
+        edge: Edge,
+        visitor: Visitor,
+        routed: RoutedRequest,
+        block: HeaderBlock,
+        origin: Origin,
+        request_id: bytes,
+        traceparent: bytes,
+    ) -> None:
+        super().open(edge, visitor, routed, block, origin, request_id, traceparent)
         self.is_launch = True
         self.watched = False
         self.outcome = None
@@ -147,11 +157,11 @@ class LaunchExchange(Exchange):
                 continue
             now = self.edge.clock()
             if launch.event(event, now) and launch.blame is not None:
-                self.edge.federation.judge(lease, launch.blame, now, self.visitor.client)
+                self.edge.federation.judge(lease, launch.blame, now, self.origin.client)
         if not lease.member.breaker.closed and launch.building:
             # A build may take an hour, for which no other trial would be let through. But an image that
             # is there says nothing yet of a member whose servers do not start: that trial waits for the end.
-            self.edge.federation.answered(lease, self.edge.clock(), self.visitor.client)
+            self.edge.federation.answered(lease, self.edge.clock(), self.origin.client)
 
     # Waiting
 
@@ -294,7 +304,7 @@ class LaunchExchange(Exchange):
         now = self.edge.clock()
         self.outcome = launch.close(end, now).value
         if self.lease is not None and launch.blame is not None:
-            self.edge.federation.judge(self.lease, launch.blame, now, self.visitor.client)
+            self.edge.federation.judge(self.lease, launch.blame, now, self.origin.client)
         counts = self.pool.member.counts
         counts.launches[self.outcome] += 1
         for phase, seconds in launch.phases.items():

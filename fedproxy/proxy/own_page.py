@@ -32,7 +32,7 @@ class OwnPage(Flow):
         self.handler = handler
 
     def __repr__(self) -> str:
-        return f"<OwnPage {self.downstream.client.decode('latin-1')}>"
+        return f"<OwnPage {self.downstream.peer.decode('latin-1')}>"
 
     def begin(self, request: bytes) -> None:
         """Takes the connection over, with the request as the page's server is told it."""

@@ -10,8 +10,8 @@ from fedproxy.decide.limit import Bans, Networks
 
 
 @dataclass
-class Door:
-    """A listener, as those see it who come in there. All of them hold the same one, which `renew` changes.
+class ListenerOptions:
+    """What a listener's connections have to know of it. They all hold the same object, which `renew` changes.
 
     unix: it is a unix socket. Only there may a peer have no address, and it is trusted, because only this
     machine's own proxy may open the socket. proxy_protocol: every connection begins with a PROXY protocol
@@ -25,7 +25,7 @@ class Door:
     redirect_to_https: bool = False
     hsts: int = 0
 
-    def renew(self, other: Door) -> None:
+    def renew(self, other: ListenerOptions) -> None:
         """Takes over what a reload may change while connections are open: all but what they began with."""
         self.redirect_to_https = other.redirect_to_https
         self.hsts = other.hsts

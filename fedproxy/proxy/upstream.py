@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import aiohappyeyeballs
 
+from fedproxy.bounded import Memo
 from fedproxy.errors import (
     BadResponse,
     BodyLost,
@@ -34,7 +35,6 @@ from fedproxy.proxy.resolver import plain
 from fedproxy.proxy.secure import connect, read_rest, wire_of
 from fedproxy.wire import response
 from fedproxy.wire.body import BodyError, Chunked
-from fedproxy.wire.grammar import Memo
 
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
@@ -112,6 +112,28 @@ class Upstream(Flow):
         self.write = self.transport.write
         self.look = look_at(transport)
         self.pool.connections.add(self)
+
+    def request_head(self, exchange: Exchange) -> bytes:
+        """The request's head as this member is sent it."""
+        block = exchange.block
+        line = exchange.routed.line
+        host_line = self.pool.host_line
+        if block.upgrade is not None and not line.http10 and not exchange.is_launch:
+            host_line += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % block.upgrade
+            # Whatever the member answers, its connection is not used again.
+            self.spent = True
+        return b"".join(
+            (
+                line.start,
+                host_line,
+                block.forward,
+                exchange.origin.forward,
+                exchange.request_id,
+                b"\r\ntraceparent: ",
+                exchange.traceparent,
+                b"\r\n\r\n",
+            )
+        )
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange

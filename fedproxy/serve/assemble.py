@@ -1,4 +1,4 @@
-"""From what an operator wrote to what the hot path is handed."""
+"""From the config to the objects that the hot path uses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import ssl
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fedproxy import config
-from fedproxy.control.prober import ProbePolicy, Target
+from fedproxy.config.address import member_address
 from fedproxy.decide.affinity import cookie_value
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.federation import Federation, FederationPolicy
@@ -20,20 +19,21 @@ from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Action, Fixed, Redirect, Route, Router, ToMember, ToMembers, ToPrime
 from fedproxy.errors import ConfigError, Fault
-from fedproxy.proxy.policy import Door, Endpoint, LaunchPolicy, Limits, Policy, Rate, Timeouts
+from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, ListenerOptions, Policy, Rate, Timeouts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fedproxy.config import model as config
     from fedproxy.proxy.edge import Edge
 
 
 def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
-    """Puts `settings` in force. Members that stay keep their state, and so do the connections to them.
+    """Puts `settings` in force. Members that stay keep their state, and connections to them stay open.
 
-    workers: how many share what is for all of them together.
+    workers: how many share the limits that apply to all of them together.
 
-    Raises ConfigError, with nothing changed, for a `ca` that is no certificate.
+    Raises ConfigError, with nothing changed, for a `ca` that is not a certificate.
     """
     known = edge.federation.by_name if edge.pools else {}
     active = {name: member for name, member in settings.members.items() if member.active}
@@ -60,10 +60,10 @@ def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
     )
 
 
-def door_of(listener: config.Listener) -> Door:
-    """What those are told who come in by a listener."""
+def options_of(listener: config.Listener) -> ListenerOptions:
+    """The settings of a listener for its visitors."""
     tls = listener.tls
-    return Door(
+    return ListenerOptions(
         secure=tls is not None,
         unix=bool(listener.address.path),
         proxy_protocol=listener.proxy_protocol,
@@ -130,7 +130,7 @@ def _policy(settings: config.Config) -> Policy:
         trusted=Networks(settings.trusted_proxies),
         bans=Bans(
             networks=Networks(settings.ban.networks),
-            # Most providers of repositories take no notice of case, so that nobody escapes by it.
+            # Most providers of repositories ignore case, so a ban must not be evaded by it.
             repositories=tuple(
                 re.compile(pattern.pattern, pattern.flags | re.IGNORECASE)
                 for pattern in settings.ban.repositories
@@ -156,45 +156,17 @@ def _action(route: config.Route) -> Action:
 
 
 def find_endpoints(settings: config.Config) -> dict[str, Endpoint]:
-    """Where each member is reached. Raises ConfigError for a `ca` that is no certificate."""
+    """The endpoint of each member. Raises ConfigError for a `ca` that is not a certificate."""
     return {name: _endpoint(name, member) for name, member in settings.members.items() if member.active}
 
 
-def find_targets(settings: config.Config) -> list[Target]:
-    """Where each member is probed. Raises ConfigError as `find_endpoints` does."""
-    targets = []
-    for name, endpoint in find_endpoints(settings).items():
-        member = settings.members[name]
-        base = "http://localhost" if endpoint.path else member.url
-        health, versions = (
-            base.rstrip("/") + url if url.startswith("/") else url for url in (member.health, member.versions)
-        )
-        targets.append(Target(name, health, versions, member.prime, endpoint.path, endpoint.tls))
-    return targets
-
-
-def probe_policy(settings: config.Config) -> ProbePolicy:
-    """How members are probed."""
-    health = settings.health
-    return ProbePolicy(
-        interval=health.interval,
-        jitter=health.jitter,
-        timeout=health.timeout,
-        rise=health.rise,
-        fall=health.fall,
-        unhealthy_interval=health.unhealthy_interval,
-        pod_headroom=health.pod_headroom,
-        versions=health.versions,
-    )
-
-
 def _endpoint(name: str, member: config.Member) -> Endpoint:
-    """Where a member's URL leads. An https member's certificate is verified, by its `ca` if it has one."""
-    address = config.member_address(member.url)
+    """The endpoint of a member's URL. An https member's certificate is verified, with its `ca` if set."""
+    address = member_address(member.url)
     tls = None
     if address.tls:
         try:
-            # What the file holds now, so that another content makes another context.
+            # The current content of the file, so that a different content makes a different context.
             content = member.ca.read_bytes() if member.ca is not None else b""
             tls = _client_context(member.ca, hashlib.blake2b(content).digest())
         except ssl.SSLError as error:
@@ -208,7 +180,7 @@ def _endpoint(name: str, member: config.Member) -> Endpoint:
 
 @lru_cache(maxsize=64)
 def _client_context(authorities: Path | None, _digest: bytes) -> ssl.SSLContext:
-    """The same for the same authorities, so that a reload keeps the connections. Raises ssl.SSLError."""
+    """The same context for the same authorities, so that a reload keeps connections. Raises ssl.SSLError."""
     context = ssl.create_default_context(cafile=authorities)
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -13,35 +13,39 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from fedproxy.control import hand
-from fedproxy.control.line import (
-    Ask,
-    Doubted,
+from fedproxy.control.channel import ControlChannel, open_to_worker
+from fedproxy.control.messages import (
+    Account,
+    AccountPart,
+    ApplyConfig,
+    BreakerInDoubt,
+    BreakerOpened,
+    ConfigRefused,
     Drain,
     Fact,
-    Health,
-    Launched,
-    Launches,
-    Leaving,
-    Line,
+    FromWorker,
+    GetAccount,
+    LaunchesInFlight,
+    LaunchMoved,
+    LaunchRequested,
     Logo,
-    Moved,
-    Part,
-    Put,
+    MemberHealth,
+    MemberServes,
+    Notice,
     Ready,
-    Refused,
-    Renew,
-    Reopen,
-    Served,
+    RenewCertificates,
+    ReopenLog,
     Start,
-    Tickets,
-    Told,
-    Tripped,
+    Stopping,
+    TicketSecret,
+    ToWorker,
 )
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.snapshot import Snapshot, Survey
+from fedproxy.errors import ChannelError
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Sockets
 
@@ -83,13 +87,13 @@ class Common:
         for listener in list(self.listeners):
             listener()
 
-    def elsewhere(self, who: Hashable) -> Launches:
+    def elsewhere(self, who: Hashable) -> LaunchesInFlight:
         """The launches in flight through all others."""
         launches = Counter[str]()
         for other, running in self._running.items():
             if other is not who:
                 launches.update(running)
-        return Launches(dict(launches))
+        return LaunchesInFlight(dict(launches))
 
     def tripped(self) -> None:
         """A breaker has opened, somewhere."""
@@ -126,13 +130,13 @@ class Fleet(Protocol):
     def children(self) -> set[int] | None:
         """The child processes that it waits for itself; None while one is being started."""
 
-    async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
+    async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
         """Returns when visitors are accepted. Raises StartError or ConfigError; close it then."""
 
-    def put(self, put: Put) -> None:
+    def apply(self, update: ApplyConfig) -> None:
         """A config without new listeners. Raises ConfigError if that is known at once."""
 
-    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
+    def tell(self, message: Notice) -> None:
         """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
 
     async def look_after(self) -> None:
@@ -171,10 +175,10 @@ class Inside:
         self._common = common
         self._counted = True  # there is nothing yet that the totals lack
 
-    async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
+    async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
         """As `Fleet` says."""
         self.plane.set_tickets(tickets)
-        await self.plane.start(start, self._sockets(), health)
+        await self.plane.start(update, self._sockets(), health)
         self.alive = 1
         self._counted = False
         self._common.listeners.add(self._share_launches)
@@ -185,41 +189,49 @@ class Inside:
         return set()
 
     def _on_fact(self, fact: Fact) -> None:
-        if isinstance(fact, Launches):
-            self._common.run(self, fact.running)
-        elif isinstance(fact, Tripped):
-            self._common.tripped()
+        match fact:
+            case LaunchesInFlight(running):
+                self._common.run(self, running)
+            case BreakerOpened():
+                self._common.tripped()
+            case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
+                pass  # for other workers, and there are none
+            case _:
+                assert_never(fact)
 
     def _share_launches(self) -> None:
         self.plane.hear(self._common.elsewhere(self))
 
-    def put(self, put: Put) -> None:
+    def apply(self, update: ApplyConfig) -> None:
         """As `Fleet` says."""
-        self.plane.put(put)
+        self.plane.apply(update)
 
-    async def move(self, put: Put) -> None:
+    async def move(self, update: ApplyConfig) -> None:
         """A config with other listeners. Raises ConfigError or OSError, with nothing changed."""
         sockets = self._sockets()
-        before, self.plane.config = self.plane.config, put.config
+        before, self.plane.config = self.plane.config, update.config
         try:
             await self.plane.listen(sockets)
         except BaseException:
             self.plane.config = before
             raise
-        self.plane.put(put)
+        self.plane.apply(update)
 
-    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
+    def tell(self, message: Notice) -> None:
         """As `Fleet` says."""
-        if isinstance(message, Health):
-            self.plane.health(message)
-        elif isinstance(message, Tickets):
-            self.plane.set_tickets(message.secret)
-        elif isinstance(message, Logo):
-            self.plane.set_logo(message)
-        elif isinstance(message, Reopen):
-            self.plane.reopen_log()
-        else:
-            self.plane.renew()
+        match message:
+            case MemberHealth():
+                self.plane.health(message)
+            case TicketSecret(secret):
+                self.plane.set_tickets(secret)
+            case Logo():
+                self.plane.set_logo(message)
+            case ReopenLog():
+                self.plane.reopen_log()
+            case RenewCertificates():
+                self.plane.renew()
+            case _:
+                assert_never(message)
 
     async def look_after(self) -> None:
         """As `Fleet` says."""
@@ -261,6 +273,8 @@ class _Process:
         self.ready = asyncio.Event()
         self.cut = asyncio.Event()  # everything it said was read
         self.gone = asyncio.Event()  # the process has ended too
+        self.refused = asyncio.Event()  # it is not understood; `error` says why
+        self.error: ChannelError | None = None
         self.leaving = asyncio.Event()  # it wants to be replaced, or has ended
         self.draining = False
         self.last: Survey | None = None
@@ -271,7 +285,7 @@ class _Process:
         self.pid = 0
 
     process: asyncio.subprocess.Process
-    line: Line
+    channel: ControlChannel[ToWorker, FromWorker]
     hand: socket.socket
 
     def __repr__(self) -> str:
@@ -289,13 +303,13 @@ class Workers:
         self._processes: set[_Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._watchers: set[asyncio.Task[None]] = set()
-        self._health: dict[str, Health] = {}
+        self._health: dict[str, MemberHealth] = {}
         self._logos: dict[str, Logo] = {}
         self._numbers = count()
         self._spawning = 0
         self._lent: set[int] = set()  # slots without a worker: the others accept there
 
-    _start: Put
+    _update: ApplyConfig
     _tickets: bytes
 
     @property
@@ -303,9 +317,9 @@ class Workers:
         """As `Fleet` says."""
         return len(self._serving())
 
-    async def start(self, start: Put, health: Sequence[Health], tickets: bytes) -> None:
+    async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
         """As `Fleet` says."""
-        self._start, self._tickets = start, tickets
+        self._start, self._tickets = update, tickets
         self._health = {each.name: each for each in health}
         self._common.listeners.add(self._share_launches)
         started = await asyncio.gather(
@@ -322,28 +336,33 @@ class Workers:
         """As `Fleet` says."""
         return None if self._spawning else {each.pid for each in self._processes}
 
-    def put(self, put: Put) -> None:
+    def apply(self, update: ApplyConfig) -> None:
         """As `Fleet` says."""
-        self._start = put
+        self._start = update
         self._health = {
-            name: word for name, word in self._health.items() if name in put.config.active_members
+            name: word for name, word in self._health.items() if name in update.config.active_members
         }
-        self._logos = {url: logo for url, logo in self._logos.items() if url in put.config.logos}
-        self._to_all(put)
+        self._logos = {url: logo for url, logo in self._logos.items() if url in update.config.logos}
+        self._to_all(update)
 
-    def tell(self, message: Health | Renew | Tickets | Logo | Reopen) -> None:
+    def tell(self, message: Notice) -> None:
         """As `Fleet` says."""
-        if isinstance(message, Health):
-            self._health[message.name] = message
-        elif isinstance(message, Tickets):
-            self._tickets = message.secret
-        elif isinstance(message, Logo):
-            self._logos[message.url] = message
+        match message:
+            case MemberHealth(name):
+                self._health[name] = message
+            case TicketSecret(secret):
+                self._tickets = secret
+            case Logo(url):
+                self._logos[url] = message
+            case RenewCertificates() | ReopenLog():
+                pass  # a worker that is started later does that at its start
+            case _:
+                assert_never(message)
         self._to_all(message)
 
-    def _to_all(self, message: object) -> None:
+    def _to_all(self, message: ToWorker) -> None:
         for each in self._processes:
-            each.line.send(message)
+            each.channel.send(message)
 
     # Processes
 
@@ -358,8 +377,11 @@ class Workers:
         worker.hand, their_hand = hand.pair()
         given = tuple(self._sockets.are_given(listeners))
         with theirs, their_hand:
-            worker.line = await Line.open(
-                ours, lambda message: self._on_message(worker, message), worker.cut.set
+            worker.channel = await open_to_worker(
+                ours,
+                lambda message: self._on_message(worker, message),
+                lambda error: self._on_refused(worker, error),
+                worker.cut.set,
             )
             self._spawning += 1
             try:
@@ -375,7 +397,7 @@ class Workers:
                     start_new_session=True,
                 )
             except BaseException:
-                worker.line.close()
+                worker.channel.close()
                 worker.hand.close()
                 raise
             finally:
@@ -386,24 +408,29 @@ class Workers:
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors, given)
-        worker.line.send(start)
+        worker.channel.send(start)
         for logo in self._logos.values():
-            worker.line.send(logo)
+            worker.channel.send(logo)
         await self._wait_for(worker)
         return worker
 
     async def _wait_for(self, worker: _Process) -> None:
-        gone = asyncio.ensure_future(worker.gone.wait())
-        ready = asyncio.ensure_future(worker.ready.wait())
+        waiting = [
+            asyncio.ensure_future(event.wait()) for event in (worker.gone, worker.ready, worker.refused)
+        ]
         try:
-            await asyncio.wait({gone, ready}, timeout=_TO_START, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=_TO_START, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
-            ready.cancel()
+            for each in waiting:
+                each.cancel()
         if worker.ready.is_set() and not worker.gone.is_set():
             return
         if not worker.gone.is_set():
-            worker.process.kill()
+            with suppress(ProcessLookupError):
+                worker.process.kill()
+        if worker.error is not None:
+            raise StartError(f"worker {worker.pid} cannot serve: {worker.error}")
+        if not worker.gone.is_set():
             raise StartError(f"worker {worker.pid} did not start in {_TO_START:g} s")
         raise StartError(f"worker {worker.pid} ended with {_said(worker.process.returncode)} at its start")
 
@@ -462,7 +489,7 @@ class Workers:
             worker = await self._successor(old.slot, quick)
             if not old.gone.is_set():
                 old.draining = True
-                old.line.send(Drain(self._start.config.timeouts.drain))
+                old.channel.send(Drain(self._start.config.timeouts.drain))
 
     async def _listen(self) -> None:
         """Notes which workers are silent, and kills those that are for too long; `_keep` replaces them."""
@@ -473,7 +500,8 @@ class Workers:
             now = time.monotonic()
             passed, before = min(now - before, 2 * _LISTEN), now
             for each in self._processes:
-                if each.ready.is_set() and not each.gone.is_set():
+                # What is not read of a worker that is not understood is no silence.
+                if each.ready.is_set() and not (each.gone.is_set() or each.refused.is_set()):
                     each.silent += passed
                     if each.silent >= _GIVE_UP and (
                         each.silent >= _GIVE_UP_STOPPED or not _is_stopped(each.pid)
@@ -497,54 +525,73 @@ class Workers:
 
     # Messages
 
-    def _on_message(self, worker: _Process, message: object) -> None:
+    def _on_message(self, worker: _Process, message: FromWorker) -> None:
         worker.silent = 0.0
-        if isinstance(message, Part):
-            worker.parts[message.at :] = message.members
-        elif isinstance(message, Told):
-            before, worker.parts = worker.parts[: message.after], []
-            worker.last = replace(message.survey, members=[*before, *message.survey.members])
-            answer = worker.answers.pop(message.number, None) if message.number is not None else None
-            if answer is not None and not answer.done():
-                answer.set_result(None)
-        elif isinstance(message, Launches):
-            self._common.run(worker, message.running)
-        elif isinstance(message, Tripped | Doubted | Served | Moved | Launched):
-            self._pass_on(message, worker)
-            if isinstance(message, Tripped):
+        match message:
+            case AccountPart(at, members):
+                worker.parts[at:] = members
+            case Account():
+                self._on_account(worker, message)
+            case LaunchesInFlight(running):
+                self._common.run(worker, running)
+            case BreakerOpened():
+                self._pass_on(message, worker)
                 self._common.tripped()
-        elif isinstance(message, Ready):
-            self._take_back(worker.slot)
-            worker.ready.set()
-            for slot in self._lent:
-                self._hand(worker, slot)
-            self._share_launches()
-        elif isinstance(message, Leaving):
+            case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
+                self._pass_on(message, worker)
+            case Ready():
+                self._take_back(worker.slot)
+                worker.ready.set()
+                for slot in self._lent:
+                    self._hand(worker, slot)
+                self._share_launches()
+            case Stopping():
+                worker.leaving.set()
+            case ConfigRefused(faults):
+                for fault in faults:
+                    self._say(f"worker {worker.pid} keeps its config: {fault}")
+            case _:
+                assert_never(message)
+
+    def _on_account(self, worker: _Process, account: Account) -> None:
+        before, worker.parts = worker.parts[: account.after], []
+        worker.last = replace(account.survey, members=[*before, *account.survey.members])
+        answer = worker.answers.pop(account.number, None) if account.number is not None else None
+        if answer is not None and not answer.done():
+            answer.set_result(None)
+
+    def _on_refused(self, worker: _Process, error: ChannelError) -> None:
+        """What it says is not understood: another one takes its place, and it drains."""
+        worker.error = error
+        worker.refused.set()
+        if worker.ready.is_set():
+            self._say(f"worker {worker.pid} has to end: {error}")
             worker.leaving.set()
-        elif isinstance(message, Refused):
-            for fault in message.faults:
-                self._say(f"worker {worker.pid} keeps its config: {fault}")
 
     def _pass_on(self, fact: Fact, sender: _Process) -> None:
         for each in self._processes:
             if each is not sender:
-                each.line.send_fresh(fact)
+                each.channel.send_fresh(fact)
 
     def _share_launches(self) -> None:
         """Tells each worker what all others have in flight."""
         for each in self._processes:
-            each.line.send_fresh(self._common.elsewhere(each))
+            each.channel.send_fresh(self._common.elsewhere(each))
 
     async def ask(self) -> None:
         """As `Fleet` says."""
         number = next(self._numbers)
-        asked = [each for each in self._processes if each.ready.is_set() and each.line.is_open]
+        asked = [
+            each
+            for each in self._processes
+            if each.ready.is_set() and not each.refused.is_set() and each.channel.is_open
+        ]
         answers = []
         for each in asked:
             answer = each.answers[number] = asyncio.get_running_loop().create_future()
             if each.silent < _SILENT:
                 answers.append(answer)
-            each.line.send(Ask(number))
+            each.channel.send(GetAccount(number))
         if answers:
             await asyncio.wait(answers, timeout=_TO_ANSWER)
         for each in asked:
@@ -569,7 +616,7 @@ class Workers:
         await self._stop_keeping()
         for each in self._processes:
             each.draining = True
-            each.line.send(Drain(seconds))
+            each.channel.send(Drain(seconds))
         if self._watchers:
             # A worker cuts what is left by itself; the rest is for one that does not.
             await asyncio.wait(self._watchers, timeout=seconds + 5.0)
@@ -579,7 +626,7 @@ class Workers:
         await self._stop_keeping()
         for each in self._processes:
             each.draining = True
-            each.line.send(Drain(0.0))
+            each.channel.send(Drain(0.0))
         if self._watchers:
             await asyncio.wait(self._watchers, timeout=5.0)
         for each in list(self._processes):

@@ -1,4 +1,4 @@
-"""Where the access log of a data plane goes: standard output, a file, or whoever runs this."""
+"""The destination of a data plane's access log: standard output, a file, or a given callable."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fedproxy.observe.access_log import AccessLog
 from fedproxy.observe.output import Output, open_file
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
 
 
-_LAST_LINES = 30.0  # seconds that an abandoned log has for its last lines, in the background ...
+_LAST_LINES = 30.0  # seconds for the last lines of an abandoned log, in the background ...
 _AT_THE_END = 1.0  # ... or at the end of the process
 
 
 def check_log(config: Config) -> None:
-    """Raises ConfigError if the file of the access log cannot be opened; makes it if it is not there."""
+    """Raises ConfigError if the file of the access log cannot be opened; creates it if needed."""
     file = _file_of(config)
     if file is not None:
         os.close(_open(file))
@@ -42,7 +42,7 @@ def _open(file: Path) -> int:
 
 
 class Log:
-    """One data plane's access log. `given` takes its lines, one by one, wherever the config sends them."""
+    """One data plane's access log. `given`, if set, takes the lines instead of the config's target."""
 
     def __init__(self, given: Callable[[str], None] | None = None) -> None:
         self._given = given
@@ -55,7 +55,7 @@ class Log:
 
     @property
     def dropped(self) -> int:
-        """How many lines were lost so far because a reader was too slow or gone, or a disk was full."""
+        """The lines lost so far because a reader was too slow or gone, or a disk was full."""
         for output in self._left[:]:
             if not output.pending:
                 self._left.remove(output)
@@ -64,7 +64,7 @@ class Log:
 
     @contextmanager
     def prepare(self, config: Config) -> Iterator[Callable[[], AccessLog | None]]:
-        """Opens what the config asks for; the log is what is yielded, called once all the rest is in force.
+        """Opens the config's target and yields the log, which takes effect once the rest is in force.
 
         Raises ConfigError. If the block raises, nothing has changed.
         """
@@ -102,7 +102,7 @@ class Log:
                 self._given(line)
 
     def reopen(self) -> None:
-        """Opens the file anew, if it is one. Raises ConfigError, and then goes on with the one it has."""
+        """Reopens the file, if it is one. Raises ConfigError, and then goes on with the old one."""
         if self._output is not None and self._log is not None and self._file is not None:
             output = Output(_open(self._file), owned=True)
             self._log.flush()
@@ -111,7 +111,7 @@ class Log:
             self._log.write = output
 
     def close(self) -> None:
-        """Writes what is left, in its own time."""
+        """Writes the rest in the background."""
         if self._log is not None:
             self._log.flush()
             self._log = None
@@ -124,7 +124,7 @@ class Log:
             self._output = None
 
     async def finish(self) -> None:
-        """Closes it, and returns once the last lines are written, or are given up after a second."""
+        """Closes it, and returns once the last lines are written, or dropped after a second."""
         self.close()
         loop = asyncio.get_running_loop()
         by = loop.time() + _AT_THE_END

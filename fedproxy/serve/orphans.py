@@ -1,10 +1,9 @@
-"""Workers whose control process was killed, and how the next one takes their sockets over.
+"""Workers whose control process was killed, and how a new one takes over their sockets.
 
 Each worker has a bell: an abstract Unix socket that only processes of the same user may ring. If its own
-control process is gone, the worker hands the sockets that it accepts on to the process that rings. That one
-reports when its own workers accept there, and then the old worker drains. So a control process that is
-started again takes over the sockets with the visitors who wait in them: no visitor is refused, and no old
-config stays in force.
+control process is gone, the worker passes its listening sockets to the process that rings. That one reports
+when its own workers accept on them, and then the old worker drains. So a restarted control process takes over
+the sockets with the visitors in their queues: no visitor is refused, and no old config stays in force.
 
 Abstract sockets have no permissions, so each side checks which user the other runs as. Messages are JSON, as
 the two may be of different versions.
@@ -27,12 +26,12 @@ from fedproxy.control import hand
 from fedproxy.serve.sockets import Left, is_at
 
 if TYPE_CHECKING:
-    from fedproxy.config import Listener
+    from fedproxy.config.model import Listener
 
 _RELIEVED = "relieved"
 _RINGING = 4  # processes that may ring at once
-_TO_ANSWER = 2.0  # seconds that one bell may take
-_ALL_TO_ANSWER = 5.0  # seconds that all of them may take
+_TO_ANSWER = 2.0  # seconds for one bell
+_ALL_TO_ANSWER = 5.0  # seconds for all of them
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -57,7 +56,7 @@ class Bell:
         return bool(self._ringing)
 
     def close(self) -> None:
-        """Answers nobody any more."""
+        """Stops answering."""
         self._loop.remove_reader(self._socket)
         self._socket.close()
         for ringing in list(self._ringing):
@@ -67,7 +66,7 @@ class Bell:
         try:
             ringing, _ = self._socket.accept()
         except OSError:
-            # Gone already, or there are no files.
+            # Gone already, or no file descriptor is left.
             return
         ringing.setblocking(False)
         left = self._left() if _is_ours(ringing) else None
@@ -96,7 +95,7 @@ class Bell:
 
 
 class Orphans:
-    """The workers without a control process that accept at our addresses. `sockets`: theirs, each once."""
+    """The workers without a control process that accept at our addresses. `sockets`: each of theirs once."""
 
     def __init__(self) -> None:
         self.sockets: list[Left] = []
@@ -115,20 +114,20 @@ class Orphans:
                 self.sockets.append((sock, given))
 
     def relieve(self) -> int:
-        """Tells them that others accept on their sockets now. Returns how many were told."""
+        """Informs them that others accept on their sockets now. Returns how many were informed."""
         heard = sum(hand.give(bell, _RELIEVED) for bell in self._bells)
         self.close()
         return heard
 
     def close(self) -> None:
-        """Leaves them alone."""
+        """Releases them unchanged."""
         for bell in self._bells:
             bell.close()
         self._bells.clear()
 
 
 def find(listeners: Sequence[Listener]) -> Orphans:
-    """The workers that accept at one of these addresses. Blocks for some seconds if one does not answer."""
+    """The workers that accept at one of these addresses. Blocks for a few seconds if one does not answer."""
     orphans = Orphans()
     until = time.monotonic() + _ALL_TO_ANSWER
     for name in _bells():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp.abc import AbstractAccessLogger
 
 from fedproxy.proxy.downstream import ORIGINAL_TARGET
-from fedproxy.proxy.edge import Entry
+from fedproxy.record import Record
 
 if TYPE_CHECKING:
     import logging
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aiohttp.web import BaseRequest, StreamResponse
 
 
-def page_logger(log: Callable[[Entry], None]) -> type[AbstractAccessLogger]:
+def page_logger(log: Callable[[Record], None]) -> type[AbstractAccessLogger]:
     """A class that aiohttp's server makes for itself, and that hands what it is told to `log`."""
 
     class PageLogger(AbstractAccessLogger):
@@ -29,7 +29,7 @@ def page_logger(log: Callable[[Entry], None]) -> type[AbstractAccessLogger]:
             # As in the rest of the log, a client without a known address is "-".
             client = headers.get("X-Real-IP", "")
             log(
-                Entry(
+                Record(
                     time=time.time(),
                     request_id=headers.get("X-Request-ID", ""),
                     client=client if client != "unknown" else "-",
@@ -42,12 +42,6 @@ def page_logger(log: Callable[[Entry], None]) -> type[AbstractAccessLogger]:
                     bytes_in=request.content_length or 0,
                     bytes_out=response.content_length or 0,
                     duration=duration,
-                    ttfb=None,
-                    member=None,
-                    attempts=0,
-                    affinity=None,
-                    termination="--",
-                    launch=None,
                     user_agent=headers.get("User-Agent", ""),
                     referer=headers.get("Referer", ""),
                 )

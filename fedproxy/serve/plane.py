@@ -9,17 +9,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from aiohttp import web
 
-from fedproxy.control.line import Doubted, Fact, Health, Launched, Launches, Logo, Moved, Put, Served, Tripped
+from fedproxy.control.messages import (
+    ApplyConfig,
+    BreakerInDoubt,
+    BreakerOpened,
+    Fact,
+    LaunchesInFlight,
+    LaunchMoved,
+    LaunchRequested,
+    Logo,
+    MemberHealth,
+    MemberServes,
+)
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
 from fedproxy.proxy.handshake import handshakes
 from fedproxy.serve import descriptors
-from fedproxy.serve.assemble import assemble, door_of
+from fedproxy.serve.assemble import assemble, options_of
 from fedproxy.serve.log import Log
 from fedproxy.serve.own_pages import page_logger
 from fedproxy.serve.sockets import BACKLOG
@@ -28,8 +39,9 @@ from fedproxy.serve.traces import Traces
 from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
-    from fedproxy.config import Address, Config, Listener
-    from fedproxy.proxy.edge import Entry
+    from fedproxy.config.address import Address
+    from fedproxy.config.model import Config, Listener
+    from fedproxy.record import Record
 
 #: Of a listener, what cannot change while it listens: its address, whether it speaks TLS, PROXY protocol.
 Shape = tuple["Address", bool, bool]
@@ -54,7 +66,7 @@ class _Open:
 
     def __init__(self, listener: Listener, certificates: Certificates | None) -> None:
         self.shape = shape(listener)
-        self.door = door_of(listener)
+        self.door = options_of(listener)
         self.certificates = certificates
         self.servers: list[asyncio.Server] = []
         self.sockets: list[socket.socket] = []
@@ -96,29 +108,32 @@ class Plane:
         self._sweeper: asyncio.Task[None] | None = None
         self._telling = False
         self._elsewhere: Mapping[str, int] = {}
-        self._health: dict[str, Health] = {}
+        self._health: dict[str, MemberHealth] = {}
         self._logos: dict[str, Logo] = {}
         self._drained_by = float("inf")
         self._entering: set[asyncio.Task[Any]] = set()
         self._retiring: dict[_Open, asyncio.TimerHandle] = {}
         self.edge = Edge(local=self._page)
         self._traces = Traces(self.edge)
-        self.edge.room = descriptors.room()
+        self.edge.admission.room = descriptors.room()
         if tell is not None:
-            self.edge.on_launched = lambda client: tell(Launched(client))
-            self.edge.on_moved = lambda key, name: tell(Moved(key, name))
+            self.edge.admission.on_launched = lambda client: tell(LaunchRequested(client))
+            self.edge.on_moved = lambda key, name: tell(LaunchMoved(key, name))
 
     config: Config
 
     async def start(
-        self, put: Put, sockets: Sequence[Sequence[socket.socket]], health: Sequence[Health] = ()
+        self,
+        update: ApplyConfig,
+        sockets: Sequence[Sequence[socket.socket]],
+        health: Sequence[MemberHealth] = (),
     ) -> None:
         """Starts to serve on the sockets of each listener; they stay the caller's.
 
         Raises ConfigError; `close` is to be called then as well.
         """
         self._health = {each.name: each for each in health}
-        self.put(put)
+        self.apply(update)
         app = create_public_app(self)
         # The edge has bounded the head already; a page is not to refuse what a member would have taken.
         self._runner = web.AppRunner(
@@ -158,8 +173,8 @@ class Plane:
 
     def cookie_for(self, name: str, secure: bool) -> str | None:
         """The value of the Set-Cookie field that keeps a visitor with a member; None for no member's name."""
-        line = self.edge.cookies.get((name, secure))
-        return line.decode("ascii").partition(": ")[2].rstrip() if line is not None else None
+        cookie = self.edge.cookies.get((name, secure))
+        return cookie.decode("ascii") if cookie is not None else None
 
     def survey(self) -> Survey:
         """The members, and what was counted."""
@@ -168,27 +183,29 @@ class Plane:
 
     # What is told
 
-    def put(self, put: Put) -> None:
+    def apply(self, update: ApplyConfig) -> None:
         """Puts a config in force, all but new listeners. Raises ConfigError, with nothing changed."""
         edge = self.edge
-        with self._log.prepare(put.config) as log:
-            self._renew_doors(put.config)
-            assemble(edge, put.config, put.workers)
+        with self._log.prepare(update.config) as log:
+            self._renew_options(update.config)
+            assemble(edge, update.config, update.workers)
         edge.log = log()
-        self._traces.put(put.config.tracing)
-        self.config = put.config
+        self._traces.put(update.config.tracing)
+        self.config = update.config
         # Who leaves and comes back begins anew.
         self._health = {name: word for name, word in self._health.items() if name in edge.federation.by_name}
-        wanted = put.config.logos
+        wanted = update.config.logos
         self._logos = {url: logo for url, logo in self._logos.items() if url in wanted}
         for name, member in edge.federation.by_name.items():
-            member.set_intent(put.intents.get(name, member.intent))
+            member.set_intent(update.intents.get(name, member.intent))
             if name in self._health:
                 self.health(self._health[name])
             member.launches_elsewhere = self._elsewhere.get(name, 0)
             if self._tell is not None:
                 member.on_trip = self._on_trip
-                member.breaker.on_doubt = partial(self._tell, Doubted(name)) if put.workers > 1 else None
+                member.breaker.on_doubt = (
+                    partial(self._tell, BreakerInDoubt(name)) if update.workers > 1 else None
+                )
                 member.on_launches = self._on_launches
 
     def set_logo(self, logo: Logo) -> None:
@@ -196,8 +213,8 @@ class Plane:
         if logo.url in self.config.logos:
             self._logos[logo.url] = logo
 
-    def health(self, health: Health) -> None:
-        """The probes' word on a member."""
+    def health(self, health: MemberHealth) -> None:
+        """The probes' verdict on a member."""
         self._health[health.name] = health
         member = self.edge.federation.by_name.get(health.name)
         if member is not None:
@@ -207,32 +224,35 @@ class Plane:
         """What another worker told."""
         edge = self.edge
         now = edge.clock()
-        if isinstance(fact, Tripped):
-            member = edge.federation.by_name.get(fact.name)
-            if member is not None:
-                edge.federation.trip(member, now, fact.witnesses)
-        elif isinstance(fact, Doubted):
-            member = edge.federation.by_name.get(fact.name)
-            clients = member.breaker.served(now) if member is not None else None
-            if clients and self._tell is not None:
-                self._tell(Served(fact.name, clients))
-        elif isinstance(fact, Served):
-            member = edge.federation.by_name.get(fact.name)
-            if member is not None:
-                member.breaker.serve_elsewhere(fact.clients, now)
-        elif isinstance(fact, Moved):
-            edge.note_moved(fact.key, fact.name, now)
-        elif isinstance(fact, Launched):
-            edge.note_launched(fact.client, now)
-        else:
-            for member in edge.federation.members:
-                member.launches_elsewhere = fact.running.get(member.name, 0)
-            self._elsewhere = fact.running
+        match fact:
+            case BreakerOpened(name, witnesses):
+                member = edge.federation.by_name.get(name)
+                if member is not None:
+                    edge.federation.trip(member, now, witnesses)
+            case BreakerInDoubt(name):
+                member = edge.federation.by_name.get(name)
+                clients = member.breaker.served(now) if member is not None else None
+                if clients and self._tell is not None:
+                    self._tell(MemberServes(name, clients))
+            case MemberServes(name, clients):
+                member = edge.federation.by_name.get(name)
+                if member is not None:
+                    member.breaker.serve_elsewhere(clients, now)
+            case LaunchMoved(key, name):
+                edge.note_moved(key, name, now)
+            case LaunchRequested(client):
+                edge.admission.note_launched(client, now)
+            case LaunchesInFlight(running):
+                for member in edge.federation.members:
+                    member.launches_elsewhere = running.get(member.name, 0)
+                self._elsewhere = running
+            case _:
+                assert_never(fact)
 
     def _on_trip(self, name: str) -> None:
         member = self.edge.federation.by_name.get(name)
         if self._tell is not None and member is not None:
-            self._tell(Tripped(name, member.breaker.opened_by))
+            self._tell(BreakerOpened(name, member.breaker.opened_by))
 
     def _on_launches(self) -> None:
         if not self._telling:
@@ -244,7 +264,9 @@ class Plane:
         self._telling = False
         if self._tell is not None:
             members = self.edge.federation.members
-            self._tell(Launches({member.name: member.launches for member in members if member.launches}))
+            self._tell(
+                LaunchesInFlight({member.name: member.launches for member in members if member.launches})
+            )
 
     # Listeners
 
@@ -352,14 +374,14 @@ class Plane:
             if opened.certificates is not None and not opened.door.proxy_protocol:
                 await waiter
 
-    def _renew_doors(self, config: Config) -> None:
+    def _renew_options(self, config: Config) -> None:
         by_shape = {each.shape: each for each in self._open}
         for at, listener in enumerate(config.listen):
             opened = by_shape.get(shape(listener))
             if opened is not None and opened.certificates is not None and listener.tls is not None:
                 opened.certificates.replace(listener.tls, f"listen.{at}.tls")
             if opened is not None:
-                opened.door.renew(door_of(listener))
+                opened.door.renew(options_of(listener))
 
     def renew(self) -> None:
         """Reads the certificates again. What cannot be used is said by those who looked first."""
@@ -380,9 +402,9 @@ class Plane:
         """Opens the log's file anew. Raises ConfigError, with the one in use kept."""
         self._log.reopen()
 
-    def _record(self, entry: Entry) -> None:
+    def _record(self, record: Record) -> None:
         if self.edge.log is not None:
-            self.edge.log(entry)
+            self.edge.log(record)
 
     def _page_log(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,7 @@
-"""As the first process of a container (PID 1), this process inherits every process that loses its parent.
+"""As the first process of a container (PID 1), this process adopts every process that loses its parent.
 
-A killed health check, or what is left of `kubectl exec`, stays as a zombie until somebody waits for it. That
-is the only part of an init's work that the image needs, so it has no other program for it.
+A killed health check, or the rest of a `kubectl exec`, stays a zombie until its parent waits for it. That is
+the only part of an init's work that the image needs, so it has no separate init.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable, Container
 
-_LOOK = 1.0  # seconds between two looks
+_LOOK = 1.0  # seconds between two checks
 _AT_ONCE = 1000  # zombies
 
 
@@ -20,9 +20,9 @@ def is_init() -> bool:
 
 
 async def keep_reaping(own: Callable[[], Container[int] | None]) -> None:
-    """Waits for adopted children as they end, until it is cancelled.
+    """Reaps adopted children as they end, until it is cancelled.
 
-    own: the children that others wait for; None while these are not known.
+    own: the children that others wait for; None while these are unknown.
     """
     while True:
         await asyncio.sleep(_LOOK)
@@ -32,7 +32,7 @@ async def keep_reaping(own: Callable[[], Container[int] | None]) -> None:
 
 
 def reap(own: Container[int]) -> int:
-    """Waits for children that have ended, up to the first one of `own`; how many there were."""
+    """Reaps children that have ended, up to the first one of `own`; returns how many."""
     for count in range(_AT_ONCE):
         try:
             # WNOWAIT: only look, and leave the status for its owner.

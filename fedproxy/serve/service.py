@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedproxy.config import Config, fault_lines, masked
+from fedproxy.config.model import Config
+from fedproxy.config.report import fault_lines, masked
 from fedproxy.control import state as operators
-from fedproxy.control.line import Health, Put, Renew, Reopen, Tickets
 from fedproxy.control.logos import Logos
+from fedproxy.control.messages import ApplyConfig, MemberHealth, RenewCertificates, ReopenLog, TicketSecret
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.state import State, StateFile, state_path
 from fedproxy.decide.breaker import BreakerState
@@ -31,10 +32,10 @@ from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
 from fedproxy.serve import descriptors, orphans, reaper
-from fedproxy.serve.assemble import find_targets, probe_policy
 from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Stuck, Workers
 from fedproxy.serve.log import check_log
 from fedproxy.serve.plane import SETTLED, Shape, shape
+from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import Sockets, listen_on
 from fedproxy.serve.systemd import Notifier
 from fedproxy.serve.tls import Certificates
@@ -190,7 +191,7 @@ class Service:
             self._sockets.open(self.config.listen, workers)
             self._admin = await self._listen_admin(self.config)
             self._fleet = self._fleet_of(workers)
-            await self._fleet.start(self._put(), (), self._tickets)
+            await self._fleet.start(self._to_apply(), (), self._tickets)
         except BaseException:
             await self.stop()
             raise
@@ -218,9 +219,9 @@ class Service:
         slots = self._sockets.left_over(listeners, 1)
         return [(slot, at, sock) for slot in slots for at, sock in self._sockets.own(listeners, slot)]
 
-    def _put(self) -> Put:
+    def _to_apply(self) -> ApplyConfig:
         intents = {name: self._state.intent(name) for name in self.config.active_members}
-        return Put(self.config, intents, self._workers)
+        return ApplyConfig(self.config, intents, self._workers)
 
     async def _listen_admin(self, config: Config) -> Guarded:
         """Opens the admin listener of a config. Raises OSError."""
@@ -383,7 +384,7 @@ class Service:
         await asyncio.to_thread(self._state_file.save, state)
         self._state = state
         self.config = config
-        self._fleet.put(self._put())
+        self._fleet.apply(self._to_apply())
         self._probe_again()
         self._hear_news()
 
@@ -422,7 +423,7 @@ class Service:
         try:
             check_log(self.config)
             for fleet in fleets:
-                fleet.tell(Reopen())
+                fleet.tell(ReopenLog())
         except ConfigError as error:
             for line in fault_lines(str(self._file or "config"), error):
                 self._say(f"{line}; the one in use is kept")
@@ -515,9 +516,9 @@ class Service:
     async def _tell_fleet(self, workers: int, moved: bool) -> None:
         fleet = self._fleet
         if not moved:
-            fleet.put(self._put())
+            fleet.apply(self._to_apply())
         elif workers == 1 and isinstance(fleet, Inside):
-            await fleet.move(self._put())
+            await fleet.move(self._to_apply())
         else:
             await self._replace_fleet(workers)
 
@@ -525,7 +526,7 @@ class Service:
         fleet = self._fleet_of(workers)
         health = [_health(each) for each in self._reports.values()]
         try:
-            await fleet.start(self._put(), health, self._tickets)
+            await fleet.start(self._to_apply(), health, self._tickets)
         except BaseException:
             # Some of them may have visitors already.
             self._leave(fleet)
@@ -601,7 +602,7 @@ class Service:
             if time.monotonic() >= rotate_at:
                 rotate_at += _ROTATE_TICKETS
                 self._tickets = secrets.token_bytes(32)
-                self._fleet.tell(Tickets(self._tickets))
+                self._fleet.tell(TicketSecret(self._tickets))
             if self._reread is not None:
                 now = _signature(self._file)
                 # Twice the same: whoever writes it has finished.
@@ -613,7 +614,7 @@ class Service:
     def _renew_certificates(self) -> None:
         found = [each.refresh() for each in self._certificates.values()]
         if any(refreshed.renewed for refreshed in found):
-            self._fleet.tell(Renew())
+            self._fleet.tell(RenewCertificates())
         for refreshed in found:
             for line in fault_lines(str(self._file or "config"), ConfigError(refreshed.faults)):
                 self._say(f"{line}; the one in force is kept")
@@ -621,8 +622,8 @@ class Service:
                 self._say(f"{path}: renewed")
 
 
-def _health(report: Report) -> Health:
-    return Health(report.name, report.healthy, report.reasons, report.pods, report.quota)
+def _health(report: Report) -> MemberHealth:
+    return MemberHealth(report.name, report.healthy, report.reasons, report.pods, report.quota)
 
 
 async def _close_admin(admin: Guarded | None) -> None:

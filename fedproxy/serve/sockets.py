@@ -1,12 +1,12 @@
-"""The listening sockets of the visitors' side, held by the process that outlives the workers.
+"""The listening sockets for visitors, held by the process that outlives the workers.
 
-Each worker has a socket of its own for each TCP address, in one group (SO_REUSEPORT), so that the kernel
-spreads the visitors. Closing a socket resets those who wait in its queue, so one that is in the group is
+Each worker has its own socket for each TCP address, in one group (SO_REUSEPORT), so that the kernel
+distributes the visitors. Closing a socket resets the connections in its queue, so one that is in the group is
 not closed while the address is served: the process that starts the workers keeps all of them open, and lends
-those of a worker that died to the others, until the next one takes its place. A socket joins the group when
-a worker listens on it, and not before, as nobody else would read its queue.
+those of a worker that died to the others, until its successor takes its place. A socket joins the group only
+when a worker listens on it, because nobody else would read its queue.
 
-Where an address is given up, its sockets are silenced first (`silence`) and closed a moment later.
+When an address is given up, its sockets are silenced first (`silence`) and closed a moment later.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedproxy.config import Address
+from fedproxy.config.address import Address
 
 if TYPE_CHECKING:
-    from fedproxy.config import Listener
+    from fedproxy.config.model import Listener
 
 BACKLOG = 2048
 
@@ -44,7 +44,7 @@ Left = tuple[socket.socket, bool]
 
 
 class Sockets:
-    """The sockets by address. `inherited`: those that were given to this process as it started."""
+    """The sockets by address. `inherited`: those passed to this process at startup."""
 
     def __init__(self, inherited: Sequence[socket.socket] = ()) -> None:
         self._open: dict[tuple[Address, int], _Group] = {}
@@ -56,7 +56,7 @@ class Sockets:
         self._left += left
 
     def relieve(self) -> None:
-        """The workers that had these sockets will drain. Sockets that are not needed are given up."""
+        """The workers that had these sockets will drain. Sockets that are not needed are closed."""
         for group in self._open.values():
             group.keep()
         for sock, given in self._left:
@@ -66,9 +66,9 @@ class Sockets:
         self._left.clear()
 
     def open(self, listeners: Sequence[Listener], slots: int) -> Callable[[], None]:
-        """Opens what is not open yet, and returns what closes that again.
+        """Opens the sockets that are not open yet, and returns a function that closes these again.
 
-        Raises OSError, with nothing new left open, for what cannot be.
+        Raises OSError, with nothing new left open, if one cannot be opened.
         """
         before = {key: len(group) for key, group in self._open.items()}
 
@@ -91,9 +91,9 @@ class Sockets:
         return undo
 
     def close_others(self, listeners: Sequence[Listener], slots: int) -> None:
-        """Closes what these listeners in so many slots do not need, but no socket where visitors may wait.
+        """Closes sockets that these listeners do not need with `slots`, except those where visitors may wait.
 
-        Workers have their own copies, and accept for another moment at an address that is given up.
+        Workers have their own copies, and accept for a short time more at an address that is given up.
         """
         wanted = set(_keys(listeners))
         for key in [key for key in self._open if key not in wanted]:
@@ -103,18 +103,18 @@ class Sockets:
             group.shrink(slots)
 
     def of(self, listeners: Sequence[Listener], slot: int, slots: int) -> list[list[socket.socket]]:
-        """For each listener what one slot of so many accepts on. Raises OSError."""
+        """For each listener the sockets that one of `slots` accepts on. Raises OSError."""
         return [self._open[key].of(slot, slots) for key in _keys(listeners)]
 
     def own(self, listeners: Sequence[Listener], slot: int) -> Iterator[tuple[int, socket.socket]]:
-        """The sockets of one slot alone where visitors may wait, each with its listener's number."""
+        """The sockets of only this slot where visitors may wait, each with its listener's number."""
         for at, key in enumerate(_keys(listeners)):
             sock = self._open[key].own(slot)
             if sock is not None:
                 yield at, sock
 
     def left_over(self, listeners: Sequence[Listener], slots: int) -> range:
-        """The slots beyond so many that still have sockets."""
+        """The slots from `slots` on that still have sockets."""
         return range(slots, max((len(self._open[key]) for key in _keys(listeners)), default=0))
 
     def are_given(self, listeners: Sequence[Listener]) -> list[bool]:
@@ -127,7 +127,7 @@ class Sockets:
             group.silence()
 
     def bound(self, listeners: Sequence[Listener]) -> list[tuple[str, int]]:
-        """Host and port of each listener that has them, with the port that was found for 0."""
+        """Host and port of each TCP listener, with the port that was assigned for 0."""
         return [self._open[key].bound() for key in _keys(listeners) if not key[0].path]
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Sockets:
 
 
 def listen_on(address: Address) -> socket.socket:
-    """One listening socket, in no group. Raises OSError that names the address."""
+    """One listening socket, outside any group. Raises OSError that names the address."""
     if address.path:
         return _unix(address)
     sock = _tcp(address, address.port, in_group=False)
@@ -166,11 +166,11 @@ def listen_on(address: Address) -> socket.socket:
 
 
 def silence(sock: socket.socket) -> None:
-    """Keeps new connections away from a listening socket that accepts for another moment and is then closed.
+    """Keeps new connections away from a listening socket that accepts for a short time and is then closed.
 
-    A visitor who arrives between the last `accept` and the close is reset, above all one whose handshake was
-    under way. So from now on a TCP socket takes no new connection. The visitor's SYN gets no answer; the next
-    one, a second later, is refused or served, depending on who listens there by then. The file of a Unix
+    A visitor who arrives between the last `accept` and the close is reset, in particular one whose handshake
+    was under way. So from now on a TCP socket takes no new connection. The visitor's SYN gets no answer; the
+    next one, a second later, is refused or served, depending on who listens there by then. The file of a Unix
     socket is removed.
     """
     if sock.family == socket.AF_UNIX:
@@ -211,7 +211,7 @@ def is_at(sock: socket.socket, address: Address) -> bool:
 
 
 class _Group:
-    """The sockets of one address: one for each slot, or one for all where the kernel knows no groups."""
+    """The sockets of one address: one per slot, or one for all if there are no groups."""
 
     def __init__(self, address: Address, inherited: socket.socket | None, left: Sequence[Left] = ()) -> None:
         self._address = address
@@ -244,7 +244,7 @@ class _Group:
             self._found = sockets[0].getsockname()[:2]
 
     def keep(self) -> None:
-        """What was taken over belongs to this process alone from now on."""
+        """From now on sockets that were taken over belong to this process alone."""
         if self._taken_over:
             for sock in (*self._sockets, *([self._shared] if self._shared is not None else [])):
                 _unsilence(sock)
@@ -264,13 +264,13 @@ class _Group:
         del self._sockets[slots:]
         for sock in extra:
             if _listens(sock):
-                # It is in the group, and closing it would reset a visitor who comes just now.
+                # It is in the group, and closing it would reset a visitor who connects just now.
                 self._sockets.append(sock)
             else:
                 sock.close()
 
     def of(self, slot: int, slots: int) -> list[socket.socket]:
-        """The slot's own, and those left over from a time with more slots, on which everybody accepts."""
+        """The slot's own, and surplus sockets from a time with more slots, on which all slots accept."""
         if self._shared is not None:
             return [self._shared]
         return [self._sockets[slot], *self._sockets[slots:]]
@@ -282,7 +282,7 @@ class _Group:
         return self._sockets[slot]
 
     def bound(self) -> tuple[str, int]:
-        """Host and port, with the port that was found for 0."""
+        """Host and port, with the port that was assigned for 0."""
         if self._shared is not None:
             host, port = self._shared.getsockname()[:2]
             return host, port
@@ -315,7 +315,7 @@ def _listens(sock: socket.socket) -> bool:
 
 
 def _check_free(address: Address) -> None:
-    """Members of a group do not disturb each other, so only a socket without it finds a port in use."""
+    """Sockets of a group do not conflict, so only one outside of it detects a port in use."""
     if address.port:
         _tcp(address, address.port, in_group=False).close()
 
@@ -359,7 +359,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "there is a file of that name")
+        raise OSError(errno.EEXIST, "a file with that name exists")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

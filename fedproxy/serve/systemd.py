@@ -1,7 +1,7 @@
-"""systemd's two conversations with a service, without its library: sd_notify(3) and sd_listen_fds(3).
+"""systemd's two protocols for services, without its library: sd_notify(3) and sd_listen_fds(3).
 
-Both come in the environment and are meant for one process. They are taken out of it when they are read, so
-that a worker does not take the parent's watchdog or listeners for its own.
+Both use environment variables that are meant for one process. They are removed when they are read, so that a
+worker does not mistake the parent's watchdog or listeners for its own.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
 class Notifier:
-    """Says to systemd how the service is, as long as `NOTIFY_SOCKET` names a socket; else it does nothing.
+    """Reports the service's state to systemd if `NOTIFY_SOCKET` names a socket; otherwise does nothing.
 
-    It never raises and never blocks: each message returns whether it was handed over. `watchdog` is the time
-    in seconds between two `alive()` that systemd wants (half of its limit), None if it does not watch.
+    It never raises and never blocks: each message returns whether it was sent. `watchdog` is the time in
+    seconds between two calls of `alive()` (half of systemd's limit), None without a watchdog.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
@@ -35,16 +35,16 @@ class Notifier:
             self._socket.setblocking(False)
 
     def ready(self) -> bool:
-        """It serves: after the start, and after a reload that `reloading` began."""
+        """The service is ready: after startup, and after a reload that `reloading` announced."""
         return self._send("READY=1")
 
     def reloading(self) -> bool:
-        """It reads its config again; `ready` follows when it is in force, or was refused."""
-        # Type=notify-reload tells a reload by this clock from one that was before its signal.
+        """The config is being reloaded; `ready` follows when it is in force, or was refused."""
+        # By this clock Type=notify-reload distinguishes this reload from one before its signal.
         return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, within: float) -> bool:
-        """It ends, in at most `within` seconds: systemd waits that long, even beyond `TimeoutStopSec`."""
+        """It stops within `within` seconds: systemd waits that long, even beyond `TimeoutStopSec`."""
         return self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(within * 1e6)}")
 
     def status(self, text: str) -> bool:
@@ -52,11 +52,11 @@ class Notifier:
         return self._send(f"STATUS={' '.join(text.split())}")
 
     def alive(self) -> bool:
-        """It is not stuck: for the watchdog."""
+        """The service is not stuck: for the watchdog."""
         return self._send("WATCHDOG=1")
 
     def close(self) -> None:
-        """Says nothing from now on."""
+        """Sends nothing from now on."""
         if self._address is not None:
             self._address = None
             self._socket.close()
@@ -104,7 +104,7 @@ def _listener(number: int, name: str) -> socket.socket:
     try:
         sock = socket.socket(fileno=number)
     except OSError as error:
-        fault = f"systemd passed {shown}, which is no socket, expected a listening one"
+        fault = f"systemd passed {shown}, which is not a socket, expected a listening one"
         raise OSError(error.errno, fault) from error
     if not _listens(sock):
         sock.close()

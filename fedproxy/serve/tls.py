@@ -1,8 +1,8 @@
 """The TLS side of a listener: certificates by name, renewed in place, and the keys of session tickets.
 
-The context that a server is given stays the same for as long as it listens, and holds no certificate. At each
-handshake the name that the visitor asks for (RFC 6066 section 3) chooses the context that does. So a renewed
-certificate is in force from the next handshake on, and no connection notices.
+A server's context stays the same while it listens, and holds no certificate. At each handshake the name that
+the visitor asks for (RFC 6066 section 3) selects the context that does. So a renewed certificate is used from
+the next handshake on, and no connection is affected.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _SET_TICKET_KEYS = 59
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What reading the files again brought.
+    """The result of rereading the files.
 
-    `renewed`: key paths of the certificates that were replaced. `faults`: what changed and cannot be used.
+    `renewed`: key paths of the certificates that were replaced. `faults`: changed files that cannot be used.
     """
 
     renewed: list[str]
@@ -58,7 +58,7 @@ class Refreshed:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a pair's files hold. The key itself is not kept."""
+    """The content of a pair's files. The key itself is not kept."""
 
     chain: bytes
     key_digest: bytes
@@ -85,10 +85,10 @@ class _Source:
     chosen_by_name: bool
 
     def load(self) -> tuple[_Seen | list[Fault], _Loaded | list[Fault]]:
-        """What the files hold, and what came of it.
+        """The content of the files, and the pair or its fault.
 
-        A directory that is swapped between two reads shows a certificate with another's key: what fails is
-        looked at again.
+        A directory that is swapped between two reads shows a certificate with another's key: a failure is
+        checked again.
         """
         for _ in range(_READINGS):
             seen = self.look()
@@ -98,7 +98,7 @@ class _Source:
         return seen, outcome
 
     def look(self) -> _Seen | list[Fault]:
-        """What the files hold now."""
+        """The current content of the files."""
         chain = _read(f"{self.where}.certificate", self.files.certificate)
         key = _read(f"{self.where}.private_key", self.files.private_key)
         if isinstance(chain, bytes) and isinstance(key, bytes):
@@ -129,9 +129,9 @@ class _Source:
     def _refused(self, error: ssl.SSLError) -> Fault:
         chain, key = self.files.certificate, self.files.private_key
         if error.reason in _MISMATCHES:
-            return Fault(f"{self.where}.certificate", f"{chain} does not go with {key}, expected its own key")
+            return Fault(f"{self.where}.certificate", f"{chain} does not match {key}, expected its own key")
         if not error.reason:
-            # OpenSSL says no more of a key that it cannot read; the certificate was read before.
+            # OpenSSL gives no details about a key that it cannot read; the certificate was read before.
             return Fault(f"{self.where}.private_key", f"{key} holds no private key, expected one as PEM")
         reason = error.reason.replace("_", " ").lower()
         return Fault(f"{self.where}.certificate", f"{chain} is refused by OpenSSL: {reason}")
@@ -246,7 +246,7 @@ class Certificates:
 
 
 def ignore_unreadable_names() -> None:
-    """Keeps silent, in this process, about visitors who ask for a name that is not ASCII.
+    """Suppresses tracebacks, in this process, for visitors who ask for a name that is not ASCII.
 
     Python ends such a handshake by itself, and would write a traceback for each one to standard error.
     """
@@ -301,8 +301,8 @@ def _read(where: str, path: Path) -> bytes | Fault:
 
 
 def _leaf(chain: bytes) -> tuple[tuple[str, ...], tuple[str, ...], float]:
-    """Host names, addresses and the end of the first certificate. Raises ValueError if there is none."""
-    # Here, because it takes several MiB, which a worker that speaks no TLS can do without.
+    """Host names, addresses and the expiry of the first certificate. Raises ValueError if there is none."""
+    # Imported here, because it takes several MiB, which a worker without TLS does not need.
     from cryptography import x509
 
     leaf = x509.load_pem_x509_certificates(chain)[0]
@@ -320,12 +320,12 @@ class _EncryptedError(Exception):
 
 
 def _no_passphrase() -> NoReturn:
-    # Without this OpenSSL would ask on the terminal.
+    # Without this OpenSSL would prompt on the terminal.
     raise _EncryptedError
 
 
 def _set_ticket_keys(context: ssl.SSLContext, secret: bytes) -> str | None:
-    """Through OpenSSL itself, since Python's ssl has no way to set them. None, or why it cannot be done."""
+    """Sets them in OpenSSL itself, because Python's ssl cannot. None, or why it is not possible."""
     if sys.implementation.name != "cpython":
         return f"{sys.implementation.name} does not show its OpenSSL contexts"
     try:

@@ -1,4 +1,4 @@
-"""Whether a data plane makes traces, and of what."""
+"""The tracer of a data plane."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedproxy.config import Tracing as Settings
+    from fedproxy.config.model import Tracing as Settings
     from fedproxy.observe.tracing import Tracing
     from fedproxy.proxy.edge import Edge
 
-_LAST_SPANS = 1.0  # seconds that a collector may take for them
+_LAST_SPANS = 1.0  # seconds for a collector to take the last ones
 
 
 class Traces:
-    """Makes the edge's tracer as the config says."""
+    """Creates the edge's tracer according to the config."""
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
@@ -23,7 +23,7 @@ class Traces:
         self._closing: set[asyncio.Task[None]] = set()
 
     def put(self, settings: Settings) -> None:
-        """Puts the settings in force; what was traced by others is still sent."""
+        """Puts the settings in force; spans of the previous tracer are still sent."""
         if settings == self._settings:
             return
         self._settings = settings
@@ -44,7 +44,7 @@ class Traces:
             self._tracing = None
 
     async def close(self) -> None:
-        """Returns once what was traced is sent, or its time is over."""
+        """Returns once the spans are sent, or after a time limit."""
         self._edge.tracer = None
         self._end()
         await asyncio.gather(*self._closing)

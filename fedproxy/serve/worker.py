@@ -1,8 +1,8 @@
-"""A worker process: a data plane and the line to the control process.
+"""A worker process: a data plane, and the control channel to the control process.
 
-It is started with the descriptors of the line and of the hand that sockets come from, and never waits for the
-control process. When that is gone, it serves on with what it last knew, until a signal ends it, another
-control process takes its sockets over (`serve/orphans.py`), or a minute has passed.
+It is started with the descriptors of the control channel and of the hand that sockets come from. It never
+waits for the control process. When that is gone, it serves on with what it last knew, until a signal ends it,
+another control process takes its sockets over (`serve/orphans.py`), or a minute has passed.
 """
 
 from __future__ import annotations
@@ -15,30 +15,38 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, assert_never
 
 import uvloop
 
 from fedproxy.control import hand
-from fedproxy.control.line import (
-    Ask,
+from fedproxy.control.channel import ControlChannel, open_to_control
+from fedproxy.control.messages import (
+    Account,
+    AccountPart,
+    ApplyConfig,
+    BreakerInDoubt,
+    BreakerOpened,
+    ConfigRefused,
     Drain,
     Fact,
-    Health,
-    Leaving,
-    Line,
+    FromWorker,
+    GetAccount,
+    LaunchesInFlight,
+    LaunchMoved,
+    LaunchRequested,
     Logo,
-    Part,
-    Put,
+    MemberHealth,
+    MemberServes,
     Ready,
-    Refused,
-    Renew,
-    Reopen,
+    RenewCertificates,
+    ReopenLog,
     Start,
-    Tickets,
-    Told,
+    Stopping,
+    TicketSecret,
+    ToWorker,
 )
-from fedproxy.errors import ConfigError
+from fedproxy.errors import ChannelError, ConfigError
 from fedproxy.observe.events import Events, take_over
 from fedproxy.serve.orphans import Bell
 from fedproxy.serve.plane import Plane
@@ -46,8 +54,6 @@ from fedproxy.serve.sockets import Left, silence
 from fedproxy.serve.tls import ignore_unreadable_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fedproxy.decide.snapshot import Survey
 
 _TELL = 1.0  # seconds between two accounts of what was counted
@@ -75,35 +81,37 @@ class Worker:
         self._handed: asyncio.Queue[tuple[object, list[socket.socket]]] = asyncio.Queue()
         self._bell: Bell | None = None
         self._alone: asyncio.TimerHandle | None = None
-        self._early: list[object] = []  # what was told before there was somebody to tell
-        self._handlers: dict[type, Callable[..., None]] = {
-            Start: self._start,
-            Put: self._put,
-            Health: self.plane.health,
-            Logo: self.plane.set_logo,
-            Renew: lambda _: self.plane.renew(),
-            Reopen: lambda _: self._reopen_log(),
-            Tickets: lambda message: self.plane.set_tickets(message.secret),
-            Ask: self._ask,
-            Drain: lambda message: self._end(message.seconds),
-        }
+        self._early: list[ToWorker] = []  # what was told before there was somebody to tell
 
-    line: Line
+    channel: ControlChannel[FromWorker, ToWorker]
     _hand: socket.socket
 
     async def run(self, descriptor: int, hand_descriptor: int) -> None:
-        """Serves until told to end."""
+        """Serves until told to end.
+
+        Raises ChannelError if the control process is of another release, ConfigError and OSError if it cannot
+        serve, CancelledError if there is nothing to serve.
+        """
         self._hand = socket.socket(fileno=hand_descriptor)
-        self.line = await Line.open(socket.socket(fileno=descriptor), self._on_message, self._on_lost)
+        self.channel = await open_to_control(
+            socket.socket(fileno=descriptor), self._on_message, self._on_refused, self._on_lost
+        )
         self._listen_to_signals()
-        start = await self._started
+        try:
+            await self._serve(await self._started)
+        finally:
+            self.channel.close()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
+
+    async def _serve(self, start: Start) -> None:
         self._given = start.given
         plane = self.plane
         plane.set_tickets(start.tickets)
         sockets = {number: socket.socket(fileno=number) for each in start.sockets for number in each}
         try:
             of_each = [[sockets[number] for number in each] for each in start.sockets]
-            await plane.start(start.put, of_each, start.health)
+            await plane.start(start.apply, of_each, start.health)
         finally:
             for sock in sockets.values():
                 sock.close()
@@ -112,7 +120,7 @@ class Worker:
         for message in self._early:
             self._on_message(message)
         self._early.clear()
-        self.line.send(Ready())
+        self.channel.send(Ready())
         loop = asyncio.get_running_loop()
         accounts = loop.create_task(self._give_accounts())
         borrowing = loop.create_task(self._borrow())
@@ -132,24 +140,54 @@ class Worker:
                 for sock in self._handed.get_nowait()[1]:
                     sock.close()
             await plane.close()
-            self.line.send(Told(None, self._survey()))
-            self.line.close()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
+            self.channel.send(Account(None, self._survey()))
 
-    def _on_message(self, message: object) -> None:
+    def _on_message(self, message: ToWorker) -> None:
         if not (self._serving or isinstance(message, Start | Drain)):
             self._early.append(message)
             return
-        handler = self._handlers.get(type(message))
-        if handler is not None:
-            handler(message)
-        else:
-            self.plane.hear(message)  # type: ignore[arg-type]
+        match message:
+            case Start():
+                self._start(message)
+            case ApplyConfig():
+                self._apply(message)
+            case MemberHealth():
+                self.plane.health(message)
+            case Logo():
+                self.plane.set_logo(message)
+            case RenewCertificates():
+                self.plane.renew()
+            case ReopenLog():
+                self._reopen_log()
+            case TicketSecret(secret):
+                self.plane.set_tickets(secret)
+            case GetAccount(number):
+                self._answer(number)
+            case Drain(seconds):
+                self._end(seconds)
+            case (
+                BreakerOpened()
+                | BreakerInDoubt()
+                | MemberServes()
+                | LaunchMoved()
+                | LaunchRequested()
+                | LaunchesInFlight()
+            ):
+                self.plane.hear(message)
+            case _:
+                assert_never(message)
 
     def _start(self, start: Start) -> None:
         if not self._started.done():
             self._started.set_result(start)
+
+    def _on_refused(self, error: ChannelError) -> None:
+        """What the control process says is not understood: it is asked for another worker."""
+        if not self._started.done():
+            self._started.set_exception(error)
+        else:
+            self._events.say(f"worker {os.getpid()} is to be replaced: {error}")
+            self._leave()
 
     def _on_lost(self) -> None:
         self._lost.set()
@@ -171,17 +209,22 @@ class Worker:
         """Takes over sockets in the order in which they were handed."""
         while True:
             note, sockets = await self._handed.get()
-            slot, at = cast("tuple[int, int | None]", note)
-            for sock in sockets:
-                await self.plane.borrow(slot, at or 0, sock)
-            if at is None:
-                self.plane.give_back(slot)
+            match note:
+                case [int(slot), int(at)]:
+                    for sock in sockets:
+                        await self.plane.borrow(slot, at, sock)
+                case [int(slot), None]:
+                    self.plane.give_back(slot)
+                case _:
+                    for sock in sockets:
+                        sock.close()
+                    self._events.say(f"worker {os.getpid()} cannot read a note: {note!r}")
 
     # Without a control process
 
     def _left(self) -> list[Left] | None:
         """What another control process can take over; None while its own is there."""
-        if self.line.is_open and os.getppid() == self._parent:
+        if self.channel.is_open and os.getppid() == self._parent:
             return None
         found = zip(self.plane.listening(), self._given, strict=True)
         return [(sock, given) for sockets, given in found for sock in sockets]
@@ -197,23 +240,23 @@ class Worker:
                 silence(sock)
         self._end(None)
 
-    def _put(self, put: Put) -> None:
+    def _apply(self, update: ApplyConfig) -> None:
         try:
-            self.plane.put(put)
+            self.plane.apply(update)
         except ConfigError as error:
-            self.line.send(Refused(tuple(error.faults)))
+            self.channel.send(ConfigRefused(tuple(error.faults)))
 
     def _reopen_log(self) -> None:
         try:
             self.plane.reopen_log()
         except ConfigError as error:
-            self.line.send(Refused(tuple(error.faults)))
+            self.channel.send(ConfigRefused(tuple(error.faults)))
 
     def _tell(self, fact: Fact) -> None:
-        self.line.send_fresh(fact)
+        self.channel.send_fresh(fact)
 
-    def _ask(self, ask: Ask) -> None:
-        answer = asyncio.get_running_loop().create_task(self._give_account(ask.number))
+    def _answer(self, number: int) -> None:
+        answer = asyncio.get_running_loop().create_task(self._give_account(number))
         self._answers.add(answer)
         answer.add_done_callback(self._answers.discard)
 
@@ -221,7 +264,7 @@ class Worker:
         while True:
             await asyncio.sleep(_TELL)
             # One that began is told whole.
-            if self.line.is_read:
+            if self.channel.is_read:
                 await self._give_account(None)
 
     def _survey(self) -> Survey:
@@ -234,9 +277,9 @@ class Worker:
             survey = self._survey()
             members, last = survey.members, max(0, len(survey.members) - 1) // _AT_A_TIME * _AT_A_TIME
             for at in range(0, last, _AT_A_TIME):
-                self.line.send(Part(at, members[at : at + _AT_A_TIME]))
+                self.channel.send(AccountPart(at, members[at : at + _AT_A_TIME]))
                 await asyncio.sleep(0)
-            self.line.send(Told(number, replace(survey, members=members[last:]), last))
+            self.channel.send(Account(number, replace(survey, members=members[last:]), last))
 
     # The end
 
@@ -244,17 +287,17 @@ class Worker:
         loop = asyncio.get_running_loop()
         # A terminal sends these to the whole group; the control process says what they mean for a worker.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        loop.add_signal_handler(signal.SIGINT, lambda: None if self.line.is_open else self._leave())
+        loop.add_signal_handler(signal.SIGINT, lambda: None if self.channel.is_open else self._leave())
         loop.add_signal_handler(signal.SIGTERM, self._leave)
         # Of somebody who sends it to the whole service.
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
 
     def _leave(self) -> None:
-        """Told by a signal: visitors are accepted until the successor does."""
+        """Told to by a signal, or by itself: visitors are accepted until the successor does."""
         if not self._started.done():
             self._started.cancel()
-        elif self.line.is_open:
-            self.line.send(Leaving())
+        elif self.channel.is_open:
+            self.channel.send(Stopping())
             asyncio.get_running_loop().call_later(_HANDOVER, self._end, None)
         else:
             self._give_up()
@@ -282,13 +325,15 @@ async def _run(descriptor: int, hand_descriptor: int, events: Events) -> None:
 
 
 def main() -> None:
-    """Runs a worker; the arguments are the descriptors of the line and of the hand."""
+    """Runs a worker; the arguments are the descriptors of the control channel and of the hand."""
     events = take_over()
     ignore_unreadable_names()
     try:
         uvloop.run(_run(int(sys.argv[1]), int(sys.argv[2]), events))
     except asyncio.CancelledError:
         raise SystemExit(0) from None
+    except ChannelError as error:
+        raise SystemExit(f"fedproxy: worker: {error}") from None
     except ConfigError as error:
         raise SystemExit("\n".join(f"fedproxy: worker: {fault}" for fault in error.faults)) from None
     except OSError as error:

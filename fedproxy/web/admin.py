@@ -1,7 +1,7 @@
 """The admin listener: a page for operators, the admin API, health and metrics.
 
-Reading is open to whoever reaches the listener; every write needs the token. A write is checked whole before
-anything of it is done, and when it is answered all who serve know of it.
+Reading is open to anyone who can reach the listener; every write needs the token. A write is validated as a
+whole before any of it is applied, and it is answered when every worker has it.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, probed, shares
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
 
 _POLICY: Final = "script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'none'"
 _MOST: Final = 1e18
 _MEMBER: Final = "/members/{name:[^/]+}"
-_BODY_TIME: Final = 10.0  # seconds, for the whole of it
+_BODY_TIME: Final = 10.0  # seconds, for the whole body
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stuck(Protocol):
-    """A worker that has sent nothing for so many seconds."""
+    """A worker whose event loop has not reported for a while."""
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
 
     @property
     def seconds(self) -> float:
-        """How long."""
+        """The time since its last report."""
 
 
 class AdminState(Protocol):
-    """What the admin listener asks for."""
+    """What the admin listener needs to know and do."""
 
     @property
     def config(self) -> Config:
-        """What is in force."""
+        """The config in force."""
 
     @property
     def listening(self) -> bool:
@@ -77,19 +77,19 @@ class AdminState(Protocol):
         """The last hour."""
 
     def next_look(self) -> asyncio.Future[None]:
-        """Done when the history has seen the next survey. Shared: not to be cancelled."""
+        """Done when the history has seen the next survey. Shared: do not cancel it."""
 
     def stuck(self) -> Sequence[Stuck]:
-        """The workers that should serve and do not turn."""
+        """The workers that should serve but whose event loop does not respond."""
 
     async def glance(self) -> Survey:
-        """As `survey`, but in less than a second; callers at the same time share one survey."""
+        """As `survey`, but in less than a second; concurrent callers share one survey."""
 
     async def survey(self) -> Survey:
-        """The members and counts of all workers together, who are asked for them."""
+        """The members and counts of all workers together, asked of each worker now."""
 
     def known(self) -> Survey:
-        """The same without asking anybody: as it was about a second ago. Counts may be the live ones."""
+        """The last known survey, about a second old, without asking the workers. Counts may be live."""
 
     def certificates(self) -> Mapping[str, float]:
         """When each certificate expires, in seconds since the epoch, by its name."""
@@ -98,24 +98,24 @@ class AdminState(Protocol):
         """The config in force, without its secrets."""
 
     async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
-        """The operator's intent for a member, kept and told to all workers.
+        """Sets the operator's intent for a member: saves it and sends it to all workers.
 
-        Raises KeyError for no member's name, ConfigError, and OSError, with a sentence for its strerror, if
-        it cannot be kept. In each case nothing has changed.
+        Raises KeyError if no member has this name, ConfigError, and OSError, with a sentence as its strerror,
+        if it cannot be saved. In each case nothing has changed.
         """
 
     async def join(self, name: str, settings: object) -> None:
-        """A member joins, or takes the place of the one of that name. Raises ConfigError, and OSError."""
+        """Adds a member, or replaces the one with that name. Raises ConfigError and OSError."""
 
     async def leave(self, name: str) -> None:
-        """A member leaves. Raises as `change` does; ConfigError if the federation needs it."""
+        """Removes a member. Raises as `change` does; ConfigError if the federation needs it."""
 
     async def reload(self) -> list[Fault]:
-        """Reads the config again; what is wrong with it, or nothing if it is in force now."""
+        """Reloads the config; returns its faults, or an empty list if it is now in force."""
 
 
 def create_admin_app(state: AdminState, streams: int = MOST_STREAMS) -> web.Application:
-    """The admin listener's application. streams: live pages that may be open at once."""
+    """The admin listener's application. streams: the most live pages open at once."""
     app = create_app(answer_errors(b"application/json"), _POLICY)
     templates = app[aiohttp_jinja2.APP_KEY] = environment()
     live = Live(state, templates.get_template("live.html"), streams)
@@ -172,12 +172,12 @@ class _Admin:
             certificates=state.certificates(),
         )
         accept = ",".join(request.headers.getall("Accept", ()))
-        # Visitors may be served in this loop, and other scrapes made in it meanwhile.
+        # This loop may also serve visitors, and other scrapes.
         text = await in_turns(expose(view, accept))
         return web.Response(body=text.encode(), headers={"Content-Type": content_type(accept)})
 
     async def live(self, request: web.Request) -> web.Response:
-        # A data plane in this loop turns if this is answered at all.
+        # If the data plane runs in this loop, answering at all shows that it is alive.
         stuck = self._stuck()
         return web.json_response({"live": not stuck} | stuck, status=503 if stuck else 200)
 
@@ -218,10 +218,10 @@ class _Admin:
         faults = await _write(self._state.join(name, settings))
         if faults:
             return _refuse(request, faults)
-        # Whoever has answered this has taken the member over: they are asked in the order they were told.
+        # A worker that answers the survey has already applied the change: messages arrive in order.
         survey = await self._state.survey()
         if survey.named(name) is None:
-            # It was put as a past member, of whom there is nothing to describe.
+            # It was added as a past member, which has no state to describe.
             return web.Response(status=204)
         return web.json_response(self._described_one(survey, name), status=200 if known else 201)
 
@@ -241,7 +241,7 @@ class _Admin:
     def _authorize(self, request: web.Request) -> None:
         token = self._state.config.admin.token
         if token is None:
-            raise RefusedError(403, "Writing is off: the config has no admin.token.")
+            raise RefusedError(403, "Writes are off: the config has no admin.token.")
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         expected = token.get_secret_value().encode()
         if scheme.lower() != "bearer" or not hmac.compare_digest(
@@ -251,13 +251,13 @@ class _Admin:
                 401, "This needs the admin token.", {"WWW-Authenticate": 'Bearer realm="fedproxy"'}
             )
 
-    # What they share
+    # Shared
 
     def _is_ready(self, survey: Survey) -> bool:
         return self._state.listening and any(member.answers for member in survey.members)
 
     def _stuck(self) -> dict[str, Any]:
-        """The part of an answer about workers that do not turn; empty if all do."""
+        """The part of an answer about workers that do not respond; empty if all do."""
         stuck = [{"pid": each.pid, "seconds": round(each.seconds, 1)} for each in self._state.stuck()]
         return {"not_turning": stuck} if stuck else {}
 
@@ -281,11 +281,11 @@ def _name(request: web.Request) -> str:
 
 
 def _unknown() -> RefusedError:
-    return RefusedError(404, "There is no member of that name.")
+    return RefusedError(404, "There is no member with that name.")
 
 
 async def _write(change: Awaitable[None]) -> list[Fault]:
-    """What is wrong with a change, or nothing if it is in force now. Raises `RefusedError`."""
+    """The faults of a change, or an empty list if it is now in force. Raises `RefusedError`."""
     try:
         await change
     except KeyError as error:
@@ -312,7 +312,7 @@ def _refuse(request: web.Request, faults: Sequence[Fault]) -> web.Response:
 async def _body(request: web.Request) -> object:
     """The request's JSON. Raises `RefusedError`."""
     try:
-        # aiohttp's server does not say that a chunk makes no sense: it just reads no more.
+        # aiohttp's server does not report an invalid chunk: it just stops reading.
         async with asyncio.timeout(_BODY_TIME):
             raw = await request.read()
     except TimeoutError as error:
@@ -326,11 +326,11 @@ async def _body(request: web.Request) -> object:
 
 
 def _read_change(change: object) -> tuple[Intent | None, float | None]:
-    """The parts of a change, None for one that is not in it. Raises `RefusedError`."""
+    """The parts of a change, None for each absent one. Raises `RefusedError`."""
     if not isinstance(change, dict) or not change:
         raise RefusedError(422, 'Expected an object with "state", "weight" or both.')
     if not change.keys() <= {"state", "weight"}:
-        raise RefusedError(422, 'There is a key that is not known: expected "state", "weight" or both.')
+        raise RefusedError(422, 'Unknown key: expected "state", "weight" or both.')
     intent = weight = None
     if "state" in change:
         if change["state"] not in list(Intent):
@@ -338,7 +338,7 @@ def _read_change(change: object) -> tuple[Intent | None, float | None]:
         intent = Intent(change["state"])
     if "weight" in change:
         given = change["weight"]
-        # NaN is not in any range.
+        # NaN fails every comparison.
         if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < _MOST:
             raise RefusedError(422, "weight: expected a number of at least 0.")
         weight = float(given)

@@ -1,4 +1,4 @@
-"""What both applications say about a request that they do not serve, and on every response."""
+"""What both applications have in common: error answers, and the fields of every response."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POLICY: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; frame-a
 
 
 class RefusedError(FedproxyError):
-    """A request that a handler does not serve, as it is answered. `detail` is one line, plain text."""
+    """Raised by a handler to refuse a request with this answer. `detail` is one line of plain text."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -36,7 +36,7 @@ class RefusedError(FedproxyError):
 
 
 def request_id(request: web.Request) -> str:
-    """The id in the request's X-Request-ID, or one made up for it."""
+    """The id in the request's X-Request-ID, or a new one."""
     if _ID not in request:
         given = request.headers.get("X-Request-ID", "")
         request[_ID] = given if _IS_ID(given) else secrets.token_hex(16)
@@ -44,7 +44,7 @@ def request_id(request: web.Request) -> str:
 
 
 def answer_errors(accept: bytes | None = None) -> Middleware:
-    """A middleware that answers errors in the edge's own form, as `accept` or else the request asks."""
+    """A middleware that renders errors as the edge does, in the form that `accept` or the request prefers."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -67,7 +67,7 @@ def answer_errors(accept: bytes | None = None) -> Middleware:
 
 
 def _signer(policy: str) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Adds what every response carries; for `on_response_prepare`."""
+    """Adds the header fields of every response; for `on_response_prepare`."""
 
     async def sign(request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
@@ -77,14 +77,14 @@ def _signer(policy: str) -> Callable[[web.Request, web.StreamResponse], Awaitabl
         headers["Content-Security-Policy"] = f"{_POLICY}; {policy}"
         headers.setdefault("Cache-Control", "no-store")
         if request.version < HttpVersion11:
-            # aiohttp tells a 1.0 client if its connection is kept, but not if it is closed.
+            # aiohttp tells an HTTP/1.0 client that its connection is kept, but not that it is closed.
             headers.setdefault("Connection", "close")
 
     return sign
 
 
 class _WithoutTracebacks(logging.Filter):
-    """A malformed request is the client's fault: one line says enough."""
+    """A malformed request is the client's fault: one line is enough, without a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
@@ -99,7 +99,7 @@ _FILTER: Final = _WithoutTracebacks()
 def create_app(middleware: Middleware, policy: str) -> web.Application:
     """An application that signs its responses and logs no traceback for a client's mistake.
 
-    policy: what its pages may do, in words of Content-Security-Policy, besides loading their style.
+    policy: Content-Security-Policy directives for its pages, in addition to loading their style.
     """
     logging.getLogger("aiohttp.server").addFilter(_FILTER)
     app = web.Application(middlewares=[middleware], client_max_size=64 * 1024)

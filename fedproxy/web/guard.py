@@ -1,10 +1,10 @@
 """Limits of the admin listener: connections, bytes, time.
 
-aiohttp's server waits without end for a head, and for the reader of an answer. Here both have a time limit,
-and there is room for so many connections. One more takes the place of the one that was idle longest or, where
-half of the room is taken by connections without a request, of the one of these that has waited longest. So a
-flood of silent connections pushes out itself, and an operator or a scrape is still served. Requests that are
-being answered are left alone; if they fill the room, a new connection is closed.
+aiohttp's server waits without limit for a head, and for the reader of an answer. Here both have a time limit,
+and the number of connections is bounded. A connection over the limit replaces the one that was idle longest
+or, if half of the connections have sent no request, the one of these that has waited longest. So a flood of
+silent connections evicts itself, and an operator or a scrape is still served. Requests being answered are
+never evicted; if they take all the room, a new connection is closed.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 _HEAD_TIME: Final = 10.0  # seconds, for the whole head
 _IDLE_TIME: Final = 75.0  # seconds between two requests
-_READING_TIME: Final = 60.0  # seconds to read the rest of an answer that is complete
+_READING_TIME: Final = 60.0  # seconds to read the rest of a complete answer
 _STALLED_TIME: Final = 30.0  # seconds without progress while an answer is still being made
-_HEAD_BYTES: Final = 512 * 1024  # including what came of a body before it is read
-_BODY_BYTES: Final = 2 * 1024 * 1024  # aiohttp reads less of one, but more requests may follow
-_LOOK: Final = 1.0  # seconds between two looks at all of them
-# The loop accepts all who wait at once. They are a part of the room, so that whoever comes has had a turn to
-# be heard before others push them out; more than that wait in the system, which has them try again.
+_HEAD_BYTES: Final = 512 * 1024  # including the part of a body that arrives before it is read
+_BODY_BYTES: Final = 2 * 1024 * 1024  # aiohttp reads less for one request, but more requests may follow
+_LOOK: Final = 1.0  # seconds between two sweeps over all connections
+# The loop accepts the whole backlog at once. The backlog is a fraction of the room, so that each connection
+# gets a turn to be read before others evict it. The kernel drops the SYNs of the rest, and they try again.
 _AT_ONCE: Final = 4
 _LEAST_AT_ONCE: Final = 8
-_TO_END: Final = 2.0  # seconds that requests have to end as the listener closes
+_TO_END: Final = 2.0  # seconds for requests to end when the listener closes
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Guarded:
-    """An application on a listening socket, which it owns. room: for so many connections at once.
+    """An application on a listening socket, which it owns. room: the most connections at once.
 
-    clock: in seconds; the loop's without it.
+    clock: in seconds; default: the loop's.
     """
 
     def __init__(self, app: web.Application, room: int, clock: Callable[[], float] | None = None) -> None:
@@ -45,7 +45,7 @@ class Guarded:
         app.middlewares.insert(0, self._watch)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_TO_END)
         self._connections: dict[asyncio.BaseTransport, _Connection] = {}
-        # In each, the one that has waited longest comes first.
+        # In each, the connection that has waited longest comes first.
         self._new: dict[_Connection, None] = {}
         self._idle: dict[_Connection, None] = {}
         self._loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ class Guarded:
         self._timer: asyncio.TimerHandle | None = None
 
     async def listen(self, sock: socket.socket) -> None:
-        """Begins to accept. Raises OSError."""
+        """Starts to accept. Raises OSError."""
         await self._runner.setup()
         unix = sock.family == socket.AF_UNIX
         create = self._loop.create_unix_server if unix else self._loop.create_server
@@ -64,17 +64,17 @@ class Guarded:
         self._timer = self._loop.call_later(_LOOK, self._look_again)
 
     async def close(self) -> None:
-        """Stops accepting, and gives requests a moment to end."""
+        """Stops accepting, and gives requests a short time to end."""
         if self._timer is not None:
             self._timer.cancel()
         if self._server is not None:
             self._server.close()
         for idle in (*self._new, *self._idle):
-            # aiohttp would wait in case a request is about to be read.
+            # aiohttp would wait for a request that might still arrive.
             if not idle.transport.get_write_buffer_size():
                 idle.transport.abort()
         await self._runner.cleanup()
-        # Readers who have not taken the end of an answer by now do not get it.
+        # A client that has not read the end of its answer by now does not get it.
         for left in list(self._connections):
             cast(asyncio.Transport, left).abort()
 
@@ -106,7 +106,7 @@ class Guarded:
         self._connections[connection.transport] = connection
         self._new[connection] = None
         if len(self._connections) > self.room:
-            # Else idle connections would fill the room, and who comes be pushed out by the next who does.
+            # Otherwise idle connections would fill the room, and each new one would be evicted by the next.
             of_idle = bool(self._idle) and len(self._new) < max(2, self.room // 2)
             self._drop(next(iter(self._idle if of_idle else self._new)))
 
@@ -117,7 +117,7 @@ class Guarded:
         self._idle.pop(connection, None)
 
     def _drop(self, connection: _Connection) -> None:
-        # It stops counting now; the loop calls `connection_lost` later.
+        # It no longer counts from here on; the loop calls `connection_lost` later.
         self.leave(connection)
         connection.transport.abort()
 
@@ -126,7 +126,7 @@ class Guarded:
         self.look()
 
     def look(self) -> None:
-        """Drops connections whose time is over."""
+        """Drops connections that are over a time limit."""
         now = self.now()
         for connection in list(self._connections.values()):
             if connection.is_late(now):
@@ -135,7 +135,7 @@ class Guarded:
 
 
 class _Connection(asyncio.Protocol):
-    """Between the transport and aiohttp's protocol, which is handed all that comes."""
+    """Sits between the transport and aiohttp's protocol, which it passes everything to."""
 
     transport: asyncio.Transport
 
@@ -194,12 +194,12 @@ class _Connection(asyncio.Protocol):
         """The answer is made."""
         self._busy = False
         self._since = now
-        # What came may be the next request's head, or the rest of an unread body.
+        # Further bytes may be the next request's head, or the rest of an unread body.
         self._head_since = now if self._received else None
         self._received = 0
 
     def is_late(self, now: float) -> bool:
-        """Whether its time is over."""
+        """Whether it is over a time limit."""
         unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent or not unsent:
             self._unsent, self._moved = unsent, now

@@ -1,12 +1,12 @@
 """The operators' live page: what is on it, and the streams that keep open pages up to date.
 
-A stream is sent the page's changing part as HTML, as the templates have it, so that a page that was just
-loaded and one that is open show the same. What a reader is too slow for is skipped, and one that reads
-nothing is dropped.
+A stream carries the changing part of the page as HTML, rendered by the same template, so that an open page
+and one that was just loaded show the same. A slow reader skips versions, and one that reads nothing is
+dropped.
 
-With one worker the visitors' loop is this one. So an event is made once for all streams, and compressed once:
-each is a piece of a deflate stream that looks back at no other. It is made a little at a time, and written to
-one stream in a turn of the loop.
+With one worker this is also the visitors' loop. So each event is rendered and compressed once for all
+streams, as a piece of a deflate stream that refers to no earlier piece. It is rendered in small steps, and
+each turn of the loop writes to one stream only.
 """
 
 from __future__ import annotations
@@ -36,37 +36,37 @@ if TYPE_CHECKING:
     from fedproxy.decide.snapshot import Snapshot, Survey
 
 MOST_STREAMS: Final = 200
-_PATIENCE: Final = 10.0  # seconds that a reader may take for what it was sent
-_REST: Final = 9.0  # times as long as it took to make a page, none is made
-_ABOUT_ONE: Final = 4  # events that are shown beside a member
+_PATIENCE: Final = 10.0  # seconds for a reader to take what it was sent
+_REST: Final = 9.0  # pause between two pages, as a multiple of the time that rendering one takes
+_ABOUT_ONE: Final = 4  # events shown with a member
 _SHOWN: Final = 40  # events that the page lists
-_GZIP: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: a head that says nothing
+_GZIP: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: a header without optional fields
 _HEAD: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class LiveState(Protocol):
-    """What the live page asks for."""
+    """What the live page needs to know."""
 
     @property
     def history(self) -> History:
-        """What there was, and the last survey."""
+        """The last hour, and the last survey."""
 
     @property
     def listening(self) -> bool:
         """Whether visitors are accepted."""
 
     def known(self) -> Survey:
-        """The members as they are, as far as that is known without asking."""
+        """The last known survey, without asking the workers."""
 
     def next_look(self) -> asyncio.Future[None]:
-        """Done when the history has seen the next survey. Shared: not to be cancelled."""
+        """Done when the history has seen the next survey. Shared: do not cancel it."""
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What was made of the look or the step of that `number`; the next is not made before `rest_until`.
+    """The event for look or step `number`; the next one is not rendered before `rest_until`.
 
-    packed: the same as a piece of a deflate stream.
+    packed: the content as a piece of a deflate stream.
     """
 
     number: int = -1
@@ -75,12 +75,12 @@ class _Made:
     rest_until: float = 0.0
 
     def sent(self, packs: bool) -> bytes:
-        """As a stream is sent it."""
+        """The bytes for a stream."""
         return self.packed if packs else self.content
 
 
 class Live:
-    """The page's content, and its streams, at most so many. `template` is that of the part that changes."""
+    """The page's content and its streams, at most `most`. `template` renders the part that changes."""
 
     def __init__(self, state: LiveState, template: Template, most: int = MOST_STREAMS) -> None:
         self._most = most
@@ -95,7 +95,7 @@ class Live:
         self._turn = asyncio.Lock()
 
     def context(self, survey: Survey) -> dict[str, Any]:
-        """What the template shows."""
+        """The template's context."""
         history = self._state.history
         parts, figures = shares(survey.members), history.figures()
         events: dict[str | None, list[Event]] = defaultdict(list)
@@ -125,9 +125,9 @@ class Live:
         }
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """What changes, as server-sent events, until the reader leaves or the listener closes."""
+        """Sends changes as server-sent events until the reader leaves or the listener closes."""
         if self._streams >= min(self._most, MOST_STREAMS):
-            raise RefusedError(503, "As many live pages are open as may be.", {"Retry-After": "30"})
+            raise RefusedError(503, "Too many live pages are open.", {"Retry-After": "30"})
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_future()
         self._streams += 1
@@ -162,7 +162,7 @@ class Live:
                 drawn, shown = charts.number, page.number
                 async with self._turn:
                     await asyncio.sleep(0)
-                # A reader who is far behind keeps this waiting, and is then sent what holds by then.
+                # A reader that is far behind delays this, and then gets the current state.
                 async with asyncio.timeout(_PATIENCE):
                     await response.write(begin + new)
                 begin = b""
@@ -173,11 +173,11 @@ class Live:
         return response
 
     async def page(self) -> str:
-        """What the page shows now."""
+        """The changing part of the page as it is now."""
         return await in_turns(self._template.generate(self.context(self._state.known())))
 
     async def _page(self) -> _Made:
-        """The page, made once for all streams, and again after a look if that takes no more than its part."""
+        """The page event, rendered once for all streams; again after a look, unless it is too soon."""
         history, made = self._state.history, self._made
         async with self._making:
             if history.survey is None or made is not self._made or made.number == history.looks:
@@ -192,7 +192,7 @@ class Live:
         return self._made
 
     async def _chart(self, drawn: int) -> _Made:
-        """What a page lacks whose charts go up to the step `drawn`, and the step up to which they go then."""
+        """The event for a page whose charts go up to step `drawn`: nothing, one point, or whole charts."""
         history = self._state.history
         if drawn == history.steps:
             return _Made(drawn)
@@ -208,12 +208,12 @@ class Live:
 
 
 def log(events: Iterable[Event]) -> dict[str, Any]:
-    """The events for programs."""
+    """The events as data for programs."""
     return {"events": [told(event) for event in events]}
 
 
 def told(event: Event) -> dict[str, Any]:
-    """An event in plain words and values."""
+    """An event as plain data."""
     return {
         "time": _written(event.time),
         "level": event.level.value,
@@ -227,32 +227,32 @@ def _written(time: float) -> str:
 
 
 def _trouble(member: Snapshot, events: Iterable[Event]) -> str | None:
-    """What is wrong with a member, as an operator who was just woken wants to read it; None if nothing is.
+    """What is wrong with a member, for an operator who was just woken; None if nothing is.
 
-    events: about it, the newest first.
+    events: those about it, newest first.
     """
     if not member.healthy:
-        return "; ".join(member.details or member.reasons) or "the probes say so, and not why"
+        return "; ".join(member.details or member.reasons) or "unhealthy, for no known reason"
     if member.breaker is not BreakerState.CLOSED:
         bad = next((event for event in events if event.level is Level.BAD), None)
         last = f"; {_written(bad.time)[11:19]} {bad.text}" if bad else ""
-        return f"its breaker is {member.breaker.value}{last}"
+        return f"breaker {member.breaker.value}{last}"
     if member.intent is Intent.READY and not member.available:
         return f"full, with {member.in_flight} requests and {member.launches} launches in flight"
     return None
 
 
 async def _make(number: int, name: str, data: str | Mapping[str, Any], rest_until: float = 0.0) -> _Made:
-    """An event, in both forms."""
-    # In a thread, which other threads need not wait for while it packs.
+    """An event, plain and compressed."""
+    # In a thread: zlib releases the GIL.
     content, packed = await asyncio.to_thread(_event, name, data)
     return _Made(number, content, packed, rest_until)
 
 
 def _event(name: str, data: str | Mapping[str, Any]) -> tuple[bytes, bytes]:
-    # As JSON it has no line ends.
+    # JSON has no raw line ends, so one `data` line is enough.
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     content = f"event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
     pack = zlib.compressobj(4, zlib.DEFLATED, -zlib.MAX_WBITS)
-    # After a full flush the next piece begins at a byte and looks back at nothing.
+    # A full flush ends on a byte boundary, and the next piece does not refer to this one.
     return content, pack.compress(content) + pack.flush(zlib.Z_FULL_FLUSH)

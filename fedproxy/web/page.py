@@ -1,4 +1,4 @@
-"""The templates and what pages load, and the federation's page from a config alone."""
+"""The templates, the files that pages load, and the federation's page rendered from a config alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from fedproxy.web.view import configured_cards, join_contact, past_cards
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config
+    from fedproxy.config.model import Config
 
 _SPECIAL: Final = re.compile(r"([\\`*_{}\[\]<>()#+.!|~&-])")
 
 
 def escape_markdown(text: str) -> str:
-    """Text of which Markdown makes nothing but that text."""
+    """Text escaped so that Markdown renders it literally."""
     return _SPECIAL.sub(r"\\\1", text)
 
 
 def environment() -> Environment:
-    """The templates, with the same rules for all: text is escaped, and a mistyped name is an error."""
+    """The template environment: text is escaped, and an undefined name is an error."""
     made = Environment(
         loader=PackageLoader("fedproxy.web"),
         autoescape=select_autoescape(("html",)),
@@ -38,7 +38,7 @@ def environment() -> Environment:
 
 
 class Asset:
-    """A file that pages load. `url` names its content: a new version's page never meets an old version's."""
+    """A file that pages load. `url` has a hash of the content: no page gets the file of another version."""
 
     def __init__(self, file: str, content_type: str, path: str) -> None:
         self.text = files("fedproxy.web").joinpath("static", file).read_text("utf-8")
@@ -47,7 +47,7 @@ class Asset:
         self._type = content_type
 
     async def serve(self, request: web.Request) -> web.Response:
-        """Answers with it; browsers may keep it for a day."""
+        """Serves it; browsers may cache it for a day."""
         headers = {"Cache-Control": "public, max-age=86400"}
         return web.Response(text=self.text, content_type=self._type, charset="utf-8", headers=headers)
 
@@ -58,17 +58,17 @@ def stylesheet(path: str) -> Asset:
 
 
 def icon(path: str) -> Asset:
-    """The sign of the edge's own pages, as `path`: else a browser asks for one, and a member would answer."""
+    """The icon of the edge's own pages, as `path`; without it, browsers would ask for a member's favicon."""
     return Asset("icon.svg", "image/svg+xml", path)
 
 
 def site(config: Config) -> str:
-    """The name of the federation's address, as visitors type it; empty if the config has none."""
+    """The host name of the federation as visitors type it; empty if the config has none."""
     return (config.public_url or "").partition("://")[2]
 
 
 def render_page(config: Config, form: str) -> str:
-    """The member page as one document, "html" or "markdown", with nothing of how the members are now."""
+    """The member page as one "html" or "markdown" document, without the members' current state."""
     template = environment().get_template("federation.md" if form == "markdown" else "federation.html")
     return template.render(
         site=site(config),

@@ -16,8 +16,8 @@ from fedproxy.wire.cookie import set_cookie, take
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fedproxy.config import Config
-    from fedproxy.control.line import Logo
+    from fedproxy.config.model import Config
+    from fedproxy.control.messages import Logo
     from fedproxy.decide.snapshot import Snapshot
 
 
@@ -30,23 +30,23 @@ _ORIGIN: Final = re.compile(
 
 
 class PublicState(Protocol):
-    """What the public pages ask for."""
+    """What the public pages need to know."""
 
     @property
     def config(self) -> Config:
-        """What is in force."""
+        """The config in force."""
 
     def members(self) -> Sequence[Snapshot]:
         """The members as they are now."""
 
     def logos(self) -> Mapping[str, Logo]:
-        """The images that the page can show, by the URL in the config."""
+        """The logos that the page can show, by the URL in the config."""
 
     def cookie_member(self, value: str) -> str | None:
-        """The name of the member that an affinity cookie's value stands for."""
+        """The name of the member that an affinity cookie's value identifies."""
 
     def cookie_for(self, name: str, secure: bool) -> str | None:
-        """The value of the Set-Cookie field that keeps a visitor with a member; None for no member's name."""
+        """The Set-Cookie value that keeps a visitor with a member; None if there is no such member."""
 
 
 def create_public_app(state: PublicState) -> web.Application:
@@ -90,7 +90,7 @@ class _Pages:
         return aiohttp_jinja2.render_template("federation.html", request, context)
 
     async def logo(self, request: web.Request) -> web.Response:
-        """An image that the page shows. Its name is its content's, so that it may be kept for long."""
+        """A logo. Its key is derived from its content, so it can be cached for long."""
         key = request.match_info["key"]
         logo = next((logo for logo in self._state.logos().values() if logo.key == key), None)
         if logo is None:
@@ -99,9 +99,9 @@ class _Pages:
         return web.Response(body=logo.content, headers=headers)
 
     async def move(self, request: web.Request) -> web.Response:
-        """Moves the visitor to `member`, or with none to whoever the next request leads to.
+        """Moves the visitor to `member`; without one, the next request chooses a member anew.
 
-        What is asked for is in the query: no page of the edge takes a body.
+        The parameters are in the query: no page of the edge takes a body.
         """
         if not _is_own(request, self._state.config.public_url):
             raise RefusedError(403, "This can only be asked for on the federation's own page.")
@@ -110,21 +110,20 @@ class _Pages:
         if name:
             cookie = self._cookie_for(name, secure)
         else:
-            line = set_cookie(self._state.config.affinity.cookie, b"", 0, secure=secure)
-            cookie = line.decode("ascii").partition(": ")[2].rstrip()
+            cookie = set_cookie(self._state.config.affinity.cookie, b"", 0, secure=secure).decode("ascii")
         return web.Response(status=303, headers={"Location": _PAGE, "Set-Cookie": cookie})
 
     def _cookie_for(self, name: str, secure: bool) -> str:
         member = next((member for member in self._state.members() if member.name == name), None)
         cookie = self._state.cookie_for(name, secure)
         if member is None or cookie is None:
-            raise RefusedError(404, "There is no member of that name.")
+            raise RefusedError(404, "There is no member with that name.")
         if not member.takes_visitors:
             raise RefusedError(409, "This member takes no new visitors at the moment.")
         return cookie
 
     def _mine(self, request: web.Request) -> str | None:
-        """The member that the visitor is with, by the cookie as the hot path reads it."""
+        """The visitor's member according to the cookie, read as the hot path reads it."""
         fields = "; ".join(request.headers.getall("Cookie", ()))
         value, _ = take(
             fields.encode("utf-8", "surrogateescape"), self._state.config.affinity.cookie.encode()
@@ -139,18 +138,18 @@ class _Pages:
 
 
 def _is_own(request: web.Request, public: str | None) -> bool:
-    """Whether a page of this site sends the request, as far as a browser says: no other moves visitors.
+    """Whether the browser says that the request comes from a page of this site: no other may move visitors.
 
     `public` is the site's origin, if it is known. A client that sends none of these headers is no browser, or
-    a very old one, so there is no visitor who could be moved against their will.
+    a very old one, so no visitor is moved against their will.
     """
     headers = request.headers
     where, origins = headers.getall("Sec-Fetch-Site", ()), headers.getall("Origin", ())
     if where:
-        # The browser has compared the origins, even where a proxy changed the Host. A `null` origin, as of a
+        # The browser has compared the origins, even if a proxy changed the Host. A `null` origin, as from a
         # sandbox or a data: URL, is never ours.
         return set(where) <= {"same-origin", "none"} and None not in map(_origin, origins)
-    # Over plain http, and in older browsers, there is only the form's origin, or where the form was.
+    # Over plain http, and in older browsers, there is only the Origin or the Referer of the form.
     return all(_is_here(request, each, public) for each in origins or headers.getall("Referer", ()))
 
 
@@ -158,7 +157,7 @@ def _is_here(request: web.Request, url: str, public: str | None) -> bool:
     """Whether an origin or a URL belongs to this site, by the Host or by the public URL."""
     origin = _origin(url)
     secure = request.headers.get("X-Forwarded-Proto") == "https"
-    # Where TLS ends at a proxy that is not trusted, what looks like http here may be https for the browser.
+    # If an untrusted proxy terminates TLS, what looks like http here may be https for the browser.
     schemes = ("https",) if secure else ("https", "http")
     here = {_origin(f"{scheme}://{request.headers.get('Host', '')}") for scheme in schemes}
     if public is not None:

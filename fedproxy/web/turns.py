@@ -1,4 +1,4 @@
-"""Long texts, made without holding anybody up: with one worker, visitors are served in the same loop."""
+"""Rendering of long texts without blocking the loop: with one worker, it also serves visitors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _TURN: Final = 0.001  # seconds
 
 
 async def in_turns(pieces: Iterable[str]) -> str:
-    """All pieces together, made in the order they come; about every millisecond others get their turn.
+    """All pieces joined, in order; yields to the loop about every millisecond.
 
-    Not in a thread: that would take the interpreter away from the loop for five milliseconds at a time.
+    Not in a thread: a thread would hold the GIL, and block the loop, for five milliseconds at once.
     """
     made, turn = [], perf_counter() + _TURN
     for piece in pieces:

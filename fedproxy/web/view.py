@@ -1,4 +1,4 @@
-"""The members in words and numbers, as pages and programs are shown them."""
+"""The members in the form that pages and programs are shown."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 
 if TYPE_CHECKING:
-    from fedproxy.config import Config, Organisation
-    from fedproxy.config import Member as Settings
+    from fedproxy.config.model import Config, Organisation
+    from fedproxy.config.model import Member as Settings
     from fedproxy.decide.snapshot import Snapshot
 
 
 def shares(members: Iterable[Snapshot]) -> dict[str, float]:
-    """For each member the part of the new visitors that it gets, from 0 to 1."""
+    """Each member's share of the new visitors, from 0 to 1."""
     parts = {member.name: member.share if member.takes_visitors else 0.0 for member in members}
     whole = sum(parts.values()) or 1.0
     return {name: part / whole for name, part in parts.items()}
@@ -38,7 +38,7 @@ def active_hosts(config: Config, members: Iterable[Snapshot]) -> dict[str, Any]:
 
 
 def probed(member: Snapshot, settings: Settings | None) -> dict[str, str]:
-    """The whole URLs where a member's health and versions are asked."""
+    """The full URLs of a member's health and versions."""
     base = "http://localhost" if member.url.startswith("unix:") else member.url
     health = settings.health if settings else "/health"
     versions = settings.versions if settings else "/versions"
@@ -82,16 +82,18 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
 
 
 def condition(member: Snapshot) -> str:
-    """A member in a word: whether it serves, and if not, what keeps it from that."""
-    if member.intent is not Intent.READY:
-        return member.intent.value
+    """The member's state: the operator's intent first, then health, breaker, limits and slow start."""
+    if member.intent is Intent.MAINT:
+        return "in maintenance"
+    if member.intent is Intent.DRAIN:
+        return "draining"
     if not member.healthy:
-        return "ill"
-    if member.breaker is BreakerState.OPEN:
-        return "out"
+        return "full" if member.reasons == ("quota",) else "unhealthy"
+    if member.breaker is BreakerState.OPEN or not member.admits:
+        return "ejected"
     if not member.available:
         return "full"
-    return "trial" if member.breaker is BreakerState.HALF_OPEN else "ready"
+    return "slow-starting" if member.share < member.weight else "available"
 
 
 def _plain(number: float) -> float:
@@ -101,10 +103,10 @@ def _plain(number: float) -> float:
 
 @dataclass(frozen=True)
 class Card:
-    """A member as visitors see it. `open`: takes new visitors. `share`: in percent, None for a past one.
+    """A member as visitors see it. `open`: takes new visitors. `share`: in percent, None for a past member.
 
-    pods: that it runs now, of its `quota`; None for what is not known. logo: where this edge serves the image
-    of who funds it, or else of who runs it.
+    pods: those running now, of its `quota`; None if unknown. logo: this edge's URL of the logo of the
+    organisation that funds it, or else of the one that runs it.
     """
 
     name: str
@@ -121,13 +123,13 @@ class Card:
 
     @property
     def initials(self) -> str:
-        """In place of a logo."""
+        """Shown instead of a logo."""
         words = [word for word in re.split(r"[^0-9A-Za-z]+", self.name) if word] or ["?"]
         return "".join(word[0] for word in words[:2]).upper()
 
 
 def past_cards(config: Config, logos: Mapping[str, str] | None = None) -> list[Card]:
-    """The members that were. logos: as for `live_cards`."""
+    """The past members. logos: as for `live_cards`."""
     return [
         replace(_card(name, settings, "Past member", False, None), logo=_logo(settings, logos or {}))
         for name, settings in config.members.items()
@@ -136,7 +138,7 @@ def past_cards(config: Config, logos: Mapping[str, str] | None = None) -> list[C
 
 
 def configured_cards(config: Config) -> list[Card]:
-    """The members as the config has them: nothing is known of how they are."""
+    """The members according to the config, without their current state."""
     active = config.active_members
     whole = sum(settings.weight for settings in active.values()) or 1.0
     return [
@@ -152,7 +154,7 @@ def configured_cards(config: Config) -> list[Card]:
 
 
 def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, str]) -> list[Card]:
-    """The members as they are now. logos: where this edge serves them, by the URLs in the config."""
+    """The members with their current state. logos: this edge's URL of each, by the URL in the config."""
     members = list(members)
     parts = shares(members)
     settings: Mapping[str, Settings] = config.members
@@ -174,7 +176,7 @@ def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, 
 
 
 def join_contact(config: Config) -> str | None:
-    """Where those ask who want to join: the prime member's contact, or else the first that there is."""
+    """The contact for those who want to join: the prime member's, or else the first one."""
     active = config.active_members
     prime = active[config.prime].contact if config.prime in active else None
     return prime or next((settings.contact for settings in active.values() if settings.contact), None)
@@ -189,18 +191,13 @@ def _logo(settings: Settings | None, logos: Mapping[str, str]) -> str | None:
 def _card(name: str, settings: Settings | None, status: str, is_open: bool, share: int | None) -> Card:
     if settings is None:
         return Card(name, None, None, None, None, status, is_open, share)
-    # A unix socket is nothing that a visitor could follow.
+    # A visitor cannot follow a link to a unix socket.
     url = settings.url if settings.url.startswith("http") else None
     return Card(name, url, settings.run_by, settings.funded_by, settings.contact, status, is_open, share)
 
 
 def _status(member: Snapshot) -> str:
-    if member.intent is Intent.MAINT:
-        return "In maintenance"
-    if not member.healthy:
-        return "Not well at the moment"
-    if not member.admits:
-        return "Recovering"
-    if member.intent is Intent.DRAIN or member.share <= 0:
+    state = condition(member)
+    if state == "available" and member.share <= 0:
         return "Takes no new visitors"
-    return "Takes new visitors" if member.available else "Full at the moment"
+    return state.capitalize()

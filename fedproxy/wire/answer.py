@@ -5,15 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final
 
+from fedproxy.http.response import PHRASES, Response
 from fedproxy.wire.events import accepted
 
-_PHRASES: Final[dict[int, str]] = {status.value: status.phrase for status in HTTPStatus}
-
-# What may be different in a moment, so that trying again is worth a visitor's while.
+# Errors that may be gone in a moment, so that it makes sense to try again.
 _PASSING: Final = frozenset((429, 502, 503, 504))
 _AGAIN: Final = '<p><a href="">Try again</a></p>\n'
 _ADVICE: Final = "Please try again in a minute."
@@ -21,7 +18,7 @@ _ADVICE: Final = "Please try again in a minute."
 # RFC 9110 section 12.4.2: a weight of 0 is a refusal.
 _REFUSED: Final = re.compile(rb";[ \t]*q=0(?:\.0{0,3})?[ \t]*(?:;|\Z)", re.IGNORECASE).search
 
-# One document with nothing to load: whatever is wrong with the members, this page is whole.
+# One self-contained document: whatever is wrong with the members, this page is complete.
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <head>
@@ -47,32 +44,23 @@ small {{ opacity: .8; overflow-wrap: anywhere; }}
 """
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A response without its head. `status` may differ from the error's: a launch is answered 200."""
-
-    status: int
-    content_type: bytes
-    body: bytes
-
-
-def render(status: int, detail: str, request_id: str, accept: bytes | None, build: bool) -> Answer:
-    """The answer to a request that is not served.
+def render(status: int, detail: str, request_id: str, accept: bytes | None, build: bool) -> Response:
+    """The answer to a request that is not served; its status is 200 for a launch.
 
     `detail` is one line for the visitor, as plain text. `accept` is the request's Accept field, all lines as
-    one list, empty if it has none; None means that nothing of the request may be trusted, and gives one fixed
+    one list, empty if it has none; None means that nothing of the request can be trusted, and gives one fixed
     line. `build`: the request is for `/build/`, where a client of an event stream gives up on every status
     but 200, so that the error has to be an event (its fields are BinderHub's).
     """
-    phrase = _PHRASES.get(status, "Error")
+    phrase = PHRASES.get(status, "Error")
     if accept is None:
-        return Answer(status, b"text/plain; charset=utf-8", f"{status} {phrase}: {detail}\n".encode())
+        return Response(status, b"text/plain; charset=utf-8", f"{status} {phrase}: {detail}\n".encode())
     if build and (accepted(accept) or _names(accept, b"text/event-stream")):
-        # A client of an event stream sees no Retry-After and no link, only these words.
+        # A client of an event stream sees no Retry-After and no link, only this text.
         if status in _PASSING and "try again" not in detail:
             detail = f"{detail} {_ADVICE}"
         event = json.dumps({"phase": "failed", "status_code": status, "message": detail})
-        return Answer(200, b"text/event-stream", f"data: {event}\n\n".encode())
+        return Response(200, b"text/event-stream", f"data: {event}\n\n".encode())
     if _names(accept, b"text/html"):
         page = _PAGE.format(
             status=status,
@@ -81,13 +69,13 @@ def render(status: int, detail: str, request_id: str, accept: bytes | None, buil
             again=_AGAIN if status in _PASSING else "",
             request_id=html.escape(request_id),
         )
-        return Answer(status, b"text/html; charset=utf-8", page.encode())
+        return Response(status, b"text/html; charset=utf-8", page.encode())
     body = json.dumps({"error": phrase, "detail": detail, "request_id": request_id})
-    return Answer(status, b"application/json", f"{body}\n".encode())
+    return Response(status, b"application/json", f"{body}\n".encode())
 
 
 def _names(accept: bytes, kind: bytes) -> bool:
-    """Whether an Accept field names a media type, in lower case, whatever its weight but 0."""
+    """Whether an Accept field names a media type, in lower case, with any weight except 0."""
     for part in accept.split(b","):
         if part.partition(b";")[0].strip(b" \t").lower() == kind and _REFUSED(part) is None:
             return True

@@ -1,7 +1,7 @@
 """Chunked bodies as they pass (RFC 9112 section 7.1).
 
-A body with a Content-Length, or one that ends with its connection, is only counted, and whoever relays it
-does that. A chunked body has to be followed to know where it ends; its bytes are forwarded as they came.
+A body with a Content-Length, or one that ends with its connection, is only counted, which its relay does. A
+chunked body must be followed to know where it ends; its bytes are forwarded as they came.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TINY_RUN = re.compile(
     b"(?:%b)*+" % b"|".join(b"[%x%X]\r\n.{%d}\r\n" % (size, size, size) for size in range(1, 16)), re.DOTALL
 ).match
 _RUN = 12 * 1024  # bytes
-_SLOW = 8  # the cost of a chunk that is read on its own, in chunks of a run
+_SLOW = 8  # the cost of a chunk read by itself, in chunks of a run
 _AT_ONCE = 2048  # chunks that one call reads, or slightly more: less than a millisecond
 # Chunks are tiny if they have fewer bytes than this on average. They add up, except for some in each call.
 _FAIR = 16
@@ -66,7 +66,7 @@ class BodyError(ValueError):
 
 
 class Chunked:
-    """Follows one chunked body, whatever way its bytes are split.
+    """Follows one chunked body, however its bytes are split.
 
     `feed` returns what to forward: with `framed` chunks without extensions, tiny ones joined, else the
     payload alone; `tap` is called with every piece of the payload before. `size` counts payload bytes. When
@@ -146,21 +146,21 @@ class Chunked:
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _line(self, data: bytes, at: int) -> int:
-        """Where the line that starts at `at` ends; -1 if it is not whole yet, and then it is held."""
+        """The end of the line that starts at `at`; -1 if it is incomplete, and then it is held."""
         end = data.find(b"\r\n", at)
         if end < 0:
             if len(data) - at > _LONGEST_LINE:
                 raise BodyError("a line of the chunked framing is too long")
             if data.find(b"\n", at) >= 0 or data.find(b"\r", at, -1) >= 0:
                 # No end of this line can make it valid.
-                raise BodyError("a line of the chunked framing ends in half a CRLF")
+                raise BodyError("a line of the chunked framing ends with half a CRLF")
             self._held = data[at:]
         elif end - at > _LONGEST_LINE:
             raise BodyError("a line of the chunked framing is too long")
         return end
 
     def _read_small(self, data: bytes, start: int, out: list[bytes]) -> int:
-        """Reads small chunks that are whole; tiny ones go on as one. Returns where the next chunk begins."""
+        """Reads complete small chunks; tiny ones are joined. Returns where the next chunk begins."""
         at, most = start, len(data) - 2
         run = _TINY_RUN(data, at, at + _RUN)
         end = run.end() if run is not None else at

@@ -15,8 +15,8 @@ _BEFORE = rb"[\0- \",\[\\\]\x7f-\xff]"
 def take(value: bytes, name: bytes) -> tuple[bytes | None, bytes]:
     """The values of the cookie `name` in a Cookie field, and the field without anything read as that cookie.
 
-    Several values are joined by semicolons, in order and without repetition. What is left keeps its bytes
-    and its order; it is empty when no other cookie was there.
+    Several values are joined by semicolons, in order and without repetition. The rest keeps its bytes and
+    its order; it is empty if there was no other cookie.
     """
     before, there, after = value.partition(name + b"=")
     # Not `in`, which for bytes tries a number first, and costs twice as much.
@@ -63,9 +63,9 @@ def _hidden(name: bytes) -> re.Pattern[bytes]:
 
 
 def set_cookie(name: str, value: bytes, max_age: int, *, secure: bool) -> bytes:
-    """A whole Set-Cookie line, its CRLF included. `max_age` is in seconds."""
+    """The value of a Set-Cookie field. `max_age` is in seconds."""
     tail = b"; Secure" if secure else b""
-    return b"Set-Cookie: %b=%b; Path=/; Max-Age=%d; HttpOnly; SameSite=Lax%b\r\n" % (
+    return b"%b=%b; Path=/; Max-Age=%d; HttpOnly; SameSite=Lax%b" % (
         name.encode("ascii"),
         value,
         max_age,

@@ -1,6 +1,6 @@
 """Event streams as they pass (WHATWG HTML, section 9.2: server-sent events).
 
-Only the data of events is looked at. What is forwarded is the bytes that came, not what was read of them.
+Only the data of events is inspected. The original bytes are forwarded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 MOST_DATA: Final = 64 * 1024
-"""Bytes of one event's data that are kept. The largest event known of a BinderHub has 22,581."""
+"""The most bytes kept of one event's data. The largest known event of a BinderHub has 22,581."""
 
 _LINE_END: Final = re.compile(rb"\r\n?|\n")
 _BOM: Final = b"\xef\xbb\xbf"
@@ -18,10 +18,10 @@ _ACCEPT: Final = re.compile(rb"(?:\A|\r\n)accept:([^\r]*)", re.IGNORECASE)
 
 
 class EventReader:
-    """Reads one event stream, whatever way its bytes are split.
+    """Reads one event stream, however its bytes are split.
 
-    `feed` gives the data of each event that became whole, in order; None stands for an event whose data is
-    over `most` bytes, of which nothing is kept. An event without data is none. No input is an error.
+    `feed` returns the data of each completed event, in order; None stands for an event with more than `most`
+    bytes of data, of which nothing is kept. An event without data does not count. No input is an error.
     """
 
     __slots__ = ("_at_start", "_cr", "_data", "_fresh", "_has_data", "_line", "_most", "_over", "_skipping")
@@ -128,7 +128,7 @@ class EventReader:
 
 
 def asked_for(block: bytes) -> bool:
-    """Whether BinderHub would read a block of header fields as asking for an event stream."""
+    """Whether BinderHub would read a block of header fields as a request for an event stream."""
     # RFC 9110 section 5.3: lines of one name are one list; tornado joins them with a comma.
     return accepted(b",".join(value.strip(b" \t") for value in _ACCEPT.findall(block)))
 
@@ -136,8 +136,8 @@ def asked_for(block: bytes) -> bool:
 def accepted(accept: bytes) -> bool:
     """The same for the value of the Accept field.
 
-    BinderHub cuts it at `;`, takes white space off each part, and ignores case. It knows no comma: in a list,
-    an event stream is asked for only if a `;` sets it apart.
+    BinderHub splits it at `;`, strips white space from each part, and ignores case. It does not split at
+    commas: in a list, an event stream counts only if a `;` separates it.
     """
     # As text, because Tornado's headers are Latin-1, which has more white space than bytes do.
     return any(part.strip().lower() == _STREAM for part in accept.decode("latin-1").split(";"))

@@ -1,4 +1,4 @@
-"""The Forwarded field: what proxies say of whom they forward (RFC 7239 sections 4 to 6)."""
+"""The Forwarded field: what proxies say about the client (RFC 7239 sections 4 to 6)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _PAIR = re.compile(
 )
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _NODE = re.compile(rb"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::(?:[0-9]{1,5}|_[A-Za-z0-9._\-]+))?").fullmatch
-# RFC 7239 section 4 wants quotes around a port and brackets; many proxies leave them out.
+# RFC 7239 section 4 requires quotes around a port and brackets; many proxies omit them.
 _UNQUOTED = re.compile(rb"\b(for=)([0-9A-Fa-f.]*[:\[][0-9A-Fa-f.:\[\]]*)(?=[ \t]*(?:;|$))", re.IGNORECASE)
 _SPACES = re.compile(rb"[ \t]*").match
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """What one proxy says of who came to it.
+    """What one proxy says about its peer.
 
-    `address` is in its canonical form, without a port; None if it is not told: `unknown`, a name that stands
-    for it, or nothing. `proto` is in lower case, `host` is as it was sent.
+    `address` is in its canonical form, without a port; None if it is not given: `unknown`, an obfuscated
+    name, or nothing. `proto` is in lower case, `host` is as it was sent.
     """
 
     address: bytes | None = None
@@ -60,10 +60,10 @@ def read(value: bytes) -> tuple[Hop, ...]:
 
 
 def read_end(value: bytes) -> tuple[Hop, ...]:
-    """The valid hops at the end of a malformed or empty value, after one hop that tells nothing.
+    """The valid hops at the end of a malformed or empty value, after one unknown hop.
 
     A proxy that appends to a value that a visitor made up sends a malformed value with a valid end. A visitor
-    must not be able to become unknown that way.
+    must not be able to become unknown in this way.
     """
     end: list[Hop] = []
     # An honest proxy sends no comma within an address, a scheme or a host.
@@ -94,5 +94,5 @@ def _address(node: bytes) -> bytes | None:
     if match is None:
         return None
     text: bytes = match[1] or match[2]
-    # Only IPv6 is written in brackets, and it is never without.
+    # IPv6 addresses, and only these, are written in brackets.
     return read_address(text) or None if (b":" in text) == (match[1] is None) else None

@@ -12,10 +12,10 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-# Most paths are like this, and all read them alike: no escape, no segment that is empty or starts with a dot.
+# Most paths are like this, and have one reading: no escape, no segment that is empty or starts with a dot.
 _PLAIN: Final = re.compile(rb"(?:/[^/.%;\\][^/%;\\]*+)*+/?").fullmatch
 _SLASHES: Final = re.compile(rb"[/\\]+")
-# Decoded, these end a path for some servers; `;` begins a parameter, which some cut off.
+# Decoded, these end a path for some servers; `;` begins a parameter, which some remove.
 _END: Final = re.compile(rb"[\0?#;]")
 # RFC 3986 section 6.2.2.2: these mean the same encoded or not.
 _UNRESERVED: Final = {
@@ -50,7 +50,7 @@ def readings(path: bytes) -> tuple[bytes, ...]:
 
 
 def normal(path: bytes) -> bytes:
-    """The first of its readings."""
+    """The first reading."""
     return _resolve(_SLASHES.sub(b"/", unquote_to_bytes(path)))
 
 

@@ -1,7 +1,7 @@
-"""The header of the PROXY protocol, versions 1 and 2: who connects, as a proxy before the edge says.
+"""The header of the PROXY protocol, versions 1 and 2: the client according to a proxy in front of the edge.
 
-HAProxy's `doc/proxy-protocol.txt`, sections 2.1 and 2.2. It stands before anything else on a connection, also
-before a TLS handshake.
+HAProxy's `doc/proxy-protocol.txt`, sections 2.1 and 2.2. It precedes everything else on a connection, also a
+TLS handshake.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from fedproxy.errors import BadProxyHeader
 
 _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED: Final = 16  # signature, version and command, family and transport, length of the rest
-_LONGEST_LINE: Final = 107  # version 1, its CRLF included
+_LONGEST_LINE: Final = 107  # version 1, including its CRLF
 _LONGEST_REST: Final = 4096 - _FIXED  # version 2: addresses and TLVs; proxies send a few hundred bytes
 _LOCAL, _PROXY = 0x20, 0x21
-# Family and transport -> what the addresses of both ends take.
+# Family and transport -> the size of the addresses of both ends.
 _ADDRESSES: Final = {0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32: 216}
 _TCP4, _TCP6, _UNSPECIFIED = 0x11, 0x21, 0x00
 _PORT = re.compile(rb"0|[1-9][0-9]{0,4}").fullmatch
@@ -26,8 +26,8 @@ _PORT = re.compile(rb"0|[1-9][0-9]{0,4}").fullmatch
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """`size`: bytes that the header takes. `client`: the address of who connects, as text; None if the header
-    does not say. `own`: the proxy connects for itself, as for a health check; otherwise for a visitor, whom
+    """`size`: the bytes of the header. `client`: the client's address, as text; None if the header does not
+    have it. `own`: the proxy connects for itself, as for a health check; otherwise for a visitor, whom
     it may not be able to name."""
 
     size: int
@@ -36,7 +36,7 @@ class ProxyHeader:
 
 
 def read(data: bytes) -> ProxyHeader | None:
-    """The header that `data` begins with, or None while it is not whole.
+    """The header at the start of `data`, or None while it is incomplete.
 
     Raises `BadProxyHeader` as soon as it cannot become one.
     """

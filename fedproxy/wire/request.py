@@ -1,9 +1,9 @@
-"""A request's head: what it means, and the bytes that the member is sent (RFC 9112 sections 2, 3 and 6).
+"""A request's head: its meaning, and the bytes to send to the member (RFC 9112 sections 2, 3 and 6).
 
-A head is read in two parts, because they repeat apart from each other: the request line, and the block of
-fields below it. Whoever keeps connections also keeps what was read (`grammar.Memo`), so that a browser's
-second request costs two dictionary look-ups. Reading is strict: what two readers could understand
-differently is refused, never repaired.
+A head is parsed in two parts, because they repeat independently: the request line, and the block of fields
+below it. The caller caches the results (`bounded.Memo`), so that a browser's second request costs two
+dictionary look-ups. Parsing is strict: what two parsers could understand differently is refused, never
+repaired.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
+from fedproxy.bounded import Memo
 from fedproxy.errors import BadRequest, MethodRefused
 from fedproxy.wire import cookie, forwarded
-from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, Memo, tokens
+from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, tokens
 
 _LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)((?:[/?].*)?)", re.IGNORECASE).fullmatch
@@ -90,7 +91,7 @@ def read_line(line: bytes) -> RequestLine:
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """What a proxy before the edge says of the visitor; believed only if that proxy is trusted."""
+    """What a proxy in front of the edge says about the visitor; used only if that proxy is trusted."""
 
     addresses: bytes | None = None  # X-Forwarded-For, all lines as one list
     real_ip: bytes | None = None
@@ -103,8 +104,8 @@ _NOTHING_SAID = Forwarded()
 
 
 class HeaderBlock:
-    """The fields of a request. `forward` holds the lines that the member is sent, without `Host`, without
-    what the edge adds for each connection or request, and without `Upgrade` (see `upgrade`)."""
+    """The fields of a request. `forward` holds the lines for the member, without `Host`, without those that
+    the edge adds for each connection or request, and without `Upgrade` (see `upgrade`)."""
 
     __slots__ = (
         "_words",
@@ -148,7 +149,7 @@ class HeaderBlock:
         self.banned = False
 
     def with_cookies(self, raw: bytes, cookie: bytes | None, line: bytes) -> HeaderBlock:
-        """The same block with a Cookie line more; `line` is what of it goes on to the member."""
+        """The same block with one more Cookie line; `line` is its part for the member."""
         block = HeaderBlock(raw)
         block.like = self
         block.host = self.host
@@ -199,7 +200,7 @@ class HeaderBlock:
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
-    """The name in lower case and the value; None for a line that only passes. Raises `BadRequest`."""
+    """The name in lower case and the value; None for a line that is only forwarded. Raises `BadRequest`."""
     match = FIELD.fullmatch(line)
     if match is None:
         raise BadRequest
@@ -210,9 +211,9 @@ def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
 class BlockReader:
     """Reads header blocks for one policy.
 
-    `cookie_name` is the affinity cookie's; it never goes on to a member. `origin` is sent where the
-    visitor sent none. With `trusted`, the forwarding fields of the peer are kept in `forwarded`. A block
-    is `banned` if `ban` says so of its User-Agent.
+    `cookie_name` is the affinity cookie's; it is never sent to a member. `origin` is sent if the visitor sent
+    none. With `trusted`, the forwarding fields of the peer are kept in `forwarded`. A block is `banned` if
+    `ban` applies to its User-Agent.
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class BlockReader:
         self._origin = b"Origin: " + origin.encode("ascii") if origin else b""
         self._trusted = trusted
         self._ban = ban
-        # Most lines repeat between visitors. What is long differs for each, and is read anew.
+        # Most lines repeat between visitors. Long ones differ for each, and are parsed each time.
         self._fields = Memo(_read_field, entries=4096, longest=256)
         self._without_cookies = Memo(self._read_lines, entries=1024)
 
@@ -354,7 +355,7 @@ class BlockReader:
 
     def _finish(self, block: HeaderBlock, lines: list[bytes], origin: bytes) -> None:
         if block.chunked or block.length:
-            # CVE-2026-69243: what follows an upgrade is not a body, so one with a body is none.
+            # CVE-2026-69243: what follows an upgrade is not a body, so one with a body is not an upgrade.
             block.upgrade = None
         host = block.forwarded.host or _host_of_hops(block) or block.host
         if host:
@@ -380,12 +381,12 @@ class BlockReader:
 
 
 def _with(before: bytes | None, value: bytes) -> bytes:
-    """A list with one line more (RFC 9110 section 5.3)."""
+    """A list with one more line (RFC 9110 section 5.3)."""
     return value if before is None else before + b", " + value
 
 
 def _host_of_hops(block: HeaderBlock) -> bytes | None:
-    """The host that the nearest proxy names in Forwarded; X-Forwarded-For goes before the whole of it."""
+    """The host that the nearest proxy names in Forwarded; X-Forwarded-For takes precedence over all of it."""
     if block.forwarded.addresses is None:
         for hop in reversed(block.forwarded.hops):
             if hop.host is not None:
@@ -407,7 +408,7 @@ def host_name(authority: bytes) -> bytes:
 
 
 def may_be_tunnelled(upgrade: bytes) -> bool:
-    """Whether an Upgrade field names protocols, and only such as the edge tunnels."""
+    """Whether an Upgrade field names protocols, and only those that the edge tunnels."""
     asked = tokens(upgrade)
     return bool(asked) and not any(token.partition(b"/")[0] in _NOT_TUNNELLED for token in asked)
 

@@ -1,11 +1,13 @@
-"""A response's head: what it means, and the bytes that the visitor is sent (RFC 9112 sections 4 and 6)."""
+"""A response's head: its meaning, and the bytes to send to the visitor (RFC 9112 sections 4 and 6)."""
 
 from __future__ import annotations
 
 import re
 
+from fedproxy.bounded import Memo
 from fedproxy.errors import BadResponse
-from fedproxy.wire.grammar import FIELD, IS_TOKEN, LENGTH, VALUE_BYTES, Memo, tokens
+from fedproxy.http.response import PHRASES, Response
+from fedproxy.wire.grammar import FIELD, IS_TOKEN, LENGTH, VALUE_BYTES, tokens
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
 _ANY_STATUS = b"HTTP/1.1 200"
@@ -20,9 +22,9 @@ _UNSAID = -(1 << 32)
 
 
 class ResponseHead:
-    """What a member answered. `forward` holds the status line and the lines that pass, with the
+    """A member's answer. `forward` holds the status line and the forwarded lines, with the
     `Content-Length` but without `Transfer-Encoding`, which depends on the visitor's version. `whole` is the
-    size of a final response's body if the head says it, whatever the method; else far below 0."""
+    size of a final response's body if the head has it, for any method; else far below 0."""
 
     __slots__ = (
         "bodiless",
@@ -53,7 +55,7 @@ class ResponseHead:
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
-    """The name in lower case and the value, or None for a line that only passes."""
+    """The name in lower case and the value, or None for a line that is only forwarded."""
     match = FIELD.fullmatch(line)
     if match is None:
         raise BadResponse
@@ -65,7 +67,7 @@ _fields = Memo(_read_field, entries=4096, longest=512)
 
 
 def read(raw: bytes) -> ResponseHead:
-    """Reads a head from its status line to its empty line, that one included. Raises `BadResponse`."""
+    """Reads a head from its status line up to and including its empty line. Raises `BadResponse`."""
     first, *rest = raw[:-4].split(b"\r\n")
     match = _STATUS(first)
     if match is None:
@@ -108,7 +110,7 @@ def read(raw: bytes) -> ResponseHead:
 
 
 def check_begun(begun: bytes, known: int = 0) -> None:
-    """Raises `BadResponse` if no valid head begins like this, whatever follows.
+    """Raises `BadResponse` if no valid head can begin like this.
 
     `begun` has no empty line yet. Its first `known` bytes are whole lines that were checked before.
     """
@@ -134,10 +136,25 @@ def _finish(head: ResponseHead, lines: list[bytes], named: tuple[bytes, ...], *,
     gone = set(named) - _SPECIAL
     if gone:
         lines[:] = [line for line in lines if line.partition(b":")[0].lower() not in gone]
-    # RFC 9110 section 8.6: a 1xx or 204 has no Content-Length, whatever the member says.
+    # RFC 9110 section 8.6: a 1xx or 204 has no Content-Length, even if the member sends one.
     if head.length is not None and head.status != 204 and head.status >= 200:
         lines.append(b"Content-Length: %d" % head.length)
     if head.length is not None and not head.bodiless:
         head.whole = head.length
     lines.append(b"")
     head.forward = b"\r\n".join(lines)
+
+
+def render(response: Response, connection: bytes | None, *, is_head: bool) -> bytes:
+    """A whole response, as bytes. connection: what `Connection` is to say. is_head: it answers a HEAD."""
+    status = response.status
+    lines = [b"HTTP/1.1 %d %b" % (status, PHRASES.get(status, "").encode("ascii"))]
+    if response.content_type:
+        lines.append(b"Content-Type: " + response.content_type)
+    if status != 204:
+        # RFC 9110 section 8.6: a 204 has no length.
+        lines.append(b"Content-Length: %d" % len(response.body))
+    lines += [b"%b: %b" % field for field in response.fields]
+    if connection is not None:
+        lines.append(b"Connection: " + connection)
+    return b"\r\n".join((*lines, b"", b"" if is_head else response.body))

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from fedproxy.bounded import Memo
 from fedproxy.wire.address import read_address
-from fedproxy.wire.grammar import Memo
 
 if TYPE_CHECKING:
     from fedproxy.wire.request import Forwarded
 
-#: Stands for an address that is not given (RFC 7239 section 6.1).
+#: Represents an address that is not given (RFC 7239 section 6.1).
 UNKNOWN: Final = b"unknown"
 
 _addresses: Memo[bytes] = Memo(read_address, longest=64)
@@ -22,11 +22,11 @@ _SECURE: Final = {b"https": True, b"wss": True, b"http": False, b"ws": False}
 
 @dataclass(slots=True)
 class Visitor:
-    """A visitor, and how they came.
+    """A visitor, and the route to the edge.
 
     client: the address in its canonical form, or `unknown`. addresses: all on the way as a list, the
-    visitor's own claims first, the trusted proxy's address last. secure: None if no header tells. unread: the
-    field and the address in it that cannot be read; None if there was none.
+    visitor's own claims first, the trusted proxy's address last. secure: None if no header says. unread: the
+    field and the address in it that cannot be parsed; None if there is none.
     """
 
     client: bytes
@@ -38,9 +38,9 @@ class Visitor:
 def find_visitor(said: Forwarded, peer: bytes, trusts: Callable[[bytes], bool]) -> Visitor:
     """The visitor of a request that the trusted `peer` forwarded.
 
-    Each proxy appends the address of its own peer. So the list is followed from its end for as long as
-    `trusts` says that the address is a trusted proxy. An address that cannot be read ends it too: its owner
-    may have written everything to the left of it.
+    Each proxy appends the address of its own peer. So the list is followed from its end while `trusts` says
+    that the address is a trusted proxy. An address that cannot be parsed ends it too: its owner may have
+    written everything to the left of it.
     """
     if said.addresses is not None:
         told, field = _members(said.addresses), b"X-Forwarded-For"
@@ -71,17 +71,17 @@ def find_visitor(said: Forwarded, peer: bytes, trusts: Callable[[bytes], bool]) 
 
 
 def _members(value: bytes) -> list[bytes]:
-    """The members of a list, without empty ones (RFC 9110 section 5.6.1), but at least one."""
+    """The elements of a list, without empty ones (RFC 9110 section 5.6.1), but at least one."""
     return [part for each in value.split(b",") if (part := each.strip(b" \t"))] or [b""]
 
 
 def _is_secure(proto: bytes | None, count: int, depth: int) -> bool | None:
-    """What X-Forwarded-Proto says of the visitor, who is at `depth` from the end of `count` addresses.
+    """What X-Forwarded-Proto says about the visitor, who is at `depth` from the end of `count` addresses.
 
-    If there is one for each address, every proxy added to both lists, and the visitor's is in the same place
-    as the address, where no visitor can write. Otherwise only some proxies add to the list (`https, http`:
-    TLS ends at the first, which asks the second in plain), and the first entry counts, as for most
-    frameworks. A visitor may have sent that one, but fools nobody else: it gets a cookie that it will not
+    If there is one entry per address, every proxy added to both lists, and the visitor's entry is in the same
+    place as the address, where no visitor can write. Otherwise only some proxies add to the list (`https,
+    http`: TLS ends at the first, which asks the second in plain), and the first entry counts, as in most
+    frameworks. A visitor may have sent that one, but affects nobody else: it gets a cookie that it will not
     send back, or no redirect.
     """
     if proto is None:

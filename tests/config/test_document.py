@@ -55,8 +55,8 @@ def test_json_is_read_as_json() -> None:
         ("a: *b", "|line 1, column 4: not valid YAML: found undefined alias 'b'"),
         ("a\n---\nb", "|line 2, column 1: not valid YAML: but found another document"),
         ("a: \x07", "|line 1: not valid YAML: character U+0007 is not allowed"),
-        ('a: "\\UFFFFFFFF"', "|not valid YAML: an escape in a string is no character"),
-        ('a: "\\U00110000"', "|not valid YAML: an escape in a string is no character"),
+        ('a: "\\UFFFFFFFF"', "|not valid YAML: an escape in a string is not a character"),
+        ('a: "\\U00110000"', "|not valid YAML: an escape in a string is not a character"),
         ("[" * 5000, "|line 1, column 32: not valid YAML: more than 32 levels"),
         ("x" * (1 << 20) + "y", "|is larger than 1 MiB"),
     ],
@@ -67,19 +67,19 @@ def test_text_that_is_no_yaml_says_where(text: str, message: str) -> None:
 
 
 def test_key_that_is_there_twice_is_named_with_its_lines() -> None:
-    assert messages("a:\n  b: 1\n  c: 2\n  b: 3\n") == ["a.b|is there twice, in line 2 and line 4"]
+    assert messages("a:\n  b: 1\n  c: 2\n  b: 3\n") == ["a.b|is given twice, on line 2 and line 4"]
 
 
 def test_tag_is_refused_with_its_line() -> None:
     assert messages("a: 1\nb: !!python/object:os.system {}\nc: !x y\nd: !!int abc") == [
-        "b|has the tag !!python/object:os.system in line 2, expected a plain value",
-        "c|has the tag !x in line 3, expected a plain value",
-        "d|has the tag !!int in line 4, expected a plain value",
+        "b|has the tag !!python/object:os.system on line 2, expected a plain value",
+        "c|has the tag !x on line 3, expected a plain value",
+        "d|has the tag !!int on line 4, expected a plain value",
     ]
 
 
 def test_key_that_is_no_text_is_refused() -> None:
-    assert messages("a: {[1]: 2}") == ["a|has a key in line 1 that is a list or a mapping, expected text"]
+    assert messages("a: {[1]: 2}") == ["a|has a key on line 1 that is a list or a mapping, expected text"]
 
 
 def test_alias_and_merge_take_over() -> None:
@@ -91,23 +91,23 @@ def test_alias_and_merge_take_over() -> None:
 
 
 def test_merge_of_no_mapping_is_refused() -> None:
-    assert messages("a: {<<: 5}") == ["a.<<|takes over what is not a mapping"]
+    assert messages("a: {<<: 5}") == ["a.<<|merges something that is not a mapping"]
 
 
 def test_aliases_that_multiply_are_bounded() -> None:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
-    assert messages(bomb) == ["|holds more than 50000 values, its aliases written out"]
+    assert messages(bomb) == ["|holds more than 50000 values with its aliases expanded"]
 
 
 def test_merges_that_multiply_are_bounded() -> None:
     bomb = "a0: &a0 {x: 1}\n"
     bomb += "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 10))
-    assert "|holds more than 50000 values, its aliases written out" in messages(bomb)
+    assert "|holds more than 50000 values with its aliases expanded" in messages(bomb)
 
 
 def test_list_that_contains_itself_is_refused() -> None:
-    assert "a|contains itself, or goes too deep" in messages("a: &a [*a]")
+    assert "a|contains itself, or is nested too deeply" in messages("a: &a [*a]")
 
 
 def test_mapping_that_merges_itself_is_refused() -> None:

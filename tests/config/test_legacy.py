@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedproxy.config import convert, parse
+from fedproxy.config.load import convert, parse
 from fedproxy.errors import ConfigError
 
 PRODUCTION: dict[str, Any] = {
@@ -161,13 +161,13 @@ def test_any_old_config_converts_to_an_equal_one(hosts: dict[str, Any], balancer
             [
                 "admin.adress: is not a known key, did you mean 'address'?",
                 "trusted_proxies.0: is 'x', expected a network such as 192.0.2.0/24 or 2001:db8::/32, "
-                "no bits set behind its prefix",
+                "without host bits set",
                 "load_balancer: is 5, expected rendezvous or random",
             ],
         ),
         (
             minimal(timeouts={}),
-            ["timeouts: is not a key of the old format, expected `members` in place of `hosts`"],
+            ["timeouts: is not a key of the old format, expected `members` instead of `hosts`"],
         ),
     ],
 )

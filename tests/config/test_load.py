@@ -14,17 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedproxy.config import (
-    Address,
-    Config,
-    fault_lines,
-    load,
-    masked,
-    member_from,
-    parse,
-)
+from fedproxy.config.address import Address
 from fedproxy.config.check import MAX_FAULTS
+from fedproxy.config.load import load, member_from, parse
+from fedproxy.config.model import Config
 from fedproxy.config.reference import render
+from fedproxy.config.report import fault_lines, masked
 from fedproxy.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -274,11 +269,11 @@ def test_fault_says_what_is_wrong_and_what_was_expected(path: str, value: object
         ),
         (
             "listen: [{address: 'a:1'}, {address: 'a:1'}]",
-            ["listen.1.address: is 'a:1', which listen.0.address has already"],
+            ["listen.1.address: is 'a:1', which listen.0.address already uses"],
         ),
         (
             "listen: [{address: '127.0.0.1:8081'}]",
-            ["listen.0.address: is '127.0.0.1:8081', which admin.address has already"],
+            ["listen.0.address: is '127.0.0.1:8081', which admin.address already uses"],
         ),
         ("routes: [{path: /, to: prime}]", ["routes.0.to: is 'prime', and no member is prime"]),
         (
@@ -323,7 +318,7 @@ def test_keys_that_do_not_agree_are_a_fault(text: str, expected: list[str]) -> N
         ("{a: {url: https://a, active: false}}", ["members: has no active member, expected at least one"]),
         (
             "{a: {url: https://a, prime: true}, b: {url: https://b, prime: true}}",
-            ["members.b.prime: is true, and for a too, expected at most one prime member"],
+            ["members.b.prime: is true, but a is prime already, expected at most one prime member"],
         ),
         (
             "{a: {url: https://a}, b: {url: https://b, prime: true, active: false}}",
@@ -332,8 +327,8 @@ def test_keys_that_do_not_agree_are_a_fault(text: str, expected: list[str]) -> N
         (
             "{a: {url: https://a, hosts: [x, y, x]}, b: {url: https://b, hosts: [Y]}}",
             [
-                "members.a.hosts.2: is 'x', which is there for a already",
-                "members.b.hosts.0: is 'y', which is there for a already",
+                "members.a.hosts.2: is 'x', which a already has",
+                "members.b.hosts.0: is 'y', which a already has",
             ],
         ),
     ],

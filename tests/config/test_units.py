@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from fedproxy.config import Address, member_address, units
 from fedproxy.config import address as addr
+from fedproxy.config import units
+from fedproxy.config.address import Address, member_address
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ async def test_candidate_that_is_well_is_fit_to_join() -> None:
     assert checks["health: Docker registry"].outcome is OK
     assert checks["static files"].values["bytes"] > 1_500_000
     assert checks["versions"].values["versions"]["binderhub"] == "1.0.0-toy"
-    assert checks["launch"].seen == "begun: waiting; left"
+    assert checks["launch"].seen == "started: waiting; abandoned"
 
 
 async def test_candidate_is_asked_as_an_edge_asks_and_each_check_is_told() -> None:
@@ -237,13 +237,13 @@ async def test_full_member_could_join_and_a_sick_one_could_not() -> None:
     assert not_ok(full) == {"pods": WARNING, "launch": WARNING}
     assert not sick.fit
     assert not_ok(sick) == {"health": FAILED, "health: JupyterHub API": FAILED}
-    assert of(sick)["health"].seen == "503: says that JupyterHub API is not ok"
+    assert of(sick)["health"].seen == "503: reports that JupyterHub API is not ok"
 
 
 @pytest.mark.parametrize(
     ("changes", "name", "outcome", "seen"),
     [
-        ({b"/versions": whole(b"?")}, "versions", FAILED, "answered something else than its versions"),
+        ({b"/versions": whole(b"?")}, "versions", FAILED, "answered something other than its versions"),
         ({b"/versions": whole(b"", b"404 Not Found")}, "versions", FAILED, "answered 404"),
         (
             {b"/versions": whole(b"", b"302 Found", b"Location: /versions\r\n")},
@@ -251,10 +251,15 @@ async def test_full_member_could_join_and_a_sick_one_could_not() -> None:
             FAILED,
             "answered 302, a redirect to /versions",
         ),
-        ({b"/health": whole(b"[]")}, "health", FAILED, "200: answered something else than its health"),
+        ({b"/health": whole(b"[]")}, "health", FAILED, "200: answered something other than its health"),
         ({b"/health": whole(b"x", b"500 No\x1b[31m")}, "health", FAILED, "answered 500"),
         ({b"/health": whole(b"x" * (1 << 20) + b"x")}, "health", FAILED, "answered more than 1 MiB"),
-        ({b"/health": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"}, "health", FAILED, "answered no HTTP"),
+        (
+            {b"/health": b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"},
+            "health",
+            FAILED,
+            "sent no valid HTTP",
+        ),
         ({b"/health": whole(b'{"ok": true, "checks": []}')}, "pods", WARNING, "no quota"),
         (
             {b"/health": whole(json.dumps(HEALTH).replace("100", "13").encode())},
@@ -263,7 +268,7 @@ async def test_full_member_could_join_and_a_sick_one_could_not() -> None:
             "3 of 13",
         ),
         ({b"/": whole(b"", b"404 Not Found")}, "static files", FAILED, "/: answered 404"),
-        ({b"/": whole(b"<p>no script")}, "static files", SKIPPED, "its page at / names no script"),
+        ({b"/": whole(b"<p>no script")}, "static files", SKIPPED, "its page at / references no script"),
         (
             {b"/": whole(b'<script src="/s.js">'), b"/s.js": whole(b"", b"404 Not Found")},
             "static files",
@@ -284,7 +289,7 @@ async def test_full_member_could_join_and_a_sick_one_could_not() -> None:
             "answered 301, a redirect to https://h/",
         ),
         ({BUILD: whole(b"x", fields=CORS)}, "event stream", FAILED, "Content-Type is missing"),
-        ({BUILD: b"garbage\r\n\r\n"}, "event stream", FAILED, "answered no HTTP that can be read"),
+        ({BUILD: b"garbage\r\n\r\n"}, "event stream", FAILED, "sent no valid HTTP"),
     ],
 )
 async def test_answer_that_is_not_as_it_should_be_is_said(
@@ -346,13 +351,13 @@ FEW = [event(phase=phase) for phase in ("waiting", "built", "launching", "ready"
 @pytest.mark.parametrize(
     ("response", "outcome", "seen"),
     [
-        (head() + chunked(*FEW), FAILED, "all that came (4 events) came at once, then it ended"),
-        (head() + piece(*FEW), FAILED, "all that came (4 events) came at once, broke off its answer"),
-        (head() + piece(*MANY), FAILED, "the first 40 events came at once, after "),
-        (head() + chunked(), FAILED, "it ended with no event"),
-        (head(), FAILED, "broke off its answer"),
+        (head() + chunked(*FEW), FAILED, "all 4 events arrived at once, then it ended"),
+        (head() + piece(*FEW), FAILED, "all 4 events arrived at once, broke off its response"),
+        (head() + piece(*MANY), FAILED, "the first 40 events arrived at once, after "),
+        (head() + chunked(), FAILED, "it ended without an event"),
+        (head(), FAILED, "broke off its response"),
         (head() + chunked(event(phase="failed", message="No")), SKIPPED, "the launch failed at once"),
-        (head() + piece(b":" + b"x" * (1 << 20)), FAILED, "all that came (0 events) came at once, "),
+        (head() + piece(b":" + b"x" * (1 << 20)), FAILED, "all 0 events arrived at once, "),
     ],
 )
 async def test_stream_that_does_not_move_is_told_from_one_that_failed(
@@ -394,7 +399,7 @@ async def test_stream_that_stops_and_stays_open_is_left_after_a_while() -> None:
     check = of(report)["unbuffered"]
     assert (check.outcome, check.seen) == (
         FAILED,
-        "all that came (4 events) came at once, then nothing more came",
+        "all 4 events arrived at once, then nothing more arrived",
     )
 
 
@@ -505,17 +510,17 @@ async def leave(how: Callable[[], None]) -> None:
 @pytest.mark.parametrize(
     ("script", "seen"),
     [
-        (answer(b"SSH-2.0-garbage\r\n\r\n"), "answered no HTTP that can be read"),
-        (answer(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), "no whole answer within 0.5 s"),
+        (answer(b"SSH-2.0-garbage\r\n\r\n"), "sent no valid HTTP"),
+        (answer(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), "no complete response within 0.5 s"),
         (
             per_request(lambda conn, _: leave(conn.close)),
             "closed the connection without an answer",
         ),
         (per_request(lambda conn, _: leave(conn.reset)), "Connection reset by peer"),
-        (answer(whole(b"x")[:-1] + b"\r\n" * 3), "answered something else than its versions"),
+        (answer(whole(b"x")[:-1] + b"\r\n" * 3), "answered something other than its versions"),
         (
             answer(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"),
-            "answered no HTTP that can be read",
+            "sent no valid HTTP",
         ),
     ],
 )
@@ -597,7 +602,7 @@ async def test_peer_that_hangs_in_the_middle_of_tls_is_not_waited_for(authoritie
 
     async with encrypted(AUTHORITY.issue_cert("127.0.0.1"), hang) as url, guard():
         report = await probe(url, authorities=authorities, timeout=0.5)
-    assert of(report)["versions"].seen == "no whole answer within 0.5 s"
+    assert of(report)["versions"].seen == "no complete response within 0.5 s"
 
 
 EXPIRED = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)

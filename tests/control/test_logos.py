@@ -9,8 +9,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from fedproxy.control import logos
-from fedproxy.control.line import Logo
 from fedproxy.control.logos import Logos, image_type
+from fedproxy.control.messages import Logo
 from tests.rig import until
 
 PNG = b"\x89PNG\r\n\x1a\nand so on"
@@ -61,8 +61,7 @@ async def test_logos_are_told_by_what_they_are_and_the_rest_is_said() -> None:
     assert len({logo.key for logo in told}) == 2
     assert held.asked.count("/round") == 3
     assert said == [
-        f"no logo at {url}{path}: initials stand in its place"
-        for path in ("/big", "/none", "/page", "/round")
+        f"no logo at {url}{path}: initials are shown instead" for path in ("/big", "/none", "/page", "/round")
     ]
 
 

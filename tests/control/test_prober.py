@@ -143,7 +143,7 @@ async def test_failures_that_may_pass_need_to_come_again() -> None:
         assert report.reasons == ("Docker registry",)
         first = running.seen[0]
         assert (first.healthy, first.reasons) == (True, ())
-        assert first.details == report.details == ("says that Docker registry is not ok",)
+        assert first.details == report.details == ("reports that Docker registry is not ok",)
         assert hub.rounds >= 3
 
 
@@ -286,10 +286,10 @@ async def test_two_hundred_members_that_hang_delay_no_other() -> None:
         await until(lambda: hub.rounds >= 2, lambda: hub.targets)
 
 
-NONSENSE = "answered no HTTP that can be read to /health"
-BROKEN = "broke off its answer to /health"
-SLOW = "no whole answer to /health within 0.5 s"
-NO_HEALTH = "answered something else than its health"
+NONSENSE = "sent no valid HTTP to /health"
+BROKEN = "broke off its response to /health"
+SLOW = "no complete response to /health within 0.5 s"
+NO_HEALTH = "answered something other than its health"
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -386,7 +386,7 @@ async def test_health_is_asked_after_versions_that_broke_off(data: bytes) -> Non
         running.prober.apply(ONCE, [target("a", member)])
         report = await running.first()
         assert report.reasons == ("reset",)
-        assert report.details == ("broke off its answer to /versions",)
+        assert report.details == ("broke off its response to /versions",)
         assert report.checks == {"versions": False, "Docker registry": True, "Pod quota": True}
         assert report.quota == 300
         assert [request.target for request in member.requests] == [b"/versions", b"/health"]
@@ -598,7 +598,7 @@ async def test_connection_to_a_peer_that_hangs_behind_tls_is_not_kept(authority:
             policy = replace(ONCE, versions=False, timeout=1)
             running.prober.apply(policy, [target("a", url, tls=trusting(authority))])
             with await hands as peer:
-                assert (await running.first()).details == ("no whole answer to /health within 1 s",)
+                assert (await running.first()).details == ("no complete response to /health within 1 s",)
                 await asyncio.to_thread(read_to_the_end, peer)
 
 
@@ -709,7 +709,7 @@ async def test_error_that_nobody_thought_of_is_told_and_the_next_round_comes() -
         running.prober.apply(QUICK, [target("a", hub, tls=broken), target("b", hub)])
         await until(lambda: len(told) >= 2, lambda: told)
         assert isinstance(told[0]["exception"], TypeError)
-        assert told[0]["message"] == "the probe of a ended by an error; the next round will come"
+        assert told[0]["message"] == "the probe of a failed with an error; the next round follows"
         running.prober.apply(QUICK, [target("a", hub)])
         assert (await running.first()).healthy
 

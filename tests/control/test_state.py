@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.config import Config, parse
+from fedproxy.config.load import parse
+from fedproxy.config.model import Config
 from fedproxy.control.state import (
     State,
     StateFile,
@@ -151,7 +152,7 @@ def test_secrets_are_still_there_when_a_member_joined() -> None:
         (
             "new",
             {**NEW, "hosts": ["b.example"]},
-            ["members.new.hosts.0: is 'b.example', which is there for b"],
+            ["members.new.hosts.0: is 'b.example', which b already has"],
         ),
     ],
 )
@@ -164,7 +165,7 @@ def test_member_that_does_not_fit_is_refused(name: str, settings: object, expect
 
 def test_second_prime_member_is_refused() -> None:
     primes = config({"a": {**A, "prime": True}})
-    with pytest.raises(ConfigError, match=r"members\.new\.prime: is true, and for a too"):
+    with pytest.raises(ConfigError, match=r"members\.new\.prime: is true, but a is prime already"):
         join(primes, State(), "new", {**NEW, "prime": True})
 
 
@@ -222,7 +223,7 @@ def test_member_that_left_belongs_to_a_config_that_says_something_else(entry: ob
     assert overlay(changed, state) == changed
     assert reconcile(changed, state) == (
         State(),
-        ["a: was deleted at run time, and the config has changed what it says of it: that holds"],
+        ["a: was deleted at run time, but the config has changed its entry since: the config applies"],
     )
 
 
@@ -233,7 +234,7 @@ def test_member_that_joined_belongs_to_the_config_that_has_it() -> None:
     rest, lines = reconcile(has, state)
     assert rest == State()
     assert lines == [
-        "new: was put at run time, and the config has changed what it says of it: that holds",
+        "new: was added at run time, but the config has changed its entry since: the config applies",
         "new: its weight 9 was set over 5 and is dropped: the config says 6",
     ]
 
@@ -247,7 +248,7 @@ def test_member_that_no_longer_fits_is_dropped_and_the_others_stay() -> None:
     rest, lines = reconcile(taken, state)
     assert list(rest.members) == ["y"]
     (line,) = lines
-    assert line.startswith("x: was put at run time, which is dropped: members.x.hosts.0: is 'x.example'")
+    assert line.startswith("x: was added at run time, dropped: members.x.hosts.0: is 'x.example'")
 
 
 def test_members_that_fit_together_stay_in_whatever_order_they_came() -> None:
@@ -414,8 +415,8 @@ def test_file_that_makes_no_sense_is_put_aside(file: Path, content: bytes, why: 
     state, lines = StateFile(file).load()
     assert state == State()
     (line,) = lines
-    assert line.startswith(f"{file} is no state of this program: {why}")
-    assert line.endswith(f"; it is now {file}.bad-1, and nothing of it is in force")
+    assert line.startswith(f"{file} is not a fedproxy state file: {why}")
+    assert line.endswith(f"; it is now {file}.bad-1, and is ignored")
     assert Path(f"{file}.bad-1").read_bytes() == content
     StateFile(file).save(FULL)
     assert StateFile(file).load() == (FULL, [])
@@ -431,7 +432,7 @@ def test_settings_of_a_member_that_make_no_sense_any_more_cost_only_that_member(
     assert lines == []
     rest, (line,) = reconcile(config(), state)
     assert rest == State(intents={"a": "drain"})
-    assert line.startswith("x: was put at run time, which is dropped: members.x.url: is '\\ud800', expected")
+    assert line.startswith("x: was added at run time, dropped: members.x.url: is '\\ud800', expected")
     StateFile(file).save(state)
     assert StateFile(file).load() == (state, [])
 
@@ -461,8 +462,8 @@ def test_bad_file_that_cannot_be_put_aside_is_not_written_over(
     kept = StateFile(file)
     _, lines = kept.load()
     assert lines == [
-        f"{file} is no state of this program: is not JSON; {file} stays as it is (Operation not permitted), "
-        "and nothing is kept over a restart"
+        f"{file} is not a fedproxy state file: is not JSON; {file} stays as it is (Operation not permitted), "
+        "and nothing is saved across a restart"
     ]
     kept.save(FULL)
     assert file.read_text() == "garbage"
@@ -474,7 +475,7 @@ def test_place_that_cannot_be_written_is_said_once_and_is_no_error(tmp_path: Pat
     assert kept.load() == (
         State(),
         [
-            f"{file} cannot be written: No such file or directory; what operators set is lost at a restart "
+            f"{file} cannot be written: No such file or directory; operators' changes are lost at a restart "
             "(admin.state: another path, or off)"
         ],
     )

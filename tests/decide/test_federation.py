@@ -237,11 +237,11 @@ def test_only_member_is_refused(why: str, refusal: Refusal) -> None:
     assert fed.acquire_member(gesis, Source.HOST, tried, 0.0) is refusal
 
 
-@pytest.mark.parametrize("why", ["ill", "open", "full", "draining"])
+@pytest.mark.parametrize("why", ["unhealthy", "open", "full", "draining"])
 def test_session_s_member_is_sent_it_whatever_it_is(why: str) -> None:
     gesis = member(max_requests=0 if why == "full" else 10)
     fed = federation(gesis)
-    if why == "ill":
+    if why == "unhealthy":
         gesis.set_health(False, 0.0)
     if why == "open":
         gesis.breaker.trip(0.0, 0.0)
@@ -399,13 +399,13 @@ def test_thousand_requests_at_once_send_a_half_open_member_exactly_the_trials(tr
     assert gesis.breaker.closed
 
 
-@pytest.mark.parametrize("why", ["maint", "ill", "open", "full", "full of launches"])
+@pytest.mark.parametrize("why", ["maint", "unhealthy", "open", "full", "full of launches"])
 def test_visitor_of_a_member_that_is_not_available_is_moved(why: str) -> None:
     fed, _, gesis, _ = three()
     match why:
         case "maint":
             gesis.set_intent(Intent.MAINT)
-        case "ill":
+        case "unhealthy":
             gesis.set_health(False, 0.0)
         case "open":
             gesis.breaker.trip(0.0, 0.0)

@@ -39,7 +39,7 @@ def test_failed_check_is_named_and_does_not_act_at_once() -> None:
     assert (verdict.ok, verdict.reasons, verdict.immediate) == (False, ("Docker registry",), False)
     assert verdict.quota == 300
     assert verdict.checks == {"Docker registry": False, "Pod quota": True}
-    assert verdict.details == ("says that Docker registry is not ok",)
+    assert verdict.details == ("reports that Docker registry is not ok",)
 
 
 def test_failure_that_binderhub_ignores_is_ignored_and_still_told() -> None:
@@ -88,7 +88,7 @@ def test_pods_that_are_no_number_of_pods_are_left_out(number: object) -> None:
     ],
 )
 def test_answer_that_is_no_health_is_a_verdict_against(body: bytes) -> None:
-    verdict = unreachable("health", "answered something else than its health")
+    verdict = unreachable("health", "answered something other than its health")
     assert judge_health(200, body, 10) == verdict
 
 
@@ -103,7 +103,7 @@ def test_check_that_is_no_check_is_a_verdict_against(check: object) -> None:
 def test_status_or_summary_alone_is_a_verdict_against(status: int, ok: object) -> None:
     verdict = health(REGISTRY, status=status, ok=ok)
     assert (verdict.reasons, verdict.checks) == (("health",), {"Docker registry": True})
-    assert verdict.details == ("says that it is not ok, and not why",)
+    assert verdict.details == ("reports that it is not ok, without a reason",)
 
 
 def test_labels_of_a_members_choosing_are_cut_and_few() -> None:
@@ -179,7 +179,7 @@ def test_versions_with_nothing_to_differ_from_are_ok(reference: bytes | None) ->
 
 
 def test_answer_that_is_no_versions_does_not_act_at_once() -> None:
-    verdict = unreachable("versions", "answered something else than its versions", ("versions",))
+    verdict = unreachable("versions", "answered something other than its versions", ("versions",))
     assert judge_versions(b"<html>", VERSIONS) == verdict
     assert not verdict.immediate
 

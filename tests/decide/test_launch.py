@@ -21,7 +21,7 @@ from tests.decide.build import federation, member
 TABLE = FailureTable()
 SPEC = "gh:org/repo/HEAD"
 IMAGE = "registry.example.org/r2d-org-repo:0123abc"
-REPEATS, FULL, ILL = Verdict.REPEATS, Verdict.FULL, Verdict.ILL
+REPEATS, FULL, FAULTY = Verdict.REPEATS, Verdict.FULL, Verdict.FAULTY
 HOLD, COMMIT, FAIL_OVER = Decision.HOLD, Decision.COMMIT, Decision.FAIL_OVER
 
 # Every failure that BinderHub is known to tell, with the status it gives, if it gives one.
@@ -59,14 +59,14 @@ KNOWN: list[tuple[str, int | None, Verdict]] = [
     ("Too many users running https://github.com/org/repo! Try again soon.\n", None, FULL),
     ("Rate limit exceeded. Try again in 3600 seconds.\n", 429, FULL),
     ("Too Many Requests\n", 429, FULL),
-    (f"Failed to create temporary user for {IMAGE}\n", 500, ILL),
-    (f"Failed to launch image {IMAGE}\n", 500, ILL),
-    (f"Image {IMAGE} for user org-repo-abc failed to launch\n", 500, ILL),
-    (f"Image {IMAGE} for user org-repo-abc took too long to launch\n", 500, ILL),
-    ("Internal Server Error\n", 500, ILL),
-    ("Internal Server Error\n", None, ILL),
-    ("Service Unavailable\n", 503, ILL),
-    ("Unknown HTTP Error\n", 599, ILL),
+    (f"Failed to create temporary user for {IMAGE}\n", 500, FAULTY),
+    (f"Failed to launch image {IMAGE}\n", 500, FAULTY),
+    (f"Image {IMAGE} for user org-repo-abc failed to launch\n", 500, FAULTY),
+    (f"Image {IMAGE} for user org-repo-abc took too long to launch\n", 500, FAULTY),
+    ("Internal Server Error\n", 500, FAULTY),
+    ("Internal Server Error\n", None, FAULTY),
+    ("Service Unavailable\n", 503, FAULTY),
+    ("Unknown HTTP Error\n", 599, FAULTY),
 ]
 
 
@@ -94,7 +94,15 @@ def test_what_nothing_is_known_of_repeats() -> None:
 
 @pytest.mark.parametrize(
     ("status", "verdict"),
-    [(400, REPEATS), (404, REPEATS), (429, FULL), (500, ILL), (599, ILL), (600, REPEATS), (-1, REPEATS)],
+    [
+        (400, REPEATS),
+        (404, REPEATS),
+        (429, FULL),
+        (500, FAULTY),
+        (599, FAULTY),
+        (600, REPEATS),
+        (-1, REPEATS),
+    ],
 )
 def test_status_alone_is_judged(status: int, verdict: Verdict) -> None:
     assert judge_status(status) is verdict
@@ -108,7 +116,7 @@ def test_operators_patterns_go_before_what_is_known() -> None:
     )
     assert table.judge("Internal Server Error: in maintenance, out of disk", 500) is REPEATS
     assert table.judge("The node is out of disk", None) is FULL
-    assert table.judge("Out of disk", 500) is ILL
+    assert table.judge("Out of disk", 500) is FAULTY
     assert table.judge(f"Could not resolve ref for {SPEC}", None) is FULL
     assert table.judge("Invalid build token", 403) is REPEATS
 
@@ -116,7 +124,7 @@ def test_operators_patterns_go_before_what_is_known() -> None:
 def test_long_message_is_judged_by_its_beginning() -> None:
     hostile = "Image " + "x for user " * 5_000
     assert TABLE.judge(hostile, None) is REPEATS
-    assert TABLE.judge(hostile, 500) is ILL
+    assert TABLE.judge(hostile, 500) is FAULTY
 
 
 # One launch

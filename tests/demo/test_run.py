@@ -7,7 +7,7 @@ import aiohttp
 from fedproxy.demo.toy import Mode
 from tests.program import fedproxy
 
-LAST = "Ctrl-C ends all of it."
+LAST = "Ctrl-C stops everything."
 
 
 async def test_demo_serves_what_it_prints_and_ends_at_ctrl_c() -> None:
@@ -54,13 +54,13 @@ async def test_examples_that_the_demo_prints_do_what_they_say() -> None:
             re.findall(rf"^  {label} +(http://\S+)/$", demo.output, re.MULTILINE)[0]
             for label in ("the edge", "for operators")
         )
-        ill, well = re.findall(r"curl -X POST (\S+)$", demo.output, re.MULTILINE)
+        failing, healthy = re.findall(r"curl -X POST (\S+)$", demo.output, re.MULTILINE)
         token = re.findall(r"FEDPROXY_ADMIN_TOKEN=(\S+)", demo.output)[0]
         assert f"FEDPROXY_ADMIN={operators} " in demo.output
         typed = re.findall(r"^  \S+ -m fedproxy (.+)$", demo.output, re.MULTILINE)
         assert typed == ["drain toy-oxford", "members", "ready toy-oxford"]
         async with aiohttp.ClientSession() as client:
-            for url, status in (ill, 503), (well, 200):
+            for url, status in (failing, 503), (healthy, 200):
                 async with client.post(url) as response:
                     assert response.status == 200
                 async with client.get(edge) as response:

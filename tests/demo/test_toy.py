@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.demo.federation import DemoFederation
 from fedproxy.demo.launches import Launch, Outcome, steps
 from fedproxy.demo.toy import Mode, ToyBinderHub
@@ -323,8 +323,8 @@ async def test_hanging_member_answers_when_it_is_well_again(
     asked = asyncio.ensure_future(client.get(f"{toy.url}/health"))
     done, _ = await asyncio.wait([asked], timeout=0.05)
     assert not done
-    async with client.post(f"{toy.url}/_toy/well") as response:
-        assert await response.json() == {"member": "toy-oxford", "mode": "well"}
+    async with client.post(f"{toy.url}/_toy/healthy") as response:
+        assert await response.json() == {"member": "toy-oxford", "mode": "healthy"}
     async with await asked as response:
         assert response.status == 200
 
@@ -439,12 +439,12 @@ async def test_control_page_makes_a_killed_member_well(client: aiohttp.ClientSes
         with pytest.raises(aiohttp.ClientConnectorError):
             await client.get(hub.url)
         form = {"Accept": "text/html"}
-        async with client.post(f"{federation.control_url}/{hub.name}/well", headers=form) as response:
+        async with client.post(f"{federation.control_url}/{hub.name}/healthy", headers=form) as response:
             assert response.status == 200
             assert hub.name in await response.text()
         async with client.get(hub.url) as response:
             assert response.status == 200
-        async with client.post(f"{federation.control_url}/nobody/well") as response:
+        async with client.post(f"{federation.control_url}/nobody/healthy") as response:
             assert response.status == 404
     with pytest.raises(aiohttp.ClientConnectorError):
         await client.get(hub.url)

@@ -133,8 +133,8 @@ def test_breaker_that_opens_is_told_with_what_went_wrong(watched: Watched, a: Me
     a.counts.launches["failed"] += 1
     a.breaker.trip(1.5, 0.0)
     assert watched.look() == [
-        "a is left out: its breaker opened (4 times answered 503, 3 times connect timeout, 2 times reset, "
-        "once answered 500)"
+        "a was ejected: its breaker opened (answered 503 4 times, connect timeout 3 times, reset 2 times, "
+        "answered 500 once)"
     ]
     (event,) = watched.history.about("a", 5)
     assert (event.level, event.member, event.time) == (Level.BAD, "a", 1002.0)
@@ -142,22 +142,22 @@ def test_breaker_that_opens_is_told_with_what_went_wrong(watched: Watched, a: Me
 
 def test_breaker_is_followed_until_it_closes(watched: Watched, a: Member) -> None:
     a.breaker.trip(watched.now, 0.0)
-    assert watched.look() == ["a is left out: its breaker opened"]
+    assert watched.look() == ["a was ejected: its breaker opened"]
     assert watched.look() == []
-    assert watched.look(5.0) == ["a is tried again: its breaker is half-open"]
+    assert watched.look(5.0) == ["a gets trial requests: its breaker is half-open"]
     a.breaker.acquire(watched.now)
     assert watched.look() == []
     a.breaker.trip(watched.now, 0.0)
-    assert watched.look() == ["a stays left out: it failed its trial"]
-    assert watched.look(10.0) == ["a is tried again: its breaker is half-open"]
+    assert watched.look() == ["a remains ejected: it failed its trial"]
+    assert watched.look(10.0) == ["a gets trial requests: its breaker is half-open"]
     a.breaker.acquire(watched.now)
     a.breaker.trip(watched.now, 0.0)
-    assert watched.look() == ["a stays left out: it failed 2 trials"]
+    assert watched.look() == ["a remains ejected: it failed 2 trials"]
     generation = a.breaker.acquire(99.0)
     watched.look()
     a.breaker._become(BreakerState.CLOSED, 99.0)
     assert a.breaker.generation != generation
-    assert watched.look() == ["a is back: its breaker closed"]
+    assert watched.look() == ["a is no longer ejected: its breaker closed"]
     assert [event.level for event in watched.history.about("a", 2)] == [Level.GOOD, Level.NOTE]
 
 
@@ -171,18 +171,18 @@ def test_breaker_that_opens_in_another_worker_too_is_told_once(watched: Watched,
 def test_breaker_that_opened_and_closed_between_two_looks_is_told(watched: Watched, a: Member) -> None:
     a.breaker.trip(1.1, 0.0)
     a.breaker._become(BreakerState.CLOSED, 1.2)
-    assert watched.look() == ["a was left out for a moment: its breaker opened and closed"]
+    assert watched.look() == ["a was ejected briefly: its breaker opened and closed"]
 
 
-def test_operator_s_word_is_told(watched: Watched, a: Member) -> None:
+def test_operator_s_changes_are_reported(watched: Watched, a: Member) -> None:
     a.set_intent(Intent.DRAIN)
     a.weight = 2.5
     assert watched.look() == [
-        "a is set to drain by an operator: no new visitors, those it has stay",
-        "a has the weight 2.5, it was 1",
+        "a was set to drain by an operator: no new visitors, current ones stay",
+        "the weight of a changed from 1 to 2.5",
     ]
     a.set_intent(Intent.READY)
-    assert watched.look() == ["a is set to ready by an operator: it takes visitors again"]
+    assert watched.look() == ["a was set to ready by an operator: it takes visitors again"]
 
 
 def test_members_that_come_and_go_are_told_and_forgotten(watched: Watched, b: Member) -> None:
@@ -204,18 +204,18 @@ def test_what_happens_again_soon_is_one_event(watched: Watched, a: Member) -> No
     a.counts.failovers["b"] += 1
     watched.edge.budget_exhausted += 1
     assert watched.look() == [
-        "1 launch that a could not serve went on with b",
+        "1 launch that a could not serve moved to b",
         "the retry budget was used up: 1 retry was not made",
     ]
     a.counts.failovers["b"] += 2
     watched.edge.budget_exhausted += 4
     assert watched.look(30.0) == [
-        "3 launches that a could not serve went on with b",
+        "3 launches that a could not serve moved to b",
         "the retry budget was used up: 5 retries were not made",
     ]
     assert len(watched.history.events) == 2
     a.counts.failovers["b"] += 1
-    assert watched.look(90.0) == ["1 launch that a could not serve went on with b"]
+    assert watched.look(90.0) == ["1 launch that a could not serve moved to b"]
     assert len(watched.history.events) == 3
 
 
@@ -250,6 +250,6 @@ def test_breaker_that_opened_and_is_tried_again_between_two_looks_is_told_as_bot
 ) -> None:
     a.breaker.trip(watched.now, 0.0)
     assert watched.look(6.0) == [
-        "a is left out: its breaker opened",
-        "a is tried again: its breaker is half-open",
+        "a was ejected: its breaker opened",
+        "a gets trial requests: its breaker is half-open",
     ]

@@ -3,11 +3,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from dataclasses import dataclass, field, replace
 
 import pytest
 
 from fedproxy.observe.tracing import Sampler, Tracing
+from fedproxy.record import AttemptRecord, Record, TraceRecord
 from tests.rig import guard, refusing
 from tests.rig.collector import Span, collector
 
@@ -15,47 +15,32 @@ FLAGGED = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
 UNFLAGGED = FLAGGED[:-1] + b"0"
 
 
-@dataclass
-class Request:
-    """A request as the hot path notes it."""
-
-    trace_id: bytes = b"a" * 32
-    span_id: bytes = b"b" * 16
-    parent_id: bytes | None = None
-    started: float = 1.0
-    ended: float = 1.5
-    first_byte_at: float | None = None
-    request_id: str = "r"
-    client: str = "203.0.113.7"
-    secure: bool = True
-    method: str = "GET"
-    host: str = "mybinder.org"
-    target: str = "/?build_token=x"
-    version: str = "1.1"
-    user_agent: str = ""
-    status: int = 200
-    bytes_in: int = 0
-    bytes_out: int = 0
-    member: str | None = None
-    affinity: str | None = None
-    termination: str = "--"
-    launch: str | None = None
-    error: str | None = None
-    attempts: list[Attempt] = field(default_factory=list)
+ATTEMPT = AttemptRecord(span_id=b"c" * 16, member="gesis", url="unix:/run/member.sock", started=1.25)
 
 
-@dataclass
-class Attempt:
-    span_id: bytes = b"c" * 16
-    member: str = "gesis"
-    url: str = "unix:/run/member.sock"
-    started: float = 1.25
-    sent: float | None = None
-    ended: float | None = None
-    reused: bool = False
-    status: int = 0
-    error: str | None = None
-    launch: str | None = None
+def traced(
+    *,
+    parent_id: bytes | None = None,
+    span_id: bytes = b"b" * 16,
+    attempts: tuple[AttemptRecord, ...] = (),
+    ttfb: float | None = None,
+    user_agent: str = "",
+) -> Record:
+    return Record(
+        time=0.0,
+        request_id="r",
+        client="203.0.113.7",
+        method="GET",
+        host="mybinder.org",
+        target="/?build_token=x",
+        protocol="HTTP/1.1",
+        status=200,
+        ttfb=ttfb,
+        attempts=len(attempts),
+        user_agent=user_agent,
+        secure=True,
+        trace=TraceRecord(b"a" * 32, span_id, parent_id, started=1.0, ended=1.5, attempts=list(attempts)),
+    )
 
 
 def sampler(share: float = 0.0, follow: str = "trusted", limit: int = 1000, seed: int = 1) -> Sampler:
@@ -99,7 +84,7 @@ def test_no_more_than_the_limit_are_traced_in_one_second_whoever_asks() -> None:
 async def test_spans_have_the_times_and_ids_that_were_noted() -> None:
     with collector() as found:
         tracing = Tracing(found.endpoint, "edge", sampler())
-        tracing.take(Request(parent_id=b"d" * 16, first_byte_at=1.125, attempts=[Attempt()]))
+        tracing.take(traced(parent_id=b"d" * 16, ttfb=0.125, attempts=(ATTEMPT,)))
         async with guard():
             await tracing.close(60.0)
     (request,) = found.requests
@@ -117,7 +102,7 @@ async def test_long_values_are_cut() -> None:
     spans: list[Span] = []
     with collector() as found:
         tracing = Tracing(found.endpoint, "edge", sampler())
-        tracing.take(Request(user_agent="x" * 30_000))
+        tracing.take(traced(user_agent="x" * 30_000))
         await tracing.close(60.0)
         spans = found.requests
     assert spans[0].attributes["user_agent.original"] == "x" * 2048
@@ -130,7 +115,7 @@ async def test_collector_that_is_gone_is_said_once_and_nothing_waits_for_it(
         tracing = Tracing(f"{url}/v1/traces", "edge", sampler())
         # More than the queue holds: what is too much is dropped, and each batch is a reason to complain.
         for number in range(5000):
-            tracing.take(replace(Request(), span_id=b"%016x" % (number + 1)))
+            tracing.take(traced(span_id=b"%016x" % (number + 1)))
         async with guard():
             await tracing.close(0.05)
     said = [record for record in caplog.records if record.name == "fedproxy.tracing"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from tests.rig import Edge, answer, edge, until
 
 STREAM = b"Accept: text/event-stream"
@@ -183,18 +183,18 @@ async def test_addresses_of_one_ipv6_network_launch_together_and_others_apart() 
 async def test_launch_in_another_worker_counts_and_one_here_is_told() -> None:
     async with edge(answer(), rate={"launches": 2, "per": "1h"}) as running:
         told: list[bytes] = []
-        running.service.edge.on_launched = told.append
+        running.service.edge.admission.on_launched = told.append
         client = await running.client()
         assert (await client.ask(get(LAUNCH, STREAM))).body == b"ok"
         (key,) = told
-        running.service.edge.note_launched(key, running.service.edge.clock())
+        running.service.edge.admission.note_launched(key, running.service.edge.clock())
         assert event((await client.ask(get(LAUNCH, STREAM))).body)["status_code"] == 429
         assert told == [key]
 
 
 async def test_launch_elsewhere_means_nothing_without_a_rate() -> None:
     async with edge(answer()) as running:
-        running.service.edge.note_launched(b"x", 0.0)
+        running.service.edge.admission.note_launched(b"x", 0.0)
         assert (await running.ask(get(LAUNCH, STREAM))).body == b"ok"
 
 

@@ -189,7 +189,7 @@ async def test_address_that_cannot_be_read_is_said_once(caplog: pytest.LogCaptur
 async def test_warnings_of_addresses_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     async with edge(named("a"), **TRUSTED) as running:
         for number in range(1000):
-            running.service.edge.note_unread(b"192.0.2.%d" % number, b"X-Forwarded-For", b"?")
+            running.service.edge.admission.note_unread(b"192.0.2.%d" % number, b"X-Forwarded-For", b"?")
     assert 10 < len(caplog.records) < 100
 
 

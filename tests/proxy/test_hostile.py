@@ -6,7 +6,7 @@ import asyncio
 
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.proxy.downstream import Downstream
 from tests.rig import Conn, answer, edge, until
 

@@ -74,7 +74,7 @@ async def test_own_pages_are_connections_too() -> None:
 
 async def test_files_that_the_process_may_open_are_a_limit_too() -> None:
     async with edge(answer()) as running:
-        running.service.edge.room = 1
+        running.service.edge.admission.room = 1
         client = await running.client()
         assert (await client.ask(GET)).status == 200
         await (await running.client()).closed()
@@ -97,7 +97,7 @@ async def test_one_address_has_only_so_many_connections() -> None:
         await until(lambda: running.member.has(requests=3), "there is room again")
         await second.leave()
         await third.leave()
-        await until(lambda: not running.service.edge.addresses, "nobody is counted any more")
+        await until(lambda: not running.service.edge.admission.addresses, "nobody is counted any more")
 
 
 async def test_own_page_counts_for_its_address_until_it_is_over() -> None:
@@ -105,7 +105,7 @@ async def test_own_page_counts_for_its_address_until_it_is_over() -> None:
         for _ in range(3):
             assert (await running.ask(PAGE)).status == 200
             await until(lambda: count(running) == 0, "the page is over")
-        assert running.service.edge.addresses == {}
+        assert running.service.edge.admission.addresses == {}
 
 
 async def test_connections_of_a_trusted_proxy_are_not_counted_by_address() -> None:
@@ -114,7 +114,7 @@ async def test_connections_of_a_trusted_proxy_are_not_counted_by_address() -> No
     ) as running:
         clients = [await running.client() for _ in range(3)]
         assert [(await each.ask(GET)).status for each in clients] == [200] * 3
-        assert running.service.edge.addresses == {}
+        assert running.service.edge.admission.addresses == {}
 
 
 # -- time

@@ -14,7 +14,7 @@ import pytest
 import trustme
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from tests.rig import Conn, Edge, Message, RawClient, answer, edge, per_request, refusing, until
 from tests.rig.member import OK
 

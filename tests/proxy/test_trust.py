@@ -78,7 +78,7 @@ async def test_visitor_who_resets_before_being_seen_is_nobody(
         assert running.log == [] or running.log[0]["client"] == "127.0.0.1"
         assert running.member.requests == []
         assert running.service.edge.counts.connections == 0
-        assert running.service.edge.addresses == {}
+        assert running.service.edge.admission.addresses == {}
 
 
 async def test_visitor_who_resets_during_the_handshake_is_believed_no_more_than_others(
@@ -231,7 +231,7 @@ async def test_secure_is_forgotten_with_the_trust() -> None:
 
 async def test_addresses_are_counted_by_who_is_trusted_now() -> None:
     async with edge(answer(), limits={"connections_per_address": 2}, trusted_proxies=[PROXY]) as running:
-        addresses = running.service.edge.addresses
+        addresses = running.service.edge.admission.addresses
         clients = [await running.client() for _ in range(3)]
         for client in clients:
             await client.ask(GET)

@@ -38,7 +38,7 @@ def in_flight(running: Edge) -> int:
 
 
 def uploads(running: Edge) -> int:
-    return sum(running.service.edge.uploads.values())
+    return sum(running.service.edge.admission.uploads.values())
 
 
 def by(client: str, request: bytes = POST) -> bytes:
@@ -227,7 +227,7 @@ async def test_uploads_of_many_clients_leave_a_part_of_the_member_to_others() ->
         assert (await running.ask(by("203.0.113.9") + b"a" * 1000)).status == 200
         slow[0].reset()
         await until(lambda: uploads(running) == 5, "there is room")
-        assert sum(running.service.edge.under_way.values()) == 5
+        assert sum(running.service.edge.admission.under_way.values()) == 5
         await begun(running, by("203.0.113.1") + b"a")
         for client in slow:
             client.reset()
@@ -308,7 +308,7 @@ async def test_upload_that_its_member_ends_is_counted_no_more(script: Any, reque
         async with guard():
             await client.until_end()
         await running.logged()
-        assert running.service.edge.uploads == {}
+        assert running.service.edge.admission.uploads == {}
 
 
 async def test_upload_that_is_tried_again_counts_once() -> None:
@@ -358,4 +358,4 @@ async def test_uploads_at_full_speed_are_not_refused() -> None:
     async with edge(per_request(echo)) as running:
         clients = [await running.client() for _ in range(20)]
         assert await asyncio.gather(*map(upload, clients)) == [200] * 20
-        assert running.service.edge.uploads == {}
+        assert running.service.edge.admission.uploads == {}

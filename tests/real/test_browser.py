@@ -17,7 +17,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, Request, async_playwright, expect
 from yarl import URL
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.demo.federation import DemoFederation
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.serve.service import Service
@@ -144,7 +144,7 @@ async def test_member_that_breaks_is_on_the_open_page_at_once_and_on_the_visitor
     broken = edge.members["toy-leuven"]
     async with edge.page("live") as (page, seen), edge.page("federation") as (public, _):
         card = page.locator('[data-member="toy-leuven"]')
-        await expect(card.get_by_role("heading")).to_have_text("toy-leuven ready")
+        await expect(card.get_by_role("heading")).to_have_text("toy-leuven available")
         await expect(page).to_have_title("3 of 3 available - fedproxy")
         await broken.set_mode(Mode.FAILING)
         breaker = edge.service.federation.by_name[broken.name].breaker
@@ -152,14 +152,14 @@ async def test_member_that_breaks_is_on_the_open_page_at_once_and_on_the_visitor
         while breaker.closed:
             number += 1
             await edge.visit(f"somebody/number-{number}")
-        await expect(card.get_by_role("heading")).to_have_text("toy-leuven out")
+        await expect(card.get_by_role("heading")).to_have_text("toy-leuven ejected")
         wrong = page.get_by_role("region", name="What is wrong")
-        await expect(wrong).to_contain_text("toy-leuven: its breaker is open;")
+        await expect(wrong).to_contain_text("toy-leuven: breaker open;")
         await expect(page).to_have_title("2 of 3 available - fedproxy")
-        await expect(card.get_by_text("is left out: its breaker opened")).to_contain_text("answered 503")
+        await expect(card.get_by_text("was ejected: its breaker opened")).to_contain_text("answered 503")
         await expect(page.locator("tr", has_text=broken.name)).to_contain_text("open")
         await public.reload()
-        await expect(public.locator("li", has_text=broken.name)).to_contain_text("Recovering")
+        await expect(public.locator("li", has_text=broken.name)).to_contain_text("Ejected")
         await broken.set_mode(Mode.SICK)
         await expect(wrong).to_contain_text("JupyterHub API")
         assert not seen.complaints
@@ -221,7 +221,7 @@ async def test_operator_drains_a_member_and_sets_its_weight_from_the_page(edge: 
         await expect(said).to_have_text("toy-oxford: drain, weight 50")
         assert member.intent == "drain"
         await expect(card.get_by_role("button", name="Drain")).to_have_attribute("aria-pressed", "true")
-        await expect(page.locator("ol.events")).to_contain_text("toy-oxford is set to drain")
+        await expect(page.locator("ol.events")).to_contain_text("toy-oxford was set to drain")
         await card.get_by_label("Weight").fill("12.5")
         await card.get_by_role("button", name="Set").click()
         await expect(said).to_have_text("toy-oxford: drain, weight 12.5")
@@ -252,7 +252,7 @@ async def test_number_that_is_typed_stays_while_the_page_is_kept_up_to_date(edge
 
 async def test_live_page_without_script_shows_the_members(edge: Edge) -> None:
     async with edge.page("live", java_script_enabled=False) as (page, _):
-        await expect(page.locator("tr", has_text="toy-oxford")).to_contain_text("well")
+        await expect(page.locator("tr", has_text="toy-oxford")).to_contain_text("healthy")
         await expect(page.get_by_label("Admin token")).to_be_hidden()
         await expect(page.locator("figure").first).to_be_hidden()
 
@@ -262,5 +262,5 @@ async def test_open_page_shows_that_it_is_stale_when_the_edge_is_gone(edge: Edge
         await page.locator("figure svg").first.wait_for()
         await edge.service.stop()
         await page.locator("html[data-stale]").wait_for()
-        await expect(page.get_by_role("alert")).to_contain_text("the edge has not been heard since")
-        await expect(page).to_have_title("Not heard - fedproxy")
+        await expect(page.get_by_role("alert")).to_contain_text("no connection to the edge since")
+        await expect(page).to_have_title("No connection - fedproxy")

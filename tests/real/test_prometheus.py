@@ -104,7 +104,7 @@ class Watched:
     async def visited(self, *others: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         """While the block runs, visitors come one by one, each for another repository, beside others.
 
-        Each has a connection of its own: every worker gets some, and can try a member that was ill.
+        Each has a connection of its own: every worker gets some, and can try a member that was unhealthy.
         """
 
         async def visit() -> None:
@@ -218,12 +218,12 @@ async def examples_come(running: Watched) -> None:
         assert all(float(each["value"]) <= float(labels["le"]) for labels, each in found)
 
 
-async def test_alerts_of_an_ill_member_and_of_an_edge_that_ended(tmp_path: Path) -> None:
+async def test_alerts_of_an_unhealthy_member_and_of_an_edge_that_ended(tmp_path: Path) -> None:
     async with watched(tmp_path) as running:
         await running.members["ovh"].set_mode(Mode.SICK)
         alert = await running.fires("FedproxyMemberDown")
         assert alert["labels"]["member"] == "ovh"
-        assert "says JupyterHub API" in alert["annotations"]["description"]
+        assert "reports JupyterHub API" in alert["annotations"]["description"]
         await running.members["ovh"].set_mode(Mode.WELL)
         await running.resolves("FedproxyMemberDown")
 

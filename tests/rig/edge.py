@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.serve.service import Service
 from tests.rig.client import RawClient
 from tests.rig.member import Script, Scripted
@@ -88,8 +88,8 @@ class Edge:
         busy = [repr(member) for member in edge.federation.members if member.in_flight]
         if edge.busy():
             busy.append(f"{edge.busy()} upstream connections in use")
-        if edge.uploads:
-            busy.append(f"{sum(edge.uploads.values())} uploads on their way")
+        if edge.admission.uploads:
+            busy.append(f"{sum(edge.admission.uploads.values())} uploads on their way")
         return busy + [repr(connection) for connection in edge.connections]
 
     def rig_tasks(self) -> set[asyncio.Task[Any]]:

@@ -226,7 +226,7 @@ async def test_pair_half_written_keeps_the_old_one_and_is_said_once(
     certificates = Certificates(section(first), "listen.0.tls")
     issued = authority.issue_cert("renewed.test")
     first.certificate.write_bytes(issued.cert_chain_pems[0].bytes())
-    message = f"{first.certificate} does not go with {first.private_key}, expected its own key"
+    message = f"{first.certificate} does not match {first.private_key}, expected its own key"
     async with listening(certificates) as port:
         assert certificates.refresh() == Refreshed([], [Fault("listen.0.tls.certificate", message)])
         assert certificates.refresh() == NOTHING
@@ -402,7 +402,7 @@ def test_key_of_another_certificate_is_a_fault_that_names_both(
     mixed = Certificate(certificate=first.certificate, private_key=other.private_key)
     with pytest.raises(ConfigError) as caught:
         Certificates(section(mixed), "listen.0.tls")
-    message = f"{first.certificate} does not go with {other.private_key}, expected its own key"
+    message = f"{first.certificate} does not match {other.private_key}, expected its own key"
     assert caught.value.faults == [Fault("listen.0.tls.certificate", message)]
 
 

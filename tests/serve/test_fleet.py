@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -10,10 +12,22 @@ from types import SimpleNamespace
 
 import pytest
 
+from fedproxy.control.channel import OURS, Preamble
+from fedproxy.control.messages import (
+    AccountPart,
+    ConfigRefused,
+    FromWorker,
+    LaunchesInFlight,
+    Ready,
+    Stopping,
+)
+from fedproxy.errors import ChannelError, Fault
 from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
 from fedproxy.serve.service import Service
 from fedproxy.serve.sockets import Sockets
-from tests.serve.running import until
+from tests.control.messages import FROM_WORKER
+from tests.rig import RawClient
+from tests.serve.running import patience, until
 from tests.serve.test_service import config_of
 
 
@@ -87,6 +101,117 @@ async def test_machine_that_slept_charges_no_worker(
     await until(lambda: asked > 2, "two looks after the sleep")
     assert set(processes(service)) == before
     assert said == []
+
+
+@pytest.mark.parametrize("message", FROM_WORKER, ids=lambda message: type(message).__name__)
+def test_every_message_of_a_worker_is_a_sign_of_life(message: FromWorker) -> None:
+    fleet = Workers(2, Sockets(()), Common(), lambda line: None)
+    worker = _Process(0)
+    worker.silent = 5.0
+    fleet._on_message(worker, message)
+    assert worker.silent == 0.0
+
+
+def test_what_a_worker_says_is_done() -> None:
+    said: list[str] = []
+    common = Common()
+    fleet = Workers(2, Sockets(()), common, said.append)
+    worker = _Process(0)
+    fleet._on_message(worker, LaunchesInFlight({"a": 3}))
+    assert common.elsewhere("another") == LaunchesInFlight({"a": 3})
+    fleet._on_message(worker, ConfigRefused((Fault("access_log", "is a folder"),)))
+    assert said == ["worker 0 keeps its config: access_log: is a folder"]
+    fleet._on_message(worker, AccountPart(0, []))
+    assert not (worker.ready.is_set() or worker.leaving.is_set())
+    fleet._on_message(worker, Ready())
+    assert worker.ready.is_set()
+    fleet._on_message(worker, Stopping())
+    assert worker.leaving.is_set()
+
+
+async def test_worker_that_is_not_understood_is_replaced_and_not_killed(
+    service: Service, said: list[str]
+) -> None:
+    broken, kept = processes(service)
+    worker = processes(service)[broken]
+    # As if it had sent that.
+    worker.channel.data_received(b"\0\0\0\1x")
+    await until(lambda: broken not in processes(service), "its end")
+    assert worker.process.returncode == 0
+    assert kept in processes(service)
+    assert service._fleet.alive == 2
+    (line,) = said
+    assert line.startswith(
+        f"worker {broken} has to end: the worker sent a message that cannot be read: UnpicklingError"
+    )
+
+
+async def test_worker_that_is_not_understood_is_neither_silent_nor_asked() -> None:
+    said: list[str] = []
+    fleet = Workers(2, Sockets(()), Common(), said.append)
+    worker, other = _Process(0), _Process(1)
+    for each in (worker, other):
+        each.ready.set()
+        fleet._processes.add(each)
+    worker.pid = 12
+    fleet._on_refused(worker, ChannelError("why"))
+    assert worker.leaving.is_set()
+    assert said == ["worker 12 has to end: why"]
+    listening = asyncio.create_task(fleet._listen())
+    await until(lambda: other.silent > 0, "a look at who is silent")
+    listening.cancel()
+    assert worker.silent == 0
+    fleet._processes.remove(other)
+    async with patience():
+        await fleet.ask()
+
+
+# An upgrade in place: this process is of the release before, what it starts is of the next one
+
+BEFORE = Preamble(OURS.protocol, "0.0.1")
+ADVICE = "fedproxy was changed while it ran; restart it"
+
+
+def cannot_serve(line: str) -> bool:
+    told = f"the worker is {OURS}, the control process is {BEFORE}: {ADVICE}"
+    return re.fullmatch(rf"worker \d+ cannot serve: {re.escape(told)}", line) is not None
+
+
+async def test_worker_of_another_release_is_tried_ever_more_seldom_while_the_others_serve(
+    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, kept = processes(service)
+    with monkeypatch.context() as patch:
+        patch.setattr("fedproxy.control.channel.OURS", BEFORE)
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: "starting the worker again in 1 s" in said, "two starts that failed")
+        for _ in range(10):
+            client = await RawClient.connect(service.addresses[0])
+            assert (await client.ask(b"GET /active_hosts HTTP/1.1\r\nHost: h\r\n\r\n")).status == 200
+            await client.leave()
+    ended, first, short, second, longer = said[:5]
+    assert ended == f"worker {killed} ended with signal 9"
+    assert cannot_serve(first) and cannot_serve(second)
+    assert (short, longer) == ("starting the worker again in 0.5 s", "starting the worker again in 1 s")
+    await until(lambda: service._fleet.alive == 2, "a worker that is understood")
+    assert kept in processes(service)
+
+
+async def test_reload_that_needs_workers_of_another_release_changes_nothing(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
+    service = Service(
+        config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, say=said.append
+    )
+    await service.start()
+    before = set(processes(service))
+    monkeypatch.setattr("fedproxy.control.channel.OURS", BEFORE)
+    (fault,) = await service.reload()
+    assert cannot_serve(fault.message)
+    assert set(processes(service)) == before
+    assert service._fleet.alive == 2
+    await service.stop()
 
 
 def test_worker_that_starts_or_drains_is_not_said_to_be_stuck() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.errors import ConfigError
 from fedproxy.serve.log import Log
 from tests.program import fedproxy

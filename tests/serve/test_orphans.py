@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.config import Listener, parse
+from fedproxy.config.load import parse
+from fedproxy.config.model import Listener
 from fedproxy.control import hand
-from fedproxy.control.line import Line, Put, Ready, Start
+from fedproxy.control.channel import open_to_worker
+from fedproxy.control.messages import ApplyConfig, Ready, Start
+from fedproxy.errors import ChannelError
 from fedproxy.serve import orphans
 from fedproxy.serve.orphans import Bell, Orphans
 from fedproxy.serve.sockets import Left
@@ -166,20 +169,23 @@ async def test_worker_drains_when_no_control_process_comes(tmp_path: Path) -> No
     hands = hand.pair()
     with theirs, hands[0], hands[1], socket.create_server(("127.0.0.1", 0), reuse_port=True) as sock:
         address = sock.getsockname()
-        line = await Line.open(
-            ours, lambda message: ready.set() if message == Ready() else None, lambda: None
+        channel = await open_to_worker(
+            ours,
+            lambda message: ready.set() if message == Ready() else None,
+            list[ChannelError]().append,
+            lambda: None,
         )
         numbers = [theirs.fileno(), hands[1].fileno()]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _SOON, *map(str, numbers)), pass_fds=[*numbers, sock.fileno()]
         )
-        put = Put(parse((tmp_path / "edge.yaml").read_text(), {}), {}, 1)
-        line.send(Start(put, (), b"x" * 32, ((sock.fileno(),),), (False,)))
+        update = ApplyConfig(parse((tmp_path / "edge.yaml").read_text(), {}), {}, 1)
+        channel.send(Start(update, (), b"x" * 32, ((sock.fileno(),),), (False,)))
         async with patience():
             await ready.wait()
     edge = Running(Program(process, "-"), tmp_path / "edge.yaml", hub, address, address)
     stream = await edge.stream()
-    line.close()
+    channel.close()
     await until(lambda: refuses(address), "nobody accepts")
     assert process.returncode is None
     await hub.end()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fedproxy.control.line import Launches
+from fedproxy.control.messages import LaunchesInFlight
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.serve.fleet import Common
@@ -301,8 +301,8 @@ def test_launches_are_told_to_all_but_those_who_have_them() -> None:
     common.listeners.add(lambda: called.append("told"))
     common.run("one", {"a": 2})
     common.run("two", {"a": 1, "b": 1})
-    assert common.elsewhere("one") == Launches({"a": 1, "b": 1})
-    assert common.elsewhere("three") == Launches({"a": 3, "b": 1})
+    assert common.elsewhere("one") == LaunchesInFlight({"a": 1, "b": 1})
+    assert common.elsewhere("three") == LaunchesInFlight({"a": 3, "b": 1})
     common.run("two", {})
-    assert common.elsewhere("one") == Launches({})
+    assert common.elsewhere("one") == LaunchesInFlight({})
     assert called == ["told"] * 3

@@ -11,8 +11,9 @@ import pytest
 import trustme
 import yaml
 
-from fedproxy.config import Config, parse
-from fedproxy.control.line import Put
+from fedproxy.config.load import parse
+from fedproxy.config.model import Config
+from fedproxy.control.messages import ApplyConfig
 from fedproxy.errors import ConfigError, Fault, NameFailed
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.serve.fleet import Common, Inside
@@ -303,11 +304,13 @@ async def test_listener_that_cannot_be_opened_leaves_the_others_as_they_were() -
     service = service_of(config_of(first.url))
     await service.start()
     plane = cast(Inside, service._fleet).plane
-    put = Put(config_of(first.url, listen=[{"address": "127.0.0.1:1"}, {"address": second}]), {}, 1)
+    update = ApplyConfig(
+        config_of(first.url, listen=[{"address": "127.0.0.1:1"}, {"address": second}]), {}, 1
+    )
     fleet = Inside(lambda: [[closed_socket()], [closed_socket()]], list, Common(), None)
     fleet.plane = plane
     with pytest.raises(OSError, match="Bad file descriptor"):
-        await fleet.move(put)
+        await fleet.move(update)
     client = await RawClient.connect(service.addresses[0])
     assert (await client.ask(GET)).body == b"ok"
     assert plane.config is service.config
@@ -337,7 +340,7 @@ async def test_certificate_without_its_key_is_a_fault_that_names_both(files: dic
     tls = {"certificate": files["ca"], "private_key": files["key"]}
     service = service_of(config_of("http://127.0.0.1:1", listen=[{"address": "127.0.0.1:0", "tls": tls}]))
     with pytest.raises(
-        ConfigError, match=r"listen\.0\.tls\.certificate: .*ca\.pem does not go with .*key\.pem"
+        ConfigError, match=r"listen\.0\.tls\.certificate: .*ca\.pem does not match .*key\.pem"
     ):
         await service.start()
 

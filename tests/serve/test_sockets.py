@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy.config import Address, Listener
+from fedproxy.config.address import Address
+from fedproxy.config.model import Listener
 from fedproxy.serve.sockets import BACKLOG, Left, Sockets, listen_on, silence
 from tests.program import Program, fedproxy
 from tests.serve.running import Hub, running, write
@@ -249,7 +250,7 @@ def test_unix_socket_that_somebody_listens_on_is_left_alone(sockets: Sockets, tm
 def test_file_that_is_no_socket_is_left_alone(sockets: Sockets, tmp_path: Path) -> None:
     path = tmp_path / "edge.sock"
     path.write_text("precious")
-    with pytest.raises(OSError, match=f"cannot listen on unix:{path}: there is a file of that name"):
+    with pytest.raises(OSError, match=f"cannot listen on unix:{path}: a file with that name exists"):
         sockets.open(listeners(f"unix:{path}"), 1)
     assert path.read_text() == "precious"
 

@@ -185,7 +185,7 @@ def test_file_in_the_place_of_a_socket_is_refused(open_: ExitStack, tmp_path: Pa
     file = open_.enter_context((tmp_path / "file").open("w"))
     os.dup2(file.fileno(), FIRST)
     open_.callback(os.close, FIRST)
-    with pytest.raises(OSError, match=rf"descriptor {FIRST}, which is no socket"):
+    with pytest.raises(OSError, match=rf"descriptor {FIRST}, which is not a socket"):
         inherited({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}, FIRST)
 
 

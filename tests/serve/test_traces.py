@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.errors import ConfigError
 from tests.rig import blackhole, refusing
 from tests.rig.collector import collector

@@ -8,9 +8,11 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from fedproxy.config import Config, masked, parse
+from fedproxy.config.load import parse
+from fedproxy.config.model import Config
+from fedproxy.config.report import masked
 from fedproxy.control import state as operators
-from fedproxy.control.line import Logo
+from fedproxy.control.messages import Logo
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation

@@ -108,7 +108,7 @@ async def test_one_member_is_described_alike(client: Client, state: State) -> No
 
 
 async def test_member_that_is_none_is_not_found(client: Client) -> None:
-    assert await error_of(await client.get("/members/%3Cx%3E"), 404) == "There is no member of that name."
+    assert await error_of(await client.get("/members/%3Cx%3E"), 404) == "There is no member with that name."
     assert await error_of(await client.get("/members/gke"), 404)
 
 
@@ -141,7 +141,7 @@ async def test_page_shows_the_members_and_comes_again_by_itself_without_script(
     assert response.content_type == "text/html"
     assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in text
     assert "unsafe" not in response.headers["Content-Security-Policy"]
-    for word in ("gesis", "ovh", "shed", "&lt;Pod quota&gt;", "ill", "Ready"):
+    for word in ("gesis", "ovh", "shed", "&lt;Pod quota&gt;", "unhealthy", "Ready"):
         assert word in text
     assert "<Pod" not in text
 
@@ -151,12 +151,12 @@ async def test_page_is_well_formed_and_loads_its_own_style_and_script_only(
     client: Client, state: State, number: int
 ) -> None:
     state.federation = federation(*state.federation.members[:number])
-    for ill in state.federation.members[1:]:
-        ill.set_health(False, 0.0, ('<"quota">',))
+    for down in state.federation.members[1:]:
+        down.set_health(False, 0.0, ('<"quota">',))
     parsed = Page(await (await client.get("/")).text())
     assert parsed.open == []
     assert [url.partition("?")[0] for url in parsed.loads] == ["/style.css", "/icon.svg", "/live.js"]
-    expected = {"log"} | ({"lately"} if number else set()) | ({"ill"} if number == 3 else set())
+    expected = {"log"} | ({"lately"} if number else set()) | ({"trouble"} if number == 3 else set())
     assert set(parsed.labelled_by) == expected
     assert set(parsed.labelled_by) <= set(parsed.ids)
 
@@ -170,7 +170,7 @@ async def test_page_says_what_is_wrong_in_words(
     ]
     monkeypatch.setattr(state, "members", lambda: snapshots)
     text = await (await client.get("/")).text()
-    assert '<span class="shut" title="291 pods &amp; more; no">ill</span>' in text
+    assert '<span class="shut" title="291 pods &amp; more; no">unhealthy</span>' in text
     assert "<strong>gesis</strong>: 291 pods &amp; more; no</li>" in text
 
 

@@ -84,7 +84,7 @@ async def test_open_page_is_sent_what_a_new_one_is(client: Client, state: State)
         state.federation.by_name["ovh"].set_intent(Intent.DRAIN)
         await look(state)
         text = await reader.page()
-        assert "ovh is set to drain by an operator" in text
+        assert "ovh was set to drain by an operator" in text
         assert text in await (await client.get("/")).text()
 
 
@@ -165,12 +165,12 @@ async def test_page_shows_rates_times_shares_checks_and_events(
         "2/s, 0 in flight",
         "0.7/s",
         "50&nbsp;ms, 2.35&nbsp;s, 2.47&nbsp;s",
-        "0&nbsp;% by weight, 100&nbsp;% got",
+        "0&nbsp;% by weight, 100&nbsp;% received",
         "0 running, 2 failed, 7 ready",
         '<dd class="shut">open</dd>',
         '<span class="state open">Docker registry</span>',
         '<span class="state shut">JupyterHub API failed</span>',
-        "gesis is left out: its breaker opened (5 times connect, 2 times launch failed)",
+        "gesis was ejected: its breaker opened (connect 5 times, launch failed 2 times)",
         'value="50"',
     ):
         assert words in card, words
@@ -179,7 +179,7 @@ async def test_page_shows_rates_times_shares_checks_and_events(
 async def test_page_says_first_what_is_wrong_and_why(client: Client, state: State) -> None:
     def wrong(text: str) -> list[str]:
         found = re.findall(
-            r"<li><strong>(.*?)</li>", text.partition('id="ill"')[2].partition("</section>")[0]
+            r"<li><strong>(.*?)</li>", text.partition('id="trouble"')[2].partition("</section>")[0]
         )
         return [each.replace("</strong>", "") for each in found]
 
@@ -192,10 +192,14 @@ async def test_page_says_first_what_is_wrong_and_why(client: Client, state: Stat
     state.look()
     text = await (await client.get("/")).text()
     assert wrong(text) == [
-        "gesis: its breaker is open; 08:00:02 gesis is left out: its breaker opened (5 times connect)",
+        "gesis: breaker open; 08:00:02 gesis was ejected: its breaker opened (connect 5 times)",
         "ovh: full, with 1000 requests and 0 launches in flight",
     ]
-    assert re.findall(r'class="state \w+">(\w+)</span></td>', text) == ["out", "full", "maint"]
+    assert re.findall(r'class="state \w+">([\w -]+)</span></td>', text) == [
+        "ejected",
+        "full",
+        "in maintenance",
+    ]
     assert 'data-title="0 of 3 available - fedproxy"' in text
 
 

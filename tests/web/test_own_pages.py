@@ -70,13 +70,13 @@ async def test_what_happens_is_in_the_log(hub: Hub, tmp_path: Path) -> None:
             async with admin.get("/log") as response:
                 return "\n".join(event["text"] for event in (await response.json())["events"])
 
-        why = "37 pods and a headroom of 10 reach the quota of 40; says that Docker registry is not ok"
+        why = "37 pods and a headroom of 10 reach the quota of 40; reports that Docker registry is not ok"
         await comes(log, lambda text: f"old is unhealthy: {why}" in text)
         async with admin.patch("/members/old", json={"state": "drain"}, headers=TOKEN) as response:
             assert response.status == 200
         async with admin.get("/events"):
             # Somebody looks on, so that it does not take long.
-            await comes(log, lambda text: "old is set to drain by an operator" in text)
+            await comes(log, lambda text: "old was set to drain by an operator" in text)
         assert [event.level for event in service.history.about("old", 9)][-1] == "bad"
 
 

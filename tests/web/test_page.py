@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.web.page import escape_markdown, render_page
 from tests.web.state import CONFIG
 

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientResponse
 from pytest_aiohttp import AiohttpClient
 
-from fedproxy.control.line import Logo
+from fedproxy.control.messages import Logo
 from fedproxy.decide.member import Intent
 from fedproxy.web.public import create_public_app
 from tests.decide.build import federation, member
@@ -147,10 +147,11 @@ async def test_page_says_nothing_for_a_cookie_that_names_nobody(client: Client, 
     ("status", "change"),
     [
         ("In maintenance", lambda m: m.set_intent(Intent.MAINT)),
-        ("Takes no new visitors", lambda m: m.set_intent(Intent.DRAIN)),
-        ("Not well at the moment", lambda m: m.set_health(False, 0.0)),
-        ("Recovering", lambda m: m.breaker.trip(1000.0, 0.0)),
-        ("Full at the moment", lambda m: setattr(m, "in_flight", 1000)),
+        ("Draining", lambda m: m.set_intent(Intent.DRAIN)),
+        ("Unhealthy", lambda m: m.set_health(False, 0.0)),
+        ("Ejected", lambda m: m.breaker.trip(1000.0, 0.0)),
+        ("Full", lambda m: setattr(m, "in_flight", 1000)),
+        ("Full", lambda m: m.set_health(False, 0.0, ("quota",))),
     ],
 )
 async def test_page_says_how_a_member_is(client: Client, state: State, status: str, change: object) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from fedproxy.config import parse
+from fedproxy.config.load import parse
 from fedproxy.serve.service import Service
 from tests.rig import RawClient, Scripted, answer
 

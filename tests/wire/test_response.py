@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy.errors import BadResponse
-from fedproxy.wire.response import ResponseHead, check_begun, read
+from fedproxy.http.response import Response
+from fedproxy.wire.response import ResponseHead, check_begun, read, render
 
 
 def head(*lines: bytes) -> ResponseHead:
@@ -194,3 +195,15 @@ def test_what_is_refused_of_a_head_is_refused_of_the_whole_however_it_is_cut(res
                     read(whole)
         with pytest.raises(BadResponse):
             check_begun(head)
+
+
+def test_response_of_the_edge_is_rendered_with_its_length() -> None:
+    response = Response(404, b"text/plain", b"nothing\n", ((b"A", b"1"), (b"B", b"2")))
+    whole = b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 8\r\nA: 1\r\nB: 2\r\n"
+    assert render(response, None, is_head=False) == whole + b"\r\nnothing\n"
+    assert render(response, b"close", is_head=True) == whole + b"Connection: close\r\n\r\n"
+
+
+def test_204_has_no_length_and_an_unregistered_status_no_phrase() -> None:
+    assert render(Response(204), None, is_head=False) == b"HTTP/1.1 204 No Content\r\n\r\n"
+    assert render(Response(299), None, is_head=False) == b"HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n"

@@ -1,15 +1,15 @@
-// Keeps the operators' page up to date, draws its charts, and says what an operator asks for.
+// Keeps the operators' page up to date, draws its charts, and sends the operators' changes.
 "use strict";
 
 const live = document.getElementById("live");
 const said = document.getElementById("said");
 const stale = document.getElementById("stale");
-const word = document.getElementById("word");
+const tokenInput = document.getElementById("admin-token");
 const forget = document.getElementById("forget");
 const root = document.documentElement;
 
-// The page: what the server sends is put in place without touching what stayed the same, so that neither the
-// keyboard's place nor a number that is being typed is lost.
+// The page: new content is patched in without touching what stayed the same, so that neither the keyboard focus
+// nor a number that is being typed is lost.
 
 function morph(old, fresh) {
   if (old.nodeName !== fresh.nodeName) {
@@ -34,7 +34,7 @@ function morphChildren(old, fresh) {
   before.slice(after.length).forEach((node) => node.remove());
 }
 
-// Charts: each line of a member is a list of whole numbers, the newest last; `lines` says how many make one.
+// Charts: each line of a member is a list of integers, newest last; `lines` has the divisor of each line.
 
 const SVG = "http://www.w3.org/2000/svg";
 const POINTS = 360; // an hour
@@ -138,11 +138,11 @@ function listen() {
   events.onerror = () => {
     if (!("stale" in root.dataset)) {
       const since = new Date().toISOString().slice(11, 19);
-      stale.textContent = `Nothing here is up to date: the edge has not been heard since ${since} UTC.`;
-      document.title = "Not heard - fedproxy";
+      stale.textContent = `This page is out of date: no connection to the edge since ${since} UTC.`;
+      document.title = "No connection - fedproxy";
     }
     root.dataset.stale = "";
-    // A browser tries again by itself, but not after an answer that says no.
+    // A browser reconnects by itself, but not after an error status.
     if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
   };
   for (const [name, hear] of Object.entries(heard)) {
@@ -150,14 +150,14 @@ function listen() {
   }
 }
 
-// What an operator asks for. The token stays in this tab.
+// Operators' changes. The token stays in this tab.
 
 function useToken(token) {
   if (token) sessionStorage.setItem("token", token);
   else sessionStorage.removeItem("token");
   root.toggleAttribute("data-token", Boolean(token));
   forget.hidden = !token;
-  word.value = "";
+  tokenInput.value = "";
 }
 
 let saying;
@@ -192,7 +192,7 @@ live.addEventListener("submit", (event) => {
 });
 document.getElementById("token").addEventListener("submit", (event) => {
   event.preventDefault();
-  useToken(word.value);
+  useToken(tokenInput.value);
   say("The token is kept in this tab.");
 });
 forget.addEventListener("click", () => {

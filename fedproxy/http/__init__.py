@@ -1,0 +1,1 @@
+"""What HTTP means, whatever protocol carries it: no protocol's bytes."""

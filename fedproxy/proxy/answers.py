@@ -1,0 +1,161 @@
+"""The edge's own answers, as neutral responses: errors, redirects, fixed statuses and preflights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from fedproxy.decide.affinity import Source
+from fedproxy.decide.breaker import Outcome
+from fedproxy.decide.federation import Lease, Refusal
+from fedproxy.decide.route import Fixed, Redirect
+from fedproxy.errors import AllFull, EdgeError, ExchangeError, NoMember, SessionAway, TooManyLaunches
+from fedproxy.http.response import PHRASES, Field, Response
+from fedproxy.wire.answer import render
+
+if TYPE_CHECKING:
+    from fedproxy.proxy.admission import Origin
+    from fedproxy.proxy.edge import Edge, RoutedRequest
+    from fedproxy.wire.request import HeaderBlock
+
+_AFTER: Final = 30  # seconds, after which it may be worth trying again
+_METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_NOT_STORED: Final = (b"Cache-Control", b"no-store")
+# What pages of other sites may read: a launch that they embed, which BinderHub lets them read as well.
+_ANY_ORIGIN: Final = (b"Access-Control-Allow-Origin", b"*")
+_PREFLIGHT: Final = (
+    (b"Allow", _METHODS),
+    _ANY_ORIGIN,
+    (b"Access-Control-Allow-Methods", _METHODS),
+    # The asterisk does not stand for Authorization (Fetch standard, section 4.9).
+    (b"Access-Control-Allow-Headers", b"*, Authorization"),
+    (b"Access-Control-Max-Age", b"7200"),
+)
+
+
+@dataclass(slots=True)
+class AnsweredRequest:
+    """A request that is answered without an exchange. trusted: a trusted proxy sent it."""
+
+    routed: RoutedRequest
+    block: HeaderBlock
+    trusted: bool
+    traceparent: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response that the edge gives by itself, and what the log says of it besides."""
+
+    response: Response
+    status: int  # for the log: a launch that fails is answered 200
+    termination: str = "--"
+    member: str | None = None
+    source: Source | None = None
+
+
+def refused(why: Refusal) -> EdgeError:
+    """What a visitor is told if there is no lease."""
+    if why is Refusal.FULL:
+        return AllFull()
+    return SessionAway() if why is Refusal.AWAY else NoMember()
+
+
+def error(
+    status: int,
+    detail: str,
+    common: tuple[Field, ...],
+    request_id: bytes,
+    accept: bytes | None,
+    *,
+    build: bool = False,
+    after: int = _AFTER,
+) -> Response:
+    """An error, in the form that the request asks for.
+
+    common: what every response on this connection has. accept, build: as `wire.answer.render` takes them.
+    after: seconds, for Retry-After.
+    """
+    answer = render(status, detail, request_id.decode("ascii"), accept, build)
+    fields: tuple[Field, ...] = (_NOT_STORED, *common)
+    if build:
+        fields += (_ANY_ORIGIN,)
+    if status in (429, 503):
+        fields += ((b"Retry-After", b"%d" % after),)
+    elif status == 405:
+        # RFC 9110 section 15.5.6; what else a member allows is its own to say.
+        fields += ((b"Allow", _METHODS),)
+    return Response(answer.status, answer.content_type, answer.body, fields)
+
+
+def of_error(
+    fault: ExchangeError,
+    routed: RoutedRequest,
+    block: HeaderBlock | None,
+    common: tuple[Field, ...],
+    request_id: bytes,
+) -> Response:
+    """What a request whose line was read is answered; `block` is None if nothing it says may be trusted."""
+    return error(
+        fault.status,
+        fault.detail,
+        common,
+        request_id,
+        None if block is None else block.accept(),
+        build=routed.build,
+        after=math.ceil(fault.after) if isinstance(fault, TooManyLaunches) else _AFTER,
+    )
+
+
+def of_route(
+    edge: Edge,
+    routed: RoutedRequest,
+    block: HeaderBlock,
+    origin: Origin,
+    common: tuple[Field, ...],
+    request_id: bytes,
+) -> Answer:
+    """The answer to a request that its route answers here: not passed on, and no page of the edge's own."""
+    action = routed.action
+    if isinstance(action, Fixed):
+        status = action.status
+        if status < 400:
+            return Answer(Response(status, fields=common), status)
+        detail = PHRASES.get(status, "This path is not served here.")
+        response = error(status, detail, common, request_id, block.accept(), build=routed.build)
+        return Answer(response, status)
+    if isinstance(action, Redirect):
+        location = (b"Location", action.location.encode("latin-1"))
+        return Answer(Response(action.status, fields=(*common, location)), action.status)
+    if routed.build and routed.line.method == b"OPTIONS":
+        return Answer(Response(204, fields=(*common, *_PREFLIGHT)), 204)
+    return _to_member(edge, routed, block, origin, common, request_id)
+
+
+def _to_member(
+    edge: Edge,
+    routed: RoutedRequest,
+    block: HeaderBlock,
+    origin: Origin,
+    common: tuple[Field, ...],
+    request_id: bytes,
+) -> Answer:
+    """307 to the member that would have served it, with the target as it came."""
+    now = edge.clock()
+    lease = edge.choose(routed, block, origin.client, now)
+    if not isinstance(lease, Lease):
+        fault = refused(lease)
+        edge.counts.rejected[fault.reason] += 1
+        response = of_error(fault, routed, block, common, request_id)
+        return Answer(response, fault.status, fault.termination)
+    edge.federation.settle(lease, Outcome.IGNORED, now)
+    member, source = lease.member, lease.source
+    member.counts.codes[307] += 1
+    member.counts.affinity[source] += 1
+    fields = (*common, (b"Location", member.url.rstrip("/").encode("ascii") + routed.line.target))
+    if routed.build:
+        fields += (_ANY_ORIGIN,)
+    if source is not Source.HOST and (source is not Source.COOKIE or routed.renews):
+        fields += ((b"Set-Cookie", edge.cookies[member.name, origin.secure]),)
+    return Answer(Response(307, fields=fields), 307, member=member.name, source=source)

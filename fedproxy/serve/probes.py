@@ -1,0 +1,39 @@
+"""From what an operator wrote to what the prober is handed. Only the control process probes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedproxy.control.prober import ProbePolicy, Target
+from fedproxy.serve.assemble import find_endpoints
+
+if TYPE_CHECKING:
+    from fedproxy.config.model import Config
+
+
+def find_targets(settings: Config) -> list[Target]:
+    """Where each member is probed. Raises ConfigError as `find_endpoints` does."""
+    targets = []
+    for name, endpoint in find_endpoints(settings).items():
+        member = settings.members[name]
+        base = "http://localhost" if endpoint.path else member.url
+        health, versions = (
+            base.rstrip("/") + url if url.startswith("/") else url for url in (member.health, member.versions)
+        )
+        targets.append(Target(name, health, versions, member.prime, endpoint.path, endpoint.tls))
+    return targets
+
+
+def probe_policy(settings: Config) -> ProbePolicy:
+    """How members are probed."""
+    health = settings.health
+    return ProbePolicy(
+        interval=health.interval,
+        jitter=health.jitter,
+        timeout=health.timeout,
+        rise=health.rise,
+        fall=health.fall,
+        unhealthy_interval=health.unhealthy_interval,
+        pod_headroom=health.pod_headroom,
+        versions=health.versions,
+    )

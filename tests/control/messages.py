@@ -1,0 +1,66 @@
+"""One of each message that control process and workers send."""
+
+from __future__ import annotations
+
+from fedproxy.config.load import parse
+from fedproxy.control.messages import (
+    Account,
+    AccountPart,
+    ApplyConfig,
+    BreakerInDoubt,
+    BreakerOpened,
+    ConfigRefused,
+    Drain,
+    Fact,
+    FromWorker,
+    GetAccount,
+    LaunchesInFlight,
+    LaunchMoved,
+    LaunchRequested,
+    Logo,
+    MemberHealth,
+    MemberServes,
+    Ready,
+    RenewCertificates,
+    ReopenLog,
+    Start,
+    Stopping,
+    TicketSecret,
+    ToWorker,
+)
+from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import Survey
+from fedproxy.errors import Fault
+
+_UPDATE = ApplyConfig(parse("members: {a: {url: 'https://a'}}", {}), {"a": Intent.DRAIN}, 2)
+_HEALTH = MemberHealth("a", False, ("x" * 300,))
+
+FACTS: list[Fact] = [
+    BreakerOpened("a", frozenset((b"c",))),
+    BreakerInDoubt("a"),
+    MemberServes("a", frozenset((b"c",))),
+    LaunchMoved(b"k", "a"),
+    LaunchRequested(b"c"),
+    LaunchesInFlight({"a": 3}),
+]
+TO_WORKER: list[ToWorker] = [
+    Start(_UPDATE, (_HEALTH,), b"x" * 32, ((3, 4),), (False,)),
+    _UPDATE,
+    _HEALTH,
+    Logo("https://a/logo", "key", "image/png", b"\x89PNG"),
+    RenewCertificates(),
+    ReopenLog(),
+    TicketSecret(b"y" * 32),
+    GetAccount(1),
+    Drain(0.5),
+    *FACTS,
+]
+FROM_WORKER: list[FromWorker] = [
+    Ready(),
+    AccountPart(0, []),
+    Account(1, Survey([], EdgeCounts())),
+    ConfigRefused((Fault("access_log", "is a folder"),)),
+    Stopping(),
+    *FACTS,
+]
