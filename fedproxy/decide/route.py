@@ -92,8 +92,16 @@ class Router:
         every = (*_OWN, *routes)
         self._actions = tuple(route.action for route in every)
         # One alternation with one group per route: a path is matched once, however many routes there are.
-        pattern = b"|".join(b"(%b)" % _pattern(route.path) for route in every)
-        self._match = re.compile(pattern, re.DOTALL).fullmatch
+        self._pattern = b"|".join(b"(%b)" % _pattern(route.path) for route in every)
+        self._match = re.compile(self._pattern, re.DOTALL).fullmatch
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Router):
+            return NotImplemented
+        return (self._pattern, self._actions) == (other._pattern, other._actions)
+
+    def __hash__(self) -> int:
+        return hash((self._pattern, self._actions))
 
     def match(self, path: bytes) -> Action:
         """The action for a path that has only one reading."""

@@ -21,8 +21,8 @@ from fedproxy.wire.visitor import find_visitor
 if TYPE_CHECKING:
     from fedproxy.decide.counts import EdgeCounts
     from fedproxy.decide.member import Member
-    from fedproxy.proxy.edge import RoutedRequest
     from fedproxy.proxy.policy import Policy, Rate
+    from fedproxy.proxy.routing import RoutedRequest
     from fedproxy.wire.request import HeaderBlock
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from fedproxy.wire.answer import render
 
 if TYPE_CHECKING:
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Edge, RoutedRequest
+    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.routing import RoutedRequest
     from fedproxy.wire.request import HeaderBlock
 
 _AFTER: Final = 30  # seconds, after which it may be worth trying again

@@ -44,8 +44,9 @@ from fedproxy.wire.response import render
 if TYPE_CHECKING:
     from fedproxy.http.response import Field, Response
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Edge, RoutedRequest
+    from fedproxy.proxy.edge import Edge
     from fedproxy.proxy.policy import ListenerOptions
+    from fedproxy.proxy.routing import RoutedRequest
     from fedproxy.wire.request import HeaderBlock, RequestLine
     from fedproxy.wire.response import ResponseHead
 

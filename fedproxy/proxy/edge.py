@@ -9,7 +9,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedproxy.bounded import Memo
@@ -19,16 +18,16 @@ from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.launch import MovedKeys
 from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.retry import RetryBudget
-from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
+from fedproxy.decide.route import Router, ToMember, ToPrime
 from fedproxy.errors import Drained, EdgeError, MemberError
 from fedproxy.proxy.admission import Admission
+from fedproxy.proxy.pools import Pool
 from fedproxy.proxy.resolver import Resolver
+from fedproxy.proxy.routing import RoutedRequest, route
 from fedproxy.proxy.traced import trace_of_answer
-from fedproxy.proxy.upstream import Pool
 from fedproxy.record import Record
 from fedproxy.wire.cookie import set_cookie
-from fedproxy.wire.path import canonical, readings
-from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name, read_line
+from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_name
 
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from fedproxy.proxy.traced import Tracer
     from fedproxy.proxy.tunnel import Tunnel
 
-_BUILD = b"/build/"
-_PAGES = b"/v2/"
 _ASLEEP = 1.0  # after so many lost seconds members may have given up on this edge ...
 _AWAKE = 10.0  # ... for so many seconds
 _NUMBERS = [b"%02x" % number for number in range(256)]
@@ -53,23 +50,6 @@ _NUMBERS = [b"%02x" % number for number in range(256)]
 def _between(start: bytes, end: bytes) -> list[bytes]:
     """Each of the numbers between these two. To join all and to split is faster than to add each."""
     return (start + (end + b" " + start).join(_NUMBERS) + end).split(b" ")
-
-
-@dataclass(slots=True)
-class RoutedRequest:
-    """A request line, and what this edge makes of it: worked out once for each different line."""
-
-    line: RequestLine
-    action: Action
-    key: bytes | None
-    proxied: bool  # streamed through, not answered here
-    balanced: bool  # any member may serve it: not to a certain one, and about no session
-    ordinary: bool  # proxied, no launch, neither HTTP/1.0 nor in absolute-form
-    renews: bool  # its response renews the cookie
-    build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
-    launch: bool  # a launch, if an event stream is asked for
-    stays: bool = False  # about a session, which no other member has
-    banned: bool = False  # asks for a repository that the operator does not serve
 
 
 class Edge:
@@ -106,11 +86,16 @@ class Edge:
         self._woke = float("-inf")
         self._draining = False
         self._retired: list[Pool] = []
+        self._routed_by: object = None  # what the meaning of a request line depends on, ...
+        self._read_by: object = None  # ... and of a block
 
     policy: Policy
     federation: Federation
     router: Router
     budget: RetryBudget
+    routed: Memo[RoutedRequest]
+    blocks: Memo[HeaderBlock]
+    trusted_blocks: Memo[HeaderBlock]
 
     def apply(
         self,
@@ -159,15 +144,21 @@ class Edge:
         self._key_of = KEYS.get(policy.key)
         # A known line and a known block, with the CRLF between them, are within the limit.
         half = policy.limits.request_head // 2 - 1
-        self.routed: Memo[RoutedRequest] = Memo(self._route, entries=4096, longest=min(2048, half))
-        self.longest_block = min(4096, half)  # that is kept
-        bans = policy.bans
-        ban = bans.agent if bans.user_agents else None
-        cookie, origin = policy.cookie, policy.origin
-        reader = BlockReader(cookie, origin, trusted=False, ban=ban)
-        self.blocks = Memo(reader.read, 2048, self.longest_block)
-        reader = BlockReader(cookie, origin, trusted=True, ban=ban)
-        self.trusted_blocks = Memo(reader.read, 2048, self.longest_block)
+        bans, cookie, origin = policy.bans, policy.cookie, policy.origin
+        # What is remembered of heads is kept if it means the same: a member or a weight changes nothing.
+        routed_by = (router, policy.key, bans.repositories, half)
+        if routed_by != self._routed_by:
+            self._routed_by = routed_by
+            self.routed = Memo(self._route, entries=4096, longest=min(2048, half))
+        read_by = (cookie, origin, bans.user_agents, half)
+        if read_by != self._read_by:
+            self._read_by = read_by
+            self.longest_block = min(4096, half)  # that is kept
+            ban = bans.agent if bans.user_agents else None
+            reader = BlockReader(cookie, origin, trusted=False, ban=ban)
+            self.blocks = Memo(reader.read, 2048, self.longest_block)
+            reader = BlockReader(cookie, origin, trusted=True, ban=ban)
+            self.trusted_blocks = Memo(reader.read, 2048, self.longest_block)
         self._refresh()
 
     @property
@@ -200,41 +191,7 @@ class Edge:
         return self.ids
 
     def _route(self, raw: bytes) -> RoutedRequest:
-        line = read_line(raw)
-        path = line.path
-        paths = readings(path)
-        if len(paths) == 1:
-            action = self.router.match(path)
-            key = self._key_of(path) if self._key_of is not None else None
-            build = path.startswith(_BUILD)
-            launch = build and path.count(b"/") > 2
-            renews = build or path.startswith(_PAGES)
-            stays = is_session(path)
-        else:
-            action = self.router.judge(paths, path)
-            key = self._key_of(canonical(path)) if self._key_of is not None else None
-            # What one of the servers behind may take it for counts here too.
-            build = any(path.startswith(_BUILD) for path in paths)
-            launch = any(path.startswith(_BUILD) and path.count(b"/") > 2 for path in paths)
-            renews = build or any(path.startswith(_PAGES) for path in paths)
-            # What is a launch in the form that is compared is no session because others may read it as one.
-            stays = is_session(paths[0]) or (not paths[0].startswith(_BUILD) and any(map(is_session, paths)))
-        bans = self.policy.bans
-        proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
-        launch = launch and line.method == b"GET"
-        return RoutedRequest(
-            line=line,
-            action=action,
-            key=key,
-            proxied=proxied,
-            balanced=isinstance(action, ToMembers) and not stays,
-            ordinary=proxied and not launch and line.authority is None and not line.http10,
-            renews=renews,
-            build=build,
-            launch=launch,
-            stays=stays,
-            banned=bool(bans.repositories) and bans.repository(*paths),
-        )
+        return route(raw, self.router, self._key_of, self.policy.bans)
 
     def only(self, routed: RoutedRequest, block: HeaderBlock) -> tuple[Member, Source] | None:
         """The one member that a request is for, if its host or its route says so."""

@@ -40,9 +40,11 @@ from fedproxy.wire.request import is_answered
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Edge, RoutedRequest
+    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.pools import Pool
+    from fedproxy.proxy.routing import RoutedRequest
     from fedproxy.proxy.traced import Notes
-    from fedproxy.proxy.upstream import Pool, Upstream
+    from fedproxy.proxy.upstream import Upstream
     from fedproxy.wire.request import HeaderBlock
     from fedproxy.wire.response import ResponseHead
 

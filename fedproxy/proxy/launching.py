@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from fedproxy.decide.member import Member
     from fedproxy.errors import EdgeError, ExchangeError, MemberError
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Edge, RoutedRequest
+    from fedproxy.proxy.edge import Edge
     from fedproxy.proxy.exchange import Visitor
-    from fedproxy.proxy.upstream import Pool
+    from fedproxy.proxy.pools import Pool
+    from fedproxy.proxy.routing import RoutedRequest
     from fedproxy.wire.request import HeaderBlock
     from fedproxy.wire.response import ResponseHead
 

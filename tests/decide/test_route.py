@@ -109,3 +109,12 @@ def test_pattern_of_many_stars_meets_a_path_made_to_be_slow() -> None:
 )
 def test_path_of_a_session(path: bytes, session: bool) -> None:
     assert is_session(path) is session
+
+
+def test_routers_with_the_same_routes_are_equal() -> None:
+    routes = (Route("/a/*", ToPrime()), Route("/b", Fixed(410)))
+    assert Router(routes) == Router(list(routes))
+    assert hash(Router(routes)) == hash(Router(routes))
+    assert Router(routes) != Router(routes[:1])
+    assert Router((Route("/b", Fixed(410)),)) != Router((Route("/b", Fixed(404)),))
+    assert Router() != ()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Any
 
 import pytest
 
+from fedproxy.config.load import parse
 from tests.rig import Message, RawClient, answer, chunked, edge, per_request, until
+from tests.rig.edge import Edge
 from tests.rig.member import Conn
 
 GET = b"GET / HTTP/1.1\r\nHost: hub.test\r\n\r\n"
@@ -111,3 +115,55 @@ async def test_line_and_block_that_are_known_apart_are_together_within_the_limit
         assert (await running.ask(head(50, 100))).status == 200
         line, block = 99 + (over > 1), 99 + (over > 0)
         assert (await running.ask(head(line, block))).status == (431 if over else 200)
+
+
+async def reload(running: Edge, **changes: Any) -> None:
+    """Puts the same config in force with these changes at the top level."""
+    service = running.service
+    members = {"a": {"url": str(service.config.members["a"].url), "prime": True}}
+    changed = parse(json.dumps({"members": members, **changes}), {})
+    update = {key: getattr(changed, key) for key in changes}
+    service._reread = lambda: service.config.model_copy(update=update)
+    assert await service.reload() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "routed", "blocks"),
+    [
+        ({"timeouts": {"connect": 1}}, True, True),
+        ({"affinity": {"max_age": "1h"}}, True, True),
+        ({"routes": [{"path": "/old/*", "status": 410}]}, False, True),
+        ({"affinity": {"key": "path"}}, False, True),
+        ({"affinity": {"cookie": "other"}}, True, False),
+        ({"public_url": "https://hub.example.org"}, True, False),
+        ({"ban": {"user_agents": ["crawler"]}}, True, False),
+        ({"ban": {"repositories": ["gh/a/.*"]}}, False, True),
+        ({"limits": {"request_head": 2048}}, False, False),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+async def test_reload_keeps_what_is_known_of_heads_if_it_means_the_same(
+    change: dict[str, Any], routed: bool, blocks: bool
+) -> None:
+    async with edge(answer()) as running:
+        await running.ask(GET)
+        inner = running.service.edge
+        before = (inner.routed, inner.blocks, inner.trusted_blocks)
+        await reload(running, **change)
+        assert (inner.routed is before[0]) is routed
+        assert (inner.blocks is before[1]) is blocks
+        assert (inner.trusted_blocks is before[2]) is blocks
+        assert (await running.ask(GET)).body == b"ok"
+
+
+async def test_members_and_weights_change_nothing_that_is_known_of_heads() -> None:
+    async with edge({"a": answer(), "b": answer()}) as running:
+        await running.ask(GET)
+        inner = running.service.edge
+        before = (inner.routed, inner.blocks)
+        url = str(running.service.config.members["a"].url)
+        await reload(running, members={"a": {"url": url, "weight": 7, "prime": True}})
+        assert [member.weight for member in inner.federation.members] == [7]
+        assert inner.routed is before[0]
+        assert inner.blocks is before[1]
+        assert (await running.ask(GET)).body == b"ok"

@@ -1,0 +1,214 @@
+"""The connections to a member: the idle ones, how a new one is made, and when one is too old.
+
+Between two requests a connection waits in its pool, last in, first out, so that the warmest is used and the
+rest grow old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import aiohappyeyeballs
+
+from fedproxy.errors import ConnectFailed, ConnectTimeout, NoWay, OutOfFiles, TLSFailed, own_fault
+from fedproxy.proxy.resolver import plain
+from fedproxy.proxy.secure import connect
+from fedproxy.proxy.upstream import Upstream
+
+if TYPE_CHECKING:
+    from fedproxy.decide.member import Member
+    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.policy import Endpoint
+    from fedproxy.proxy.resolver import AddressInfo
+
+# A firewall or a limit of this machine. A refusal from elsewhere has other numbers.
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+# From this machine, or from a router on the way.
+_NO_WAY = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+_SLEPT = 0.25  # seconds of lost time that cast no doubt on a failure
+_AGAIN = 3  # further attempts to connect, each because this process slept during the one before
+_NEVER = float("inf")
+_AT_ONCE = float("-inf")
+# The greatest age of each connection is cut by up to this share, so that they do not all end at once.
+_SPREAD = 0.2
+
+
+class Pool:
+    """The connections to one member, and the way to make more."""
+
+    def __init__(self, edge: Edge, member: Member, endpoint: Endpoint, cookie_value: bytes) -> None:
+        self.edge = edge
+        self.member = member
+        self.endpoint = endpoint
+        self.cookie_value = cookie_value
+        self.host_line = b"Host: " + endpoint.authority + b"\r\n"
+        self.idle: list[Upstream] = []
+        self.aside: list[Upstream] = []  # idle, but the name does not have their address at the moment
+        self.connections: set[Upstream] = set()
+        self.head_length = 0  # of the response before
+        self.room = 0  # for so many idle connections; none in one that is closed
+        # None for an address or a unix socket.
+        self.name = (
+            edge.resolver.follow(endpoint.host, endpoint.port, self.sort) if not endpoint.path else None
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Connections that serve nothing at the moment."""
+        return len(self.idle) + len(self.aside)
+
+    @property
+    def busy(self) -> int:
+        """Connections that serve an exchange or a tunnel."""
+        return len(self.connections) - self.waiting
+
+    def forget(self, upstream: Upstream) -> None:
+        """A connection is gone."""
+        self.connections.discard(upstream)
+        for rest in (self.idle, self.aside):
+            if upstream in rest:
+                rest.remove(upstream)
+
+    def expire(self, before: float, now: float = _AT_ONCE) -> None:
+        """Closes what has been idle since before `before`, or is too old at `now`."""
+        gone = [each for each in self.idle if each.idle_since < before or each.ends_at <= now]
+        gone += [each for each in self.aside if each.idle_since < before]
+        for upstream in gone:
+            self._close(upstream)
+
+    def _close(self, upstream: Upstream) -> None:
+        (self.idle if upstream in self.idle else self.aside).remove(upstream)
+        upstream.transport.close()
+
+    def close(self) -> None:
+        """Closes what is idle, and the rest as it is released."""
+        self.room = 0
+        if self.name is not None:
+            self.edge.resolver.leave(self.name, self.sort)
+            self.name = None
+        self.expire(_NEVER)
+
+    def sort(self) -> None:
+        """Sorts the connections again: an address may have come or gone, or the greatest age changed."""
+        for upstream in self.connections:
+            self._date(upstream)
+        idle = sorted(self.idle + self.aside, key=_idle_since)
+        self.idle.clear()
+        self.aside.clear()
+        now = self.edge.clock()
+        for upstream in idle:
+            if now < upstream.ends_at:
+                self.idle.append(upstream)
+            elif self.holds(upstream):
+                self.aside.append(upstream)
+            else:
+                upstream.transport.close()
+
+    def holds(self, upstream: Upstream) -> bool:
+        """Whether the name lost a connection's address so recently that it may come back."""
+        return self.name is not None and upstream.address in self.name.addresses.held
+
+    def _date(self, upstream: Upstream) -> None:
+        """Sets until when a connection takes requests."""
+        age = self.edge.policy.timeouts.connection_age
+        if self.name is not None and upstream.address not in self.name.addresses.current:
+            upstream.ends_at = _AT_ONCE
+        else:
+            upstream.ends_at = upstream.born + age * upstream.share if age else _NEVER
+
+    async def connect(self) -> Upstream:
+        """A new connection.
+
+        Raises `ConnectFailed` or one of its kinds within `timeouts.connect`, and a kind of `EdgeFailed` if it
+        is not the member that is to blame: `OutOfFiles` when none is left, not even of idle connections.
+        """
+        try:
+            return await self._connect_awake()
+        except OutOfFiles:
+            if not self.edge.close_idle_upstreams():
+                raise
+        # They are closed by the turn after the next.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return await self._connect_awake()
+
+    async def _connect_awake(self) -> Upstream:
+        """Tries again if it failed while this process slept: the member may have been in time."""
+        edge = self.edge
+        for _ in range(_AGAIN):
+            lost = edge.lost()
+            try:
+                return await self._connect()
+            except ConnectFailed:
+                if edge.lost() - lost < max(_SLEPT, edge.policy.timeouts.connect / 4):
+                    raise
+        return await self._connect()
+
+    async def _connect(self) -> Upstream:
+        upstream = Upstream(self)
+        made = False
+        try:
+            async with asyncio.timeout(self.edge.policy.timeouts.connect):
+                await self._open(upstream)
+            made = True
+        except TimeoutError as error:
+            raise ConnectTimeout from error
+        except ssl.SSLError as error:
+            raise TLSFailed from error
+        except OSError as error:
+            raise own_fault(error) or ConnectFailed() from error
+        except ValueError as error:
+            # A name that no resolver accepts.
+            raise ConnectFailed from error
+        finally:
+            if not made:
+                # uvloop tells a protocol nothing of a connection that is given up just as it is made.
+                self.forget(upstream)
+        upstream.born = self.edge.clock()
+        upstream.share = 1 - _SPREAD * self.edge.random_bits(16) / (1 << 16)
+        self._date(upstream)
+        return upstream
+
+    async def _open(self, upstream: Upstream) -> None:
+        endpoint = self.endpoint
+        loop = asyncio.get_running_loop()
+        if endpoint.path is not None:
+            await loop.create_unix_connection(lambda: upstream, endpoint.path)
+            return
+        addresses = await self.edge.resolver.resolve(endpoint.host, endpoint.port)
+        try:
+            sock = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=0.25, interleave=1, loop=loop
+            )
+        except OSError as error:
+            if error.errno in _FORBIDDEN or (error.errno in _NO_WAY and _is_cut_off(addresses)):
+                raise NoWay from error
+            raise
+        if endpoint.tls is None:
+            await loop.create_connection(lambda: upstream, sock=sock)
+        else:
+            await connect(upstream, endpoint.tls, endpoint.host, sock, self.edge.policy.timeouts.connect)
+        peer = upstream.transport.get_extra_info("peername")
+        # A connection that is already lost has no peer, and is not used.
+        upstream.address = plain(peer[0]) if peer else ""
+
+
+def _is_cut_off(addresses: Sequence[AddressInfo]) -> bool:
+    """Whether this machine has no route to any of these. Connecting a datagram socket asks nobody else."""
+    for family, _, _, _, address in addresses:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.connect(address)
+        except OSError:
+            continue
+        return False
+    return True
+
+
+def _idle_since(upstream: Upstream) -> float:
+    return upstream.idle_since
