@@ -12,7 +12,6 @@ import socket
 import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
-from urllib.parse import quote
 
 from fedproxy.decide.route import Local
 from fedproxy.errors import (
@@ -22,8 +21,6 @@ from fedproxy.errors import (
     BodyTooLarge,
     ExchangeError,
     HeadTimeout,
-    HeadTooLarge,
-    TargetTooLong,
     TooManyLaunches,
     VisitorError,
 )
@@ -32,13 +29,12 @@ from fedproxy.proxy.admission import NOBODY, of_peer
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, all_arrived, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
-from fedproxy.proxy.own_page import OwnPage
+from fedproxy.proxy.own_page import OwnPage, page_request
 from fedproxy.proxy.secure import wire_of
 from fedproxy.proxy.traced import follow
 from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
 from fedproxy.wire.events import asked_for
-from fedproxy.wire.path import normal
-from fedproxy.wire.request import with_host
+from fedproxy.wire.request import find_end, with_host
 from fedproxy.wire.response import render
 
 if TYPE_CHECKING:
@@ -56,21 +52,6 @@ _AS_SENT = 0  # ... as the member sent it
 # A closing connection reads on for so long, so that no reset overtakes the answer (RFC 9112 section 9.6).
 _LINGER = 5.0
 _SMALL = 16 * 1024
-ORIGINAL_TARGET = "X-Original-Target"
-"""The target as the visitor sent it, for the server of the edge's own pages when its path is normalised."""
-# What the edge itself tells the server of its own pages, or does not: no page takes a body.
-_SAID_HERE = (
-    b"connection:",
-    b"x-request-id:",
-    b"x-forwarded-",
-    b"x-real-ip:",
-    b"forwarded:",
-    b"content-length:",
-    b"transfer-encoding:",
-    b"expect:",
-    b"upgrade:",
-    b"x-original-target:",
-)
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 _ID = b"X-Request-ID: "
 
@@ -306,10 +287,16 @@ class Downstream(Flow):
         limit = edge.policy.limits.request_head
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end > limit or data[0] in b"\r\n":
-            data = self._unusual_head(data, limit)
-            if not data:
+            try:
+                data, end = find_end(data, limit)
+            except VisitorError as error:
+                self._refuse(error)
                 return
-            end = data.find(b"\r\n\r\n") + 4
+            if not end:
+                if self.head_since is None and data not in (b"", b"\r"):
+                    self.head_since = edge.clock()
+                self.held = data
+                return
         line, _, raw = data[:end].partition(b"\r\n")
         rest = data[end:]
         self.head_since = None
@@ -354,37 +341,6 @@ class Downstream(Flow):
         if rest:
             self._hold(rest)
         exchange.begin()
-
-    def _unusual_head(self, data: bytes, limit: int) -> bytes:
-        """A head that is not whole yet is held; empty if there is nothing to do now."""
-        # RFC 9112 section 2.2: an empty line before the request line is passed over; many are nonsense.
-        blank = 0
-        while blank < 4 and data.startswith(b"\r\n"):
-            data = data[2:]
-            blank += 1
-        if not data or data == b"\r":
-            self.held = data
-            return b""
-        end = data.find(b"\r\n\r\n") + 4
-        if 4 <= end <= limit:
-            if data[0] in b"\r\n \t":
-                self._refuse(BadRequest())
-                return b""
-            return data
-        if end > limit or len(data) > limit:
-            line_end = data.find(b"\r\n")
-            self._refuse(TargetTooLong() if line_end < 0 or line_end > limit // 2 else HeadTooLarge())
-            return b""
-        # A CR at the end may be half of a CRLF.
-        left = data.removesuffix(b"\r").replace(b"\r\n", b"")
-        if b"\n" in left or b"\r" in left or b"\0" in left or data[0] in b"\r\n \t":
-            # It cannot become a valid head, so there is no use in waiting for its end.
-            self._refuse(BadRequest())
-            return b""
-        if self.head_since is None:
-            self.head_since = self.edge.clock()
-        self.held = data
-        return b""
 
     def _origin_of(self, block: HeaderBlock) -> Origin:
         """Where a request of this trusted proxy comes from."""
@@ -557,23 +513,8 @@ class Downstream(Flow):
         if edge.local is None:
             self._refuse(BadRequest(), origin)
             return
-        # The page's server knows no other routes, so the connection ends with its answer.
-        lines = [
-            line
-            for line in head[:-4].split(b"\r\n")
-            if not line.lower().replace(b"_", b"-").startswith(_SAID_HERE)
-        ]
-        line = routed.line
-        path = normal(line.path)
-        if path != line.path:
-            # Its routes are compared literally, so it gets the normalised path; the log gets the original.
-            target = quote(path).encode("ascii") + line.target[len(line.path) :]
-            lines[0] = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
-            lines.append(ORIGINAL_TARGET.encode("ascii") + b": " + line.target)
-        lines += [b"Connection: close", origin.forward + request_id, b"", b""]
-        request = b"\r\n".join(lines)
         edge.connections.discard(self)
-        OwnPage(self, edge.local()).begin(request)
+        OwnPage(self, edge.local()).begin(page_request(head, routed.line, origin, request_id))
 
     # What an exchange asks for
 

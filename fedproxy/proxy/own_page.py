@@ -4,15 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from fedproxy.proxy.flow import Flow
+from fedproxy.wire.path import normal
 
 if TYPE_CHECKING:
     from fedproxy.errors import ExchangeError
+    from fedproxy.proxy.admission import Origin
     from fedproxy.proxy.downstream import Downstream
+    from fedproxy.wire.request import RequestLine
 
 
+ORIGINAL_TARGET = "X-Original-Target"
+"""The target as the visitor sent it, for the server of the edge's own pages when its path is normalised."""
+# What the edge itself tells the server of its own pages, or does not: no page takes a body.
+_SAID_HERE = (
+    b"connection:",
+    b"x-request-id:",
+    b"x-forwarded-",
+    b"x-real-ip:",
+    b"forwarded:",
+    b"content-length:",
+    b"transfer-encoding:",
+    b"expect:",
+    b"upgrade:",
+    b"x-original-target:",
+)
 _GOODBYE = 5.0  # seconds
+
+
+def page_request(head: bytes, line: RequestLine, origin: Origin, request_id: bytes) -> bytes:
+    """The request's head as the server of the edge's own pages is sent it."""
+    # That server knows no other routes, so the connection ends with its answer.
+    lines = [
+        each
+        for each in head[:-4].split(b"\r\n")
+        if not each.lower().replace(b"_", b"-").startswith(_SAID_HERE)
+    ]
+    path = normal(line.path)
+    if path != line.path:
+        # Its routes are compared literally, so it gets the normalised path; the log gets the original.
+        target = quote(path).encode("ascii") + line.target[len(line.path) :]
+        lines[0] = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
+        lines.append(ORIGINAL_TARGET.encode("ascii") + b": " + line.target)
+    lines += [b"Connection: close", origin.forward + request_id, b"", b""]
+    return b"\r\n".join(lines)
 
 
 class OwnPage(Flow):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp.abc import AbstractAccessLogger
 
-from fedproxy.proxy.downstream import ORIGINAL_TARGET
+from fedproxy.proxy.own_page import ORIGINAL_TARGET
 from fedproxy.record import Record
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
 from fedproxy.bounded import Memo
-from fedproxy.errors import BadRequest, MethodRefused
+from fedproxy.errors import BadRequest, HeadTooLarge, MethodRefused, TargetTooLong
 from fedproxy.wire import cookie, forwarded
 from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, tokens
 
@@ -25,6 +25,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._:@/+=~\-]{1,128}").fullmatch
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+_NO_START = b"\r\n \t"  # no request line begins with one of these
 # RFC 9110 section 7.8: protocols, each with a version or without, in a list.
 _PROTOCOL = TOKEN + rb"(?:/" + TOKEN + rb")?"
 _UPGRADE = re.compile(
@@ -64,6 +65,33 @@ class RequestLine:
         # Method, target and version, for the log.
         version = "HTTP/1.0" if http10 else "HTTP/1.1"
         self.words = (method.decode("ascii"), target.decode("ascii"), version)
+
+
+def find_end(data: bytes, limit: int) -> tuple[bytes, int]:
+    """Finds the end of the head that `data` begins with, which may be at most `limit` bytes.
+
+    Returns the data without empty lines before the request line, and the place behind the head in it; 0 if its
+    end has not come yet. Raises `BadRequest`, `HeadTooLarge` or `TargetTooLong` as soon as nothing that follows
+    could make it a valid head.
+    """
+    # RFC 9112 section 2.2: an empty line before the request line is passed over; many are nonsense.
+    for _ in range(4):
+        data = data.removeprefix(b"\r\n")
+    if not data or data == b"\r":
+        return data, 0
+    end = data.find(b"\r\n\r\n") + 4
+    if 4 <= end <= limit:
+        if data[0] in _NO_START:
+            raise BadRequest
+        return data, end
+    if end > limit or len(data) > limit:
+        line_end = data.find(b"\r\n")
+        raise TargetTooLong if line_end < 0 or line_end > limit // 2 else HeadTooLarge
+    # A CR at the end may be half of a CRLF.
+    left = data.removesuffix(b"\r").replace(b"\r\n", b"")
+    if b"\n" in left or b"\r" in left or b"\0" in left or data[0] in _NO_START:
+        raise BadRequest
+    return data, 0
 
 
 def read_line(line: bytes) -> RequestLine:

@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.errors import BadRequest, MethodRefused
+from fedproxy.errors import BadRequest, HeadTooLarge, MethodRefused, TargetTooLong, VisitorError
 from fedproxy.wire.forwarded import Hop
 from fedproxy.wire.request import (
     BlockReader,
     Forwarded,
     HeaderBlock,
+    find_end,
     host_name,
     is_answered,
     read_line,
@@ -530,3 +531,52 @@ def test_cookie_whose_name_only_ends_like_ours_is_passed_on_in_each_line() -> No
     found = block(b"Host: h", b"Cookie: a=1", b"Cookie: my_fedproxy_member=x")
     assert found.cookie is None
     assert b"Cookie: a=1\r\nCookie: my_fedproxy_member=x" in found.forward
+
+
+HEAD = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+@pytest.mark.parametrize("blank", range(5))
+def test_end_of_a_head_is_found_after_a_few_empty_lines(blank: int) -> None:
+    assert find_end(b"\r\n" * blank + HEAD + b"rest", 1000) == (HEAD + b"rest", len(HEAD))
+
+
+@pytest.mark.parametrize("begun", [b"", b"\r", HEAD[:-2], HEAD[:-1], HEAD[:5], b"\r\nGET", HEAD[:-3]])
+def test_head_that_may_still_become_valid_is_waited_for(begun: bytes) -> None:
+    rest, end = find_end(begun, 1000)
+    assert end == 0
+    assert rest == begun.removeprefix(b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"\r\n" * 5 + HEAD, BadRequest),
+        (b" " + HEAD, BadRequest),
+        (b"\tGET", BadRequest),
+        (b"GET /\nHost", BadRequest),
+        (b"GET /\rHost", BadRequest),
+        (b"GET /\0", BadRequest),
+        (b"GET /" + b"a" * 100, TargetTooLong),
+        (b"GET /" + b"a" * 60 + b" HTTP/1.1\r\n" + b"b" * 60, TargetTooLong),
+        (b"GET / HTTP/1.1\r\n" + b"b" * 100, HeadTooLarge),
+        (b"GET / HTTP/1.1\r\nA: " + b"b" * 100 + b"\r\n\r\n", HeadTooLarge),
+        # What is too long is said first.
+        (b" " + b"a" * 101, TargetTooLong),
+    ],
+)
+def test_head_that_cannot_become_valid_is_refused_at_once(data: bytes, error: type[VisitorError]) -> None:
+    with pytest.raises(error):
+        find_end(data, 100)
+
+
+@given(st.lists(st.sampled_from([b"\r\n", b"\r", b"\n", b"a", b" ", b"\0", b"GET /"])), st.integers(0, 30))
+def test_end_does_not_depend_on_what_follows(parts: list[bytes], more: int) -> None:
+    data = b"".join(parts)
+    try:
+        head, end = find_end(data, 40)
+    except VisitorError:
+        return
+    if end:
+        assert head[:end].endswith(b"\r\n\r\n")
+        assert find_end(data + b"x" * more, 40) == (head + b"x" * more, end)
