@@ -70,9 +70,9 @@ class RequestLine:
 def find_end(data: bytes, limit: int) -> tuple[bytes, int]:
     """Finds the end of the head that `data` begins with, which may be at most `limit` bytes.
 
-    Returns the data without empty lines before the request line, and the place behind the head in it; 0 if its
-    end has not come yet. Raises `BadRequest`, `HeadTooLarge` or `TargetTooLong` as soon as nothing that follows
-    could make it a valid head.
+    Returns the data without empty lines before the request line, and the place behind the head in it; 0 if
+    the end has not come yet. Raises `BadRequest`, `HeadTooLarge` or `TargetTooLong` as soon as nothing that
+    follows could make it a valid head.
     """
     # RFC 9112 section 2.2: an empty line before the request line is passed over; many are nonsense.
     for _ in range(4):
