@@ -330,7 +330,7 @@ class Downstream(Flow):
             return
         launch = routed.launch and asked_for(block.raw)
         exchange = self.exchange = LaunchExchange() if launch else Exchange()
-        exchange.open(edge, self, routed, block, origin, request_id, traceparent)
+        exchange.open(edge, self, routed, block, origin, request_id, traceparent, launch)
         if edge.tracer is not None or block.traceparent is not None:
             follow(exchange)
         if not self.writable:

@@ -160,6 +160,7 @@ class Exchange:
         origin: Origin,
         request_id: bytes,
         traceparent: bytes,
+        is_launch: bool = False,
     ) -> None:
         """Sets everything: as an `__init__`, which the interpreter calls the long way, it would cost more."""
         self.edge = edge
@@ -171,7 +172,7 @@ class Exchange:
         self.traceparent = traceparent
         clock = edge.clock
         self.started = clock()
-        self.is_launch = False
+        self.is_launch = is_launch
         self.is_head = routed.line.is_head
         self.framed = not routed.line.http10
         self.lease: Lease | None = None

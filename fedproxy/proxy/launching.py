@@ -27,12 +27,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.federation import Lease
     from fedproxy.decide.member import Member
     from fedproxy.errors import EdgeError, ExchangeError, MemberError
-    from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Edge
-    from fedproxy.proxy.exchange import Visitor
     from fedproxy.proxy.pools import Pool
-    from fedproxy.proxy.routing import RoutedRequest
-    from fedproxy.wire.request import HeaderBlock
     from fedproxy.wire.response import ResponseHead
 
 # More bytes than this do not wait, whatever they are.
@@ -66,20 +61,9 @@ class Waiting:
 class LaunchExchange(Exchange):
     """One launch."""
 
-    __slots__ = ("launch", "noted_at", "outcome", "reader", "tapped", "waiting", "watched", "word")
+    __slots__ = ("last_answer", "launch", "noted_at", "outcome", "reader", "tapped", "waiting", "watched")
 
-    def open(
-        self,
-        edge: Edge,
-        visitor: Visitor,
-        routed: RoutedRequest,
-        block: HeaderBlock,
-        origin: Origin,
-        request_id: bytes,
-        traceparent: bytes,
-    ) -> None:
-        super().open(edge, visitor, routed, block, origin, request_id, traceparent)
-        self.is_launch = True
+    def __init__(self) -> None:
         self.watched = False
         self.outcome = None
         self.launch: Launch | None = None  # on the member of the attempt under way
@@ -87,7 +71,7 @@ class LaunchExchange(Exchange):
         self.tapped = False  # events are read of the chunks, not of what goes on
         self.waiting: Waiting | None = None
         # What the last member said that could not serve it, for the case that nobody else says anything.
-        self.word: tuple[Pool, ResponseHead, bytes] | None = None
+        self.last_answer: tuple[Pool, ResponseHead, bytes] | None = None
         self.noted_at: float | None = None
 
     def _attempt(self, lease: Lease) -> None:
@@ -229,7 +213,7 @@ class LaunchExchange(Exchange):
         after = self._next(lease.member, "launch", now)
         if after is None:
             return False
-        self._keep_word(head, body, done)
+        self._keep_answer(head, body, done)
         self._stop_waiting()
         self._conclude(End.LOST)
         self.lease = self.upstream = None
@@ -238,21 +222,21 @@ class LaunchExchange(Exchange):
         self._attempt(after)
         return True
 
-    def _keep_word(self, head: ResponseHead, body: list[bytes], done: bool) -> None:
+    def _keep_answer(self, head: ResponseHead, body: list[bytes], done: bool) -> None:
         """Keeps what a member said of its failure, if it can be said as a whole."""
         failed = self.launch is not None and self.launch.end is End.FAILED
         if failed and (done or (self.watched and head.length is None)):
             data = b"".join(body)
             payload = _unframed(data) if head.chunked and self.framed else data
-            self.word = (self.pool, head, payload)
+            self.last_answer = (self.pool, head, payload)
 
     def _give_up(self, member: Member, error: MemberError) -> None:
         self.outcome = End.FAILED.value
-        if self.word is None:
+        if self.last_answer is None:
             super()._give_up(member, error)
             return
-        # A member's own word tells a person more than that yet another one could not be reached.
-        self.pool, head, payload = self.word
+        # A member's own answer tells a person more than that yet another one could not be reached.
+        self.pool, head, payload = self.last_answer
         framed = head.chunked and self.framed
         now = self.first_byte_at = self.edge.clock()
         self.settled = self.committed = True
