@@ -9,21 +9,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from urllib.parse import unquote
 
 from fedproxy.bounded import Generations
+from fedproxy.http.address import parse
 
 _SLASHES = re.compile("/{2,}")
-
-
-def _parsed(address: bytes) -> IPv4Address | IPv6Address | None:
-    try:
-        parsed = ip_address(address.decode("ascii", "replace"))
-    except ValueError:
-        return None
-    # An IPv4 client of an IPv6 listener is an IPv4 client (RFC 4291 section 2.5.5.2).
-    return parsed.ipv4_mapped or parsed if isinstance(parsed, IPv6Address) else parsed
 
 
 def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
@@ -39,7 +31,7 @@ def client_key(address: bytes) -> bytes:
 
     `address` is text; if it is not an address, it is the key itself.
     """
-    parsed = _parsed(address)
+    parsed = parse(address)
     if isinstance(parsed, IPv6Address):
         return parsed.packed[:8]
     return parsed.packed if parsed is not None else address
@@ -67,7 +59,7 @@ class Networks:
 
     def __contains__(self, address: bytes) -> bool:
         """Whether an address, as text, is in one of the networks; other text is in none."""
-        parsed = _parsed(address)
+        parsed = parse(address)
         if parsed is None:
             return False
         version, number = parsed.version, int(parsed)

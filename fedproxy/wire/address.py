@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address, ip_address
+
+from fedproxy.http.address import parse
 
 # RFC 7239 section 6.3 lets a port be hidden behind a name; RFC 4007 section 11 gives IPv6 a zone.
 _SPELT = re.compile(
@@ -22,10 +23,5 @@ def read_address(text: bytes) -> bytes:
     if match is None:
         return b""
     bare: bytes = match[1] or match[2] or match[3]
-    try:
-        parsed = ip_address(bare.decode("ascii"))
-    except ValueError:
-        return b""
-    if isinstance(parsed, IPv6Address):
-        parsed = parsed.ipv4_mapped or parsed
-    return str(parsed).encode("ascii")
+    parsed = parse(bare)
+    return b"" if parsed is None else str(parsed).encode("ascii")

@@ -12,6 +12,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
 from fedproxy.errors import BadProxyHeader
+from fedproxy.http.address import Address, unmapped
 
 _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED: Final = 16  # signature, version and command, family and transport, length of the rest
@@ -80,9 +81,8 @@ def _address(family: bytes, text: bytes) -> bytes:
         raise BadProxyHeader from error
 
 
-def _text(address: IPv6Address) -> bytes:
-    """An IPv4 client of an IPv6 listener is an IPv4 client (RFC 4291 section 2.5.5.2)."""
-    return str(address.ipv4_mapped or address).encode("ascii")
+def _text(address: Address) -> bytes:
+    return str(unmapped(address)).encode("ascii")
 
 
 def _read_binary(data: bytes) -> ProxyHeader | None:
