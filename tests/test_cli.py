@@ -435,7 +435,7 @@ def test_probe_is_json_for_programs() -> None:
         "name": "pods",
         "verdict": "ok",
         "seen": "37 of 300",
-        "expected": "a quota, and more than 10 pods left of it",
+        "expected": "a quota, with more than 10 pods free",
         "fix": "",
         "values": {"pods": {"total": 37, "build": 4, "user": 33}, "quota": 300},
     }

@@ -39,11 +39,11 @@ def test_start_imports_nothing_that_is_not_needed_by_all(statement: str, unneede
 def test_config_that_comes_pickled_is_used_without_building_what_validates_one() -> None:
     statement = (
         "import pickle, sys\n"
-        "from fedproxy.serve.assemble import assemble, door_of\n"
+        "from fedproxy.serve.assemble import assemble, options_of\n"
         "from fedproxy.proxy.edge import Edge\n"
         "config = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
         "assemble(Edge(local=lambda *_: None), config)\n"
-        "door_of(config.listen[0])\n"
+        "options_of(config.listen[0])\n"
         "assert not type(config).__pydantic_complete__"
     )
     made = (

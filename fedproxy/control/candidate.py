@@ -58,7 +58,7 @@ _EXPECTED: Final = {
     "versions": "200 with a JSON object, the same as the reference's if there is one",
     "keep-alive": "a second request uses the same connection",
     "health": "200 with a JSON object and every check ok",
-    "pods": f"a quota, and more than {Health().pod_headroom} pods of it free",
+    "pods": f"a quota, with more than {Health().pod_headroom} pods free",
     "static files": "a large file arrives whole",
     "event stream": "200, text/event-stream, no Content-Length, not compressed",
     "cors": "Access-Control-Allow-Origin: *",
