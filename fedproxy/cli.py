@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # arguments, would else wait for aiohttp, pydantic and the templates, most of what a start takes.
 
 _FILE = click.Path(path_type=Path)
+_LONG_WORD = 30  # characters; a longer one may be folded within
+_UNFOLDED = 10_000  # columns
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -326,17 +328,32 @@ def _complete(context: click.Context, parameter: click.Parameter, start: str) ->
     return [CompletionItem(name) for name in names if name.startswith(start) and name not in given]
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], wrapped: str) -> None:
-    """Prints a table without rules, so that a script can split it. `wrapped`: the column to fold."""
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], *wrapped: str) -> None:
+    """Prints a table without rules, so that a script can split it.
+
+    wrapped: the columns that are folded where a terminal is too narrow, between words if these are short.
+    """
     from rich.console import Console
     from rich.table import Column, Table
 
-    columns = (Column(name, no_wrap=name != wrapped, overflow="fold") for name in headings)
+    rows = [*rows]
+    longest = [
+        min(_LONG_WORD, max((len(word) for cell in column for word in cell.split()), default=0))
+        for column in zip(headings, *rows, strict=True)
+    ]
+    columns = (
+        Column(name, no_wrap=name not in wrapped, overflow="fold", min_width=width)
+        for name, width in zip(headings, longest, strict=True)
+    )
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     # Text from members is not markup.
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # Whatever reads it has no width, and wants a line for each row.
+        console.width = _UNFOLDED
+    console.print(table)
 
 
 @main.command()
@@ -362,7 +379,7 @@ def members(admin: str, as_json: bool) -> None:
         for row in rows
     )
     headings = ("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
-    _table(headings, cells, wrapped="health")
+    _table(headings, cells, "name", "health")
 
 
 def _changes(state: str, text: str) -> None:
@@ -455,7 +472,7 @@ def probe(
         click.echo(json.dumps({"url": url, "fit": report.fit, "checks": checks}, indent=2))
     else:
         headings = ("check", "verdict", "seen")
-        _table(headings, ((check.name, check.outcome, check.seen) for check in report.checks), wrapped="seen")
+        _table(headings, ((check.name, check.outcome, check.seen) for check in report.checks), "seen")
         for check in report.checks:
             if check.fix:
                 click.echo(

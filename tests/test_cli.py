@@ -19,6 +19,7 @@ import yaml
 from aiohttp import web
 from click.testing import CliRunner, Result
 
+from fedproxy import cli
 from fedproxy.cli import main
 from fedproxy.config.load import parse
 from fedproxy.demo.toy import Mode, ToyBinderHub
@@ -178,6 +179,23 @@ def test_members_are_shown_as_a_table(admin: str) -> None:
         ["leuven (prime)", "ready", "healthy", "closed", "3", "75%", "0", "0"],
         ["oxford", "ready", "healthy", "closed", "1", "25%", "0", "0"],
     ]
+
+
+def test_narrow_terminal_folds_no_word_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    headings = ("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
+    rows = [("toy-oxford (prime)", "ready", "versions, JupyterHub API", "half-open", "50", "50%", "0", "0")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        patch.setenv("TTY_COMPATIBLE", "1")
+        cli._table(headings, rows, "name", "health")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    words = {word for row in (headings, *rows) for cell in row for word in cell.split()}
+    assert set(shown.split()) == words
+    assert max(map(len, shown.splitlines())) <= 80
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        cli._table(headings, rows, "name", "health")
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_members_are_shown_as_json(admin: str) -> None:
