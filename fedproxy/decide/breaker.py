@@ -333,7 +333,7 @@ class Breaker:
         return len(failed) >= self.policy.witnesses or self._served_all() <= failed
 
     def _is_sure(self, failed: frozenset[bytes], now: float) -> bool:
-        """The same, once other workers were asked too, as whoever is served may be served there."""
+        """Like `_believes`, but asks the other workers first: they may serve somebody else."""
         if not self._believes(failed):
             return False
         if self.on_doubt is None or len(failed) >= self.policy.witnesses:

@@ -41,8 +41,10 @@ class AnsweredRequest:
 
     routed: RoutedRequest
     block: HeaderBlock
-    trusted: bool
+    origin: Origin
+    request_id: bytes
     traceparent: bytes
+    trusted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,47 +111,41 @@ def of_error(
     )
 
 
-def of_route(
-    edge: Edge,
-    routed: RoutedRequest,
-    block: HeaderBlock,
-    origin: Origin,
-    common: tuple[Field, ...],
-    request_id: bytes,
-) -> Answer:
+def of_route(edge: Edge, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
     """The answer to a request that its route answers here: not passed on, and no page of the edge's own."""
+    routed = request.routed
     action = routed.action
     if isinstance(action, Fixed):
         status = action.status
         if status < 400:
             return Answer(Response(status, fields=common), status)
         detail = PHRASES.get(status, "This path is not served here.")
-        response = error(status, detail, common, request_id, block.accept(), build=routed.build)
+        accept = request.block.accept()
+        response = error(status, detail, common, request.request_id, accept, build=routed.build)
         return Answer(response, status)
     if isinstance(action, Redirect):
         location = (b"Location", action.location.encode("latin-1"))
         return Answer(Response(action.status, fields=(*common, location)), action.status)
     if routed.build and routed.line.method == b"OPTIONS":
         return Answer(Response(204, fields=(*common, *_PREFLIGHT)), 204)
-    return _to_member(edge, routed, block, origin, common, request_id)
+    return _to_member(edge, request, common)
 
 
-def _to_member(
-    edge: Edge,
-    routed: RoutedRequest,
-    block: HeaderBlock,
-    origin: Origin,
-    common: tuple[Field, ...],
-    request_id: bytes,
-) -> Answer:
+def turned_away(fault: ExchangeError, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
+    """The answer to a request that is in order but not served."""
+    response = of_error(fault, request.routed, request.block, common, request.request_id)
+    return Answer(response, fault.status, fault.termination)
+
+
+def _to_member(edge: Edge, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
     """307 to the member that would have served it, with the target as it came."""
+    routed, origin = request.routed, request.origin
     now = edge.clock()
-    lease = edge.choose(routed, block, origin.client, now)
+    lease = edge.choose(routed, request.block, origin.client, now)
     if not isinstance(lease, Lease):
         fault = refused(lease)
         edge.counts.rejected[fault.reason] += 1
-        response = of_error(fault, routed, block, common, request_id)
-        return Answer(response, fault.status, fault.termination)
+        return turned_away(fault, request, common)
     edge.federation.settle(lease, Outcome.IGNORED, now)
     member, source = lease.member, lease.source
     member.counts.codes[307] += 1

@@ -26,6 +26,7 @@ from fedproxy.errors import (
 )
 from fedproxy.proxy import answers
 from fedproxy.proxy.admission import NOBODY, of_peer
+from fedproxy.proxy.answers import AnsweredRequest
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.flow import LOCAL, Flow, address_of, all_arrived, has_left, has_unread
 from fedproxy.proxy.launching import LaunchExchange
@@ -325,8 +326,8 @@ class Downstream(Flow):
         edge.counts.requests += 1
         request_id, traceparent = self._identify(block)
         if not routed.proxied:
-            asked = answers.AnsweredRequest(routed, block, self.trusted, traceparent)
-            self._answer_here(asked, origin, request_id, line + b"\r\n" + raw, rest)
+            request = AnsweredRequest(routed, block, origin, request_id, traceparent, self.trusted)
+            self._answer_here(request, line + b"\r\n" + raw, rest)
             return
         launch = routed.launch and asked_for(block.raw)
         exchange = self.exchange = LaunchExchange() if launch else Exchange()
@@ -460,8 +461,7 @@ class Downstream(Flow):
         edge.counts.rejected[error.reason] += 1
         common = self._common(request_id)
         self._respond(answers.error(error.status, error.detail, common, request_id, None), None)
-        origin = origin or self.origin
-        edge.record_answer(None, origin, request_id, status=error.status, termination=error.termination)
+        edge.record_refusal(origin or self.origin, request_id, error)
         self._end_here()
 
     def _turn_away(
@@ -478,43 +478,32 @@ class Downstream(Flow):
         if block.chunked or block.length or isinstance(error, BannedAddress):
             self.keep = False
         request_id, traceparent = self._identify(block)
-        self._respond(
-            answers.of_error(error, routed, block, self._common(request_id), request_id), routed.line
-        )
-        asked = answers.AnsweredRequest(routed, block, self.trusted, traceparent)
-        edge.record_answer(asked, origin, request_id, status=error.status, termination=error.termination)
-        self._next_or_end(rest)
+        request = AnsweredRequest(routed, block, origin, request_id, traceparent, self.trusted)
+        self._answer(request, answers.turned_away(error, request, self._common(request_id)), rest)
 
-    def _answer_here(
-        self, asked: answers.AnsweredRequest, origin: Origin, request_id: bytes, head: bytes, rest: bytes
-    ) -> None:
-        routed, block, edge = asked.routed, asked.block, self.edge
-        if isinstance(routed.action, Local):
-            self._hand_over(routed, origin, request_id, head)
+    def _answer_here(self, request: AnsweredRequest, head: bytes, rest: bytes) -> None:
+        if isinstance(request.routed.action, Local):
+            self._hand_over(request, head)
             return
-        if block.chunked or block.length:
+        if request.block.chunked or request.block.length:
             self.keep = False
-        answer = answers.of_route(edge, routed, block, origin, self._common(request_id), request_id)
-        self._respond(answer.response, routed.line)
-        edge.record_answer(
-            asked,
-            origin,
-            request_id,
-            status=answer.status,
-            member=answer.member,
-            affinity=None if answer.source is None else answer.source.value,
-            termination=answer.termination,
-        )
+        common = self._common(request.request_id)
+        self._answer(request, answers.of_route(self.edge, request, common), rest)
+
+    def _answer(self, request: AnsweredRequest, answer: answers.Answer, rest: bytes) -> None:
+        self._respond(answer.response, request.routed.line)
+        self.edge.record_answer(request, answer)
         self._next_or_end(rest)
 
-    def _hand_over(self, routed: RoutedRequest, origin: Origin, request_id: bytes, head: bytes) -> None:
+    def _hand_over(self, request: AnsweredRequest, head: bytes) -> None:
         """One of the edge's own pages: the transport and the request's head go to aiohttp's server."""
-        edge = self.edge
+        edge, origin = self.edge, request.origin
         if edge.local is None:
             self._refuse(BadRequest(), origin)
             return
         edge.connections.discard(self)
-        OwnPage(self, edge.local()).begin(page_request(head, routed.line, origin, request_id))
+        head = page_request(head, request.routed.line, origin, request.request_id)
+        OwnPage(self, edge.local()).begin(head)
 
     # What an exchange asks for
 

@@ -32,8 +32,9 @@ from fedproxy.wire.request import BlockReader, HeaderBlock, RequestLine, host_na
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
     from fedproxy.decide.member import Member
+    from fedproxy.errors import VisitorError
     from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.answers import AnsweredRequest
+    from fedproxy.proxy.answers import Answer, AnsweredRequest
     from fedproxy.proxy.downstream import Downstream
     from fedproxy.proxy.entrance import Entrance
     from fedproxy.proxy.exchange import Exchange
@@ -352,36 +353,30 @@ class Edge:
             record.trace = trace
             notes.tracer.take(record)
 
-    def record_answer(
-        self,
-        asked: AnsweredRequest | None,
-        origin: Origin,
-        request_id: bytes,
-        *,
-        status: int,
-        termination: str,
-        member: str | None = None,
-        affinity: str | None = None,
-    ) -> None:
-        """Tells of a request that was answered without an exchange, which takes no time worth measuring.
-
-        asked: None if it was refused unread.
-        """
+    def record_answer(self, request: AnsweredRequest, answer: Answer) -> None:
+        """Tells of a request that was answered without an exchange, which takes no time worth measuring."""
         trace = None
-        if self.tracer is not None and asked is not None:
-            trace = trace_of_answer(self, self.tracer, asked.trusted, asked.block, asked.traceparent)
+        if self.tracer is not None:
+            trace = trace_of_answer(self, self.tracer, request.trusted, request.block, request.traceparent)
         if self.log is None and trace is None:
             return
-        line, block = (None, None) if asked is None else (asked.routed.line, asked.block)
-        record = self._record(origin, request_id, line, block, status)
-        record.member = member
-        record.affinity = affinity
-        record.termination = termination
+        line, block = request.routed.line, request.block
+        record = self._record(request.origin, request.request_id, line, block, answer.status)
+        record.member = answer.member
+        record.affinity = answer.source.value if answer.source is not None else None
+        record.termination = answer.termination
         if self.log is not None:
             self.log(record)
         if trace is not None and self.tracer is not None:
             record.trace = trace
             self.tracer.take(record)
+
+    def record_refusal(self, origin: Origin, request_id: bytes, error: VisitorError) -> None:
+        """Tells of a request that was refused unread."""
+        if self.log is not None:
+            record = self._record(origin, request_id, None, None, error.status)
+            record.termination = error.termination
+            self.log(record)
 
     def _record(
         self,

@@ -12,7 +12,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
 from fedproxy.errors import BadProxyHeader
-from fedproxy.http.address import Address, unmapped
+from fedproxy.http.address import IPAddress, unmapped
 
 _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED: Final = 16  # signature, version and command, family and transport, length of the rest
@@ -81,7 +81,7 @@ def _address(family: bytes, text: bytes) -> bytes:
         raise BadProxyHeader from error
 
 
-def _text(address: Address) -> bytes:
+def _text(address: IPAddress) -> bytes:
     return str(unmapped(address)).encode("ascii")
 
 
