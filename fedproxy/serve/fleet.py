@@ -278,7 +278,8 @@ class _Process:
         self.leaving = asyncio.Event()  # it wants to be replaced, or has ended
         self.draining = False
         self.last: Survey | None = None
-        self.silent = 0.0  # seconds without a message, while this process listened
+        self.silent = 0.0  # seconds without a message, while this process listened ...
+        self.excused = 0.0  # ... of which it was stopped for so many: once continued, it has time to report
         self.started = time.monotonic()
         self.parts: list[Snapshot] = []  # of the account that is being told
         self.answers: dict[int, asyncio.Future[None]] = {}
@@ -503,10 +504,10 @@ class Workers:
                 # What is not read of a worker that is not understood is no silence.
                 if each.ready.is_set() and not (each.gone.is_set() or each.refused.is_set()):
                     each.silent += passed
-                    if each.silent >= _GIVE_UP and (
-                        each.silent >= _GIVE_UP_STOPPED or not _is_stopped(each.pid)
-                    ):
-                        seconds, each.silent = each.silent, 0.0
+                    if each.silent >= _SILENT and _is_stopped(each.pid):
+                        each.excused = each.silent
+                    if each.silent - each.excused >= _GIVE_UP or each.silent >= _GIVE_UP_STOPPED:
+                        seconds, each.silent, each.excused = each.silent, 0.0, 0.0
                         with suppress(ProcessLookupError):
                             each.process.kill()
                         self._say(f"worker {each.pid} has not turned for {seconds:.0f} s and is killed")
@@ -526,7 +527,7 @@ class Workers:
     # Messages
 
     def _on_message(self, worker: _Process, message: FromWorker) -> None:
-        worker.silent = 0.0
+        worker.silent = worker.excused = 0.0
         match message:
             case AccountPart(at, members):
                 worker.parts[at:] = members

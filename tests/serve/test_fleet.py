@@ -86,6 +86,23 @@ async def test_worker_that_somebody_stopped_may_be_let_go_on(service: Service) -
     assert list(processes(service)) == before
 
 
+async def test_worker_that_is_let_go_on_has_time_to_report(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped, _ = before = list(processes(service))
+    os.kill(stopped, signal.SIGSTOP)
+    await silent(service, stopped, 60.0)
+    await until(lambda: processes(service)[stopped].silent > 60.5, "a look while it is stopped")
+    # As if it went on, and had not come to its message yet.
+    monkeypatch.setattr("fedproxy.serve.fleet._is_stopped", lambda pid: False)
+    await until(
+        lambda: stopped not in processes(service) or processes(service)[stopped].silent > 62.0, "looks"
+    )
+    os.kill(stopped, signal.SIGCONT)
+    await until(lambda: not service.stuck(), "it turns again")
+    assert list(processes(service)) == before
+
+
 async def test_machine_that_slept_charges_no_worker(
     service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
