@@ -15,9 +15,9 @@ from fedproxy.decide.breaker import Breaker, BreakerPolicy, Outcome
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease
 from fedproxy.decide.launch import FailureTable, Launch
 from fedproxy.decide.member import Member
-from fedproxy.wire import request, response
-from fedproxy.wire.body import Chunked
 from fedproxy.wire.events import EventReader
+from fedproxy.wire.h1 import request, response
+from fedproxy.wire.h1.body import Chunked
 
 TIMES = 300
 _WARM = 50

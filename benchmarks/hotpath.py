@@ -24,10 +24,10 @@ from rich.table import Table
 
 from benchmarks.peers import COMPILED, WITH_COMPILED
 from fedproxy.config.load import parse
-from fedproxy.proxy.downstream import Downstream
 from fedproxy.proxy.edge import Edge
+from fedproxy.proxy.h1.downstream import Downstream
+from fedproxy.proxy.h1.upstream import Upstream
 from fedproxy.proxy.policy import ListenerOptions
-from fedproxy.proxy.upstream import Upstream
 from fedproxy.serve.assemble import assemble
 from fedproxy.serve.worker import freeze
 
@@ -96,7 +96,7 @@ class HotPath:
         """Serves one request, from its head to the line that would be logged."""
         self._visitor.data_received(head)
         for upstream in self._members:
-            if upstream.exchange is not None:
+            if upstream.receiver is not None:
                 upstream.data_received(_RESPONSE)
                 return
         raise AssertionError("no member was asked")
@@ -105,7 +105,7 @@ class HotPath:
         """Passes one event of a launch on; the launch is begun by the first."""
         if self._streaming is None:
             self._visitor.data_received(_HEAD % (b"/build/gh/org/repo/HEAD", b"text/event-stream", b""))
-            self._streaming = next(each for each in self._members if each.exchange is not None)
+            self._streaming = next(each for each in self._members if each.receiver is not None)
             self._streaming.data_received(_STREAM)
         self._streaming.data_received(chunk)
 

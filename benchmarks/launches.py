@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import BenchmarkError, Process, fetch, nginx_command, require_free
-from fedproxy.wire.body import Chunked
+from fedproxy.wire.h1.body import Chunked
 
 KIB = 1 << 10
 SEED = 20

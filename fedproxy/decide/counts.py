@@ -157,17 +157,17 @@ class MemberCounts(_Counts):
         self.launch_phases: defaultdict[str, float] = defaultdict(float)  # seconds
         self.failovers: defaultdict[str, int] = defaultdict(int)  # by the member that a launch moved to
 
-    def record(self, source: str | None, duration: float, first_byte: float | None, bytes_out: int) -> None:
-        """Counts a finished request: its time, and the time until its response began, in seconds."""
-        if source is not None:
-            self.affinity[source] += 1
+    def record(self, source: str, started: float, begun: float | None, now: float, bytes_out: int) -> None:
+        """Counts a request that is finished `now`. begun: when its response began; None if it did not."""
+        self.affinity[source] += 1
         self.bytes_out += bytes_out
-        if first_byte == duration:
+        duration = now - started
+        if begun == now:
             times = self.at_once
         else:
             times = self.duration
-            if first_byte is not None:
-                self.first_byte.observe(first_byte)
+            if begun is not None:
+                self.first_byte.observe(begun - started)
         times.counts[bisect_left(BOUNDS, duration)] += 1
         times.total += duration
 

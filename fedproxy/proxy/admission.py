@@ -7,57 +7,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fedproxy.bounded import Memo
 from fedproxy.decide.limit import LaunchRate, client_key
-from fedproxy.decide.route import Redirect
 from fedproxy.errors import BadRequest, Banned, BannedAddress, TooManyLaunches, TooManyUploads, UploadsFull
+from fedproxy.http.request import Origin, host_name
 from fedproxy.wire.events import asked_for
-from fedproxy.wire.request import host_name
 from fedproxy.wire.visitor import find_visitor
 
 if TYPE_CHECKING:
     from fedproxy.decide.counts import EdgeCounts
     from fedproxy.decide.member import Member
+    from fedproxy.http.request import HeaderBlock
     from fedproxy.proxy.policy import Policy, Rate
     from fedproxy.proxy.routing import RoutedRequest
-    from fedproxy.wire.request import HeaderBlock
 
 _log = logging.getLogger(__name__)
 _UNREAD: Final = 64  # warnings about proxies that name no address, one for each proxy and field
 _Key = TypeVar("_Key")
 _UNREADABLE: Final = b"-"  # stands for a client whose address is not known
-
-
-class Origin:
-    """Where a request comes from: from the peer itself, or as a trusted proxy told.
-
-    client: the address, `-` if a trusted proxy named one that cannot be read. secure: the visitor came by
-    https. forward: the fields that tell members so, in HTTP/1, and the name of the one that follows them: the
-    request's id.
-    """
-
-    __slots__ = ("client", "forward", "secure")
-
-    def __init__(self, client: bytes, secure: bool, named: bytes, addresses: bytes) -> None:
-        self.client = client
-        self.secure = secure
-        self.forward = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Real-IP: %b\r\nX-Request-ID: " % (
-            addresses,
-            b"https" if secure else b"http",
-            named,
-        )
-
-
-NOBODY: Final = Origin(b"", False, b"", b"")
-"""Before anybody is there."""
-
-
-def of_peer(address: bytes, secure: bool) -> Origin:
-    """A peer that speaks for itself."""
-    return Origin(address, secure, address, address)
 
 
 class Admission:
@@ -174,7 +143,7 @@ class Admission:
     # Requests
 
     def check(
-        self, routed: RoutedRequest, block: HeaderBlock, client: bytes, now: float, *, to_https: bool
+        self, line: RoutedRequest, block: HeaderBlock, client: bytes, now: float, *, to_https: bool
     ) -> RoutedRequest:
         """What the operator allows: the same request, or its redirect.
 
@@ -182,22 +151,21 @@ class Admission:
         """
         if self._bans.networks and self._banned[client]:
             raise BannedAddress
-        if routed.banned or block.banned:
+        if line.banned or block.banned:
             raise Banned
         if to_https:
-            return self._to_https(routed, block)
-        if self.rate is not None and routed.launch and asked_for(block.raw):
+            return self._to_https(line, block)
+        if self.rate is not None and line.launch and asked_for(block.raw):
             key = client_key(client)
             wait = self.rate.ask(key, now)
             if wait:
                 raise TooManyLaunches(wait)
             if self.on_launched is not None:
                 self.on_launched(key)
-        return routed
+        return line
 
-    def _to_https(self, routed: RoutedRequest, block: HeaderBlock) -> RoutedRequest:
+    def _to_https(self, line: RoutedRequest, block: HeaderBlock) -> RoutedRequest:
         """The same request, answered with where it should have been sent."""
-        line = routed.line
         authority = line.authority or block.host
         if not authority:
             raise BadRequest
@@ -211,7 +179,7 @@ class Admission:
         location = (b"https://" + host + target).decode("latin-1")
         # RFC 9110 section 15.4.2: after a 301 a POST may become a GET.
         status = 301 if line.method in (b"GET", b"HEAD") else 308
-        return replace(routed, action=Redirect(location, status), proxied=False)
+        return line.redirected(location, status)
 
     def note_launched(self, key: bytes, now: float) -> None:
         """Counts a launch that another worker let through; `key` is what its `on_launched` was given."""

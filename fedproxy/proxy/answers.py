@@ -15,10 +15,9 @@ from fedproxy.http.response import PHRASES, Field, Response
 from fedproxy.wire.answer import render
 
 if TYPE_CHECKING:
-    from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.edge import Edge
+    from fedproxy.http.request import HeaderBlock, Origin
+    from fedproxy.proxy.context import Context
     from fedproxy.proxy.routing import RoutedRequest
-    from fedproxy.wire.request import HeaderBlock
 
 _AFTER: Final = 30  # seconds, after which it may be worth trying again
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -39,7 +38,7 @@ _PREFLIGHT: Final = (
 class AnsweredRequest:
     """A request that is answered without an exchange. trusted: a trusted proxy sent it."""
 
-    routed: RoutedRequest
+    line: RoutedRequest
     block: HeaderBlock
     origin: Origin
     request_id: bytes
@@ -63,6 +62,15 @@ def refused(why: Refusal) -> EdgeError:
     if why is Refusal.FULL:
         return AllFull()
     return SessionAway() if why is Refusal.AWAY else NoMember()
+
+
+def common(request_id: bytes, hsts: int) -> tuple[Field, ...]:
+    """What every response to a request says. hsts: seconds; 0 says nothing."""
+    named = (b"X-Request-ID", request_id)
+    if not hsts:
+        return (named,)
+    # RFC 6797 section 6.1: on every response.
+    return ((b"Strict-Transport-Security", b"max-age=%d" % hsts), named)
 
 
 def error(
@@ -94,7 +102,7 @@ def error(
 
 def of_error(
     fault: ExchangeError,
-    routed: RoutedRequest,
+    line: RoutedRequest,
     block: HeaderBlock | None,
     common: tuple[Field, ...],
     request_id: bytes,
@@ -106,53 +114,53 @@ def of_error(
         common,
         request_id,
         None if block is None else block.accept(),
-        build=routed.build,
+        build=line.build,
         after=math.ceil(fault.after) if isinstance(fault, TooManyLaunches) else _AFTER,
     )
 
 
-def of_route(edge: Edge, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
+def of_route(context: Context, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
     """The answer to a request that its route answers here: not passed on, and no page of the edge's own."""
-    routed = request.routed
-    action = routed.action
+    line = request.line
+    action = line.action
     if isinstance(action, Fixed):
         status = action.status
         if status < 400:
             return Answer(Response(status, fields=common), status)
         detail = PHRASES.get(status, "This path is not served here.")
         accept = request.block.accept()
-        response = error(status, detail, common, request.request_id, accept, build=routed.build)
+        response = error(status, detail, common, request.request_id, accept, build=line.build)
         return Answer(response, status)
     if isinstance(action, Redirect):
         location = (b"Location", action.location.encode("latin-1"))
         return Answer(Response(action.status, fields=(*common, location)), action.status)
-    if routed.build and routed.line.method == b"OPTIONS":
+    if line.build and line.method == b"OPTIONS":
         return Answer(Response(204, fields=(*common, *_PREFLIGHT)), 204)
-    return _to_member(edge, request, common)
+    return _to_member(context, request, common)
 
 
 def turned_away(fault: ExchangeError, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
     """The answer to a request that is in order but not served."""
-    response = of_error(fault, request.routed, request.block, common, request.request_id)
+    response = of_error(fault, request.line, request.block, common, request.request_id)
     return Answer(response, fault.status, fault.termination)
 
 
-def _to_member(edge: Edge, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
+def _to_member(context: Context, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
     """307 to the member that would have served it, with the target as it came."""
-    routed, origin = request.routed, request.origin
-    now = edge.clock()
-    lease = edge.choose(routed, request.block, origin.client, now)
+    line, origin = request.line, request.origin
+    now = context.clock()
+    lease = context.runtime.choose(line, request.block, origin.client, now)
     if not isinstance(lease, Lease):
         fault = refused(lease)
-        edge.counts.rejected[fault.reason] += 1
+        context.counts.rejected[fault.reason] += 1
         return turned_away(fault, request, common)
-    edge.federation.settle(lease, Outcome.IGNORED, now)
+    context.runtime.federation.settle(lease, Outcome.IGNORED, now)
     member, source = lease.member, lease.source
     member.counts.codes[307] += 1
     member.counts.affinity[source] += 1
-    fields = (*common, (b"Location", member.url.rstrip("/").encode("ascii") + routed.line.target))
-    if routed.build:
+    fields = (*common, (b"Location", member.url.rstrip("/").encode("ascii") + line.target))
+    if line.build:
         fields += (_ANY_ORIGIN,)
-    if source is not Source.HOST and (source is not Source.COOKIE or routed.renews):
-        fields += ((b"Set-Cookie", edge.cookies[member.name, origin.secure]),)
+    if source is not Source.HOST and (source is not Source.COOKIE or line.renews):
+        fields += ((b"Set-Cookie", context.runtime.cookies[member.name, origin.secure]),)
     return Answer(Response(307, fields=fields), 307, member=member.name, source=source)

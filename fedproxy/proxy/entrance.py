@@ -16,21 +16,21 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from fedproxy.errors import BadProxyHeader
-from fedproxy.proxy.downstream import Downstream
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
+from fedproxy.proxy.h1.downstream import Downstream
 from fedproxy.proxy.secure import serve
 from fedproxy.wire import proxy_protocol
 
 if TYPE_CHECKING:
     from fedproxy.errors import ExchangeError
-    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import ListenerOptions
 
 _log = logging.getLogger(__name__)
 
 
 def enter(
-    edge: Edge,
+    context: Context,
     options: ListenerOptions,
     tls: ssl.SSLContext | None = None,
     waiter: asyncio.Future[None] | None = None,
@@ -40,13 +40,13 @@ def enter(
     `waiter` is done after the handshake, if there is one to wait for.
     """
     if options.proxy_protocol:
-        return Entrance(edge, options, tls)
-    downstream = Downstream(edge, options)
-    return downstream if tls is None else serve(downstream, tls, _time_for_handshake(edge), waiter)
+        return Entrance(context, options, tls)
+    downstream = Downstream(context, options)
+    return downstream if tls is None else serve(downstream, tls, _time_for_handshake(context), waiter)
 
 
-def _time_for_handshake(edge: Edge) -> float:
-    return max(1.0, edge.policy.timeouts.request_head)
+def _time_for_handshake(context: Context) -> float:
+    return max(1.0, context.runtime.policy.timeouts.request_head)
 
 
 class Entrance(Flow):
@@ -62,9 +62,9 @@ class Entrance(Flow):
     arrived = False  # the header is read
     over = False
 
-    def __init__(self, edge: Edge, options: ListenerOptions, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, context: Context, options: ListenerOptions, tls: ssl.SSLContext | None) -> None:
         super().__init__()
-        self.edge = edge
+        self.context = context
         self.options = options
         self.tls = tls
 
@@ -72,14 +72,14 @@ class Entrance(Flow):
         return f"<Entrance {self.address.decode('latin-1')}>"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        edge = self.edge
+        context = self.context
         self.transport = self.wire = cast(asyncio.Transport, transport)
-        self.since = edge.clock()
+        self.since = context.clock()
         unix = self.options.unix
         self.peer = None if unix else address_of(transport)
         self.address = self.peer or LOCAL
-        edge.connections.add(self)
-        if not edge.admission.enter() or not (unix or self.peer):
+        context.connections.add(self)
+        if not context.admission.enter() or not (unix or self.peer):
             # A TCP peer that has no address has reset the connection.
             self.transport.abort()
         else:
@@ -108,14 +108,12 @@ class Entrance(Flow):
         if self.tls is None:
             self._become_downstream(self.transport)
         else:
-            task = asyncio.get_running_loop().create_task(self._encrypt(self.tls))
-            self.edge.tasks.add(task)
-            task.add_done_callback(self.edge.tasks.discard)
+            self.context.start(self._encrypt(self.tls))
 
     async def _encrypt(self, tls: ssl.SSLContext) -> None:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        secure = serve(self, tls, _time_for_handshake(self.edge), waiter, introduce=False)
+        secure = serve(self, tls, _time_for_handshake(self.context), waiter, introduce=False)
         self.wire.set_protocol(secure)
         secure.connection_made(self.wire)
         # What followed the header belongs to the handshake.
@@ -142,10 +140,10 @@ class Entrance(Flow):
 
     def _become_downstream(self, transport: asyncio.Transport) -> None:
         self.over = True
-        edge = self.edge
-        downstream = Downstream(edge, self.options)
-        edge.connections.discard(self)
-        edge.connections.add(downstream)
+        context = self.context
+        downstream = Downstream(context, self.options)
+        context.connections.discard(self)
+        context.connections.add(downstream)
         transport.set_protocol(downstream)
         downstream.begin(transport, self.address, self.standing, self.peer)
         if self.held and not transport.is_closing():
@@ -159,7 +157,7 @@ class Entrance(Flow):
         self._leave()
 
     def _refuse(self) -> None:
-        rejected = self.edge.counts.rejected
+        rejected = self.context.counts.rejected
         if not rejected[BadProxyHeader.reason]:
             _log.warning(
                 "a connection from %s does not begin with a PROXY protocol header, or may not send one; "
@@ -172,12 +170,12 @@ class Entrance(Flow):
     def _leave(self) -> None:
         if not self.over:
             self.over = True
-            self.edge.connections.discard(self)
-            self.edge.admission.leave()
+            self.context.connections.discard(self)
+            self.context.admission.leave()
 
     def refresh(self) -> None:
         """Closes the connection of a proxy that may not, or no longer, send a PROXY header."""
-        if self.peer is not None and not self.over and not self.edge.admission.may_introduce(self.peer):
+        if self.peer is not None and not self.over and not self.context.admission.may_introduce(self.peer):
             self._refuse()
 
     def close_if_idle(self, since: float) -> None:
@@ -195,7 +193,7 @@ class Entrance(Flow):
 
     def sweep(self, now: float) -> None:
         """Drops who takes too long."""
-        if now - self.since > self.edge.policy.timeouts.request_head:
+        if now - self.since > self.context.runtime.policy.timeouts.request_head:
             if self.arrived:
                 self.transport.abort()
             else:

@@ -6,10 +6,10 @@ import ssl
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.context import Context
 
 
-def handshakes(edge: Edge) -> type[ssl.SSLObject]:
+def handshakes(context: Context) -> type[ssl.SSLObject]:
     """What a TLS context makes of a handshake where the listener does TLS itself.
 
     The loop tells of such a connection only once it is encrypted. Until then it is counted here, and one too
@@ -22,7 +22,7 @@ def handshakes(edge: Edge) -> type[ssl.SSLObject]:
         def do_handshake(self) -> None:
             if not self.counted:
                 self.counted = True
-                if not edge.admission.enter():
+                if not context.admission.enter():
                     raise ssl.SSLError("one connection too many")
             super().do_handshake()
             self._leave()
@@ -34,6 +34,6 @@ def handshakes(edge: Edge) -> type[ssl.SSLObject]:
         def _leave(self) -> None:
             if self.counted:
                 self.counted = False
-                edge.admission.leave()
+                context.admission.leave()
 
     return Handshake

@@ -11,9 +11,8 @@ from fedproxy.wire.path import normal
 
 if TYPE_CHECKING:
     from fedproxy.errors import ExchangeError
-    from fedproxy.proxy.admission import Origin
-    from fedproxy.proxy.downstream import Downstream
-    from fedproxy.wire.request import RequestLine
+    from fedproxy.proxy.answers import AnsweredRequest
+    from fedproxy.proxy.visiting import Visiting
 
 
 ORIGINAL_TARGET = "X-Original-Target"
@@ -34,21 +33,22 @@ _SAID_HERE = (
 _GOODBYE = 5.0  # seconds
 
 
-def page_request(head: bytes, line: RequestLine, origin: Origin, request_id: bytes) -> bytes:
+def page_request(request: AnsweredRequest) -> bytes:
     """The request's head as the server of the edge's own pages is sent it."""
-    # That server knows no other routes, so the connection ends with its answer.
+    line = request.line
+    path, target = normal(line.path), line.target
     lines = [
         each
-        for each in head[:-4].split(b"\r\n")
-        if not each.lower().replace(b"_", b"-").startswith(_SAID_HERE)
+        for each in request.block.raw[:-4].split(b"\r\n")
+        if each and not each.lower().replace(b"_", b"-").startswith(_SAID_HERE)
     ]
-    path = normal(line.path)
     if path != line.path:
         # Its routes are compared literally, so it gets the normalised path; the log gets the original.
-        target = quote(path).encode("ascii") + line.target[len(line.path) :]
-        lines[0] = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
+        target = quote(path).encode("ascii") + target[len(line.path) :]
         lines.append(ORIGINAL_TARGET.encode("ascii") + b": " + line.target)
-    lines += [b"Connection: close", origin.forward + request_id, b"", b""]
+    lines.insert(0, b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1))
+    # That server knows no other routes, so the connection ends with its answer.
+    lines += [b"Connection: close", request.origin.forward + request.request_id, b"", b""]
     return b"\r\n".join(lines)
 
 
@@ -60,10 +60,10 @@ class OwnPage(Flow):
 
     waiting = 0
 
-    def __init__(self, downstream: Downstream, handler: asyncio.Protocol) -> None:
+    def __init__(self, downstream: Visiting, handler: asyncio.Protocol) -> None:
         super().__init__()
         self.downstream = downstream
-        self.edge = downstream.edge
+        self.context = downstream.context
         self.transport = downstream.transport
         self.wire = downstream.wire
         self.handler = handler
@@ -73,8 +73,8 @@ class OwnPage(Flow):
 
     def begin(self, request: bytes) -> None:
         """Takes the connection over, with the request as the page's server is told it."""
-        self.since = self.edge.clock()
-        self.edge.connections.add(self)
+        self.since = self.context.clock()
+        self.context.connections.add(self)
         self.transport.set_protocol(self)
         self.handler.connection_made(self.transport)
         self.handler.data_received(request)
@@ -92,7 +92,7 @@ class OwnPage(Flow):
         self.handler.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.edge.connections.discard(self)
+        self.context.connections.discard(self)
         self.downstream.gone()
         self.handler.connection_lost(exc)
 
@@ -118,5 +118,5 @@ class OwnPage(Flow):
         if waiting != self.waiting:
             self.waiting = waiting
             self.since = now
-        elif now - self.since > (_GOODBYE if over else self.edge.policy.timeouts.request_idle):
+        elif now - self.since > (_GOODBYE if over else self.context.runtime.policy.timeouts.request_idle):
             self.transport.abort()

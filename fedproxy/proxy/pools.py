@@ -10,19 +10,19 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiohappyeyeballs
 
 from fedproxy.errors import ConnectFailed, ConnectTimeout, NoWay, OutOfFiles, TLSFailed, own_fault
+from fedproxy.proxy.flow import Flow
 from fedproxy.proxy.resolver import plain
 from fedproxy.proxy.secure import connect
-from fedproxy.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
-    from fedproxy.proxy.edge import Edge
+    from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import Endpoint
     from fedproxy.proxy.resolver import AddressInfo
 
@@ -38,23 +38,71 @@ _AT_ONCE = float("-inf")
 _SPREAD = 0.2
 
 
-class Pool:
-    """The connections to one member, and the way to make more."""
+class PooledConnection(Flow):
+    """A connection to a member, as its pool sees it, whatever it speaks.
 
-    def __init__(self, edge: Edge, member: Member, endpoint: Endpoint, cookie_value: bytes) -> None:
-        self.edge = edge
+    address: of the peer; empty for a unix socket. share: the part of `connection_age` that it gets. ends_at:
+    from then on it takes no further request. look: as `flow.look_at`.
+    """
+
+    __slots__ = ("address", "born", "ends_at", "idle_since", "look", "pool", "reused", "share")
+
+    look: Callable[[float], Sequence[object]]
+
+    def __init__(self, pool: Pool[Any]) -> None:
+        super().__init__()
+        self.pool = pool
+        self.address = ""
+        self.born = 0.0
+        self.share = 1.0
+        self.ends_at = _NEVER
+        self.idle_since = 0.0
+        self.reused = False
+
+    def rest(self, now: float) -> None:
+        """Goes to the idle ones, or is closed if there are enough, or it is too old."""
+        pool = self.pool
+        self.reused = True
+        self.idle_since = now
+        if now < self.ends_at and len(pool.idle) < pool.room:
+            pool.idle.append(self)
+        elif now >= self.ends_at and len(pool.aside) < pool.room and pool.holds(self):
+            pool.aside.append(self)
+        else:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Drops the connection at once, with whatever is under way on it."""
+        self.transport.abort()
+
+
+Connection = TypeVar("Connection", bound=PooledConnection)
+
+
+class Pool(Generic[Connection]):
+    """The connections to one member, and the way to make more. make: a connection that is not there yet."""
+
+    def __init__(
+        self,
+        context: Context,
+        member: Member,
+        endpoint: Endpoint,
+        cookie_value: bytes,
+        make: Callable[[Pool[Connection]], Connection],
+    ) -> None:
+        self.context = context
+        self.make = make
         self.member = member
         self.endpoint = endpoint
         self.cookie_value = cookie_value
         self.host_line = b"Host: " + endpoint.authority + b"\r\n"
-        self.idle: list[Upstream] = []
-        self.aside: list[Upstream] = []  # idle, but the name does not have their address at the moment
-        self.connections: set[Upstream] = set()
-        self.head_length = 0  # of the response before
+        self.idle: list[Connection] = []
+        self.aside: list[Connection] = []  # idle, but the name does not have their address at the moment
+        self.connections: set[Connection] = set()
         self.room = 0  # for so many idle connections; none in one that is closed
         # None for an address or a unix socket.
         self.name = (
-            edge.resolver.follow(endpoint.host, endpoint.port, self.sort) if not endpoint.path else None
+            context.resolver.follow(endpoint.host, endpoint.port, self.sort) if not endpoint.path else None
         )
 
     @property
@@ -67,7 +115,7 @@ class Pool:
         """Connections that serve an exchange or a tunnel."""
         return len(self.connections) - self.waiting
 
-    def forget(self, upstream: Upstream) -> None:
+    def forget(self, upstream: Connection) -> None:
         """A connection is gone."""
         self.connections.discard(upstream)
         for rest in (self.idle, self.aside):
@@ -81,7 +129,7 @@ class Pool:
         for upstream in gone:
             self._close(upstream)
 
-    def _close(self, upstream: Upstream) -> None:
+    def _close(self, upstream: Connection) -> None:
         (self.idle if upstream in self.idle else self.aside).remove(upstream)
         upstream.transport.close()
 
@@ -89,7 +137,7 @@ class Pool:
         """Closes what is idle, and the rest as it is released."""
         self.room = 0
         if self.name is not None:
-            self.edge.resolver.leave(self.name, self.sort)
+            self.context.resolver.leave(self.name, self.sort)
             self.name = None
         self.expire(_NEVER)
 
@@ -100,7 +148,7 @@ class Pool:
         idle = sorted(self.idle + self.aside, key=_idle_since)
         self.idle.clear()
         self.aside.clear()
-        now = self.edge.clock()
+        now = self.context.clock()
         for upstream in idle:
             if now < upstream.ends_at:
                 self.idle.append(upstream)
@@ -109,19 +157,36 @@ class Pool:
             else:
                 upstream.transport.close()
 
-    def holds(self, upstream: Upstream) -> bool:
+    def holds(self, upstream: Connection) -> bool:
         """Whether the name lost a connection's address so recently that it may come back."""
         return self.name is not None and upstream.address in self.name.addresses.held
 
-    def _date(self, upstream: Upstream) -> None:
+    def _date(self, upstream: Connection) -> None:
         """Sets until when a connection takes requests."""
-        age = self.edge.policy.timeouts.connection_age
+        age = self.context.runtime.policy.timeouts.connection_age
         if self.name is not None and upstream.address not in self.name.addresses.current:
             upstream.ends_at = _AT_ONCE
         else:
             upstream.ends_at = upstream.born + age * upstream.share if age else _NEVER
 
-    async def connect(self) -> Upstream:
+    def take(self) -> Connection | None:
+        """The idle connection that was used last, unless something has arrived on it that nobody has read.
+
+        That may be an end, which would lose a POST, or stray bytes, which would be taken for the answer. How
+        long it was idle does not matter: the loop may serve a request before what arrived in the same turn.
+        """
+        idle = self.idle
+        while idle:
+            connection = idle.pop()
+            if connection.transport.is_closing():
+                continue
+            look = connection.look
+            if not look(0):
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self) -> Connection:
         """A new connection.
 
         Raises `ConnectFailed` or one of its kinds within `timeouts.connect`, and a kind of `EdgeFailed` if it
@@ -130,30 +195,30 @@ class Pool:
         try:
             return await self._connect_awake()
         except OutOfFiles:
-            if not self.edge.close_idle_upstreams():
+            if not self.context.close_idle_upstreams():
                 raise
         # They are closed by the turn after the next.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         return await self._connect_awake()
 
-    async def _connect_awake(self) -> Upstream:
+    async def _connect_awake(self) -> Connection:
         """Tries again if it failed while this process slept: the member may have been in time."""
-        edge = self.edge
+        context = self.context
         for _ in range(_AGAIN):
-            lost = edge.lost()
+            lost = context.lost()
             try:
                 return await self._connect()
             except ConnectFailed:
-                if edge.lost() - lost < max(_SLEPT, edge.policy.timeouts.connect / 4):
+                if context.lost() - lost < max(_SLEPT, context.runtime.policy.timeouts.connect / 4):
                     raise
         return await self._connect()
 
-    async def _connect(self) -> Upstream:
-        upstream = Upstream(self)
+    async def _connect(self) -> Connection:
+        upstream = self.make(self)
         made = False
         try:
-            async with asyncio.timeout(self.edge.policy.timeouts.connect):
+            async with asyncio.timeout(self.context.runtime.policy.timeouts.connect):
                 await self._open(upstream)
             made = True
         except TimeoutError as error:
@@ -169,18 +234,18 @@ class Pool:
             if not made:
                 # uvloop tells a protocol nothing of a connection that is given up just as it is made.
                 self.forget(upstream)
-        upstream.born = self.edge.clock()
-        upstream.share = 1 - _SPREAD * self.edge.random_bits(16) / (1 << 16)
+        upstream.born = self.context.clock()
+        upstream.share = 1 - _SPREAD * self.context.random_bits(16) / (1 << 16)
         self._date(upstream)
         return upstream
 
-    async def _open(self, upstream: Upstream) -> None:
+    async def _open(self, upstream: Connection) -> None:
         endpoint = self.endpoint
         loop = asyncio.get_running_loop()
         if endpoint.path is not None:
             await loop.create_unix_connection(lambda: upstream, endpoint.path)
             return
-        addresses = await self.edge.resolver.resolve(endpoint.host, endpoint.port)
+        addresses = await self.context.resolver.resolve(endpoint.host, endpoint.port)
         try:
             sock = await aiohappyeyeballs.start_connection(
                 addresses, happy_eyeballs_delay=0.25, interleave=1, loop=loop
@@ -192,7 +257,9 @@ class Pool:
         if endpoint.tls is None:
             await loop.create_connection(lambda: upstream, sock=sock)
         else:
-            await connect(upstream, endpoint.tls, endpoint.host, sock, self.edge.policy.timeouts.connect)
+            await connect(
+                upstream, endpoint.tls, endpoint.host, sock, self.context.runtime.policy.timeouts.connect
+            )
         peer = upstream.transport.get_extra_info("peername")
         # A connection that is already lost has no peer, and is not used.
         upstream.address = plain(peer[0]) if peer else ""
@@ -210,5 +277,5 @@ def _is_cut_off(addresses: Sequence[AddressInfo]) -> bool:
     return True
 
 
-def _idle_since(upstream: Upstream) -> float:
+def _idle_since(upstream: PooledConnection) -> float:
     return upstream.idle_since

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fedproxy.decide.route import Action, Router, ToMember, ToMembers, ToPrime, is_session
+from fedproxy.decide.route import Action, Redirect, Router, ToMember, ToMembers, ToPrime, is_session
+from fedproxy.http.request import RequestLine
+from fedproxy.wire.h1.request import read_line
 from fedproxy.wire.path import canonical, readings
-from fedproxy.wire.request import RequestLine, read_line
 
 if TYPE_CHECKING:
     from fedproxy.decide.limit import Bans
@@ -17,21 +17,51 @@ _BUILD: Final = b"/build/"
 _PAGES: Final = b"/v2/"
 
 
-@dataclass(slots=True)
-class RoutedRequest:
-    """A request line, and what this edge makes of it: worked out once for each different line."""
+class RoutedRequest(RequestLine):
+    """A request line, and what this edge makes of it: worked out once for each different line.
 
-    line: RequestLine
+    key: what ranks the members for it, if keys are made of paths. proxied: streamed through, not answered
+    here. balanced: any member may serve it. ordinary: proxied, no launch, neither HTTP/1.0 nor in
+    absolute-form. renews: its response renews the cookie. build: errors are events of a stream (BinderHub's
+    client gives up on any other status). launch: a launch, if an event stream is asked for. stays: about a
+    session, which no other member has. banned: asks for a repository that the operator does not serve.
+    """
+
+    __slots__ = (
+        "action",
+        "balanced",
+        "banned",
+        "build",
+        "key",
+        "launch",
+        "ordinary",
+        "proxied",
+        "renews",
+        "stays",
+    )
+
     action: Action
     key: bytes | None
-    proxied: bool  # streamed through, not answered here
-    balanced: bool  # any member may serve it: not to a certain one, and about no session
-    ordinary: bool  # proxied, no launch, neither HTTP/1.0 nor in absolute-form
-    renews: bool  # its response renews the cookie
-    build: bool  # errors are events of a stream (BinderHub's client gives up on any other status)
-    launch: bool  # a launch, if an event stream is asked for
-    stays: bool = False  # about a session, which no other member has
-    banned: bool = False  # asks for a repository that the operator does not serve
+    build: bool
+    launch: bool
+    renews: bool
+    stays: bool
+    banned: bool
+
+    def __init__(self, line: RequestLine, action: Action) -> None:
+        super().__init__(line.method, line.target, line.authority, line.words[2])
+        self.start = line.start
+        self.action = action
+        self.key = None
+        self.proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
+        self.balanced = self.ordinary = False
+        self.build = self.launch = self.renews = self.stays = self.banned = False
+
+    def redirected(self, location: str, status: int) -> RoutedRequest:
+        """The same request, answered with where else it should be sent."""
+        line = RoutedRequest(self, Redirect(location, status))
+        line.build = self.build
+        return line
 
 
 def route(
@@ -60,18 +90,13 @@ def route(
         renews = build or any(path.startswith(_PAGES) for path in paths)
         # What is a launch in the form that is compared is no session because others may read it as one.
         stays = is_session(paths[0]) or (not paths[0].startswith(_BUILD) and any(map(is_session, paths)))
-    proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
-    launch = launch and line.method == b"GET"
-    return RoutedRequest(
-        line=line,
-        action=action,
-        key=key,
-        proxied=proxied,
-        balanced=isinstance(action, ToMembers) and not stays,
-        ordinary=proxied and not launch and line.authority is None and not line.http10,
-        renews=renews,
-        build=build,
-        launch=launch,
-        stays=stays,
-        banned=bool(bans.repositories) and bans.repository(*paths),
-    )
+    routed = RoutedRequest(line, action)
+    routed.key = key
+    routed.build = build
+    routed.renews = renews
+    routed.stays = stays
+    routed.launch = launch and line.method == b"GET"
+    routed.balanced = isinstance(action, ToMembers) and not stays
+    routed.ordinary = routed.proxied and line.plain and not routed.launch
+    routed.banned = bool(bans.repositories) and bans.repository(*paths)
+    return routed

@@ -9,9 +9,9 @@ from fedproxy.proxy.flow import Flow
 from fedproxy.proxy.secure import read_rest, wire_of
 
 if TYPE_CHECKING:
-    from fedproxy.proxy.edge import Edge
-    from fedproxy.proxy.exchange import Exchange
-    from fedproxy.proxy.upstream import Upstream
+    from collections.abc import Callable
+
+    from fedproxy.proxy.context import Context
 
 _GOODBYE = 5.0  # seconds that a side may take to answer a close_notify
 
@@ -91,14 +91,22 @@ class Side(Flow):
 
 
 class Tunnel:
-    """The two sides of a tunnel, and who ended it."""
+    """The two sides of a tunnel, and who ended it.
 
-    def __init__(self, edge: Edge, exchange: Exchange, visitor: asyncio.Transport, member: Upstream) -> None:
-        self.edge = edge
-        self.exchange = exchange
-        self.upstream = member
+    over: called once, with how it ended as the log says it, and the bytes that the visitor sent and got.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        visitor: asyncio.Transport,
+        member: asyncio.Transport,
+        over: Callable[[str, int, int], None],
+    ) -> None:
+        self.context = context
+        self.over = over
         self.visitor = Side(self, visitor, "C")
-        self.member = Side(self, member.transport, "S")
+        self.member = Side(self, member, "S")
         self.visitor.peer, self.member.peer = self.member, self.visitor
         self.ended = ""
         self._cut = ""
@@ -106,7 +114,7 @@ class Tunnel:
         self._open = 2
         self._seen = (-1, 0)
         self._since = 0.0
-        edge.tunnels.add(self)
+        context.tunnels.add(self)
 
     def half_closed(self) -> bool:
         """Counts an end of one direction; True when both have ended."""
@@ -132,7 +140,7 @@ class Tunnel:
         elif self._open == 1 and not waiting:
             if now - self._since > _GOODBYE:
                 self.abort()
-        elif now - self._since > self.edge.policy.timeouts.response_idle:
+        elif now - self._since > self.context.runtime.policy.timeouts.response_idle:
             self.cut("c" if not self.visitor.writable else "s")
 
     def cut(self, who: str) -> None:
@@ -151,22 +159,30 @@ class Tunnel:
         self._open -= 1
         if self._open:
             return
-        self.edge.tunnels.discard(self)
-        self.upstream.pool.forget(self.upstream)
+        self.context.tunnels.discard(self)
         if self.visitor.lost and self.ended == "S":
             # The member ended it, and the visitor did not get all of it.
             self.ended = self._cut or "C"
         sent = max(0, self.member.received - self.visitor.lost)
-        self.exchange.end_tunnel(f"{self.ended}T", self.visitor.received, sent)
+        self.over(f"{self.ended}T", self.visitor.received, sent)
 
 
-def join(exchange: Exchange, visitor: asyncio.Transport, upstream: Upstream, early: bytes) -> None:
-    """Makes a tunnel of two connections. `early`: what the visitor sent before the member's 101."""
-    tunnel = Tunnel(exchange.edge, exchange, visitor, upstream)
-    tunnel.visitor.writable = not exchange.full
+def join(
+    context: Context,
+    visitor: asyncio.Transport,
+    member: asyncio.Transport,
+    early: bytes,
+    over: Callable[[str, int, int], None],
+    *,
+    full: bool,
+) -> None:
+    """Makes a tunnel of two connections.
+
+    early: what the visitor sent before the member's 101. full: the visitor takes no more for now.
+    """
+    tunnel = Tunnel(context, visitor, member, over)
+    tunnel.visitor.writable = not full
     visitor.set_protocol(tunnel.visitor)
-    upstream.transport.set_protocol(tunnel.member)
+    member.set_protocol(tunnel.member)
     if early:
         tunnel.visitor.data_received(early)
-    if not exchange.full:
-        upstream.resume()

@@ -35,7 +35,7 @@ def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
 
     Raises ConfigError, with nothing changed, for a `ca` that is not a certificate.
     """
-    known = edge.federation.by_name if edge.pools else {}
+    known = edge.federation.by_name
     active = {name: member for name, member in settings.members.items() if member.active}
     endpoints = find_endpoints(settings)
     members = [_member(name, settings, known.get(name)) for name in active]

@@ -168,12 +168,12 @@ class Plane:
 
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value stands for."""
-        member = self.edge.pins.get(value.encode("latin-1", "replace"))
+        member = self.edge.runtime.pins.get(value.encode("latin-1", "replace"))
         return member.name if member is not None else None
 
     def cookie_for(self, name: str, secure: bool) -> str | None:
         """The value of the Set-Cookie field that keeps a visitor with a member; None for no member's name."""
-        cookie = self.edge.cookies.get((name, secure))
+        cookie = self.edge.runtime.cookies.get((name, secure))
         return cookie.decode("ascii") if cookie is not None else None
 
     def survey(self) -> Survey:
@@ -239,7 +239,7 @@ class Plane:
                 if member is not None:
                     member.breaker.serve_elsewhere(clients, now)
             case LaunchMoved(key, name):
-                edge.note_moved(key, name, now)
+                edge.moved.note(key, name, now)
             case LaunchRequested(client):
                 edge.admission.note_launched(client, now)
             case LaunchesInFlight(running):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from fedproxy.http.request import Hop
 from fedproxy.wire.address import read_address
 from fedproxy.wire.grammar import TOKEN
 
@@ -20,19 +20,6 @@ _NODE = re.compile(rb"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::(?:[0-9]{1,5}|_[A-Za
 # RFC 7239 section 4 requires quotes around a port and brackets; many proxies omit them.
 _UNQUOTED = re.compile(rb"\b(for=)([0-9A-Fa-f.]*[:\[][0-9A-Fa-f.:\[\]]*)(?=[ \t]*(?:;|$))", re.IGNORECASE)
 _SPACES = re.compile(rb"[ \t]*").match
-
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """What one proxy says about its peer.
-
-    `address` is in its canonical form, without a port; None if it is not given: `unknown`, an obfuscated
-    name, or nothing. `proto` is in lower case, `host` is as it was sent.
-    """
-
-    address: bytes | None = None
-    proto: bytes | None = None
-    host: bytes | None = None
 
 
 def read(value: bytes) -> tuple[Hop, ...]:

@@ -10,7 +10,7 @@ from fedproxy.bounded import Memo
 from fedproxy.wire.address import read_address
 
 if TYPE_CHECKING:
-    from fedproxy.wire.request import Forwarded
+    from fedproxy.http.request import Forwarded
 
 #: Represents an address that is not given (RFC 7239 section 6.1).
 UNKNOWN: Final = b"unknown"

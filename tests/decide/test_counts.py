@@ -21,16 +21,16 @@ def test_value_falls_into_the_bucket_whose_bound_includes_it(value: float, bucke
 
 def test_both_times_of_a_request_are_counted_where_they_belong() -> None:
     counts = MemberCounts()
-    counts.record("key", 0.002, 0.002, 100)
-    counts.record("key", 3601.0, 0.0, 20)
-    counts.record(None, 0.3, None, 0)
+    counts.record("key", 0.0, 0.002, 0.002, 100)
+    counts.record("key", 0.0, 0.0, 3601.0, 20)
+    counts.record("cookie", 0.0, None, 0.3, 0)
     durations, first_bytes = counts.durations(), counts.first_bytes()
     assert durations.counts[1] == durations.counts[-1] == durations.counts[8] == 1
     assert first_bytes.counts[1] == first_bytes.counts[0] == 1
     assert sum(durations.counts) == 3
     assert sum(first_bytes.counts) == 2
     assert (durations.total, first_bytes.total) == (3601.302, 0.002)
-    assert (dict(counts.affinity), counts.bytes_out) == ({"key": 2}, 120)
+    assert (dict(counts.affinity), counts.bytes_out) == ({"key": 2, "cookie": 1}, 120)
 
 
 def test_last_example_of_a_bucket_is_kept_and_the_newest_of_all_workers() -> None:

@@ -258,7 +258,7 @@ def test_certificates_tell_when_they_expire() -> None:
 def test_openmetrics_has_the_example_of_each_bucket_and_plain_text_has_none() -> None:
     gesis = member("gesis")
     for seconds in (0.2, 0.3, 9999.0):
-        gesis.counts.record(None, seconds, None, 0)
+        gesis.counts.record("key", 0.0, None, seconds, 0)
     gesis.counts.duration.exemplify(Exemplar(0.2, "a" * 32, 1763900000.5))
     gesis.counts.duration.exemplify(Exemplar(9999.0, "b" * 32, 1763900001.5))
     parsed = parse_openmetrics("".join(expose(view_of(gesis), OPENMETRICS)))  # type: ignore[no-untyped-call]

@@ -223,9 +223,9 @@ async def test_nothing_is_looked_at_twice_when_nothing_is_limited() -> None:
     async with edge(answer()) as running:
         client = await running.client()
         await client.ask(get())
-        await until(lambda: running.service.edge.connections, "the connection")
-        assert not any(connection.careful for connection in visitors(running))
+        await until(lambda: running.connections, "the connection")
+        assert all(connection.ordinary for connection in visitors(running))
 
 
 def visitors(running: Edge) -> list[Any]:
-    return list(running.service.edge.connections)
+    return list(running.connections)

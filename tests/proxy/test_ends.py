@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 import trustme
 
-from fedproxy.wire.body import Chunked
+from fedproxy.wire.h1.body import Chunked
 from tests.rig import Conn, Edge, Ended, Script, edge, guard, until
 
 BIG = bytes(range(256)) * 12_000
@@ -165,8 +165,7 @@ async def stuck(unsent: Callable[[], int]) -> bool:
 def waiting(running: Edge | None) -> int:
     """Bytes that the edge holds for visitors."""
     assert running is not None
-    edge = running.service.edge
-    visitors = [cast(Any, each) for each in edge.connections] + [each.visitor for each in edge.tunnels]
+    visitors = [*running.connections, *(each.visitor for each in running.tunnels)]
     return sum(each.unsent() for each in visitors)
 
 
@@ -251,7 +250,7 @@ async def test_line_that_waits_for_a_slow_reader_names_its_visitor_also_after_a_
         request = KEPT.replace(HOST, HOST + b"X-Forwarded-For: 192.0.2.66\r\nConnection: close\r\n")
         reader = await doors.visit(running, member, request)
         await over(running)
-        running.service.edge._refresh()
+        running.service.edge.refresh()
         await reader.rest()
         (line,) = await running.logged()
         assert (line["client"], line["termination"]) == ("192.0.2.66", "--")
@@ -322,8 +321,8 @@ async def test_drain_whose_time_runs_out_says_what_was_sent(doors: Doors) -> Non
 
 async def ended(running: Edge) -> Any:
     """A tunnel whose member has left, and whose visitor has not got everything."""
-    await until(lambda: running.service.edge.tunnels, "the tunnel")
-    (tunnel,) = running.service.edge.tunnels
+    await until(lambda: running.tunnels, "the tunnel")
+    (tunnel,) = running.tunnels
     # Where both speak plain TCP, only one direction of it has ended.
     await until(lambda: tunnel.ended, "the member's end")
     assert tunnel.visitor.unsent()
@@ -498,7 +497,7 @@ async def test_answer_before_an_upload_to_a_tls_member_is_out_ends_its_connectio
             await client.send(piece)
             await asyncio.sleep(0.002)
         await client.send(b"0\r\n\r\n")
-        (visitor,) = cast(Any, running.service.edge.connections)
+        (visitor,) = cast(Any, running.connections)
         await until(lambda: visitor.exchange.body_done, "the whole request")
         sent.set()
         assert (await client.response()).status == 200

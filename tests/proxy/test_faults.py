@@ -681,7 +681,7 @@ async def test_idle_connection_with_something_unread_is_given_no_request(
         client = await running.client()
         await client.ask(GET)
         (conn,) = running.member.connections
-        (visitor,) = running.service.edge.connections
+        (visitor,) = running.connections
         sock = socket.socket(fileno=os.dup(conn.writer.get_extra_info("socket").fileno()))
         with sock:
             # All in one turn of the loop.

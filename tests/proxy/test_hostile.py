@@ -7,7 +7,7 @@ import asyncio
 import yaml
 
 from fedproxy.config.load import parse
-from fedproxy.proxy.downstream import Downstream
+from fedproxy.proxy.h1.downstream import Downstream
 from tests.rig import Conn, answer, edge, until
 
 HEAD = b"Host: hub.test\r\n\r\n"
@@ -22,11 +22,11 @@ async def test_own_answers_wait_for_a_visitor_who_reads_none() -> None:
         client = await running.client(receive_buffer=4096)
         sending = asyncio.ensure_future(client.send((b"GET /f HTTP/1.1\r\n" + HEAD) * 5_000))
         await until(lambda: running.buffered() > 0, "the visitor's side is full")
-        (connection,) = running.service.edge.connections
+        (connection,) = running.connections
         assert isinstance(connection, Downstream)
         await until(lambda: not connection.reading, "the edge reads no more")
         assert running.buffered() < 512 * 1024
-        assert len(connection.held) < 512 * 1024
+        assert len(connection.machine.held) < 512 * 1024
         sending.cancel()
         client.reset()
 

@@ -148,11 +148,12 @@ async def test_reload_keeps_what_is_known_of_heads_if_it_means_the_same(
     async with edge(answer()) as running:
         await running.ask(GET)
         inner = running.service.edge
-        before = (inner.routed, inner.blocks, inner.trusted_blocks)
+        before = inner.runtime.heads
         await reload(running, **change)
-        assert (inner.routed is before[0]) is routed
-        assert (inner.blocks is before[1]) is blocks
-        assert (inner.trusted_blocks is before[2]) is blocks
+        after = inner.runtime.heads
+        assert (after.lines is before.lines) is routed
+        assert (after.blocks is before.blocks) is blocks
+        assert (after.trusted_blocks is before.trusted_blocks) is blocks
         assert (await running.ask(GET)).body == b"ok"
 
 
@@ -160,10 +161,9 @@ async def test_members_and_weights_change_nothing_that_is_known_of_heads() -> No
     async with edge({"a": answer(), "b": answer()}) as running:
         await running.ask(GET)
         inner = running.service.edge
-        before = (inner.routed, inner.blocks)
+        before = inner.runtime.heads
         url = str(running.service.config.members["a"].url)
         await reload(running, members={"a": {"url": url, "weight": 7, "prime": True}})
         assert [member.weight for member in inner.federation.members] == [7]
-        assert inner.routed is before[0]
-        assert inner.blocks is before[1]
+        assert inner.runtime.heads is before
         assert (await running.ask(GET)).body == b"ok"

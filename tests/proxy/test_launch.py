@@ -15,7 +15,7 @@ import pytest
 
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Member
-from fedproxy.proxy.launching import LaunchExchange
+from fedproxy.proxy.filters.launch import LaunchFilter
 from tests.rig import Conn, Edge, Ended, Message, RawClient, Script, answer, edge, guard, refusing, until
 
 TARGET = b"/build/gh/org/repo/HEAD"
@@ -338,18 +338,19 @@ async def test_connection_that_the_member_closed_meanwhile_is_replaced() -> None
 # Holding
 
 
-def exchange_of(running: Edge) -> LaunchExchange | None:
+def launch_of(running: Edge) -> LaunchFilter | None:
     """The launch under way."""
-    for connection in running.service.edge.connections:
-        found = getattr(connection, "exchange", None)
-        if isinstance(found, LaunchExchange):
-            return found
+    for connection in running.connections:
+        exchange = getattr(connection, "exchange", None)
+        for found in (exchange and exchange.filters) or ():
+            if isinstance(found, LaunchFilter):
+                return found
     return None
 
 
 def waits(running: Edge) -> bool:
-    exchange = exchange_of(running)
-    return exchange is not None and exchange.waiting is not None
+    launch = launch_of(running)
+    return launch is not None and launch.waiting is not None
 
 
 async def test_nothing_is_passed_on_before_an_event_decides() -> None:
@@ -397,7 +398,7 @@ async def test_what_waits_goes_on_when_the_hold_runs_out() -> None:
 
 
 async def test_image_that_was_found_waits_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedproxy.proxy.launching._FOUND", 0.05)
+    monkeypatch.setattr("fedproxy.proxy.filters.launch._FOUND", 0.05)
     async with launched({"a": says(BUILT, ends=False), "b": says(*CACHED)}) as running:
         client = await running.client()
         await client.send(LAUNCH)
@@ -436,9 +437,9 @@ async def test_time_out_of_a_response_does_not_run_while_it_waits() -> None:
         await client.send(LAUNCH)
         # With one member nobody could take it, but it is balanced, and waits all the same.
         await until(lambda: waits(running), "a response that waits")
-        exchange = exchange_of(running)
-        assert exchange is not None
-        exchange.sweep(running.service.edge.clock() + 1000)
+        launch = launch_of(running)
+        assert launch is not None
+        launch.exchange.sweep(running.service.edge.clock() + 1000)
         assert waits(running)
 
 
@@ -749,12 +750,12 @@ async def test_what_another_worker_moved_is_known_here() -> None:
     async with launched({"a": says(*CACHED), "b": says(*CACHED)}) as running:
         target = repository(running, "a")
         here = running.service.edge
-        here.note_moved(target.removesuffix(b"/HEAD"), "b", here.clock())
+        here.moved.note(target.removesuffix(b"/HEAD"), "b", here.clock())
         await running.ask(ask(EVENTS, target=target))
         await running.ask(ask(b"Accept: */*", target=target))
         lines = await running.logged(2)
         assert [line["member"] for line in lines] == ["b", "a"]
-        here.note_moved(target.removesuffix(b"/HEAD"), "gone", here.clock())
+        here.moved.note(target.removesuffix(b"/HEAD"), "gone", here.clock())
         await running.ask(ask(EVENTS, target=target))
         assert (await last(running, 3))["member"] == "a"
 
@@ -767,12 +768,12 @@ async def test_launch_that_moved_is_noted_again_while_it_runs() -> None:
         await client.send(LAUNCH)
         async with guard():
             await client.head()
-        exchange = exchange_of(running)
-        assert exchange is not None and told == ["b"]
+        launch = launch_of(running)
+        assert launch is not None and told == ["b"]
         now = running.service.edge.clock()
-        exchange.sweep(now + 30)
+        launch.exchange.sweep(now + 30)
         assert told == ["b"]
-        exchange.sweep(now + 90)
+        launch.exchange.sweep(now + 90)
         assert told == ["b", "b"]
 
 
@@ -870,7 +871,7 @@ async def test_stalled_visitor_costs_a_bounded_amount() -> None:
     async with launched({"a": flood, "b": says(*CACHED)}) as running:
         client = await running.client(receive_buffer=4096)
         await client.send(LAUNCH)
-        await until(lambda: (found := exchange_of(running)) is not None and found.full, "no more room")
+        await until(lambda: (found := launch_of(running)) is not None and found.exchange.full, "no more room")
         assert running.buffered() < 2 << 20
         async with guard():
             response = await client.response()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fedproxy.proxy.upstream import Upstream
+from fedproxy.proxy.h1.upstream import Upstream
 from tests.rig import Conn, Edge, Ended, Message, RawClient, answer, chunked, edge, guard, until
 
 HEAD = b"Host: hub.test\r\n"

@@ -62,7 +62,7 @@ async def test_own_pages_are_connections_too() -> None:
         pages, running.service.edge.local = running.service.edge.local, Hanging
         client = await running.client()
         await client.send(PAGE)
-        await until(lambda: "OwnPage" in repr(running.service.edge.connections), "the page's server has it")
+        await until(lambda: "OwnPage" in repr(running.connections), "the page's server has it")
         await (await running.client()).closed()
         assert rejected(running) == {"connections": 1}
         client.reset()
@@ -217,7 +217,7 @@ async def test_own_page_that_takes_too_long_is_dropped_whatever_the_visitor_send
         async with guard():
             await client.until_end()
         sending.cancel()
-        await until(lambda: not running.service.edge.connections, "it is dropped")
+        await until(lambda: not running.connections, "it is dropped")
         assert count(running) == 0
         assert handler.calls == ["made", "data 1", "lost"]
 
@@ -229,7 +229,7 @@ async def test_server_of_a_page_is_told_what_happens_to_its_connection() -> None
         client = await running.client(receive_buffer=4096)
         await client.send(PAGE)
         await until(lambda: "data 1" in handler.calls, "the page is asked for")
-        (page,) = running.service.edge.connections
+        (page,) = running.connections
         page.transport.write(bytes(8 * 1024 * 1024))
         await until(lambda: "pause" in handler.calls, "the visitor reads nothing")
         page.sweep(running.service.edge.clock())
@@ -240,7 +240,7 @@ async def test_server_of_a_page_is_told_what_happens_to_its_connection() -> None
         client = await running.client(receive_buffer=4096)
         await client.send(PAGE)
         await until(lambda: "data 1" in handler.calls, "the page is asked for")
-        (page,) = running.service.edge.connections
+        (page,) = running.connections
         page.transport.write(bytes(8 * 1024 * 1024))
         page.sweep(running.service.edge.clock())
         async with guard():

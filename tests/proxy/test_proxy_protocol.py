@@ -144,7 +144,7 @@ async def test_visitor_of_a_trusted_proxy_is_not_trusted_itself() -> None:
 async def test_connections_without_a_header_are_within_the_limit() -> None:
     async with behind(limits={"connections": 2}) as running:
         waiting = [await running.client() for _ in range(2)]
-        await until(lambda: len(running.service.edge.connections) == 2, "both are there")
+        await until(lambda: len(running.connections) == 2, "both are there")
         third = await running.client()
         await third.closed()
         assert running.service.edge.counts.rejected == {"connections": 1}
@@ -184,7 +184,7 @@ async def test_unix_listener_with_a_header(tmp_path: Path) -> None:
 async def test_connection_that_said_nothing_does_not_hold_up_a_drain() -> None:
     async with behind() as running:
         visitor = await running.client()
-        await until(lambda: running.service.edge.connections, "it is there")
+        await until(lambda: running.connections, "it is there")
         running.service.edge.close_idle(running.service.edge.clock())
         await visitor.closed()
 
@@ -193,12 +193,12 @@ async def test_what_has_not_begun_is_cut_with_the_rest() -> None:
     async with behind() as running:
         visitor = await running.client()
         await visitor.send(LINE[:20])
-        await until(lambda: running.service.edge.connections, "it is there")
-        (entrance,) = running.service.edge.connections
+        await until(lambda: running.connections, "it is there")
+        (entrance,) = running.connections
         assert repr(entrance) == "<Entrance 127.0.0.1>"
         running.service.edge.draining = True
         running.service.edge.close_idle(running.service.edge.clock())
-        assert running.service.edge.connections
+        assert running.connections
         await running.service.stop()
         await visitor.closed()
 
@@ -287,7 +287,7 @@ async def test_handshake_follows_the_header_however_the_bytes_are_split(
         for request in running.member.requests:
             assert request.value("x-forwarded-proto") == b"https"
             assert request.value("x-real-ip") in (b"203.0.113.7", b"2001:db8::7")
-        (connection,) = running.service.edge.connections
+        (connection,) = running.connections
         assert running.service.edge.counts.connections == 1
         assert "Downstream" in repr(connection)
 
@@ -321,7 +321,7 @@ async def test_handshake_that_fails_leaves_nothing_behind(listen: list[dict[str,
         await visitor.send(LINE + after)
         async with guard():
             await visitor.until_end()
-        await until(lambda: not running.service.edge.connections, "it is forgotten")
+        await until(lambda: not running.connections, "it is forgotten")
         assert running.service.edge.counts.connections == 0
         assert refused(running) == 0
 
@@ -336,7 +336,7 @@ async def test_visitor_who_leaves_during_the_handshake_leaves_nothing_behind(
             async with guard():
                 await visitor.reader.read(1)
             visitor.reset() if reset else visitor.close()
-            await until(lambda: not running.service.edge.connections, "it is forgotten")
+            await until(lambda: not running.connections, "it is forgotten")
             assert running.service.edge.counts.connections == 0
 
 

@@ -42,7 +42,7 @@ async def test_system_takes_little_for_a_visitor_who_reads_nothing() -> None:
         client = await running.client(receive_buffer=4096)
         await client.send(GET)
         await until(lambda: running.buffered() > 0, "nothing more is taken")
-        (visitor,) = running.service.edge.connections
+        (visitor,) = running.connections
         sock: socket.socket = visitor.transport.get_extra_info("socket")
         (unsent,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
         assert unsent < 1024 * 1024
@@ -55,16 +55,14 @@ async def test_visitor_who_leaves_behind_unread_requests_is_seen(reset: bool) ->
         await client.send(GET)
         await until(lambda: running.member.has(requests=1), "the first is under way")
         await client.send(GET * 100)
-        await until(
-            lambda: not any(each.reading for each in running.service.edge.connections), "no more is read"
-        )
+        await until(lambda: not any(each.reading for each in running.connections), "no more is read")
         if reset:
             client.reset()
         else:
             await client.leave()
         (line,) = await running.logged()
         assert (line["status"], line["termination"]) == (499, "CH")
-        await until(lambda: not running.service.edge.connections, "it is gone")
+        await until(lambda: not running.connections, "it is gone")
 
 
 async def test_visitor_who_is_not_read_from_and_stays_is_served() -> None:
@@ -73,7 +71,7 @@ async def test_visitor_who_is_not_read_from_and_stays_is_served() -> None:
         await client.send(GET)
         await until(lambda: running.member.has(requests=1), "the first is under way")
         await client.send(GET * 100)
-        (visitor,) = running.service.edge.connections
+        (visitor,) = running.connections
         await until(lambda: not visitor.reading, "no more is read")
         visitor.sweep(running.service.edge.clock())
         assert not visitor.transport.is_closing()

@@ -331,6 +331,6 @@ async def test_nothing_is_read_twice_of_what_was_read_once() -> None:
         target = b"/a%2Fb//c/../d"
         assert (await client.ask(get(target))).status == 200
         line = b"GET " + target + b" HTTP/1.1"
-        ask = running.service.edge.routed[line]
+        ask = running.service.edge.runtime.heads.lines[line]
         assert (await client.ask(get(target))).status == 200
-        assert running.service.edge.routed[line] is ask
+        assert running.service.edge.runtime.heads.lines[line] is ask

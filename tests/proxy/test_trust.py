@@ -74,7 +74,7 @@ async def test_visitor_who_resets_before_being_seen_is_nobody(
             writer.write(b"x")
             writer.close()
             await reader.read()
-        await until(lambda: not running.service.edge.connections, "all are gone")
+        await until(lambda: not running.connections, "all are gone")
         assert running.log == [] or running.log[0]["client"] == "127.0.0.1"
         assert running.member.requests == []
         assert running.service.edge.counts.connections == 0
@@ -105,7 +105,7 @@ async def test_visitor_who_resets_during_the_handshake_is_believed_no_more_than_
             end_with_reset(sock)
         visitor = await running.client(tls=context)
         assert (await visitor.ask(PLAIN)).body == b"ok"
-        await until(lambda: len(running.service.edge.connections) == 1, "the others are gone")
+        await until(lambda: len(running.connections) == 1, "the others are gone")
         assert {line["client"] for line in running.log} == {"127.0.0.1"}
         assert {request.value("x-real-ip") for request in running.member.requests} == {b"127.0.0.1"}
 
@@ -262,7 +262,10 @@ async def test_proxy_that_is_trusted_no_more_has_introduced_nobody() -> None:
         assert (await idle.ask(HEADER + PLAIN)).status == 200
         await half.send(HEADER + PLAIN[:9])
         await until(lambda: running.service.edge.counts.connections == 3, "all are there")
-        await until(lambda: any(each.held for each in visitors(running)), "the half head has come")
+        await until(
+            lambda: any(getattr(each, "machine", each).held for each in visitors(running)),
+            "the half head has come",
+        )
         await reload(running, ["192.0.2.0/24"])
         for client in (idle, half, silent):
             await client.closed()
@@ -280,7 +283,7 @@ async def test_handshake_behind_such_a_proxy_ends(tmp_path: Path, caplog: pytest
         await reload(running, ["192.0.2.0/24"])
         async with guard():
             await client.until_end()
-        await until(lambda: not running.service.edge.connections, "it is forgotten")
+        await until(lambda: not running.connections, "it is forgotten")
         assert running.service.edge.counts.connections == 0
         # Whoever it came for has done nothing wrong.
         (record,) = [each for each in caplog.records if "PROXY protocol" in each.getMessage()]
@@ -319,7 +322,7 @@ async def test_whom_a_proxy_introduced_is_trusted_by_the_config_in_force() -> No
 
 
 def visitors(running: Edge) -> list[Any]:
-    return list(running.service.edge.connections)
+    return list(running.connections)
 
 
 # -- whom the log names

@@ -303,8 +303,8 @@ async def test_tunnel_with_a_slow_reader_is_held_back_and_arrives_whole() -> Non
     async with edge(script) as running:
         client = await running.client(receive_buffer=65_536)
         await client.ask(UPGRADE)
-        await until(lambda: running.service.edge.tunnels, "the tunnel")
-        (tunnel,) = running.service.edge.tunnels
+        await until(lambda: running.tunnels, "the tunnel")
+        (tunnel,) = running.tunnels
         held = []
         async with guard():
             for at in range(0, len(data), 65_536):
@@ -403,7 +403,7 @@ async def test_101_that_does_not_name_what_was_asked_for_is_no_answer(field: byt
     switching = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n" + field + b"\r\n"
     async with edge(answer(switching)) as running:
         assert (await running.ask(UPGRADE)).status == 502
-        assert not running.service.edge.tunnels
+        assert not running.tunnels
         assert running.errors("a") == {"bad_response": 1}
 
 

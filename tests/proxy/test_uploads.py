@@ -78,7 +78,7 @@ async def test_member_is_not_asked_before_the_first_of_a_body_has_come(head: byt
     async with edge(answer()) as running:
         client = await running.client()
         await client.send(head)
-        await until(lambda: "Exchange" in repr(running.service.edge.connections), "the head is read")
+        await until(lambda: "Exchange" in repr(running.connections), "the head is read")
         assert (await running.ask(GET)).status == 200
         assert (in_flight(running), uploads(running), running.service.edge.busy()) == (0, 0, 0)
         assert len(running.member.requests) == 1
@@ -114,7 +114,7 @@ async def test_visitor_who_leaves_before_the_body_begins_is_told_by_the_log() ->
     async with edge(answer()) as running:
         client = await running.client()
         await client.send(POST)
-        await until(lambda: "Exchange" in repr(running.service.edge.connections), "the head is read")
+        await until(lambda: "Exchange" in repr(running.connections), "the head is read")
         await client.leave()
         (line,) = await running.logged()
         assert (line["status"], line["termination"], line["member"]) == (499, "CR", None)
@@ -338,7 +338,7 @@ async def test_stop_cuts_an_upload_that_did_not_begin() -> None:
     async with edge(answer()) as running:
         client = await running.client()
         await client.send(POST)
-        await until(lambda: "Exchange" in repr(running.service.edge.connections), "the head is read")
+        await until(lambda: "Exchange" in repr(running.connections), "the head is read")
         await running.service.stop()
         async with guard():
             await client.until_end()

@@ -106,7 +106,7 @@ async def test_fifty_websockets_open_at_once_get_their_own_messages_back() -> No
             url = f"ws://{host}:{port}/user/{number}/api/kernels/1/channels"
             async with connect(url, proxy=None, max_size=None) as websocket:
                 await everybody.wait()
-                assert len(running.service.edge.tunnels) == count
+                assert len(running.tunnels) == count
                 for turn in range(5):
                     binary = rng.randbytes(rng.randrange(1, 100_000))
                     for message in (f"{number}/{turn}", binary):

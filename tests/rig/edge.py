@@ -7,7 +7,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -56,6 +56,16 @@ class Edge:
         """What a member was charged with, by reason."""
         (member,) = (m for m in self.service.edge.federation.members if m.name == name)
         return {str(reason): count for reason, count in member.counts.errors.items() if count}
+
+    @property
+    def connections(self) -> set[Any]:
+        """The visitors' connections, as they are inside."""
+        return cast("set[Any]", self.service.edge.connections)
+
+    @property
+    def tunnels(self) -> set[Any]:
+        """The tunnels, as they are inside."""
+        return cast("set[Any]", self.service.edge.tunnels)
 
     def buffered(self) -> int:
         """Bytes that the edge holds for peers that do not read."""

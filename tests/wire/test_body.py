@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.wire.body import LAST_CHUNK, BodyError, Chunked, chunk
+from fedproxy.wire.h1.body import LAST_CHUNK, BodyError, Chunked, chunk
 
 BODY = b"5\r\nhello\r\n6;ext=1\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n"
 FRAMED = b"5\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders
 
-from fedproxy.wire.body import LAST_CHUNK, Chunked, chunk
 from fedproxy.wire.events import MOST_DATA, EventReader, asked_for
+from fedproxy.wire.h1.body import LAST_CHUNK, Chunked, chunk
 
 LINES = st.sampled_from(
     [

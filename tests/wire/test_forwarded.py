@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.wire.forwarded import Hop, read, read_end
+from fedproxy.http.request import Hop
+from fedproxy.wire.forwarded import read, read_end
 
 
 @pytest.mark.parametrize(

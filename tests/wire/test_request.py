@@ -5,17 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy.errors import BadRequest, HeadTooLarge, MethodRefused, TargetTooLong, VisitorError
-from fedproxy.wire.forwarded import Hop
-from fedproxy.wire.request import (
-    BlockReader,
-    Forwarded,
-    HeaderBlock,
-    find_end,
-    host_name,
-    is_answered,
-    read_line,
-    with_host,
-)
+from fedproxy.http.request import Forwarded, HeaderBlock, Hop, host_name
+from fedproxy.wire.h1.client import is_answered
+from fedproxy.wire.h1.request import BlockReader, find_end, read_line, with_host
 from tests.attributes import attributes
 
 READER = BlockReader("fedproxy_member", "https://mybinder.org", trusted=False)
@@ -27,7 +19,7 @@ def block(*lines: bytes, reader: BlockReader = READER) -> HeaderBlock:
 
 
 def sent(read: HeaderBlock) -> list[bytes]:
-    return read.forward.removesuffix(b"\r\n").split(b"\r\n")
+    return read.lines.removesuffix(b"\r\n").split(b"\r\n")
 
 
 def test_origin_form_keeps_its_raw_target() -> None:
@@ -260,9 +252,9 @@ def test_block_with_cookies_means_what_it_means_without() -> None:
     )
     bare, cookies = block(*lines), block(*lines, b"Cookie: a=b")
     for name in attributes(HeaderBlock):
-        if name not in ("raw", "forward", "cookie", "like", "_words"):
+        if name not in ("raw", "lines", "cookie", "like", "_words"):
             assert getattr(bare, name) == getattr(cookies, name)
-    assert cookies.forward == bare.forward + b"Cookie: a=b\r\n"
+    assert cookies.lines == bare.lines + b"Cookie: a=b\r\n"
 
 
 @pytest.mark.parametrize("cookies", [(), (b"Cookie: a=b",)])
@@ -500,7 +492,7 @@ def test_what_is_accepted_is_accepted_by_others_and_what_is_forwarded_means_the_
         read = block(b"Host: h", *[line for line in lines if line])
     except BadRequest:
         return
-    head = b"POST / HTTP/1.1\r\nHost: m\r\n" + read.forward + b"\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: m\r\n" + read.lines + b"\r\n"
     told = Told()
     httptools.HttpRequestParser(told).feed_data(head)
     connection = h11.Connection(h11.SERVER)
@@ -530,7 +522,7 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
 def test_cookie_whose_name_only_ends_like_ours_is_passed_on_in_each_line() -> None:
     found = block(b"Host: h", b"Cookie: a=1", b"Cookie: my_fedproxy_member=x")
     assert found.cookie is None
-    assert b"Cookie: a=1\r\nCookie: my_fedproxy_member=x" in found.forward
+    assert b"Cookie: a=1\r\nCookie: my_fedproxy_member=x" in found.lines
 
 
 HEAD = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"

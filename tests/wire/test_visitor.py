@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.wire.forwarded import Hop
-from fedproxy.wire.request import Forwarded
+from fedproxy.http.request import Forwarded, Hop
 from fedproxy.wire.visitor import Visitor, find_visitor
 
 PEER = b"10.0.0.1"

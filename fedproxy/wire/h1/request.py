@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from ipaddress import IPv6Address
+from dataclasses import replace
 
 from fedproxy.bounded import Memo
 from fedproxy.errors import BadRequest, HeadTooLarge, MethodRefused, TargetTooLong
+from fedproxy.http.request import HeaderBlock, RequestLine
 from fedproxy.wire import cookie, forwarded
 from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, tokens
 
 _LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)((?:[/?].*)?)", re.IGNORECASE).fullmatch
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?").fullmatch
-# RFC 9110 section 9.2.2. TRACE is idempotent too, but never proxied.
-_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._:@/+=~\-]{1,128}").fullmatch
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 _NO_START = b"\r\n \t"  # no request line begins with one of these
@@ -46,25 +44,6 @@ _OWN = frozenset(
 
 # Naming one of these in Connection does not remove it (RFC 9110 section 7.6.1 forbids naming them at all).
 _KEPT = _OWN | {b"authorization", b"cache-control", b"content-type", b"content-encoding"}
-
-
-class RequestLine:
-    """The first line of a request. `target` is origin-form or `*`, raw; `path` is without its query."""
-
-    __slots__ = ("authority", "http10", "idempotent", "is_head", "method", "path", "start", "target", "words")
-
-    def __init__(self, method: bytes, target: bytes, authority: bytes | None, *, http10: bool) -> None:
-        self.method = method
-        self.target = target
-        self.authority = authority
-        self.http10 = http10
-        self.path = target.partition(b"?")[0]
-        self.idempotent = method in _IDEMPOTENT
-        self.is_head = method == b"HEAD"
-        self.start = b"%b %b HTTP/1.1\r\n" % (method, target)
-        # Method, target and version, for the log.
-        version = "HTTP/1.0" if http10 else "HTTP/1.1"
-        self.words = (method.decode("ascii"), target.decode("ascii"), version)
 
 
 def find_end(data: bytes, limit: int) -> tuple[bytes, int]:
@@ -94,9 +73,9 @@ def find_end(data: bytes, limit: int) -> tuple[bytes, int]:
     return data, 0
 
 
-def read_line(line: bytes) -> RequestLine:
+def read_line(raw: bytes) -> RequestLine:
     """Reads a request line without its CRLF. Raises `BadRequest` and `MethodRefused`."""
-    match = _LINE(line)
+    match = _LINE(raw)
     if match is None:
         raise BadRequest
     method, target, minor = match.groups()
@@ -114,117 +93,14 @@ def read_line(line: bytes) -> RequestLine:
                 target = b"*" if method == b"OPTIONS" and not target else b"/" + target
         elif target != b"*" or method != b"OPTIONS":
             raise BadRequest
-    return RequestLine(method, target, authority, http10=minor == b"0")
+    line = RequestLine(method, target, authority, "HTTP/1.0" if minor == b"0" else "HTTP/1.1")
+    line.start = start(line)
+    return line
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarded:
-    """What a proxy in front of the edge says about the visitor; used only if that proxy is trusted."""
-
-    addresses: bytes | None = None  # X-Forwarded-For, all lines as one list
-    real_ip: bytes | None = None
-    proto: bytes | None = None  # X-Forwarded-Proto, all lines as one list, in lower case
-    host: bytes | None = None
-    hops: tuple[forwarded.Hop, ...] = ()  # Forwarded, all lines as one list
-
-
-_NOTHING_SAID = Forwarded()
-
-
-class HeaderBlock:
-    """The fields of a request. `forward` holds the lines for the member, without `Host`, without those that
-    the edge adds for each connection or request, and without `Upgrade` (see `upgrade`)."""
-
-    __slots__ = (
-        "_words",
-        "banned",
-        "chunked",
-        "close",
-        "cookie",
-        "expect",
-        "forward",
-        "forwarded",
-        "host",
-        "keep_alive",
-        "length",
-        "like",
-        "more_cookies",
-        "plain",
-        "raw",
-        "request_id",
-        "traceparent",
-        "upgrade",
-    )
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        self.like: HeaderBlock | None = None  # the same without its cookies, until its words are known
-        self._words: tuple[str, str, str] | None = None
-        self.host: bytes | None = None
-        self.length: int | None = None
-        self.chunked = False
-        self.close = False
-        self.keep_alive = False
-        self.upgrade: bytes | None = None
-        self.expect = False
-        self.cookie: bytes | None = None  # its value; if there are several, joined by semicolons
-        self.more_cookies = False
-        self.request_id: bytes | None = None
-        self.traceparent: bytes | None = None
-        self.forwarded = _NOTHING_SAID
-        self.forward = b""
-        self.plain = False
-        self.banned = False
-
-    def with_cookies(self, raw: bytes, cookie: bytes | None, line: bytes) -> HeaderBlock:
-        """The same block with one more Cookie line; `line` is its part for the member."""
-        block = HeaderBlock(raw)
-        block.like = self
-        block.host = self.host
-        block.length = self.length
-        block.chunked = self.chunked
-        block.close = self.close
-        block.keep_alive = self.keep_alive
-        block.upgrade = self.upgrade
-        block.expect = self.expect
-        block.request_id = self.request_id
-        block.traceparent = self.traceparent
-        block.forwarded = self.forwarded
-        block.plain = self.plain
-        block.banned = self.banned
-        block.cookie = cookie
-        block.forward = self.forward + line
-        return block
-
-    def words(self) -> tuple[str, str, str]:
-        """Host, User-Agent and Referer, for the log; empty where there is none."""
-        words = self._words
-        if words is None:
-            if self.like is not None:
-                words = self.like.words()
-                self.like = None
-            else:
-                agent, referer = self.value(b"user-agent"), self.value(b"referer")
-                host = self.host or b""
-                words = (host.decode("latin-1"), agent.decode("latin-1"), referer.decode("latin-1"))
-            self._words = words
-        return words
-
-    def value(self, name: bytes) -> bytes:
-        """The first value of a field, `name` in lower case; empty if there is none. Not for the hot path."""
-        values = self.values(name)
-        return values[0] if values else b""
-
-    def values(self, name: bytes) -> list[bytes]:
-        """All values of a field, in order; `name` in lower case. Not for the hot path."""
-        start = name + b":"
-        size = len(start)
-        lines = self.raw.split(b"\r\n")
-        return [line[size:].strip(b" \t") for line in lines if line[:size].lower() == start]
-
-    def accept(self) -> bytes:
-        """The Accept field, all lines as one list."""
-        return b",".join(self.values(b"accept"))
+def start(line: RequestLine) -> bytes:
+    """A request line with its CRLF, as members are sent it."""
+    return b"%b %b HTTP/1.1\r\n" % (line.method, line.target)
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
@@ -395,7 +271,7 @@ class BlockReader:
         if origin:
             lines.append(origin)
         lines.append(b"Via: 1.1 fedproxy\r\n")
-        block.forward = b"\r\n".join(lines)
+        block.lines = b"\r\n".join(lines)
         block.plain = (
             block.host is not None
             and not block.chunked
@@ -422,29 +298,10 @@ def _host_of_hops(block: HeaderBlock) -> bytes | None:
     return None
 
 
-def host_name(authority: bytes) -> bytes:
-    """The host of a valid `host[:port]` in one spelling: in lower case, without the dot that ends an absolute
-    name; an IPv6 address in its shortest form, in brackets. Empty for an empty one."""
-    lowered = authority.lower()
-    if not lowered.startswith(b"["):
-        return lowered.partition(b":")[0].removesuffix(b".")
-    address = lowered[1:].partition(b"]")[0]
-    try:
-        return b"[%b]" % IPv6Address(address.decode("ascii")).compressed.encode("ascii")
-    except ValueError:
-        return b"[%b]" % address
-
-
 def may_be_tunnelled(upgrade: bytes) -> bool:
     """Whether an Upgrade field names protocols, and only those that the edge tunnels."""
     asked = tokens(upgrade)
     return bool(asked) and not any(token.partition(b"/")[0] in _NOT_TUNNELLED for token in asked)
-
-
-def is_answered(upgrade: bytes, by: bytes | None) -> bool:
-    """Whether a 101 that says `by` switches to what an Upgrade field asked for (RFC 9110 section 7.8)."""
-    named = tokens(by or b"")
-    return bool(named) and set(named) <= set(tokens(upgrade))
 
 
 def with_host(raw: bytes, authority: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Chunked bodies as they pass (RFC 9112 section 7.1).
+"""Bodies as they pass (RFC 9112 sections 6 and 7.1).
 
-A body with a Content-Length, or one that ends with its connection, is only counted, which its relay does. A
-chunked body must be followed to know where it ends; its bytes are forwarded as they came.
+A body with a Content-Length is only counted, and one that ends with its connection not even that. A chunked
+one must be followed to know where it ends; its bytes are forwarded as they came.
 """
 
 from __future__ import annotations
@@ -65,13 +65,55 @@ class BodyError(ValueError):
     """The chunked framing is malformed or over a bound."""
 
 
-class Chunked:
+class Body:
+    """Where a body ends, and what of it goes on; this one ends with its connection.
+
+    size: bytes so far. When `done`, `rest` holds what came after the body. While `behind`, there is more than
+    one call reads, and `feed(b"")` reads on.
+    """
+
+    __slots__ = ("behind", "done", "rest", "size")
+
+    def __init__(self) -> None:
+        self.behind = False
+        self.done = False
+        self.rest = b""
+        self.size = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """What to forward of `data`, in order; possibly empty. Raises `BodyError`."""
+        self.size += len(data)
+        return data
+
+
+class Counted(Body):
+    """A body of `length` bytes (RFC 9110 section 8.6)."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.left = length  # bytes still to come
+        self.done = not length
+
+    def feed(self, data: bytes) -> bytes:
+        """What to forward of `data`; possibly empty."""
+        left = self.left = self.left - len(data)
+        if left <= 0:
+            self.done = True
+            if left:
+                self.left = 0
+                self.rest = data[left:]
+                data = data[:left]
+        self.size += len(data)
+        return data
+
+
+class Chunked(Body):
     """Follows one chunked body, however its bytes are split.
 
     `feed` returns what to forward: with `framed` chunks without extensions, tiny ones joined, else the
-    payload alone; `tap` is called with every piece of the payload before. `size` counts payload bytes. When
-    `done`, `rest` holds what came after the body. While `behind`, there are more chunks than one call reads,
-    and `feed(b"")` reads on.
+    payload alone; `tap` is called with every piece of the payload before. `size` counts payload bytes.
 
     The body of a `request` loses its trailers (RFC 9112 section 7.1.2), is never behind, and may not consist
     of tiny chunks, unless they come one by one.
@@ -89,15 +131,12 @@ class Chunked:
         "_tap",
         "_tiny",
         "_trailers",
-        "behind",
-        "done",
-        "rest",
-        "size",
     )
 
     def __init__(
         self, *, framed: bool = True, request: bool = False, tap: Callable[[bytes], object] | None = None
     ) -> None:
+        super().__init__()
         self._framed = framed
         self._request = request
         self._tap = tap
@@ -109,10 +148,6 @@ class Chunked:
         self._trailers = 0
         self._tiny = 0
         self._budget = 0
-        self.behind = False
-        self.done = False
-        self.rest = b""
-        self.size = 0
 
     def feed(self, data: bytes) -> bytes:
         """What to forward of `data`, in order; possibly empty. Raises `BodyError`."""

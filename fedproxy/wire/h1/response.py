@@ -6,7 +6,7 @@ import re
 
 from fedproxy.bounded import Memo
 from fedproxy.errors import BadResponse
-from fedproxy.http.response import PHRASES, Response
+from fedproxy.http.response import PHRASES, Response, ResponseHead
 from fedproxy.wire.grammar import FIELD, IS_TOKEN, LENGTH, VALUE_BYTES, tokens
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
@@ -15,43 +15,6 @@ _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"tran
 _SPECIAL = _HOP_BY_HOP | frozenset(
     b"content-length content-type content-encoding cache-control x-request-id".split()
 )
-# RFC 9110 sections 6.4.1 and 15.2: these never have a body.
-_BODILESS = frozenset((204, 304))
-# Less than any part of a head lacks to a longer one.
-_UNSAID = -(1 << 32)
-
-
-class ResponseHead:
-    """A member's answer. `forward` holds the status line and the forwarded lines, with the
-    `Content-Length` but without `Transfer-Encoding`, which depends on the visitor's version. `whole` is the
-    size of a final response's body if the head has it, for any method; else far below 0."""
-
-    __slots__ = (
-        "bodiless",
-        "chunked",
-        "close",
-        "encoded",
-        "event_stream",
-        "forward",
-        "length",
-        "public",
-        "status",
-        "upgrade",
-        "whole",
-    )
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        self.length: int | None = None
-        self.chunked = False
-        self.close = False
-        self.upgrade: bytes | None = None
-        self.event_stream = False
-        self.encoded = False
-        self.public = False
-        self.bodiless = status < 200 or status in _BODILESS
-        self.forward = b""
-        self.whole = _UNSAID
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
@@ -73,8 +36,9 @@ def read(raw: bytes) -> ResponseHead:
     if match is None:
         raise BadResponse
     http10 = match[1] == b"0"
-    head = ResponseHead(int(match[2]))
-    lines = [b"HTTP/1.1 %b %b" % (match[2], match[3] or b"")]
+    head = ResponseHead(int(match[2]), match[3] or b"")
+    head.start = b"HTTP/1.1 %b %b\r\n" % (match[2], head.reason)
+    lines: list[bytes] = []
     named: tuple[bytes, ...] = ()
     for line in rest:
         special = _read_field(line) if line[:11].lower() == b"set-cookie:" else _fields[line]
@@ -142,7 +106,12 @@ def _finish(head: ResponseHead, lines: list[bytes], named: tuple[bytes, ...], *,
     if head.length is not None and not head.bodiless:
         head.whole = head.length
     lines.append(b"")
-    head.forward = b"\r\n".join(lines)
+    head.lines = b"\r\n".join(lines)
+
+
+def start(head: ResponseHead) -> bytes:
+    """A status line with its CRLF."""
+    return b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)
 
 
 def render(response: Response, connection: bytes | None, *, is_head: bool) -> bytes:

@@ -1,12 +1,9 @@
-"""A request whose trace is sampled: notes of what each of its attempts did, and when.
-
-An exchange has none where its trace is not sampled, which costs it a few looks.
-"""
+"""A request whose trace is sampled: notes of what each of its attempts did, and when."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from fedproxy.decide.counts import Exemplar
 from fedproxy.errors import EdgeError, MemberError, StaleConnection
@@ -15,20 +12,11 @@ from fedproxy.record import AttemptRecord, TraceRecord
 if TYPE_CHECKING:
     from fedproxy.decide.counts import Histogram
     from fedproxy.decide.member import Member
-    from fedproxy.proxy.edge import Edge
-    from fedproxy.proxy.exchange import Exchange
+    from fedproxy.http.request import HeaderBlock
+    from fedproxy.proxy.attempting import Attempting
+    from fedproxy.proxy.context import Context
+    from fedproxy.proxy.ports import Tracer
     from fedproxy.record import Record
-    from fedproxy.wire.request import HeaderBlock
-
-
-class Tracer(Protocol):
-    """Whoever makes spans of traces."""
-
-    def samples(self, traceparent: bytes | None, trusted: bool) -> bool:
-        """Whether a request is traced; its traceparent, if it has one, was passed on by somebody trusted."""
-
-    def take(self, record: Record) -> None:
-        """Takes a request that is over, and has a trace."""
 
 
 def is_flagged(traceparent: bytes) -> bool:
@@ -36,63 +24,50 @@ def is_flagged(traceparent: bytes) -> bool:
     return traceparent[-1] in b"13579bdf"
 
 
-def follow(exchange: Exchange) -> None:
-    """Has notes taken of a request, if it is of a sampled trace."""
-    edge, given = exchange.edge, exchange.block.traceparent
-    if edge.tracer is not None:
-        sampled = edge.tracer.samples(given, exchange.visitor.trusted)
-    else:
-        # Others follow the trace, and the metrics may point to it.
-        sampled = given is not None and is_flagged(given)
-    if sampled:
-        exchange.notes = Notes(exchange)
-
-
 def trace_of_answer(
-    edge: Edge, tracer: Tracer, trusted: bool, block: HeaderBlock, traceparent: bytes
+    context: Context, tracer: Tracer, trusted: bool, block: HeaderBlock, traceparent: bytes
 ) -> TraceRecord | None:
     """The trace of a request that was answered without an exchange; None if it is not sampled."""
     if not tracer.samples(block.traceparent, trusted):
         return None
-    return _begin_trace(edge, block, traceparent, edge.clock())
+    return _begin_trace(context, block, traceparent, context.clock())
 
 
-def _begin_trace(edge: Edge, block: HeaderBlock, traceparent: bytes, now: float) -> TraceRecord:
+def _begin_trace(context: Context, block: HeaderBlock, traceparent: bytes, now: float) -> TraceRecord:
     given = block.traceparent
     return TraceRecord(
         trace_id=traceparent[3:35],
-        span_id=_new_id(edge),
+        span_id=_new_id(context),
         parent_id=given[36:52] if given is not None else None,
         started=now,
         ended=now,
     )
 
 
-def _new_id(edge: Edge) -> bytes:
-    return b"%016x" % (edge.random_bits(64) or 1)
+def _new_id(context: Context) -> bytes:
+    return b"%016x" % (context.random_bits(64) or 1)
 
 
 class Notes:
-    """What is noted of one exchange, which tells what happens."""
+    """The `Observer` of one exchange whose trace is sampled."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        edge = exchange.edge
+    def __init__(self, exchange: Attempting) -> None:
         self.exchange = exchange
-        self.edge = edge
-        self.tracer = edge.tracer
+        self.context = exchange.context
+        self.tracer = exchange.context.tracer
         self.trace_id = exchange.traceparent[3:35]
         self.attempts: list[AttemptRecord] = []
 
     def begin(self, member: Member) -> None:
         """Another attempt begins, and with that the one before is over."""
-        now = self.edge.clock()
+        now = self.context.clock()
         self.end(now)
-        self.attempts.append(AttemptRecord(_new_id(self.edge), member.name, member.url, now))
+        self.attempts.append(AttemptRecord(_new_id(self.context), member.name, member.url, now))
 
     def send(self, reused: bool) -> None:
         """There is a connection for the attempt, and the request is to be sent."""
         attempt = self.attempts[-1]
-        attempt.sent = self.edge.clock()
+        attempt.sent = self.context.clock()
         attempt.reused = reused
         if self.tracer is not None:
             # What the member does is a part of this attempt.
@@ -104,8 +79,7 @@ class Notes:
 
     def fail(self, error: MemberError) -> None:
         """The attempt failed."""
-        if self.exchange.lease is not None and not self.exchange.settled:
-            self.end(self.edge.clock(), error.reason)
+        self.end(self.context.clock(), error.reason)
 
     def end(self, now: float, error: str | None = None) -> None:
         """The attempt is over, if there is one and it was not over yet."""
@@ -136,7 +110,12 @@ class Notes:
                 self.example(counts.first_byte, begun - started)
         if self.tracer is None:
             return None
-        trace = _begin_trace(self.edge, exchange.block, exchange.traceparent, exchange.started)
+        trace = _begin_trace(self.context, exchange.block, exchange.traceparent, exchange.started)
         trace.ended = now
         trace.attempts = self.attempts
         return trace
+
+    def take(self, record: Record) -> None:
+        """Takes the record of the exchange, with the trace."""
+        if self.tracer is not None:
+            self.tracer.take(record)

@@ -1,0 +1,44 @@
+"""One attempt: the member, the way to it, and how it ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedproxy.decide.federation import Lease
+    from fedproxy.decide.member import Member
+    from fedproxy.errors import ExchangeError
+    from fedproxy.proxy.ports import MemberPool, MemberStream
+
+
+class Attempt:
+    """One try at one member. An exchange makes it, and settles its lease exactly once.
+
+    stream: None while a connection is made, and when the attempt is over.
+    """
+
+    __slots__ = ("_error", "lease", "pool", "stream")
+
+    # Set by whoever makes one: without an `__init__` that costs half.
+    lease: Lease
+    pool: MemberPool
+    stream: MemberStream | None
+    _error: ExchangeError
+
+    def __repr__(self) -> str:
+        state = "open" if self.stream else self.error or "no stream"
+        return f"<Attempt {self.member.name} {state}>"
+
+    @property
+    def error(self) -> ExchangeError | None:
+        """Why it failed; None if it did not."""
+        return getattr(self, "_error", None)
+
+    @error.setter
+    def error(self, error: ExchangeError) -> None:
+        self._error = error
+
+    @property
+    def member(self) -> Member:
+        """The member that is asked."""
+        return self.lease.member

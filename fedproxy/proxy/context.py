@@ -1,0 +1,117 @@
+"""What all connections of one worker share, besides what is in force."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.launch import MovedKeys
+from fedproxy.decide.pulse import Pulse
+from fedproxy.proxy.admission import Admission
+from fedproxy.proxy.resolver import Resolver
+from fedproxy.proxy.runtime import empty
+
+if TYPE_CHECKING:
+    from fedproxy.proxy.ports import Connection, OpenTunnel, Tracer
+    from fedproxy.proxy.runtime import Runtime
+    from fedproxy.record import Record
+
+ASLEEP: Final = 1.0  # after so many lost seconds members may have given up on this edge ...
+_AWAKE: Final = 10.0  # ... for so many seconds
+_NUMBERS: Final = [b"%02x" % number for number in range(256)]
+
+
+class Context:
+    """One worker's data plane, as its parts see it.
+
+    runtime: what is in force. log: takes the record of each request that is over. local: makes what serves
+    the edge's own pages. tracer: whoever makes spans of requests, if anybody does. on_moved: called with the
+    key of a launch and the name of the member that it moved to, so that other workers can be told. careful:
+    requests have to be looked at, for the policy's sake or because the edge goes down.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Callable[[Record], None] | None = None,
+        local: Callable[[], asyncio.Protocol] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.log = log
+        self.local = local
+        self.clock = clock
+        self.on_moved: Callable[[bytes, str], None] | None = None
+        self.tracer: Tracer | None = None
+        # Ids are told apart by it, nothing is guarded.
+        chance = random.Random()  # noqa: S311
+        self.random_bits: Callable[[int], int] = chance.getrandbits
+        self.ids: list[tuple[bytes, bytes]] = []
+        self.counts = EdgeCounts()
+        self.connections: set[Connection] = set()
+        self.admission = Admission(self.counts)
+        self.tunnels: set[OpenTunnel] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.moved = MovedKeys()
+        self.resolver = Resolver(clock)
+        self.careful = False
+        self.runtime: Runtime = empty(self.moved, chance)
+        self._pulse = Pulse()
+        self._woke = float("-inf")
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether the edge goes down: every connection ends with the response under way."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Tells every connection to think again of what it knows of its peer and of the policy."""
+        self.careful = self._draining or self.admission.careful
+        for connection in list(self.connections):
+            connection.refresh()
+
+    def draw_ids(self) -> list[tuple[bytes, bytes]]:
+        """Some more trace ids for `ids`, each with a traceparent that has it and is not sampled.
+
+        Samplers look at the second half of an id, so its first digits are those that differ.
+        """
+        start = b"%016x" % self.random_bits(64)
+        # No half of an id is zero, nor is a parent.
+        end = b"%014x" % (self.random_bits(56) | 1)
+        rest = b"%b-%016x-00" % (end, self.random_bits(64) | 1)
+        ids = _between(start, end)
+        self.ids = list(zip(ids, _between(b"00-" + start, rest), strict=True))
+        return self.ids
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs something that has to wait, until the edge is closed."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def lost(self) -> float:
+        """Seconds in which this process's loop did not run, all together. They count for no time-out."""
+        return self._pulse.lost(time.monotonic())
+
+    def slept(self, since: float, now: float) -> bool:
+        """Whether this process has slept since then, so that a connection lost now may be its own fault."""
+        return since <= self._woke >= now - _AWAKE or self._pulse.overdue(time.monotonic()) >= ASLEEP
+
+    def close_idle_upstreams(self) -> bool:
+        """Closes every idle connection to a member; False if there is none."""
+        raise NotImplementedError
+
+
+def _between(start: bytes, end: bytes) -> list[bytes]:
+    """Each of the numbers between these two. To join all and to split is faster than to add each."""
+    return (start + (end + b" " + start).join(_NUMBERS) + end).split(b" ")

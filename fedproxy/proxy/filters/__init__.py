@@ -1,0 +1,1 @@
+"""What looks at a response on its way to the visitor, or holds it."""

@@ -1,0 +1,303 @@
+"""A launch: its outcome is in its events, and it may move before the visitor saw one.
+
+    head ──► wait ──► passed on, with an eye on the events
+     ▲        │
+     └─ next ◄┘   this member cannot, another might
+
+BinderHub answers every launch with 200. The head and what follows wait until an event decides whether the
+launch goes on here (`decide.launch`); then they go on as they came. The events are read beside the relay:
+nothing of it is changed, copied or delayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from fedproxy.decide.breaker import Outcome
+from fedproxy.decide.launch import Decision, End, Launch
+from fedproxy.decide.pulse import TOLERANCE
+from fedproxy.errors import StaleConnection
+from fedproxy.proxy.filters.passing import PassThrough
+from fedproxy.wire.events import EventReader
+
+if TYPE_CHECKING:
+    from fedproxy.decide.federation import Lease
+    from fedproxy.decide.member import Member
+    from fedproxy.errors import ExchangeError, MemberError
+    from fedproxy.http.response import ResponseHead
+    from fedproxy.proxy.exchange import Exchange
+    from fedproxy.proxy.extras import Extras
+    from fedproxy.proxy.ports import MemberPool
+
+# More bytes than this do not wait, whatever they are.
+_MOST_WAITING: Final = 64 * 1024
+# Whether there is room is said right after an image was found: that event waits for so many seconds at most.
+_FOUND: Final = 5.0
+# How often a key that moved is noted again, in seconds: well within the time for which it is remembered.
+_NOTE_AGAIN: Final = 60.0
+
+_HOLD: Final = Decision.HOLD
+_FAIL_OVER: Final = Decision.FAIL_OVER
+_IGNORED: Final = Outcome.IGNORED
+
+
+class Waiting:
+    """A response of which the visitor has seen nothing: its head, and its body as far as it came.
+
+    payload: of the body, if that comes as something else. lost: `Context.lost` when the timer was set.
+    """
+
+    __slots__ = ("body", "found", "head", "lost", "payload", "size", "timer")
+
+    timer: asyncio.TimerHandle
+
+    def __init__(self, head: ResponseHead, lost: float) -> None:
+        self.head = head
+        self.lost = lost
+        self.body: list[bytes] = []
+        self.payload: list[bytes] = []
+        self.size = 0
+        self.found = False
+
+
+class LaunchFilter(PassThrough):
+    """One launch.
+
+    launch: on the member of the attempt under way. watched: its events are read. tapped: not of what goes on,
+    but of the payload in it. last_answer: what the last member said that could not serve it, for the case
+    that nobody else says anything.
+    """
+
+    __slots__ = (
+        "_extras",
+        "exchange",
+        "last_answer",
+        "launch",
+        "noted_at",
+        "reader",
+        "tapped",
+        "waiting",
+        "watched",
+    )
+
+    def __init__(self, exchange: Exchange, extras: Extras) -> None:
+        self.exchange = exchange
+        self._extras = extras
+        self.launch: Launch | None = None
+        self.reader: EventReader | None = None
+        self.watched = False
+        self.tapped = False
+        self.waiting: Waiting | None = None
+        self.last_answer: tuple[MemberPool, ResponseHead, bytes] | None = None
+        self.noted_at: float | None = None
+
+    def begin(self, lease: Lease) -> None:
+        exchange = self.exchange
+        if exchange.tried:
+            exchange.tried[-1].counts.failovers[lease.member.name] += 1
+        context = exchange.context
+        self.launch = Launch(context.runtime.policy.launch.failures, context.clock())
+        self.watched = self.tapped = self._extras.judged = False
+
+    # What the member says
+
+    def head(self, head: ResponseHead, body: bytes, done: bool) -> None:
+        exchange, launch = self.exchange, self.launch
+        attempt = exchange.attempt
+        if launch is None or attempt is None or attempt.stream is None:
+            return
+        runtime = exchange.context.runtime
+        policy = runtime.policy.launch
+        if head.status != 200 or not head.event_stream or head.encoded:
+            launch.answered(head.status)
+            if launch.decision is _FAIL_OVER and policy.failover and self._move(head, [body], done):
+                return
+            self.sink.head(head, body, done)
+            return
+        self.watched = self._extras.judged = True
+        self.reader = EventReader()
+        self.tapped = attempt.stream.tap(self._read)
+        if not self.tapped:
+            self._read(body)
+        if policy.failover and policy.hold and runtime.may_move(exchange.line, exchange.block):
+            waiting = self.waiting = Waiting(head, exchange.context.lost())
+            waiting.timer = asyncio.get_running_loop().call_later(policy.hold, self._time_out, waiting)
+            self._wait(waiting, launch, body, done)
+        else:
+            self._note()
+            self._pass_on(head, body, done)
+
+    def body(self, data: bytes, done: bool) -> None:
+        if self.watched and not self.tapped:
+            self._read(data)
+        if self.waiting is not None and self.launch is not None:
+            self._wait(self.waiting, self.launch, data, done)
+        else:
+            self.sink.body(data, done)
+
+    def fail(self, error: ExchangeError, blamed: bool) -> None:
+        self._stop_waiting()
+        if not isinstance(error, StaleConnection):
+            self._conclude(End.LOST if blamed else End.ABANDONED)
+
+    def _read(self, data: bytes) -> None:
+        """Looks at the events that end in this part of the payload."""
+        if self.waiting is not None and self.tapped:
+            self.waiting.payload.append(data)
+        exchange, launch, reader = self.exchange, self.launch, self.reader
+        attempt = exchange.attempt
+        if launch is None or attempt is None or reader is None or launch.end is not None:
+            return
+        context, lease = exchange.context, attempt.lease
+        federation, client = context.runtime.federation, exchange.origin.client
+        for event in reader.feed(data):
+            if launch.goes_on(event):
+                continue
+            now = context.clock()
+            if launch.event(event, now) and launch.blame is not None:
+                federation.judge(lease, launch.blame, now, client)
+        if not lease.member.breaker.closed and launch.building:
+            # A build may take an hour, for which no other trial would be let through. But an image that
+            # is there says nothing yet of a member whose servers do not start: that trial waits for the end.
+            federation.answered(lease, context.clock(), client)
+
+    # Waiting
+
+    def _wait(self, waiting: Waiting, launch: Launch, data: bytes, done: bool) -> None:
+        """Takes (a part of) the body of a response that waits, and decides whether it goes on waiting."""
+        if data:
+            waiting.body.append(data)
+            waiting.size += len(data)
+        decision = launch.decision
+        if decision is _FAIL_OVER or (decision is _HOLD and done):
+            if self._move(waiting.head, waiting.payload if self.tapped else waiting.body, done):
+                return
+        elif decision is _HOLD and waiting.size <= _MOST_WAITING:
+            if launch.phase is not None and not waiting.found:
+                self._hurry(waiting)
+            return
+        self._release(waiting, done)
+
+    def _hurry(self, waiting: Waiting) -> None:
+        loop = asyncio.get_running_loop()
+        waiting.found = True
+        when = min(waiting.timer.when(), loop.time() + _FOUND)
+        waiting.timer.cancel()
+        waiting.timer = loop.call_at(when, self._time_out, waiting)
+
+    def _time_out(self, waiting: Waiting) -> None:
+        """It has waited for as long as it may, except for the time in which this process slept."""
+        context = self.exchange.context
+        lost = context.lost()
+        more, waiting.lost = lost - waiting.lost, lost
+        if more <= TOLERANCE:
+            self._release(waiting)
+        else:
+            more = min(more, context.runtime.policy.launch.hold)
+            waiting.timer = asyncio.get_running_loop().call_later(more, self._time_out, waiting)
+
+    def _release(self, waiting: Waiting, done: bool = False) -> None:
+        """COMMIT: what waited goes on, and nothing waits any more."""
+        self._stop_waiting()
+        self._note()
+        self._pass_on(waiting.head, b"".join(waiting.body), done)
+
+    def _pass_on(self, head: ResponseHead, body: bytes, done: bool) -> None:
+        if self.tapped:
+            # The events are seen without the body.
+            self._extras.pass_by(self)
+        self.sink.head(head, body, done)
+
+    def _stop_waiting(self) -> None:
+        if self.waiting is not None:
+            self.waiting.timer.cancel()
+            self.waiting = None
+
+    # Moving
+
+    def _move(self, head: ResponseHead, payload: list[bytes], done: bool) -> bool:
+        """Leaves this member for the next in rank; False if there is none, or no attempt is left."""
+        exchange = self.exchange
+        attempt = exchange.attempt
+        if attempt is None or not exchange.may_retry(delivered=True, idempotent=True):
+            return False
+        now = exchange.context.clock()
+        after = exchange.next_lease(attempt.member, "launch", now)
+        if after is None:
+            return False
+        self._keep_answer(head, payload, done)
+        self._stop_waiting()
+        self._conclude(End.LOST)
+        exchange.leave(attempt, Outcome.IGNORED, done, now)
+        exchange.ask(after)
+        return True
+
+    def _keep_answer(self, head: ResponseHead, payload: list[bytes], done: bool) -> None:
+        """Keeps what a member said of its failure, if it can be said as a whole."""
+        failed = self.launch is not None and self.launch.end is End.FAILED
+        if failed and (done or (self.watched and head.length is None)):
+            self.last_answer = (self.exchange.pool, head, b"".join(payload))
+
+    def give_up(self, member: Member, error: MemberError) -> bool:
+        exchange = self.exchange
+        self._extras.outcome = End.FAILED.value
+        if self.last_answer is None:
+            return False
+        # A member's own answer tells a person more than that yet another one could not be reached.
+        exchange.pool, head, payload = self.last_answer
+        self.launch = None
+        self.sink.head(head.unframed(), payload, True)
+        return True
+
+    def refuse(self) -> None:
+        self._extras.outcome = self._extras.outcome or End.FAILED.value
+
+    def _note(self) -> None:
+        """Where the launch went on, if that is not where its key would lead."""
+        exchange = self.exchange
+        context, member = exchange.context, exchange.pool.member
+        key = context.runtime.key(exchange.line, exchange.origin.client)
+        failed = self.launch is not None and self.launch.verdict is not None
+        if key is None or failed or not exchange.tried or member in exchange.tried:
+            return
+        now = self.noted_at = context.clock()
+        context.moved.note(key, member.name, now)
+        if context.on_moved is not None:
+            context.on_moved(key, member.name)
+
+    # Time and the end
+
+    def sweep(self, now: float) -> bool:
+        if self.waiting is not None:
+            # It has a timer of its own, and no time-out of a response runs before its head went on.
+            return True
+        if self.noted_at is not None and now - self.noted_at >= _NOTE_AGAIN:
+            self._note()
+        return False
+
+    def end(self, outcome: Outcome) -> None:
+        self._stop_waiting()
+        self._conclude(End.ABANDONED if outcome is _IGNORED else End.LOST)
+
+    def _conclude(self, end: End) -> None:
+        """The attempt is over, `end` says how if its events did not: counted, and the breaker told."""
+        launch, self.launch = self.launch, None
+        if launch is None:
+            return
+        exchange = self.exchange
+        context = exchange.context
+        now = context.clock()
+        outcome = self._extras.outcome = launch.close(end, now).value
+        if exchange.attempt is not None and launch.blame is not None:
+            context.runtime.federation.judge(
+                exchange.attempt.lease, launch.blame, now, exchange.origin.client
+            )
+        counts = exchange.pool.member.counts
+        counts.launches[outcome] += 1
+        for phase, seconds in launch.phases.items():
+            counts.launch_phases[phase] += seconds
+        if launch.ready_after is not None:
+            counts.launch_duration.observe(launch.ready_after)
+            if exchange.observer is not None:
+                exchange.observer.example(counts.launch_duration, launch.ready_after)

@@ -1,0 +1,238 @@
+"""A connection to a member that speaks HTTP/1.1: it moves bytes, and `wire.h1.client` knows their meaning."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from fedproxy.errors import BadResponse, BodyLost, MemberError, ResponseLost, StaleConnection
+from fedproxy.proxy.flow import look_at
+from fedproxy.proxy.pools import PooledConnection
+from fedproxy.proxy.secure import read_rest, wire_of
+from fedproxy.wire.h1.body import BodyError
+from fedproxy.wire.h1.client import Client, Event
+
+if TYPE_CHECKING:
+    from fedproxy.proxy.pools import Pool
+    from fedproxy.proxy.ports import Receiver
+
+_WHOLE: Final = Event.WHOLE
+_RESPONSE: Final = Event.RESPONSE
+_BODY: Final = Event.BODY
+_BEHIND: Final = Event.BEHIND
+_NOTHING: Final = Event.NOTHING
+_INTERIM: Final = Event.INTERIM
+
+
+class Upstream(PooledConnection):
+    """One connection, and the stream of the one request that it serves at a time."""
+
+    __slots__ = ("ended", "machine", "receiver", "spent", "writable", "write")
+
+    def __init__(self, pool: Pool[Any]) -> None:
+        super().__init__(pool)
+        self.machine = Client()
+        self.receiver: Receiver[Any] | None = None
+        self.writable = True
+        self.ended = False  # the member said that there is no more
+        self.spent = False  # not to be used again, whatever comes of this request
+
+    def __repr__(self) -> str:
+        reused = " reused" if self.reused else ""
+        return f"<Upstream {self.pool.member.name} {self.machine.state.value}{reused}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.wire = wire_of(self.transport)
+        self.write = self.transport.write
+        self.look = look_at(transport)
+        self.pool.connections.add(self)
+
+    # The request
+
+    def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
+        """Sends the request's head, with what there is of its body."""
+        self.receiver = receiver
+        upgrade = receiver.block.upgrade
+        if upgrade is not None:
+            upgrade = receiver.upgrade()
+            # Whatever the member answers, its connection is not used again.
+            self.spent = upgrade is not None
+        head = self.machine.ask(receiver, self.pool.host_line, upgrade)
+        if body is None:
+            write = self.write
+            write(head)
+        else:
+            # Together, or a head alone would be a packet and a call of its own.
+            self.transport.writelines([head, *body])
+        if receiver.full:
+            self.pause()
+
+    def send_body(self, data: bytes) -> None:
+        """Sends (a part of) the body."""
+        write = self.write
+        write(data)
+
+    # The answer
+
+    def data_received(self, data: bytes) -> None:
+        receiver, machine = self.receiver, self.machine
+        if receiver is None:
+            # Nobody asked. Bytes beyond a response never become a second one.
+            self.abort()
+            return
+        try:
+            event = machine.receive(data)
+        except (BadResponse, BodyError) as error:
+            self._fail(receiver, error)
+            return
+        if event is _WHOLE:
+            receiver.on_head(machine.head, machine.data, True)
+        elif event is _BODY:
+            receiver.on_body(machine.data, machine.done)
+        else:
+            self._tell(receiver, event)
+
+    def _read_on(self, receiver: Receiver[Any]) -> None:
+        """What came with what was told, as long as the request is still the same."""
+        machine = self.machine
+        while self.receiver is receiver and machine.held:
+            try:
+                event = machine.more()
+            except (BadResponse, BodyError) as error:
+                self._fail(receiver, error)
+                return
+            if event is _NOTHING:
+                return
+            self._tell(receiver, event)
+
+    def _tell(self, receiver: Receiver[Any], event: Event) -> None:
+        machine = self.machine
+        if event is _BODY:
+            receiver.on_body(machine.data, machine.done)
+        elif event is _BEHIND:
+            if machine.data:
+                receiver.on_body(machine.data, False)
+            if self.receiver is receiver:
+                # The rest in another turn of the loop, so that others are served in between.
+                self.pause()
+                asyncio.get_running_loop().call_soon(self._catch_up, receiver)
+        elif event is _INTERIM:
+            receiver.on_interim(machine.head)
+            self._read_on(receiver)
+        elif event is _RESPONSE or event is _WHOLE:
+            receiver.on_head(machine.head, machine.data, event is _WHOLE)
+            self._read_on(receiver)
+        elif event is not _NOTHING:
+            receiver.on_upgrade(machine.head, machine.data)
+
+    def _catch_up(self, receiver: Receiver[Any]) -> None:
+        machine = self.machine
+        if self.receiver is not receiver or receiver.full:
+            return
+        if machine.behind:
+            self._feed(receiver)
+        if not machine.behind and not receiver.full:
+            self.resume()
+
+    def _feed(self, receiver: Receiver[Any]) -> None:
+        try:
+            event = self.machine.more()
+        except (BadResponse, BodyError) as error:
+            self._fail(receiver, error)
+        else:
+            self._tell(receiver, event)
+
+    def tap(self, callback: Callable[[bytes], object]) -> bool:
+        """Has each piece of the answer's payload told to `callback` before it goes on."""
+        return self.machine.tap(callback)
+
+    def resume(self) -> None:
+        """Reads on, once everything that was read is passed on."""
+        receiver = self.receiver
+        if receiver is not None and self.machine.behind:
+            asyncio.get_running_loop().call_soon(self._catch_up, receiver)
+        else:
+            super().resume()
+
+    def _fail(self, receiver: Receiver[Any], error: BadResponse | BodyError) -> None:
+        self.abort()
+        receiver.on_failure(error if isinstance(error, MemberError) else BodyLost())
+
+    # The end
+
+    def eof_received(self) -> None:
+        # Returning nothing closes the transport; connection_lost says what that means. Over TLS only a
+        # close_notify gets here (RFC 8446 section 6.1): without one, anybody on the way may have ended it.
+        self.ended = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pool.forget(self)
+        # The rest may complete the response, but this connection must not go back to the pool.
+        self.spent = True
+        if self.wire is not self.transport and self.receiver is not None:
+            # While reading was paused, the member may have sent everything and left.
+            rest, ended = read_rest(self.transport)
+            self.ended = self.ended or ended
+            if rest:
+                self.data_received(rest)
+        machine = self.machine
+        while self.receiver is not None and machine.behind:
+            self._feed(self.receiver)
+        receiver, self.receiver = self.receiver, None
+        if receiver is None:
+            return
+        if machine.ended(clean=exc is None and self.ended):
+            receiver.on_body(b"", True)
+        elif machine.waiting:
+            receiver.on_failure(StaleConnection() if self.reused and machine.silent else ResponseLost())
+        else:
+            receiver.on_failure(BodyLost())
+
+    def release(self, now: float) -> None:
+        """The exchange is over: back to the pool, unless that has enough, or closed."""
+        self.receiver = None
+        pool = self.pool
+        if self.spent or not self.machine.keep:
+            self.transport.close()
+        elif self.reading and now < self.ends_at and len(pool.idle) < pool.room:
+            # As `rest`, which nearly all need only this much of.
+            self.reused = True
+            self.idle_since = now
+            pool.idle.append(self)
+        elif self.reading or self._reads_again():
+            self.rest(now)
+
+    def _reads_again(self) -> bool:
+        """Reads on, unless nobody could see what comes."""
+        if self.wire is not self.transport:
+            # TLS may hold back bytes.
+            self.transport.close()
+            return False
+        self.resume()
+        return True
+
+    def abort(self) -> None:
+        """Drops the connection at once, with whatever is under way on it."""
+        self.receiver = None
+        self.transport.abort()
+
+    def detach(self) -> asyncio.Transport:
+        """Gives up the connection, which becomes a tunnel."""
+        self.receiver = None
+        return self.transport
+
+    def gone(self) -> None:
+        """The tunnel is closed."""
+        self.pool.forget(self)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        if self.receiver is not None:
+            self.receiver.on_upstream_full()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self.receiver is not None:
+            self.receiver.on_upstream_drained()

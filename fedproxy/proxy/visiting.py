@@ -1,0 +1,178 @@
+"""What every visitor's connection has, whatever it speaks: a peer, and whom that stands for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, cast
+
+from fedproxy.http.request import NOBODY, of_peer
+from fedproxy.proxy.flow import LOCAL, Flow, address_of
+from fedproxy.proxy.secure import wire_of
+
+if TYPE_CHECKING:
+    from fedproxy.errors import ExchangeError
+    from fedproxy.http.request import HeaderBlock, Origin
+    from fedproxy.proxy.context import Context
+    from fedproxy.proxy.policy import ListenerOptions
+
+_RESET: Final = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
+
+
+class Visiting(Flow):
+    """A visitor's connection.
+
+    peer: the address that it comes from. origin: of a request that no trusted proxy forwarded. trusted: the
+    peer is a trusted proxy. standing: whether it is, whatever the policy's networks say; None if these
+    decide. introducer: the address of the proxy whose PROXY header named the peer. ordinary: requests may
+    take the short path.
+    """
+
+    __slots__ = (
+        "address_key",
+        "context",
+        "introducer",
+        "options",
+        "ordinary",
+        "origin",
+        "peer",
+        "standing",
+        "thrown_away",
+        "trusted",
+        "waiting",
+        "writable",
+        "write",
+    )
+
+    def __init__(self, context: Context, options: ListenerOptions) -> None:
+        super().__init__()
+        self.context = context
+        self.options = options
+        self.writable = True
+        self.waiting = 0  # bytes that the system had not taken at the last look
+        self.thrown_away = 0  # bytes that were written after the connection was lost
+        self.peer = b""
+        self.origin = NOBODY
+        self.ordinary = False
+        self.trusted = False
+        self.standing: bool | None = None
+        self.introducer: bytes | None = None
+        self.address_key: bytes | None = None
+
+    @property
+    def hsts(self) -> int:
+        """For how many seconds browsers are to use nothing but https."""
+        return self.options.hsts
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = self.wire = cast(asyncio.Transport, transport)
+        unix = self.options.unix
+        address = LOCAL if unix else address_of(transport)
+        self.context.connections.add(self)
+        if not self.context.admission.enter() or address is None:
+            # A TCP peer without an address has reset the connection: there is nobody to answer or to log.
+            self.transport.abort()
+        else:
+            self.begin(self.transport, address, True if unix else None)
+
+    def begin(
+        self,
+        transport: asyncio.Transport,
+        address: bytes,
+        standing: bool | None = None,
+        introducer: bytes | None = None,
+    ) -> None:
+        """Serves a connection that was counted already."""
+        admission = self.context.admission
+        self.transport = transport
+        self.wire = wire_of(transport)
+        self.write = transport.write
+        self.peer = address
+        self.origin = of_peer(address, self.options.secure)
+        self.standing = standing
+        self.introducer = introducer
+        self.trusted = admission.believes(address) if standing is None else standing
+        if admission.counts_addresses and not self.trusted:
+            self.address_key = admission.enter_address(self.peer)
+            if self.address_key is None:
+                transport.abort()
+        self.weigh()
+
+    def weigh(self) -> None:
+        """Works out whether requests may take the short path."""
+        self.ordinary = not (self.context.careful or self.options.redirect_to_https or self.trusted)
+
+    def refresh(self) -> None:
+        """The policy may have changed, or the edge has begun to drain."""
+        admission = self.context.admission
+        if self.standing is None:
+            self.trusted = admission.believes(self.peer)
+        self.weigh()
+        self._count_address()
+        if self.introducer is not None and not admission.may_introduce(self.introducer):
+            # The peer's address came from a proxy that is no longer trusted, and nothing else is known.
+            self.leave()
+
+    def leave(self) -> None:
+        """Closes the connection after the response under way."""
+        raise NotImplementedError
+
+    def grant(self, lost: float, now: float) -> None:
+        """Puts every deadline off by the `lost` seconds in which the process did not run."""
+        raise NotImplementedError
+
+    def sweep(self, now: float) -> None:
+        """Looks at every deadline."""
+        raise NotImplementedError
+
+    def close_if_idle(self, since: float) -> None:
+        """Closes it if it has served nothing since then."""
+        raise NotImplementedError
+
+    def cut(self, error: ExchangeError) -> None:
+        """Drops it at once: whatever was sent does not look complete."""
+        raise NotImplementedError
+
+    def _count_address(self) -> None:
+        """A reload may change whether this connection counts for its address. It stays open in any case."""
+        admission = self.context.admission
+        if self.trusted or not admission.counts_addresses:
+            if self.address_key is not None:
+                admission.leave_address(self.address_key)
+                self.address_key = None
+        elif self.address_key is None:
+            self.address_key = admission.enter_address(self.peer, is_there=True)
+
+    def gone(self) -> None:
+        """The connection is gone, whatever it was last."""
+        admission = self.context.admission
+        admission.leave()
+        if self.address_key is not None:
+            admission.leave_address(self.address_key)
+
+    def lost(self) -> int:
+        """Bytes that were written and will not arrive. After an error the transport reports none."""
+        return self.thrown_away + (self.unsent() or (0 if self.writable else self.waiting))
+
+    def origin_of(self, block: HeaderBlock) -> Origin:
+        """Where a request comes from."""
+        if not self.trusted:
+            return self.origin
+        return self.context.admission.origin(block, self.peer, self.options.secure)
+
+    def identify(self, block: HeaderBlock) -> tuple[bytes, bytes]:
+        """The request's id (the visitor's, the trace's, or a new one), and its traceparent."""
+        given = block.traceparent
+        if given is not None:
+            return block.request_id or given[3:35], given
+        context = self.context
+        request_id, traceparent = (context.ids or context.draw_ids()).pop()
+        return block.request_id or request_id, traceparent
+
+    def reset(self) -> None:
+        """Drops the connection so that what was sent cannot look complete."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
