@@ -29,6 +29,7 @@ from yarl import URL
 from fedproxy import __version__
 from fedproxy.config.address import MemberAddress, member_address
 from fedproxy.config.model import Health
+from fedproxy.control.fetch import FAULTS, LARGEST, Answer, fetch, open_session
 from fedproxy.decide.health import Verdict, judge_health, judge_versions
 from fedproxy.errors import NameFailed
 from fedproxy.proxy.resolver import AddressInfo, Resolver
@@ -39,7 +40,6 @@ _ROUND_TRIPS: Final = 5
 _FAR: Final = 0.25  # seconds of a round trip
 _SLOW_NAME: Final = 1.0  # seconds
 _DAYS_LEFT: Final = 14
-_LARGEST_ANSWER: Final = 1 << 20
 _LARGEST_FILE: Final = 32 << 20
 _LONGEST_WORDS: Final = 200
 # BinderHub's first event can take 25 s, and its comments come every 25 s.
@@ -340,14 +340,6 @@ def judge_certificate(certificate: Mapping[str, Any], now: float) -> Check:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    seconds: float
-
-
-@dataclass(frozen=True)
 class _Silence:
     """No valid response, and why."""
 
@@ -383,14 +375,10 @@ class _Client:
         self._candidate = candidate
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(self._count)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=aiohttp.AsyncResolver(), ssl=tls),
-            headers={"User-Agent": f"fedproxy-probe/{__version__}", "Accept-Encoding": "gzip, deflate, br"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-            trace_configs=[trace],
+        self._session = open_session(
+            {"User-Agent": f"fedproxy-probe/{__version__}", "Accept-Encoding": "gzip, deflate, br"},
+            aiohttp.TCPConnector(resolver=aiohttp.AsyncResolver(), ssl=tls),
+            trace=trace,
         )
 
     async def __aenter__(self) -> _Client:
@@ -402,28 +390,17 @@ class _Client:
     async def _count(self, *_: object) -> None:
         self.reused += 1
 
-    async def get(
-        self, target: str, base: str | None = None, most: int = _LARGEST_ANSWER
-    ) -> _Answer | _Silence:
+    async def get(self, target: str, base: str | None = None, most: int = LARGEST) -> Answer | _Silence:
         """One GET and its whole body. Redirects are results, and not followed."""
         url = URL((base or self._candidate.url) + target, encoded=True)
-        start = time.monotonic()
+        timeout = self._candidate.timeout
         # JSON and HTML are requested uncompressed.
         headers = {"Accept-Encoding": "identity"}
         try:
-            async with (
-                asyncio.timeout(self._candidate.timeout),
-                self._session.get(url, headers=headers, allow_redirects=False) as response,
-            ):
-                body = bytearray()
-                async for piece in response.content.iter_any():
-                    body += piece
-                    if len(body) > most:
-                        return _Silence(f"answered more than {most >> 20} MiB")
-                return _Answer(response.status, response.headers, bytes(body), time.monotonic() - start)
+            return await fetch(self._session, url, timeout=timeout, most=most, headers=headers)
         except TimeoutError:
-            return _Silence(f"no complete response within {self._candidate.timeout:g} s")
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            return _Silence(f"no complete response within {timeout:g} s")
+        except FAULTS as error:
             return _Silence(_fault(error))
 
     async def listen(self) -> Heard | _Silence:
@@ -444,7 +421,7 @@ class _Client:
         except TimeoutError:
             if ear is None:
                 return _Silence(f"no response head within {patience:g} s")
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+        except FAULTS as error:
             if ear is None:
                 return _Silence(_fault(error))
             ear.broken = _fault(error)
@@ -475,8 +452,8 @@ class _Ear:
             size += len(piece)
             if self.heard().apart >= _APART or len(found) > _AT_ONCE:
                 return
-            if size > _LARGEST_ANSWER:
-                self.broken = f"and it was more than {_LARGEST_ANSWER >> 20} MiB"
+            if size > LARGEST:
+                self.broken = f"and it was more than {LARGEST >> 20} MiB"
                 return
         self._ended = True
 
@@ -519,7 +496,7 @@ def _fault(error: Exception) -> str:
 # -- verdicts on the answers
 
 
-def _judge_versions(found: _Answer | _Silence, reference: _Answer | _Silence | None) -> Check:
+def _judge_versions(found: Answer | _Silence, reference: Answer | _Silence | None) -> Check:
     fix = "This is what BinderHub serves there: does what stands before it pass it on?"
     if isinstance(found, _Silence) or found.status != 200:
         return _check("versions", Outcome.FAILED, _unexpected(found), fix)
@@ -541,7 +518,7 @@ def _judge_versions(found: _Answer | _Silence, reference: _Answer | _Silence | N
     return _check("versions", Outcome.OK, f"same as the reference: {seen}", versions=versions)
 
 
-def _unexpected(found: _Answer | _Silence) -> str:
+def _unexpected(found: Answer | Heard | _Silence) -> str:
     if isinstance(found, _Silence):
         return found.why
     if 300 <= found.status < 400:
@@ -563,7 +540,7 @@ async def _ask_again(client: _Client) -> Check:
     return _check("keep-alive", Outcome.OK, f"the second response took {_time(again.seconds)}")
 
 
-def _judge_health(found: _Answer | _Silence) -> list[Check]:
+def _judge_health(found: Answer | _Silence) -> list[Check]:
     fix = "This is what BinderHub serves there: does what stands before it pass it on?"
     if isinstance(found, _Silence) or found.status not in (200, 503):
         return [_check("health", Outcome.FAILED, _unexpected(found), fix), _pods_unknown()]
@@ -640,7 +617,7 @@ def _judge_head(heard: Heard) -> Check:
     kind, coding = headers.get("Content-Type", ""), headers.get("Content-Encoding", "identity")
     wrong, fix = "", ""
     if heard.status != 200:
-        wrong = _unexpected(_Answer(heard.status, headers, b"", 0.0))
+        wrong = _unexpected(heard)
         fix = "BinderHub reports failures within the stream: a proxy in front must forward /build/."
     elif kind.partition(";")[0].strip().lower() != "text/event-stream":
         wrong = f"Content-Type {kind or 'is missing'}"

@@ -32,12 +32,12 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from fedproxy import __version__
+from fedproxy.control.fetch import FAULTS, Answer, TooLarge, fetch, open_session
 from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
 from fedproxy.decide.pulse import Pulse
 from fedproxy.errors import EdgeFailed, NameFailed, own_fault
 from fedproxy.proxy.resolver import Resolver
 
-_LARGEST_BODY: Final = 1 << 20
 _LONGEST_WORDS: Final = 200
 _BEAT: Final = 0.25  # seconds
 _SLEPT: Final = 0.5  # seconds of lost time that do not invalidate a failure
@@ -281,10 +281,10 @@ class Prober:
         else:
             versions = await _ask(session, target, target.versions, policy.timeout)
             watch.versions = (
-                versions.body if isinstance(versions, _Answer) and versions.status == 200 else None
+                versions.body if isinstance(versions, Answer) and versions.status == 200 else None
             )
             watch.asked.set()
-            if isinstance(versions, _Silence) and not versions.connected and target.one_origin:
+            if isinstance(versions, _Failure) and not versions.connected and target.one_origin:
                 return versions.verdict("versions")
         health = await _ask(session, target, target.health, policy.timeout)
         verdict = _of_health(health, policy.pod_headroom)
@@ -412,14 +412,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 @dataclass(frozen=True)
-class _Answer:
-    path: str
-    status: int
-    body: bytes
-
-
-@dataclass(frozen=True)
-class _Silence:
+class _Failure:
     """No valid response. connected: whether there was a connection at all."""
 
     reason: str
@@ -438,20 +431,16 @@ class _BrokenOff(aiohttp.ClientError):
     """A connection that was established and lost: an error after which the client sends no second GET."""
 
 
-class _TooLarge(aiohttp.ClientError):
-    """The body is too large."""
-
-
-def _of_versions(found: _Answer | _Silence, reference: bytes | None) -> Verdict:
-    if isinstance(found, _Silence):
+def _of_versions(found: Answer | _Failure, reference: bytes | None) -> Verdict:
+    if isinstance(found, _Failure):
         return found.verdict("versions")
     if found.status != 200:
         return unreachable("status", f"answered {found.status} to {found.path}", ("versions",))
     return judge_versions(found.body, reference)
 
 
-def _of_health(found: _Answer | _Silence, pod_headroom: int) -> Verdict:
-    if isinstance(found, _Silence):
+def _of_health(found: Answer | _Failure, pod_headroom: int) -> Verdict:
+    if isinstance(found, _Failure):
         return found.verdict()
     if found.status not in (200, 503):
         return unreachable("status", f"answered {found.status} to {found.path}")
@@ -460,26 +449,19 @@ def _of_health(found: _Answer | _Silence, pod_headroom: int) -> Verdict:
 
 async def _ask(
     session: aiohttp.ClientSession, target: Target, address: str, timeout: float
-) -> _Answer | _Silence:
+) -> Answer | _Failure:
     """One GET and its whole body, or the failure."""
     progress = _Progress()
     _progress.set(progress)
     try:
         url = URL(address, encoded=True)
-        async with (
-            asyncio.timeout(timeout),
-            session.get(
-                url, ssl=target.tls or True, allow_redirects=False, trace_request_ctx=progress
-            ) as response,
-        ):
-            return _Answer(url.raw_path, response.status, await _body(response))
+        return await fetch(session, url, timeout=timeout, tls=target.tls, context=progress)
     except TimeoutError:
         reason = "dns" if progress.phase is _Phase.NAME else "timeout"
         detail, limit = progress.phase.value, f" within {timeout:g} s"
     except EdgeFailed as error:
         raise _OwnFault from error
-    # ValueError: an invalid URL or name.
-    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+    except FAULTS as error:
         if _is_own_fault(error, progress):
             raise _OwnFault from error
         (reason, detail), limit = _described(error), ""
@@ -487,8 +469,8 @@ async def _ask(
         if progress.transport is not None:
             progress.transport.abort()
     if progress.phase is _Phase.ANSWER:
-        return _Silence(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
-    return _Silence(reason, f"{detail}{limit}")
+        return _Failure(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
+    return _Failure(reason, f"{detail}{limit}")
 
 
 def _is_own_fault(error: Exception, progress: _Progress) -> bool:
@@ -503,15 +485,6 @@ def _is_own_fault(error: Exception, progress: _Progress) -> bool:
     except OSError as refused:
         return own_fault(refused) is not None
     return False
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > _LARGEST_BODY:
-            raise _TooLarge
-    return bytes(body)
 
 
 def _described(error: Exception) -> tuple[str, str]:
@@ -529,8 +502,8 @@ def _described(error: Exception) -> tuple[str, str]:
             return "tls", f"the TLS handshake failed: {_words(reason)}"
         case aiohttp.ClientConnectorError(os_error=fault):
             return "connect", f"no connection: {_words(os.strerror(fault.errno) if fault.errno else fault)}"
-        case _TooLarge():
-            return "nonsense", f"answered more than {_LARGEST_BODY >> 20} MiB"
+        case TooLarge():
+            return "nonsense", str(error)
         case _BrokenOff() | OSError() | aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
             return "reset", "broke off its response"
         case aiohttp.ClientResponseError() | HttpProcessingError():
@@ -550,16 +523,7 @@ def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     trace.on_dns_resolvehost_start.append(partial(_reached, _Phase.NAME))
     trace.on_dns_resolvehost_end.append(partial(_reached, _Phase.CONNECT))
     trace.on_connection_create_end.append(partial(_reached, _Phase.ANSWER))
-    return aiohttp.ClientSession(
-        connector=connector,
-        headers=_HEADERS,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        auto_decompress=False,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-        middlewares=(_once,),
-        trace_configs=[trace],
-    )
+    return open_session(_HEADERS, connector, middlewares=(_once,), trace=trace)
 
 
 async def _reached(phase: _Phase, _: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
