@@ -25,6 +25,7 @@ from fedproxy.config.address import LINK, LOCATION, ORIGIN, Address
 from fedproxy.config.report import fault_lines
 from fedproxy.config.units import AMOUNT, FILE, Kind
 from fedproxy.errors import ConfigError
+from fedproxy.tasks import Tasks
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
@@ -141,15 +142,9 @@ async def _serve(file: Path, config: Config, workers: int | None, events: Events
 
 
 def _reload_when_told(service: Service) -> None:
+    reloads = Tasks()
     loop = asyncio.get_running_loop()
-    reloads: set[asyncio.Task[Any]] = set()
-
-    def on_hangup() -> None:
-        task = loop.create_task(service.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.start(service.reload()))
 
 
 def _listening(service: Service) -> list[str]:

@@ -17,6 +17,7 @@ from yarl import URL
 from fedproxy import __version__
 from fedproxy.control.fetch import FAULTS, fetch, open_session
 from fedproxy.control.messages import Logo
+from fedproxy.tasks import cancel
 
 _LARGEST: Final = 64 * 1024  # bytes
 _TIME: Final = 10.0  # seconds for one of them
@@ -64,8 +65,7 @@ class Logos:
     async def close(self) -> None:
         """Stops fetching."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel([self._task])
             self._task = None
 
     async def _run(self) -> None:

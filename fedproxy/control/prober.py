@@ -37,6 +37,7 @@ from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_ver
 from fedproxy.decide.pulse import Pulse
 from fedproxy.errors import EdgeFailed, NameFailed, own_fault
 from fedproxy.proxy.resolver import Resolver
+from fedproxy.tasks import Tasks
 
 _LONGEST_WORDS: Final = 200
 _BEAT: Final = 0.25  # seconds
@@ -153,7 +154,7 @@ class Prober:
         self._chance = chance
         self._watches: dict[str, _Watch] = {}
         self._prime: _Watch | None = None
-        self._rounds: set[asyncio.Task[Verdict | None]] = set()
+        self._rounds = Tasks()
         self._pulse = Pulse()
         self._ticker: asyncio.TimerHandle | None = None
         # One connection per request: rounds are far apart, and a new connection tests more.
@@ -208,7 +209,7 @@ class Prober:
             watch.stop()
         if self._ticker is not None:
             self._ticker.cancel()
-        await asyncio.gather(*self._rounds, return_exceptions=True)
+        await self._rounds.wait()
         await self._session.close()
         await self._names.close()
 
@@ -223,15 +224,13 @@ class Prober:
     def _start(self, watch: _Watch) -> None:
         watch.timer = None
         watch.state.rise, watch.state.fall = self._policy.rise, self._policy.fall
-        watch.round = asyncio.get_running_loop().create_task(
-            self._round(watch, watch.target, self._policy), name=f"probe of {watch.target.name}"
+        watch.round = self._rounds.start(
+            self._round(watch, watch.target, self._policy), f"probe of {watch.target.name}"
         )
-        self._rounds.add(watch.round)
         watch.round.add_done_callback(partial(self._ended, watch))
 
     def _ended(self, watch: _Watch, task: asyncio.Task[Verdict | None]) -> None:
         """A round has ended in any way: schedules the next one."""
-        self._rounds.discard(task)
         watch.round = None
         watch.asked.set()
         if watch.stopped:

@@ -36,6 +36,7 @@ from fedproxy.serve.own_pages import page_logger
 from fedproxy.serve.sockets import BACKLOG
 from fedproxy.serve.tls import Certificates
 from fedproxy.serve.traces import Traces
+from fedproxy.tasks import Tasks, cancel
 from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Plane:
         self._health: dict[str, MemberHealth] = {}
         self._logos: dict[str, Logo] = {}
         self._drained_by = float("inf")
-        self._entering: set[asyncio.Task[Any]] = set()
+        self._entering = Tasks()
         self._retiring: dict[_Open, asyncio.TimerHandle] = {}
         self.edge = Edge(local=self._page)
         self._traces = Traces(self.edge)
@@ -357,12 +358,9 @@ class Plane:
 
     def _accept_last(self, opened: _Open) -> None:
         """Accepts those who wait already, and nobody after them."""
-        loop = asyncio.get_running_loop()
         sockets = opened.stop()
         for visitor in [visitor for sock in sockets for visitor in _waiting(sock)]:
-            entering = loop.create_task(self._enter(opened, visitor))
-            self._entering.add(entering)
-            entering.add_done_callback(self._entering.discard)
+            self._entering.start(self._enter(opened, visitor))
         _close(sockets)
 
     async def _enter(self, opened: _Open, visitor: socket.socket) -> None:
@@ -465,12 +463,9 @@ class Plane:
             timer.cancel()
         for each in (*self._open, *self._retiring):
             _close(each.stop())
-        for entering in self._entering:
-            entering.cancel()
-        await asyncio.gather(*self._entering, return_exceptions=True)
+        await cancel(self._entering)
         if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+            await cancel([self._sweeper])
             self._sweeper = None
         await self.edge.close()
         if self._runner is not None:
