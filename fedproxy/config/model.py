@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
@@ -20,6 +20,9 @@ from fedproxy.config import address as addr
 from fedproxy.config import units
 from fedproxy.config.address import Address, MemberAddress, member_address
 from fedproxy.config.units import Network
+from fedproxy.decide.breaker import BreakerPolicy
+from fedproxy.decide.federation import FederationPolicy
+from fedproxy.decide.member import MAX_REQUESTS
 
 Seconds = Annotated[float, units.SECONDS]
 SecondsOrNone = Annotated[float, units.SECONDS_OR_NONE]
@@ -36,6 +39,10 @@ File = Annotated[Path, units.FILE]
 Link = Annotated[str, addr.LINK]
 Probed = Annotated[str, addr.PROBED]
 ListenAddress = Annotated[Address, addr.ADDRESS]
+
+# Decisions have defaults of their own; they are not written a second time.
+_BREAKER: Final = BreakerPolicy()
+_FEDERATION: Final = FederationPolicy(balancer="rendezvous")
 
 
 class Section(BaseModel):
@@ -203,7 +210,7 @@ class Limits(Section):
         default=512 << 20, description="A request's body; more is answered 413."
     )
     member_requests: Count = Field(
-        default=1000,
+        default=MAX_REQUESTS,
         description="Requests in flight to one member, per worker. Overridden by a member's `max_requests`.",
     )
     replay: BytesOrNone = Field(
@@ -234,22 +241,30 @@ class Retry(Section):
 class Breaker(Section):
     """When a member that fails live requests is ejected for a while."""
 
-    failures: Count = Field(default=5, description="Failures in a row that open the breaker.")
-    ratio: Ratio = Field(default=0.5, description="Share of failed requests within `window` that opens it.")
-    window: Seconds = Field(default=10.0, description="The time over which `ratio` is measured.")
-    minimum: Count = Field(default=20, description="Requests within `window` below which `ratio` is ignored.")
+    failures: Count = Field(default=_BREAKER.failures, description="Failures in a row that open the breaker.")
+    ratio: Ratio = Field(
+        default=_BREAKER.ratio, description="Share of failed requests within `window` that opens it."
+    )
+    window: Seconds = Field(default=_BREAKER.window, description="The time over which `ratio` is measured.")
+    minimum: Count = Field(
+        default=_BREAKER.minimum, description="Requests within `window` below which `ratio` is ignored."
+    )
     open: Seconds = Field(
-        default=5.0,
+        default=_BREAKER.open,
         description="How long it stays open the first time; doubled each time it opens again in a row.",
     )
-    open_max: Seconds = Field(default=300.0, description="The longest time that it stays open.")
-    trials: Count = Field(default=1, description="Requests that a half-open breaker admits at once.")
+    open_max: Seconds = Field(default=_BREAKER.open_max, description="The longest time that it stays open.")
+    trials: Count = Field(
+        default=_BREAKER.trials, description="Requests that a half-open breaker admits at once."
+    )
     witnesses: Count = Field(
-        default=2,
+        default=_BREAKER.witnesses,
         description="How many client addresses (IPv6: /64 networks) must have seen failures within `window` "
         "before it opens, while requests of others succeed.",
     )
-    max_ejected: Ratio = Field(default=0.67, description="Share of the members that may be ejected at once.")
+    max_ejected: Ratio = Field(
+        default=_FEDERATION.max_ejected, description="Share of the members that may be ejected at once."
+    )
     count_500: Flag = Field(
         default=False, description="A member's response 500 counts as a failure. 502, 503 and 504 always do."
     )
@@ -284,7 +299,7 @@ class Health(Section):
         default=True, description="A member must run the versions that the prime member runs."
     )
     slow_start: SecondsOrNone = Field(
-        default=30.0,
+        default=_FEDERATION.slow_start,
         description="How long the share of a member that comes back grows to its full weight; 0 for at once.",
     )
 
@@ -526,7 +541,7 @@ class Config(Section):
         default="rendezvous", description="How new visitors are distributed; all three respect the weights."
     )
     load_bound: Annotated[float, units.FACTOR] = Field(
-        default=1.5,
+        default=_FEDERATION.load_bound,
         description="With rendezvous: a member gets at most this many times its fair share in flight.",
     )
     timeouts: Timeouts = Field(

@@ -185,7 +185,7 @@ class Prober:
         for target in targets:
             watch = old.get(target.name)
             if watch is None or watch.target.place != target.place:
-                watch = _Watch(target)
+                watch = _Watch(target, HealthState(policy.rise, policy.fall))
             else:
                 del old[target.name]
                 watch.target = target
@@ -315,9 +315,9 @@ class _Watch:
     versions: bytes | None = None
     stopped = False
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, state: HealthState) -> None:
         self.target = target
-        self.state = HealthState()
+        self.state = state
         self.asked = asyncio.Event()
 
     def __repr__(self) -> str:
