@@ -39,8 +39,8 @@ from fedproxy.control.messages import (
     is_to_worker,
 )
 from fedproxy.errors import ChannelError
-from tests.control.messages import FROM_WORKER, TO_WORKER
 from tests.rig import guard, until
+from tests.rig.channel import FROM_WORKER, TO_WORKER
 
 
 def framed(data: bytes) -> bytes:

@@ -12,7 +12,7 @@ from fedproxy.decide.balancer import BALANCERS, CostCache
 from fedproxy.decide.breaker import BreakerPolicy, BreakerState, Outcome
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease, Refusal
 from fedproxy.decide.member import Intent, Member
-from tests.decide.build import federation, member
+from tests.rig.build import federation, member
 
 KEY = b"/build/gh/user/repo"
 

@@ -22,9 +22,8 @@ from fedproxy.errors import ChannelError
 from fedproxy.serve import orphans
 from fedproxy.serve.orphans import Bell, Orphans
 from fedproxy.serve.sockets import Left
-from tests.program import Program, fedproxy
-from tests.serve.running import Hub, Running, patience, refuses, until, write
-from tests.serve.test_sockets import ACTIVATED, asks
+from tests.rig.command import Program, fedproxy
+from tests.rig.running import ACTIVATED, Hub, Running, asks, patience, refuses, until, write
 
 
 class Worker:
