@@ -453,7 +453,7 @@ def probe(
     ca: Path | None,
 ) -> None:
     """Check whether the BinderHub at URL is fit to join: exit 0 if no check failed, else 1."""
-    from fedproxy.control.candidate import Candidate, Outcome, examine
+    from fedproxy.control.candidate import Candidate, CheckOutcome, examine
 
     candidate = Candidate(url, repository, reference, origin, timeout, ca)
     try:
@@ -473,7 +473,7 @@ def probe(
                 click.echo(
                     f"\n{check.name}: {check.outcome}\n  expected: {check.expected}\n  to fix: {check.fix}"
                 )
-        failed = sum(check.outcome is Outcome.FAILED for check in report.checks)
+        failed = sum(check.outcome is CheckOutcome.FAILED for check in report.checks)
         click.echo(
             f"\n{url} is fit to join" if report.fit else f"\n{url} is not fit to join: {failed} failed"
         )

@@ -31,7 +31,7 @@ class TooLarge(aiohttp.ClientError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Fetched:
     """A whole response to a request for `path`, and the seconds from the request to its last byte."""
 
     path: str
@@ -72,7 +72,7 @@ async def fetch(
     headers: Mapping[str, str] | None = None,
     tls: SSLContext | None = None,
     context: object = None,
-) -> Answer:
+) -> Fetched:
     """One GET and its whole body.
 
     timeout: seconds for all of it. most: bytes of the body. redirects: 0 makes a redirect a result; otherwise
@@ -98,4 +98,4 @@ async def fetch(
             body += piece
             if len(body) > most:
                 raise TooLarge(most)
-        return Answer(url.raw_path, response.status, response.headers, bytes(body), time.monotonic() - start)
+        return Fetched(url.raw_path, response.status, response.headers, bytes(body), time.monotonic() - start)

@@ -32,7 +32,7 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from fedproxy import __version__
-from fedproxy.control.fetch import FAULTS, Answer, TooLarge, fetch, open_session
+from fedproxy.control.fetch import FAULTS, Fetched, TooLarge, fetch, open_session
 from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
 from fedproxy.decide.pulse import Pulse
 from fedproxy.errors import EdgeFailed, NameFailed, own_fault
@@ -161,7 +161,7 @@ class Prober:
         # No limit, so that requests to members that hang do not delay others.
         # Names are resolved as for visitors, so that the verdict is about the same addresses.
         self._names = Resolver(asyncio.get_running_loop().time)
-        names = _Names(self._names)
+        names = _EdgeNames(self._names)
         self._session = _session(_Connector(limit=0, force_close=True, resolver=names, use_dns_cache=False))
 
     @property
@@ -280,7 +280,7 @@ class Prober:
         else:
             versions = await _ask(session, target, target.versions, policy.timeout)
             watch.versions = (
-                versions.body if isinstance(versions, Answer) and versions.status == 200 else None
+                versions.body if isinstance(versions, Fetched) and versions.status == 200 else None
             )
             watch.asked.set()
             if isinstance(versions, _Failure) and not versions.connected and target.one_origin:
@@ -364,7 +364,7 @@ class _Progress:
 _progress: ContextVar[_Progress] = ContextVar("_progress")
 
 
-class _Names(AbstractResolver):
+class _EdgeNames(AbstractResolver):
     """Lets the client use the edge's resolver."""
 
     def __init__(self, resolver: Resolver) -> None:
@@ -430,7 +430,7 @@ class _BrokenOff(aiohttp.ClientError):
     """A connection that was established and lost: an error after which the client sends no second GET."""
 
 
-def _of_versions(found: Answer | _Failure, reference: bytes | None) -> Verdict:
+def _of_versions(found: Fetched | _Failure, reference: bytes | None) -> Verdict:
     if isinstance(found, _Failure):
         return found.verdict("versions")
     if found.status != 200:
@@ -438,7 +438,7 @@ def _of_versions(found: Answer | _Failure, reference: bytes | None) -> Verdict:
     return judge_versions(found.body, reference)
 
 
-def _of_health(found: Answer | _Failure, pod_headroom: int) -> Verdict:
+def _of_health(found: Fetched | _Failure, pod_headroom: int) -> Verdict:
     if isinstance(found, _Failure):
         return found.verdict()
     if found.status not in (200, 503):
@@ -448,7 +448,7 @@ def _of_health(found: Answer | _Failure, pod_headroom: int) -> Verdict:
 
 async def _ask(
     session: aiohttp.ClientSession, target: Target, address: str, timeout: float
-) -> Answer | _Failure:
+) -> Fetched | _Failure:
     """One GET and its whole body, or the failure."""
     progress = _Progress()
     _progress.set(progress)

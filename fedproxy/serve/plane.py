@@ -41,7 +41,7 @@ from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
     from fedproxy.config.address import Address
-    from fedproxy.config.model import Config, Listener
+    from fedproxy.config.model import Config, ListenerSettings
     from fedproxy.record import Record
 
 #: Of a listener, what cannot change while it listens: its address, whether it speaks TLS, PROXY protocol.
@@ -57,7 +57,7 @@ _HEAD = 1 << 24  # bytes
 _UNSENT = 256 * 1024
 
 
-def shape(listener: Listener) -> Shape:
+def shape(listener: ListenerSettings) -> Shape:
     """What cannot change while it listens."""
     return listener.address, listener.tls is not None, listener.proxy_protocol
 
@@ -65,7 +65,7 @@ def shape(listener: Listener) -> Shape:
 class _Open:
     """A listener that is open. What of it can change, its visitors look up here."""
 
-    def __init__(self, listener: Listener, certificates: Certificates | None) -> None:
+    def __init__(self, listener: ListenerSettings, certificates: Certificates | None) -> None:
         self.shape = shape(listener)
         self.door = options_of(listener)
         self.certificates = certificates
@@ -304,7 +304,7 @@ class Plane:
         del self._retiring[gone]
         self._accept_last(gone)
 
-    def _prepare(self, at: int, listener: Listener) -> _Open:
+    def _prepare(self, at: int, listener: ListenerSettings) -> _Open:
         certificates = None
         if listener.tls is not None:
             certificates = Certificates(listener.tls, f"listen.{at}.tls")
@@ -312,7 +312,7 @@ class Plane:
                 certificates.set_ticket_key(self._tickets)
         return _Open(listener, certificates)
 
-    async def _accept(self, opened: _Open, listener: Listener, sock: socket.socket) -> None:
+    async def _accept(self, opened: _Open, listener: ListenerSettings, sock: socket.socket) -> None:
         opened.servers.append(await self._serve_on(opened, listener, sock))
         opened.sockets.append(sock.dup())
 
@@ -336,7 +336,9 @@ class Plane:
         for opened in self._open:
             opened.give_back(key)
 
-    async def _serve_on(self, opened: _Open, listener: Listener, sock: socket.socket) -> asyncio.Server:
+    async def _serve_on(
+        self, opened: _Open, listener: ListenerSettings, sock: socket.socket
+    ) -> asyncio.Server:
         loop = asyncio.get_running_loop()
         # Copies share this flag with it.
         sock.setblocking(False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fedproxy.tasks import Tasks
 
 if TYPE_CHECKING:
-    from fedproxy.config.model import Tracing as Settings
+    from fedproxy.config.model import TracingSettings
     from fedproxy.observe.tracing import Tracing
     from fedproxy.proxy.edge import Edge
 
@@ -19,11 +19,11 @@ class Traces:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._settings: Settings | None = None
+        self._settings: TracingSettings | None = None
         self._tracing: Tracing | None = None
         self._closing = Tasks()
 
-    def put(self, settings: Settings) -> None:
+    def put(self, settings: TracingSettings) -> None:
         """Puts the settings in force; spans of the previous tracer are still sent."""
         if settings == self._settings:
             return

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import TooManyRedirects
 from yarl import URL
 
-from fedproxy.control.fetch import FAULTS, Answer, TooLarge, fetch, open_session
+from fedproxy.control.fetch import FAULTS, Fetched, TooLarge, fetch, open_session
 from tests.rig import Scripted, answer
 
 MOVED = b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"
@@ -25,7 +25,7 @@ async def host(*responses: bytes) -> AsyncIterator[Scripted]:
         await member.stop()
 
 
-async def asked(member: Scripted, **limits: Any) -> Answer:
+async def asked(member: Scripted, **limits: Any) -> Fetched:
     async with open_session({"User-Agent": "test"}) as session:
         return await fetch(session, URL(f"{member.url}/x"), **{"timeout": 10.0, **limits})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedproxy.config.address import Address
-from fedproxy.config.model import Listener
+from fedproxy.config.model import ListenerSettings
 from fedproxy.serve.sockets import BACKLOG, Left, Sockets, listen_on, silence
 from tests.rig.command import Program, fedproxy
 from tests.rig.running import ACTIVATED, Hub, asks, running, write
@@ -24,8 +24,8 @@ def sockets() -> Iterator[Sockets]:
     sockets.close()
 
 
-def listeners(*addresses: str) -> list[Listener]:
-    return [Listener.model_validate({"address": address}) for address in addresses]
+def listeners(*addresses: str) -> list[ListenerSettings]:
+    return [ListenerSettings.model_validate({"address": address}) for address in addresses]
 
 
 ANY = listeners("127.0.0.1:0")
@@ -125,7 +125,7 @@ def test_silenced_unix_socket_is_not_found_any_more(sockets: Sockets, tmp_path: 
     assert not path.exists()
 
 
-def taken_over(left: list[Left], address: str) -> tuple[Sockets, list[Listener]]:
+def taken_over(left: list[Left], address: str) -> tuple[Sockets, list[ListenerSettings]]:
     successor, wanted = Sockets(), listeners(address)
     successor.inherit(left)
     successor.open(wanted, 2)
