@@ -50,7 +50,7 @@ def _federation() -> Federation:
         Member(f"member-{number}", "http://192.0.2.1", Breaker(BreakerPolicy()), weight=1 + number)
         for number in range(3)
     ]
-    return Federation(members, FederationPolicy(), random.Random(1))
+    return Federation(members, FederationPolicy("rendezvous"), random.Random(1))
 
 
 def _cases() -> dict[str, Callable[[int], object]]:

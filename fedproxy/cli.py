@@ -25,6 +25,7 @@ from fedproxy.config.address import LINK, LOCATION, ORIGIN, Address
 from fedproxy.config.report import fault_lines
 from fedproxy.config.units import AMOUNT, FILE, Kind
 from fedproxy.errors import ConfigError
+from fedproxy.tasks import Tasks
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
@@ -141,15 +142,9 @@ async def _serve(file: Path, config: Config, workers: int | None, events: Events
 
 
 def _reload_when_told(service: Service) -> None:
+    reloads = Tasks()
     loop = asyncio.get_running_loop()
-    reloads: set[asyncio.Task[Any]] = set()
-
-    def on_hangup() -> None:
-        task = loop.create_task(service.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.start(service.reload()))
 
 
 def _listening(service: Service) -> list[str]:
@@ -458,7 +453,7 @@ def probe(
     ca: Path | None,
 ) -> None:
     """Check whether the BinderHub at URL is fit to join: exit 0 if no check failed, else 1."""
-    from fedproxy.control.candidate import Candidate, Outcome, examine
+    from fedproxy.control.candidate import Candidate, CheckOutcome, examine
 
     candidate = Candidate(url, repository, reference, origin, timeout, ca)
     try:
@@ -478,7 +473,7 @@ def probe(
                 click.echo(
                     f"\n{check.name}: {check.outcome}\n  expected: {check.expected}\n  to fix: {check.fix}"
                 )
-        failed = sum(check.outcome is Outcome.FAILED for check in report.checks)
+        failed = sum(check.outcome is CheckOutcome.FAILED for check in report.checks)
         click.echo(
             f"\n{url} is fit to join" if report.fit else f"\n{url} is not fit to join: {failed} failed"
         )

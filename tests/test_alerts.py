@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,25 +22,17 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.errors import EdgeError, VisitorError, reasons_of
 from fedproxy.observe.metrics import View, expose
-from tests.decide.build import member
-from tests.real import program
+from tests.rig import programs
+from tests.rig.build import member
+from tests.rig.dashboard import DASHBOARD, QUERIES, panels
 
 ROOT = Path(__file__).parent.parent
 PROMETHEUS = ROOT / "conf" / "prometheus"
 RUNBOOK = (ROOT / "docs" / "alerts.md").read_text()
-DASHBOARD = json.loads((ROOT / "conf" / "grafana" / "fedproxy.json").read_text())
 UNIT_TESTS = sorted((PROMETHEUS / "tests").glob("*.yaml"))
 CONFIGS = ["prometheus.yaml", "kubernetes.yaml"]
 
 PROMETHEUS_LABELS = {"job", "instance"}
-GRAFANA = {
-    "$__rate_interval": "5m",
-    "$__all": ".*",
-    "$datasource": "prometheus",
-    "$job": "fedproxy",
-    "$member": ".*",
-}
-
 #: What the program says in a label, where an expression asks for it.
 VALUES = {
     ("federation_health", "reason"): {"", "Pod quota", "versions", "dns", "connect", "tls", "timeout"},
@@ -57,7 +47,7 @@ VALUES = {
     ("member:fedproxy_bytes:rate5m", "direction"): {"in", "out"},
 }
 
-needs_promtool = program.needs("promtool", "prometheus")
+needs_promtool = programs.needs("promtool", "prometheus")
 
 
 def _rules(file: str) -> list[dict[str, Any]]:
@@ -69,27 +59,6 @@ ALERTS = _rules("alerts.yaml")
 RECORDED = _rules("recording.yaml")
 
 
-def _panels() -> list[dict[str, Any]]:
-    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-
-
-def _plain(expression: str) -> str:
-    """Without Grafana's variables, as Prometheus is asked."""
-    for name, value in GRAFANA.items():
-        expression = expression.replace(name, value)
-    return expression
-
-
-def _queries() -> Iterator[tuple[str, str, str]]:
-    """Title, expression and legend of everything that the dashboard asks Prometheus."""
-    for panel in _panels():
-        for target in panel["targets"]:
-            yield panel["title"], _plain(target["expr"]), target["legendFormat"]
-    for note in DASHBOARD["annotations"]["list"]:
-        yield note["name"], _plain(note["expr"]), note["titleFormat"]
-
-
-QUERIES = list(_queries())
 EXPRESSIONS = [
     *((rule.get("alert") or rule["record"], rule["expr"]) for rule in (*RECORDED, *ALERTS)),
     *((title, expression) for title, expression, _ in QUERIES),
@@ -142,7 +111,7 @@ def _names(expression: str) -> set[str]:
 def _promtool(*arguments: str | Path, cwd: Path = PROMETHEUS) -> str:
     """What it says. It must be content."""
     result = subprocess.run(
-        [program.found("promtool"), *arguments],
+        [programs.found("promtool"), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -282,7 +251,7 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_panels_ask_the_data_source_that_was_chosen() -> None:
-    for panel in _panels():
+    for panel in panels():
         assert [target["refId"] for target in panel["targets"]] == list("ABC"[: len(panel["targets"])])
         for asked in (panel, *panel["targets"]):
             assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}

@@ -24,9 +24,9 @@ from fedproxy.cli import main
 from fedproxy.config.load import parse
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.web.admin import create_admin_app
-from tests.program import Program, fedproxy
 from tests.rig import Conn, Ended, Message, RawClient, Script, Scripted, answer, per_request, refusing, until
-from tests.web.state import State
+from tests.rig.command import Program, fedproxy
+from tests.rig.state import State
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

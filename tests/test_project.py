@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COMMANDS = set(main.commands)
+#: Class names that are still used twice. It only gets shorter.
+USED_TWICE = {"Verdict", "Visitor"}
 
 
 def _fences(text: str) -> list[str]:
@@ -125,3 +129,13 @@ def test_image_health_check_is_a_program() -> None:
     assert (program, flag) == ("python", "-c")
     compile(source, "HEALTHCHECK", "exec")
     assert "/health/live" in source
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    names = Counter(
+        node.name
+        for path in ROOT.glob("fedproxy/**/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in names.items() if count > 1} == USED_TWICE

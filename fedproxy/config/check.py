@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedproxy.config.document import Document, Finding, Location
-from fedproxy.config.model import Config, Listener, Member, Route
+from fedproxy.config.model import Config, ListenerSettings, MemberSettings, RouteSettings
 from fedproxy.config.units import MASK, SECRET, Kind, flag
 from fedproxy.errors import ConfigError, Fault
 
@@ -30,9 +30,9 @@ def config_from(data: object) -> tuple[Config | None, list[Finding]]:
     config, findings = model_from(Config, data)
     # If a part of the file is invalid, the rules between the valid parts are checked all the same.
     source = data if isinstance(data, dict) else {}
-    listen = _valid_parts(Listener, source.get("listen"))
-    members = _valid_parts(Member, source.get("members"))
-    routes = _valid_parts(Route, source.get("routes"))
+    listen = _valid_parts(ListenerSettings, source.get("listen"))
+    members = _valid_parts(MemberSettings, source.get("members"))
+    routes = _valid_parts(RouteSettings, source.get("routes"))
     names = _names(source)
     findings += _between_members(members)
     findings += _between_routes(routes, members, names)
@@ -213,7 +213,7 @@ def _may_be_active(member: object) -> bool:
     return member is not None and not (isinstance(member, dict) and flag(member.get("active")) is False)
 
 
-def _between_members(members: Mapping[str, Member]) -> Iterator[Finding]:
+def _between_members(members: Mapping[str, MemberSettings]) -> Iterator[Finding]:
     primes = [name for name, member in members.items() if member.prime]
     for name in primes[1:]:
         yield (
@@ -230,7 +230,7 @@ def _between_members(members: Mapping[str, Member]) -> Iterator[Finding]:
 
 
 def _between_routes(
-    routes: Mapping[int, Route], members: Mapping[str, Member], names: list[str]
+    routes: Mapping[int, RouteSettings], members: Mapping[str, MemberSettings], names: list[str]
 ) -> Iterator[Finding]:
     for index, route in routes.items():
         where = ("routes", index, "to")
@@ -251,7 +251,7 @@ def _between_routes(
             yield where, f"is {show(route.to)}, a past member, expected an active one"
 
 
-def _away(index: int, to: str | None, members: Mapping[str, Member]) -> Iterator[Finding]:
+def _away(index: int, to: str | None, members: Mapping[str, MemberSettings]) -> Iterator[Finding]:
     """A visitor cannot be redirected to a unix socket."""
     for name, member in members.items():
         meant = to in (None, "members", name) or (to == "prime" and member.prime)
@@ -262,7 +262,7 @@ def _away(index: int, to: str | None, members: Mapping[str, Member]) -> Iterator
             )
 
 
-def _between_listeners(listen: Mapping[int, Listener], admin: object) -> Iterator[Finding]:
+def _between_listeners(listen: Mapping[int, ListenerSettings], admin: object) -> Iterator[Finding]:
     seen: dict[object, str] = {admin: "admin.address"} if admin else {}
     for index, listener in listen.items():
         address = listener.address

@@ -18,13 +18,13 @@ from fedproxy.config import units
 from fedproxy.config.check import model_from
 from fedproxy.config.document import Finding
 from fedproxy.config.model import (
-    Admin,
+    AdminSettings,
     Amount,
     Config,
     Count,
     CountOrNone,
     Flag,
-    Health,
+    HealthSettings,
     Probed,
     Seconds,
     Section,
@@ -36,7 +36,7 @@ _BADGES = {
     "/badge.svg": "https://static.mybinder.org/badge.svg",
     "/assets/images/badge.svg": "https://static.mybinder.org/badge.svg",
 }
-_HEALTH = Health()
+_HEALTH = HealthSettings()
 _BESIDE = ("admin", "trusted_proxies")
 _HOURS = Kind("number", "a number of hours above 0", units.within(units.number, 0, 87_600, above=True))
 
@@ -69,7 +69,7 @@ class _Legacy(_Lenient):
     load_balancer: Literal["rendezvous", "random"] = "rendezvous"
     pod_headroom: CountOrNone = _HEALTH.pod_headroom
     host_cookie_age_hours: Annotated[float, _HOURS] | None = None
-    admin: Admin = Admin()
+    admin: AdminSettings = AdminSettings()
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = ()
 
 

@@ -12,7 +12,7 @@ from fedproxy.config.address import MEMBER_NAME
 from fedproxy.config.check import config_error, config_from, model_from, show
 from fedproxy.config.document import MAX_BYTES, Document, escape, interpolate, read
 from fedproxy.config.legacy import convert_data, is_legacy
-from fedproxy.config.model import Config, Member
+from fedproxy.config.model import Config, MemberSettings
 from fedproxy.errors import ConfigError, Fault
 
 
@@ -57,9 +57,9 @@ def convert(text: str) -> str:
     return to_yaml(data)
 
 
-def member_from(name: str, data: object) -> Member:
+def member_from(name: str, data: object) -> MemberSettings:
     """One member, as sent to the admin API. Raises ConfigError with key paths under the member."""
-    member, findings = model_from(Member, data)
+    member, findings = model_from(MemberSettings, data)
     if MEMBER_NAME.parse(name) is None:
         findings.insert(0, ((), f"{show(name)} is not a member's name, expected {MEMBER_NAME.expected}"))
     if member is None or findings:

@@ -1,7 +1,8 @@
 """Everything that an operator can configure, with default and meaning at each field.
 
-Attributes are named like the keys of the file. Durations are in seconds, sizes in bytes. A section is frozen,
-an unknown key is an error, and a key without a value (`weight:` or a Helm chart's null) is ignored. Rules
+Attributes are named like the keys of the file. The section `breaker` is a `BreakerSettings`, because a
+`Breaker` is what the program makes of it. Durations are in seconds, sizes in bytes. A section is frozen, an
+unknown key is an error, and a key without a value (`weight:` or a Helm chart's null) is ignored. Rules
 between sections are checked in `check.py`, so use `load` or `parse` to make a `Config`.
 """
 
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
@@ -20,6 +21,9 @@ from fedproxy.config import address as addr
 from fedproxy.config import units
 from fedproxy.config.address import Address, MemberAddress, member_address
 from fedproxy.config.units import Network
+from fedproxy.decide.breaker import BreakerPolicy
+from fedproxy.decide.federation import FederationPolicy
+from fedproxy.decide.member import MAX_REQUESTS
 
 Seconds = Annotated[float, units.SECONDS]
 SecondsOrNone = Annotated[float, units.SECONDS_OR_NONE]
@@ -36,6 +40,10 @@ File = Annotated[Path, units.FILE]
 Link = Annotated[str, addr.LINK]
 Probed = Annotated[str, addr.PROBED]
 ListenAddress = Annotated[Address, addr.ADDRESS]
+
+# Decisions have defaults of their own; they are not written a second time.
+_BREAKER: Final = BreakerPolicy()
+_FEDERATION: Final = FederationPolicy(balancer="rendezvous")
 
 
 class Section(BaseModel):
@@ -74,7 +82,7 @@ class Certificate(Section):
     )
 
 
-class Tls(Certificate):
+class TlsSettings(Certificate):
     """A listener's TLS settings. Its own certificate is for visitors who ask for no known name."""
 
     certificates: tuple[Certificate, ...] = Field(
@@ -91,13 +99,13 @@ class Tls(Certificate):
     )
 
 
-class Listener(Section):
+class ListenerSettings(Section):
     """An address on which visitors are accepted."""
 
     address: ListenAddress = Field(
         description="`HOST:PORT`, `[IPv6]:PORT` or `unix:/PATH`; port 0 takes a free one."
     )
-    tls: Tls | None = Field(default=None, description="Speak TLS here; without it, plain HTTP.")
+    tls: TlsSettings | None = Field(default=None, description="Speak TLS here; without it, plain HTTP.")
     proxy_protocol: Flag = Field(
         default=False,
         description="Every connection must start with a PROXY protocol header, version 1 or 2, that names "
@@ -115,7 +123,7 @@ class Listener(Section):
             yield "redirect_to_https", "is true on a listener that has tls, expected it on a plain one"
 
 
-class Admin(Section):
+class AdminSettings(Section):
     """The listener for operators, Prometheus and Kubernetes' probes."""
 
     address: ListenAddress = Field(
@@ -132,7 +140,7 @@ class Admin(Section):
     )
 
 
-class Affinity(Section):
+class AffinitySettings(Section):
     """How a visitor stays with a member."""
 
     cookie: Annotated[str, addr.COOKIE_NAME] = Field(
@@ -151,7 +159,7 @@ class Affinity(Section):
     )
 
 
-class Timeouts(Section):
+class TimeoutSettings(Section):
     """How long the edge waits. There is no limit on a whole request: builds stream for an hour."""
 
     connect: Seconds = Field(
@@ -180,7 +188,7 @@ class Timeouts(Section):
     )
 
 
-class Limits(Section):
+class LimitSettings(Section):
     """Limits on what visitors send and members get."""
 
     connections: Count = Field(default=20_000, description="Visitors' connections, per worker.")
@@ -203,7 +211,7 @@ class Limits(Section):
         default=512 << 20, description="A request's body; more is answered 413."
     )
     member_requests: Count = Field(
-        default=1000,
+        default=MAX_REQUESTS,
         description="Requests in flight to one member, per worker. Overridden by a member's `max_requests`.",
     )
     replay: BytesOrNone = Field(
@@ -215,7 +223,7 @@ class Limits(Section):
     )
 
 
-class Retry(Section):
+class RetrySettings(Section):
     """Retries of requests that can be repeated and of which the visitor has seen nothing."""
 
     attempts: Count = Field(
@@ -231,25 +239,33 @@ class Retry(Section):
     )
 
 
-class Breaker(Section):
+class BreakerSettings(Section):
     """When a member that fails live requests is ejected for a while."""
 
-    failures: Count = Field(default=5, description="Failures in a row that open the breaker.")
-    ratio: Ratio = Field(default=0.5, description="Share of failed requests within `window` that opens it.")
-    window: Seconds = Field(default=10.0, description="The time over which `ratio` is measured.")
-    minimum: Count = Field(default=20, description="Requests within `window` below which `ratio` is ignored.")
+    failures: Count = Field(default=_BREAKER.failures, description="Failures in a row that open the breaker.")
+    ratio: Ratio = Field(
+        default=_BREAKER.ratio, description="Share of failed requests within `window` that opens it."
+    )
+    window: Seconds = Field(default=_BREAKER.window, description="The time over which `ratio` is measured.")
+    minimum: Count = Field(
+        default=_BREAKER.minimum, description="Requests within `window` below which `ratio` is ignored."
+    )
     open: Seconds = Field(
-        default=5.0,
+        default=_BREAKER.open,
         description="How long it stays open the first time; doubled each time it opens again in a row.",
     )
-    open_max: Seconds = Field(default=300.0, description="The longest time that it stays open.")
-    trials: Count = Field(default=1, description="Requests that a half-open breaker admits at once.")
+    open_max: Seconds = Field(default=_BREAKER.open_max, description="The longest time that it stays open.")
+    trials: Count = Field(
+        default=_BREAKER.trials, description="Requests that a half-open breaker admits at once."
+    )
     witnesses: Count = Field(
-        default=2,
+        default=_BREAKER.witnesses,
         description="How many client addresses (IPv6: /64 networks) must have seen failures within `window` "
         "before it opens, while requests of others succeed.",
     )
-    max_ejected: Ratio = Field(default=0.67, description="Share of the members that may be ejected at once.")
+    max_ejected: Ratio = Field(
+        default=_FEDERATION.max_ejected, description="Share of the members that may be ejected at once."
+    )
     count_500: Flag = Field(
         default=False, description="A member's response 500 counts as a failure. 502, 503 and 504 always do."
     )
@@ -260,7 +276,7 @@ class Breaker(Section):
             yield "open_max", f"is {shown[0]}, expected at least `open`, which is {shown[1]}"
 
 
-class Health(Section):
+class HealthSettings(Section):
     """The probes of `/health` and `/versions`."""
 
     interval: Seconds = Field(default=15.0, description="Between two probes of a healthy member.")
@@ -284,12 +300,12 @@ class Health(Section):
         default=True, description="A member must run the versions that the prime member runs."
     )
     slow_start: SecondsOrNone = Field(
-        default=30.0,
+        default=_FEDERATION.slow_start,
         description="How long the share of a member that comes back grows to its full weight; 0 for at once.",
     )
 
 
-class Launch(Section):
+class LaunchSettings(Section):
     """What happens to a launch that its member fails."""
 
     failover: Flag = Field(
@@ -313,7 +329,7 @@ class Launch(Section):
     )
 
 
-class Tracing(Section):
+class TracingSettings(Section):
     """OpenTelemetry spans; needs `pip install 'fedproxy[otel]'`."""
 
     endpoint: Annotated[str, addr.LINK_OR_OFF] = Field(
@@ -345,7 +361,7 @@ def _has_opentelemetry() -> bool:
         return False
 
 
-class Ban(Section):
+class BanSettings(Section):
     """Who is answered 403."""
 
     networks: tuple[Annotated[Network, units.NETWORK], ...] = Field(
@@ -361,7 +377,7 @@ class Ban(Section):
     )
 
 
-class Rate(Section):
+class RateSettings(Section):
     """How many launches one client address may start; more are answered 429."""
 
     launches: CountOrNone = Field(
@@ -383,7 +399,7 @@ class Organisation(Section):
     )
 
 
-class Member(Section):
+class MemberSettings(Section):
     """One BinderHub. Its key is its name: in the cookie, in the metrics and in commands."""
 
     url: Annotated[str, addr.MEMBER_URL] = Field(
@@ -443,7 +459,7 @@ class Member(Section):
             yield "ca", f"is set for {self.url}, expected an https:// member"
 
 
-class Route(Section):
+class RouteSettings(Section):
     """What happens to requests whose path matches: a redirect, a fixed status, or a member."""
 
     path: Annotated[str, addr.ROUTE_PATH] = Field(
@@ -495,12 +511,12 @@ class Config(Section):
     public_url: Annotated[str, addr.ORIGIN] | None = Field(
         default=None, description="What visitors type, `https://mybinder.org`: the Origin that members see."
     )
-    listen: tuple[Listener, ...] = Field(
-        default_factory=lambda: (Listener(address=Address("0.0.0.0", 8080)),),
+    listen: tuple[ListenerSettings, ...] = Field(
+        default_factory=lambda: (ListenerSettings(address=Address("0.0.0.0", 8080)),),
         description="The addresses on which visitors are accepted.",
     )
-    admin: Admin = Field(
-        default_factory=Admin, description="The admin listener: live page, metrics, health, members."
+    admin: AdminSettings = Field(
+        default_factory=AdminSettings, description="The admin listener: live page, metrics, health, members."
     )
     workers: Annotated[int | Literal["auto"], units.WORKERS] = Field(
         default="auto", description="Worker processes: a number, or `auto` for one per processor."
@@ -512,8 +528,8 @@ class Config(Section):
         default="stdout",
         description="Where the access log goes: `stdout`, or a file, which is reopened on SIGUSR1.",
     )
-    tracing: Tracing = Field(
-        default_factory=Tracing, description="OpenTelemetry spans for a share of the requests."
+    tracing: TracingSettings = Field(
+        default_factory=TracingSettings, description="OpenTelemetry spans for a share of the requests."
     )
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
         default=(),
@@ -521,33 +537,40 @@ class Config(Section):
         "only they may connect to listeners with `proxy_protocol`. Peers of a unix listener are always "
         "trusted.",
     )
-    affinity: Affinity = Field(default_factory=Affinity, description="How a visitor stays with a member.")
+    affinity: AffinitySettings = Field(
+        default_factory=AffinitySettings, description="How a visitor stays with a member."
+    )
     balancer: Literal["rendezvous", "random", "least-requests"] = Field(
         default="rendezvous", description="How new visitors are distributed; all three respect the weights."
     )
     load_bound: Annotated[float, units.FACTOR] = Field(
-        default=1.5,
+        default=_FEDERATION.load_bound,
         description="With rendezvous: a member gets at most this many times its fair share in flight.",
     )
-    timeouts: Timeouts = Field(
-        default_factory=Timeouts, description="How long the edge waits, separately for each wait."
+    timeouts: TimeoutSettings = Field(
+        default_factory=TimeoutSettings, description="How long the edge waits, separately for each wait."
     )
-    limits: Limits = Field(
-        default_factory=Limits, description="Limits on what visitors send and members get."
+    limits: LimitSettings = Field(
+        default_factory=LimitSettings, description="Limits on what visitors send and members get."
     )
-    retry: Retry = Field(default_factory=Retry, description="Retries.")
-    breaker: Breaker = Field(
-        default_factory=Breaker, description="When a member that fails requests is ejected for a while."
+    retry: RetrySettings = Field(default_factory=RetrySettings, description="Retries.")
+    breaker: BreakerSettings = Field(
+        default_factory=BreakerSettings,
+        description="When a member that fails requests is ejected for a while.",
     )
-    health: Health = Field(default_factory=Health, description="The probes of the members.")
-    launch: Launch = Field(
-        default_factory=Launch, description="What happens to a launch that its member fails."
+    health: HealthSettings = Field(default_factory=HealthSettings, description="The probes of the members.")
+    launch: LaunchSettings = Field(
+        default_factory=LaunchSettings, description="What happens to a launch that its member fails."
     )
-    ban: Ban = Field(default_factory=Ban, description="Who is answered 403.")
-    rate: Rate = Field(default_factory=Rate, description="How many launches one client address may start.")
-    members: Mapping[Annotated[str, addr.MEMBER_NAME], Member] = Field(description="The BinderHubs, by name.")
-    routes: tuple[Route, ...] = Field(
-        default_factory=lambda: (Route(path="/metrics", status=404),),
+    ban: BanSettings = Field(default_factory=BanSettings, description="Who is answered 403.")
+    rate: RateSettings = Field(
+        default_factory=RateSettings, description="How many launches one client address may start."
+    )
+    members: Mapping[Annotated[str, addr.MEMBER_NAME], MemberSettings] = Field(
+        description="The BinderHubs, by name."
+    )
+    routes: tuple[RouteSettings, ...] = Field(
+        default_factory=lambda: (RouteSettings(path="/metrics", status=404),),
         description="The first match wins; a path without a match goes to a member with affinity.",
     )
 
@@ -560,7 +583,7 @@ class Config(Section):
         return {**data, "members": members}
 
     @property
-    def active_members(self) -> dict[str, Member]:
+    def active_members(self) -> dict[str, MemberSettings]:
         """The active members, in the order of the file."""
         return {name: member for name, member in self.members.items() if member.active}
 

@@ -28,7 +28,8 @@ from yarl import URL
 
 from fedproxy import __version__
 from fedproxy.config.address import MemberAddress, member_address
-from fedproxy.config.model import Health
+from fedproxy.config.model import HealthSettings
+from fedproxy.control.fetch import FAULTS, LARGEST, Fetched, fetch, open_session
 from fedproxy.decide.health import Verdict, judge_health, judge_versions
 from fedproxy.errors import NameFailed
 from fedproxy.proxy.resolver import AddressInfo, Resolver
@@ -39,7 +40,6 @@ _ROUND_TRIPS: Final = 5
 _FAR: Final = 0.25  # seconds of a round trip
 _SLOW_NAME: Final = 1.0  # seconds
 _DAYS_LEFT: Final = 14
-_LARGEST_ANSWER: Final = 1 << 20
 _LARGEST_FILE: Final = 32 << 20
 _LONGEST_WORDS: Final = 200
 # BinderHub's first event can take 25 s, and its comments come every 25 s.
@@ -58,7 +58,7 @@ _EXPECTED: Final = {
     "versions": "200 with a JSON object, the same as the reference's if there is one",
     "keep-alive": "a second request uses the same connection",
     "health": "200 with a JSON object and every check ok",
-    "pods": f"a quota, with more than {Health().pod_headroom} pods free",
+    "pods": f"a quota, with more than {HealthSettings().pod_headroom} pods free",
     "static files": "a large file arrives whole",
     "event stream": "200, text/event-stream, no Content-Length, not compressed",
     "cors": "Access-Control-Allow-Origin: *",
@@ -67,7 +67,7 @@ _EXPECTED: Final = {
 }
 
 
-class Outcome(StrEnum):
+class CheckOutcome(StrEnum):
     """A check's result. WARNING: the member could join like this. SKIPPED: the check was not possible."""
 
     OK = "ok"
@@ -84,7 +84,7 @@ class Check:
     """
 
     name: str
-    outcome: Outcome
+    outcome: CheckOutcome
     seen: str
     expected: str
     fix: str = ""
@@ -92,7 +92,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class Examination:
     """All checks in order: each of a fixed set once, and a `health: NAME` for each check of its health."""
 
     url: str
@@ -101,7 +101,7 @@ class Report:
     @property
     def fit(self) -> bool:
         """Whether nothing failed."""
-        return all(check.outcome is not Outcome.FAILED for check in self.checks)
+        return all(check.outcome is not CheckOutcome.FAILED for check in self.checks)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Candidate:
         return member_address(self.url)
 
 
-async def examine(candidate: Candidate, told: Callable[[Check], None] = lambda check: None) -> Report:
+async def examine(candidate: Candidate, told: Callable[[Check], None] = lambda check: None) -> Examination:
     """Runs all checks; `told` is called with each when it is done.
 
     Raises OSError if `authorities` cannot be read, and nothing because of the candidate.
@@ -141,12 +141,12 @@ async def examine(candidate: Candidate, told: Callable[[Check], None] = lambda c
     why = f"because of: {checks[-1].name}"
     for name in _EXPECTED:
         if name not in done:
-            checks.append(_check(name, Outcome.SKIPPED, why))
+            checks.append(_check(name, CheckOutcome.SKIPPED, why))
             told(checks[-1])
-    return Report(candidate.url, tuple(checks))
+    return Examination(candidate.url, tuple(checks))
 
 
-def _check(name: str, outcome: Outcome, seen: str, fix: str = "", **values: Any) -> Check:
+def _check(name: str, outcome: CheckOutcome, seen: str, fix: str = "", **values: Any) -> Check:
     return Check(name, outcome, _words(seen), _EXPECTED.get(name, "ok"), fix, values)
 
 
@@ -164,7 +164,7 @@ async def _checks(candidate: Candidate, tls: ssl.SSLContext) -> AsyncGenerator[C
     yield await _measure(candidate, reached)
     for check in await _handshake(candidate, reached, tls):
         yield check
-        if check.outcome is Outcome.FAILED:
+        if check.outcome is CheckOutcome.FAILED:
             return
     async with _Client(candidate, tls) as client:
         async for check in _asked(candidate, client):
@@ -192,10 +192,10 @@ async def _asked(candidate: Candidate, client: _Client) -> AsyncGenerator[Check,
 
 def _judge_address(candidate: Candidate) -> Check:
     if candidate.address.tls:
-        return _check("address", Outcome.OK, candidate.url)
+        return _check("address", CheckOutcome.OK, candidate.url)
     return _check(
         "address",
-        Outcome.WARNING,
+        CheckOutcome.WARNING,
         f"{candidate.url} is not encrypted",
         "Serve it over https: visitors' tokens are sent to it.",
     )
@@ -212,22 +212,22 @@ async def _resolve(candidate: Candidate) -> tuple[Check, Sequence[AddressInfo]]:
     except (NameFailed, TimeoutError) as error:
         seen = f"no answer within {candidate.timeout:g} s" if isinstance(error, TimeoutError) else str(error)
         fix = "Add an A and, if you have IPv6, an AAAA record for the name."
-        return _check("name", Outcome.FAILED, seen, fix), ()
+        return _check("name", CheckOutcome.FAILED, seen, fix), ()
     finally:
         await resolver.close()
     seconds = loop.time() - start
     addresses = [info[4][0] for info in found]
     seen = f"{', '.join(addresses)} in {_time(seconds)}"
     if host in addresses:
-        return _check("name", Outcome.SKIPPED, "the URL has an address in it"), found
+        return _check("name", CheckOutcome.SKIPPED, "the URL has an address in it"), found
     values: dict[str, Any] = {"addresses": addresses, "seconds": seconds}
     if all(":" in address for address in addresses):
         fix = "Add an A record: an edge may have no IPv6."
-        return _check("name", Outcome.WARNING, seen, fix, **values), found
+        return _check("name", CheckOutcome.WARNING, seen, fix, **values), found
     if seconds > _SLOW_NAME:
         fix = "Check the name servers, or try again: the first answer may be slow."
-        return _check("name", Outcome.WARNING, seen, fix, **values), found
-    return _check("name", Outcome.OK, seen, **values), found
+        return _check("name", CheckOutcome.WARNING, seen, fix, **values), found
+    return _check("name", CheckOutcome.OK, seen, **values), found
 
 
 async def _open(
@@ -271,11 +271,11 @@ async def _connect(candidate: Candidate, addresses: Sequence[AddressInfo]) -> tu
     values: dict[str, Any] = {"refused": refused}
     if not reached:
         fix = "Is it running, is the port right, does a firewall block others?"
-        return _check("connection", Outcome.FAILED, seen, fix, **values), ""
+        return _check("connection", CheckOutcome.FAILED, seen, fix, **values), ""
     if refused:
         fix = "Remove addresses that do not answer from the name. Or does this machine have no IPv6?"
-        return _check("connection", Outcome.WARNING, seen, fix, **values), reached
-    return _check("connection", Outcome.OK, seen, **values), reached
+        return _check("connection", CheckOutcome.WARNING, seen, fix, **values), reached
+    return _check("connection", CheckOutcome.OK, seen, **values), reached
 
 
 async def _measure(candidate: Candidate, address: str) -> Check:
@@ -286,20 +286,20 @@ async def _measure(candidate: Candidate, address: str) -> Check:
         result = await _open(candidate, address)
         if isinstance(result, str):
             fix = "It accepts some connections and not others: is it overloaded, or limited by address?"
-            return _check("round trip", Outcome.WARNING, result, fix)
+            return _check("round trip", CheckOutcome.WARNING, result, fix)
         times.append(loop.time() - start)
         result.abort()
     median = statistics.median(times)
     seen = f"{_time(median)}, the median of {len(times)} connections"
     if median > _FAR:
         fix = "This adds to every request of a visitor: is it far away, or is the route bad?"
-        return _check("round trip", Outcome.WARNING, seen, fix, seconds=median)
-    return _check("round trip", Outcome.OK, seen, seconds=median)
+        return _check("round trip", CheckOutcome.WARNING, seen, fix, seconds=median)
+    return _check("round trip", CheckOutcome.OK, seen, seconds=median)
 
 
 async def _handshake(candidate: Candidate, address: str, tls: ssl.SSLContext) -> list[Check]:
     if not candidate.address.tls:
-        return [_check(name, Outcome.SKIPPED, "the URL is http://") for name in ("tls", "certificate")]
+        return [_check(name, CheckOutcome.SKIPPED, "the URL is http://") for name in ("tls", "certificate")]
     fault = ""
     try:
         result = await _open(candidate, address, tls)
@@ -312,14 +312,14 @@ async def _handshake(candidate: Candidate, address: str, tls: ssl.SSLContext) ->
         result = await _open(candidate, address, anybody)
     if isinstance(result, str):
         fix = "Does this port speak TLS, version 1.2 or newer?"
-        return [_check("tls", Outcome.FAILED, f"no handshake: {result}", fix)]
+        return [_check("tls", CheckOutcome.FAILED, f"no handshake: {result}", fix)]
     connection = result.get_extra_info("ssl_object")
     version, certificate = connection.version(), connection.getpeercert()
     result.abort()
-    spoken = _check("tls", Outcome.OK, str(version).replace("TLSv", "TLS "), version=version)
+    spoken = _check("tls", CheckOutcome.OK, str(version).replace("TLSv", "TLS "), version=version)
     if fault:
         fix = "Renew it for this name, and serve it with all intermediate certificates."
-        return [spoken, _check("certificate", Outcome.FAILED, fault, fix)]
+        return [spoken, _check("certificate", CheckOutcome.FAILED, fault, fix)]
     return [spoken, judge_certificate(certificate, time.time())]
 
 
@@ -332,19 +332,11 @@ def judge_certificate(certificate: Mapping[str, Any], now: float) -> Check:
     values: dict[str, Any] = {"names": names[:100], "days": days}
     if days < _DAYS_LEFT:
         fix = "Renew it, and find out why it was not renewed automatically."
-        return _check("certificate", Outcome.WARNING, seen, fix, **values)
-    return _check("certificate", Outcome.OK, seen, **values)
+        return _check("certificate", CheckOutcome.WARNING, seen, fix, **values)
+    return _check("certificate", CheckOutcome.OK, seen, **values)
 
 
 # -- HTTP
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -383,14 +375,10 @@ class _Client:
         self._candidate = candidate
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(self._count)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=aiohttp.AsyncResolver(), ssl=tls),
-            headers={"User-Agent": f"fedproxy-probe/{__version__}", "Accept-Encoding": "gzip, deflate, br"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-            trace_configs=[trace],
+        self._session = open_session(
+            {"User-Agent": f"fedproxy-probe/{__version__}", "Accept-Encoding": "gzip, deflate, br"},
+            aiohttp.TCPConnector(resolver=aiohttp.AsyncResolver(), ssl=tls),
+            trace=trace,
         )
 
     async def __aenter__(self) -> _Client:
@@ -402,28 +390,17 @@ class _Client:
     async def _count(self, *_: object) -> None:
         self.reused += 1
 
-    async def get(
-        self, target: str, base: str | None = None, most: int = _LARGEST_ANSWER
-    ) -> _Answer | _Silence:
+    async def get(self, target: str, base: str | None = None, most: int = LARGEST) -> Fetched | _Silence:
         """One GET and its whole body. Redirects are results, and not followed."""
         url = URL((base or self._candidate.url) + target, encoded=True)
-        start = time.monotonic()
+        timeout = self._candidate.timeout
         # JSON and HTML are requested uncompressed.
         headers = {"Accept-Encoding": "identity"}
         try:
-            async with (
-                asyncio.timeout(self._candidate.timeout),
-                self._session.get(url, headers=headers, allow_redirects=False) as response,
-            ):
-                body = bytearray()
-                async for piece in response.content.iter_any():
-                    body += piece
-                    if len(body) > most:
-                        return _Silence(f"answered more than {most >> 20} MiB")
-                return _Answer(response.status, response.headers, bytes(body), time.monotonic() - start)
+            return await fetch(self._session, url, timeout=timeout, most=most, headers=headers)
         except TimeoutError:
-            return _Silence(f"no complete response within {self._candidate.timeout:g} s")
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            return _Silence(f"no complete response within {timeout:g} s")
+        except FAULTS as error:
             return _Silence(_fault(error))
 
     async def listen(self) -> Heard | _Silence:
@@ -444,7 +421,7 @@ class _Client:
         except TimeoutError:
             if ear is None:
                 return _Silence(f"no response head within {patience:g} s")
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+        except FAULTS as error:
             if ear is None:
                 return _Silence(_fault(error))
             ear.broken = _fault(error)
@@ -475,8 +452,8 @@ class _Ear:
             size += len(piece)
             if self.heard().apart >= _APART or len(found) > _AT_ONCE:
                 return
-            if size > _LARGEST_ANSWER:
-                self.broken = f"and it was more than {_LARGEST_ANSWER >> 20} MiB"
+            if size > LARGEST:
+                self.broken = f"and it was more than {LARGEST >> 20} MiB"
                 return
         self._ended = True
 
@@ -519,29 +496,29 @@ def _fault(error: Exception) -> str:
 # -- verdicts on the answers
 
 
-def _judge_versions(found: _Answer | _Silence, reference: _Answer | _Silence | None) -> Check:
+def _judge_versions(found: Fetched | _Silence, reference: Fetched | _Silence | None) -> Check:
     fix = "This is what BinderHub serves there: does what stands before it pass it on?"
     if isinstance(found, _Silence) or found.status != 200:
-        return _check("versions", Outcome.FAILED, _unexpected(found), fix)
+        return _check("versions", CheckOutcome.FAILED, _unexpected(found), fix)
     own = judge_versions(found.body, None)
     if not own.ok:
-        return _check("versions", Outcome.FAILED, "; ".join(own.details), fix)
+        return _check("versions", CheckOutcome.FAILED, "; ".join(own.details), fix)
     versions = json.loads(found.body)
     seen = json.dumps(versions)
     if reference is None:
-        return _check("versions", Outcome.OK, seen, versions=versions)
+        return _check("versions", CheckOutcome.OK, seen, versions=versions)
     if isinstance(reference, _Silence) or reference.status != 200:
         fix = "Try again when the reference answers."
         seen = f"the reference: {_unexpected(reference)}"
-        return _check("versions", Outcome.WARNING, seen, fix, versions=versions)
+        return _check("versions", CheckOutcome.WARNING, seen, fix, versions=versions)
     same = judge_versions(found.body, reference.body)
     if not same.ok:
         fix = "Deploy the versions of the reference: an edge treats a member with others as unhealthy."
-        return _check("versions", Outcome.FAILED, "; ".join(same.details), fix, versions=versions)
-    return _check("versions", Outcome.OK, f"same as the reference: {seen}", versions=versions)
+        return _check("versions", CheckOutcome.FAILED, "; ".join(same.details), fix, versions=versions)
+    return _check("versions", CheckOutcome.OK, f"same as the reference: {seen}", versions=versions)
 
 
-def _unexpected(found: _Answer | _Silence) -> str:
+def _unexpected(found: Fetched | Heard | _Silence) -> str:
     if isinstance(found, _Silence):
         return found.why
     if 300 <= found.status < 400:
@@ -556,18 +533,18 @@ async def _ask_again(client: _Client) -> Check:
         fix = (
             "It answered the first request but not the second: does it, or a proxy in front, limit requests?"
         )
-        return _check("keep-alive", Outcome.FAILED, again.why, fix)
+        return _check("keep-alive", CheckOutcome.FAILED, again.why, fix)
     if client.reused == before:
         fix = "Allow keep-alive for 75 s or more: otherwise each request costs a connection and a handshake."
-        return _check("keep-alive", Outcome.WARNING, "it closed the connection after one response", fix)
-    return _check("keep-alive", Outcome.OK, f"the second response took {_time(again.seconds)}")
+        return _check("keep-alive", CheckOutcome.WARNING, "it closed the connection after one response", fix)
+    return _check("keep-alive", CheckOutcome.OK, f"the second response took {_time(again.seconds)}")
 
 
-def _judge_health(found: _Answer | _Silence) -> list[Check]:
+def _judge_health(found: Fetched | _Silence) -> list[Check]:
     fix = "This is what BinderHub serves there: does what stands before it pass it on?"
     if isinstance(found, _Silence) or found.status not in (200, 503):
-        return [_check("health", Outcome.FAILED, _unexpected(found), fix), _pods_unknown()]
-    verdict = judge_health(found.status, found.body, Health().pod_headroom)
+        return [_check("health", CheckOutcome.FAILED, _unexpected(found), fix), _pods_unknown()]
+    verdict = judge_health(found.status, found.body, HealthSettings().pod_headroom)
     parts = [_judge_part(label, ok) for label, ok in verdict.checks.items() if label != "Pod quota"]
     return [_whole_health(found.status, verdict), *parts, _judge_pods(verdict)]
 
@@ -575,8 +552,8 @@ def _judge_health(found: _Answer | _Silence) -> list[Check]:
 def _judge_part(label: str, passed: bool) -> Check:
     name = f"health: {label}"
     if passed:
-        return _check(name, Outcome.OK, "ok")
-    return _check(name, Outcome.FAILED, "not ok", "Fix this service; see BinderHub's log.")
+        return _check(name, CheckOutcome.OK, "ok")
+    return _check(name, CheckOutcome.FAILED, "not ok", "Fix this service; see BinderHub's log.")
 
 
 def _whole_health(status: int, verdict: Verdict) -> Check:
@@ -585,12 +562,12 @@ def _whole_health(status: int, verdict: Verdict) -> Check:
     if reasons:
         seen = f"{status}: {'; '.join(verdict.details)}"
         fix = "An edge sends no visitors to a member whose health is not ok; see BinderHub's log."
-        return _check("health", Outcome.FAILED, seen, fix)
-    return _check("health", Outcome.OK, f"{status}, {len(verdict.checks)} checks")
+        return _check("health", CheckOutcome.FAILED, seen, fix)
+    return _check("health", CheckOutcome.OK, f"{status}, {len(verdict.checks)} checks")
 
 
 def _pods_unknown() -> Check:
-    return _check("pods", Outcome.SKIPPED, "not in its health")
+    return _check("pods", CheckOutcome.SKIPPED, "not in its health")
 
 
 def _judge_pods(verdict: Verdict) -> Check:
@@ -599,36 +576,36 @@ def _judge_pods(verdict: Verdict) -> Check:
     values: dict[str, Any] = {"pods": dict(verdict.pods), "quota": verdict.quota}
     if verdict.quota is None:
         fix = "Set BinderHub.pod_quota, so that an edge sees when it is full."
-        return _check("pods", Outcome.WARNING, "no quota", fix, **values)
+        return _check("pods", CheckOutcome.WARNING, "no quota", fix, **values)
     seen = f"{verdict.pods.get('total', 'an unknown number')} of {verdict.quota}"
     if "quota" in verdict.reasons:
         fix = "It is full for now. If it often is, ask for a smaller weight, or raise the quota."
-        return _check("pods", Outcome.WARNING, seen, fix, **values)
-    return _check("pods", Outcome.OK, seen, **values)
+        return _check("pods", CheckOutcome.WARNING, seen, fix, **values)
+    return _check("pods", CheckOutcome.OK, seen, **values)
 
 
 async def _fetch_script(client: _Client) -> Check:
     page = await client.get("/")
     if isinstance(page, _Silence) or page.status != 200:
         fix = "BinderHub's page is at /: does a proxy in front forward it?"
-        return _check("static files", Outcome.FAILED, f"/: {_unexpected(page)}", fix)
+        return _check("static files", CheckOutcome.FAILED, f"/: {_unexpected(page)}", fix)
     names = [html.unescape(name) for name in _SCRIPT.findall(page.body.decode("utf-8", "replace"))]
     if not names:
-        return _check("static files", Outcome.SKIPPED, "its page at / references no script")
+        return _check("static files", CheckOutcome.SKIPPED, "its page at / references no script")
     name = next((name for name in names if "bundle" in name), names[0])
     script = await client.get(name, most=_LARGEST_FILE)
     if isinstance(script, _Silence) or script.status != 200:
         fix = "Pages stay empty without it: does a proxy in front limit sizes or times?"
-        return _check("static files", Outcome.FAILED, f"{name}: {_unexpected(script)}", fix)
+        return _check("static files", CheckOutcome.FAILED, f"{name}: {_unexpected(script)}", fix)
     size = len(script.body)
     seen = f"{name}: {size / 1e6:.1f} MB in {_time(script.seconds)}"
-    return _check("static files", Outcome.OK, seen, bytes=size, seconds=script.seconds)
+    return _check("static files", CheckOutcome.OK, seen, bytes=size, seconds=script.seconds)
 
 
 def _judge_stream(candidate: Candidate, heard: Heard | _Silence) -> list[Check]:
     if isinstance(heard, _Silence):
         fix = "A build's first event comes within 25 s. Does a proxy in front hold the response back?"
-        return [_check("event stream", Outcome.FAILED, heard.why, fix)]
+        return [_check("event stream", CheckOutcome.FAILED, heard.why, fix)]
     head = _judge_head(heard)
     if heard.status != 200:
         return [head]
@@ -640,7 +617,7 @@ def _judge_head(heard: Heard) -> Check:
     kind, coding = headers.get("Content-Type", ""), headers.get("Content-Encoding", "identity")
     wrong, fix = "", ""
     if heard.status != 200:
-        wrong = _unexpected(_Answer(heard.status, headers, b"", 0.0))
+        wrong = _unexpected(heard)
         fix = "BinderHub reports failures within the stream: a proxy in front must forward /build/."
     elif kind.partition(";")[0].strip().lower() != "text/event-stream":
         wrong = f"Content-Type {kind or 'is missing'}"
@@ -653,17 +630,17 @@ def _judge_head(heard: Heard) -> Check:
         fix = "Disable compression for text/event-stream: it delays events."
     values: dict[str, Any] = {"status": heard.status}
     if wrong:
-        return _check("event stream", Outcome.FAILED, wrong, fix, **values)
-    return _check("event stream", Outcome.OK, f"200, {kind}", **values)
+        return _check("event stream", CheckOutcome.FAILED, wrong, fix, **values)
+    return _check("event stream", CheckOutcome.OK, f"200, {kind}", **values)
 
 
 def _judge_cors(candidate: Candidate, heard: Heard) -> Check:
     allowed = heard.headers.get("Access-Control-Allow-Origin")
     if allowed in ("*", candidate.origin):
-        return _check("cors", Outcome.OK, f"Access-Control-Allow-Origin: {allowed}")
+        return _check("cors", CheckOutcome.OK, f"Access-Control-Allow-Origin: {allowed}")
     seen = f"Access-Control-Allow-Origin: {allowed}" if allowed else "no Access-Control-Allow-Origin"
     fix = 'Set BinderHub.cors_allow_origin to "*": pages elsewhere (thebe, Jupyter Book) launch, too.'
-    return _check("cors", Outcome.WARNING, seen, fix)
+    return _check("cors", CheckOutcome.WARNING, seen, fix)
 
 
 def _judge_launch(heard: Heard) -> Check:
@@ -672,11 +649,11 @@ def _judge_launch(heard: Heard) -> Check:
     failed = next((event for event in heard.events if event.get("phase") == "failed"), None)
     if failed is not None:
         fix = "See BinderHub's log for the reason, or use another --repository."
-        return _check("launch", Outcome.WARNING, f"failed: {failed.get('message', '')}", fix, **values)
+        return _check("launch", CheckOutcome.WARNING, f"failed: {failed.get('message', '')}", fix, **values)
     if not heard.events:
-        return _check("launch", Outcome.SKIPPED, "no event arrived", **values)
+        return _check("launch", CheckOutcome.SKIPPED, "no event arrived", **values)
     return _check(
-        "launch", Outcome.OK, f"started: {', '.join(phases) or 'no phase yet'}; abandoned", **values
+        "launch", CheckOutcome.OK, f"started: {', '.join(phases) or 'no phase yet'}; abandoned", **values
     )
 
 
@@ -685,20 +662,20 @@ def judge_moves(heard: Heard) -> Check:
     fix = "Disable response buffering in front of BinderHub (nginx: proxy_buffering off)."
     if not heard.reads:
         seen = heard.broken or ("it ended without an event" if heard.ended else "nothing arrived")
-        return _check("unbuffered", Outcome.FAILED, seen, fix)
+        return _check("unbuffered", CheckOutcome.FAILED, seen, fix)
     first, count = heard.reads[0]
     values: dict[str, Any] = {"first": first, "apart": heard.apart, "events": len(heard.events)}
     if count > _AT_ONCE:
         seen = f"the first {count} events arrived at once, after {_time(first)}"
-        return _check("unbuffered", Outcome.FAILED, seen, fix, **values)
+        return _check("unbuffered", CheckOutcome.FAILED, seen, fix, **values)
     if heard.apart >= _APART:
         seen = f"the first bytes after {_time(first)}, more {_time(heard.apart)} later"
-        return _check("unbuffered", Outcome.OK, seen, **values)
+        return _check("unbuffered", CheckOutcome.OK, seen, **values)
     if any(event.get("phase") == "failed" for event in heard.events):
-        return _check("unbuffered", Outcome.SKIPPED, "the launch failed at once", **values)
+        return _check("unbuffered", CheckOutcome.SKIPPED, "the launch failed at once", **values)
     how = heard.broken or ("then it ended" if heard.ended else "then nothing more arrived")
     seen = f"all {len(heard.events)} events arrived at once, {how}"
-    return _check("unbuffered", Outcome.FAILED, seen, fix, **values)
+    return _check("unbuffered", CheckOutcome.FAILED, seen, fix, **values)
 
 
 # -- texts

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
-import aiohttp
+from yarl import URL
 
 from fedproxy import __version__
+from fedproxy.control.fetch import FAULTS, fetch, open_session
 from fedproxy.control.messages import Logo
+from fedproxy.tasks import cancel
 
 _LARGEST: Final = 64 * 1024  # bytes
 _TIME: Final = 10.0  # seconds for one of them
@@ -63,8 +65,7 @@ class Logos:
     async def close(self) -> None:
         """Stops fetching."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel([self._task])
             self._task = None
 
     async def _run(self) -> None:
@@ -94,26 +95,15 @@ class Logos:
         """None if there is no image, or it is too large."""
         headers = {"User-Agent": f"fedproxy/{__version__}", "Accept": "image/*"}
         try:
-            async with (
-                asyncio.timeout(_TIME),
-                aiohttp.ClientSession(headers=headers, cookie_jar=aiohttp.DummyCookieJar()) as session,
-                session.get(url, max_redirects=_REDIRECTS) as response,
-            ):
-                if response.status != 200:
-                    return None
-                content = bytearray()
-                async for piece in response.content.iter_any():
-                    content += piece
-                    if len(content) > _LARGEST:
-                        return None
-        # ValueError: an invalid URL or name.
-        except (aiohttp.ClientError, OSError, ValueError):
+            async with open_session(headers, decompress=True) as session:
+                found = await fetch(session, URL(url), timeout=_TIME, most=_LARGEST, redirects=_REDIRECTS)
+        except FAULTS:
             return None
-        kind = image_type(bytes(content))
-        if kind is None:
+        kind = image_type(found.body)
+        if kind is None or found.status != 200:
             return None
-        key = hashlib.sha256(kind.encode() + content).hexdigest()[:16]
-        return Logo(url, key, kind, bytes(content))
+        key = hashlib.sha256(kind.encode() + found.body).hexdigest()[:16]
+        return Logo(url, key, kind, found.body)
 
 
 def image_type(content: bytes) -> str | None:

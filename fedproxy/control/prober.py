@@ -32,12 +32,13 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from fedproxy import __version__
+from fedproxy.control.fetch import FAULTS, Fetched, TooLarge, fetch, open_session
 from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
 from fedproxy.decide.pulse import Pulse
 from fedproxy.errors import EdgeFailed, NameFailed, own_fault
 from fedproxy.proxy.resolver import Resolver
+from fedproxy.tasks import Tasks
 
-_LARGEST_BODY: Final = 1 << 20
 _LONGEST_WORDS: Final = 200
 _BEAT: Final = 0.25  # seconds
 _SLEPT: Final = 0.5  # seconds of lost time that do not invalidate a failure
@@ -153,14 +154,14 @@ class Prober:
         self._chance = chance
         self._watches: dict[str, _Watch] = {}
         self._prime: _Watch | None = None
-        self._rounds: set[asyncio.Task[Verdict | None]] = set()
+        self._rounds = Tasks()
         self._pulse = Pulse()
         self._ticker: asyncio.TimerHandle | None = None
         # One connection per request: rounds are far apart, and a new connection tests more.
         # No limit, so that requests to members that hang do not delay others.
         # Names are resolved as for visitors, so that the verdict is about the same addresses.
         self._names = Resolver(asyncio.get_running_loop().time)
-        names = _Names(self._names)
+        names = _EdgeNames(self._names)
         self._session = _session(_Connector(limit=0, force_close=True, resolver=names, use_dns_cache=False))
 
     @property
@@ -184,7 +185,7 @@ class Prober:
         for target in targets:
             watch = old.get(target.name)
             if watch is None or watch.target.place != target.place:
-                watch = _Watch(target)
+                watch = _Watch(target, HealthState(policy.rise, policy.fall))
             else:
                 del old[target.name]
                 watch.target = target
@@ -208,7 +209,7 @@ class Prober:
             watch.stop()
         if self._ticker is not None:
             self._ticker.cancel()
-        await asyncio.gather(*self._rounds, return_exceptions=True)
+        await self._rounds.wait()
         await self._session.close()
         await self._names.close()
 
@@ -223,15 +224,13 @@ class Prober:
     def _start(self, watch: _Watch) -> None:
         watch.timer = None
         watch.state.rise, watch.state.fall = self._policy.rise, self._policy.fall
-        watch.round = asyncio.get_running_loop().create_task(
-            self._round(watch, watch.target, self._policy), name=f"probe of {watch.target.name}"
+        watch.round = self._rounds.start(
+            self._round(watch, watch.target, self._policy), f"probe of {watch.target.name}"
         )
-        self._rounds.add(watch.round)
         watch.round.add_done_callback(partial(self._ended, watch))
 
     def _ended(self, watch: _Watch, task: asyncio.Task[Verdict | None]) -> None:
         """A round has ended in any way: schedules the next one."""
-        self._rounds.discard(task)
         watch.round = None
         watch.asked.set()
         if watch.stopped:
@@ -281,10 +280,10 @@ class Prober:
         else:
             versions = await _ask(session, target, target.versions, policy.timeout)
             watch.versions = (
-                versions.body if isinstance(versions, _Answer) and versions.status == 200 else None
+                versions.body if isinstance(versions, Fetched) and versions.status == 200 else None
             )
             watch.asked.set()
-            if isinstance(versions, _Silence) and not versions.connected and target.one_origin:
+            if isinstance(versions, _Failure) and not versions.connected and target.one_origin:
                 return versions.verdict("versions")
         health = await _ask(session, target, target.health, policy.timeout)
         verdict = _of_health(health, policy.pod_headroom)
@@ -316,9 +315,9 @@ class _Watch:
     versions: bytes | None = None
     stopped = False
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, state: HealthState) -> None:
         self.target = target
-        self.state = HealthState()
+        self.state = state
         self.asked = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -365,7 +364,7 @@ class _Progress:
 _progress: ContextVar[_Progress] = ContextVar("_progress")
 
 
-class _Names(AbstractResolver):
+class _EdgeNames(AbstractResolver):
     """Lets the client use the edge's resolver."""
 
     def __init__(self, resolver: Resolver) -> None:
@@ -412,14 +411,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 @dataclass(frozen=True)
-class _Answer:
-    path: str
-    status: int
-    body: bytes
-
-
-@dataclass(frozen=True)
-class _Silence:
+class _Failure:
     """No valid response. connected: whether there was a connection at all."""
 
     reason: str
@@ -438,20 +430,16 @@ class _BrokenOff(aiohttp.ClientError):
     """A connection that was established and lost: an error after which the client sends no second GET."""
 
 
-class _TooLarge(aiohttp.ClientError):
-    """The body is too large."""
-
-
-def _of_versions(found: _Answer | _Silence, reference: bytes | None) -> Verdict:
-    if isinstance(found, _Silence):
+def _of_versions(found: Fetched | _Failure, reference: bytes | None) -> Verdict:
+    if isinstance(found, _Failure):
         return found.verdict("versions")
     if found.status != 200:
         return unreachable("status", f"answered {found.status} to {found.path}", ("versions",))
     return judge_versions(found.body, reference)
 
 
-def _of_health(found: _Answer | _Silence, pod_headroom: int) -> Verdict:
-    if isinstance(found, _Silence):
+def _of_health(found: Fetched | _Failure, pod_headroom: int) -> Verdict:
+    if isinstance(found, _Failure):
         return found.verdict()
     if found.status not in (200, 503):
         return unreachable("status", f"answered {found.status} to {found.path}")
@@ -460,26 +448,19 @@ def _of_health(found: _Answer | _Silence, pod_headroom: int) -> Verdict:
 
 async def _ask(
     session: aiohttp.ClientSession, target: Target, address: str, timeout: float
-) -> _Answer | _Silence:
+) -> Fetched | _Failure:
     """One GET and its whole body, or the failure."""
     progress = _Progress()
     _progress.set(progress)
     try:
         url = URL(address, encoded=True)
-        async with (
-            asyncio.timeout(timeout),
-            session.get(
-                url, ssl=target.tls or True, allow_redirects=False, trace_request_ctx=progress
-            ) as response,
-        ):
-            return _Answer(url.raw_path, response.status, await _body(response))
+        return await fetch(session, url, timeout=timeout, tls=target.tls, context=progress)
     except TimeoutError:
         reason = "dns" if progress.phase is _Phase.NAME else "timeout"
         detail, limit = progress.phase.value, f" within {timeout:g} s"
     except EdgeFailed as error:
         raise _OwnFault from error
-    # ValueError: an invalid URL or name.
-    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+    except FAULTS as error:
         if _is_own_fault(error, progress):
             raise _OwnFault from error
         (reason, detail), limit = _described(error), ""
@@ -487,8 +468,8 @@ async def _ask(
         if progress.transport is not None:
             progress.transport.abort()
     if progress.phase is _Phase.ANSWER:
-        return _Silence(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
-    return _Silence(reason, f"{detail}{limit}")
+        return _Failure(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
+    return _Failure(reason, f"{detail}{limit}")
 
 
 def _is_own_fault(error: Exception, progress: _Progress) -> bool:
@@ -503,15 +484,6 @@ def _is_own_fault(error: Exception, progress: _Progress) -> bool:
     except OSError as refused:
         return own_fault(refused) is not None
     return False
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > _LARGEST_BODY:
-            raise _TooLarge
-    return bytes(body)
 
 
 def _described(error: Exception) -> tuple[str, str]:
@@ -529,8 +501,8 @@ def _described(error: Exception) -> tuple[str, str]:
             return "tls", f"the TLS handshake failed: {_words(reason)}"
         case aiohttp.ClientConnectorError(os_error=fault):
             return "connect", f"no connection: {_words(os.strerror(fault.errno) if fault.errno else fault)}"
-        case _TooLarge():
-            return "nonsense", f"answered more than {_LARGEST_BODY >> 20} MiB"
+        case TooLarge():
+            return "nonsense", str(error)
         case _BrokenOff() | OSError() | aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
             return "reset", "broke off its response"
         case aiohttp.ClientResponseError() | HttpProcessingError():
@@ -550,16 +522,7 @@ def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     trace.on_dns_resolvehost_start.append(partial(_reached, _Phase.NAME))
     trace.on_dns_resolvehost_end.append(partial(_reached, _Phase.CONNECT))
     trace.on_connection_create_end.append(partial(_reached, _Phase.ANSWER))
-    return aiohttp.ClientSession(
-        connector=connector,
-        headers=_HEADERS,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        auto_decompress=False,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-        middlewares=(_once,),
-        trace_configs=[trace],
-    )
+    return open_session(_HEADERS, connector, middlewares=(_once,), trace=trace)
 
 
 async def _reached(phase: _Phase, _: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:

@@ -30,7 +30,7 @@ from fedproxy.config.address import MEMBER_NAME
 from fedproxy.config.check import config_error, config_from, model_from, show
 from fedproxy.config.document import Document
 from fedproxy.config.load import member_from
-from fedproxy.config.model import Config, Member, Section
+from fedproxy.config.model import Config, MemberSettings, Section
 from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError, Fault
 
@@ -200,7 +200,7 @@ def _said(config: Config, name: str) -> Mapping[str, Any] | None:
     return _written(member) if member is not None else None
 
 
-def _written(member: Member) -> dict[str, Any]:
+def _written(member: MemberSettings) -> dict[str, Any]:
     return member.model_dump(mode="json", exclude_defaults=True)
 
 

@@ -63,7 +63,7 @@ class FederationPolicy:
     at a time. slow_start: seconds from a member's recovery to its whole share.
     """
 
-    balancer: str = "rendezvous"
+    balancer: str
     load_bound: float = 1.5
     max_ejected: float = 0.67
     slow_start: float = 30.0

@@ -138,7 +138,7 @@ class HealthState:
     row. `reasons`: those of the last failure, while it is unhealthy.
     """
 
-    def __init__(self, rise: int = 1, fall: int = 3) -> None:
+    def __init__(self, rise: int, fall: int) -> None:
         self.rise = rise
         self.fall = fall
         self.healthy = True

@@ -9,6 +9,9 @@ from typing import Final
 from fedproxy.decide.breaker import Breaker, BreakerState
 from fedproxy.decide.counts import MemberCounts
 
+#: The most requests in flight to a member, if nothing else is said.
+MAX_REQUESTS: Final = 1000
+
 _FIRST_SHARE = 0.1
 
 
@@ -36,7 +39,7 @@ class Member:
         weight: float = 1.0,
         prime: bool = False,
         hosts: tuple[str, ...] = (),
-        max_requests: int = 1000,
+        max_requests: int = MAX_REQUESTS,
         max_launches: int | None = None,
     ) -> None:
         self.name = name

@@ -32,7 +32,7 @@ class RetryBudget:
 
     __slots__ = ("_budget", "_earned", "_floor", "_now", "_per_client", "_requests", "_taken", "_tokens")
 
-    def __init__(self, budget: float = 0.2, floor: float = 1.0, per_client: float = 1.0) -> None:
+    def __init__(self, budget: float, floor: float, per_client: float = 1.0) -> None:
         self._budget = budget
         self._floor = floor
         self._per_client = per_client

@@ -15,7 +15,7 @@ Event = dict[str, Any]
 _LARGEST_EVENT = 22_581
 
 
-class Outcome(enum.Enum):
+class ToyOutcome(enum.Enum):
     """How a launch goes."""
 
     BUILT = "built"
@@ -40,7 +40,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Launch:
+class ToyLaunch:
     """One requested launch. `provider` and `spec` are raw, as in the target; `url` is the session's."""
 
     provider: str
@@ -61,41 +61,41 @@ class Launch:
         return f"https://{self.provider}.example.org/{self.spec.rpartition('/')[0] or self.spec}"
 
 
-def outcome(launch: Launch, *, cached: bool, full: bool) -> Outcome:
+def outcome(launch: ToyLaunch, *, cached: bool, full: bool) -> ToyOutcome:
     """How a launch goes; `missing` and `banned` in the spec make it fail on every member."""
     if launch.provider not in PROVIDERS:
-        return Outcome.NO_PROVIDER
+        return ToyOutcome.NO_PROVIDER
     if "banned" in launch.spec:
-        return Outcome.BANNED
+        return ToyOutcome.BANNED
     if "missing" in launch.spec:
-        return Outcome.NO_REF
+        return ToyOutcome.NO_REF
     if full:
-        return Outcome.CACHED_FULL if cached else Outcome.FULL
-    return Outcome.CACHED if cached else Outcome.BUILT
+        return ToyOutcome.CACHED_FULL if cached else ToyOutcome.FULL
+    return ToyOutcome.CACHED if cached else ToyOutcome.BUILT
 
 
-def steps(launch: Launch, how: Outcome) -> Iterator[Step]:
+def steps(launch: ToyLaunch, how: ToyOutcome) -> Iterator[Step]:
     """Every event of the stream in order; the last one is `ready` or `failed`."""
     match how:
-        case Outcome.NO_PROVIDER:
+        case ToyOutcome.NO_PROVIDER:
             yield _failed(f"No provider found for prefix {launch.provider}\n", 404)
-        case Outcome.NO_REF:
+        case ToyOutcome.NO_REF:
             yield _failed(
                 f"Could not resolve ref for {launch.provider}:{launch.spec}. Double check your URL.\n", 404
             )
-        case Outcome.BANNED:
+        case ToyOutcome.BANNED:
             yield _failed(
                 f"Sorry, {launch.provider}:{launch.spec} is not allowed to launch. Please ask.\n", 403
             )
-        case Outcome.FULL:
+        case ToyOutcome.FULL:
             yield _no_room()
-        case Outcome.CACHED_FULL:
+        case ToyOutcome.CACHED_FULL:
             yield _built(launch, "Found built image, launching...\n")
             yield _no_room()
-        case Outcome.CACHED:
+        case ToyOutcome.CACHED:
             yield _built(launch, "Found built image, launching...\n")
             yield from _launching(launch)
-        case Outcome.BUILT:
+        case ToyOutcome.BUILT:
             yield from _building(launch)
             yield _built(launch, "Built image, launching...\n")
             yield from _launching(launch)
@@ -114,11 +114,11 @@ def _no_room() -> Step:
     return _say(0.2, "failed", "Too many users on this BinderHub! Try again soon.\n")
 
 
-def _built(launch: Launch, message: str) -> Step:
+def _built(launch: ToyLaunch, message: str) -> Step:
     return _say(0.3, "built", message, imageName=launch.image)
 
 
-def _launching(launch: Launch) -> Iterator[Step]:
+def _launching(launch: ToyLaunch) -> Iterator[Step]:
     yield _say(0.1, "launching", "Launching server...\n")
     for message in (
         "Server requested",
@@ -146,7 +146,7 @@ def _launching(launch: Launch) -> Iterator[Step]:
     )
 
 
-def _building(launch: Launch) -> Iterator[Step]:
+def _building(launch: ToyLaunch) -> Iterator[Step]:
     yield _say(0.5, "waiting", "Waiting for build to start...\n")
     yield _say(1.0, "fetching", "Picked Git content provider.\n")
     yield _say(0.1, "fetching", f"Cloning into '/tmp/repo2docker/{launch.image[-8:]}'...\n")

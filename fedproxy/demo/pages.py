@@ -14,7 +14,7 @@ _PAGE_BYTES = 4_500
 
 
 @dataclass(frozen=True)
-class Asset:
+class StaticFile:
     """A body with its type and its entity tag (unquoted, RFC 9110 section 8.8.3)."""
 
     body: bytes
@@ -22,9 +22,9 @@ class Asset:
     etag: str
 
 
-def make_asset(body: bytes, content_type: str) -> Asset:
+def make_asset(body: bytes, content_type: str) -> StaticFile:
     """The same body always has the same tag, on every member."""
-    return Asset(body, content_type, hashlib.sha256(body).hexdigest()[:32])
+    return StaticFile(body, content_type, hashlib.sha256(body).hexdigest()[:32])
 
 
 def ui_page(member: str) -> str:
@@ -127,7 +127,7 @@ h1 { font-size: 1.5rem; }
 
 
 @functools.cache
-def static_assets() -> dict[str, Asset]:
+def static_assets() -> dict[str, StaticFile]:
     """Path under `/static/` -> asset; generated once, the same bytes in every process."""
     bundle = _grow('"use strict";\nconst modules = {};\n', 'modules["{}"] = () => "{}";\n', _BUNDLE_BYTES)
     styles = _grow(_STYLES, ".unused-{} {{ --digest: '{}'; }}\n", _STYLES_BYTES)
@@ -148,7 +148,7 @@ def _grow(start: str, line: str, size: int) -> bytes:
     return "".join(parts).encode()
 
 
-def badge(label: str = "launch", message: str = "toy binder") -> Asset:
+def badge(label: str = "launch", message: str = "toy binder") -> StaticFile:
     """The image that links a README to a launch."""
     text = html.escape(f"{label} {message}")
     svg = (

@@ -318,17 +318,17 @@ class ToyBinderHub:
         await self._rest(stream, self.linger)
         return stream
 
-    def _describe(self, request: web.Request) -> launches.Launch:
+    def _describe(self, request: web.Request) -> launches.ToyLaunch:
         # The raw path: a spec is a token's audience, so what was escaped stays escaped.
         provider, _, spec = request.rel_url.raw_path.removeprefix("/build/").partition("/")
         user = f"{request.match_info['spec'].replace('/', '-')[:40]}-{secrets.token_hex(4)}".lower()
         user = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in user)
-        return launches.Launch(
+        return launches.ToyLaunch(
             provider, spec, self.url, f"{self.url}/user/{user}/", secrets.token_urlsafe(16)
         )
 
     async def _events(
-        self, launch: launches.Launch, stream: web.StreamResponse
+        self, launch: launches.ToyLaunch, stream: web.StreamResponse
     ) -> AsyncIterator[launches.Event]:
         self.launches += 1
         cached = launch.image in self._cached or "cached" in launch.spec
@@ -387,11 +387,11 @@ class ToyBinderHub:
         )
 
 
-def _html(text: str) -> pages.Asset:
+def _html(text: str) -> pages.StaticFile:
     return pages.make_asset(text.encode(), "text/html")
 
 
-def _answer(request: web.Request, asset: pages.Asset, *, max_age: int | None) -> web.Response:
+def _answer(request: web.Request, asset: pages.StaticFile, *, max_age: int | None) -> web.Response:
     """The asset or a part of it, or 304 or 416 (RFC 9110 sections 13 and 14). `max_age` None: ask again."""
     headers = {
         "ETag": f'"{asset.etag}"',

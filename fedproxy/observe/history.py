@@ -118,7 +118,7 @@ class _Totals:
 
 
 @dataclass
-class _Watch:
+class _MemberState:
     """A member's state between surveys. `marks`: its totals at the end of each step of the last minute."""
 
     snapshot: Snapshot
@@ -175,7 +175,7 @@ class History:
         self.looks = 0
         self.steps = 0
         self.changes = 0
-        self._watches: dict[str, _Watch] = {}
+        self._watches: dict[str, _MemberState] = {}
         self._events: deque[Event] = deque(maxlen=_EVENTS)
         self._counted: dict[tuple[str, ...], tuple[Event, int]] = {}
         self._step_began = 0.0
@@ -226,7 +226,7 @@ class History:
             totals = _Totals.of(snapshot.counts, now)
             watch = old.pop(snapshot.name, None)
             if watch is None:
-                watch = _Watch(snapshot, totals)
+                watch = _MemberState(snapshot, totals)
                 watch.marks.append(totals)
                 if not first:
                     self.note(time, f"{snapshot.name} joined the federation", Level.GOOD, snapshot.name)
@@ -248,7 +248,7 @@ class History:
 
     # What changed
 
-    def _compare(self, watch: _Watch, before: Snapshot, counted: _Totals, time: float) -> None:
+    def _compare(self, watch: _MemberState, before: Snapshot, counted: _Totals, time: float) -> None:
         after, name = watch.snapshot, watch.snapshot.name
         if after.intent is not before.intent:
             level = Level.GOOD if after.intent is Intent.READY else Level.NOTE
@@ -260,7 +260,9 @@ class History:
         for other, more in _more(watch.totals.failovers, counted.failovers).items():
             self._count(("failover", name, other), more, time, _went_on(name, other), Level.NOTE, name)
 
-    def _compare_breaker(self, watch: _Watch, before: BreakerState, counted: _Totals, time: float) -> None:
+    def _compare_breaker(
+        self, watch: _MemberState, before: BreakerState, counted: _Totals, time: float
+    ) -> None:
         after, name = watch.snapshot.breaker, watch.snapshot.name
         passed = _more(watch.totals.transitions, counted.transitions)
         why = watch.why()

@@ -60,7 +60,7 @@ def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
     )
 
 
-def options_of(listener: config.Listener) -> ListenerOptions:
+def options_of(listener: config.ListenerSettings) -> ListenerOptions:
     """The settings of a listener for its visitors."""
     tls = listener.tls
     return ListenerOptions(
@@ -142,7 +142,7 @@ def _policy(settings: config.Config) -> Policy:
     )
 
 
-def _action(route: config.Route) -> Action:
+def _action(route: config.RouteSettings) -> Action:
     if route.redirect is not None:
         return Redirect(route.redirect, route.status or 302)
     if route.status is not None:
@@ -160,7 +160,7 @@ def find_endpoints(settings: config.Config) -> dict[str, Endpoint]:
     return {name: _endpoint(name, member) for name, member in settings.members.items() if member.active}
 
 
-def _endpoint(name: str, member: config.Member) -> Endpoint:
+def _endpoint(name: str, member: config.MemberSettings) -> Endpoint:
     """The endpoint of a member's URL. An https member's certificate is verified, with its `ca` if set."""
     address = member_address(member.url)
     tls = None

@@ -48,6 +48,7 @@ from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ChannelError
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Sockets
+from fedproxy.tasks import Tasks, cancel
 
 _TO_START = 30.0  # seconds that a worker may take until it accepts
 _TO_ANSWER = 1.0  # seconds that a worker may take to answer a question
@@ -303,7 +304,7 @@ class Workers:
         self._say = say
         self._processes: set[_Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._watchers = Tasks()
         self._health: dict[str, MemberHealth] = {}
         self._logos: dict[str, Logo] = {}
         self._numbers = count()
@@ -405,9 +406,7 @@ class Workers:
                 self._spawning -= 1
         worker.pid = worker.process.pid
         self._processes.add(worker)
-        watcher = asyncio.get_running_loop().create_task(self._watch(worker))
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
+        self._watchers.start(self._watch(worker))
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors, given)
         worker.channel.send(start)
         for logo in self._logos.values():
@@ -618,9 +617,8 @@ class Workers:
         for each in self._processes:
             each.draining = True
             each.channel.send(Drain(seconds))
-        if self._watchers:
-            # A worker cuts what is left by itself; the rest is for one that does not.
-            await asyncio.wait(self._watchers, timeout=seconds + 5.0)
+        # A worker cuts what is left by itself; the rest is for one that does not.
+        await self._watchers.wait(seconds + 5.0)
 
     async def close(self) -> None:
         """As `Fleet` says."""
@@ -628,20 +626,16 @@ class Workers:
         for each in self._processes:
             each.draining = True
             each.channel.send(Drain(0.0))
-        if self._watchers:
-            await asyncio.wait(self._watchers, timeout=5.0)
+        await self._watchers.wait(5.0)
         for each in list(self._processes):
             each.process.kill()
             self._say(f"worker {each.pid} did not end and is killed")
-        if self._watchers:
-            # One that is blocked in a disk operation cannot even be killed.
-            await asyncio.wait(self._watchers, timeout=5.0)
+        # One that is blocked in a disk operation cannot even be killed.
+        await self._watchers.wait(5.0)
         self._common.listeners.discard(self._share_launches)
 
     async def _stop_keeping(self) -> None:
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await cancel(self._keepers)
         self._keepers.clear()
 
 

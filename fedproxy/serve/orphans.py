@@ -26,7 +26,7 @@ from fedproxy.control import hand
 from fedproxy.serve.sockets import Left, is_at
 
 if TYPE_CHECKING:
-    from fedproxy.config.model import Listener
+    from fedproxy.config.model import ListenerSettings
 
 _RELIEVED = "relieved"
 _RINGING = 4  # processes that may ring at once
@@ -126,7 +126,7 @@ class Orphans:
         self._bells.clear()
 
 
-def find(listeners: Sequence[Listener]) -> Orphans:
+def find(listeners: Sequence[ListenerSettings]) -> Orphans:
     """The workers that accept at one of these addresses. Blocks for a few seconds if one does not answer."""
     orphans = Orphans()
     until = time.monotonic() + _ALL_TO_ANSWER

@@ -36,11 +36,12 @@ from fedproxy.serve.own_pages import page_logger
 from fedproxy.serve.sockets import BACKLOG
 from fedproxy.serve.tls import Certificates
 from fedproxy.serve.traces import Traces
+from fedproxy.tasks import Tasks, cancel
 from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
     from fedproxy.config.address import Address
-    from fedproxy.config.model import Config, Listener
+    from fedproxy.config.model import Config, ListenerSettings
     from fedproxy.record import Record
 
 #: Of a listener, what cannot change while it listens: its address, whether it speaks TLS, PROXY protocol.
@@ -56,7 +57,7 @@ _HEAD = 1 << 24  # bytes
 _UNSENT = 256 * 1024
 
 
-def shape(listener: Listener) -> Shape:
+def shape(listener: ListenerSettings) -> Shape:
     """What cannot change while it listens."""
     return listener.address, listener.tls is not None, listener.proxy_protocol
 
@@ -64,7 +65,7 @@ def shape(listener: Listener) -> Shape:
 class _Open:
     """A listener that is open. What of it can change, its visitors look up here."""
 
-    def __init__(self, listener: Listener, certificates: Certificates | None) -> None:
+    def __init__(self, listener: ListenerSettings, certificates: Certificates | None) -> None:
         self.shape = shape(listener)
         self.door = options_of(listener)
         self.certificates = certificates
@@ -111,7 +112,7 @@ class Plane:
         self._health: dict[str, MemberHealth] = {}
         self._logos: dict[str, Logo] = {}
         self._drained_by = float("inf")
-        self._entering: set[asyncio.Task[Any]] = set()
+        self._entering = Tasks()
         self._retiring: dict[_Open, asyncio.TimerHandle] = {}
         self.edge = Edge(local=self._page)
         self._traces = Traces(self.edge)
@@ -303,7 +304,7 @@ class Plane:
         del self._retiring[gone]
         self._accept_last(gone)
 
-    def _prepare(self, at: int, listener: Listener) -> _Open:
+    def _prepare(self, at: int, listener: ListenerSettings) -> _Open:
         certificates = None
         if listener.tls is not None:
             certificates = Certificates(listener.tls, f"listen.{at}.tls")
@@ -311,7 +312,7 @@ class Plane:
                 certificates.set_ticket_key(self._tickets)
         return _Open(listener, certificates)
 
-    async def _accept(self, opened: _Open, listener: Listener, sock: socket.socket) -> None:
+    async def _accept(self, opened: _Open, listener: ListenerSettings, sock: socket.socket) -> None:
         opened.servers.append(await self._serve_on(opened, listener, sock))
         opened.sockets.append(sock.dup())
 
@@ -335,7 +336,9 @@ class Plane:
         for opened in self._open:
             opened.give_back(key)
 
-    async def _serve_on(self, opened: _Open, listener: Listener, sock: socket.socket) -> asyncio.Server:
+    async def _serve_on(
+        self, opened: _Open, listener: ListenerSettings, sock: socket.socket
+    ) -> asyncio.Server:
         loop = asyncio.get_running_loop()
         # Copies share this flag with it.
         sock.setblocking(False)
@@ -357,12 +360,9 @@ class Plane:
 
     def _accept_last(self, opened: _Open) -> None:
         """Accepts those who wait already, and nobody after them."""
-        loop = asyncio.get_running_loop()
         sockets = opened.stop()
         for visitor in [visitor for sock in sockets for visitor in _waiting(sock)]:
-            entering = loop.create_task(self._enter(opened, visitor))
-            self._entering.add(entering)
-            entering.add_done_callback(self._entering.discard)
+            self._entering.start(self._enter(opened, visitor))
         _close(sockets)
 
     async def _enter(self, opened: _Open, visitor: socket.socket) -> None:
@@ -465,12 +465,9 @@ class Plane:
             timer.cancel()
         for each in (*self._open, *self._retiring):
             _close(each.stop())
-        for entering in self._entering:
-            entering.cancel()
-        await asyncio.gather(*self._entering, return_exceptions=True)
+        await cancel(self._entering)
         if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+            await cancel([self._sweeper])
             self._sweeper = None
         await self.edge.close()
         if self._runner is not None:

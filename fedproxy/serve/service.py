@@ -39,6 +39,7 @@ from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import Sockets, listen_on
 from fedproxy.serve.systemd import Notifier
 from fedproxy.serve.tls import Certificates
+from fedproxy.tasks import Tasks, cancel
 from fedproxy.web.admin import create_admin_app
 from fedproxy.web.guard import Guarded
 
@@ -97,7 +98,7 @@ class Service:
         self._reports: dict[str, Report] = {}
         self._prober: Prober | None = None
         self._logos: Logos | None = None
-        self._chores: set[asyncio.Task[Any]] = set()
+        self._chores = Tasks()
         self._admin: Guarded | None = None
         self._changing = asyncio.Lock()
         self._read: tuple[int, ...] | None = None  # the signature of the file that was read last
@@ -169,10 +170,7 @@ class Service:
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """What is ended by `stop`, wherever it is."""
-        chore = asyncio.get_running_loop().create_task(work)
-        self._chores.add(chore)
-        chore.add_done_callback(self._chores.discard)
-        return chore
+        return self._chores.start(work)
 
     async def _start(self) -> None:
         self._state_file = StateFile(state_path(self._own, self._file, os.environ))
@@ -238,10 +236,7 @@ class Service:
         """Stops accepting, gives what is under way `drain` seconds to end, cuts what is left."""
         self._serving = False
         self._notifier.stopping(drain + 10.0)
-        chores = list(self._chores)
-        for chore in chores:
-            chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
+        await cancel(self._chores)
         if self._prober is not None:
             await self._prober.close()
             self._prober = None
@@ -266,8 +261,7 @@ class Service:
                 self._admin = None
             self._notifier.close()
             if self._reaper is not None:
-                self._reaper.cancel()
-                await asyncio.gather(self._reaper, return_exceptions=True)
+                await cancel([self._reaper])
                 self._reaper = None
 
     # What operators ask for

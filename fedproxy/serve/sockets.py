@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from fedproxy.config.address import Address
 
 if TYPE_CHECKING:
-    from fedproxy.config.model import Listener
+    from fedproxy.config.model import ListenerSettings
 
 BACKLOG = 2048
 
@@ -65,7 +65,7 @@ class Sockets:
             sock.close()
         self._left.clear()
 
-    def open(self, listeners: Sequence[Listener], slots: int) -> Callable[[], None]:
+    def open(self, listeners: Sequence[ListenerSettings], slots: int) -> Callable[[], None]:
         """Opens the sockets that are not open yet, and returns a function that closes these again.
 
         Raises OSError, with nothing new left open, if one cannot be opened.
@@ -90,7 +90,7 @@ class Sockets:
             raise
         return undo
 
-    def close_others(self, listeners: Sequence[Listener], slots: int) -> None:
+    def close_others(self, listeners: Sequence[ListenerSettings], slots: int) -> None:
         """Closes sockets that these listeners do not need with `slots`, except those where visitors may wait.
 
         Workers have their own copies, and accept for a short time more at an address that is given up.
@@ -102,22 +102,22 @@ class Sockets:
         for group in self._open.values():
             group.shrink(slots)
 
-    def of(self, listeners: Sequence[Listener], slot: int, slots: int) -> list[list[socket.socket]]:
+    def of(self, listeners: Sequence[ListenerSettings], slot: int, slots: int) -> list[list[socket.socket]]:
         """For each listener the sockets that one of `slots` accepts on. Raises OSError."""
         return [self._open[key].of(slot, slots) for key in _keys(listeners)]
 
-    def own(self, listeners: Sequence[Listener], slot: int) -> Iterator[tuple[int, socket.socket]]:
+    def own(self, listeners: Sequence[ListenerSettings], slot: int) -> Iterator[tuple[int, socket.socket]]:
         """The sockets of only this slot where visitors may wait, each with its listener's number."""
         for at, key in enumerate(_keys(listeners)):
             sock = self._open[key].own(slot)
             if sock is not None:
                 yield at, sock
 
-    def left_over(self, listeners: Sequence[Listener], slots: int) -> range:
+    def left_over(self, listeners: Sequence[ListenerSettings], slots: int) -> range:
         """The slots from `slots` on that still have sockets."""
         return range(slots, max((len(self._open[key]) for key in _keys(listeners)), default=0))
 
-    def are_given(self, listeners: Sequence[Listener]) -> list[bool]:
+    def are_given(self, listeners: Sequence[ListenerSettings]) -> list[bool]:
         """For each listener, whether its socket was given to this process and outlives it."""
         return [self._open[key].given for key in _keys(listeners)]
 
@@ -126,7 +126,7 @@ class Sockets:
         for group in self._open.values():
             group.silence()
 
-    def bound(self, listeners: Sequence[Listener]) -> list[tuple[str, int]]:
+    def bound(self, listeners: Sequence[ListenerSettings]) -> list[tuple[str, int]]:
         """Host and port of each TCP listener, with the port that was assigned for 0."""
         return [self._open[key].bound() for key in _keys(listeners) if not key[0].path]
 
@@ -192,7 +192,7 @@ def _unsilence(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
-def _keys(listeners: Sequence[Listener]) -> list[tuple[Address, int]]:
+def _keys(listeners: Sequence[ListenerSettings]) -> list[tuple[Address, int]]:
     """An address, and which of its mentions: several listeners may each take any free port."""
     seen: dict[Address, int] = {}
     keys = []

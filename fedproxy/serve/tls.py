@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fedproxy.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
-    from fedproxy.config.model import Certificate, Tls
+    from fedproxy.config.model import Certificate, TlsSettings
 
 #: What Mozilla calls intermediate, for TLS 1.2: forward secrecy and authenticated encryption only. The
 #: visitor chooses, because a phone knows best whether it has AES in hardware. TLS 1.3 has no weak ones.
@@ -169,7 +169,7 @@ class Certificates:
     `listen.0.tls`. Raises ConfigError with every fault.
     """
 
-    def __init__(self, tls: Tls, where: str) -> None:
+    def __init__(self, tls: TlsSettings, where: str) -> None:
         self.context = _context(_VERSIONS[tls.min_version])
         self.context.sni_callback = self._choose
         self.replace(tls, where)
@@ -177,7 +177,7 @@ class Certificates:
     def __repr__(self) -> str:
         return f"<Certificates {self._pairs[0].source.where} {' '.join(self.expiries())}>"
 
-    def replace(self, tls: Tls, where: str) -> None:
+    def replace(self, tls: TlsSettings, where: str) -> None:
         """Puts another config of the same listener in force; what was negotiated stays.
 
         Raises ConfigError with every fault, and then changes nothing.
@@ -261,7 +261,7 @@ def ignore_unreadable_names() -> None:
     sys.unraisablehook = hook
 
 
-def _sources(tls: Tls, where: str) -> Iterator[_Source]:
+def _sources(tls: TlsSettings, where: str) -> Iterator[_Source]:
     version = _VERSIONS[tls.min_version]
     yield _Source(where, tls, version, chosen_by_name=False)
     for index, files in enumerate(tls.certificates):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
+from fedproxy.tasks import Tasks
+
 if TYPE_CHECKING:
-    from fedproxy.config.model import Tracing as Settings
+    from fedproxy.config.model import TracingSettings
     from fedproxy.observe.tracing import Tracing
     from fedproxy.proxy.edge import Edge
 
@@ -18,11 +19,11 @@ class Traces:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._settings: Settings | None = None
+        self._settings: TracingSettings | None = None
         self._tracing: Tracing | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = Tasks()
 
-    def put(self, settings: Settings) -> None:
+    def put(self, settings: TracingSettings) -> None:
         """Puts the settings in force; spans of the previous tracer are still sent."""
         if settings == self._settings:
             return
@@ -38,13 +39,11 @@ class Traces:
 
     def _end(self) -> None:
         if self._tracing is not None:
-            closing = asyncio.get_running_loop().create_task(self._tracing.close(_LAST_SPANS))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._closing.start(self._tracing.close(_LAST_SPANS))
             self._tracing = None
 
     async def close(self) -> None:
         """Returns once the spans are sent, or after a time limit."""
         self._edge.tracer = None
         self._end()
-        await asyncio.gather(*self._closing)
+        await self._closing.wait()

@@ -52,6 +52,7 @@ from fedproxy.serve.orphans import Bell
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Left, silence
 from fedproxy.serve.tls import ignore_unreadable_names
+from fedproxy.tasks import Tasks, cancel
 
 if TYPE_CHECKING:
     from fedproxy.decide.snapshot import Survey
@@ -75,7 +76,7 @@ class Worker:
         self._lost = asyncio.Event()
         self._serving = False
         self._telling = asyncio.Lock()
-        self._answers: set[asyncio.Task[None]] = set()
+        self._answers = Tasks()
         self._parent = os.getppid()
         self._given: tuple[bool, ...] = ()
         self._handed: asyncio.Queue[tuple[object, list[socket.socket]]] = asyncio.Queue()
@@ -133,9 +134,8 @@ class Worker:
         finally:
             bell.close()
             loop.remove_reader(self._hand)
-            accounts.cancel()
-            borrowing.cancel()
-            await asyncio.gather(accounts, borrowing, *self._answers, return_exceptions=True)
+            await cancel([accounts, borrowing])
+            await self._answers.wait()
             while not self._handed.empty():
                 for sock in self._handed.get_nowait()[1]:
                     sock.close()
@@ -256,9 +256,7 @@ class Worker:
         self.channel.send_fresh(fact)
 
     def _answer(self, number: int) -> None:
-        answer = asyncio.get_running_loop().create_task(self._give_account(number))
-        self._answers.add(answer)
-        answer.add_done_callback(self._answers.discard)
+        self._answers.start(self._give_account(number))
 
     async def _give_accounts(self) -> None:
         while True:

@@ -41,7 +41,7 @@ _BODY_TIME: Final = 10.0  # seconds, for the whole body
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Stuck(Protocol):
+class StuckWorker(Protocol):
     """A worker whose event loop has not reported for a while."""
 
     @property
@@ -79,7 +79,7 @@ class AdminState(Protocol):
     def next_look(self) -> asyncio.Future[None]:
         """Done when the history has seen the next survey. Shared: do not cancel it."""
 
-    def stuck(self) -> Sequence[Stuck]:
+    def stuck(self) -> Sequence[StuckWorker]:
         """The workers that should serve but whose event loop does not respond."""
 
     async def glance(self) -> Survey:

@@ -11,8 +11,7 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 
 if TYPE_CHECKING:
-    from fedproxy.config.model import Config, Organisation
-    from fedproxy.config.model import Member as Settings
+    from fedproxy.config.model import Config, MemberSettings, Organisation
     from fedproxy.decide.snapshot import Snapshot
 
 
@@ -37,7 +36,7 @@ def active_hosts(config: Config, members: Iterable[Snapshot]) -> dict[str, Any]:
     }
 
 
-def probed(member: Snapshot, settings: Settings | None) -> dict[str, str]:
+def probed(member: Snapshot, settings: MemberSettings | None) -> dict[str, str]:
     """The full URLs of a member's health and versions."""
     base = "http://localhost" if member.url.startswith("unix:") else member.url
     health = settings.health if settings else "/health"
@@ -157,7 +156,7 @@ def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, 
     """The members with their current state. logos: this edge's URL of each, by the URL in the config."""
     members = list(members)
     parts = shares(members)
-    settings: Mapping[str, Settings] = config.members
+    settings: Mapping[str, MemberSettings] = config.members
     return [
         replace(
             _card(
@@ -182,13 +181,13 @@ def join_contact(config: Config) -> str | None:
     return prime or next((settings.contact for settings in active.values() if settings.contact), None)
 
 
-def _logo(settings: Settings | None, logos: Mapping[str, str]) -> str | None:
+def _logo(settings: MemberSettings | None, logos: Mapping[str, str]) -> str | None:
     shown = (settings.funded_by, settings.run_by) if settings is not None else ()
     found = (logos.get(each.logo or "") for each in shown if each is not None)
     return next((logo for logo in found if logo is not None), None)
 
 
-def _card(name: str, settings: Settings | None, status: str, is_open: bool, share: int | None) -> Card:
+def _card(name: str, settings: MemberSettings | None, status: str, is_open: bool, share: int | None) -> Card:
     if settings is None:
         return Card(name, None, None, None, None, status, is_open, share)
     # A visitor cannot follow a link to a unix socket.

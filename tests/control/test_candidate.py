@@ -19,9 +19,9 @@ import trustme
 from fedproxy.control.candidate import (
     Candidate,
     Check,
+    CheckOutcome,
+    Examination,
     Heard,
-    Outcome,
-    Report,
     examine,
     judge_certificate,
     judge_moves,
@@ -40,7 +40,7 @@ from tests.rig import (
     refusing,
 )
 
-OK, WARNING, FAILED, SKIPPED = Outcome
+OK, WARNING, FAILED, SKIPPED = CheckOutcome
 EVERY = [
     "address",
     "name",
@@ -68,12 +68,12 @@ PAGE = (
 )
 
 
-async def probe(url: str, **settings: Any) -> Report:
+async def probe(url: str, **settings: Any) -> Examination:
     settings.setdefault("timeout", PATIENT)
     return await examine(Candidate(url, **settings))
 
 
-def of(report: Report) -> dict[str, Check]:
+def of(report: Examination) -> dict[str, Check]:
     assert [check.name for check in report.checks if check.name not in EVERY] == [
         check.name for check in report.checks if check.name.startswith("health: ")
     ]
@@ -90,7 +90,7 @@ def of(report: Report) -> dict[str, Check]:
     return checks
 
 
-def not_ok(report: Report) -> dict[str, Outcome]:
+def not_ok(report: Examination) -> dict[str, CheckOutcome]:
     """What is not well, but for what is so with every candidate on loopback that speaks no TLS."""
     usual = {"address": WARNING, "name": SKIPPED, "tls": SKIPPED, "certificate": SKIPPED}
     return {
@@ -157,7 +157,7 @@ async def member(script: Script) -> AsyncIterator[Scripted]:
         await scripted.stop()
 
 
-async def scripted(changes: Answers | None = None, **settings: Any) -> Report:
+async def scripted(changes: Answers | None = None, **settings: Any) -> Examination:
     async with member(hub({**WELL, **(changes or {})})) as candidate:
         return await probe(candidate.url, **settings)
 
@@ -293,7 +293,7 @@ async def test_full_member_could_join_and_a_sick_one_could_not() -> None:
     ],
 )
 async def test_answer_that_is_not_as_it_should_be_is_said(
-    changes: Answers, name: str, outcome: Outcome, seen: str
+    changes: Answers, name: str, outcome: CheckOutcome, seen: str
 ) -> None:
     report = await scripted(changes)
     check = of(report)[name]
@@ -361,7 +361,7 @@ FEW = [event(phase=phase) for phase in ("waiting", "built", "launching", "ready"
     ],
 )
 async def test_stream_that_does_not_move_is_told_from_one_that_failed(
-    response: bytes, outcome: Outcome, seen: str
+    response: bytes, outcome: CheckOutcome, seen: str
 ) -> None:
     async def at_once(conn: Conn) -> None:
         conn.send(response)
@@ -454,7 +454,7 @@ def heard(*reads: tuple[float, int], phase: str = "building") -> Heard:
         (heard(), FAILED),
     ],
 )
-def test_stream_moves_if_its_reads_are_apart_and_small(what: Heard, outcome: Outcome) -> None:
+def test_stream_moves_if_its_reads_are_apart_and_small(what: Heard, outcome: CheckOutcome) -> None:
     assert judge_moves(what).outcome is outcome
 
 

@@ -39,8 +39,8 @@ from fedproxy.control.messages import (
     is_to_worker,
 )
 from fedproxy.errors import ChannelError
-from tests.control.messages import FROM_WORKER, TO_WORKER
 from tests.rig import guard, until
+from tests.rig.channel import FROM_WORKER, TO_WORKER
 
 
 def framed(data: bytes) -> bytes:
@@ -265,7 +265,7 @@ def test_protocol_is_another_when_messages_are() -> None:
     classes = sorted({*get_args(ToWorker), *get_args(FromWorker)}, key=lambda each: each.__name__)
     shapes = [f"{each.__name__}({', '.join(f.name for f in fields(each))})" for each in classes]
     assert (PROTOCOL, shapes) == (
-        1,
+        2,
         [
             "Account(number, survey, after)",
             "AccountPart(at, members)",

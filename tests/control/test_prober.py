@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy.control.prober import Prober, Report, Target
-from tests.control.hub import (
+from tests.rig import Conn, Scripted, blackhole, name_server, refusing, until
+from tests.rig.hub import (
     ONCE,
     QUICK,
     QUOTA,
@@ -35,7 +36,6 @@ from tests.control.hub import (
     saying,
     target,
 )
-from tests.rig import Conn, Scripted, blackhole, name_server, refusing, until
 
 OTHER = {**VERSIONS, "binderhub": "1.1"}
 DIFFER = "versions differ from prime: binderhub 1.1 against 1.0"

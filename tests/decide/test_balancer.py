@@ -9,7 +9,7 @@ import pytest
 from fedproxy.decide.balancer import Balancer, Chance, CostCache, bounded, cost, least_requests, rendezvous
 from fedproxy.decide.balancer import random as weighted_random
 from fedproxy.decide.member import Member
-from tests.decide.build import member
+from tests.rig.build import member
 
 
 def pair(first: float, second: float) -> list[Member]:

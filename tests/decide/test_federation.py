@@ -12,7 +12,7 @@ from fedproxy.decide.balancer import BALANCERS, CostCache
 from fedproxy.decide.breaker import BreakerPolicy, BreakerState, Outcome
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease, Refusal
 from fedproxy.decide.member import Intent, Member
-from tests.decide.build import federation, member
+from tests.rig.build import federation, member
 
 KEY = b"/build/gh/user/repo"
 
@@ -462,7 +462,7 @@ class AnyTraffic(RuleBasedStateMachine):
         super().__init__()
         policy = BreakerPolicy(failures=2, minimum=3, trials=2)
         self.all = [member(n, policy, prime=n == "a", max_requests=4, max_launches=2) for n in "abcd"]
-        self.fed = Federation(self.all, FederationPolicy(max_ejected=0.5), random.Random(1))
+        self.fed = Federation(self.all, FederationPolicy("rendezvous", max_ejected=0.5), random.Random(1))
         self.now = 0.0
         self.leases: list[Lease] = []
 

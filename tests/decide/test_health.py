@@ -214,7 +214,7 @@ FULL = Verdict(ok=False, reasons=("quota",), immediate=True)
 
 
 def test_member_falls_after_so_many_failures_in_a_row() -> None:
-    state = HealthState(fall=3)
+    state = HealthState(rise=1, fall=3)
     assert observed(state, LOST, LOST, GOOD, LOST, LOST) == [False] * 5
     assert not state.reasons
     assert state.observe(LOST)
@@ -224,12 +224,12 @@ def test_member_falls_after_so_many_failures_in_a_row() -> None:
 
 
 def test_immediate_failure_acts_at_once_and_turns_once() -> None:
-    state = HealthState(fall=3)
+    state = HealthState(rise=1, fall=3)
     assert observed(state, FULL, FULL) == [True, False]
 
 
 def test_reasons_follow_the_last_failure() -> None:
-    state = HealthState(fall=1)
+    state = HealthState(rise=1, fall=1)
     observed(state, LOST, FULL)
     assert list(state.reasons) == ["quota"]
 

@@ -16,7 +16,7 @@ from fedproxy.decide.federation import Federation, Lease
 from fedproxy.decide.launch import Decision, End, FailureTable, Launch, MovedKeys, Verdict, judge_status
 from fedproxy.decide.member import Member
 from tests.attributes import attributes
-from tests.decide.build import federation, member
+from tests.rig.build import federation, member
 
 TABLE = FailureTable()
 SPEC = "gh:org/repo/HEAD"

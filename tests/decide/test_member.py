@@ -4,7 +4,7 @@ import pytest
 
 from fedproxy.decide.breaker import Outcome
 from fedproxy.decide.member import Intent
-from tests.decide.build import member
+from tests.rig.build import member
 
 
 def test_new_member_is_available_with_its_whole_share() -> None:

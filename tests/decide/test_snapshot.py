@@ -8,7 +8,7 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Survey, add_up, merge, snapshot
-from tests.decide.build import member
+from tests.rig.build import member
 
 
 def test_snapshot_is_the_member_as_it_is_and_can_be_sent() -> None:

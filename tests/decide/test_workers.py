@@ -7,7 +7,7 @@ from fedproxy.decide.breaker import BreakerState, Outcome
 from fedproxy.decide.federation import Federation, Lease
 from fedproxy.decide.limit import client_key
 from fedproxy.decide.member import Member
-from tests.decide.build import federation, member
+from tests.rig.build import federation, member
 
 
 def test_launches_elsewhere_count_against_what_a_member_may_have() -> None:

@@ -5,7 +5,7 @@ import socket
 import aiohttp
 
 from fedproxy.demo.toy import Mode
-from tests.program import fedproxy
+from tests.rig.command import fedproxy
 
 LAST = "Ctrl-C stops everything."
 

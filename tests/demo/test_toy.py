@@ -16,7 +16,7 @@ from yarl import URL
 
 from fedproxy.config.load import parse
 from fedproxy.demo.federation import DemoFederation
-from fedproxy.demo.launches import Launch, Outcome, steps
+from fedproxy.demo.launches import ToyLaunch, ToyOutcome, steps
 from fedproxy.demo.toy import Mode, ToyBinderHub
 
 EVENTS = {"Accept": "text/event-stream"}
@@ -231,10 +231,10 @@ async def test_stream_stays_open_after_its_last_event(client: aiohttp.ClientSess
 
 
 def test_event_script_without_a_member_ends_in_ready_or_failed() -> None:
-    asked = Launch("gh", "a/b/HEAD", "http://m", "http://m/user/x/", "t")
-    for how in Outcome:
+    asked = ToyLaunch("gh", "a/b/HEAD", "http://m", "http://m/user/x/", "t")
+    for how in ToyOutcome:
         last = list(steps(asked, how))[-1].event["phase"]
-        assert last == ("ready" if how in (Outcome.BUILT, Outcome.CACHED) else "failed")
+        assert last == ("ready" if how in (ToyOutcome.BUILT, ToyOutcome.CACHED) else "failed")
 
 
 async def test_sessions_count_as_pods_until_they_end(

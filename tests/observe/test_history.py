@@ -7,7 +7,7 @@ from fedproxy.decide.counts import BOUNDS, EdgeCounts, Histogram
 from fedproxy.decide.member import Intent, Member
 from fedproxy.decide.snapshot import Survey, merge, snapshot
 from fedproxy.observe.history import KEPT, LINES, STEP, History, Level, quantile
-from tests.decide.build import member
+from tests.rig.build import member
 
 
 class Watched:

@@ -14,7 +14,7 @@ from fedproxy.decide.counts import BOUNDS, EdgeCounts, Exemplar
 from fedproxy.decide.member import Member
 from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.observe.metrics import View, content_type, expose
-from tests.decide.build import member
+from tests.rig.build import member
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+from asyncio.subprocess import STDOUT
 
 import pytest
 
-from tests.real import program
-from tests.rig import Edge, answer, chunked, edge
+from tests.rig import Edge, answer, chunked, edge, programs
 
-pytestmark = program.needs("ab", "apache2-utils")
+pytestmark = programs.needs("ab", "apache2-utils")
 
 OK = b"HTTP/1.1 200 OK\r\n"
 ROUTES = [
@@ -19,26 +18,14 @@ ROUTES = [
     {"path": "/quiet", "status": 204},
     {"path": "/away/*", "to": "members", "mode": "redirect"},
 ]
-PATIENCE = 30.0  # seconds
 
 
 async def bench(running: Edge, target: str) -> dict[str, int]:
     """What `ab -k` counted of ten requests, two at a time."""
     host, port = running.address
-    process = await asyncio.create_subprocess_exec(
-        program.found("ab"),
-        *("-k", "-n", "10", "-c", "2", "-s", "20", "-q", f"http://{host}:{port}{target}"),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    options = ("-k", "-n", "10", "-c", "2", "-s", "20", "-q")
+    async with programs.started("ab", *options, f"http://{host}:{port}{target}", stderr=STDOUT) as process:
+        output, _ = await process.communicate()
     text = output.decode()
     assert process.returncode == 0, text
     return {name: int(number) for name, number in re.findall(r"^([\w -]+):\s+(\d+)$", text, re.MULTILINE)}

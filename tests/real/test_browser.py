@@ -21,9 +21,9 @@ from fedproxy.config.load import parse
 from fedproxy.demo.federation import DemoFederation
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.serve.service import Service
-from tests.real import program
+from tests.rig import programs
 
-pytestmark = program.needs("chromium", "chromium")
+pytestmark = programs.needs("chromium", "chromium")
 
 WITHIN = 30_000.0  # milliseconds that a test waits for what must come
 MOST_BYTES = 60_000
@@ -110,7 +110,7 @@ async def edge() -> AsyncIterator[Edge]:
         await service.start()
         try:
             async with async_playwright() as playwright:
-                browser = await playwright.chromium.launch(executable_path=program.found("chromium"))
+                browser = await playwright.chromium.launch(executable_path=programs.found("chromium"))
                 yield Edge(service, {hub.name: hub for hub in federation.hubs}, browser)
                 await browser.close()
         finally:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.real import program
-from tests.rig import Conn, Edge, Message, answer, edge, per_request, refusing
+from tests.rig import Conn, Edge, Message, answer, edge, per_request, programs, refusing
 
-pytestmark = program.needs("curl", "curl")
+pytestmark = programs.needs("curl", "curl")
 
 BODY = b"hello from the member\n"
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -42,20 +41,9 @@ async def started(running: Edge, target: str, *options: str) -> AsyncIterator[as
     """A curl at work, which is ended with the block."""
     host, port = running.address
     url = f"http://{host}:{port}{target}"
-    process = await asyncio.create_subprocess_exec(
-        program.found("curl"),
-        *("--disable", "--silent", "--verbose", "--noproxy", "*", *options, url),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    always = ("--disable", "--silent", "--verbose", "--noproxy", "*")
+    async with programs.started("curl", *always, *options, url) as process:
+        yield process
 
 
 async def curl(running: Edge, target: str, *options: str) -> Done:

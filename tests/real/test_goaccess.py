@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.real import program
-from tests.serve.running import running, until
+from tests.rig import programs
+from tests.rig.running import running, until
 
-pytestmark = program.needs("goaccess", "goaccess")
+pytestmark = programs.needs("goaccess", "goaccess")
 
 AGENT = b'Mozilla/5.0 (X11; "Linux" x86_64) \xfc\\ Gecko/20100101'
 REQUESTS = [
@@ -58,7 +58,7 @@ async def run(*command: str) -> str:
 async def test_goaccess_reads_every_line_of_the_combined_log(log: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     await run(
-        *(program.found("goaccess"), "--no-global-config", "--log-format=COMBINED", "--no-query-string"),
+        *(programs.found("goaccess"), "--no-global-config", "--log-format=COMBINED", "--no-query-string"),
         *(f"--invalid-requests={tmp_path / 'invalid'}", f"--output={report}", str(log)),
     )
     found: dict[str, Any] = json.loads(report.read_text())

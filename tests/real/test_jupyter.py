@@ -21,8 +21,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from tests.real import program
-from tests.rig import Edge, edge
+from tests.rig import Edge, edge, programs
 
 TOKEN = uuid.uuid4().hex
 HEADERS = {"Authorization": f"token {TOKEN}"}
@@ -46,7 +45,7 @@ def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jupyter]:
     folder = tmp_path_factory.mktemp("jupyter")
     root = folder / "root"
     root.mkdir()
-    port = program.free_port()
+    port = programs.free_port()
     options = {
         "ip": "127.0.0.1",
         "port": port,
@@ -63,7 +62,7 @@ def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jupyter]:
     command += [f"--ServerApp.{name}={value}" for name, value in options.items()]
     own = ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     env = {name: str(folder / name.lower()) for name in own}
-    with program.running(command, folder, port=port, ready=f"{BASE}/api", env=env, within=PATIENCE):
+    with programs.running(command, folder, port=port, ready=f"{BASE}/api", env=env, within=PATIENCE):
         yield Jupyter(port, root)
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.real import program
-from tests.rig import Edge, edge
+from tests.rig import Edge, edge, programs
 
-pytestmark = program.needs("nginx", "nginx")
+pytestmark = programs.needs("nginx", "nginx")
 
 TEXT = b"what a visitor reads\n" * 500
 BIG = random.Random(10).randbytes(10 << 20)
@@ -39,11 +38,11 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     (root / "zipped.txt").write_bytes(TEXT)
     (root / "zipped.txt.gz").write_bytes(gzip.compress(TEXT, mtime=0))
     (root / "big.bin").write_bytes(BIG)
-    port = program.free_port()
+    port = programs.free_port()
     config = folder / "nginx.conf"
     config.write_text(_config(folder, root, port))
-    command = [program.found("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(config)]
-    with program.running(command, folder, port=port, ready="/text.txt"):
+    command = [programs.found("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(config)]
+    with programs.running(command, folder, port=port, ready="/text.txt"):
         yield Nginx(port, root)
 
 

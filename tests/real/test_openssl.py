@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
+from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
 import pytest
 import trustme
 
 from fedproxy.serve.tls import Certificates
-from tests.real import program
-from tests.rig import guard
-from tests.serve.visitor import listening, pair, section
+from tests.rig import programs
+from tests.rig.visitor import listening, pair, section
 
-pytestmark = program.needs("openssl", "openssl")
+pytestmark = programs.needs("openssl", "openssl")
 
 
 async def s_client(port: int, name: str, *arguments: str) -> str:
     """What it told of one connection."""
-    process = await asyncio.create_subprocess_exec(
-        *(program.found("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-servername", name),
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    assert process.stdin and process.stdout
-    async with guard():
+    options = ("s_client", "-connect", f"127.0.0.1:{port}", "-servername", name, *arguments)
+    async with programs.started("openssl", *options, stdin=PIPE, stderr=STDOUT) as process:
+        assert process.stdin and process.stdout
         # The echo comes after the tickets of TLS 1.3; an end of input before that would end the connection.
         process.stdin.write(b"hello from the client\n")
         told = b""

@@ -17,11 +17,11 @@ import trustme
 import yaml
 
 from fedproxy.demo.toy import Mode, ToyBinderHub
-from tests.program import Program, fedproxy
-from tests.real import program
-from tests.test_alerts import QUERIES
+from tests.rig import programs
+from tests.rig.command import Program, fedproxy
+from tests.rig.dashboard import QUERIES
 
-pytestmark = program.needs("prometheus", "prometheus")
+pytestmark = programs.needs("prometheus", "prometheus")
 
 RULES = Path(__file__).parents[2] / "conf" / "prometheus"
 WITHIN = 30.0  # seconds that a test waits for what must come
@@ -141,11 +141,11 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         host, port = await edge.address("listening on ")
         admin = "{}:{}".format(*await edge.address("admin on "))
         running = stack.enter_context(ExitStack())
-        own = program.free_port()
+        own = programs.free_port()
         # In a thread: the members answer the edge's probes while Prometheus starts.
         await asyncio.to_thread(
             running.enter_context,
-            program.running(_prometheus(folder, admin, own), folder, port=own, ready="/-/ready"),
+            programs.running(_prometheus(folder, admin, own), folder, port=own, ready="/-/ready"),
         )
         session = await stack.enter_async_context(
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(10))
@@ -189,7 +189,7 @@ def _prometheus(folder: Path, target: str, port: int) -> list[str]:
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(config))
     return [
-        program.found("prometheus"),
+        programs.found("prometheus"),
         f"--config.file={file}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",

@@ -19,10 +19,12 @@ def guard() -> asyncio.Timeout:
     return asyncio.timeout(GUARD)
 
 
-async def until(condition: Callable[[], object], what: str | Callable[[], object]) -> None:
+async def until(
+    condition: Callable[[], object], what: str | Callable[[], object], within: float = GUARD
+) -> None:
     """Waits for a condition that nobody announces; `what` says which, or what is there instead."""
     try:
-        async with guard():
+        async with asyncio.timeout(within):
             while not condition():
                 await asyncio.sleep(0.002)
     except TimeoutError:

@@ -23,7 +23,7 @@ from fedproxy.config.model import Certificate
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.serve.tls import Certificates, Refreshed, ignore_unreadable_names
 from tests.rig import guard
-from tests.serve.visitor import END, Visitor, listening, pair, section, trusting, visit
+from tests.rig.visitor import END, Visitor, listening, pair, section, trusting, visit
 
 NOTHING = Refreshed([], [])
 # uvloop closes a connection without the alert that says why.

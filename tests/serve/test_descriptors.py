@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from fedproxy.serve import descriptors
-from tests.program import Program, fedproxy
 from tests.rig import Ended, RawClient, Scripted, answer, guard, until
+from tests.rig.command import Program, fedproxy
 
 FILES = 100
 ROOM = (FILES - 64) // 2

@@ -25,10 +25,10 @@ from fedproxy.errors import ChannelError, Fault
 from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
 from fedproxy.serve.service import Service
 from fedproxy.serve.sockets import Sockets
-from tests.control.messages import FROM_WORKER
 from tests.rig import RawClient
-from tests.serve.running import patience, until
-from tests.serve.test_service import config_of
+from tests.rig.channel import FROM_WORKER
+from tests.rig.running import patience, until
+from tests.rig.service import config_of
 
 
 @pytest.fixture

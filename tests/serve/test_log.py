@@ -15,8 +15,8 @@ import yaml
 from fedproxy.config.load import parse
 from fedproxy.errors import ConfigError
 from fedproxy.serve.log import Log
-from tests.program import fedproxy
-from tests.serve.running import Running, running, until
+from tests.rig.command import fedproxy
+from tests.rig.running import Running, running, until
 
 HUP, TERM, USR1 = signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedproxy.config.load import parse
-from fedproxy.config.model import Listener
+from fedproxy.config.model import ListenerSettings
 from fedproxy.control import hand
 from fedproxy.control.channel import open_to_worker
 from fedproxy.control.messages import ApplyConfig, Ready, Start
@@ -22,9 +22,8 @@ from fedproxy.errors import ChannelError
 from fedproxy.serve import orphans
 from fedproxy.serve.orphans import Bell, Orphans
 from fedproxy.serve.sockets import Left
-from tests.program import Program, fedproxy
-from tests.serve.running import Hub, Running, patience, refuses, until, write
-from tests.serve.test_sockets import ACTIVATED, asks
+from tests.rig.command import Program, fedproxy
+from tests.rig.running import ACTIVATED, Hub, Running, asks, patience, refuses, until, write
 
 
 class Worker:
@@ -41,9 +40,9 @@ class Worker:
         return [(self.sock, self.given)] if self.alone else None
 
     @property
-    def listeners(self) -> list[Listener]:
+    def listeners(self) -> list[ListenerSettings]:
         host, port = self.sock.getsockname()
-        return [Listener.model_validate({"address": f"{host}:{port}"})]
+        return [ListenerSettings.model_validate({"address": f"{host}:{port}"})]
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ async def worker(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
     found.sock.close()
 
 
-async def find(listeners: Sequence[Listener]) -> Orphans:
+async def find(listeners: Sequence[ListenerSettings]) -> Orphans:
     return await asyncio.to_thread(orphans.find, listeners)
 
 
@@ -101,7 +100,7 @@ async def test_worker_with_a_control_process_hands_nothing_over(worker: Worker) 
 
 
 async def test_worker_at_another_address_is_left_alone(worker: Worker) -> None:
-    found = await find([Listener.model_validate({"address": "127.0.0.1:1"})])
+    found = await find([ListenerSettings.model_validate({"address": "127.0.0.1:1"})])
     assert found.sockets == []
     await until(lambda: not worker.bell.is_rung, "it hears that nobody is there any more")
     assert not worker.relieved.is_set()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedproxy.serve import reaper
-from tests.program import Program, fedproxy
-from tests.serve.running import Hub, patience, until, write
+from tests.rig.command import Program, fedproxy
+from tests.rig.running import Hub, patience, until, write
 
 IN_A_NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 _START = f"""

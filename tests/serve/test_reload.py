@@ -15,9 +15,9 @@ from fedproxy.control.messages import LaunchesInFlight
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.serve.fleet import Common
-from tests.decide.build import member
 from tests.rig import RawClient
-from tests.serve.running import GET, TOKEN, Running, patience, refuses, running, serving, until, write
+from tests.rig.build import member
+from tests.rig.running import GET, TOKEN, Running, patience, refuses, running, serving, until, write
 
 HUP, TERM = signal.SIGHUP, signal.SIGTERM
 TEAPOT: dict[str, Any] = {"routes": [{"path": "/tea", "status": 418}]}

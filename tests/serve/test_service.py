@@ -19,6 +19,7 @@ from fedproxy.proxy.resolver import Resolver
 from fedproxy.serve.fleet import Common, Inside
 from fedproxy.serve.service import Service
 from tests.rig import RawClient, Scripted, answer, edge, guard, until
+from tests.rig.service import config_of
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -37,16 +38,6 @@ def files(authority: trustme.CA, tmp_path: Path) -> dict[str, str]:
         pem.write_to_path(tmp_path / "chain.pem", append=True)
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     return {name: str(tmp_path / f"{name}.pem") for name in ("key", "chain", "ca")}
-
-
-def config_of(url: str, **overrides: object) -> Config:
-    base = {
-        "listen": [{"address": "127.0.0.1:0"}],
-        "admin": {"address": "127.0.0.1:0"},
-        "workers": 1,
-        "members": {"a": {"url": url}},
-    }
-    return parse(yaml.safe_dump({**base, **overrides}), {})
 
 
 def service_of(config: Config, reread: Callable[[], Config] | None = None) -> Service:

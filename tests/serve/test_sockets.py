@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fedproxy.config.address import Address
-from fedproxy.config.model import Listener
+from fedproxy.config.model import ListenerSettings
 from fedproxy.serve.sockets import BACKLOG, Left, Sockets, listen_on, silence
-from tests.program import Program, fedproxy
-from tests.serve.running import Hub, running, write
+from tests.rig.command import Program, fedproxy
+from tests.rig.running import ACTIVATED, Hub, asks, running, write
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def sockets() -> Iterator[Sockets]:
     sockets.close()
 
 
-def listeners(*addresses: str) -> list[Listener]:
-    return [Listener.model_validate({"address": address}) for address in addresses]
+def listeners(*addresses: str) -> list[ListenerSettings]:
+    return [ListenerSettings.model_validate({"address": address}) for address in addresses]
 
 
 ANY = listeners("127.0.0.1:0")
@@ -125,7 +125,7 @@ def test_silenced_unix_socket_is_not_found_any_more(sockets: Sockets, tmp_path: 
     assert not path.exists()
 
 
-def taken_over(left: list[Left], address: str) -> tuple[Sockets, list[Listener]]:
+def taken_over(left: list[Left], address: str) -> tuple[Sockets, list[ListenerSettings]]:
     successor, wanted = Sockets(), listeners(address)
     successor.inherit(left)
     successor.open(wanted, 2)
@@ -296,22 +296,6 @@ async def test_workers_share_a_unix_socket(tmp_path: Path) -> None:
         assert await program.ended() == 0
         assert not path.exists()
     await hub.member.stop()
-
-
-def asks(address: str | tuple[str, int], family: int = socket.AF_INET) -> bytes:
-    with socket.socket(family) as visitor:
-        visitor.settimeout(10)
-        visitor.connect(address)
-        visitor.sendall(b"GET /active_hosts HTTP/1.0\r\nHost: h\r\n\r\n")
-        return b"".join(iter(lambda: visitor.recv(65536), b""))
-
-
-ACTIVATED = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-os.execv(sys.executable, [sys.executable, "-m", "fedproxy", *sys.argv[2:]])
-"""
 
 
 async def test_systemd_is_told_and_its_socket_is_served_by_every_worker(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.program import Program, fedproxy
 from tests.rig import RawClient
-from tests.serve.running import CLOSING, GET, Hub, Running, patience, refuses, until, write
+from tests.rig.command import Program, fedproxy
+from tests.rig.running import CLOSING, GET, Hub, Running, patience, refuses, until, write
 
 KILL, STOP, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM
 LONG = b"GET /%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"x" * 8000)

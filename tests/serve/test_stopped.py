@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.hub import Hub as Probed
-from tests.serve.running import GET, SLOW, Running, patience, running, until
+from tests.rig.hub import Hub as Probed
+from tests.rig.running import GET, SLOW, Running, patience, running, until
 
 LIMITS = ("connect", "request_head", "request_idle", "response_head", "response_idle", "keepalive")
 LIMIT, STOPPED = 1.5, 4.0  # seconds

@@ -15,7 +15,7 @@ import trustme
 
 from fedproxy.config.model import Certificate
 from fedproxy.serve.tls import Certificates
-from tests.serve.visitor import listening, pair, section, trusting, visit
+from tests.rig.visitor import listening, pair, section, trusting, visit
 
 SECRET, OTHER = bytes(range(32)), bytes(32)
 BOTH = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

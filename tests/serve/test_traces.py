@@ -14,7 +14,7 @@ from fedproxy.config.load import parse
 from fedproxy.errors import ConfigError
 from tests.rig import blackhole, refusing
 from tests.rig.collector import collector
-from tests.serve.running import GET, running, until
+from tests.rig.running import GET, running, until
 
 HUP, TERM = signal.SIGHUP, signal.SIGTERM
 MEMBERS = "members: {a: {url: 'http://a.example'}}\n"

@@ -17,9 +17,9 @@ from fedproxy.control.messages import Drain, GetAccount, ReopenLog, Start, ToWor
 from fedproxy.errors import ChannelError
 from fedproxy.observe.events import Events
 from fedproxy.serve.worker import Worker
-from tests.control.messages import FACTS, TO_WORKER
 from tests.rig import until
-from tests.serve.running import patience
+from tests.rig.channel import FACTS, TO_WORKER
+from tests.rig.running import patience
 
 
 class Plane:

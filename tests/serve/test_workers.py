@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.program import fedproxy
 from tests.rig import Conn, Ended, Message, RawClient, Scripted, per_request
-from tests.serve.running import (
+from tests.rig.command import fedproxy
+from tests.rig.running import (
     CLOSING,
     GET,
     LAUNCH,

@@ -19,8 +19,8 @@ from fedproxy.observe.history import STEP, Level
 from fedproxy.web import live
 from fedproxy.web.admin import create_admin_app
 from tests.rig import guard, until
-from tests.web.state import CONFIG, Client, State
-from tests.web.test_public import Page
+from tests.rig.page import Page
+from tests.rig.state import CONFIG, Client, State
 
 MARKUP = "<script>alert(1)</script>\"'&\r\n\r\ndata: x"
 

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.rig import Conn, Message, Scripted, edge, guard, per_request
-from tests.web.test_writes import TOKEN, running
+from tests.rig.service import TOKEN, running
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
 QUOTA = {"service": "Pod quota", "total_pods": 37, "build_pods": 1, "user_pods": 36, "quota": 60, "ok": True}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from fedproxy.config.load import parse
 from fedproxy.web.page import escape_markdown, render_page
-from tests.web.state import CONFIG
+from tests.rig.state import CONFIG
 
 
 def test_html_page_is_one_document_with_its_style_inside() -> None:

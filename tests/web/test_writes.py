@@ -3,54 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
-import yaml
-
-from fedproxy.config.load import parse
 from fedproxy.serve.service import Service
 from tests.rig import RawClient, Scripted, answer
+from tests.rig.service import running
 
-TOKEN = {"Authorization": "Bearer s3cret"}
 NAMED = b"GET / HTTP/1.1\r\nHost: new.example.org\r\nConnection: close\r\n\r\n"
 
 
 def named(name: bytes) -> Scripted:
     return Scripted(answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(name), name)))
-
-
-@asynccontextmanager
-async def running(
-    folder: Path, url: str, *, probe: bool = False
-) -> AsyncIterator[tuple[Service, aiohttp.ClientSession]]:
-    """An edge of two workers, and a client of its admin listener."""
-    file = folder / "edge.yaml"
-    file.write_text(
-        yaml.safe_dump(
-            {
-                "listen": [{"address": "127.0.0.1:0"}],
-                "admin": {
-                    "address": "127.0.0.1:0",
-                    "token": "s3cret",
-                    "state": str(folder / "kept/state.json"),
-                },
-                "workers": 2,
-                "access_log": "off",
-                "members": {"old": {"url": url}},
-            }
-        )
-    )
-    service = Service(parse(file.read_text(), {}), file=file, probe=probe)
-    await service.start()
-    host, port = service.admin_address
-    try:
-        async with aiohttp.ClientSession(f"http://{host}:{port}", headers=TOKEN) as admin:
-            yield service, admin
-    finally:
-        await service.stop()
 
 
 async def served_by(service: Service) -> set[bytes]:

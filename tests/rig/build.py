@@ -15,4 +15,4 @@ def member(name: str = "gesis", policy: BreakerPolicy | None = None, **settings:
 
 
 def federation(*members: Member, **policy: Any) -> Federation:
-    return Federation(members, FederationPolicy(**policy), random.Random(7))
+    return Federation(members, FederationPolicy(**{"balancer": "rendezvous", **policy}), random.Random(7))

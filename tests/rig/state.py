@@ -21,7 +21,7 @@ from fedproxy.decide.snapshot import Snapshot, Survey, merge, snapshot
 from fedproxy.errors import Fault
 from fedproxy.observe.history import History
 from fedproxy.serve.fleet import Stuck
-from tests.decide.build import federation
+from tests.rig.build import federation
 
 Client = TestClient[web.Request, web.Application]
 

@@ -15,7 +15,7 @@ from typing import cast
 
 import trustme
 
-from fedproxy.config.model import Certificate, Tls
+from fedproxy.config.model import Certificate, TlsSettings
 from fedproxy.serve.tls import Certificates
 from tests.rig import guard
 
@@ -30,8 +30,8 @@ def pair(folder: Path, issued: trustme.LeafCert) -> Certificate:
     return Certificate(certificate=folder / "tls.crt", private_key=folder / "tls.key")
 
 
-def section(first: Certificate, *more: Certificate, min_version: str = "1.2") -> Tls:
-    return Tls(
+def section(first: Certificate, *more: Certificate, min_version: str = "1.2") -> TlsSettings:
+    return TlsSettings(
         certificate=first.certificate,
         private_key=first.private_key,
         certificates=more,

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.program import Program, fedproxy
+from tests import rig
 from tests.rig import Conn, Message, RawClient, Scripted, per_request
+from tests.rig.command import Program, fedproxy
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 CLOSING = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
@@ -29,6 +30,14 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 _EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _EVENT = b'data: {"phase": "building", "message": "x"}\n\n'
 TOKEN = "a word"
+PATIENCE = 60.0
+#: A program that is handed a listening socket as systemd does it: its descriptor, then fedproxy's arguments.
+ACTIVATED = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, "-m", "fedproxy", *sys.argv[2:]])
+"""
 
 
 class Hub:
@@ -152,6 +161,15 @@ def refuses(address: tuple[str, int]) -> bool:
         return not answered or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
+def asks(address: str | tuple[str, int], family: int = socket.AF_INET) -> bytes:
+    """What is answered to a request on a connection of its own, which blocks."""
+    with socket.socket(family) as visitor:
+        visitor.settimeout(10)
+        visitor.connect(address)
+        visitor.sendall(b"GET /active_hosts HTTP/1.0\r\nHost: h\r\n\r\n")
+        return b"".join(iter(lambda: visitor.recv(65536), b""))
+
+
 def write(file: Path, hub: Hub, *, member: Mapping[str, object] | None = None, **config: Any) -> None:
     base = {
         "listen": [{"address": "127.0.0.1:0"}],
@@ -169,17 +187,12 @@ def write(file: Path, hub: Hub, *, member: Mapping[str, object] | None = None, *
 
 def patience() -> asyncio.Timeout:
     """Nothing that a test waits for takes this long, however many processes have to start for it."""
-    return asyncio.timeout(60)
+    return asyncio.timeout(PATIENCE)
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
-    """Waits for a condition that nobody announces; `what` says which."""
-    try:
-        async with patience():
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"never came true: {what}") from None
+    """As the rig's, with this patience."""
+    await rig.until(condition, what, within=PATIENCE)
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import os
@@ -10,7 +11,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,23 @@ def running(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
+
+
+@contextlib.asynccontextmanager
+async def started(
+    name: str, *arguments: str, stdin: int = DEVNULL, stderr: int = PIPE, within: float = 30.0
+) -> AsyncIterator[Process]:
+    """A program at work, which is ended with the block; that may take so many seconds."""
+    process = await asyncio.create_subprocess_exec(
+        found(name), *arguments, stdin=stdin, stdout=PIPE, stderr=stderr
+    )
+    try:
+        async with asyncio.timeout(within):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int, ready: str, log: Path, within: float) -> None:
