@@ -32,7 +32,7 @@ class End(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Verdict(Enum):
+class LaunchVerdict(Enum):
     """What a failure says about the member.
 
     REPEATS: the repository's or the visitor's fault; another member would fail too. FULL: this member has no
@@ -52,16 +52,16 @@ class Decision(Enum):
     FAIL_OVER = "fail-over"
 
 
-_REPEATS: Final = Verdict.REPEATS
-_FULL: Final = Verdict.FULL
-_FAULTY: Final = Verdict.FAULTY
+_REPEATS: Final = LaunchVerdict.REPEATS
+_FULL: Final = LaunchVerdict.FULL
+_FAULTY: Final = LaunchVerdict.FAULTY
 _HOLD: Final = Decision.HOLD
 _COMMIT: Final = Decision.COMMIT
 _FAIL_OVER: Final = Decision.FAIL_OVER
 
 # BinderHub's messages, matched from the start; the first match counts. A message may quote the visitor's
 # request, so nothing is matched after such a place: a repository's name must not make a member look faulty.
-MESSAGES: Final[tuple[tuple[str, Verdict], ...]] = (
+MESSAGES: Final[tuple[tuple[str, LaunchVerdict], ...]] = (
     (r"No provider found for prefix ", _REPEATS),
     (r"Could not resolve ref for ", _REPEATS),
     (r"Error resolving ref for [^ ]+ GitHub rate limit exceeded\.", _FULL),
@@ -103,7 +103,7 @@ class FailureTable:
         self._repeats = tuple(repeats)
         self._elsewhere = tuple(elsewhere)
 
-    def judge(self, message: str, status: int | None, *, built: bool = True) -> Verdict:
+    def judge(self, message: str, status: int | None, *, built: bool = True) -> LaunchVerdict:
         """What a failure means. `status` is the event's own. Not `built`: it came while the image was built.
 
         An unknown failure is REPEATS: without a reason no member is blamed, and no other one is tried.
@@ -124,7 +124,7 @@ class FailureTable:
         return by_status
 
 
-def judge_status(status: int) -> Verdict:
+def judge_status(status: int) -> LaunchVerdict:
     """The verdict on a status, of an event or a response."""
     if status == 429:
         return _FULL
@@ -166,7 +166,7 @@ class Launch:
         self.phase: str | None = None
         self.phases: dict[str, float] = {}
         self.end: End | None = None
-        self.verdict: Verdict | None = None
+        self.verdict: LaunchVerdict | None = None
         self.ready_after: float | None = None
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ssl import SSLContext
 
 from fedproxy.decide.launch import FailureTable
@@ -47,22 +47,22 @@ class LaunchPolicy:
     an event that decides this; 0 passes everything on at once, so that only a lost connection moves a launch.
     """
 
-    failover: bool = True
-    hold: float = 30.0
-    failures: FailureTable = field(default_factory=FailureTable)
+    failover: bool
+    hold: float
+    failures: FailureTable
 
 
 @dataclass(frozen=True)
 class Timeouts:
     """In seconds. There is no limit on the whole of a request: builds stream for an hour."""
 
-    connect: float = 5.0
-    request_head: float = 10.0
-    request_idle: float = 60.0
-    response_head: float = 75.0
-    response_idle: float = 600.0
-    keepalive: float = 75.0
-    connection_age: float = 600.0  # 0 for no limit
+    connect: float
+    request_head: float
+    request_idle: float
+    response_head: float
+    response_idle: float
+    keepalive: float
+    connection_age: float  # 0 for no limit
 
     @property
     def shortest(self) -> float:
@@ -76,13 +76,13 @@ class Timeouts:
 class Limits:
     """Counts are for one worker, sizes in bytes; 0 connections or uploads per address is no limit."""
 
-    connections: int = 20_000
-    connections_per_address: int = 2000
-    uploads_per_address: int = 100
-    request_head: int = 32 * 1024
-    request_body: int = 512 * 1024 * 1024
-    replay: int = 64 * 1024
-    idle_connections: int = 256
+    connections: int
+    connections_per_address: int
+    uploads_per_address: int
+    request_head: int
+    request_body: int
+    replay: int
+    idle_connections: int
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ class Endpoint:
 class Policy:
     """One config, as the hot path sees it."""
 
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    limits: Limits = field(default_factory=Limits)
-    attempts: int = 3
-    cookie: str = "fedproxy_member"
-    cookie_max_age: int = 4 * 3600
-    key: str = "repository"
-    launch: LaunchPolicy = field(default_factory=LaunchPolicy)
-    origin: str | None = None
-    trusted: Networks = field(default_factory=lambda: Networks(()))
-    bans: Bans = field(default_factory=Bans)
-    rate: Rate | None = None
-    failing: frozenset[int] = frozenset((502, 503, 504))
+    timeouts: Timeouts
+    limits: Limits
+    attempts: int
+    cookie: str
+    cookie_max_age: int
+    key: str
+    launch: LaunchPolicy
+    origin: str | None
+    trusted: Networks
+    bans: Bans
+    rate: Rate | None
+    failing: frozenset[int]

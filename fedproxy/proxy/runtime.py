@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Final
 from fedproxy.bounded import Memo
 from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease, Refusal
+from fedproxy.decide.launch import FailureTable
+from fedproxy.decide.limit import Bans, Networks
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Router, ToMember, ToPrime
 from fedproxy.http.request import HeaderBlock, host_name
-from fedproxy.proxy.policy import Policy
+from fedproxy.proxy.policy import LaunchPolicy, Limits, Policy, Timeouts
 from fedproxy.proxy.routing import RoutedRequest, route
 from fedproxy.wire.cookie import set_cookie
 from fedproxy.wire.h1.request import BlockReader
@@ -146,10 +148,39 @@ class Runtime:
 
 
 def empty(moved: MovedKeys, chance: Chance) -> Runtime:
-    """What is in force before there is a config: a federation without members."""
-    policy = Policy()
-    federation = Federation((), FederationPolicy(), chance)
-    return compose(policy, federation, {}, {}, Router(), RetryBudget(), {}, moved, None)
+    """What is in force before there is a config: no member, and nobody is let in."""
+    policy = Policy(
+        timeouts=Timeouts(
+            connect=0.0,
+            request_head=0.0,
+            request_idle=0.0,
+            response_head=0.0,
+            response_idle=0.0,
+            keepalive=0.0,
+            connection_age=0.0,
+        ),
+        limits=Limits(
+            connections=0,
+            connections_per_address=0,
+            uploads_per_address=0,
+            request_head=0,
+            request_body=0,
+            replay=0,
+            idle_connections=0,
+        ),
+        attempts=0,
+        cookie="",
+        cookie_max_age=0,
+        key="",
+        launch=LaunchPolicy(failover=False, hold=0.0, failures=FailureTable()),
+        origin=None,
+        trusted=Networks(()),
+        bans=Bans(),
+        rate=None,
+        failing=frozenset(),
+    )
+    federation = Federation((), FederationPolicy("random"), chance)
+    return compose(policy, federation, {}, {}, Router(), RetryBudget(0.0, 0.0), {}, moved, None)
 
 
 def compose(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import BreakerState, Outcome
 from fedproxy.decide.federation import Federation, Lease
-from fedproxy.decide.launch import Decision, End, FailureTable, Launch, MovedKeys, Verdict, judge_status
+from fedproxy.decide.launch import Decision, End, FailureTable, Launch, LaunchVerdict, MovedKeys, judge_status
 from fedproxy.decide.member import Member
 from tests.attributes import attributes
 from tests.rig.build import federation, member
@@ -21,11 +21,11 @@ from tests.rig.build import federation, member
 TABLE = FailureTable()
 SPEC = "gh:org/repo/HEAD"
 IMAGE = "registry.example.org/r2d-org-repo:0123abc"
-REPEATS, FULL, FAULTY = Verdict.REPEATS, Verdict.FULL, Verdict.FAULTY
+REPEATS, FULL, FAULTY = LaunchVerdict.REPEATS, LaunchVerdict.FULL, LaunchVerdict.FAULTY
 HOLD, COMMIT, FAIL_OVER = Decision.HOLD, Decision.COMMIT, Decision.FAIL_OVER
 
 # Every failure that BinderHub is known to tell, with the status it gives, if it gives one.
-KNOWN: list[tuple[str, int | None, Verdict]] = [
+KNOWN: list[tuple[str, int | None, LaunchVerdict]] = [
     ("No provider found for prefix nope\n", None, REPEATS),
     (f"Could not resolve ref for {SPEC}. Double check your URL.\n", None, REPEATS),
     (
@@ -71,7 +71,7 @@ KNOWN: list[tuple[str, int | None, Verdict]] = [
 
 
 @pytest.mark.parametrize(("message", "status", "verdict"), KNOWN)
-def test_known_failure_is_judged(message: str, status: int | None, verdict: Verdict) -> None:
+def test_known_failure_is_judged(message: str, status: int | None, verdict: LaunchVerdict) -> None:
     assert TABLE.judge(message, status) is verdict
 
 
@@ -104,7 +104,7 @@ def test_what_nothing_is_known_of_repeats() -> None:
         (-1, REPEATS),
     ],
 )
-def test_status_alone_is_judged(status: int, verdict: Verdict) -> None:
+def test_status_alone_is_judged(status: int, verdict: LaunchVerdict) -> None:
     assert judge_status(status) is verdict
     assert TABLE.judge("", status) is verdict
 

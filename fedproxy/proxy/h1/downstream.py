@@ -20,7 +20,7 @@ from fedproxy.proxy.composing import compose, follow
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.h1.ending import Ending
 from fedproxy.proxy.own_page import OwnPage, page_request
-from fedproxy.wire.h1.server import Event, State
+from fedproxy.wire.h1.server import ServerEvent, ServerState
 
 if TYPE_CHECKING:
     from fedproxy.http.request import HeaderBlock, Origin
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 16 * 1024
 _ID: Final = b"X-Request-ID: "
-_PLAIN: Final = Event.PLAIN
-_REQUEST: Final = Event.REQUEST
-_BODY: Final = Event.BODY
-_IDLE: Final = State.IDLE
-_LINGERING: Final = State.LINGERING
+_PLAIN: Final = ServerEvent.PLAIN
+_REQUEST: Final = ServerEvent.REQUEST
+_BODY: Final = ServerEvent.BODY
+_IDLE: Final = ServerState.IDLE
+_LINGERING: Final = ServerState.LINGERING
 
 
 class Downstream(Ending):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from fedproxy.errors import HeadTimeout
 from fedproxy.proxy.flow import all_arrived, has_left, has_unread
 from fedproxy.proxy.visiting import Visiting
-from fedproxy.wire.h1.server import Server, State
+from fedproxy.wire.h1.server import Server, ServerState
 
 if TYPE_CHECKING:
     from fedproxy.errors import ExchangeError, VisitorError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.routing import RoutedRequest
 
 _LINGER: Final = 5.0  # seconds for which a closing connection reads on
-_LINGERING: Final = State.LINGERING
+_LINGERING: Final = ServerState.LINGERING
 
 
 class Ending(Visiting):

@@ -11,18 +11,18 @@ from fedproxy.proxy.flow import look_at
 from fedproxy.proxy.pools import PooledConnection
 from fedproxy.proxy.secure import read_rest, wire_of
 from fedproxy.wire.h1.body import BodyError
-from fedproxy.wire.h1.client import Client, Event
+from fedproxy.wire.h1.client import Client, ClientEvent
 
 if TYPE_CHECKING:
     from fedproxy.proxy.pools import Pool
     from fedproxy.proxy.ports import Receiver
 
-_WHOLE: Final = Event.WHOLE
-_RESPONSE: Final = Event.RESPONSE
-_BODY: Final = Event.BODY
-_BEHIND: Final = Event.BEHIND
-_NOTHING: Final = Event.NOTHING
-_INTERIM: Final = Event.INTERIM
+_WHOLE: Final = ClientEvent.WHOLE
+_RESPONSE: Final = ClientEvent.RESPONSE
+_BODY: Final = ClientEvent.BODY
+_BEHIND: Final = ClientEvent.BEHIND
+_NOTHING: Final = ClientEvent.NOTHING
+_INTERIM: Final = ClientEvent.INTERIM
 
 
 class Upstream(PooledConnection):
@@ -107,7 +107,7 @@ class Upstream(PooledConnection):
                 return
             self._tell(receiver, event)
 
-    def _tell(self, receiver: Receiver[Any], event: Event) -> None:
+    def _tell(self, receiver: Receiver[Any], event: ClientEvent) -> None:
         machine = self.machine
         if event is _BODY:
             receiver.on_body(machine.data, machine.done)

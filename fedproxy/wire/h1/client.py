@@ -29,7 +29,7 @@ _heads: Final = Memo(response.read, entries=2048, longest=4096)
 _known_head: Final = _heads.get
 
 
-class State(Enum):
+class ClientState(Enum):
     """Where a connection is."""
 
     IDLE = "idle"  # no answer is awaited: whatever comes is wrong
@@ -37,7 +37,7 @@ class State(Enum):
     BODY = "body"  # the body is read
 
 
-class Event(Enum):
+class ClientEvent(Enum):
     """What was read."""
 
     NOTHING = "nothing"  # that could be handed out
@@ -49,16 +49,16 @@ class Event(Enum):
     SWITCHED = "switched"  # a 101: its `head`, and in `data` what follows it, which is no HTTP any more
 
 
-_IDLE: Final = State.IDLE
-_HEAD: Final = State.HEAD
-_BODY: Final = State.BODY
-_NOTHING: Final = Event.NOTHING
-_INTERIM: Final = Event.INTERIM
-_WHOLE: Final = Event.WHOLE
-_RESPONSE: Final = Event.RESPONSE
-_PART: Final = Event.BODY
-_BEHIND: Final = Event.BEHIND
-_SWITCHED: Final = Event.SWITCHED
+_IDLE: Final = ClientState.IDLE
+_HEAD: Final = ClientState.HEAD
+_BODY: Final = ClientState.BODY
+_NOTHING: Final = ClientEvent.NOTHING
+_INTERIM: Final = ClientEvent.INTERIM
+_WHOLE: Final = ClientEvent.WHOLE
+_RESPONSE: Final = ClientEvent.RESPONSE
+_PART: Final = ClientEvent.BODY
+_BEHIND: Final = ClientEvent.BEHIND
+_SWITCHED: Final = ClientEvent.SWITCHED
 
 
 class Client:
@@ -143,7 +143,7 @@ class Client:
         """Whether nothing of an answer has come."""
         return self.state is _HEAD and not self.held and not self._interims
 
-    def receive(self, data: bytes) -> Event:
+    def receive(self, data: bytes) -> ClientEvent:
         """What more bytes bring. Raises `BadResponse`, and `BodyError` of what follows the head."""
         if self.state is _HEAD:
             end = self.expected
@@ -166,14 +166,14 @@ class Client:
         # Nobody asked. Bytes beyond an answer never become a second one.
         raise BadResponse
 
-    def more(self) -> Event:
+    def more(self) -> ClientEvent:
         """What else is in what was read. Raises as `receive`."""
         if self.state is _BODY:
             data, self.held = self.held, b""
             return self.receive(data)
         return self._read_head(b"") if self.held else _NOTHING
 
-    def _read_head(self, data: bytes) -> Event:
+    def _read_head(self, data: bytes) -> ClientEvent:
         known = 0
         if self.held:
             known = self._known
@@ -210,7 +210,7 @@ class Client:
         self.held = data
         self._known = len(data) - len(data.rpartition(b"\r\n")[2])
 
-    def _begin_body(self, head: ResponseHead, data: bytes) -> Event:
+    def _begin_body(self, head: ResponseHead, data: bytes) -> ClientEvent:
         self.keep = not head.close
         if head.bodiless or self._is_head:
             # A 204 that announces a body may still send it, and the next request must not get that.
@@ -250,7 +250,7 @@ class Client:
         self._body = Chunked(framed=self._framed, tap=callback)
         return True
 
-    def _end_body(self, body: Body) -> Event:
+    def _end_body(self, body: Body) -> ClientEvent:
         self._body = None
         self.state = _IDLE
         if body.rest:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedproxy.http.response import Response, ResponseHead
 
 
-class State(Enum):
+class ServerState(Enum):
     """Where a connection is."""
 
     IDLE = "idle"  # nothing of a request is here
@@ -33,7 +33,7 @@ class State(Enum):
     LINGERING = "lingering"  # the last response is out: what comes now is thrown away
 
 
-class Event(Enum):
+class ServerEvent(Enum):
     """What was read."""
 
     NOTHING = "nothing"  # that could be handed out
@@ -50,15 +50,15 @@ class Framing(Enum):
     CLOSE = "close"  # by the end of the connection
 
 
-_IDLE: Final = State.IDLE
-_HEAD: Final = State.HEAD
-_BODY: Final = State.BODY
-_WHOLE: Final = State.WHOLE
-_LINGERING: Final = State.LINGERING
-_NOTHING: Final = Event.NOTHING
-_PLAIN: Final = Event.PLAIN
-_REQUEST: Final = Event.REQUEST
-_PART: Final = Event.BODY
+_IDLE: Final = ServerState.IDLE
+_HEAD: Final = ServerState.HEAD
+_BODY: Final = ServerState.BODY
+_WHOLE: Final = ServerState.WHOLE
+_LINGERING: Final = ServerState.LINGERING
+_NOTHING: Final = ServerEvent.NOTHING
+_PLAIN: Final = ServerEvent.PLAIN
+_REQUEST: Final = ServerEvent.REQUEST
+_PART: Final = ServerEvent.BODY
 _AS_SENT: Final = Framing.AS_SENT
 _CHUNKS: Final = Framing.CHUNKS
 _CLOSE: Final = Framing.CLOSE
@@ -127,7 +127,7 @@ class Server(Generic[Line]):
 
     # What comes in
 
-    def receive(self, data: bytes) -> Event:
+    def receive(self, data: bytes) -> ServerEvent:
         """What more bytes bring. Raises `VisitorError`; the answer to that is the last on the connection."""
         if self.state is _IDLE:
             # What is known as a block ends where a head ends, so it is one whole head and nothing else.
@@ -150,7 +150,7 @@ class Server(Generic[Line]):
                 return _PLAIN
         return self._receive(data)
 
-    def more(self) -> Event:
+    def more(self) -> ServerEvent:
         """What else is in what was read. Raises `VisitorError`."""
         data, self.held = self.held, b""
         return self._receive(data)
@@ -167,7 +167,7 @@ class Server(Generic[Line]):
         if self.state is _HEAD and not self.held:
             self.state = _IDLE
 
-    def _receive(self, data: bytes) -> Event:
+    def _receive(self, data: bytes) -> ServerEvent:
         state = self.state
         if state is _BODY:
             return self._read_body(data)
@@ -185,7 +185,7 @@ class Server(Generic[Line]):
         """Whether a head has begun that is not whole."""
         return self.state is _HEAD and self.held not in (b"", b"\r") and not self._blocked
 
-    def _read_head(self, data: bytes) -> Event:
+    def _read_head(self, data: bytes) -> ServerEvent:
         limit = self.head_limit
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end > limit or data[0] in b"\r\n":
@@ -224,7 +224,7 @@ class Server(Generic[Line]):
         self.line = line
         self.block = block
 
-    def _read_body(self, data: bytes) -> Event:
+    def _read_body(self, data: bytes) -> ServerEvent:
         body = self._body
         if body is None:
             return _NOTHING
