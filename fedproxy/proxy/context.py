@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.launch import MovedKeys
+from fedproxy.decide.member import Member
 from fedproxy.decide.pulse import Pulse
 from fedproxy.proxy.admission import Admission
 from fedproxy.proxy.resolver import Resolver
@@ -28,21 +30,19 @@ _NUMBERS: Final = [b"%02x" % number for number in range(256)]
 class Context:
     """One worker's data plane, as its parts see it.
 
-    runtime: what is in force. log: takes the record of each request that is over. local: makes what serves
-    the edge's own pages. tracer: whoever makes spans of requests, if anybody does. on_moved: called with the
-    key of a launch and the name of the member that it moved to, so that other workers can be told. careful:
-    requests have to be looked at, for the policy's sake or because the edge goes down.
+    runtime: what is in force. log: takes the record of each request that is over. tracer: whoever makes spans
+    of requests, if anybody does. on_moved: called with the key of a launch and the name of the member that it
+    moved to, so that other workers can be told. careful: requests have to be looked at, for the policy's sake
+    or because the edge goes down.
     """
 
     def __init__(
         self,
         *,
         log: Callable[[Record], None] | None = None,
-        local: Callable[[], asyncio.Protocol] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.log = log
-        self.local = local
         self.clock = clock
         self.on_moved: Callable[[bytes, str], None] | None = None
         self.tracer: Tracer | None = None
@@ -56,9 +56,11 @@ class Context:
         self.tunnels: set[OpenTunnel] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.moved = MovedKeys()
+        # The edge's own pages, as the member that has them.
+        self.own = Member("", "", Breaker(BreakerPolicy()))
         self.resolver = Resolver(clock)
         self.careful = False
-        self.runtime: Runtime = empty(self.moved, chance)
+        self.runtime: Runtime = empty(self.own, self.moved, chance)
         self._pulse = Pulse()
         self._woke = float("-inf")
         self._draining = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fedproxy.errors import Drained
 from fedproxy.proxy.context import ASLEEP, Context
 from fedproxy.proxy.h1.upstream import Upstream
+from fedproxy.proxy.local import LocalPool
 from fedproxy.proxy.pools import Pool
 from fedproxy.proxy.runtime import compose
 
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from fedproxy.decide.retry import RetryBudget
     from fedproxy.decide.route import Router
     from fedproxy.proxy.policy import Endpoint, Policy
+    from fedproxy.proxy.ports import MemberPool
     from fedproxy.record import Record
 
 
 class Edge(Context):
-    """One worker's data plane, without its listeners."""
+    """One worker's data plane, without its listeners. local: makes what serves the edge's own pages."""
 
     pools: dict[str, Pool[Upstream]]
 
@@ -33,7 +35,8 @@ class Edge(Context):
         local: Callable[[], asyncio.Protocol] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(log=log, local=local, clock=clock)
+        super().__init__(log=log, clock=clock)
+        self.local = None if local is None else LocalPool(self, local)
         self.pools = {}
         self._retired: list[Pool[Upstream]] = []
 
@@ -58,7 +61,7 @@ class Edge(Context):
     ) -> None:
         """Puts a config in force. Connections to members that stay the same are kept."""
         before = self.runtime
-        if before.pools:
+        if before.federation.members:
             budget.take_over(before.budget)
         old = self.pools
         self.pools = {}
@@ -72,8 +75,11 @@ class Edge(Context):
                 pool = Pool(self, member, endpoints[name], cookie_values[name], Upstream)
             pool.room = policy.limits.idle_connections
             self.pools[name] = pool
+        pools: dict[str, MemberPool] = dict(self.pools)
+        if self.local is not None:
+            pools[self.own.name] = self.local
         self.runtime = compose(
-            policy, federation, endpoints, cookie_values, router, budget, self.pools, self.moved, before
+            policy, federation, endpoints, cookie_values, router, budget, pools, self.own, self.moved, before
         )
         for pool in self.pools.values():
             pool.sort()

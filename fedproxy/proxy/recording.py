@@ -29,9 +29,10 @@ def record_exchange(exchange: Attempting, now: float) -> None:
     record.bytes_out = exchange.bytes_out
     record.duration = now - started
     record.ttfb = None if first is None else first - started
-    record.member = exchange.pool.member.name if exchange.attempts else None
-    record.attempts = len(exchange.attempts)
-    record.affinity = exchange.source.value if exchange.attempts else None
+    if exchange.attempts and exchange.pool.member is not context.own:
+        record.member = exchange.pool.member.name
+        record.attempts = len(exchange.attempts)
+        record.affinity = exchange.source.value
     record.termination = exchange.termination
     record.launch = exchange.outcome
     record.error = error.reason if isinstance(error, MemberError | EdgeError) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from fedproxy.decide.route import Action, Redirect, Router, ToMember, ToMembers, ToPrime, is_session
+from fedproxy.decide.route import Action, Local, Redirect, Router, ToMember, ToMembers, ToPrime, is_session
 from fedproxy.http.request import RequestLine
 from fedproxy.wire.h1.request import read_line
 from fedproxy.wire.path import canonical, readings
@@ -20,11 +20,12 @@ _PAGES: Final = b"/v2/"
 class RoutedRequest(RequestLine):
     """A request line, and what this edge makes of it: worked out once for each different line.
 
-    key: what ranks the members for it, if keys are made of paths. proxied: streamed through, not answered
-    here. balanced: any member may serve it. ordinary: proxied, no launch, neither HTTP/1.0 nor in
-    absolute-form. renews: its response renews the cookie. build: errors are events of a stream (BinderHub's
-    client gives up on any other status). launch: a launch, if an event stream is asked for. stays: about a
-    session, which no other member has. banned: asks for a repository that the operator does not serve.
+    own: for one of the edge's own pages. key: what ranks the members for it, if keys are made of paths.
+    proxied: streamed through, not answered here. balanced: any member may serve it. ordinary: proxied, but no
+    page of the edge's own and no launch, neither HTTP/1.0 nor in absolute-form. renews: its response renews
+    the cookie. build: errors are events of a stream (BinderHub's client gives up on any other status).
+    launch: a launch, if an event stream is asked for. stays: about a session, which no other member has.
+    banned: asks for a repository that the operator does not serve.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class RoutedRequest(RequestLine):
         "key",
         "launch",
         "ordinary",
+        "own",
         "proxied",
         "renews",
         "stays",
@@ -53,7 +55,10 @@ class RoutedRequest(RequestLine):
         self.start = line.start
         self.action = action
         self.key = None
-        self.proxied = isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
+        self.own = isinstance(action, Local)
+        self.proxied = self.own or (
+            isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
+        )
         self.balanced = self.ordinary = False
         self.build = self.launch = self.renews = self.stays = self.banned = False
 
@@ -97,6 +102,6 @@ def route(
     routed.stays = stays
     routed.launch = launch and line.method == b"GET"
     routed.balanced = isinstance(action, ToMembers) and not stays
-    routed.ordinary = routed.proxied and line.plain and not routed.launch
+    routed.ordinary = routed.proxied and line.plain and not (routed.launch or routed.own)
     routed.banned = bool(bans.repositories) and bans.repository(*paths)
     return routed

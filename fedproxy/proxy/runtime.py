@@ -56,7 +56,8 @@ class Runtime:
 
     pools: by the member's name. pins: the member that an affinity cookie's value names. host_members: by host
     name. cookies: the Set-Cookie that keeps a visitor at a member, by its name and whether they came by
-    https. keyed: the key is made of the path. moved: launches that went on elsewhere; lives on.
+    https. keyed: the key is made of the path. own: stands for the edge's own pages. moved: launches that went
+    on elsewhere; lives on.
     """
 
     policy: Policy
@@ -70,6 +71,7 @@ class Runtime:
     cookies: Mapping[tuple[str, bool], bytes]
     heads: Heads
     keyed: bool
+    own: Member
     moved: MovedKeys
 
     def only(self, line: RoutedRequest, block: HeaderBlock) -> tuple[Member, Source] | None:
@@ -100,6 +102,8 @@ class Runtime:
         """The member for a request that no attempt was made for yet."""
         federation = self.federation
         if self.host_members or not line.balanced:
+            if line.own:
+                return federation.acquire_session(self.own, _HOST)
             only = self.only(line, block)
             if line.stays:
                 return self._choose_session(line, block, only, client, now, launch)
@@ -147,7 +151,7 @@ class Runtime:
         return next(available, named[0] if named else None)
 
 
-def empty(moved: MovedKeys, chance: Chance) -> Runtime:
+def empty(own: Member, moved: MovedKeys, chance: Chance) -> Runtime:
     """What is in force before there is a config: no member, and nobody is let in."""
     policy = Policy(
         timeouts=Timeouts(
@@ -180,7 +184,7 @@ def empty(moved: MovedKeys, chance: Chance) -> Runtime:
         failing=frozenset(),
     )
     federation = Federation((), FederationPolicy("random"), chance)
-    return compose(policy, federation, {}, {}, Router(), RetryBudget(0.0, 0.0), {}, moved, None)
+    return compose(policy, federation, {}, {}, Router(), RetryBudget(0.0, 0.0), {}, own, moved, None)
 
 
 def compose(
@@ -191,6 +195,7 @@ def compose(
     router: Router,
     budget: RetryBudget,
     pools: Mapping[str, MemberPool],
+    own: Member,
     moved: MovedKeys,
     before: Runtime | None,
 ) -> Runtime:
@@ -217,6 +222,7 @@ def compose(
         cookies=cookies,
         heads=_heads(policy, router, None if before is None else before.heads),
         keyed=KEYS.get(policy.key) is not None,
+        own=own,
         moved=moved,
     )
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from aiohttp import web
 
@@ -32,7 +31,6 @@ from fedproxy.proxy.handshake import handshakes
 from fedproxy.serve import descriptors
 from fedproxy.serve.assemble import assemble, options_of
 from fedproxy.serve.log import Log
-from fedproxy.serve.own_pages import page_logger
 from fedproxy.serve.sockets import BACKLOG
 from fedproxy.serve.tls import Certificates
 from fedproxy.serve.traces import Traces
@@ -42,7 +40,6 @@ from fedproxy.web.public import create_public_app
 if TYPE_CHECKING:
     from fedproxy.config.address import Address
     from fedproxy.config.model import Config, ListenerSettings
-    from fedproxy.record import Record
 
 #: Of a listener, what cannot change while it listens: its address, whether it speaks TLS, PROXY protocol.
 Shape = tuple["Address", bool, bool]
@@ -138,7 +135,7 @@ class Plane:
         app = create_public_app(self)
         # The edge has bounded the head already; a page is not to refuse what a member would have taken.
         self._runner = web.AppRunner(
-            app, handle_signals=False, max_line_size=_HEAD, max_field_size=_HEAD, **self._page_log()
+            app, handle_signals=False, access_log=None, max_line_size=_HEAD, max_field_size=_HEAD
         )
         await self._runner.setup()
         await self.listen(sockets)
@@ -401,16 +398,6 @@ class Plane:
     def reopen_log(self) -> None:
         """Opens the log's file anew. Raises ConfigError, with the one in use kept."""
         self._log.reopen()
-
-    def _record(self, record: Record) -> None:
-        if self.edge.log is not None:
-            self.edge.log(record)
-
-    def _page_log(self) -> dict[str, Any]:
-        return {
-            "access_log_class": page_logger(self._record),
-            "access_log": logging.getLogger("fedproxy.pages"),
-        }
 
     def _page(self) -> asyncio.Protocol:
         if self._runner is None or self._runner.server is None:

@@ -107,9 +107,6 @@ async def test_error_in_a_member_s_place_says_whether_the_connection_is_kept(
         (ask(b"/", KEEP, method=b"TRACE"), 405),
         (ask(b"/", KEEP, b"Content-Length: 999999999999", method=b"POST"), 413),
         (ask(b"/found", KEEP, b"Content-Length: 5", method=b"POST") + b"hello", 302),
-        (ask(b"/active_hosts", KEEP), 200),
-        (ask(b"/federation", KEEP, HTML), 200),
-        (ask(b"/federation/none", KEEP), 404),
         (ask(b"/active_hosts"), 200),
     ],
 )
@@ -119,6 +116,27 @@ async def test_answer_that_ends_the_connection_says_so(request_: bytes, status: 
         response = await client.ask(request_)
         assert (response.status, response.values("connection")) == (status, [b"close"])
         assert await client.closed() == "eof"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (ask(b"/active_hosts", KEEP), 200),
+        (ask(b"/federation", KEEP, HTML), 200),
+        (ask(b"/federation/none", KEEP), 404),
+        (ask(b"/federation/style.css", KEEP), 200),
+    ],
+)
+async def test_own_pages_are_kept_alive_too(request_: bytes, status: int) -> None:
+    async with edge(answer(), **ROUTED) as running:
+        client = await running.client()
+        for _ in range(3):
+            response = await client.ask(request_)
+            assert (response.status, response.values("connection")) == (status, [b"keep-alive"])
+        for line in await running.logged(3):
+            assert (line["status"], line["bytes_out"]) == (status, len(response.body))
+            assert (line["member"], line["attempts"], line["termination"]) == (None, 0, "--")
+            assert line["duration"] > 0
 
 
 OK = b"HTTP/1.1 200 OK\r\n"

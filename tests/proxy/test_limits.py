@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from fedproxy.proxy.local import LocalPool
 from tests.rig import Conn, Edge, RawClient, answer, edge, guard, until
 
 HEAD = b"Host: hub.test\r\n\r\n"
@@ -57,17 +58,23 @@ async def test_tunnels_are_connections_too() -> None:
         assert (await again.ask(UPGRADE)).status == 101
 
 
+def local(running: Edge) -> LocalPool:
+    pool = running.service.edge.local
+    assert pool is not None
+    return pool
+
+
 async def test_own_pages_are_connections_too() -> None:
     async with edge(answer(), limits={"connections": 1}) as running:
-        pages, running.service.edge.local = running.service.edge.local, Hanging
+        pages, local(running).serve = local(running).serve, Hanging
         client = await running.client()
         await client.send(PAGE)
-        await until(lambda: "OwnPage" in repr(running.connections), "the page's server has it")
+        await until(lambda: local(running).connections, "the page's server has it")
         await (await running.client()).closed()
         assert rejected(running) == {"connections": 1}
         client.reset()
         await until(lambda: count(running) == 0, "the page is gone")
-        running.service.edge.local = pages
+        local(running).serve = pages
         assert (await running.ask(PAGE)).status == 200
         await until(lambda: count(running) == 0, "the page is gone")
 
@@ -188,6 +195,7 @@ class Hanging(asyncio.Protocol):
         self.calls: list[str] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
         self.calls.append("made")
 
     def data_received(self, data: bytes) -> None:
@@ -208,57 +216,57 @@ class Hanging(asyncio.Protocol):
 
 
 async def test_own_page_that_takes_too_long_is_dropped_whatever_the_visitor_sends() -> None:
-    async with edge(answer(), **SHORT) as running:
+    async with edge(answer(), timeouts={"response_head": "200ms"}) as running:
         handler = Hanging()
-        running.service.edge.local = lambda: handler
+        local(running).serve = lambda: handler
         client = await running.client()
         await client.send(PAGE)
         sending = asyncio.ensure_future(trickle(client, b"more"))
-        async with guard():
-            await client.until_end()
+        response = await client.response()
         sending.cancel()
-        await until(lambda: not running.connections, "it is dropped")
-        assert count(running) == 0
+        assert response.status == 504
+        await until(lambda: "lost" in handler.calls, "it is dropped")
         assert handler.calls == ["made", "data 1", "lost"]
 
 
 async def test_server_of_a_page_is_told_what_happens_to_its_connection() -> None:
     async with edge(answer()) as running:
         handler = Hanging()
-        running.service.edge.local = lambda: handler
+        local(running).serve = lambda: handler
         client = await running.client(receive_buffer=4096)
         await client.send(PAGE)
         await until(lambda: "data 1" in handler.calls, "the page is asked for")
-        (page,) = running.connections
-        page.transport.write(bytes(8 * 1024 * 1024))
+        size = 8 * 1024 * 1024
+        handler.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (2 * size) + bytes(size))
         await until(lambda: "pause" in handler.calls, "the visitor reads nothing")
-        page.sweep(running.service.edge.clock())
-        page.sweep(running.service.edge.clock() + 1e6)
-        await until(lambda: "lost" in handler.calls, "it is dropped")
+        handler.transport.write(bytes(size))
+        response = await client.response()
+        assert len(response.body) == 2 * size
+        assert (await running.logged())[0]["bytes_out"] == 2 * size
+        await until(lambda: "lost" in handler.calls, "it is over")
+        assert handler.calls == ["made", "data 1", "pause", "resume", "eof", "lost"]
 
-        handler.calls.clear()
-        client = await running.client(receive_buffer=4096)
+
+async def test_visitor_who_leaves_takes_the_page_with_them() -> None:
+    async with edge(answer()) as running:
+        handler = Hanging()
+        local(running).serve = lambda: handler
+        client = await running.client()
         await client.send(PAGE)
         await until(lambda: "data 1" in handler.calls, "the page is asked for")
-        (page,) = running.connections
-        page.transport.write(bytes(8 * 1024 * 1024))
-        page.sweep(running.service.edge.clock())
-        async with guard():
-            await client.exactly(8 * 1024 * 1024)
-        page.sweep(running.service.edge.clock() + 1e6)
-        assert not page.transport.is_closing()
         client.half_close()
         await until(lambda: "lost" in handler.calls, "it is gone")
-        assert handler.calls == ["made", "data 1", "pause", "resume", "eof", "lost"]
+        (line,) = await running.logged()
+        assert (line["status"], line["member"], line["attempts"]) == (499, None, 0)
 
 
 async def test_stop_cuts_a_page_that_is_under_way() -> None:
     async with edge(answer()) as running:
         edge_ = running.service.edge
-        edge_.local = Hanging
+        local(running).serve = Hanging
         client = await running.client()
         await client.send(PAGE)
-        await until(lambda: "<OwnPage 127.0.0.1>" in repr(edge_.connections), "the page's server has it")
+        await until(lambda: local(running).connections, "the page's server has it")
         edge_.draining = True
         edge_.close_idle(edge_.clock())
         await running.service.stop()

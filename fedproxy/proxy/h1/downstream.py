@@ -6,9 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from fedproxy.decide.route import Local
 from fedproxy.errors import (
-    BadRequest,
     Banned,
     BannedAddress,
     TooManyLaunches,
@@ -19,7 +17,6 @@ from fedproxy.proxy.answers import AnsweredRequest
 from fedproxy.proxy.composing import compose, follow
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.h1.ending import Ending
-from fedproxy.proxy.own_page import OwnPage, page_request
 from fedproxy.wire.h1.server import ServerEvent, ServerState
 
 if TYPE_CHECKING:
@@ -174,7 +171,8 @@ class Downstream(Ending):
         exchange.expect_body()
         if self.machine.held:
             self._more()
-        if block.expect:
+        if block.expect or line.own:
+            # The visitor waits for it, or no page does.
             exchange.begin_expected()
 
     def _check(self, line: RoutedRequest, block: HeaderBlock, origin: Origin) -> RoutedRequest:
@@ -222,24 +220,12 @@ class Downstream(Ending):
         self._answer(request, answers.turned_away(error, request, answers.common(request_id, self.hsts)))
 
     def _answer_here(self, request: AnsweredRequest) -> None:
-        if isinstance(request.line.action, Local):
-            self._hand_over(request)
-            return
         common = answers.common(request.request_id, self.hsts)
         self._answer(request, answers.of_route(self.context, request, common))
 
     def _answer(self, request: AnsweredRequest, answer: answers.Answer) -> None:
         recording.record_answer(self.context, request, answer)
         self.send_answer(answer.response)
-
-    def _hand_over(self, request: AnsweredRequest) -> None:
-        """One of the edge's own pages: the transport and the request's head go to aiohttp's server."""
-        context = self.context
-        if context.local is None:
-            self.refuse(BadRequest(), request.origin)
-            return
-        context.connections.discard(self)
-        OwnPage(self, context.local()).begin(page_request(request))
 
     # What an exchange asks for
 
