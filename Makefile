@@ -8,21 +8,30 @@ HAS_COMPILER := $(shell command -v cc >/dev/null && $(PYTHON) -c 'import os, sys
 # Tests start hundreds of interpreters: without bytecode each would compile the whole package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-compiled lint fmt bench compiled clean
+# Two for each processor: a test that waits for a time limit or for a process leaves its processor to another one.
+TESTS_AT_ONCE = $(shell expr 2 '*' $$(nproc))
+PYTEST = $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(TESTS_AT_ONCE)
+
+.PHONY: demo test test-python test-compiled lint fmt bench compiled clean
 
 demo: $(VENV)/.run
 	@$(BIN)/fedproxy demo $(ARGS)
 
-test: lint test-compiled
+# The compiler takes one processor for a minute and prints nothing, so it works beside lint and the tests in Python.
+test: $(VENV)/.test
+	@$(MAKE) --no-print-directory --jobs=2 test-python $(if $(HAS_COMPILER),compiled)
+	@$(MAKE) --no-print-directory test-compiled
+
+test-python: lint
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --numprocesses=auto --cov --cov-report= $(ARGS)
+	$(PYTEST) --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --include='fedproxy/bounded.py,fedproxy/decide/*,fedproxy/http/*,fedproxy/wire/*' --fail-under=100
 	$(BIN)/coverage report --skip-covered --fail-under=85
 
 # The hot path compiled has to pass what the same source passes in Python.
 test-compiled: $(VENV)/.test $(if $(HAS_COMPILER),compiled)
 ifdef HAS_COMPILER
-	PYTHONPATH=$(CURDIR)/.compiled PYTHONSAFEPATH=1 $(BIN)/python -m pytest --import-mode=append --numprocesses=auto tests/decide tests/wire tests/proxy
+	PYTHONPATH=$(CURDIR)/.compiled PYTHONSAFEPATH=1 $(PYTEST) --import-mode=append tests/decide tests/wire tests/proxy
 else
 	@echo 'skipped: no C compiler, or not what Python needs for one (Debian: gcc, python3-dev)'; [ "$$CI" != true ]
 endif
@@ -55,18 +64,23 @@ compiled: .compiled/.made
 	@touch $@
 
 clean:
-	rm -f *.so fedproxy/*/*.so
+	rm -f *.so fedproxy/*/*.so fedproxy/*/*/*.so
 	rm -rf $(VENV) .compiled build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+
+define set-up
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'fedproxy needs Python 3.11 or newer: make PYTHON=/path/to/python3.11'; exit 1; }
+@echo 'Setting up $(VENV) ...'
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo 'no virtual environment could be made: on Debian, apt-get install python3-venv'; exit 1; }
+endef
 
 # The stamps are made last, so that an interrupted set-up starts again.
 $(VENV)/.run: pyproject.toml fedproxy/__init__.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'fedproxy needs Python 3.11 or newer: make PYTHON=/path/to/python3.11'; exit 1; }
-	@echo 'Setting up $(VENV) ...'
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo 'no virtual environment could be made: on Debian, apt-get install python3-venv'; exit 1; }
+	$(set-up)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml $(VENV)/.run
-	@echo 'Installing what the checks need ...'
+# In one go with what the checks need: pip takes long to look at what is there already.
+$(VENV)/.test: pyproject.toml fedproxy/__init__.py
+	$(set-up)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@touch $@
+	@touch $(VENV)/.run $@

@@ -29,7 +29,6 @@ from fedproxy.proxy.h1.downstream import Downstream
 from fedproxy.proxy.h1.upstream import Upstream
 from fedproxy.proxy.policy import ListenerOptions
 from fedproxy.serve.assemble import assemble
-from fedproxy.serve.worker import freeze
 
 _REQUESTS: Final = 10_000
 _NAMES: Final = ("a", "b", "c")
@@ -168,6 +167,8 @@ def _compiled(arguments: list[str]) -> dict[str, float] | None:
 @click.option("--json", "as_json", is_flag=True, help="Only this one, for programs.")
 def main(rounds: int, quick: bool, as_json: bool) -> None:
     """Measure the cost of requests and events without event loop and kernel."""
+    from fedproxy.serve.worker import freeze  # and with it aiohttp, which under callgrind takes ten seconds
+
     freeze()
     requests = _REQUESTS // (100 if quick else 1)
     found = {name: microseconds(name, requests=requests, rounds=rounds) for name in INPUTS}

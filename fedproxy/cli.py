@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import logging
@@ -94,6 +95,7 @@ def _with_workers(config: Config, workers: int | None) -> Config:
 
 
 async def _serve(file: Path, config: Config, workers: int | None, events: Events) -> None:
+    gc.disable()  # as a worker does, until `freeze`
     from fedproxy.config.load import load
     from fedproxy.serve import descriptors, systemd
     from fedproxy.serve.fleet import StartError

@@ -52,3 +52,10 @@ def test_config_that_comes_pickled_is_used_without_building_what_validates_one()
     )
     pickled = subprocess.run([sys.executable, "-c", made], capture_output=True, text=True, check=True)
     subprocess.run([sys.executable, "-c", statement, pickled.stdout.strip()], check=True)
+
+
+def test_garbage_is_collected_again_once_a_process_has_started() -> None:
+    statement = (
+        "import gc\nfrom fedproxy.serve.worker import freeze\ngc.disable()\nfreeze()\nassert gc.isenabled()"
+    )
+    subprocess.run([sys.executable, "-c", statement], check=True)

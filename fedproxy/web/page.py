@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ def escape_markdown(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text)
 
 
+@cache  # with the templates that it has compiled
 def environment() -> Environment:
     """The template environment: text is escaped, and an undefined name is an error."""
     made = Environment(

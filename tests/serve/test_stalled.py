@@ -22,6 +22,8 @@ from tests.rig import RawClient
 from tests.rig.command import Program, fedproxy
 from tests.rig.running import CLOSING, GET, Hub, Running, patience, refuses, until, write
 
+pytestmark = pytest.mark.no_cover  # the edge is a process of its own
+
 KILL, STOP, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM
 LONG = b"GET /%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"x" * 8000)
 

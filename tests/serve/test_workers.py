@@ -30,6 +30,8 @@ from tests.rig.running import (
     write,
 )
 
+pytestmark = pytest.mark.no_cover  # the edge is a process of its own
+
 KILL, TERM, STOP, CONT = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT
 
 
