@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from fedproxy.proxy.extras import Extras
 from fedproxy.proxy.filters.launch import LaunchFilter
@@ -14,24 +15,30 @@ if TYPE_CHECKING:
     from fedproxy.proxy.ports import Filter, Sink
 
 
+def _launch(exchange: Exchange) -> Filter | None:
+    if not (exchange.line.launch and asked_for(exchange.block.raw)):
+        return None
+    exchange.is_launch = True
+    return LaunchFilter(exchange, extras_of(exchange))
+
+
+MAKERS: Final[list[Callable[[Exchange], Filter | None]]] = [_launch]
+"""Each makes a filter for the requests that need it. The first sees what the member sends, the last what the
+visitor gets. A request that takes the short path (`RoutedRequest.ordinary`) has none."""
+
+
 def compose(exchange: Exchange) -> None:
-    """Gives a request what it needs beside the relay; an ordinary one needs nothing."""
-    if exchange.line.launch and asked_for(exchange.block.raw):
+    """Gives a request what it needs beside the relay."""
+    filters = tuple([made for make in MAKERS if (made := make(exchange)) is not None])
+    if filters:
         extras = extras_of(exchange)
-        exchange.is_launch = True
-        through(exchange, LaunchFilter(exchange, extras))
+        extras.filters = filters
+        extras.sink = filters[0]
+        sinks: tuple[Sink, ...] = (*filters[1:], exchange)
+        for each, sink in zip(filters, sinks, strict=True):
+            each.sink = sink
     if exchange.context.tracer is not None or exchange.block.traceparent is not None:
         follow(exchange)
-
-
-def through(exchange: Exchange, *filters: Filter) -> None:
-    """Sends the response through these, in their order."""
-    extras = extras_of(exchange)
-    extras.filters = filters
-    extras.sink = filters[0]
-    sinks: tuple[Sink, ...] = (*filters[1:], exchange)
-    for each, sink in zip(filters, sinks, strict=True):
-        each.sink = sink
 
 
 def follow(exchange: Exchange) -> None:

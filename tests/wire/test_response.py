@@ -211,3 +211,42 @@ def test_response_of_the_edge_is_rendered_with_its_length() -> None:
 def test_204_has_no_length_and_an_unregistered_status_no_phrase() -> None:
     assert render(Response(204), None, is_head=False) == b"HTTP/1.1 204 No Content\r\n\r\n"
     assert render(Response(299), None, is_head=False) == b"HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n"
+
+
+def test_fields_of_an_answer_can_be_changed_for_another_body() -> None:
+    found = head(
+        b"HTTP/1.1 200 Fine",
+        b"Content-Type: text/event-stream",
+        b"Content-Length: 5",
+        b"Set-Cookie: a=b",
+        b"Cache-Control: public",
+    )
+    assert found.fields() == (
+        (b"Content-Type", b"text/event-stream"),
+        (b"Set-Cookie", b"a=b"),
+        (b"Cache-Control", b"public"),
+        (b"Content-Length", b"5"),
+    )
+    longer = found.with_fields([*found.fields(), (b"Content-Encoding", b"gzip")], length=9)
+    assert sent(longer) == (
+        b"HTTP/1.1 200 Fine\r\nContent-Type: text/event-stream\r\nSet-Cookie: a=b\r\n"
+        b"Cache-Control: public\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n"
+    )
+    assert (longer.length, longer.whole, longer.encoded, longer.event_stream, longer.public) == (
+        9,
+        9,
+        True,
+        True,
+        True,
+    )
+    open_ended = found.with_fields(found.fields())
+    assert (open_ended.length, open_ended.chunked, open_ended.encoded) == (None, False, False)
+    assert b"Content-Length" not in sent(open_ended)
+    assert head(b"HTTP/1.1 304 Not Modified").with_fields([], length=5).whole < 0
+
+
+def test_answer_in_chunks_can_be_given_as_its_payload() -> None:
+    found = head(b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", b"Content-Type: text/event-stream")
+    plain = found.unframed()
+    assert sent(plain) == sent(found)
+    assert (plain.chunked, plain.length, plain.event_stream) == (False, None, True)

@@ -59,6 +59,7 @@ _NOTHING: Final = ServerEvent.NOTHING
 _PLAIN: Final = ServerEvent.PLAIN
 _REQUEST: Final = ServerEvent.REQUEST
 _PART: Final = ServerEvent.BODY
+_NO_BODY: Final = Body()
 _AS_SENT: Final = Framing.AS_SENT
 _CHUNKS: Final = Framing.CHUNKS
 _CLOSE: Final = Framing.CLOSE
@@ -104,7 +105,7 @@ class Server(Generic[Line]):
         self.data = b""
         self.done = False
         self.head_limit = self.body_limit = self.longest = 0
-        self._body: Body | None = None
+        self._body: Body = _NO_BODY
         self._framing = _AS_SENT
 
     def __repr__(self) -> str:
@@ -226,8 +227,6 @@ class Server(Generic[Line]):
 
     def _read_body(self, data: bytes) -> ServerEvent:
         body = self._body
-        if body is None:
-            return _NOTHING
         try:
             self.data = body.feed(data)
         except BodyError:
@@ -240,7 +239,7 @@ class Server(Generic[Line]):
         if body.done:
             self.state = _WHOLE
             self.held += body.rest
-            self._body = None
+            self._body = _NO_BODY
         return _PART
 
     # What goes out
@@ -320,7 +319,7 @@ class Server(Generic[Line]):
 
     def _over(self) -> None:
         """The response is whole. If the connection goes on, `more` may have the next request."""
-        self._body = None
+        self._body = _NO_BODY
         if self.keep:
             self.state = _HEAD if self.held or self._blocked else _IDLE
         else:
