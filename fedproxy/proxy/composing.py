@@ -37,7 +37,8 @@ def compose(exchange: Exchange) -> None:
         sinks: tuple[Sink, ...] = (*filters[1:], exchange)
         for each, sink in zip(filters, sinks, strict=True):
             each.sink = sink
-    if exchange.context.tracer is not None or exchange.block.traceparent is not None:
+    traced = exchange.context.tracer is not None or exchange.block.traceparent is not None
+    if traced and not exchange.line.own:
         follow(exchange)
 
 

@@ -42,10 +42,10 @@ async def test_own_answers_are_kept_alive(target: str) -> None:
         )
 
 
-async def test_own_pages_are_ended() -> None:
+async def test_own_pages_are_kept_alive_too() -> None:
     async with edge(answer()) as running:
         found = await bench(running, "/active_hosts")
-        assert (found["Complete requests"], found.get("Keep-Alive requests", 0)) == (10, 0)
+        assert (found["Complete requests"], found["Keep-Alive requests"]) == (10, 10)
 
 
 @pytest.mark.parametrize(
