@@ -34,16 +34,26 @@ _PREFLIGHT: Final = (
 )
 
 
-@dataclass(slots=True)
 class AnsweredRequest:
     """A request that is answered without an exchange. trusted: a trusted proxy sent it."""
 
-    line: RoutedRequest
-    block: HeaderBlock
-    origin: Origin
-    request_id: bytes
-    traceparent: bytes
-    trusted: bool
+    __slots__ = ("block", "line", "origin", "request_id", "traceparent", "trusted")
+
+    def __init__(
+        self,
+        line: RoutedRequest,
+        block: HeaderBlock,
+        origin: Origin,
+        request_id: bytes,
+        traceparent: bytes,
+        trusted: bool,
+    ) -> None:
+        self.line = line
+        self.block = block
+        self.origin = origin
+        self.request_id = request_id
+        self.traceparent = traceparent
+        self.trusted = trusted
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,22 +13,20 @@ from typing import TYPE_CHECKING, Final
 from fedproxy.bounded import Memo
 from fedproxy.decide.affinity import KEYS, Source
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease, Refusal
-from fedproxy.decide.launch import FailureTable
+from fedproxy.decide.launch import FailureTable, MovedKeys
 from fedproxy.decide.limit import Bans, Networks
+from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Router, ToMember, ToPrime
 from fedproxy.http.request import HeaderBlock, host_name
-from fedproxy.proxy.policy import LaunchPolicy, Limits, Policy, Timeouts
+from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, Policy, Timeouts
+from fedproxy.proxy.ports import MemberPool
 from fedproxy.proxy.routing import RoutedRequest, route
 from fedproxy.wire.cookie import set_cookie
 from fedproxy.wire.h1.request import BlockReader
 
 if TYPE_CHECKING:
     from fedproxy.decide.balancer import Chance
-    from fedproxy.decide.launch import MovedKeys
-    from fedproxy.decide.member import Member
-    from fedproxy.proxy.policy import Endpoint
-    from fedproxy.proxy.ports import MemberPool
 
 _HOST: Final = Source.HOST
 _COOKIE: Final = Source.COOKIE
