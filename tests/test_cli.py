@@ -405,7 +405,7 @@ def test_completion_says_nothing_when_there_is_nobody_to_ask() -> None:
 
 
 @contextmanager
-def toy(mode: Mode = Mode.WELL) -> Iterator[str]:
+def toy(mode: Mode = Mode.HEALTHY) -> Iterator[str]:
     """The URL of a toy BinderHub in another thread."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

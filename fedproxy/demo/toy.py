@@ -37,7 +37,7 @@ _CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "ca
 class Mode(enum.StrEnum):
     """How a toy member behaves."""
 
-    WELL = "healthy"
+    HEALTHY = "healthy"
     SLOW = "slow"
     """Answers 3 seconds late, but its health checks in time: only visitors notice."""
     SICK = "sick"
@@ -78,7 +78,7 @@ class ToyBinderHub:
         self.pods = pods
         self.quota = quota
         self.linger = linger
-        self.mode = Mode.WELL
+        self.mode = Mode.HEALTHY
         self.launches = 0
         self._clock = clock
         self._since = clock()

@@ -339,7 +339,7 @@ async def test_killed_member_refuses_connections_until_another_mode_is_set(
     with pytest.raises(aiohttp.ClientConnectorError):
         await client.get(url)
     await toy.set_mode(Mode.KILL)
-    await toy.set_mode(Mode.WELL)
+    await toy.set_mode(Mode.HEALTHY)
     assert toy.url == url
     async with client.get(url) as response:
         assert response.status == 200
@@ -349,7 +349,7 @@ async def test_unknown_mode_is_named_as_such(toy: ToyBinderHub, client: aiohttp.
     async with client.post(f"{toy.url}/_toy/sleepy") as response:
         assert response.status == 404
         assert "flapping" in (await response.json())["modes"]
-    assert toy.mode is Mode.WELL
+    assert toy.mode is Mode.HEALTHY
 
 
 async def test_echo_tells_what_arrived(toy: ToyBinderHub) -> None:

@@ -14,40 +14,16 @@ import pytest
 import trustme
 
 from fedproxy.decide.member import Intent
-from tests.rig import Conn, Edge, Message, Script, answer, edge, per_request, refusing
+from tests.rig import Conn, Edge, Message, Script, edge, per_request, refusing
+from tests.rig.homes import cookie, cookie_of, get, named
 
-COOKIE = re.compile(rb"fedproxy_member=([^;]+); Path=/; Max-Age=14400; HttpOnly; SameSite=Lax(; Secure)?")
 TRUSTED: dict[str, Any] = {"trusted_proxies": ["127.0.0.0/8"]}
-
-
-def get(target: bytes = b"/", *lines: bytes, host: bytes = b"hub.test", method: bytes = b"GET") -> bytes:
-    return b"\r\n".join((method + b" " + target + b" HTTP/1.1", b"Host: " + host, *lines, b"", b""))
-
-
-def cookie(value: bytes) -> bytes:
-    return b"Cookie: fedproxy_member=" + value
-
-
-def named(name: str, *lines: bytes) -> Script:
-    """A member that says who it is."""
-    body = name.encode()
-    return answer(b"\r\n".join((b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *lines, b"", body)))
 
 
 @asynccontextmanager
 async def three(**overrides: Any) -> AsyncIterator[Edge]:
     async with edge({name: named(name) for name in ("a", "b", "c")}, **overrides) as running:
         yield running
-
-
-def cookie_of(response: Message) -> tuple[bytes, bool] | None:
-    """The affinity cookie that a response sets: its value, and whether it is Secure."""
-    value = response.value("set-cookie")
-    if value is None:
-        return None
-    match = COOKIE.fullmatch(value)
-    assert match, value
-    return match[1], match[2] is not None
 
 
 # The cookie

@@ -18,9 +18,9 @@ from typing import Any, cast
 import pytest
 
 from fedproxy.decide.member import Member
-from tests.proxy.test_affinity import cookie, get, named
-from tests.proxy.test_launch import EVENTS, HEAD, KEEPALIVE, PATIENT, QUOTA, READY, TARGET, chunk, says
 from tests.rig import Conn, Edge, answer, edge, until
+from tests.rig.homes import cookie, get, named
+from tests.rig.launches import EVENTS, HEAD, KEEPALIVE, PATIENT, QUOTA, READY, TARGET, chunk, says
 
 PIN = cookie(b"a")
 LIMIT = "500ms"

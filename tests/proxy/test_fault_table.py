@@ -19,8 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent, Member
-from tests.proxy.test_faults import (
+from tests.rig import Conn, Edge, Ended, RawClient, Script, answer, blackhole, edge, guard, refusing, until
+from tests.rig.faults import (
     AFTER_SENDING,
+    AT_ONCE,
     GET,
     HALF,
     PIN,
@@ -32,9 +34,7 @@ from tests.proxy.test_faults import (
     never_answers,
     resets_before_the_head,
 )
-from tests.rig import Conn, Edge, Ended, RawClient, Script, answer, blackhole, edge, guard, refusing, until
 
-AT_ONCE = {"failures": 1, "open": "300s", "max_ejected": 1.0}
 LARGE = b"POST / HTTP/1.1\r\nHost: hub.test\r\n" + PIN + b"Content-Length: 5000000\r\n\r\na"
 
 

@@ -18,17 +18,20 @@ import pytest
 
 from fedproxy.decide.member import Intent
 from tests.rig import Conn, Edge, Message, Script, Scripted, answer, blackhole, edge, guard, refusing, until
-
-HOST = b"Host: hub.test\r\n"
-PIN = b"Cookie: fedproxy_member=a\r\n"
-GET = b"GET / HTTP/1.1\r\n" + HOST + PIN + b"\r\n"
-POST = b"POST / HTTP/1.1\r\n" + HOST + PIN + b"Content-Length: 5\r\n\r\nhello"
-PATIENT: dict[str, Any] = {"retry": {"attempts": 3, "budget": 1, "floor": 100}}
-SHORT = {"connect": "200ms", "response_head": "200ms", "response_idle": "200ms"}
-
-
-def from_member(body: bytes) -> Script:
-    return answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+from tests.rig.faults import (
+    AFTER_SENDING,
+    GET,
+    HALF,
+    HOST,
+    PATIENT,
+    PIN,
+    POST,
+    SHORT,
+    UNKNOWN,
+    from_member,
+    never_answers,
+    resets_before_the_head,
+)
 
 
 @asynccontextmanager
@@ -41,74 +44,7 @@ async def pair(first: Script | Scripted | str, **overrides: Any) -> AsyncIterato
 # What a member may do instead of answering, after it was sent the request.
 
 
-async def never_answers(conn: Conn) -> None:
-    await conn.request()
-    await conn.stall()
-
-
-async def resets_before_the_head(conn: Conn) -> None:
-    await conn.request()
-    conn.reset()
-
-
-async def closes_before_the_head(conn: Conn) -> None:
-    await conn.request()
-
-
-async def resets_in_the_head(conn: Conn) -> None:
-    await conn.request()
-    conn.send(b"HTTP/1.1 200 OK\r\nContent-")
-    await conn.flush()
-    conn.reset()
-
-
-async def closes_in_the_head(conn: Conn) -> None:
-    await conn.request()
-    conn.send(b"HTTP/1.1 200 OK\r\nContent-")
-
-
-async def closes_in_the_status_line(conn: Conn) -> None:
-    await conn.request()
-    conn.send(b"HT")
-
-
-async def stalls_in_the_head(conn: Conn) -> None:
-    await conn.request()
-    conn.send(b"HTTP/1.1 200 OK\r\n")
-    await conn.stall()
-
-
-async def speaks_nonsense(conn: Conn) -> None:
-    await conn.request()
-    conn.send(b"hello\r\n\r\n")
-    await conn.stall()
-
-
-async def repeats_the_length(conn: Conn) -> None:
-    await conn.request()
-    conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxy")
-    await conn.stall()
-
-
-async def floods_the_head(conn: Conn) -> None:
-    await conn.request()
-    conn.send(b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 20_000)
-    await conn.stall()
-
-
 # script: status, termination, reason
-AFTER_SENDING: list[tuple[Script, int, str, str]] = [
-    (never_answers, 504, "sH", "response_timeout"),
-    (stalls_in_the_head, 504, "sH", "response_timeout"),
-    (resets_before_the_head, 502, "SH", "reset"),
-    (closes_before_the_head, 502, "SH", "reset"),
-    (resets_in_the_head, 502, "SH", "reset"),
-    (closes_in_the_head, 502, "SH", "reset"),
-    (closes_in_the_status_line, 502, "SH", "reset"),
-    (speaks_nonsense, 502, "PH", "bad_response"),
-    (repeats_the_length, 502, "PH", "bad_response"),
-    (floods_the_head, 502, "PH", "bad_response"),
-]
 after_sending = pytest.mark.parametrize(
     ("script", "status", "termination", "reason"),
     AFTER_SENDING,
@@ -227,7 +163,6 @@ async def test_connection_to_the_only_member_that_is_never_answered_is_504() -> 
 
 
 # Names that end in .onion are never asked for over DNS (RFC 7686 section 2): they fail at once and locally.
-UNKNOWN = "http://nowhere.onion"
 
 
 async def test_name_that_does_not_resolve_goes_to_another_member() -> None:
@@ -352,9 +287,6 @@ async def test_idle_connection_that_ends_in_the_turn_of_a_post_is_not_used() -> 
 
 
 # After the head
-
-
-HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf"
 
 
 @pytest.mark.parametrize("request_", [GET, POST], ids=["GET", "POST"])

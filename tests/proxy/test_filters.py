@@ -13,9 +13,9 @@ from fedproxy.proxy.attempting import Attempting
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.phase import TRANSITIONS, Phase
 from fedproxy.proxy.ports import Sink
-from tests.proxy.test_launch import CACHED, LAUNCH, PATIENT, QUOTA, says
 from tests.rig import Conn, Script, answer, edge, refusing, until
 from tests.rig.collector import collector
+from tests.rig.launches import CACHED, LAUNCH, PATIENT, QUOTA, says
 
 # Its id keeps it off the short path, which has no filters.
 GET = b"GET /x HTTP/1.1\r\nHost: hub.test\r\nX-Request-ID: mine\r\nCookie: fedproxy_member=a\r\n\r\n"
@@ -24,7 +24,7 @@ CHUNKS = OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r
 
 
 class Passing:
-    """A filter that does nothing. The edge's own base class takes no subclass of Python's if it is compiled."""
+    """A filter that does nothing. The edge's own base class takes no subclass here if it is compiled."""
 
     sink: Sink
 

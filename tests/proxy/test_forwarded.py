@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.test_affinity import cookie_of, get, named
 from tests.rig import answer, edge
+from tests.rig.homes import cookie_of, get, named
 
 TRUSTED: dict[str, Any] = {"trusted_proxies": ["127.0.0.0/8", "198.51.100.0/24"]}
 

@@ -17,61 +17,36 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Member
 from fedproxy.proxy.filters.launch import LaunchFilter
 from tests.rig import Conn, Edge, Ended, Message, RawClient, Script, answer, edge, guard, refusing, until
-
-TARGET = b"/build/gh/org/repo/HEAD"
-KEY = b"/build/gh/org/repo"
-EVENTS = b"Accept: text/event-stream"
-PIN = b"Cookie: fedproxy_member=a"
-HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n"
+from tests.rig.launches import (
+    BUILT,
+    CACHED,
+    CRASH,
+    EVENTS,
+    HEAD,
+    KEEPALIVE,
+    LAST,
+    LAUNCH,
+    LAUNCHING,
+    PATIENT,
+    PIN,
+    QUOTA,
+    READY,
+    ask,
+    chunk,
+    event,
+    says,
 )
-LAST = b"0\r\n\r\n"
-PATIENT: dict[str, Any] = {"retry": {"attempts": 3, "budget": 1, "floor": 100}}
+
+KEY = b"/build/gh/org/repo"
 
 
-def ask(*lines: bytes, target: bytes = TARGET, method: bytes = b"GET", version: bytes = b"1.1") -> bytes:
-    lines = (b"Host: hub.test", *(lines or (EVENTS, PIN)))
-    return b"\r\n".join((b"%b %b HTTP/%b" % (method, target, version), *lines, b"", b""))
-
-
-LAUNCH = ask()
 EMBEDDED = ask(EVENTS)  # a page of somebody else's asks: no cookie ever comes
 PAGE = ask(PIN, target=b"/v2/gh/org/repo/HEAD")
 
 
-def event(phase: str | None = None, **more: object) -> bytes:
-    said: dict[str, object] = {} if phase is None else {"phase": phase}
-    return b"data: %b\n\n" % json.dumps(said | more).encode()
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-KEEPALIVE = b":keepalive\n\n"
-QUOTA = event("failed", message="Too many users on this BinderHub! Try again soon.\n")
 RATE = event("failed", status_code=429, message="Rate limit exceeded. Try again in 3600 seconds.\n")
-CRASH = event("failed", status_code=500, message="Internal Server Error\n")
 NO_REF = event("failed", message="Could not resolve ref for gh:org/repo/HEAD. Double check your URL.\n")
 WAITING = event("waiting", message="Waiting for build to start...\n")
-BUILT = event("built", message="Found built image, launching...\n", imageName="x")
-LAUNCHING = event("launching", message="Launching server...\n")
-READY = event("ready", message="server running\n", url="https://hub.test/user/x/", token="s3cret")
-CACHED = (BUILT, LAUNCHING, READY)
-
-
-def says(*events: bytes, head: bytes = HEAD, ends: bool = True) -> Script:
-    """A member that says these for each request, each as a chunk; then its stream ends, or stays open."""
-
-    async def script(conn: Conn) -> None:
-        while True:
-            await conn.request()
-            conn.send(head, *map(chunk, events), LAST if ends else b"")
-            if not ends:
-                await conn.stall()
-
-    return script
 
 
 def breaks_off(*events: bytes, reset: bool = False) -> Script:

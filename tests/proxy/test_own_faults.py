@@ -11,10 +11,10 @@ import aiodns
 import aiohappyeyeballs
 import pytest
 
-from tests.proxy.test_affinity import cookie, cookie_of, get, named
-from tests.proxy.test_fault_table import AT_ONCE
-from tests.proxy.test_launch import LAUNCH, READY, says
 from tests.rig import Edge, edge
+from tests.rig.faults import AT_ONCE
+from tests.rig.homes import cookie, cookie_of, get, named
+from tests.rig.launches import LAUNCH, READY, says
 
 PIN = cookie(b"a")
 

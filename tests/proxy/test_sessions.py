@@ -8,9 +8,9 @@ import pytest
 
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent, Member
-from tests.proxy.test_affinity import cookie, cookie_of, get, named
-from tests.proxy.test_faults import SHORT
 from tests.rig import Conn, Edge, Script, answer, edge, guard, refusing, until
+from tests.rig.faults import SHORT
+from tests.rig.homes import cookie, cookie_of, get, named
 
 AT_ONCE = {"failures": 1, "open": "300s", "max_ejected": 1.0}
 MINE, ALIVE = b"/user/mine/x", b"/user/alive/y"

@@ -10,9 +10,9 @@ import pytest
 
 from fedproxy.decide.counts import Exemplar
 from fedproxy.decide.member import Intent, Member
-from tests.proxy.test_launch import CACHED, LAUNCH, QUOTA, TARGET, says
 from tests.rig import Conn, Edge, Ended, Script, answer, edge, refusing, until
 from tests.rig.collector import Collector, collector
+from tests.rig.launches import CACHED, LAUNCH, QUOTA, TARGET, says
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SAMPLED = f"traceparent: 00-{TRACE_ID}-00f067aa0ba902b7-01".encode()

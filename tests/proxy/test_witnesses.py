@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fedproxy.decide.member import Member
-from tests.proxy.test_affinity import cookie, get, named
-from tests.proxy.test_launch import CRASH, EVENTS, TARGET, says
 from tests.rig import Conn, Edge, RawClient, Script, edge, guard
+from tests.rig.homes import cookie, get, named
+from tests.rig.launches import CRASH, EVENTS, TARGET, says
 
 BEHIND: dict[str, Any] = {"trusted_proxies": ["127.0.0.0/8"], "retry": {"budget": 1, "floor": 100}}
 PIN = cookie(b"a")

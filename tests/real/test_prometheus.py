@@ -224,7 +224,7 @@ async def test_alerts_of_an_unhealthy_member_and_of_an_edge_that_ended(tmp_path:
         alert = await running.fires("FedproxyMemberDown")
         assert alert["labels"]["member"] == "ovh"
         assert "reports JupyterHub API" in alert["annotations"]["description"]
-        await running.members["ovh"].set_mode(Mode.WELL)
+        await running.members["ovh"].set_mode(Mode.HEALTHY)
         await running.resolves("FedproxyMemberDown")
 
         # Only in OpenMetrics a counter's family has a name without "_total".
@@ -245,7 +245,7 @@ async def test_full_member_is_full_and_not_down(tmp_path: Path) -> None:
         assert alert["labels"]["member"] == "gesis"
         data = await running.ask("alerts")
         assert {one["labels"]["alertname"] for one in data["alerts"]} == {"FedproxyMemberFull"}
-        await running.members["gesis"].set_mode(Mode.WELL)
+        await running.members["gesis"].set_mode(Mode.HEALTHY)
         await running.resolves("FedproxyMemberFull")
 
 
@@ -257,7 +257,7 @@ async def test_alert_of_an_open_breaker_fires_and_resolves(tmp_path: Path) -> No
         data = await running.ask("rules")
         rules = [rule for group in data["groups"] for rule in group["rules"]]
         assert {rule["health"] for rule in rules} == {"ok"}, rules
-        await running.members["gesis"].set_mode(Mode.WELL)
+        await running.members["gesis"].set_mode(Mode.HEALTHY)
         await running.resolves("FedproxyBreakerOpen")
 
 
@@ -271,7 +271,7 @@ async def test_everything_that_the_dashboard_and_the_manual_name_has_data(tmp_pa
         )
         await running.members["gesis"].set_mode(Mode.KILL)
         await running.comes("query", _some, query='fedproxy_upstream_errors_total{member="gesis"}')
-        await running.members["gesis"].set_mode(Mode.WELL)
+        await running.members["gesis"].set_mode(Mode.HEALTHY)
         await running.serves("gesis")
         await running.members["gesis"].set_mode(Mode.FAILING)
         await running.comes("query", _some, query='fedproxy_retries_total{reason="503"}')
@@ -279,7 +279,7 @@ async def test_everything_that_the_dashboard_and_the_manual_name_has_data(tmp_pa
         # The alerts first: they end when all are healthy again, and only then has every member a share.
         for title, expression, _ in sorted(QUERIES, key=lambda query: "ALERTS" not in query[1]):
             if "ALERTS" not in expression:
-                await running.members["gesis"].set_mode(Mode.WELL)
+                await running.members["gesis"].set_mode(Mode.HEALTHY)
             assert await running.comes("query", _some, query=expression), title
         for name, labels, what in named:
             part = "_bucket" if what.startswith("histogram") else ""

@@ -12,7 +12,7 @@ from fedproxy.errors import BadResponse
 from fedproxy.http.request import HeaderBlock, Origin, Request, RequestLine
 from fedproxy.wire.h1.body import BodyError
 from fedproxy.wire.h1.client import Client, ClientEvent, ClientState
-from tests.wire.test_server import pieces
+from tests.rig.pieces import pieces
 
 
 def request(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +17,7 @@ from fedproxy.wire.h1 import response
 from fedproxy.wire.h1.body import Chunked
 from fedproxy.wire.h1.request import BlockReader, read_line
 from fedproxy.wire.h1.server import Server, ServerEvent, ServerState
+from tests.rig.pieces import pieces
 
 LIMIT = 2048
 BODY_LIMIT = 4096
@@ -86,11 +86,6 @@ def requests(draw: st.DrawFn) -> Sent:
     method = b"POST" if payload else b"GET"
     raw = blank + b"%b %b HTTP/%b\r\nHost: h\r\n%b\r\n%b" % (method, target, version, lines, payload)
     return Sent(raw, target, body, close)
-
-
-def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    ends = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
-    return [data[start:end] for start, end in pairwise(ends)]
 
 
 class Owner:
