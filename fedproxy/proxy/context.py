@@ -16,6 +16,7 @@ from fedproxy.decide.pulse import Pulse
 from fedproxy.proxy.admission import Admission
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.runtime import empty
+from fedproxy.tasks import Tasks
 
 if TYPE_CHECKING:
     from fedproxy.proxy.ports import Connection, OpenTunnel, Tracer
@@ -54,7 +55,7 @@ class Context:
         self.connections: set[Connection] = set()
         self.admission = Admission(self.counts)
         self.tunnels: set[OpenTunnel] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks = Tasks()
         self.moved = MovedKeys()
         # The edge's own pages, as the member that has them.
         self.own = Member("", "", Breaker(BreakerPolicy()))
@@ -96,10 +97,7 @@ class Context:
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs something that has to wait, until the edge is closed."""
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return task
+        return self.tasks.start(coroutine)
 
     def lost(self) -> float:
         """Seconds in which this process's loop did not run, all together. They count for no time-out."""

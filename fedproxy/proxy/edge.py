@@ -13,6 +13,7 @@ from fedproxy.proxy.h1.upstream import Upstream
 from fedproxy.proxy.local import LocalPool
 from fedproxy.proxy.pools import Pool
 from fedproxy.proxy.runtime import compose
+from fedproxy.tasks import cancel
 
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
@@ -150,9 +151,7 @@ class Edge(Context):
             downstream.cut(Drained())
         for tunnel in list(self.tunnels):
             tunnel.cut("D")
-        for task in list(self.tasks):
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await cancel(self.tasks)
         for pool in (*self.pools.values(), *self._retired):
             pool.close()
             for upstream in list(pool.connections):

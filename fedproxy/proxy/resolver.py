@@ -20,6 +20,7 @@ import pycares
 
 from fedproxy.decide.addresses import Addresses
 from fedproxy.errors import ExchangeError, NameFailed, NoResolver, own_fault
+from fedproxy.tasks import Tasks, cancel
 
 AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 _SHORTEST, _LONGEST = 1.0, 60.0
@@ -76,7 +77,7 @@ class Resolver:
         )
         self._channel: _Channel | None = None
         self._names: dict[tuple[str, int], Name] = {}
-        self._asking: set[asyncio.Task[None]] = set()
+        self._asking = Tasks()
 
     async def resolve(self, host: str, port: int) -> list[AddressInfo]:
         """All addresses of a name, in the resolver's order.
@@ -128,9 +129,7 @@ class Resolver:
     async def close(self) -> None:
         """Ends what is under way, and the resolver's own sockets."""
         # Some may be for names that nobody follows any more.
-        for task in self._asking:
-            task.cancel()
-        await asyncio.gather(*self._asking, return_exceptions=True)
+        await cancel(self._asking)
         channel, self._channel = self._channel, None
         if channel is not None:
             await self._close_unused(channel)
@@ -143,9 +142,7 @@ class Resolver:
 
     def _ask(self, name: Name) -> asyncio.Task[None]:
         if name.asking is None:
-            name.asking = asyncio.get_running_loop().create_task(self._learn(name))
-            self._asking.add(name.asking)
-            name.asking.add_done_callback(self._asking.discard)
+            name.asking = self._asking.start(self._learn(name))
         return name.asking
 
     async def _learn(self, name: Name) -> None:
