@@ -41,7 +41,7 @@ class LocalStream(Upstream):
 
     __slots__ = ()
 
-    def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
+    def send(self, receiver: Receiver[Any], body: list[bytes] | None, done: bool) -> None:
         """Sends the request's head. What there is of a body is thrown away, as nobody asked for it."""
         self.receiver = receiver
         self.machine.ask(receiver, b"", None)
@@ -49,7 +49,7 @@ class LocalStream(Upstream):
         if receiver.full:
             self.pause()
 
-    def send_body(self, data: bytes) -> None:
+    def send_body(self, data: bytes, done: bool) -> None:
         """Throws it away."""
 
 

@@ -145,6 +145,10 @@ class Receiver(Request[Line]):
         """What the connection is asked to become; None if nothing."""
         raise NotImplementedError
 
+    def gives_payload(self) -> bool:
+        """Whether the parts of a body without a length are payload and not chunks."""
+        raise NotImplementedError
+
     def on_interim(self, head: ResponseHead) -> None:
         """A 1xx."""
         raise NotImplementedError
@@ -181,11 +185,11 @@ class MemberStream(Protocol):
     reused: bool
     writable: bool  # the member reads as fast as it is written to
 
-    def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
-        """Sends the request's head, with what there is of its body."""
+    def send(self, receiver: Receiver[Any], body: list[bytes] | None, done: bool) -> None:
+        """Sends the request's head, with what there is of its body; with `done` that is all of it."""
 
-    def send_body(self, data: bytes) -> None:
-        """Sends (a part of) the body."""
+    def send_body(self, data: bytes, done: bool) -> None:
+        """Sends (a part of) the body; with `done` nothing follows."""
 
     def tap(self, callback: Callable[[bytes], object]) -> bool:
         """Has each piece of the answer's payload told to `callback` before it goes on.

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from fedproxy.decide.route import Action, Local, Redirect, Router, ToMember, ToMembers, ToPrime, is_session
 from fedproxy.http.request import RequestLine
-from fedproxy.wire.h1.request import read_line
 from fedproxy.wire.path import canonical, readings
 
 if TYPE_CHECKING:
@@ -70,13 +69,12 @@ class RoutedRequest(RequestLine):
 
 
 def route(
-    raw: bytes, router: Router, key_of: Callable[[bytes], bytes | None] | None, bans: Bans
+    line: RequestLine, router: Router, key_of: Callable[[bytes], bytes | None] | None, bans: Bans
 ) -> RoutedRequest:
-    """What a request line without its CRLF asks for. Raises `BadRequest` and `MethodRefused`.
+    """What this edge makes of a request line.
 
     key_of: the affinity key of a path, if keys are made of paths.
     """
-    line = read_line(raw)
     path = line.path
     paths = readings(path)
     if len(paths) == 1:

@@ -23,7 +23,7 @@ from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, Policy, Timeou
 from fedproxy.proxy.ports import MemberPool
 from fedproxy.proxy.routing import RoutedRequest, route
 from fedproxy.wire.cookie import set_cookie
-from fedproxy.wire.h1.request import BlockReader
+from fedproxy.wire.h1.request import BlockReader, read_line
 
 if TYPE_CHECKING:
     from fedproxy.decide.balancer import Chance
@@ -238,7 +238,9 @@ def _heads(policy: Policy, router: Router, before: Heads | None) -> Heads:
         lines = before.lines
     else:
         key_of = KEYS.get(policy.key)
-        lines = Memo(lambda raw: route(raw, router, key_of, bans), entries=4096, longest=min(2048, half))
+        lines = Memo(
+            lambda raw: route(read_line(raw), router, key_of, bans), entries=4096, longest=min(2048, half)
+        )
     if before is not None and before.read_by[1] == block_by:
         blocks, trusted = before.blocks, before.trusted_blocks
     else:

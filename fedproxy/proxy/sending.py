@@ -32,20 +32,26 @@ class Sending(Attempting):
             self.observer.send(stream.reused)
         upload = self.upload
         if upload is None:
-            stream.send(self, None)
+            stream.send(self, None, True)
             return
-        stream.send(self, upload.pieces)
+        stream.send(self, upload.pieces, upload.done)
         upload.sent(self.context.runtime.policy.limits.replay)
         if not upload.done and stream.writable:
             self.visitor.resume()
 
-    def expect_body(self) -> None:
+    def gives_payload(self) -> bool:
+        """Whether the parts of a body without a length are payload and not chunks."""
+        return self.upload is not None and self.upload.payload
+
+    def expect_body(self, payload: bool = False) -> None:
         """A body follows the head: `send_body` for each part of it.
+
+        payload: of a body without a length, payload is given and not chunks.
 
         No member is asked before the first part has arrived, so a visitor who sends nothing takes no slot of
         a member.
         """
-        self.upload = Upload(self.context.admission)
+        self.upload = Upload(self.context.admission, payload)
 
     def begin_expected(self) -> None:
         """With `Expect: 100-continue` the member is asked at once, as the visitor waits for it."""
@@ -86,7 +92,7 @@ class Sending(Attempting):
                 self._begin_upload(upload)
         elif attempt is not None and attempt.stream is not None:
             upload.sent(self.context.runtime.policy.limits.replay)
-            attempt.stream.send_body(data)
+            attempt.stream.send_body(data, done)
         elif not done and upload.size >= self.context.runtime.policy.limits.replay:
             self.visitor.pause()
 

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 class Upload:
     """One request's body. pieces: what of it could be sent again; None if not all of it could.
 
-    done: all of it has come. size: bytes in `pieces`.
+    done: all of it has come. size: bytes in `pieces`. payload: of a body without a length, the pieces are
+    payload and not chunks.
     """
 
-    __slots__ = ("_admission", "_key", "done", "pieces", "size")
+    __slots__ = ("_admission", "_key", "done", "payload", "pieces", "size")
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, payload: bool) -> None:
+        self.payload = payload
         self._admission = admission
         self._key: tuple[Member, bytes] | None = None
         self.pieces: list[bytes] | None = []

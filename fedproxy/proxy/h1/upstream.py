@@ -51,8 +51,8 @@ class Upstream(PooledConnection):
 
     # The request
 
-    def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
-        """Sends the request's head, with what there is of its body."""
+    def send(self, receiver: Receiver[Any], body: list[bytes] | None, done: bool) -> None:
+        """Sends the request's head, with what there is of its body; with `done` that is all of it."""
         self.receiver = receiver
         upgrade = receiver.block.upgrade
         if upgrade is not None:
@@ -65,14 +65,14 @@ class Upstream(PooledConnection):
             write(head)
         else:
             # Together, or a head alone would be a packet and a call of its own.
-            self.transport.writelines([head, *body])
+            make_chunks = receiver.block.chunked and receiver.gives_payload()
+            self.transport.writelines([head, *self.machine.begin_body(body, done, make_chunks)])
         if receiver.full:
             self.pause()
 
-    def send_body(self, data: bytes) -> None:
-        """Sends (a part of) the body."""
-        write = self.write
-        write(data)
+    def send_body(self, data: bytes, done: bool) -> None:
+        """Sends (a part of) the body; with `done` nothing follows."""
+        self.write(self.machine.body(data, done))
 
     # The answer
 

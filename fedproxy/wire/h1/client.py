@@ -16,7 +16,7 @@ from fedproxy.bounded import Memo
 from fedproxy.errors import BadResponse
 from fedproxy.wire.grammar import tokens
 from fedproxy.wire.h1 import response
-from fedproxy.wire.h1.body import Body, Chunked, Counted
+from fedproxy.wire.h1.body import LAST_CHUNK, Body, Chunked, Counted, chunk
 from fedproxy.wire.h1.request import start
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Client:
         "_interims",
         "_is_head",
         "_known",
+        "_makes_chunks",
         "_upgrade",
         "data",
         "done",
@@ -99,6 +100,7 @@ class Client:
         self._framed = True
         self._upgrade: bytes | None = None
         self._interims = 0
+        self._makes_chunks = False
 
     def __repr__(self) -> str:
         return f"<Client {self.state.value}>"
@@ -132,6 +134,22 @@ class Client:
                 b"\r\n\r\n",
             )
         )
+
+    def begin_body(self, parts: list[bytes], done: bool, make_chunks: bool) -> list[bytes]:
+        """The parts of a request's body that have come, as they are sent. Without it there is no body.
+
+        make_chunks: these and all that follow are payload, and the request says that its body is chunked.
+        """
+        self._makes_chunks = make_chunks
+        if not make_chunks:
+            return parts
+        return [self.body(part, False) for part in parts] + ([LAST_CHUNK] if done else [])
+
+    def body(self, data: bytes, done: bool) -> bytes:
+        """Another part of a request's body, as it is sent."""
+        if not self._makes_chunks:
+            return data
+        return (chunk(data) if data else b"") + (LAST_CHUNK if done else b"")
 
     @property
     def waiting(self) -> bool:
