@@ -179,7 +179,7 @@ class Attempting(Receiver[RoutedRequest]):
         if stream is None:
             self.context.start(self._connect(attempt))
         elif self.upload is None and self.extras is None:
-            stream.send(self, None, True)
+            stream.send(self, None)
         else:
             self.send(attempt, stream)
 

@@ -55,9 +55,10 @@ class Exchange(Sending):
         # COMMIT: from here on the visitor has seen something, and there is no other attempt.
         attempt = self.attempt
         self.status = status
-        self.phase = _RELAYING
-        if self.upload is not None:
-            self.upload.pieces = None
+        if not done:
+            self.phase = _RELAYING
+            if self.upload is not None:
+                self.upload.pieces = None
         self.bytes_out = len(body)
         clock = self.context.clock
         now = self.first_byte_at = clock()

@@ -41,7 +41,7 @@ class LocalStream(Upstream):
 
     __slots__ = ()
 
-    def send(self, receiver: Receiver[Any], body: list[bytes] | None, done: bool) -> None:
+    def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
         """Sends the request's head. What there is of a body is thrown away, as nobody asked for it."""
         self.receiver = receiver
         self.machine.ask(receiver, b"", None)

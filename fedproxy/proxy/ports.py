@@ -145,6 +145,11 @@ class Receiver(Request[Line]):
         """What the connection is asked to become; None if nothing."""
         raise NotImplementedError
 
+    @property
+    def body_done(self) -> bool:
+        """Whether all of the request has come."""
+        raise NotImplementedError
+
     def gives_payload(self) -> bool:
         """Whether the parts of a body without a length are payload and not chunks."""
         raise NotImplementedError
@@ -185,8 +190,8 @@ class MemberStream(Protocol):
     reused: bool
     writable: bool  # the member reads as fast as it is written to
 
-    def send(self, receiver: Receiver[Any], body: list[bytes] | None, done: bool) -> None:
-        """Sends the request's head, with what there is of its body; with `done` that is all of it."""
+    def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
+        """Sends the request's head, with what there is of its body; None if it has none."""
 
     def send_body(self, data: bytes, done: bool) -> None:
         """Sends (a part of) the body; with `done` nothing follows."""

@@ -32,9 +32,9 @@ class Sending(Attempting):
             self.observer.send(stream.reused)
         upload = self.upload
         if upload is None:
-            stream.send(self, None, True)
+            stream.send(self, None)
             return
-        stream.send(self, upload.pieces, upload.done)
+        stream.send(self, upload.pieces)
         upload.sent(self.context.runtime.policy.limits.replay)
         if not upload.done and stream.writable:
             self.visitor.resume()

@@ -51,8 +51,8 @@ class Upstream(PooledConnection):
 
     # The request
 
-    def send(self, receiver: Receiver[Any], body: list[bytes] | None, done: bool) -> None:
-        """Sends the request's head, with what there is of its body; with `done` that is all of it."""
+    def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
+        """Sends the request's head, with what there is of its body; None if it has none."""
         self.receiver = receiver
         upgrade = receiver.block.upgrade
         if upgrade is not None:
@@ -66,7 +66,8 @@ class Upstream(PooledConnection):
         else:
             # Together, or a head alone would be a packet and a call of its own.
             make_chunks = receiver.block.chunked and receiver.gives_payload()
-            self.transport.writelines([head, *self.machine.begin_body(body, done, make_chunks)])
+            parts = self.machine.begin_body(body, receiver.body_done, make_chunks)
+            self.transport.writelines([head, *parts])
         if receiver.full:
             self.pause()
 
