@@ -190,6 +190,8 @@ class Server(Generic[Line]):
         limit = self.head_limit
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end > limit or data[0] in b"\r\n":
+            # What is refused here has no fields that could be read.
+            self.raw = b""
             data, end = find_end(data, limit)
             if not end:
                 self.held = data
