@@ -234,7 +234,8 @@ class Server(Generic[Line]):
         except BodyError:
             self.keep = False
             raise BadRequest from None
-        if body.size > self.body_limit:
+        # One with a length was judged by its head, whatever the limit is by now.
+        if body.size > self.body_limit and self.block.length is None:
             self.keep = False
             raise BodyTooLarge
         self.done = body.done
