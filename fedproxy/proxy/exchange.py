@@ -303,6 +303,9 @@ class Exchange(Sending):
                 self.let_go(attempt, True, now)
             else:
                 stream.release(now)
+        else:
+            # The answer was that of an earlier attempt.
+            self._leave_upload()
         if sent:
             self._record(now)
 

@@ -441,6 +441,16 @@ async def test_slow_head_of_a_second_request_is_408() -> None:
         assert (await client.ask(GET[:20])).status == 408
 
 
+async def test_empty_line_behind_a_body_is_no_slow_head() -> None:
+    """Some clients end a body with a CRLF that belongs to nothing (RFC 9112 section 2.2)."""
+    async with edge(answer(), timeouts={"request_head": "100ms"}) as running:
+        client = await running.client()
+        assert (await client.ask(POST + b"\r\n")).status == 200
+        await asyncio.sleep(0.3)
+        assert (await client.ask(GET)).status == 200
+        assert [line["status"] for line in await running.logged(2)] == [200, 200]
+
+
 async def test_slow_body_is_408_and_the_member_is_not_charged() -> None:
     async with edge(answer(), timeouts={"request_idle": "200ms"}) as running:
         client = await running.client()

@@ -372,6 +372,18 @@ async def test_refused_request_is_never_logged_as_the_visitor_before_it(
         assert (second["client"], second["status"]) == (client.decode(), status)
 
 
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\nHost: h\n\n", b"GET /" + b"x" * 40_000])
+async def test_head_that_cannot_be_read_is_not_logged_as_the_visitor_whose_upload_came_before(
+    data: bytes,
+) -> None:
+    upload = GET.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 1\r\n\r\nx")
+    async with edge(answer(), trusted_proxies=[PROXY]) as running:
+        proxy = await running.client()
+        await proxy.ask(upload)
+        await refused(proxy, data)
+        assert [line["client"] for line in await running.logged(2)] == [OTHER.decode(), ME.decode()]
+
+
 async def test_head_that_never_ends_is_logged_as_the_proxy_s() -> None:
     async with edge(answer(), trusted_proxies=[PROXY], timeouts={"request_head": "100ms"}) as running:
         proxy = await running.client()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedproxy.serve.assemble import assemble
 from tests.rig import (
     Conn,
     Edge,
@@ -324,6 +325,38 @@ async def test_upload_that_is_tried_again_counts_once() -> None:
             assert uploads(running) == 1
             client.reset()
             await until(lambda: not uploads(running), "it is counted no more")
+
+
+async def test_launch_with_a_body_that_ends_with_a_word_that_was_kept_is_counted_no_more() -> None:
+    """The last member cannot be reached, so the visitor gets what the one before said, at once."""
+    launch = (
+        b"GET /build/gh/a/b/HEAD HTTP/1.1\r\nAccept: text/event-stream\r\nContent-Length: 1000\r\n" + HEAD
+    )
+
+    async def full(conn: Conn) -> None:
+        await conn.head()
+        conn.send(b"HTTP/1.1 503 Full\r\nContent-Length: 4\r\n\r\nfull")
+        await conn.stall()
+
+    with refusing() as nobody:
+        members: dict[str, Any] = {"a": full, "b": nobody}
+        async with edge(members, settings={"a": {"weight": 1e9}}) as running:
+            client = await running.client()
+            response = await client.ask(launch + b"a")
+            assert (response.status, response.body) == (503, b"full")
+            assert not uploads(running)
+            assert not running.service.edge.admission.under_way
+
+
+async def test_upload_under_way_is_not_judged_by_a_later_limit() -> None:
+    """One with a length was let in by its head."""
+    async with edge(answer()) as running:
+        client = await begun(running)
+        config = running.service.config
+        limits = config.limits.model_copy(update={"request_body": 10})
+        assemble(running.service.edge, config.model_copy(update={"limits": limits}))
+        assert (await client.ask(b"b" * 999)).status == 200
+        assert (await client.ask(POST)).status == 413
 
 
 async def test_upload_that_no_member_takes_is_503_and_not_counted() -> None:

@@ -114,7 +114,10 @@ class Downstream(Ending):
     def _hold(self) -> None:
         """The next request, or what belongs to a tunnel that is not there yet, has to wait."""
         machine = self.machine
-        if machine.begun and self.head_since is None:
+        if not machine.begun:
+            # What was held may have been no more than an empty line.
+            self.head_since = None
+        elif self.head_since is None:
             self.head_since = self.context.clock()
         if len(machine.held) > machine.head_limit:
             self.pause()

@@ -190,6 +190,8 @@ class Server(Generic[Line]):
         limit = self.head_limit
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end > limit or data[0] in b"\r\n":
+            # What is refused here has no fields that could be read.
+            self.raw = b""
             data, end = find_end(data, limit)
             if not end:
                 self.held = data
@@ -232,7 +234,8 @@ class Server(Generic[Line]):
         except BodyError:
             self.keep = False
             raise BadRequest from None
-        if body.size > self.body_limit:
+        # One with a length was judged by its head, whatever the limit is by now.
+        if body.size > self.body_limit and self.block.length is None:
             self.keep = False
             raise BodyTooLarge
         self.done = body.done
