@@ -117,8 +117,9 @@ class Client:
         self.state = _HEAD
         self._is_head = line.is_head
         self._framed = request.framed
+        self._interims = 0
+        self._upgrade = upgrade
         if upgrade is not None:
-            self._upgrade = upgrade
             host_line += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
         return b"".join(
             (
@@ -184,7 +185,6 @@ class Client:
             return _NOTHING
         head = self.head = _heads[data[:end]]
         if head.status >= 200:
-            self._interims = 0
             self.expected = end
             return self._begin_body(head, data[end:])
         if head.status == 101:
