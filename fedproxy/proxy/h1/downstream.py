@@ -134,7 +134,7 @@ class Downstream(Ending):
             self.exchange.cut(error)
             return
         origin = self.origin
-        if self.trusted:
+        if self.trusted and self.machine.raw:
             # The log should name the visitor of a refused request as well, if the headers can be read.
             with suppress(VisitorError):
                 origin = self.origin_of(self.machine.blocks[self.machine.raw])

@@ -69,7 +69,7 @@ class Server(Generic[Line]):
     """One visitor's connection.
 
     keep: it stays open after the response under way; may be set to False at any time. held: what was read too
-    early. raw: the fields of the head that was read last, also if it was refused.
+    early. raw: the fields of a head that was refused, if they could be told apart; else empty.
     """
 
     __slots__ = (
@@ -197,6 +197,7 @@ class Server(Generic[Line]):
                 return _NOTHING
         first, _, self.raw = data[:end].partition(b"\r\n")
         self._take_head(self.lines[first], self.blocks[self.raw])
+        self.raw = b""
         rest = data[end:]
         if self.block.has_body:
             self.state = _BODY
