@@ -289,7 +289,10 @@ class Exchange(Sending):
             self._end_filters(_SUCCESS)
         attempt = self.attempt
         self.phase = _OVER
-        if attempt is not None:
+        if attempt is None:
+            # A filter answered.
+            self._leave_upload()
+        else:
             self.attempt = None
             runtime = self.context.runtime
             failed = self.status >= 500 and self.status in runtime.policy.failing
@@ -323,6 +326,7 @@ class Exchange(Sending):
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
         self.termination = termination
+        self._end_filters(_SUCCESS)
         self.phase = _OVER
         attempt, self.attempt = self.attempt, None
         if attempt is not None:
