@@ -233,7 +233,8 @@ class Server(Generic[Line]):
         except BodyError:
             self.keep = False
             raise BadRequest from None
-        if body.size > self.body_limit:
+        if body.size > self.body_limit and self.block.chunked:
+            # A length was compared when the head was read, and stays allowed if a reload lowers the limit.
             self.keep = False
             raise BodyTooLarge
         self.done = body.done
