@@ -7,6 +7,7 @@ hot path compiled, if `make compiled` has built it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -79,7 +80,7 @@ class HotPath:
         members = {name: {"url": f"http://{name}.example.org", "prime": name == "a"} for name in _NAMES}
         # A launch that waits needs a loop.
         settings = parse(json.dumps({"members": members, "launch": {"hold": 0}}), {})
-        self._edge = edge = Edge()
+        self._edge = edge = Edge(local=asyncio.Protocol)
         assemble(edge, settings)
         self._visitor = Downstream(edge, ListenerOptions())
         self._visitor.connection_made(cast("Any", _Transport()))

@@ -162,10 +162,9 @@ class Attempting(Receiver[RoutedRequest]):
 
     def ask(self, lease: Lease, fresh: bool = False) -> None:
         """Makes an attempt. fresh: at the same member as before, on a connection of its own."""
-        if not fresh:
-            source = self.source = lease.source if not self.tried else _MOVED
-            if source is not _COOKIE or self.line.renews:
-                self.sets_cookie = source is not _HOST
+        source = self.source = lease.source if not self.tried else _MOVED
+        if source is not _COOKIE or self.line.renews:
+            self.sets_cookie = source is not _HOST
         pool = self.pool = self.context.runtime.pools[lease.member.name]
         attempt = self.attempt = Attempt()
         attempt.lease = lease

@@ -32,12 +32,12 @@ class Edge(Context):
     def __init__(
         self,
         *,
+        local: Callable[[], asyncio.Protocol],
         log: Callable[[Record], None] | None = None,
-        local: Callable[[], asyncio.Protocol] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(log=log, clock=clock)
-        self.local = None if local is None else LocalPool(self, local)
+        self.local = LocalPool(self, local)
         self.pools = {}
         self._retired: list[Pool[Upstream]] = []
 
@@ -76,9 +76,7 @@ class Edge(Context):
                 pool = Pool(self, member, endpoints[name], cookie_values[name], Upstream)
             pool.room = policy.limits.idle_connections
             self.pools[name] = pool
-        pools: dict[str, MemberPool] = dict(self.pools)
-        if self.local is not None:
-            pools[self.own.name] = self.local
+        pools: dict[str, MemberPool] = {**self.pools, self.own.name: self.local}
         self.runtime = compose(
             policy, federation, endpoints, cookie_values, router, budget, pools, self.own, self.moved, before
         )

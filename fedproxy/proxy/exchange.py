@@ -290,22 +290,22 @@ class Exchange(Sending):
             self._end_filters(_SUCCESS)
         attempt = self.attempt
         self.phase = _OVER
-        if attempt is not None:
+        if attempt is None:
+            # A filter answered, perhaps with what an earlier attempt was told.
+            self._leave_upload()
+        else:
             self.attempt = None
             runtime = self.context.runtime
-            failed = self.status >= 500 and self.status in runtime.policy.failing
-            runtime.federation.settle(
-                attempt.lease, _FAILURE if failed else _SUCCESS, now, self.origin.client
-            )
+            outcome = _SUCCESS
+            if self.status >= 500 and self.status in runtime.policy.failing:
+                outcome = _FAILURE
+            runtime.federation.settle(attempt.lease, outcome, now, self.origin.client)
             stream = attempt.stream
             if self.upload is not None or stream is None:
                 self._leave_upload()
                 self.let_go(attempt, True, now)
             else:
                 stream.release(now)
-        else:
-            # The answer was that of an earlier attempt.
-            self._leave_upload()
         if sent:
             self._record(now)
 
@@ -327,6 +327,7 @@ class Exchange(Sending):
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
         self.termination = termination
+        self._end_filters(_SUCCESS)
         self.phase = _OVER
         attempt, self.attempt = self.attempt, None
         if attempt is not None:

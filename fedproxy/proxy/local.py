@@ -79,4 +79,7 @@ def page_request(request: Receiver[Any]) -> bytes:
         if each and not each.lower().replace(b"_", b"-").startswith(_SAID_HERE)
     ]
     lines = [b"%b %b HTTP/1.1" % (line.method, target), *fields, b"Connection: close"]
+    if request.block.host is None:
+        # An HTTP/1.0 visitor need not send one (RFC 9112 section 3.2).
+        lines.append(b"Host:")
     return b"\r\n".join((*lines, request.origin.forward + request.request_id, b"", b""))

@@ -19,6 +19,7 @@ from tests.rig.launches import CACHED, LAUNCH, PATIENT, QUOTA, says
 
 # Its id keeps it off the short path, which has no filters.
 GET = b"GET /x HTTP/1.1\r\nHost: hub.test\r\nX-Request-ID: mine\r\nCookie: fedproxy_member=a\r\n\r\n"
+SWITCH = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKS = OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
 
@@ -189,6 +190,18 @@ class Checked:
         self.slot.__set__(exchange, phase)
 
 
+async def test_filters_are_told_that_a_tunnel_is_closed(makers: list[Callable[[Exchange], Any]]) -> None:
+    told: list[str] = []
+    makers.append(lambda _exchange: Watching(told))
+    async with edge(tunnel) as running:
+        client = await running.client()
+        await client.send(SWITCH)
+        assert (await client.response()).status == 101
+        await client.leave()
+        await running.logged()
+    assert told == ["begin a", "end success"]
+
+
 async def tunnel(conn: Conn) -> None:
     await conn.request()
     conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
@@ -199,7 +212,7 @@ SCENARIOS: list[tuple[dict[str, Script | str], bytes]] = [
     ({"a": answer()}, GET),
     ({"a": answer(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n"), "b": answer()}, GET),
     ({"a": says(QUOTA), "b": says(*CACHED)}, LAUNCH),
-    ({"a": tunnel}, GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")),
+    ({"a": tunnel}, SWITCH),
     ({"a": "http://127.0.0.1:9"}, GET),
 ]
 

@@ -99,6 +99,33 @@ async def test_response_after_an_interim_one_is_never_another_visitors() -> None
             await other.leave()
 
 
+async def test_interim_response_to_one_request_says_nothing_about_the_next() -> None:
+    """The member closes a kept connection, as it may: it is not charged, and the request goes out again."""
+    goes_on = asyncio.Event()
+
+    async def script(conn: Conn) -> None:
+        for _ in range(2):
+            await conn.request()
+            conn.send(EARLY)
+            await goes_on.wait()
+            conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            goes_on.clear()
+        if len(conn.member.connections) == 1:
+            # Only once the next has come, or the pool would see it.
+            await conn.head()
+            conn.reset()
+
+    async with edge(script) as running:
+        client = await running.client()
+        for sent in range(4):
+            before = len(client.received)
+            await client.send(GET)
+            await more_than(before, client)
+            goes_on.set()
+            assert (await client.response()).body == b"ok", sent
+        assert running.errors("a") == {"stale": 1}
+
+
 def head(line: int, block: int) -> bytes:
     """A request whose first line and whose fields have so many bytes each, without the CRLF between them."""
     start = b"GET /%b HTTP/1.1" % (b"a" * (line - 14))

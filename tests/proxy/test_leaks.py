@@ -196,3 +196,26 @@ async def test_connection_that_is_given_up_as_it_is_made_is_not_kept(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not pool.connections
+
+
+async def test_idle_connection_keeps_nothing_of_what_it_carried() -> None:
+    body = b"b" * 1_000_000
+
+    async def echo(conn: Conn) -> None:
+        while True:
+            request = await conn.request()
+            start = b"HTTP/1.1 200 OK\r\n"
+            if request.target == b"/chunked":
+                conn.send(start, b"Transfer-Encoding: chunked\r\n\r\n", chunked(request.body))
+            else:
+                conn.send(start, b"Content-Length: %d\r\n\r\n" % len(request.body), request.body)
+
+    async with edge(echo) as running:
+        client = await running.client()
+        for target in (b"/", b"/chunked"):
+            head = b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (target, HEAD, len(body))
+            assert (await client.ask(head + body)).body == body
+            (visitor,) = running.connections
+            (upstream,) = running.service.edge.pools["a"].idle
+            kept = (visitor.machine.data, visitor.machine.held, upstream.machine.data, upstream.machine.held)
+            assert kept == (b"",) * 4

@@ -360,12 +360,15 @@ async def refused(client: RawClient, data: bytes) -> int:
         ),
     ],
 )
+@pytest.mark.parametrize(
+    "before", [GET, GET.replace(SAID, b"X-Request-ID: 1\r\n" + SAID)], ids=["plain", "any"]
+)
 async def test_refused_request_is_never_logged_as_the_visitor_before_it(
-    data: bytes, status: int, client: bytes
+    data: bytes, status: int, client: bytes, before: bytes
 ) -> None:
     async with edge(answer(), trusted_proxies=[PROXY]) as running:
         proxy = await running.client()
-        await proxy.ask(GET)
+        await proxy.ask(before)
         assert await refused(proxy, data) == status
         first, second = await running.logged(2)
         assert (first["client"], first["status"]) == (OTHER.decode(), 200)

@@ -21,6 +21,8 @@ from tests.rig import (
     refusing,
     until,
 )
+from tests.rig.launches import HEAD as EVENTS
+from tests.rig.launches import LAUNCH, PATIENT, QUOTA, chunk
 
 HEAD = b"Host: hub.test\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\n" + HEAD
@@ -365,6 +367,22 @@ async def test_upload_that_no_member_takes_is_503_and_not_counted() -> None:
         client = await running.client()
         assert (await client.ask(POST + b"a")).status == 503
         assert uploads(running) == 1
+
+
+async def test_launch_with_a_body_that_no_member_takes_is_counted_no_more() -> None:
+    async def full(conn: Conn) -> None:
+        await conn.head()
+        conn.send(EVENTS, chunk(QUOTA))
+        await conn.stall()
+
+    with refusing() as nobody:
+        async with edge({"a": full, "b": nobody}, **PATIENT) as running:
+            client = await running.client()
+            # What the first said is the answer, given when the second cannot be reached.
+            await client.send(LAUNCH.replace(b"\r\n\r\n", b"\r\nContent-Length: 10\r\n\r\na"))
+            assert (await client.response()).body == QUOTA
+            await running.logged()
+            assert running.service.edge.admission.under_way == {}
 
 
 async def test_stop_cuts_an_upload_that_did_not_begin() -> None:

@@ -98,8 +98,8 @@ class Edge:
         busy = [repr(member) for member in edge.federation.members if member.in_flight]
         if edge.busy():
             busy.append(f"{edge.busy()} upstream connections in use")
-        if edge.admission.uploads:
-            busy.append(f"{sum(edge.admission.uploads.values())} uploads on their way")
+        if edge.admission.under_way:
+            busy.append(f"{sum(edge.admission.under_way.values())} uploads on their way")
         return busy + [repr(connection) for connection in edge.connections]
 
     def rig_tasks(self) -> set[asyncio.Task[Any]]:

@@ -106,6 +106,13 @@ async def test_visitor_who_moves_is_with_that_member() -> None:
             assert running.members[name].requests[-1].target == b"/somewhere"
 
 
+async def test_visitor_who_speaks_http_1_0_and_names_no_host_gets_the_page() -> None:
+    async with edge({"a": per_request(_serve)}) as running:
+        for more in (b"", b"Connection: keep-alive\r\n"):
+            page = await running.ask(b"GET /active_hosts HTTP/1.0\r\n" + more + b"\r\n")
+            assert (page.status, page.value("content-type")) == (200, b"application/json; charset=utf-8")
+
+
 @pytest.mark.parametrize(
     "said",
     [b"Sec-Fetch-Site: cross-site", b"Origin: null", b"Origin:", b"Origin: data:", b"Referer: http://x/"],

@@ -150,6 +150,25 @@ def test_connection_is_silent_until_a_byte_of_an_answer_comes() -> None:
     assert told == [(True, True), (False, True), (False, True)]
 
 
+def test_interim_answers_count_for_the_request_that_they_answer() -> None:
+    machine = Client()
+    for _ in range(40):
+        # From the second time on, the final head is known.
+        machine.ask(request(), b"", None)
+        assert machine.silent
+        assert machine.receive(b"HTTP/1.1 103 Early Hints\r\n\r\n") is ClientEvent.INTERIM
+        assert machine.receive(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") is ClientEvent.WHOLE
+
+
+def test_what_one_request_asks_to_switch_to_is_not_asked_by_the_next() -> None:
+    machine = Client()
+    machine.ask(request(upgrade=b"websocket"), b"", b"websocket")
+    machine.receive(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    machine.ask(request(), b"", None)
+    with pytest.raises(BadResponse):
+        machine.receive(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n")
+
+
 def test_answer_that_is_known_is_whole_at_once() -> None:
     machine = Client()
     raw = b"HTTP/1.1 200 OK\r\nServer: known\r\nContent-Length: 2\r\n\r\n"

@@ -264,6 +264,17 @@ def test_switching_says_to_what() -> None:
     assert sent.endswith(b"\r\nI: 1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi")
 
 
+def test_length_that_was_allowed_stays_allowed() -> None:
+    machine = server()
+    assert machine.receive(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n") is REQUEST
+    machine.configure(machine.lines, machine.blocks, LIMIT, 4, LIMIT // 2)
+    assert machine.receive(b"123456789") is BODY
+    assert machine.done
+    machine.answer(Response(204))
+    with pytest.raises(BodyTooLarge):
+        machine.receive(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n")
+
+
 def test_early_answer_ends_the_connection() -> None:
     machine = server()
     assert machine.receive(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n") is REQUEST

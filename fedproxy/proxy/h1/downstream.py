@@ -126,10 +126,12 @@ class Downstream(Ending):
 
     def _pass_on(self) -> None:
         machine, exchange = self.machine, self.exchange
+        # The machine keeps its `data`, which may be 256 KiB: an idle connection must not.
+        data, machine.data = machine.data, b""
         if machine.held:
             self._hold()
         if exchange is not None:
-            exchange.send_body(machine.data, machine.done)
+            exchange.send_body(data, machine.done)
 
     def _on_fault(self, error: VisitorError) -> None:
         if self.exchange is not None:
@@ -137,7 +139,7 @@ class Downstream(Ending):
             self.exchange.cut(error)
             return
         origin = self.origin
-        if self.trusted:
+        if self.trusted and self.machine.raw:
             # The log should name the visitor of a refused request as well, if the headers can be read.
             with suppress(VisitorError):
                 origin = self.origin_of(self.machine.blocks[self.machine.raw])

@@ -88,10 +88,13 @@ class Upstream(PooledConnection):
         except (BadResponse, BodyError) as error:
             self._fail(receiver, error)
             return
+        # The machine keeps its `data`, which may be 256 KiB: an idle connection must not.
         if event is _WHOLE:
             receiver.on_head(machine.head, machine.data, True)
+            machine.data = b""
         elif event is _BODY:
             receiver.on_body(machine.data, machine.done)
+            machine.data = b""
         else:
             self._tell(receiver, event)
 
@@ -110,11 +113,12 @@ class Upstream(PooledConnection):
 
     def _tell(self, receiver: Receiver[Any], event: ClientEvent) -> None:
         machine = self.machine
+        data, machine.data = machine.data, b""
         if event is _BODY:
-            receiver.on_body(machine.data, machine.done)
+            receiver.on_body(data, machine.done)
         elif event is _BEHIND:
-            if machine.data:
-                receiver.on_body(machine.data, False)
+            if data:
+                receiver.on_body(data, False)
             if self.receiver is receiver:
                 # The rest in another turn of the loop, so that others are served in between.
                 self.pause()
@@ -123,10 +127,10 @@ class Upstream(PooledConnection):
             receiver.on_interim(machine.head)
             self._read_on(receiver)
         elif event is _RESPONSE or event is _WHOLE:
-            receiver.on_head(machine.head, machine.data, event is _WHOLE)
+            receiver.on_head(machine.head, data, event is _WHOLE)
             self._read_on(receiver)
         elif event is not _NOTHING:
-            receiver.on_upgrade(machine.head, machine.data)
+            receiver.on_upgrade(machine.head, data)
 
     def _catch_up(self, receiver: Receiver[Any]) -> None:
         machine = self.machine

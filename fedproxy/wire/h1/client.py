@@ -119,8 +119,8 @@ class Client:
         self.state = _HEAD
         self._is_head = line.is_head
         self._framed = request.framed
+        self._upgrade = upgrade
         if upgrade is not None:
-            self._upgrade = upgrade
             host_line += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
         return b"".join(
             (
@@ -216,6 +216,8 @@ class Client:
         self._interims += 1
         if self._interims > _MOST_INTERIMS:
             raise BadResponse
+        # The next head comes here too, where these are forgotten.
+        self.expected = 0
         self.held = data[end:]
         self._known = 0
         return _INTERIM

@@ -69,7 +69,7 @@ class Server(Generic[Line]):
     """One visitor's connection.
 
     keep: it stays open after the response under way; may be set to False at any time. held: what was read too
-    early. raw: the fields of the head that was read last, also if it was refused.
+    early. raw: the fields of a head that was refused, if they could be told apart; else empty.
     """
 
     __slots__ = (
@@ -199,6 +199,7 @@ class Server(Generic[Line]):
                 return _NOTHING
         first, _, self.raw = data[:end].partition(b"\r\n")
         self._take_head(self.lines[first], self.blocks[self.raw])
+        self.raw = b""
         rest = data[end:]
         if self.block.has_body:
             self.state = _BODY
@@ -234,8 +235,8 @@ class Server(Generic[Line]):
         except BodyError:
             self.keep = False
             raise BadRequest from None
-        # One with a length was judged by its head, whatever the limit is by now.
-        if body.size > self.body_limit and self.block.length is None:
+        if body.size > self.body_limit and self.block.chunked:
+            # A length was compared when the head was read, and stays allowed if a reload lowers the limit.
             self.keep = False
             raise BodyTooLarge
         self.done = body.done
