@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 class Attempt:
     """One try at one member. An exchange makes it, and settles its lease exactly once.
 
-    stream: None while a connection is made, and when the attempt is over.
+    stream: None while a connection is made, and when the attempt is over. before: the attempt before it.
     """
 
-    __slots__ = ("_error", "lease", "pool", "stream")
+    __slots__ = ("_error", "before", "lease", "pool", "stream")
 
     # Set by whoever makes one: without an `__init__` that costs half.
     lease: Lease
     pool: MemberPool
+    before: Attempt | None
     stream: MemberStream | None
     _error: ExchangeError
 

@@ -109,14 +109,6 @@ class Exchange(Sending):
         if not self.full:
             attempt.stream.resume()
 
-    def on_upstream_full(self) -> None:
-        """The member reads slowly."""
-        self.visitor.pause()
-
-    def on_upstream_drained(self) -> None:
-        """The member reads on."""
-        self.visitor.resume()
-
     # What goes to the visitor
 
     def head(self, head: ResponseHead, body: bytes, done: bool) -> None:
@@ -195,7 +187,7 @@ class Exchange(Sending):
         self.bytes_out = max(0, self.bytes_out - unsent)
         now = self.context.clock()
         self.error = error or VisitorGone()
-        if not self.attempts:
+        if self.last is None:
             where = "R"
         elif self.first_byte_at is not None:
             where = "D"
@@ -236,7 +228,7 @@ class Exchange(Sending):
         timeouts = self.context.runtime.policy.timeouts
         stream = None if attempt is None else attempt.stream
         if stream is None:
-            if not self.attempts and stood > timeouts.request_idle:
+            if self.last is None and stood > timeouts.request_idle:
                 self.cut(BodyTimeout())
             return
         if self.full:
@@ -337,7 +329,7 @@ class Exchange(Sending):
         self._record(now)
 
     def _record(self, now: float) -> None:
-        if self.attempts:
+        if self.last is not None:
             counts = self.pool.member.counts
             begun = self.first_byte_at
             if begun is not None or self.error is None:

@@ -29,7 +29,7 @@ def record_exchange(exchange: Attempting, now: float) -> None:
     record.bytes_out = exchange.bytes_out
     record.duration = now - started
     record.ttfb = None if first is None else first - started
-    if exchange.attempts and exchange.pool.member is not context.own:
+    if exchange.last is not None and exchange.pool.member is not context.own:
         record.member = exchange.pool.member.name
         record.attempts = len(exchange.attempts)
         record.affinity = exchange.source.value

@@ -50,8 +50,17 @@ class RoutedRequest(RequestLine):
     banned: bool
 
     def __init__(self, line: RequestLine, action: Action) -> None:
-        super().__init__(line.method, line.target, line.authority, line.words[2])
+        # Copied: to work it out again would cost each new line twice.
+        self.method = line.method
+        self.target = line.target
+        self.authority = line.authority
+        self.http10 = line.http10
+        self.plain = line.plain
+        self.path = line.path
+        self.idempotent = line.idempotent
+        self.is_head = line.is_head
         self.start = line.start
+        self.words = line.words
         self.action = action
         self.key = None
         self.own = isinstance(action, Local)

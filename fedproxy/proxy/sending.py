@@ -8,8 +8,8 @@ from fedproxy.decide.breaker import Outcome
 from fedproxy.decide.federation import Lease
 from fedproxy.errors import TooManyUploads, UploadsFull
 from fedproxy.proxy.answers import refused
-from fedproxy.proxy.attempting import Attempting
 from fedproxy.proxy.phase import Phase
+from fedproxy.proxy.retrying import Retrying
 from fedproxy.proxy.upload import Upload
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _IGNORED: Final = Outcome.IGNORED
 _CHOOSING: Final = Phase.CHOOSING
 
 
-class Sending(Attempting):
+class Sending(Retrying):
     """One request, as far as what it says is concerned."""
 
     __slots__ = ()
@@ -87,7 +87,7 @@ class Sending(Attempting):
         self.bytes_in += len(data)
         upload.add(data, done)
         attempt = self.attempt
-        if not self.attempts:
+        if self.last is None:
             if (data or done) and self.phase is _CHOOSING:
                 self._begin_upload(upload)
         elif attempt is not None and attempt.stream is not None:
@@ -99,3 +99,11 @@ class Sending(Attempting):
     def _leave_upload(self) -> None:
         if self.upload is not None:
             self.upload.leave()
+
+    def on_upstream_full(self) -> None:
+        """The member reads slowly."""
+        self.visitor.pause()
+
+    def on_upstream_drained(self) -> None:
+        """The member reads on."""
+        self.visitor.resume()

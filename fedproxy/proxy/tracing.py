@@ -102,7 +102,7 @@ class Notes:
         if isinstance(exchange.error, MemberError | EdgeError):
             error = exchange.error.reason
         self.end(now, error)
-        if exchange.attempts:
+        if exchange.last is not None:
             begun, started = exchange.first_byte_at, exchange.started
             counts = exchange.pool.member.counts
             self.example(counts.duration, now - started)
