@@ -123,6 +123,11 @@ class Attempting(Receiver[RoutedRequest]):
         return attempts[::-1]
 
     @property
+    def stream(self) -> MemberStream | None:
+        """The stream of the attempt under way, if there is one."""
+        return None if self.attempt is None else self.attempt.stream
+
+    @property
     def filters(self) -> tuple[Filter, ...]:
         """What looks at the response on its way."""
         return () if self.extras is None else self.extras.filters

@@ -117,11 +117,9 @@ class Exchange(Sending):
 
     def _answered(self, lease: Lease, now: float) -> None:
         # A trial need not wait for the end of a stream of an hour, unless that says how it went.
-        if self.extras is not None and self.extras.judged:
-            return
-        runtime = self.context.runtime
-        if self.status not in runtime.policy.failing:
-            runtime.federation.answered(lease, now, self.origin.client)
+        judged = self.extras is not None and self.extras.judged
+        if not judged and self.status not in self.context.runtime.policy.failing:
+            self.context.runtime.federation.answered(lease, now, self.origin.client)
 
     def _cookie(self, head: ResponseHead) -> bytes | None:
         """The Set-Cookie that says where the visitor is, if one is needed."""
@@ -168,14 +166,14 @@ class Exchange(Sending):
     def on_visitor_full(self) -> None:
         """The visitor reads slowly."""
         self.full = True
-        if self.attempt is not None and self.attempt.stream is not None:
-            self.attempt.stream.pause()
+        if self.stream is not None:
+            self.stream.pause()
 
     def on_visitor_drained(self) -> None:
         """The visitor reads on."""
         self.full = False
-        if self.attempt is not None and self.attempt.stream is not None:
-            self.attempt.stream.resume()
+        if self.stream is not None:
+            self.stream.resume()
 
     def on_visitor_gone(self, error: ExchangeError | None = None, unsent: int = 0) -> None:
         """The visitor left, or its time or its right to go on ran out: nobody is charged.
@@ -218,15 +216,14 @@ class Exchange(Sending):
         """Looks whether anything moved since the last time, and how long ago."""
         if sum(each.sweep(now) for each in self.filters):
             return
-        attempt = self.attempt
         moved = self.bytes_in + self.bytes_out + len(self.attempts)
-        connecting = attempt is not None and attempt.stream is None
+        stream = self.stream
+        connecting = self.attempt is not None and stream is None
         if self.progress is None or self.progress[0] != moved or connecting:
             self.progress = (moved, now)
             return
         stood = now - self.progress[1]
         timeouts = self.context.runtime.policy.timeouts
-        stream = None if attempt is None else attempt.stream
         if stream is None:
             if self.last is None and stood > timeouts.request_idle:
                 self.cut(BodyTimeout())

@@ -90,12 +90,8 @@ class Downstream(Ending):
             if context.tracer is not None:
                 follow(exchange)
             exchange.begin()
-        elif event is _REQUEST:
-            self._take(machine.line, machine.block)
-        elif event is _BODY:
-            self._pass_on()
         else:
-            self._hold()
+            self._tell(event)
 
     def _more(self) -> None:
         """Takes what was held."""
@@ -103,7 +99,10 @@ class Downstream(Ending):
             event = self.machine.more()
         except VisitorError as error:
             self._on_fault(error)
-            return
+        else:
+            self._tell(event)
+
+    def _tell(self, event: ServerEvent) -> None:
         if event is _REQUEST:
             self._take(self.machine.line, self.machine.block)
         elif event is _BODY:
