@@ -213,6 +213,11 @@ class Attempting(Receiver[RoutedRequest]):
         """What the member is asked to make of the connection; None if nothing."""
         return None if self.is_launch or self.line.http10 else self.block.upgrade
 
+    def grant(self, lost: float, now: float) -> None:
+        """Puts every deadline off by the `lost` seconds in which the process did not run."""
+        if self.progress is not None:
+            self.progress = (self.progress[0], min(now, self.progress[1] + lost))
+
     # What those above add
 
     @property

@@ -207,11 +207,6 @@ class Exchange(Sending):
 
     # Time
 
-    def grant(self, lost: float, now: float) -> None:
-        """Puts every deadline off by the `lost` seconds in which the process did not run."""
-        if self.progress is not None:
-            self.progress = (self.progress[0], min(now, self.progress[1] + lost))
-
     def sweep(self, now: float) -> None:
         """Looks whether anything moved since the last time, and how long ago."""
         if sum(each.sweep(now) for each in self.filters):

@@ -320,13 +320,6 @@ class Downstream(Ending):
         if self.machine.held and not self.transport.is_closing():
             self._more()
 
-    def pause_writing(self) -> None:
-        self.writable = False
-        self.machine.block_reading()
-        self.waiting = self.unsent()
-        if self.exchange is not None:
-            self.exchange.on_visitor_full()
-
     def resume_writing(self) -> None:
         self.writable = True
         self.machine.unblock_reading()

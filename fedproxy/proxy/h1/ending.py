@@ -127,6 +127,13 @@ class Ending(Visiting):
         else:
             self.transport.close()
 
+    def pause_writing(self) -> None:
+        self.writable = False
+        self.machine.block_reading()
+        self.waiting = self.unsent()
+        if self.exchange is not None:
+            self.exchange.on_visitor_full()
+
     def close_if_idle(self, since: float) -> None:
         """Closes a connection that has been idle since then, unless a request has arrived unread.
 
