@@ -52,10 +52,9 @@ _PASSED_OVER: Final = frozenset((502, 503, 504))
 class Attempting(Receiver[RoutedRequest]):
     """One request, as far as members are concerned. What the visitor gets of it is `Exchange`'s business.
 
-    framed: a chunked body is wanted as chunks, not as payload. attempt: the one under way. pool: of the
-    member that the record names; source: what chose it; neither is set before the first attempt.
-    sets_cookie: the visitor is told where they are. tried: members
-    that are not asked again. progress: how much had moved at the last sweep, and since when.
+    attempt: the one under way. pool: of the member that the record names. source: what chose that member.
+    Neither is set before the first attempt. sets_cookie: the response sets the affinity cookie. tried:
+    members that are not asked again. progress: how much had moved at the last sweep, and since when.
     """
 
     __slots__ = (
@@ -129,17 +128,17 @@ class Attempting(Receiver[RoutedRequest]):
 
     @property
     def filters(self) -> tuple[Filter, ...]:
-        """What looks at the response on its way."""
+        """The filters; none for most requests."""
         return () if self.extras is None else self.extras.filters
 
     @property
     def observer(self) -> Observer | None:
-        """Who notes what is done."""
+        """The observer; None for most requests."""
         return None if self.extras is None else self.extras.observer
 
     @property
     def outcome(self) -> str | None:
-        """How a launch ended; None for what is none, or has not ended."""
+        """How a launch ended; None if it has not ended, or the request is no launch."""
         return None if self.extras is None else self.extras.outcome
 
     # Choose and attempt
@@ -157,11 +156,11 @@ class Attempting(Receiver[RoutedRequest]):
             self.refuse(refused(lease))
 
     def answered_before(self) -> bool:
-        """Whether a filter has answered, so that no member need be chosen."""
+        """Asks each filter for an answer. True if one has given it, so that no member is chosen."""
         return any(each.before() for each in self.filters)
 
     def ask(self, lease: Lease, fresh: bool = False) -> None:
-        """Makes an attempt. fresh: at the same member as before, on a connection of its own."""
+        """Makes an attempt. fresh: at the same member as before, on a new connection."""
         if not fresh:
             source = self.source = lease.source if not self.tried else _MOVED
             if source is not _COOKIE or self.line.renews:
@@ -184,7 +183,7 @@ class Attempting(Receiver[RoutedRequest]):
             self.send(attempt, stream)
 
     def _announce(self, lease: Lease, fresh: bool) -> None:
-        """Tells that an attempt begins."""
+        """Tells the filters and the observer that an attempt begins."""
         if not fresh:
             for each in self.filters:
                 each.begin(lease)
@@ -210,7 +209,7 @@ class Attempting(Receiver[RoutedRequest]):
             self.send(attempt, stream)
 
     def upgrade(self) -> bytes | None:
-        """What the member is asked to make of the connection; None if nothing."""
+        """The protocols that the member is asked to switch to; None for none."""
         return None if self.is_launch or self.line.http10 else self.block.upgrade
 
     # When an attempt fails
@@ -242,13 +241,13 @@ class Attempting(Receiver[RoutedRequest]):
             return
         if self.may_retry(error.delivered):
             if isinstance(error, StaleConnection) and context.runtime.pools.get(member.name) is attempt.pool:
-                # The member's habit, not its failure: the same one again, on a connection of its own.
+                # A member may close an idle connection: the same one again, on a new connection.
                 again = self._same(member, lease.source, now)
                 if isinstance(again, Lease):
                     member.counts.retries[error.reason] += 1
                     self.ask(again, True)
                     return
-            # That member is not available any more, or has failed.
+            # That member has failed, or is not available any more.
             after = self.next_lease(member, error.reason, now, error.delivered)
             if after is not None:
                 self.ask(after)
@@ -273,7 +272,7 @@ class Attempting(Receiver[RoutedRequest]):
     def blames(self, error: ExchangeError, now: float) -> bool:
         """Whether the member is to blame."""
         if isinstance(error, ResponseLost | BodyLost):
-            # Not if it was closed before it was used, or if this process slept and the member gave up on it.
+            # Not for a kept connection that was closed, nor if this process slept and the member gave up.
             return not isinstance(error, StaleConnection) and not self.context.slept(self.started, now)
         return isinstance(error, MemberError)
 
@@ -355,7 +354,7 @@ class Attempting(Receiver[RoutedRequest]):
             # An early answer: the member has not read the whole request, so no other may follow on it.
             stream.abort()
 
-    # What `Exchange` adds
+    # What `Sending` and `Exchange` add
 
     @property
     def body_done(self) -> bool:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 class Upload:
-    """One request's body. pieces: what of it could be sent again; None if not all of it could.
+    """One request's body. pieces: all that has come, to send it again; None once that was too much to keep.
 
-    done: all of it has come. size: bytes in `pieces`.
+    done: all of it has come. size: bytes that were added to `pieces`.
     """
 
     __slots__ = ("_admission", "_key", "done", "pieces", "size")
@@ -44,6 +44,6 @@ class Upload:
             self.leave()
 
     def sent(self, limit: int) -> None:
-        """What there is was sent; more than `limit` bytes are not kept."""
+        """`pieces` were sent. They are kept for another attempt if they have at most `limit` bytes."""
         if self.size > limit:
             self.pieces = None
