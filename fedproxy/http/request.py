@@ -1,4 +1,4 @@
-"""A request's head, as a fact: what was asked, by whatever protocol.
+"""The head of a request, whatever protocol carried it.
 
 It has two parts, because they repeat independently: the line, which says what is asked for, and the fields.
 Both are made once and remembered, so each also carries what a protocol needs to pass it on.
@@ -18,8 +18,8 @@ class RequestLine:
     """What a request asks for. `target` is a path with its query, raw, or `*`; `path` is without the query.
 
     authority: the one that the target names; None if it names none. http10: the visitor speaks HTTP/1.0.
-    plain: neither of that.
-    start: the line as an HTTP/1 member is sent it, made by whoever reads or sends the request.
+    plain: neither of these. start: the line as an HTTP/1 member is sent it; empty if it was not read as
+    HTTP/1.
     """
 
     __slots__ = (
@@ -205,11 +205,11 @@ class Origin:
 
 
 NOBODY: Final = Origin(b"", False, b"", b"")
-"""Before anybody is there."""
+"""Of a connection whose peer is not known yet."""
 
 
 def of_peer(address: bytes, secure: bool) -> Origin:
-    """A peer that speaks for itself."""
+    """Of requests that a peer sends for itself."""
     return Origin(address, secure, address, address)
 
 

@@ -1,4 +1,4 @@
-"""A response, as a fact: each protocol renders it in its own way."""
+"""A response, whatever protocol carries it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ResponseHead:
     lines: the field lines that are passed on (RFC 9110 section 5.2), each with its CRLF. length, chunked: how
     the end of the body is told; by neither, if it ends with the member's connection, or with its stream.
     whole: the size of a final response's body if the head has it, for any method; else far below 0.
-    start: the status line as HTTP/1 has it, kept by whoever first needs it.
+    start: the status line as HTTP/1 has it; empty if the head was not read as HTTP/1.
     """
 
     __slots__ = (
@@ -91,7 +91,8 @@ class ResponseHead:
     def with_fields(self, fields: Iterable[Field], length: int | None = None) -> ResponseHead:
         """The same answer with other fields, for another body: of `length` bytes, if that is known.
 
-        A Content-Length among the fields is dropped, and the right one set.
+        A Content-Length among the fields is dropped, and the right one set. `public` and `event_stream` stay
+        as they are, whatever the fields say.
         """
         head = ResponseHead(self.status, self.reason)
         kept = [field for field in fields if field[0].lower() != b"content-length"]

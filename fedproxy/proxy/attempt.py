@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 class Attempt:
     """One try at one member. An exchange makes it, and settles its lease exactly once.
 
-    stream: None while a connection is made, and when the attempt is over. before: the attempt before it.
+    stream: None while a connection is being made, and after a failure. before: the attempt before this one.
     """
 
     __slots__ = ("_error", "before", "lease", "pool", "stream")
 
-    # Set by whoever makes one: without an `__init__` that costs half.
+    # The exchange sets them: to call an `__init__` would double the cost.
     lease: Lease
     pool: MemberPool
     before: Attempt | None

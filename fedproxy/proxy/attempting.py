@@ -37,11 +37,10 @@ _OVER: Final = Phase.OVER
 class Attempting(Receiver[RoutedRequest]):
     """One request, as far as members are concerned. What the visitor gets of it is `Exchange`'s business.
 
-    framed: a chunked body is wanted as chunks, not as payload. attempt: the one under way; last: the one that
-    began last. pool: of the
-    member that the record names; source: what chose it; neither is set before the first attempt.
-    sets_cookie: the visitor is told where they are. tried: members
-    that are not asked again. progress: how much had moved at the last sweep, and since when.
+    attempt: the one under way. last: the one that began last. pool: of the member that the record names.
+    source: what chose that member. Neither of these two is set before the first attempt. sets_cookie: the
+    response sets the affinity cookie. tried: members that are not asked again. progress: how much had moved
+    at the last sweep, and since when.
     """
 
     __slots__ = (
@@ -129,17 +128,17 @@ class Attempting(Receiver[RoutedRequest]):
 
     @property
     def filters(self) -> tuple[Filter, ...]:
-        """What looks at the response on its way."""
+        """The filters; none for most requests."""
         return () if self.extras is None else self.extras.filters
 
     @property
     def observer(self) -> Observer | None:
-        """Who notes what is done."""
+        """The observer; None for most requests."""
         return None if self.extras is None else self.extras.observer
 
     @property
     def outcome(self) -> str | None:
-        """How a launch ended; None for what is none, or has not ended."""
+        """How a launch ended; None if it has not ended, or the request is no launch."""
         return None if self.extras is None else self.extras.outcome
 
     # Choose and attempt
@@ -157,11 +156,11 @@ class Attempting(Receiver[RoutedRequest]):
             self.refuse(refused(lease))
 
     def answered_before(self) -> bool:
-        """Whether a filter has answered, so that no member need be chosen."""
+        """Asks each filter for an answer. True if one has given it, so that no member is chosen."""
         return any(each.before() for each in self.filters)
 
     def ask(self, lease: Lease, fresh: bool = False) -> None:
-        """Makes an attempt. fresh: at the same member as before, on a connection of its own."""
+        """Makes an attempt. fresh: at the same member as before, on a new connection."""
         source = self.source = lease.source if not self.tried else _MOVED
         if source is not _COOKIE or self.line.renews:
             self.sets_cookie = source is not _HOST
@@ -184,7 +183,7 @@ class Attempting(Receiver[RoutedRequest]):
             self.send(attempt, stream)
 
     def _announce(self, lease: Lease, fresh: bool) -> None:
-        """Tells that an attempt begins."""
+        """Tells the filters and the observer that an attempt begins."""
         if not fresh:
             for each in self.filters:
                 each.begin(lease)
@@ -210,7 +209,7 @@ class Attempting(Receiver[RoutedRequest]):
             self.send(attempt, stream)
 
     def upgrade(self) -> bytes | None:
-        """What the member is asked to make of the connection; None if nothing."""
+        """The protocols that the member is asked to switch to; None for none."""
         return None if self.is_launch or self.line.http10 else self.block.upgrade
 
     def grant(self, lost: float, now: float) -> None:
@@ -218,7 +217,7 @@ class Attempting(Receiver[RoutedRequest]):
         if self.progress is not None:
             self.progress = (self.progress[0], min(now, self.progress[1] + lost))
 
-    # What those above add
+    # What `Retrying`, `Sending` and `Exchange` add
 
     @property
     def body_done(self) -> bool:

@@ -28,7 +28,7 @@ visitor gets. A request that takes the short path (`RoutedRequest.ordinary`) has
 
 
 def compose(exchange: Exchange) -> None:
-    """Gives a request what it needs beside the relay."""
+    """Gives a request its filters and its observer."""
     filters = tuple([made for make in MAKERS if (made := make(exchange)) is not None])
     if filters:
         extras = extras_of(exchange)
@@ -43,19 +43,19 @@ def compose(exchange: Exchange) -> None:
 
 
 def follow(exchange: Exchange) -> None:
-    """Has notes taken of a request, if it is of a sampled trace."""
+    """Gives a request an observer if its trace is sampled."""
     tracer, given = exchange.context.tracer, exchange.block.traceparent
     if tracer is not None:
         sampled = tracer.samples(given, exchange.visitor.trusted)
     else:
-        # Others follow the trace, and the metrics may point to it.
+        # Others make its spans, and the metrics may name it as an example.
         sampled = given is not None and is_flagged(given)
     if sampled:
         extras_of(exchange).observer = Notes(exchange)
 
 
 def extras_of(exchange: Exchange) -> Extras:
-    """What it has besides, which is made if there is nothing yet."""
+    """The `Extras` of a request, made if it has none yet."""
     if exchange.extras is None:
         exchange.extras = Extras(exchange)
     return exchange.extras

@@ -31,10 +31,10 @@ _NUMBERS: Final = [b"%02x" % number for number in range(256)]
 class Context:
     """One worker's data plane, as its parts see it.
 
-    runtime: what is in force. log: takes the record of each request that is over. tracer: whoever makes spans
-    of requests, if anybody does. on_moved: called with the key of a launch and the name of the member that it
-    moved to, so that other workers can be told. careful: requests have to be looked at, for the policy's sake
-    or because the edge goes down.
+    runtime: what is in force. log: takes the record of each finished request. tracer: makes spans of
+    requests, if tracing is on. on_moved: called with the key of a launch and the name of the member that it
+    moved to, so that other workers can be told. careful: every request has to be checked, because of the
+    policy or because the edge drains.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Context:
         self.clock = clock
         self.on_moved: Callable[[bytes, str], None] | None = None
         self.tracer: Tracer | None = None
-        # Ids are told apart by it, nothing is guarded.
+        # For ids, which have to differ and guard nothing, and for balancing.
         chance = random.Random()  # noqa: S311
         self.random_bits: Callable[[int], int] = chance.getrandbits
         self.ids: list[tuple[bytes, bytes]] = []
@@ -68,7 +68,7 @@ class Context:
 
     @property
     def draining(self) -> bool:
-        """Whether the edge goes down: every connection ends with the response under way."""
+        """Whether the edge drains: every connection ends with the response under way."""
         return self._draining
 
     @draining.setter
@@ -77,7 +77,7 @@ class Context:
         self.refresh()
 
     def refresh(self) -> None:
-        """Tells every connection to think again of what it knows of its peer and of the policy."""
+        """Has every connection work out again what depends on the policy."""
         self.careful = self._draining or self.admission.careful
         for connection in list(self.connections):
             connection.refresh()

@@ -1,4 +1,4 @@
-"""One request: what the visitor gets of members' answers, and its record.
+"""One request: what the visitor gets of the members' answers, deadlines, and the end.
 
 It stands between a visitor's stream and members' streams (`ports`), and knows the bytes of neither.
 """
@@ -116,13 +116,13 @@ class Exchange(Sending):
         self.on_head(head, body, done, True)
 
     def _answered(self, lease: Lease, now: float) -> None:
-        # A trial need not wait for the end of a stream of an hour, unless that says how it went.
+        # A trial need not wait for the end of a stream of an hour, unless a filter is the judge of it.
         judged = self.extras is not None and self.extras.judged
         if not judged and self.status not in self.context.runtime.policy.failing:
             self.context.runtime.federation.answered(lease, now, self.origin.client)
 
     def _cookie(self, head: ResponseHead) -> bytes | None:
-        """The Set-Cookie that says where the visitor is, if one is needed."""
+        """The value of the Set-Cookie that keeps the visitor at this member, if one is needed."""
         if not self.sets_cookie or head.public:
             return None
         # None if a reload took the member away meanwhile.
@@ -136,7 +136,7 @@ class Exchange(Sending):
             self._finish(self.context.clock(), sent)
 
     def give_up(self, member: Member, error: MemberError) -> None:
-        """The last attempt failed, and the visitor is told so."""
+        """The last attempt failed: the visitor gets an error, or what a filter has."""
         if any(each.give_up(member, error) for each in self.filters):
             return
         member.counts.codes[error.status] += 1
@@ -176,7 +176,7 @@ class Exchange(Sending):
             self.stream.resume()
 
     def on_visitor_gone(self, error: ExchangeError | None = None, unsent: int = 0) -> None:
-        """The visitor left, or its time or its right to go on ran out: nobody is charged.
+        """The visitor left, or its connection was cut (`error`). No member is charged.
 
         unsent: bytes that were written but not sent.
         """
@@ -208,7 +208,7 @@ class Exchange(Sending):
     # Time
 
     def sweep(self, now: float) -> None:
-        """Looks whether anything moved since the last time, and how long ago."""
+        """Ends the request if nothing has moved for too long."""
         if sum(each.sweep(now) for each in self.filters):
             return
         moved = self.bytes_in + self.bytes_out + len(self.attempts)
@@ -259,7 +259,7 @@ class Exchange(Sending):
             each.end(outcome)
 
     def break_off(self, error: ExchangeError, now: float, termination: str | None = None) -> None:
-        """The response cannot be completed: the visitor's must not look complete."""
+        """The response cannot be completed, and must not look complete to the visitor."""
         if self.attempt is not None and isinstance(error, MemberError):
             self.attempt.member.counts.errors[error.reason] += 1
         self._drop(_FAILURE if self.blames(error, now) else _IGNORED, now)
@@ -269,7 +269,7 @@ class Exchange(Sending):
         self._record(now)
 
     def _finish(self, now: float, sent: bool) -> None:
-        """The response is complete. sent: all of it, to the last byte."""
+        """The response is complete. sent: no byte of it waits to be sent."""
         if self.extras is not None:
             self._end_filters(_SUCCESS)
         attempt = self.attempt

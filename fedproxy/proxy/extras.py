@@ -1,4 +1,4 @@
-"""What most requests do not have."""
+"""What a request may have besides: filters and an observer. Most have neither."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class Extras:
     """Filters, an observer, and what these say of the request.
 
-    sink: where the response goes first. judged: a filter tells the
-    breaker how it ended, not the status. outcome: how a launch ended, for the record.
+    sink: where the response goes first. judged: a filter tells the breaker how the request ended; its status
+    does not. outcome: how a launch ended, for the record.
     """
 
     __slots__ = ("filters", "judged", "observer", "outcome", "sink")

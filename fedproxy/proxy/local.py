@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.context import Context
     from fedproxy.proxy.ports import Receiver
 
-# What the edge itself tells the server of its own pages, or does not: no page takes a body.
+# Fields that the edge sets itself, or leaves out because no page takes a body.
 _SAID_HERE: Final = (
     b"connection:",
     b"x-request-id:",
@@ -42,7 +42,7 @@ class LocalStream(Upstream):
     __slots__ = ()
 
     def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
-        """Sends the request's head. What there is of a body is thrown away, as nobody asked for it."""
+        """Sends the request's head. A body is thrown away: no page takes one."""
         self.receiver = receiver
         self.machine.ask(receiver, b"", None)
         self.write(page_request(receiver))

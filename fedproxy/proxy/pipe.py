@@ -100,7 +100,7 @@ class PipeEnd(asyncio.Transport):
         return self._reading
 
     def can_write_eof(self) -> bool:
-        """There is no half of a close."""
+        """Always False: a pipe cannot be half closed."""
         return False
 
     def get_write_buffer_size(self) -> int:

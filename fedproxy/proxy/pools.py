@@ -60,7 +60,7 @@ class PooledConnection(Flow):
         self.reused = False
 
     def rest(self, now: float) -> None:
-        """Goes to the idle ones, or is closed if there are enough, or it is too old."""
+        """Joins the idle connections, or is closed if there are enough or it is too old."""
         pool = self.pool
         self.reused = True
         self.idle_since = now
@@ -80,7 +80,7 @@ Connection = TypeVar("Connection", bound=PooledConnection)
 
 
 class Pool(Generic[Connection]):
-    """The connections to one member, and the way to make more. make: a connection that is not there yet."""
+    """The connections to one member, and the way to make more. make: makes one that is not connected yet."""
 
     def __init__(
         self,

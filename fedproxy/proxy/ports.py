@@ -71,7 +71,7 @@ class VisitorStream(Protocol):
 
     @property
     def hsts(self) -> int:
-        """For how many seconds browsers are to use nothing but https; 0 says nothing."""
+        """Seconds for Strict-Transport-Security (RFC 6797); 0 if the field is not sent."""
 
     def send_interim(self, head: ResponseHead) -> None:
         """Passes a 1xx on."""
@@ -99,7 +99,7 @@ class VisitorStream(Protocol):
         """
 
     def send_answer(self, response: Response) -> None:
-        """Answers in the member's place, and the exchange is over."""
+        """Sends a response of the edge's own, whole. The exchange is over."""
 
     def broken(self) -> int:
         """The exchange is over and its response is not whole: it must not look complete.
@@ -114,7 +114,7 @@ class VisitorStream(Protocol):
         """Reads on."""
 
     def detach(self) -> tuple[asyncio.Transport, bytes]:
-        """Gives up the connection, which becomes a tunnel, with what was read of it too early."""
+        """Gives up the connection, which becomes a tunnel: its transport, and what was read from it."""
 
     def gone(self) -> None:
         """The tunnel is closed."""
@@ -131,10 +131,10 @@ class Owed(Protocol):
 
 
 class Receiver(Request[Line]):
-    """A request that a member's stream carries, and whom the stream tells what the member says.
+    """A request that a member's stream carries. The stream calls it for everything that the member sends.
 
-    A base class: what is called for each piece of each response is found faster there. full: it takes no more
-    for now.
+    It is a base class and not a `Protocol`, because compiled code calls a base class's methods faster. full:
+    it takes no more for now.
     """
 
     __slots__ = ("full",)
@@ -142,7 +142,7 @@ class Receiver(Request[Line]):
     full: bool
 
     def upgrade(self) -> bytes | None:
-        """What the connection is asked to become; None if nothing."""
+        """The protocols that the member is asked to switch to, as in Upgrade; None for none."""
         raise NotImplementedError
 
     @property
@@ -167,7 +167,7 @@ class Receiver(Request[Line]):
         raise NotImplementedError
 
     def on_upgrade(self, head: ResponseHead, rest: bytes) -> None:
-        """A 101: no HTTP any more. `rest`: what follows it."""
+        """A 101: from here on the connection carries no HTTP. rest: what came with the head."""
         raise NotImplementedError
 
     def on_failure(self, error: MemberError) -> None:
@@ -197,9 +197,10 @@ class MemberStream(Protocol):
         """Sends (a part of) the body; with `done` nothing follows."""
 
     def tap(self, callback: Callable[[bytes], object]) -> bool:
-        """Has each piece of the answer's payload told to `callback` before it goes on.
+        """Calls `callback` with each piece of the response's payload before that piece goes on.
 
-        To be asked for when the head has come. False if what goes on is the payload.
+        To be called from `Receiver.on_head`. False if the body is not chunked: then the body is the payload,
+        and `callback` is not called.
         """
 
     def pause(self) -> None:
@@ -248,10 +249,10 @@ class Sink(Protocol):
 
 
 class Filter(Sink, Protocol):
-    """What looks at a response on its way, changes it or holds it; each passes it on to a `Sink`.
+    """Looks at a response on its way, changes it or holds it, and passes it on to `sink`.
 
-    All of a request's filters are told of everything; `filters.passing.PassThrough` does nothing of it. sink:
-    where it passes the response on.
+    Calls other than `head` and `body` go to all filters of a request. `filters.passing.PassThrough` is one
+    that does nothing.
     """
 
     sink: Sink
@@ -260,26 +261,29 @@ class Filter(Sink, Protocol):
         """No member is chosen yet. True if the filter has answered the request itself."""
 
     def begin(self, lease: Lease) -> None:
-        """An attempt begins."""
+        """An attempt begins, and the one before is over, whether or not it failed.
+
+        Not called when a request is sent again to the same member because its connection was stale.
+        """
 
     def fail(self, error: ExchangeError, blamed: bool) -> None:
         """The attempt failed. blamed: the member is to blame."""
 
     def give_up(self, member: Member, error: MemberError) -> bool:
-        """There is no further attempt. True if the filter has answered the request itself."""
+        """The last attempt failed. True if the filter has answered the request itself."""
 
     def refuse(self) -> None:
-        """The request is answered with an error of the edge's own."""
+        """The edge answers with an error: no member was asked, or the request was cut off (after `end`)."""
 
     def end(self, outcome: Outcome) -> None:
-        """The last attempt is over."""
+        """The response is complete, or broken off, or the tunnel is closed."""
 
     def sweep(self, now: float) -> bool:
         """Looks at its own deadlines. True if those of the exchange do not count meanwhile."""
 
 
 class Observer(Protocol):
-    """Who notes what each attempt does. An exchange that nobody observes has none, and pays for a look."""
+    """Notes what each attempt does. Most exchanges have no observer."""
 
     def begin(self, member: Member) -> None:
         """Another attempt begins, and with that the one before is over."""
@@ -297,17 +301,17 @@ class Observer(Protocol):
         """A value that was counted is an example of its bucket."""
 
     def record(self, now: float) -> TraceRecord | None:
-        """The exchange is over, and was counted: its trace, if somebody makes spans of it."""
+        """The exchange is over, and was counted. Returns its trace, or None if no spans are made of it."""
 
     def take(self, record: Record) -> None:
         """Takes the record of the exchange, with the trace."""
 
 
 class Tracer(Protocol):
-    """Whoever makes spans of traces."""
+    """Makes spans of the requests that it samples."""
 
     def samples(self, traceparent: bytes | None, trusted: bool) -> bool:
-        """Whether a request is traced; its traceparent, if it has one, was passed on by somebody trusted."""
+        """Whether a request is traced. traceparent: its own, if any. trusted: a trusted proxy sent it."""
 
     def take(self, record: Record) -> None:
-        """Takes a request that is over, and has a trace."""
+        """Takes the record of a finished request, which has a trace."""

@@ -1,4 +1,4 @@
-"""What is told of a request when it is over: one record, to the log and to whoever makes spans."""
+"""One record of each finished request, for the log and for spans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def record_exchange(exchange: Attempting, now: float) -> None:
-    """Tells of an exchange that is over whoever wants to know."""
+    """Records an exchange that is over."""
     context, observer = exchange.context, exchange.observer
     trace = None if observer is None else observer.record(now)
     if context.log is None and trace is None:
@@ -44,7 +44,7 @@ def record_exchange(exchange: Attempting, now: float) -> None:
 
 
 def record_answer(context: Context, request: AnsweredRequest, answer: Answer) -> None:
-    """Tells of a request that was answered without an exchange, which takes no time worth measuring."""
+    """Records a request that was answered without an exchange, which takes no time worth measuring."""
     trace, tracer = None, context.tracer
     if tracer is not None:
         trace = trace_of_answer(context, tracer, request.trusted, request.block, request.traceparent)
@@ -62,7 +62,7 @@ def record_answer(context: Context, request: AnsweredRequest, answer: Answer) ->
 
 
 def record_refusal(context: Context, origin: Origin, request_id: bytes, error: VisitorError) -> None:
-    """Tells of a request that was refused unread."""
+    """Records a request whose head was refused."""
     if context.log is not None:
         record = _record(origin, request_id, None, None, error.status)
         record.termination = error.termination

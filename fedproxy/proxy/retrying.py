@@ -57,13 +57,13 @@ class Retrying(Attempting):
             return
         if self.may_retry(error.delivered):
             if isinstance(error, StaleConnection) and context.runtime.pools.get(member.name) is attempt.pool:
-                # The member's habit, not its failure: the same one again, on a connection of its own.
+                # A member may close an idle connection: the same one again, on a new connection.
                 again = self._same(member, lease.source, now)
                 if isinstance(again, Lease):
                     member.counts.retries[error.reason] += 1
                     self.ask(again, True)
                     return
-            # That member is not available any more, or has failed.
+            # That member has failed, or is not available any more.
             after = self.next_lease(member, error.reason, now, error.delivered)
             if after is not None:
                 self.ask(after)
@@ -88,7 +88,7 @@ class Retrying(Attempting):
     def blames(self, error: ExchangeError, now: float) -> bool:
         """Whether the member is to blame."""
         if isinstance(error, ResponseLost | BodyLost):
-            # Not if it was closed before it was used, or if this process slept and the member gave up on it.
+            # Not for a kept connection that was closed, nor if this process slept and the member gave up.
             return not isinstance(error, StaleConnection) and not self.context.slept(self.started, now)
         return isinstance(error, MemberError)
 

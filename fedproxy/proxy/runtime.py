@@ -1,7 +1,6 @@
 """What is in force: one frozen object, replaced by one assignment when the config changes.
 
-It also answers what depends on nothing else: what a request line and its fields mean, and which member serves
-a request.
+It also decides what depends on nothing else: which member serves a request.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ class Runtime:
 
     pools: by the member's name. pins: the member that an affinity cookie's value names. host_members: by host
     name. cookies: the Set-Cookie that keeps a visitor at a member, by its name and whether they came by
-    https. keyed: the key is made of the path. own: stands for the edge's own pages. moved: launches that went
-    on elsewhere; lives on.
+    https. keyed: the key is made of the path. own: the member that stands for the edge's own pages. moved:
+    the keys of launches that went on elsewhere; every runtime of a worker has the same.
     """
 
     policy: Policy
@@ -113,7 +112,7 @@ class Runtime:
             pinned = self._pin_of(cookie, now, launch)
         key = line.key if self.keyed else client
         if launch and pinned is None and key is not None and self.moved:
-            # Who has no cookie, as in a page that embeds a launch, comes back to where it was moved.
+            # A visitor without a cookie, as in a page that embeds a launch, comes back to where it moved.
             moved = federation.by_name.get(self.moved.get(key, now) or "")
             if moved is not None and moved.share(now) > 0 and moved.available(now, launch, client):
                 return federation.acquire_member(moved, _KEY, (), now, launch, client)
@@ -197,7 +196,7 @@ def compose(
     moved: MovedKeys,
     before: Runtime | None,
 ) -> Runtime:
-    """Puts a runtime together. What `before` remembers of heads goes on if it means the same."""
+    """Puts a runtime together. It keeps what `before` remembers of heads if that still means the same."""
     cookies = {
         (name, secure): set_cookie(policy.cookie, value, policy.cookie_max_age, secure=secure)
         for name, value in cookie_values.items()
@@ -226,7 +225,7 @@ def compose(
 
 
 def _heads(policy: Policy, router: Router, before: Heads | None) -> Heads:
-    """What is known of heads if it means the same, else a new memory."""
+    """What `before` remembers, as far as it still means the same; the rest is empty."""
     bans, cookie, origin = policy.bans, policy.cookie, policy.origin
     # A known line and a known block, with the CRLF between them, are within the limit.
     half = policy.limits.request_head // 2 - 1

@@ -1,4 +1,4 @@
-"""What a request says to a member: its head, and its body as it comes."""
+"""How a request is sent to a member: its head, and its body as it comes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHOOSING: Final = Phase.CHOOSING
 
 
 class Sending(Retrying):
-    """One request, as far as what it says is concerned."""
+    """One request, as far as sending it is concerned."""
 
     __slots__ = ()
 
@@ -71,7 +71,7 @@ class Sending(Retrying):
         if not upload.done:
             client, visitor = self.origin.client, self.visitor
             try:
-                # Nobody is counted if a trusted proxy names nobody.
+                # A trusted proxy that names no client is not counted as one.
                 upload.count(None if visitor.trusted and client == visitor.peer else client, lease.member)
             except (TooManyUploads, UploadsFull) as error:
                 context.runtime.federation.settle(lease, _IGNORED, now)

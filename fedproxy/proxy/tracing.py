@@ -96,7 +96,7 @@ class Notes:
         histogram.exemplify(Exemplar(seconds, self.trace_id.decode("ascii"), time.time()))
 
     def record(self, now: float) -> TraceRecord | None:
-        """The exchange is over, and was counted: its trace, if somebody makes spans of it."""
+        """The exchange is over, and was counted. Returns its trace, or None if no spans are made of it."""
         exchange = self.exchange
         error = None
         if isinstance(exchange.error, MemberError | EdgeError):

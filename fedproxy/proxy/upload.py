@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Upload:
-    """One request's body. pieces: what of it could be sent again; None if not all of it could.
+    """One request's body. pieces: all that has come, to send it again; None once that was too much to keep.
 
-    done: all of it has come. size: bytes in `pieces`. payload: of a body without a length, the pieces are
-    payload and not chunks.
+    done: all of it has come. size: bytes that were added to `pieces`. payload: the pieces of a body without a
+    length are payload, not chunks.
     """
 
     __slots__ = ("_admission", "_key", "done", "payload", "pieces", "size")
@@ -46,6 +46,6 @@ class Upload:
             self.leave()
 
     def sent(self, limit: int) -> None:
-        """What there is was sent; more than `limit` bytes are not kept."""
+        """`pieces` were sent. They are kept for another attempt if they have at most `limit` bytes."""
         if self.size > limit:
             self.pieces = None

@@ -1,4 +1,4 @@
-"""What every visitor's connection has, whatever it speaks: a peer, and whom that stands for."""
+"""What visitors' connections of any protocol have in common: a peer, and whether it is trusted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Visiting(Flow):
     """A visitor's connection.
 
     peer: the address that it comes from. origin: of a request that no trusted proxy forwarded. trusted: the
-    peer is a trusted proxy. standing: whether it is, whatever the policy's networks say; None if these
-    decide. introducer: the address of the proxy whose PROXY header named the peer. ordinary: requests may
-    take the short path.
+    peer is a trusted proxy. standing: `trusted`, fixed when the connection was made; None if the policy's
+    networks decide. introducer: the address of the proxy whose PROXY header named the peer. ordinary:
+    requests may take the short path.
     """
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Visiting(Flow):
 
     @property
     def hsts(self) -> int:
-        """For how many seconds browsers are to use nothing but https."""
+        """Seconds for Strict-Transport-Security; 0 if it is not sent."""
         return self.options.hsts
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -83,7 +83,7 @@ class Visiting(Flow):
         standing: bool | None = None,
         introducer: bytes | None = None,
     ) -> None:
-        """Serves a connection that was counted already."""
+        """Serves a connection that `Admission.enter` has counted, unless its address has too many."""
         admission = self.context.admission
         self.transport = transport
         self.wire = wire_of(transport)
@@ -100,7 +100,7 @@ class Visiting(Flow):
         self.weigh()
 
     def weigh(self) -> None:
-        """Works out whether requests may take the short path."""
+        """Works out what depends on the policy."""
         self.ordinary = not (self.context.careful or self.options.redirect_to_https or self.trusted)
 
     def refresh(self) -> None:
@@ -145,14 +145,15 @@ class Visiting(Flow):
             self.address_key = admission.enter_address(self.peer, is_there=True)
 
     def gone(self) -> None:
-        """The connection is gone, whatever it was last."""
+        """The connection, or the tunnel that it became, is closed: it counts no longer."""
         admission = self.context.admission
         admission.leave()
         if self.address_key is not None:
             admission.leave_address(self.address_key)
 
     def lost(self) -> int:
-        """Bytes that were written and will not arrive. After an error the transport reports none."""
+        """Bytes that were written and will not arrive. After an error the transport reports none: as of the
+        last look then."""
         return self.thrown_away + (self.unsent() or (0 if self.writable else self.waiting))
 
     def origin_of(self, block: HeaderBlock) -> Origin:

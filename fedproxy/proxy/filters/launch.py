@@ -45,7 +45,7 @@ _IGNORED: Final = Outcome.IGNORED
 class Waiting:
     """A response of which the visitor has seen nothing: its head, and its body as far as it came.
 
-    payload: of the body, if that comes as something else. lost: `Context.lost` when the timer was set.
+    payload: of the body, if the body is chunked. lost: `Context.lost` when the timer was set.
     """
 
     __slots__ = ("body", "found", "head", "lost", "payload", "size", "timer")
@@ -64,9 +64,9 @@ class Waiting:
 class LaunchFilter(PassThrough):
     """One launch.
 
-    launch: on the member of the attempt under way. watched: its events are read. tapped: not of what goes on,
-    but of the payload in it. last_answer: what the last member said that could not serve it, for the case
-    that nobody else says anything.
+    launch: what is known of it at the member of the attempt under way. watched: its events are read. tapped:
+    the member's stream gives the payload (`MemberStream.tap`), because the body is chunked. last_answer: what
+    the last member said that could not serve it, in case that no other says anything.
     """
 
     __slots__ = (
@@ -205,7 +205,7 @@ class LaunchFilter(PassThrough):
 
     def _pass_on(self, head: ResponseHead, body: bytes, done: bool) -> None:
         if self.tapped:
-            # The events are seen without the body.
+            # The stream gives the events, so the body need not pass here.
             self._extras.pass_by(self)
         self.sink.head(head, body, done)
 
@@ -254,7 +254,7 @@ class LaunchFilter(PassThrough):
         self._extras.outcome = self._extras.outcome or End.FAILED.value
 
     def _note(self) -> None:
-        """Where the launch went on, if that is not where its key would lead."""
+        """Notes where the launch went on, if its key would lead elsewhere."""
         exchange = self.exchange
         context, member = exchange.context, exchange.pool.member
         key = context.runtime.key(exchange.line, exchange.origin.client)

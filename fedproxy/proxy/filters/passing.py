@@ -1,4 +1,4 @@
-"""A filter that does nothing: what others begin with."""
+"""A filter that does nothing: the base class of others."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class PassThrough:
         return False
 
     def begin(self, lease: Lease) -> None:
-        """An attempt begins."""
+        """An attempt begins, and the one before is over."""
 
     def fail(self, error: ExchangeError, blamed: bool) -> None:
         """The attempt failed. blamed: the member is to blame."""
 
     def give_up(self, member: Member, error: MemberError) -> bool:
-        """There is no further attempt. True if the filter has answered the request itself."""
+        """The last attempt failed. True if the filter has answered the request itself."""
         return False
 
     def refuse(self) -> None:
-        """The request is answered with an error of the edge's own."""
+        """The edge answers with an error."""
 
     def end(self, outcome: Outcome) -> None:
-        """The last attempt is over."""
+        """The response is complete, or broken off, or the tunnel is closed."""
 
     def sweep(self, now: float) -> bool:
         """Looks at its own deadlines. True if those of the exchange do not count meanwhile."""

@@ -94,7 +94,7 @@ class Downstream(Ending):
             self._tell(event)
 
     def _more(self) -> None:
-        """Takes what was held."""
+        """Reads on in what the machine holds."""
         try:
             event = self.machine.more()
         except VisitorError as error:
@@ -111,7 +111,7 @@ class Downstream(Ending):
             self._hold()
 
     def _hold(self) -> None:
-        """The next request, or what belongs to a tunnel that is not there yet, has to wait."""
+        """What was read has to wait: the next request, or the first bytes of a tunnel."""
         machine = self.machine
         if not machine.begun:
             # What was held may have been no more than an empty line.
@@ -134,7 +134,7 @@ class Downstream(Ending):
 
     def _on_fault(self, error: VisitorError) -> None:
         if self.exchange is not None:
-            # Of its body.
+            # The fault is in its body.
             self.exchange.cut(error)
             return
         origin = self.origin
@@ -145,7 +145,7 @@ class Downstream(Ending):
         self.refuse(error, origin)
 
     def _take(self, line: RoutedRequest, block: HeaderBlock) -> None:
-        """A request that is not what most are."""
+        """Takes a request that is off the short path."""
         context = self.context
         self.head_since = None
         origin = self.origin_of(block)
@@ -176,7 +176,7 @@ class Downstream(Ending):
         if self.machine.held:
             self._more()
         if block.expect or line.own:
-            # The visitor waits for it, or no page does.
+            # The visitor waits for a 100 before it sends the body; the edge's own pages read none.
             exchange.begin_expected()
 
     def _check(self, line: RoutedRequest, block: HeaderBlock, origin: Origin) -> RoutedRequest:
@@ -192,7 +192,7 @@ class Downstream(Ending):
     # Answers of the edge's own
 
     def send_answer(self, response: Response) -> None:
-        """Answers in the member's place."""
+        """Sends a response of the edge's own, and ends the exchange, if there is one."""
         machine = self.machine
         self.write(machine.answer(response))
         self.exchange = None
@@ -202,7 +202,7 @@ class Downstream(Ending):
             self._next()
 
     def refuse(self, error: VisitorError, origin: Origin) -> None:
-        """The head is not acceptable: answered with one fixed line, and closed."""
+        """Answers a head that is refused with one fixed line, and closes."""
         context = self.context
         request_id = b"%032x" % context.random_bits(128)
         context.counts.rejected[error.reason] += 1
@@ -215,7 +215,7 @@ class Downstream(Ending):
     def _turn_away(
         self, line: RoutedRequest, block: HeaderBlock, origin: Origin, error: Banned | TooManyLaunches
     ) -> None:
-        """The request is in order, but not wanted: answered in the form that it asks for."""
+        """Answers a valid request that is not served, in the form that it asks for."""
         self.context.counts.rejected[error.reason] += 1
         if isinstance(error, BannedAddress):
             self.machine.keep = False
@@ -257,7 +257,7 @@ class Downstream(Ending):
         wire = self.wire
         if not done or machine.state is not _IDLE or wire.get_write_buffer_size() or wire.is_closing():
             return done and self._finished(len(body))
-        # As `_finished`, which nearly all need only this much of.
+        # The short form of `_finished`, which is enough for nearly all.
         self.exchange = None
         self.idle_since = now
         if not self.reading:
@@ -335,7 +335,7 @@ class Downstream(Ending):
 
 
 def _id_name(options: ListenerOptions) -> bytes:
-    """What stands before a request's id in each response."""
+    """The field name before a request's id in each response, with the fields that come first."""
     if not options.hsts:
         return _ID
     # RFC 6797 section 6.1: on every response, and where the header is made it costs nothing.

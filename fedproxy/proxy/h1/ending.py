@@ -27,7 +27,7 @@ _LINGERING: Final = ServerState.LINGERING
 
 
 class Ending(Visiting):
-    """A connection as far as its end is concerned.
+    """The deadlines and the end of a connection.
 
     exchange: the request under way. owed: one that is over, except that the end of its response is not sent
     yet. head_since: when a head began that is not whole.
@@ -42,7 +42,7 @@ class Ending(Visiting):
         self.owed: Owed | None = None
         self.head_since: float | None = None
         self.idle_since = 0.0
-        self.linger_until = 0.0
+        self.linger_until = float("inf")
 
     def begin(
         self,
@@ -56,7 +56,7 @@ class Ending(Visiting):
 
     @property
     def lingers(self) -> bool:
-        """Whether the last response is out."""
+        """Whether the last response was written, and what comes in is thrown away."""
         return self.machine.state is _LINGERING
 
     def refuse(self, error: VisitorError, origin: Origin) -> None:
@@ -84,7 +84,7 @@ class Ending(Visiting):
         self.eof_received()
 
     def cut(self, error: ExchangeError) -> None:
-        """Drops the connection at once: whatever it was sent does not look complete."""
+        """Drops the connection at once. What was sent does not look complete."""
         lost = self.lost()
         self._visitor_gone(lost, error)
         self.give_up_owed(lost, error.termination[0])
@@ -119,7 +119,7 @@ class Ending(Visiting):
         """Closes once the answer is out; what still comes in is thrown away for a while."""
         if self.transport.is_closing():
             return
-        # First of all: what is read from here on is no request.
+        # First, because nothing that is read from here on is a request.
         self._linger()
         self.resume()
         if self.transport.can_write_eof():
@@ -149,7 +149,7 @@ class Ending(Visiting):
                 self.close()
 
     def close(self) -> None:
-        """Closes with nothing to say; what is still to be sent has as long as a slow reader has."""
+        """Closes without an answer. What is still unsent has as long as a slow reader gets."""
         self._linger()
         self.transport.close()
 
@@ -168,12 +168,12 @@ class Ending(Visiting):
     def _linger(self) -> None:
         self.machine.linger()
         if not self.wire.is_closing():
-            # Of one that is lost the transport knows nothing any more.
+            # A lost transport no longer knows what is unsent.
             self.waiting = self.unsent()
         self.linger_until = self.context.clock() + self._may_linger()
 
     def _may_linger(self) -> float:
-        """For how long: who is still to be sent something has the time of a slow reader."""
+        """Seconds to linger: as long as a slow reader gets, if something is still unsent."""
         return self.context.runtime.policy.timeouts.response_idle if self.waiting else _LINGER
 
     def sweep(self, now: float) -> None:
@@ -183,7 +183,7 @@ class Ending(Visiting):
             self._look_at_waiting(now)
         if self.exchange is not None:
             if not self.reading and has_left(self.transport):
-                # Of somebody who is not read from, the loop does not tell it.
+                # The loop does not report a disconnect while reading is paused.
                 self.transport.abort()
             else:
                 self.exchange.sweep(now)
@@ -210,7 +210,7 @@ class Ending(Visiting):
     def _sweep_lingering(self, now: float) -> None:
         waiting = self.unsent()
         if waiting != self.waiting:
-            # Somebody who reads slowly is still owed the end of the answer.
+            # The end of the answer goes out slowly.
             self.waiting = waiting
             self.linger_until = now + self._may_linger()
         elif now > self.linger_until:

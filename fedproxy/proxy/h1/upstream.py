@@ -35,7 +35,7 @@ class Upstream(PooledConnection):
         self.machine = Client()
         self.receiver: Receiver[Any] | None = None
         self.writable = True
-        self.ended = False  # the member said that there is no more
+        self.ended = False  # the member has closed its side properly
         self.spent = False  # not to be used again, whatever comes of this request
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ class Upstream(PooledConnection):
             self._tell(receiver, event)
 
     def _read_on(self, receiver: Receiver[Any]) -> None:
-        """What came with what was told, as long as the request is still the same."""
+        """Tells the rest of what was read, as long as the same request is served."""
         machine = self.machine
         while self.receiver is receiver and machine.held:
             try:
@@ -150,7 +150,7 @@ class Upstream(PooledConnection):
             self._tell(receiver, event)
 
     def tap(self, callback: Callable[[bytes], object]) -> bool:
-        """Has each piece of the answer's payload told to `callback` before it goes on."""
+        """Calls `callback` with each piece of the response's payload before that piece goes on."""
         return self.machine.tap(callback)
 
     def resume(self) -> None:
@@ -202,7 +202,7 @@ class Upstream(PooledConnection):
         if self.spent or not self.machine.keep:
             self.transport.close()
         elif self.reading and now < self.ends_at and len(pool.idle) < pool.room:
-            # As `rest`, which nearly all need only this much of.
+            # The short form of `rest`, which is enough for nearly all.
             self.reused = True
             self.idle_since = now
             pool.idle.append(self)
@@ -210,9 +210,9 @@ class Upstream(PooledConnection):
             self.rest(now)
 
     def _reads_again(self) -> bool:
-        """Reads on, unless nobody could see what comes."""
+        """Reads on. False if that is not safe in a pool, and then the connection is closed."""
         if self.wire is not self.transport:
-            # TLS may hold back bytes.
+            # TLS may hold bytes back, where `look` does not see them.
             self.transport.close()
             return False
         self.resume()

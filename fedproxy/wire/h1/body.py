@@ -66,7 +66,7 @@ class BodyError(ValueError):
 
 
 class Body:
-    """Where a body ends, and what of it goes on; this one ends with its connection.
+    """Finds where a body ends, and what of it to forward; this one ends with its connection.
 
     size: bytes so far. When `done`, `rest` holds what came after the body. While `behind`, there is more than
     one call reads, and `feed(b"")` reads on.

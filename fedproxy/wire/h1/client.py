@@ -3,7 +3,7 @@
     IDLE ──► HEAD ──► BODY ──► IDLE     a kept connection goes round
               └────────────────► IDLE   the body came with the head, or there is none
 
-It knows no loop, no clock and no policy. Whoever owns it gives it what was read.
+It knows no loop, no clock and no policy. Its owner passes on to it what was read.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Client:
         return self.state is _HEAD and not self.held and not self._interims
 
     def receive(self, data: bytes) -> ClientEvent:
-        """What more bytes bring. Raises `BadResponse`, and `BodyError` of what follows the head."""
+        """Reads more bytes. Raises `BadResponse`, and `BodyError` for what follows the head."""
         if self.state is _HEAD:
             end = self.expected
             head = _known_head(data[:end])
@@ -185,7 +185,7 @@ class Client:
         raise BadResponse
 
     def more(self) -> ClientEvent:
-        """What else is in what was read. Raises as `receive`."""
+        """Reads on in what is held. Raises as `receive`."""
         if self.state is _BODY:
             data, self.held = self.held, b""
             return self.receive(data)
@@ -247,7 +247,7 @@ class Client:
             return _WHOLE
         self.state = _BODY
         if head.chunked:
-            # Whoever looks at the head may want the payload.
+            # Not read yet, because a `tap` may be asked for once the head is known.
             self._body = Chunked(framed=self._framed)
             self.data = b""
             self.held = data
@@ -261,9 +261,9 @@ class Client:
         return _RESPONSE
 
     def tap(self, callback: Callable[[bytes], object]) -> bool:
-        """Has each piece of the payload told to `callback` before it goes on.
+        """Calls `callback` with each piece of the payload before that piece goes on.
 
-        To be asked for when the head was read. False if what goes on is the payload.
+        To be called right after the head. False if the body is not chunked, and so is the payload itself.
         """
         if self._body is None or not self.head.chunked:
             return False
@@ -283,7 +283,7 @@ class Client:
         return self._body is not None and self._body.behind
 
     def ended(self, *, clean: bool) -> bool:
-        """The connection is over; whether that is the answer's end. clean: the member said so itself."""
+        """The connection is over. Whether that ends the answer. clean: the member closed it properly."""
         body = self._body
         # A body that is neither counted nor chunked ends with its connection (RFC 9112 section 6.3).
         whole = self.state is _BODY and clean and self.head.length is None and not self.head.chunked

@@ -3,7 +3,7 @@
     IDLE ──► HEAD ──► BODY ──► WHOLE ──► IDLE         a kept connection goes round
       └───────┴────────┴─────────┴─────► LINGERING    the last response is out
 
-It knows no loop, no clock and no policy. Whoever owns it gives it what was read, and writes what it returns.
+It knows no loop, no clock and no policy. Its owner passes on to it what was read, and writes what it returns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ServerState(Enum):
     """Where a connection is."""
 
     IDLE = "idle"  # nothing of a request is here
-    HEAD = "head"  # a part of a head is held, or what comes is to be held
+    HEAD = "head"  # a part of a head is held, or reading is blocked
     BODY = "body"  # a request was handed out, and its body is still being read
     WHOLE = "whole"  # all of the request is read: what comes now waits for its turn
     LINGERING = "lingering"  # the last response is out: what comes now is thrown away
@@ -129,14 +129,14 @@ class Server(Generic[Line]):
     # What comes in
 
     def receive(self, data: bytes) -> ServerEvent:
-        """What more bytes bring. Raises `VisitorError`; the answer to that is the last on the connection."""
+        """Reads more bytes. Raises `VisitorError`; the answer to that is the last on the connection."""
         if self.state is _IDLE:
             # What is known as a block ends where a head ends, so it is one whole head and nothing else.
             first, _, raw = data.partition(b"\r\n")
             line = self.lines.get(first)
             block = self.blocks.get(raw)
             if line is None or block is None:
-                # A long one may be over the limit, or would be read twice if it is not what most are.
+                # A long head may be over the limit; and one that is not plain would be read twice.
                 if not data.find(b"\r\n\r\n") + 4 == len(data) <= self.longest:
                     return self._receive(data)
                 try:
@@ -152,12 +152,12 @@ class Server(Generic[Line]):
         return self._receive(data)
 
     def more(self) -> ServerEvent:
-        """What else is in what was read. Raises `VisitorError`."""
+        """Reads on in what is held. Raises `VisitorError`."""
         data, self.held = self.held, b""
         return self._receive(data)
 
     def block_reading(self) -> None:
-        """No further request is read, because the response before is not sent."""
+        """Reads no further request until the response before is sent."""
         self._blocked = True
         if self.state is _IDLE:
             self.state = _HEAD
@@ -210,7 +210,7 @@ class Server(Generic[Line]):
         return _REQUEST
 
     def _take_head(self, line: Line, block: HeaderBlock) -> None:
-        """Looks at what only both together can say."""
+        """Checks what depends on both. Raises `BadRequest` and `BodyTooLarge`."""
         if line.authority is not None and block.host is not None:
             block = self.blocks[with_host(block.raw, line.authority)]
         if line.http10:
@@ -302,7 +302,7 @@ class Server(Generic[Line]):
         return lines + b"\r\n\r\n"
 
     def body(self, data: bytes, done: bool) -> bytes:
-        """(A part of) the response's body, as it is sent; with `done` that was the last."""
+        """(A part of) the response's body, as it is sent; with `done` it is the last."""
         if done:
             self._over()
         if self._framing is not _CHUNKS:
