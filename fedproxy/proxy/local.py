@@ -78,5 +78,7 @@ def page_request(request: Receiver[Any]) -> bytes:
         for each in request.block.raw[:-4].split(b"\r\n")
         if each and not each.lower().replace(b"_", b"-").startswith(_SAID_HERE)
     ]
-    lines = [b"%b %b HTTP/1.1" % (line.method, target), *fields, b"Connection: close"]
+    # As old as the visitor's: one of 1.0 need not name a host.
+    start = b"%b %b HTTP/1.%d" % (line.method, target, 0 if line.http10 else 1)
+    lines = [start, *fields, b"Connection: close"]
     return b"\r\n".join((*lines, request.origin.forward + request.request_id, b"", b""))
