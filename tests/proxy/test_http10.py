@@ -139,6 +139,15 @@ async def test_own_pages_are_kept_alive_too(request_: bytes, status: int) -> Non
             assert line["duration"] > 0
 
 
+@pytest.mark.parametrize("path", [b"/active_hosts", b"/federation/move?member=a", b"/./federation"])
+async def test_own_page_needs_no_host(path: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    method = b"POST" if b"move" in path else b"GET"
+    async with edge(answer()) as running:
+        response = await running.ask(b"%b %b HTTP/1.0\r\n\r\n" % (method, path))
+        assert response.status == (303 if b"move" in path else 200)
+    assert not caplog.records
+
+
 OK = b"HTTP/1.1 200 OK\r\n"
 ANSWERS: dict[str, tuple[bytes, bool]] = {
     "length": (OK + b"Content-Length: 5\r\n\r\nhello", True),
