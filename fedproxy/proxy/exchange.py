@@ -113,6 +113,9 @@ class Exchange(Sending):
 
     def head(self, head: ResponseHead, body: bytes, done: bool) -> None:
         """COMMIT: what filters pass on goes to the visitor."""
+        if head.chunked and not self.framed:
+            # Payload was asked for, so the head must not announce chunks, whatever the filters did.
+            head = head.unframed()
         self.on_head(head, body, done, True)
 
     def _answered(self, lease: Lease, now: float) -> None:

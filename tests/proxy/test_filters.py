@@ -123,6 +123,23 @@ async def test_filter_may_change_a_response_however_it_is_framed(
         assert (line["status"], line["bytes_out"], line["member"]) == (200, 5, "a")
 
 
+class Reading(Passing):
+    """Wants payload, and leaves it alone."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        exchange.framed = False
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_filter_that_only_reads_payload_changes_nothing(
+    makers: list[Callable[[Exchange], Any]], version: bytes
+) -> None:
+    makers.append(Reading)
+    async with edge(answer(CHUNKS)) as running:
+        got = await running.ask(GET.replace(b"HTTP/1.1", b"HTTP/" + version))
+        assert (got.status, got.body) == (200, b"hello")
+
+
 async def test_filter_may_answer_before_a_member_is_chosen(makers: list[Callable[[Exchange], Any]]) -> None:
     makers.extend([lambda _exchange: Stored(), Loud])
     async with edge(answer()) as running:
