@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from time import process_time
 from typing import Any, Final, cast
@@ -57,6 +57,7 @@ class _Transport:
 
     def __init__(self) -> None:
         self.write = deque[bytes](maxlen=1).append
+        self.writelines = deque[Iterable[bytes]](maxlen=1).append
 
     def get_extra_info(self, name: str) -> Any:
         return ("192.0.2.1", 40000) if name == "peername" else None
@@ -115,6 +116,12 @@ def head(target: bytes, cookies: bytes = b"") -> bytes:
     return _HEAD % (target, _PAGE, b"Cookie: " + cookies + b"\r\n" if cookies else b"")
 
 
+def upload(size: int) -> bytes:
+    """A request with a body of `size` bytes, as one read would give it."""
+    posted = head(b"/user/x/api", b"fedproxy_member=a").replace(b"GET", b"POST", 1)
+    return posted[:-2] + b"Content-Length: %d\r\n\r\n" % size + bytes(size)
+
+
 def chunk(number: int) -> bytes:
     """One event."""
     event = _EVENT % (number % 1_000_000)
@@ -126,6 +133,7 @@ INPUTS: Final[dict[str, Callable[[], bytes]]] = {
     "request, repeated head": lambda: head(b"/", b"fedproxy_member=%c" % b"abc"[next(_numbers) % 3]),
     "request, another cookie": lambda: head(b"/", b"fedproxy_member=a; _ga=GA1.1.%013d" % next(_numbers)),
     "request, no cookie": lambda: head(b"/v2/gh/org/repo-%d/HEAD" % (next(_numbers) * 7919 % 1000)),
+    "request, 64 KiB upload": lambda: upload(64 * 1024),
     "event of a launch": lambda: chunk(next(_numbers)),
 }
 """What is passed on, by its name; each call gives another."""

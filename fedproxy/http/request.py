@@ -14,12 +14,15 @@ from typing import Final, Generic, TypeVar
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 
 
+_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+
+
 class RequestLine:
     """What a request asks for. `target` is a path with its query, raw, or `*`; `path` is without the query.
 
     authority: the one that the target names; None if it names none. http10: the visitor speaks HTTP/1.0.
-    plain: neither of these. start: the line as an HTTP/1 member is sent it; empty if it was not read as
-    HTTP/1.
+    plain: neither of these, and the method is not one that has a body as a rule. start: the line as an HTTP/1
+    member is sent it; empty if it was not read as HTTP/1.
     """
 
     __slots__ = (
@@ -42,7 +45,7 @@ class RequestLine:
         self.target = target
         self.authority = authority
         self.http10 = protocol == "HTTP/1.0"
-        self.plain = authority is None and not self.http10
+        self.plain = authority is None and not self.http10 and method not in _WITH_BODY
         self.path = target.partition(b"?")[0]
         self.idempotent = method in _IDEMPOTENT
         self.is_head = method == b"HEAD"

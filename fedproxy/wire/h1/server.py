@@ -134,21 +134,23 @@ class Server(Generic[Line]):
             # What is known as a block ends where a head ends, so it is one whole head and nothing else.
             first, _, raw = data.partition(b"\r\n")
             line = self.lines.get(first)
-            block = self.blocks.get(raw)
-            if line is None or block is None:
-                # A long head may be over the limit; and one that is not plain would be read twice.
-                if not data.find(b"\r\n\r\n") + 4 == len(data) <= self.longest:
-                    return self._receive(data)
-                try:
-                    line = self.lines[first]
-                    block = self.blocks[raw]
-                except VisitorError:
-                    return self._receive(data)
-            if line.plain and block.plain:
-                self.line = line
-                self.block = block
-                self.state = _WHOLE
-                return _PLAIN
+            # Where a body is to be expected nothing is looked up: to hash a body costs more than to read it.
+            if line is None or line.plain:
+                block = None if line is None else self.blocks.get(raw)
+                if block is None:
+                    # A long one may be over the limit, or would be read twice if it is not what most are.
+                    if not data.find(b"\r\n\r\n") + 4 == len(data) <= self.longest:
+                        return self._receive(data)
+                    try:
+                        line = self.lines[first]
+                        block = self.blocks[raw]
+                    except VisitorError:
+                        return self._receive(data)
+                if block.plain and line is not None and line.plain:
+                    self.line = line
+                    self.block = block
+                    self.state = _WHOLE
+                    return _PLAIN
         return self._receive(data)
 
     def more(self) -> ServerEvent:
