@@ -141,6 +141,11 @@ class Attempting(Receiver[RoutedRequest]):
         """How a launch ended; None if it has not ended, or the request is no launch."""
         return None if self.extras is None else self.extras.outcome
 
+    @property
+    def body_done(self) -> bool:
+        """Whether all of the request has come."""
+        return self.upload is None or self.upload.done
+
     # Choose and attempt
 
     def begin(self) -> None:
@@ -218,11 +223,6 @@ class Attempting(Receiver[RoutedRequest]):
             self.progress = (self.progress[0], min(now, self.progress[1] + lost))
 
     # What `Retrying`, `Sending` and `Exchange` add
-
-    @property
-    def body_done(self) -> bool:
-        """Whether all of the request has come."""
-        return self.upload is None or self.upload.done
 
     def send(self, attempt: Attempt, stream: MemberStream) -> None:
         """Sends the request, as far as it has come."""

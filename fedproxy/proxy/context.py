@@ -109,7 +109,7 @@ class Context:
 
     def close_idle_upstreams(self) -> bool:
         """Closes every idle connection to a member; False if there is none."""
-        raise NotImplementedError
+        return sum(pool.close_idle() for pool in self.runtime.pools.values()) > 0
 
 
 def _between(start: bytes, end: bytes) -> list[bytes]:

@@ -70,15 +70,14 @@ class Edge(Context):
             name = member.name
             pool = old.get(name)
             if pool is not None and pool.endpoint == endpoints[name] and pool.member is member:
-                pool.cookie_value = cookie_values[name]
                 del old[name]
             else:
-                pool = Pool(self, member, endpoints[name], cookie_values[name], Upstream)
+                pool = Pool(self, member, endpoints[name], Upstream)
             pool.room = policy.limits.idle_connections
             self.pools[name] = pool
         pools: dict[str, MemberPool] = {**self.pools, self.own.name: self.local}
         self.runtime = compose(
-            policy, federation, endpoints, cookie_values, router, budget, pools, self.own, self.moved, before
+            policy, federation, cookie_values, router, budget, pools, self.own, self.moved, before
         )
         for pool in self.pools.values():
             pool.sort()
@@ -135,13 +134,6 @@ class Edge(Context):
         """Closes the connections that have served nobody since then."""
         for downstream in list(self.connections):
             downstream.close_if_idle(since)
-
-    def close_idle_upstreams(self) -> bool:
-        """Closes every idle connection to a member; False if there is none."""
-        idle = self.idle()
-        for pool in self.pools.values():
-            pool.expire(float("inf"))
-        return idle > 0
 
     async def close(self) -> None:
         """Drops everything that is still open."""

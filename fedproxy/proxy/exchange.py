@@ -80,9 +80,9 @@ class Exchange(Sending):
             return True
         return False
 
-    def on_body(self, data: bytes, done: bool) -> None:
-        """(A part of) the response's body."""
-        if self.extras is not None and self.extras.sink is not self:
+    def on_body(self, data: bytes, done: bool, passed: bool = False) -> None:
+        """(A part of) the response's body. passed: filters have seen it."""
+        if self.extras is not None and not passed and self.extras.sink is not self:
             self.extras.sink.body(data, done)
             return
         self.bytes_out += len(data)
@@ -132,11 +132,8 @@ class Exchange(Sending):
         return self.context.runtime.cookies.get((self.pool.member.name, self.origin.secure))
 
     def body(self, data: bytes, done: bool) -> None:
-        """(A part of) the body, to the visitor."""
-        self.bytes_out += len(data)
-        sent = self.visitor.send_body(data, done)
-        if done:
-            self._finish(self.context.clock(), sent)
+        """What filters pass on of the body goes to the visitor."""
+        self.on_body(data, done, True)
 
     def give_up(self, member: Member, error: MemberError) -> None:
         """The last attempt failed: the visitor gets an error, or what a filter has."""

@@ -24,10 +24,10 @@ class Extras:
         self.judged = False
         self.outcome: str | None = None
 
-    def pass_by(self, filter: Filter) -> None:  # noqa: A002
+    def pass_by(self, passed: Filter) -> None:
         """The filter has seen enough of the response: what follows goes past it."""
-        if self.sink is filter:
-            self.sink = filter.sink
+        if self.sink is passed:
+            self.sink = passed.sink
         for each in self.filters:
-            if each.sink is filter:
-                each.sink = filter.sink
+            if each.sink is passed:
+                each.sink = passed.sink

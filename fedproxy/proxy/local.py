@@ -44,6 +44,7 @@ class LocalStream(Upstream):
     def send(self, receiver: Receiver[Any], body: list[bytes] | None) -> None:
         """Sends the request's head. A body is thrown away: no page takes one."""
         self.receiver = receiver
+        # For what it awaits; the request itself is another one.
         self.machine.ask(receiver, b"", None)
         self.write(page_request(receiver))
         if receiver.full:
@@ -57,7 +58,7 @@ class LocalPool(Pool[LocalStream]):
     """The way to the server of the edge's own pages. serve: makes what serves one connection."""
 
     def __init__(self, context: Context, serve: Callable[[], asyncio.Protocol]) -> None:
-        super().__init__(context, context.own, Endpoint("", 0, b"", path="own pages"), b"", LocalStream)
+        super().__init__(context, context.own, Endpoint("", 0, b"", path="own pages"), LocalStream)
         self.serve = serve
 
     def take(self) -> LocalStream | None:

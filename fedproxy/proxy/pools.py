@@ -87,14 +87,12 @@ class Pool(Generic[Connection]):
         context: Context,
         member: Member,
         endpoint: Endpoint,
-        cookie_value: bytes,
         make: Callable[[Pool[Connection]], Connection],
     ) -> None:
         self.context = context
         self.make = make
         self.member = member
         self.endpoint = endpoint
-        self.cookie_value = cookie_value
         self.host_line = b"Host: " + endpoint.authority + b"\r\n"
         self.idle: list[Connection] = []
         self.aside: list[Connection] = []  # idle, but the name does not have their address at the moment
@@ -133,13 +131,19 @@ class Pool(Generic[Connection]):
         (self.idle if upstream in self.idle else self.aside).remove(upstream)
         upstream.transport.close()
 
+    def close_idle(self) -> bool:
+        """Closes what is idle; False if nothing is."""
+        idle = self.waiting > 0
+        self.expire(_NEVER)
+        return idle
+
     def close(self) -> None:
         """Closes what is idle, and the rest as it is released."""
         self.room = 0
         if self.name is not None:
             self.context.resolver.leave(self.name, self.sort)
             self.name = None
-        self.expire(_NEVER)
+        self.close_idle()
 
     def sort(self) -> None:
         """Sorts the connections again: an address may have come or gone, or the greatest age changed."""

@@ -229,10 +229,12 @@ class MemberPool(Protocol):
     """The way to one member."""
 
     member: Member
-    cookie_value: bytes
 
     def take(self) -> MemberStream | None:
         """A stream on a connection that is there; None if there is none."""
+
+    def close_idle(self) -> bool:
+        """Closes the connections that serve nothing; False if there is none."""
 
     async def connect(self) -> MemberStream:
         """A stream on a new connection. Raises a kind of `ConnectFailed` or of `EdgeFailed`."""

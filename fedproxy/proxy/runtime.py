@@ -18,7 +18,7 @@ from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Router, ToMember, ToPrime
 from fedproxy.http.request import HeaderBlock, host_name
-from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, Policy, Timeouts
+from fedproxy.proxy.policy import LaunchPolicy, Limits, Policy, Timeouts
 from fedproxy.proxy.ports import MemberPool
 from fedproxy.proxy.routing import RoutedRequest, route
 from fedproxy.wire.cookie import set_cookie
@@ -61,7 +61,6 @@ class Runtime:
     federation: Federation
     router: Router
     budget: RetryBudget
-    endpoints: Mapping[str, Endpoint]
     pools: Mapping[str, MemberPool]
     pins: Mapping[bytes | None, Member]
     host_members: Mapping[bytes, Member]
@@ -181,13 +180,12 @@ def empty(own: Member, moved: MovedKeys, chance: Chance) -> Runtime:
         failing=frozenset(),
     )
     federation = Federation((), FederationPolicy("random"), chance)
-    return compose(policy, federation, {}, {}, Router(), RetryBudget(0.0, 0.0), {}, own, moved, None)
+    return compose(policy, federation, {}, Router(), RetryBudget(0.0, 0.0), {}, own, moved, None)
 
 
 def compose(
     policy: Policy,
     federation: Federation,
-    endpoints: Mapping[str, Endpoint],
     cookie_values: Mapping[str, bytes],
     router: Router,
     budget: RetryBudget,
@@ -212,7 +210,6 @@ def compose(
         federation=federation,
         router=router,
         budget=budget,
-        endpoints=endpoints,
         pools=pools,
         pins={value: federation.by_name[name] for name, value in cookie_values.items()},
         host_members=host_members,

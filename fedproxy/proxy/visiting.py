@@ -12,7 +12,6 @@ from fedproxy.proxy.flow import LOCAL, Flow, address_of
 from fedproxy.proxy.secure import wire_of
 
 if TYPE_CHECKING:
-    from fedproxy.errors import ExchangeError
     from fedproxy.http.request import HeaderBlock, Origin
     from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import ListenerOptions
@@ -32,6 +31,7 @@ class Visiting(Flow):
     __slots__ = (
         "address_key",
         "context",
+        "idle_since",
         "introducer",
         "options",
         "ordinary",
@@ -52,6 +52,7 @@ class Visiting(Flow):
         self.writable = True
         self.waiting = 0  # bytes that the system had not taken at the last look
         self.thrown_away = 0  # bytes that were written after the connection was lost
+        self.idle_since = 0.0
         self.peer = b""
         self.origin = NOBODY
         self.ordinary = False
@@ -69,7 +70,6 @@ class Visiting(Flow):
         self.transport = self.wire = cast(asyncio.Transport, transport)
         unix = self.options.unix
         address = LOCAL if unix else address_of(transport)
-        self.context.connections.add(self)
         if not self.context.admission.enter() or address is None:
             # A TCP peer without an address has reset the connection: there is nobody to answer or to log.
             self.transport.abort()
@@ -85,6 +85,7 @@ class Visiting(Flow):
     ) -> None:
         """Serves a connection that `Admission.enter` has counted, unless its address has too many."""
         admission = self.context.admission
+        self.idle_since = self.context.clock()
         self.transport = transport
         self.wire = wire_of(transport)
         self.write = transport.write
@@ -116,22 +117,6 @@ class Visiting(Flow):
 
     def leave(self) -> None:
         """Closes the connection after the response under way."""
-        raise NotImplementedError
-
-    def grant(self, lost: float, now: float) -> None:
-        """Puts every deadline off by the `lost` seconds in which the process did not run."""
-        raise NotImplementedError
-
-    def sweep(self, now: float) -> None:
-        """Looks at every deadline."""
-        raise NotImplementedError
-
-    def close_if_idle(self, since: float) -> None:
-        """Closes it if it has served nothing since then."""
-        raise NotImplementedError
-
-    def cut(self, error: ExchangeError) -> None:
-        """Drops it at once: whatever was sent does not look complete."""
         raise NotImplementedError
 
     def _count_address(self) -> None:

@@ -33,7 +33,7 @@ class Ending(Visiting):
     yet. head_since: when a head began that is not whole.
     """
 
-    __slots__ = ("exchange", "head_since", "idle_since", "linger_until", "machine", "owed")
+    __slots__ = ("exchange", "head_since", "linger_until", "machine", "owed")
 
     def __init__(self, context: Context, options: ListenerOptions) -> None:
         super().__init__(context, options)
@@ -41,18 +41,11 @@ class Ending(Visiting):
         self.exchange: Exchange | None = None
         self.owed: Owed | None = None
         self.head_since: float | None = None
-        self.idle_since = 0.0
         self.linger_until = float("inf")
 
-    def begin(
-        self,
-        transport: asyncio.Transport,
-        address: bytes,
-        standing: bool | None = None,
-        introducer: bytes | None = None,
-    ) -> None:
-        self.idle_since = self.context.clock()
-        super().begin(transport, address, standing, introducer)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.context.connections.add(self)
+        super().connection_made(transport)
 
     @property
     def lingers(self) -> bool:

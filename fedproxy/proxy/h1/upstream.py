@@ -99,17 +99,9 @@ class Upstream(PooledConnection):
             self._tell(receiver, event)
 
     def _read_on(self, receiver: Receiver[Any]) -> None:
-        """Tells the rest of what was read, as long as the same request is served."""
-        machine = self.machine
-        while self.receiver is receiver and machine.held:
-            try:
-                event = machine.more()
-            except (BadResponse, BodyError) as error:
-                self._fail(receiver, error)
-                return
-            if event is _NOTHING:
-                return
-            self._tell(receiver, event)
+        """Tells the rest of what was read, if the same request is still served."""
+        if self.receiver is receiver and self.machine.held:
+            self._feed(receiver)
 
     def _tell(self, receiver: Receiver[Any], event: ClientEvent) -> None:
         machine = self.machine

@@ -333,4 +333,9 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def as_chunks(data: bytes, done: bool) -> bytes:
+    """A part of a payload, possibly empty, as it goes into a chunked body; with `done` it is the last."""
+    return (chunk(data) if data else b"") + (LAST_CHUNK if done else b"")
+
+
 LAST_CHUNK = b"0\r\n\r\n"

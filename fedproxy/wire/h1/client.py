@@ -16,7 +16,7 @@ from fedproxy.bounded import Memo
 from fedproxy.errors import BadResponse
 from fedproxy.wire.grammar import tokens
 from fedproxy.wire.h1 import response
-from fedproxy.wire.h1.body import LAST_CHUNK, Body, Chunked, Counted, chunk
+from fedproxy.wire.h1.body import Body, Chunked, Counted, as_chunks
 from fedproxy.wire.h1.request import start
 
 if TYPE_CHECKING:
@@ -143,13 +143,11 @@ class Client:
         self._makes_chunks = make_chunks
         if not make_chunks:
             return parts
-        return [self.body(part, False) for part in parts] + ([LAST_CHUNK] if done else [])
+        return [as_chunks(b"".join(parts), done)]
 
     def body(self, data: bytes, done: bool) -> bytes:
         """Another part of a request's body, as it is sent."""
-        if not self._makes_chunks:
-            return data
-        return (chunk(data) if data else b"") + (LAST_CHUNK if done else b"")
+        return as_chunks(data, done) if self._makes_chunks else data
 
     @property
     def waiting(self) -> bool:
@@ -284,12 +282,8 @@ class Client:
 
     def ended(self, *, clean: bool) -> bool:
         """The connection is over. Whether that ends the answer. clean: the member closed it properly."""
-        body = self._body
         # A body that is neither counted nor chunked ends with its connection (RFC 9112 section 6.3).
-        whole = self.state is _BODY and clean and self.head.length is None and not self.head.chunked
-        if whole and body is not None:
-            body.done = True
-        return whole
+        return self.state is _BODY and clean and self.head.length is None and not self.head.chunked
 
 
 def is_answered(upgrade: bytes, by: bytes | None) -> bool:

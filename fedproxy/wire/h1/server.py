@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Generic
 
 from fedproxy.errors import BadRequest, BodyTooLarge, VisitorError
 from fedproxy.http.request import Line
-from fedproxy.wire.h1.body import LAST_CHUNK, Body, BodyError, Chunked, Counted, chunk
+from fedproxy.wire.h1.body import Body, BodyError, Chunked, Counted, as_chunks
 from fedproxy.wire.h1.request import find_end, with_host
 from fedproxy.wire.h1.response import render, start
 
@@ -42,14 +42,6 @@ class ServerEvent(Enum):
     BODY = "body"  # `data`, and with `done` nothing follows
 
 
-class Framing(Enum):
-    """How the end of the response under way is told."""
-
-    AS_SENT = "as sent"  # by its head, or by the member's own chunks
-    CHUNKS = "chunks"  # by chunks that are made here
-    CLOSE = "close"  # by the end of the connection
-
-
 _IDLE: Final = ServerState.IDLE
 _HEAD: Final = ServerState.HEAD
 _BODY: Final = ServerState.BODY
@@ -60,9 +52,6 @@ _PLAIN: Final = ServerEvent.PLAIN
 _REQUEST: Final = ServerEvent.REQUEST
 _PART: Final = ServerEvent.BODY
 _NO_BODY: Final = Body()
-_AS_SENT: Final = Framing.AS_SENT
-_CHUNKS: Final = Framing.CHUNKS
-_CLOSE: Final = Framing.CLOSE
 
 
 class Server(Generic[Line]):
@@ -75,7 +64,7 @@ class Server(Generic[Line]):
     __slots__ = (
         "_blocked",
         "_body",
-        "_framing",
+        "_makes_chunks",
         "block",
         "blocks",
         "body_limit",
@@ -106,7 +95,7 @@ class Server(Generic[Line]):
         self.done = False
         self.head_limit = self.body_limit = self.longest = 0
         self._body: Body = _NO_BODY
-        self._framing = _AS_SENT
+        self._makes_chunks = False
 
     def __repr__(self) -> str:
         return f"<Server {self.state.value}>"
@@ -268,7 +257,7 @@ class Server(Generic[Line]):
         named, value: the name of one more field, with its colon, and its value. cookie: for Set-Cookie. If
         the head says that the body is chunked, it has to be given as chunks; to a 1.0 visitor, as payload.
         """
-        self._framing = _AS_SENT
+        self._makes_chunks = False
         more = b"\r\n\r\n"
         if head.length is None or not self.keep or self.state is _BODY or self.line.http10:
             more = self._connection(head)
@@ -287,13 +276,12 @@ class Server(Generic[Line]):
         lines = b""
         if head.length is None and not (head.bodiless or self.line.is_head):
             if http10:
-                self._framing = _CLOSE
+                # Only the end of the connection tells a 1.0 visitor where it ends.
                 self.keep = False
             else:
                 # RFC 9112 section 6.3: chunks let the visitor see where it ends, and that nothing is missing.
                 lines = b"\r\nTransfer-Encoding: chunked"
-                if not head.chunked:
-                    self._framing = _CHUNKS
+                self._makes_chunks = not head.chunked
         if self.state is _BODY:
             self.keep = False
         if not self.keep:
@@ -307,9 +295,7 @@ class Server(Generic[Line]):
         """(A part of) the response's body, as it is sent; with `done` it is the last."""
         if done:
             self._over()
-        if self._framing is not _CHUNKS:
-            return data
-        return (chunk(data) if data else b"") + (LAST_CHUNK if done else b"")
+        return as_chunks(data, done) if self._makes_chunks else data
 
     def answer(self, response: Response, *, unread: bool = False) -> bytes:
         """A whole response. unread: the request's head was refused."""
