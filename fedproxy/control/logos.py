@@ -17,6 +17,7 @@ from yarl import URL
 from fedproxy import __version__
 from fedproxy.control.fetch import FAULTS, fetch, open_session
 from fedproxy.control.messages import Logo
+from fedproxy.observe.access_log import mask_target
 from fedproxy.tasks import cancel
 
 _LARGEST: Final = 64 * 1024  # bytes
@@ -89,7 +90,7 @@ class Logos:
             self._tell(logo)
         if logo is None and url not in self._known and url not in self._complained:
             self._complained.add(url)
-            self._say(f"no logo at {url}: initials are shown instead")
+            self._say(f"no logo at {mask_target(url)}: initials are shown instead")
 
     async def _fetch(self, url: str) -> Logo | None:
         """None if there is no image, or it is too large."""

@@ -148,24 +148,63 @@ def _escape(text: str) -> str:
     return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02X}", text)
 
 
+_ENCODED: Final = r"%(?:25)*"
+
+
 def _spelled(text: str) -> str:
-    """A pattern for `text` in which each character may be percent-encoded, once or several times over."""
-    return "".join(f"(?:{re.escape(char)}|%(?:25)*{ord(char):02x})" for char in text)
+    """A pattern for `text`, in which each character may be percent-encoded, once or several times over.
+
+    For use with IGNORECASE, also for a letter that is encoded.
+    """
+    return "".join(
+        f"(?:{re.escape(char)}|{_ENCODED}(?:{ord(char.lower()):02x}|{ord(char.upper()):02x}))"
+        for char in text
+    )
 
 
+# JupyterHub (jupyterhub/log.py, where the last is `_xsrf`) and Jupyter Server (jupyter_server/log.py) scrub
+# parameters with one of these in their names from their own logs.
+_WORDS: Final = ("token", "auth", "key", "code", "state", "xsrf")
+_EQUALS: Final = _spelled("=")
+_SLASH: Final = _spelled("/")
 # A login page's `next=` carries a whole URL, so a name may follow an encoded delimiter and precede an encoded
-# `=`. Everything up to the next plain delimiter is masked then: too much rather than too little.
-_SECRET: Final = re.compile(
-    rf"((?:[^a-z0-9_]|%(?:25)*[0-9a-f]{{2}}|^)(?:{_spelled('build_')})?{_spelled('token')}{_spelled('=')})[^&#]+",
+# `=`. Everything up to the next plain delimiter is masked then: too much rather than too little. A name is
+# passed over as a whole, also if it has no value, so that a long one takes no more than linear time.
+_NAMED: Final = re.compile(
+    rf"((?=[%{''.join(sorted({word[0] for word in _WORDS}))}])(?:{'|'.join(map(_spelled, _WORDS))})"
+    rf"(?:[^?&#=%]|%(?!(?:25)*(?:3f|26|23|3d)))*+)(?:({_EQUALS})[^&#]+)?",
     re.IGNORECASE | re.ASCII,
 )
-_ENCODED_LETTER: Final = re.compile(r"%(?:25)*(?:[57]4|[46][5bef])", re.IGNORECASE | re.ASCII)
+_ENCODED_LETTER: Final = re.compile(rf"{_ENCODED}(?:[46][1-9a-f]|[57][0-9a])", re.IGNORECASE)
+# JupyterHub's API has these in the path: /hub/api/authorizations/token/TOKEN and .../cookie/NAME/VALUE.
+_IN_PATH: Final = re.compile(
+    rf"(authorizations{_SLASH}(?:token|cookie{_SLASH}(?:(?!{_SLASH})[^?&#])++){_SLASH})[^?&#]+", re.IGNORECASE
+)
 
 
 def mask_target(target: str) -> str:
-    """The target or URL without the values of `token` and `build_token`, however these names are spelled."""
-    if "token" not in target and (
-        ("%" not in target or _ENCODED_LETTER.search(target) is None) and "token" not in target.lower()
-    ):
+    """The target or URL without values that JupyterHub and Jupyter Server keep out of their logs.
+
+    These are the values of parameters with `token`, `auth`, `key`, `code`, `state` or `xsrf` in their names,
+    however spelled, and the credentials in paths of JupyterHub's API.
+    """
+    if "=" not in target and "%" not in target and "authorizations" not in target:
         return target
-    return _SECRET.sub(rf"\1{MASK}", target)
+    if "%" not in target or _ENCODED_LETTER.search(target) is None:
+        small = target.lower()
+        # Written out, as most targets with a query get here: a loop or a pattern takes several times as long.
+        if (
+            "token" not in small
+            and "key" not in small
+            and "code" not in small
+            and "state" not in small
+            and "auth" not in small
+            and "xsrf" not in small
+        ):
+            return target
+    masked = _NAMED.sub(_masked, target)
+    return _IN_PATH.sub(rf"\1{MASK}", masked) if "authorizations" in masked else masked
+
+
+def _masked(found: re.Match[str]) -> str:
+    return found[0] if found[2] is None else f"{found[1]}{found[2]}{MASK}"

@@ -238,7 +238,7 @@ def _of_request(record: Record) -> dict[str, Value]:
         **_server(f"//{record.host}"),
         "client.address": record.client,
         "network.protocol.version": record.protocol.removeprefix("HTTP/"),
-        "user_agent.original": record.user_agent or None,
+        "user_agent.original": mask_target(record.user_agent) or None,
         "http.response.status_code": record.status or None,
         "http.request.body.size": record.bytes_in or None,
         "http.response.body.size": record.bytes_out,

@@ -142,6 +142,21 @@ def test_repeated_text_is_written_alike_however_much_came_between() -> None:
         ("/?next=%253Ftoken%253Dsecret", "/?next=%253Ftoken%253D***"),
         ("https://mybinder.org/lab?token=a#here", "https://mybinder.org/lab?token=***#here"),
         ("/?+token=a", "/?+token=***"),
+        ("/?tokens=1&my.token[]=2&token", "/?tokens=***&my.token[]=***&token"),
+        ("/?access_token=a;b&urlpath=lab", "/?access_token=***&urlpath=lab"),
+        ("/user/x/?_xsrf=2%7Ca&b=1", "/user/x/?_xsrf=***&b=1"),
+        ("/user/x/oauth_callback?code=a&state=b", "/user/x/oauth_callback?code=***&state=***"),
+        ("/hub/?api_key=a&oauth_nonce=b", "/hub/?api_key=***&oauth_nonce=***"),
+        ("/?st%61te=a&%78srf=b&sta%2574e=c", "/?st%61te=***&%78srf=***&sta%2574e=***"),
+        ("/?next=%2Fcb%3Fcode%3Da%26x%3D1&y=keys", "/?next=%2Fcb%3Fcode%3D***&y=keys"),
+        # As JupyterHub does.
+        ("/?statement=a&zipcode=b&keyword=c", "/?statement=***&zipcode=***&keyword=***"),
+        ("/hub/api/authorizations/token/s/t?a=1", "/hub/api/authorizations/token/***?a=1"),
+        ("/hub/api/authorizations/cookie/name/s%2Ft", "/hub/api/authorizations/cookie/name/***"),
+        (
+            "/?next=%2Fhub%2Fapi%2Fauthorizations%2Ftoken%2Fs%3Fa&b=1",
+            "/?next=%2Fhub%2Fapi%2Fauthorizations%2Ftoken%2F***&b=1",
+        ),
     ],
 )
 def test_secret_is_masked_however_its_name_is_spelled(target: str, masked: str) -> None:
@@ -154,14 +169,84 @@ def test_secret_is_masked_however_its_name_is_spelled(target: str, masked: str) 
         "",
         "/",
         "/v2/gh/user/token/HEAD",
-        "/?tokens=1&mytoken=2&token",
+        "/?token&key&state=&b=code",
         "/?token=",
         "/?a=%6b%20b",
+        "/keys/auth/code.js?v=state",
+        "/?a=token%26b=1&c=%3Fkey%26d%3D1&x=code%23y=1&e=%auth",
+        "/hub/api/authorizations/token",
+        "/hub/api/authorizations?token/a",
         "/v2/git/https%3A%2F%2Fexample.org%2Ftoken/HEAD?urlpath=lab%2Ftree",
     ],
 )
 def test_other_targets_stay_as_they_are(target: str) -> None:
     assert mask_target(target) == target
+
+
+def spelled(name: str, levels: list[int]) -> str:
+    """The name with some of its characters percent-encoded, each so many times over."""
+    return "".join(
+        char if not level else f"%{'25' * (level - 1)}{ord(char):02x}"
+        for char, level in zip(name, levels, strict=False)
+    )
+
+
+PLAIN = st.text("abz/.:-_", max_size=8)
+LEVELS = st.lists(st.integers(0, 3), min_size=40, max_size=40)
+
+
+@given(
+    before=PLAIN,
+    word=st.sampled_from(["token", "auth", "key", "code", "state", "_xsrf"]).flatmap(
+        lambda word: st.sampled_from([word, word.upper(), word.title()])
+    ),
+    after=PLAIN,
+    levels=LEVELS,
+    nested=st.sampled_from(["?", "?a=b&", "?next=%2Fuser%3F", "?a=b%26", "?a=%2Fx%253Fb%253Dc%2526"]),
+    equals=st.sampled_from(["=", "%3D", "%253d"]),
+)
+def test_secret_is_masked_wherever_it_is_and_what_is_beside_it_stays(
+    before: str, word: str, after: str, levels: list[int], nested: str, equals: str
+) -> None:
+    start = f"/user/x{nested}{spelled(before + word + after, levels)}{equals}"
+    assert mask_target(f"{start}S3CR3T%26;/?=&urlpath=lab") == f"{start}***&urlpath=lab"
+    assert mask_target(f"https://a{start}S3CR3T#here") == f"https://a{start}***#here"
+
+
+def scrubbed_by_jupyterhub(target: str) -> bool:
+    """Whether jupyterhub/log.py hides any part of it."""
+    names = [part.partition("=")[0] for part in target.partition("?")[2].split("&") if "=" in part]
+    return any(word in name for name in names for word in ("token", "auth", "key", "code", "state", "_xsrf"))
+
+
+PARAMETERS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["statement", "zipcode", "keyword", "urlpath", "tok", "en", "v", "%74oke", "a%20b", "cod"]
+        ),
+        st.sampled_from(["", "lab", "token", "a/key", "x%2Fcode%26y", "1690000000"]),
+    ),
+    max_size=4,
+)
+
+
+@given(PARAMETERS)
+def test_what_jupyterhub_would_log_is_logged(parameters: list[tuple[str, str]]) -> None:
+    target = "/v2/gh/author/keys/HEAD?" + "&".join(f"{name}={value}" for name, value in parameters)
+    masked = mask_target(target)
+    assert (masked != target) <= scrubbed_by_jupyterhub(target)
+    for sent, shown in zip(target.split("&"), masked.split("&"), strict=True):
+        assert shown == sent or scrubbed_by_jupyterhub(f"?{sent.rpartition('?')[2]}")
+
+
+@given(st.text("tokenkey=&/%25 3dDFf", max_size=60))
+def test_what_jupyterhub_would_not_log_is_masked_once(query: str) -> None:
+    masked = mask_target(f"/?{query}")
+    assert mask_target(masked) == masked
+    for name, _, value in (part.partition("=") for part in masked[2:].split("&")):
+        # An encoded delimiter ends a name here.
+        if "%" not in name and scrubbed_by_jupyterhub(f"?{name}="):
+            assert value in ("", "***")
 
 
 def test_both_formats_mask_target_and_referer() -> None:

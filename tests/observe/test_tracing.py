@@ -32,7 +32,7 @@ def traced(
         client="203.0.113.7",
         method="GET",
         host="mybinder.org",
-        target="/?build_token=x",
+        target="/user/x?build_token=x&state=y&urlpath=lab",
         protocol="HTTP/1.1",
         status=200,
         ttfb=ttfb,
@@ -93,7 +93,10 @@ async def test_spans_have_the_times_and_ids_that_were_noted() -> None:
     assert (request.ended - request.began, attempt.began - request.began) == (500_000_000, 250_000_000)
     assert attempt.ended == request.ended
     assert request.attributes["fedproxy.ttfb"] == 0.125
-    assert request.attributes["url.query"] == "build_token=***"
+    assert request.attributes["url.query"] == "build_token=***&state=***&urlpath=lab"
+    assert attempt.attributes["url.full"] == (
+        "unix:/run/member.sock/user/x?build_token=***&state=***&urlpath=lab"
+    )
     assert attempt.attributes["server.address"] == "/run/member.sock"
     assert request.resource["service.name"] == "edge"
 
