@@ -22,7 +22,7 @@ import uvloop
 from click.shell_completion import CompletionItem
 
 from fedproxy import __version__
-from fedproxy.config.address import LINK, LOCATION, ORIGIN, Address
+from fedproxy.config.address import LINK, LOCATION, ORIGIN, ROUTE_PATH, Address
 from fedproxy.config.report import fault_lines
 from fedproxy.config.units import AMOUNT, FILE, Kind
 from fedproxy.errors import ConfigError
@@ -419,6 +419,14 @@ _LAUNCH = Kind(
 )
 
 
+def _base_path(value: object) -> str | None:
+    path = f"{str(value).rstrip('/')}/"
+    return path if ROUTE_PATH.parse(path) and "//" not in path and not set("*;=?") & set(path) else None
+
+
+_BASE_PATH = Kind("path", "a path such as /services/binder/", _base_path)
+
+
 @main.command()
 @click.argument("url", type=_Kind(ORIGIN))
 @_JSON
@@ -436,13 +444,24 @@ _LAUNCH = Kind(
     show_default=True,
     help="The repository to launch; the launch is abandoned once its stream delivers events.",
 )
-@click.option("--reference", type=_Kind(ORIGIN), help="The prime member's URL; the versions must match.")
+@click.option(
+    "--reference",
+    type=_Kind(ORIGIN),
+    help="The prime member's URL; the versions must match, and its build tokens be accepted.",
+)
 @click.option(
     "--origin",
     type=_Kind(ORIGIN),
     default="https://mybinder.org",
     show_default=True,
     help="The federation's public URL.",
+)
+@click.option(
+    "--base-path",
+    type=_Kind(_BASE_PATH),
+    default="/",
+    show_default=True,
+    help="Where URL and the reference have their BinderHub, such as /services/binder/.",
 )
 @click.option("--ca", type=_Kind(FILE), help="PEM file of trusted CAs, instead of the system's.")
 def probe(
@@ -452,12 +471,13 @@ def probe(
     repository: str,
     reference: str | None,
     origin: str,
+    base_path: str,
     ca: Path | None,
 ) -> None:
     """Check whether the BinderHub at URL is fit to join: exit 0 if no check failed, else 1."""
     from fedproxy.control.candidate import Candidate, CheckOutcome, examine
 
-    candidate = Candidate(url, repository, reference, origin, timeout, ca)
+    candidate = Candidate(url, repository, reference, origin, timeout, ca, base_path)
     try:
         report = uvloop.run(examine(candidate))
     except OSError as error:

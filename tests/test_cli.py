@@ -459,6 +459,15 @@ def test_probe_is_json_for_programs() -> None:
     }
 
 
+def test_probe_asks_below_a_path() -> None:
+    with toy() as url:
+        result = run("probe", url, "--base-path", "/services/binder", "--json")
+    # The toy has its page everywhere, and the rest only at /.
+    assert (result.exit_code, result.stderr) == (1, "")
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert checks["versions"]["seen"] == "answered something other than its versions"
+
+
 def test_probe_of_nobody_is_a_verdict() -> None:
     with refusing() as url:
         result = run("probe", url, "--json")
@@ -475,6 +484,9 @@ def test_probe_of_nobody_is_a_verdict() -> None:
         ["unix:/run/a.sock"],
         ["http://a.example", "--reference", "nonsense"],
         ["http://a.example", "--origin", "a.example"],
+        ["http://a.example", "--base-path", "services/binder"],
+        ["http://a.example", "--base-path", "/a?b"],
+        ["http://a.example", "--base-path", "//a/"],
         ["http://a.example", "--repository", "gh"],
         ["http://a.example", "--repository", "gh/a b"],
         ["http://a.example", "--timeout", "0"],

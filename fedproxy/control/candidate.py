@@ -2,7 +2,8 @@
 
 The checks go from the name to a launch, and stop at one that makes the later ones impossible. Each is
 bounded in time and size, and whatever goes wrong is a verdict. One launch is started, and abandoned as soon
-as its stream has shown whether it delivers events.
+as its stream has shown whether it delivers events. With a reference it carries a build token from there; a
+candidate that refuses the token has started nothing, and is asked again without it for the other checks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
+from multidict import CIMultiDict
 from yarl import URL
 
 from fedproxy import __version__
@@ -32,6 +34,7 @@ from fedproxy.config.model import HealthSettings
 from fedproxy.control.fetch import FAULTS, LARGEST, Fetched, fetch, open_session
 from fedproxy.decide.health import Verdict, judge_health, judge_versions
 from fedproxy.errors import NameFailed
+from fedproxy.observe.access_log import MASK, mask_target
 from fedproxy.proxy.resolver import AddressInfo, Resolver
 from fedproxy.wire.events import EventReader
 
@@ -46,6 +49,18 @@ _LONGEST_WORDS: Final = 200
 _PATIENCE: Final = 6
 _APART: Final = 0.1  # seconds between two reads that cannot have been one write
 _AT_ONCE: Final = 16  # more events than a member produces at once
+# BinderHub's page has `window.pageConfig = {..., "buildToken": "TOKEN"}`; until 2024 it had
+# `<meta id="build-token" data-token="TOKEN">`. The repetitions are bounded to make no page slow to search.
+_JWT: Final = r"([A-Za-z0-9._~-]{1,4096})"
+_TOKENS: Final = (
+    re.compile(rf"""\bbuildToken["']?\s{{0,99}}:\s{{0,99}}["']{_JWT}["']"""),
+    re.compile(
+        rf"""<meta\b(?=[^<>]{{0,999}}\bid\s{{0,99}}=\s{{0,99}}["']?build-token\b)"""
+        rf"""[^<>]{{0,999}}\bdata-token\s{{0,99}}=\s{{0,99}}["']?{_JWT}["'\s/>]""",
+        re.IGNORECASE,
+    ),
+)
+_REFUSED: Final = "Invalid build token"
 _SCRIPT: Final = re.compile(r"""["'](/[^"'\s<>]+\.js(?:\?[^"'\s<>]*)?)["']""")
 
 _EXPECTED: Final = {
@@ -60,6 +75,7 @@ _EXPECTED: Final = {
     "health": "200 with a JSON object and every check ok",
     "pods": f"a quota, with more than {HealthSettings().pod_headroom} pods free",
     "static files": "a large file arrives whole",
+    "build token": "a launch with a token from the reference's page is accepted",
     "event stream": "200, text/event-stream, no Content-Length, not compressed",
     "cors": "Access-Control-Allow-Origin: *",
     "launch": "its first events are not a failure",
@@ -109,8 +125,9 @@ class Candidate:
     """The BinderHub to check, and how.
 
     url: scheme, host and port. launch: PROVIDER/SPEC as in a target. reference: the URL of a member whose
-    versions must match. origin: the federation's, as the edge will send it. timeout: seconds per check; a
-    launch may take six times that. authorities: a PEM file of trusted CAs, instead of the system's.
+    versions must match, and whose build tokens must be accepted. origin: the federation's, as the edge will
+    send it. timeout: seconds per check; a launch may take six times that. authorities: a PEM file of trusted
+    CAs, instead of the system's. base_path: where both have their BinderHub, with a slash at either end.
     """
 
     url: str
@@ -119,6 +136,7 @@ class Candidate:
     origin: str = "https://mybinder.org"
     timeout: float = 10.0
     authorities: Path | None = None
+    base_path: str = "/"
 
     @property
     def address(self) -> MemberAddress:
@@ -173,16 +191,23 @@ async def _checks(candidate: Candidate, tls: ssl.SSLContext) -> AsyncGenerator[C
 
 async def _asked(candidate: Candidate, client: _Client) -> AsyncGenerator[Check, None]:
     """The checks over HTTP. Without an answer to `/versions`, the others are skipped."""
-    versions = await client.get("/versions")
-    reference = await client.get("/versions", candidate.reference) if candidate.reference else None
+    base = candidate.base_path
+    versions = await client.get(f"{base}versions")
+    reference = await client.get(f"{base}versions", candidate.reference) if candidate.reference else None
     yield _judge_versions(versions, reference)
     if isinstance(versions, _Silence):
         return
-    yield await _ask_again(client)
-    for check in _judge_health(await client.get("/health")):
+    yield await _ask_again(client, f"{base}versions")
+    for check in _judge_health(await client.get(f"{base}health")):
         yield check
-    yield await _fetch_script(client)
-    heard = await client.listen()
+    yield await _fetch_script(client, base)
+    token, why = await _mint(candidate, client)
+    heard = await client.listen(token)
+    verdict = _judge_token(heard) if token else _check("build token", CheckOutcome.SKIPPED, why)
+    yield verdict
+    if verdict.outcome is CheckOutcome.FAILED:
+        # Nothing was started, and what the stream would show is not known yet.
+        heard = await client.listen()
     for check in _judge_stream(candidate, heard):
         yield check
 
@@ -390,12 +415,14 @@ class _Client:
     async def _count(self, *_: object) -> None:
         self.reused += 1
 
-    async def get(self, target: str, base: str | None = None, most: int = LARGEST) -> Fetched | _Silence:
-        """One GET and its whole body. Redirects are results, and not followed."""
-        url = URL((base or self._candidate.url) + target, encoded=True)
+    async def get(
+        self, target: str, member: str | None = None, most: int = LARGEST, **fields: str
+    ) -> Fetched | _Silence:
+        """One GET, of the candidate or of `member`, and its whole body. Redirects are not followed."""
+        url = URL((member or self._candidate.url) + target, encoded=True)
         timeout = self._candidate.timeout
         # JSON and HTML are requested uncompressed.
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", **fields}
         try:
             return await fetch(self._session, url, timeout=timeout, most=most, headers=headers)
         except TimeoutError:
@@ -403,11 +430,18 @@ class _Client:
         except FAULTS as error:
             return _Silence(_fault(error))
 
-    async def listen(self) -> Heard | _Silence:
-        """Starts a launch, and leaves when its stream has delivered events, ended, or took too long."""
-        patience = _PATIENCE * self._candidate.timeout
-        url = URL(f"{self._candidate.url}/build/{self._candidate.launch}", encoded=True)
-        headers = {"Accept": "text/event-stream", "Origin": self._candidate.origin}
+    async def listen(self, token: str = "") -> Heard | _Silence:
+        """Starts a launch, and leaves when its stream has delivered events, ended, or took too long.
+
+        `token`: the build token to send, if any. It is masked in what is heard.
+        """
+        candidate = self._candidate
+        patience = _PATIENCE * candidate.timeout
+        target = f"{candidate.base_path}build/{candidate.launch}"
+        if token:
+            target += f"{'&' if '?' in target else '?'}build_token={token}"
+        url = URL(candidate.url + target, encoded=True)
+        headers = {"Accept": "text/event-stream", "Origin": candidate.origin}
         ear: _Ear | None = None
         start = time.monotonic()
         try:
@@ -415,7 +449,7 @@ class _Client:
                 asyncio.timeout(patience),
                 self._session.get(url, headers=headers, allow_redirects=False) as response,
             ):
-                ear = _Ear(response, start)
+                ear = _Ear(response, start, token)
                 await ear.listen()
                 response.close()
         except TimeoutError:
@@ -431,10 +465,14 @@ class _Client:
 class _Ear:
     """The part of a stream that arrived so far."""
 
-    def __init__(self, response: aiohttp.ClientResponse, start: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, start: float, secret: str) -> None:
         self.broken = ""
         self._start = start
+        self._secret = secret
         self._response = response
+        self._headers = CIMultiDict(
+            (name, _without(secret, value)) for name, value in response.headers.items()
+        )
         self._reads: list[tuple[float, int]] = []
         self._events: list[Mapping[str, Any]] = []
         self._ended = False
@@ -447,10 +485,12 @@ class _Ear:
         events = EventReader()
         async for piece in self._response.content.iter_any():
             found = events.feed(piece)
-            self._events += map(_event, found)
+            self._events += [_event(data, self._secret) for data in found]
             self._reads.append((time.monotonic() - self._start, len(found)))
             size += len(piece)
-            if self.heard().apart >= _APART or len(found) > _AT_ONCE:
+            # Comments show that a stream moves; what a member thinks of a token only its first event says.
+            answered = not self._secret or any(event.get("phase") for event in self._events)
+            if answered and (self.heard().apart >= _APART or len(found) > _AT_ONCE):
                 return
             if size > LARGEST:
                 self.broken = f"and it was more than {LARGEST >> 20} MiB"
@@ -461,7 +501,7 @@ class _Ear:
         """The same, for the verdict."""
         return Heard(
             self._response.status,
-            self._response.headers,
+            self._headers,
             tuple(self._reads),
             tuple(self._events),
             self._ended,
@@ -469,9 +509,13 @@ class _Ear:
         )
 
 
-def _event(data: bytes | None) -> Mapping[str, Any]:
+def _without(secret: str, text: str) -> str:
+    return text.replace(secret, MASK) if secret else text
+
+
+def _event(data: bytes | None, secret: str) -> Mapping[str, Any]:
     try:
-        event = json.loads(data or b"")
+        event = json.loads(_without(secret, (data or b"").decode()))
     except (ValueError, RecursionError):
         return {}
     return event if isinstance(event, dict) else {}
@@ -522,13 +566,14 @@ def _unexpected(found: Fetched | Heard | _Silence) -> str:
     if isinstance(found, _Silence):
         return found.why
     if 300 <= found.status < 400:
-        return f"answered {found.status}, a redirect to {found.headers.get('Location', 'nowhere')}"
+        place = mask_target(found.headers.get("Location", "nowhere"))
+        return f"answered {found.status}, a redirect to {place}"
     return f"answered {found.status}"
 
 
-async def _ask_again(client: _Client) -> Check:
+async def _ask_again(client: _Client, target: str) -> Check:
     before = client.reused
-    again = await client.get("/versions")
+    again = await client.get(target)
     if isinstance(again, _Silence):
         fix = (
             "It answered the first request but not the second: does it, or a proxy in front, limit requests?"
@@ -584,14 +629,14 @@ def _judge_pods(verdict: Verdict) -> Check:
     return _check("pods", CheckOutcome.OK, seen, **values)
 
 
-async def _fetch_script(client: _Client) -> Check:
-    page = await client.get("/")
+async def _fetch_script(client: _Client, base: str) -> Check:
+    page = await client.get(base)
     if isinstance(page, _Silence) or page.status != 200:
-        fix = "BinderHub's page is at /: does a proxy in front forward it?"
-        return _check("static files", CheckOutcome.FAILED, f"/: {_unexpected(page)}", fix)
+        fix = f"BinderHub's page is at {base}: does a proxy in front forward it?"
+        return _check("static files", CheckOutcome.FAILED, f"{base}: {_unexpected(page)}", fix)
     names = [html.unescape(name) for name in _SCRIPT.findall(page.body.decode("utf-8", "replace"))]
     if not names:
-        return _check("static files", CheckOutcome.SKIPPED, "its page at / references no script")
+        return _check("static files", CheckOutcome.SKIPPED, f"its page at {base} references no script")
     name = next((name for name in names if "bundle" in name), names[0])
     script = await client.get(name, most=_LARGEST_FILE)
     if isinstance(script, _Silence) or script.status != 200:
@@ -600,6 +645,43 @@ async def _fetch_script(client: _Client) -> Check:
     size = len(script.body)
     seen = f"{name}: {size / 1e6:.1f} MB in {_time(script.seconds)}"
     return _check("static files", CheckOutcome.OK, seen, bytes=size, seconds=script.seconds)
+
+
+async def _mint(candidate: Candidate, client: _Client) -> tuple[str, str]:
+    """A build token from the reference's page of the launch, or else the reason why there is none."""
+    if candidate.reference is None:
+        return "", "there is no reference"
+    # BinderHub binds the token to the Origin, or without one to the Host, which differs between members.
+    target = f"{candidate.base_path}v2/{candidate.launch}"
+    page = await client.get(target, candidate.reference, Origin=candidate.origin)
+    if isinstance(page, _Silence) or page.status != 200:
+        return "", f"the reference's page: {_unexpected(page)}"
+    token = find_token(page.body.decode("utf-8", "replace"))
+    return token, "the reference's page has no build token"
+
+
+def find_token(page: str) -> str:
+    """The build token in a BinderHub's page of a launch, or nothing."""
+    return next((found[1] for pattern in _TOKENS if (found := pattern.search(page))), "")
+
+
+def _judge_token(heard: Heard | _Silence) -> Check:
+    name = "build token"
+    if isinstance(heard, _Silence) or heard.status != 200:
+        return _check(name, CheckOutcome.SKIPPED, _unexpected(heard))
+    first = next((event for event in heard.events if event.get("phase")), None)
+    if first is None:
+        return _check(name, CheckOutcome.SKIPPED, "no event arrived")
+    if first["phase"] != "failed":
+        return _check(name, CheckOutcome.OK, "accepted")
+    message = str(first.get("message", ""))
+    if message.startswith(_REFUSED):
+        fix = (
+            "Set BINDERHUB_BUILD_TOKEN_SECRET to the same value on all members: by default it is random, and "
+            "launches that move to another member fail. If it is, compare the clocks, and let Origin through."
+        )
+        return _check(name, CheckOutcome.FAILED, f"refused: {message}", fix)
+    return _check(name, CheckOutcome.SKIPPED, f"the launch failed: {message}")
 
 
 def _judge_stream(candidate: Candidate, heard: Heard | _Silence) -> list[Check]:

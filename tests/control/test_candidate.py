@@ -23,6 +23,7 @@ from fedproxy.control.candidate import (
     Examination,
     Heard,
     examine,
+    find_token,
     judge_certificate,
     judge_moves,
 )
@@ -53,6 +54,7 @@ EVERY = [
     "health",
     "pods",
     "static files",
+    "build token",
     "event stream",
     "cors",
     "launch",
@@ -91,8 +93,14 @@ def of(report: Examination) -> dict[str, Check]:
 
 
 def not_ok(report: Examination) -> dict[str, CheckOutcome]:
-    """What is not well, but for what is so with every candidate on loopback that speaks no TLS."""
-    usual = {"address": WARNING, "name": SKIPPED, "tls": SKIPPED, "certificate": SKIPPED}
+    """What is not well, but for what is so with every candidate on loopback without TLS or a reference."""
+    usual = {
+        "address": WARNING,
+        "name": SKIPPED,
+        "tls": SKIPPED,
+        "certificate": SKIPPED,
+        "build token": SKIPPED,
+    }
     return {
         name: check.outcome
         for name, check in of(report).items()
@@ -130,6 +138,7 @@ WELL: Answers = {
     b"/health": whole(json.dumps(HEALTH).encode()),
     b"/": whole(PAGE),
     b"/static/bundle.js?v=1&w": whole(b"x" * 500_000),
+    b"/v2/gh/binder-examples/requirements/HEAD": whole(PAGE),
     b"/build/gh/binder-examples/requirements/HEAD": stream,
 }
 BUILD = b"/build/gh/binder-examples/requirements/HEAD"
@@ -204,6 +213,7 @@ async def test_candidate_is_asked_as_an_edge_asks_and_each_check_is_told() -> No
     assert launch.values("Accept") == [b"text/event-stream"]
     assert launch.value("Origin") == b"https://mybinder.org"
     assert b"gzip" in (launch.value("Accept-Encoding") or b"")
+    assert of(report)["build token"].seen == "there is no reference"
 
 
 async def test_another_launch_and_origin_are_asked_for() -> None:
@@ -314,7 +324,7 @@ async def test_versions_are_compared_with_the_references() -> None:
 @pytest.mark.parametrize("silent", [True, False])
 async def test_reference_that_does_not_answer_is_no_fault_of_the_candidate(silent: bool) -> None:
     with refusing() as nobody:
-        async with member(hub({b"/versions": whole(b"", b"500 No")})) as failing:
+        async with member(hub({**WELL, b"/versions": whole(b"", b"500 No")})) as failing:
             report = await scripted(reference=nobody if silent else failing.url)
     assert not_ok(report) == {"versions": WARNING}
     why = "no connection: Connection refused" if silent else "answered 500"
@@ -335,6 +345,148 @@ async def test_second_request_that_is_not_answered_is_a_failure() -> None:
         conn.send(what)
 
     assert not_ok(await scripted({b"/versions": versions})) == {"keep-alive": FAILED}
+
+
+# The build token
+
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhdWQiOiJnaC9hL2IvSEVBRCJ9." + "s-_3" * 60
+LAUNCH_PAGE = b"/v2/gh/binder-examples/requirements/HEAD"
+WITH_TOKEN = BUILD + b"?build_token=" + TOKEN.encode()
+
+
+def minting(page: bytes, status: bytes = b"200 OK") -> Answers:
+    return {b"/versions": WELL[b"/versions"], LAUNCH_PAGE: whole(page, status)}
+
+
+PAGE_CONFIG = b'<script>window.pageConfig = {"baseUrl": "/", "buildToken": "%b"};</script>' % TOKEN.encode()
+
+
+def said(**members: Any) -> bytes:
+    return head() + chunked(event(**members))
+
+
+async def test_launch_carries_the_token_of_the_references_page_and_is_the_only_one() -> None:
+    async with (
+        member(hub(minting(PAGE_CONFIG))) as reference,
+        member(hub({**WELL, WITH_TOKEN: stream})) as candidate,
+    ):
+        report = await probe(candidate.url, reference=reference.url, origin="https://hub.example")
+        page, launches = reference.requests[-1], candidate.requests[5:]
+    checks = of(report)
+    assert report.fit
+    assert (checks["build token"].outcome, checks["build token"].seen) == (OK, "accepted")
+    assert (page.target, page.value("Origin")) == (LAUNCH_PAGE, b"https://hub.example")
+    assert [(launch.target, launch.value("Origin")) for launch in launches] == [
+        (WITH_TOKEN, b"https://hub.example")
+    ]
+    assert TOKEN not in repr(report)
+
+
+async def test_candidate_that_refuses_the_token_fails_and_the_other_checks_do_not() -> None:
+    refusal = said(phase="failed", status_code=403, message="Invalid build token\n")
+    async with (
+        member(hub(minting(PAGE_CONFIG))) as reference,
+        member(hub({**WELL, WITH_TOKEN: refusal})) as candidate,
+    ):
+        report = await probe(candidate.url, reference=reference.url)
+        targets = [request.target for request in candidate.requests[5:]]
+    assert not report.fit
+    assert not_ok(report) == {"build token": FAILED}
+    check = of(report)["build token"]
+    assert check.seen == "refused: Invalid build token"
+    assert "BINDERHUB_BUILD_TOKEN_SECRET to the same value on all members" in check.fix
+    assert targets == [WITH_TOKEN, BUILD]
+    assert TOKEN not in repr(report)
+
+
+@pytest.mark.parametrize(
+    ("page", "seen"),
+    [
+        (whole(PAGE), "the reference's page has no build token"),
+        (whole(PAGE_CONFIG, b"404 Not Found"), "the reference's page: answered 404"),
+        (
+            whole(b"", b"302 Found", b"Location: /hub/login?state=s3cret\r\n"),
+            "the reference's page: answered 302, a redirect to /hub/login?state=***",
+        ),
+        (whole(b"x" * (1 << 20) + PAGE_CONFIG), "the reference's page: answered more than 1 MiB"),
+    ],
+)
+async def test_reference_without_a_token_is_no_fault_of_the_candidate(page: bytes, seen: str) -> None:
+    async with member(hub({b"/versions": WELL[b"/versions"], LAUNCH_PAGE: page})) as reference:
+        report = await scripted(reference=reference.url)
+    assert not_ok(report) == {}
+    check = of(report)["build token"]
+    assert (check.outcome, check.seen) == (SKIPPED, seen)
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        (said(phase="failed", status_code=429, message="Rate limit"), "the launch failed: Rate limit"),
+        (said(phase="failed", message=f"No {TOKEN}"), "the launch failed: No ***"),
+        (said(message="no phase"), "no event arrived"),
+        (
+            whole(b"", b"301 Moved", b"Location: https://h%b\r\n" % WITH_TOKEN),
+            f"answered 301, a redirect to https://h{BUILD.decode()}?build_token=***",
+        ),
+        (b"garbage\r\n\r\n", "sent no valid HTTP"),
+    ],
+)
+async def test_launch_that_shows_nothing_of_the_token_is_no_verdict_on_it(answer: bytes, seen: str) -> None:
+    async with member(hub(minting(PAGE_CONFIG))) as reference:
+        report = await scripted({WITH_TOKEN: answer}, reference=reference.url)
+    check = of(report)["build token"]
+    assert (check.outcome, check.seen) == (SKIPPED, seen)
+    assert TOKEN[:20] not in repr(report)
+
+
+@pytest.mark.parametrize(
+    ("page", "token"),
+    [
+        (PAGE_CONFIG.decode(), TOKEN),
+        ("{'buildToken' : 'a.b-c'}", "a.b-c"),
+        ("{buildToken:\n'a.b'}", "a.b"),
+        (f'<meta id="build-token" data-token="{TOKEN}">', TOKEN),
+        ('<meta id="api-token" data-token="x">\n<meta data-token=a.b id=build-token>', "a.b"),
+        ('<META  data-token = "a.b"\n id = "build-token" />', "a.b"),
+        ('<meta id="build-token" data-token="">', ""),
+        ('<meta id="build-token"><meta id="api-token" data-token="x">', ""),
+        ('{"buildToken": null, "x": "y"}', ""),
+        ('{"buildToken": "a b"}', ""),
+        ('{"buildToken": "a&b=c"}', ""),
+        (f'{{"buildToken": "{"x" * 4097}"}}', ""),
+        ('{"rebuildToken": "a"}', ""),
+        ("", ""),
+    ],
+)
+def test_token_is_found_in_pages_of_any_age(page: str, token: str) -> None:
+    assert find_token(page) == token
+
+
+async def test_event_after_comments_is_waited_for() -> None:
+    async def comments(conn: Conn) -> None:
+        conn.send(head())
+        for _ in range(20):
+            conn.send(piece(b":keepalive\n\n"))
+            await asyncio.sleep(0.02)
+        conn.send(chunked(event(phase="failed", message="Invalid build token\n")))
+
+    async with member(hub(minting(PAGE_CONFIG))) as reference:
+        report = await scripted({WITH_TOKEN: comments}, reference=reference.url)
+    assert not_ok(report) == {"build token": FAILED}
+
+
+async def test_hub_below_a_path_is_asked_there() -> None:
+    answers: Answers = {
+        b"/services/binder" + target: answer for target, answer in WELL.items() if b"/static/" not in target
+    }
+    answers[b"/static/bundle.js?v=1&w"] = WELL[b"/static/bundle.js?v=1&w"]
+    answers[b"/services/binder" + WITH_TOKEN] = stream
+    answers[b"/services/binder" + LAUNCH_PAGE] = whole(PAGE_CONFIG)
+    async with member(hub(answers)) as candidate:
+        report = await probe(candidate.url, reference=candidate.url, base_path="/services/binder/")
+    assert not_ok(report) == {}
+    assert of(report)["build token"].outcome is OK
 
 
 # The stream
@@ -491,7 +643,7 @@ async def test_refused_connection_ends_it() -> None:
     with refusing() as nobody:
         report = await probe(nobody)
     assert not_ok(report) == {"connection": FAILED} | dict.fromkeys(
-        [name for name in EVERY[3:] if name not in ("tls", "certificate")], SKIPPED
+        [name for name in EVERY[3:] if name not in ("tls", "certificate", "build token")], SKIPPED
     )
     assert of(report)["connection"].seen == "127.0.0.1: Connection refused"
 
