@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fedproxy import __version__
-from fedproxy.config.load import load
+from fedproxy.config.load import convert, load, parse
 from fedproxy.config.model import Config
 from tests.kustomize import Object, render
 
@@ -209,6 +209,20 @@ def test_production_has_the_members_of_the_example_config() -> None:
     assert {name: member.model_dump(include=keys) for name, member in members.items()} == {
         name: member.model_dump(include=keys) for name, member in example.items()
     }
+
+
+@pytest.mark.parametrize("file", ["mybinder.yaml", *(f"kubernetes/{name}/config.yaml" for name in OVERLAYS)])
+def test_edge_answers_by_itself_what_an_imported_config_does(file: str) -> None:
+    imported = parse(convert('{"hosts": {"a": {"url": "https://a", "prime": true}}}'), {})
+    shipped = load(ROOT / "conf" / file, SECRETS)
+
+    def answered(config: Config) -> set[tuple[str, str | None, int | None]]:
+        return {(route.path, route.redirect, route.status) for route in config.routes if route.status}
+
+    assert answered(shipped) == answered(imported)
+    # In the old mode launches are redirected, and all else is prime's: here both go to the visitor's member.
+    passed_on = [(route.path, route.to, route.mode) for route in shipped.routes if not route.status]
+    assert passed_on in ([], [("/build/*", "members", "proxy")])
 
 
 def test_tls_component_adds_the_certificate_and_its_port(tmp_path: Path) -> None:
