@@ -58,9 +58,9 @@ class ExchangeError(FedproxyError):
     """
 
     status: ClassVar[int] = 500
-    reason: ClassVar[str] = "internal"
-    termination: ClassVar[str] = "PH"
-    detail: ClassVar[str] = "The edge could not serve this request."
+    reason: str = "internal"
+    termination: str = "PH"
+    detail: str = "The edge could not serve this request."
 
 
 class VisitorError(ExchangeError):
@@ -191,6 +191,17 @@ class NameFailed(ConnectFailed):
     reason = "dns"
 
 
+class SessionUnreachable(ConnectFailed):
+    """The member that has the session takes no connection, as `error` says, and no other has it."""
+
+    status = 503
+
+    def __init__(self, member: str, error: MemberError) -> None:
+        super().__init__()
+        self.reason, self.termination = error.reason, error.termination
+        self.detail = f"{member}, which your session runs on, cannot be reached at the moment."
+
+
 class TLSFailed(ConnectFailed):
     """The member's certificate or handshake is not acceptable."""
 
@@ -268,9 +279,30 @@ class NoMember(EdgeError):
 class SessionAway(NoMember):
     """The member that has the session is in maintenance."""
 
-    detail = (
-        "The member of the federation that your session runs on is in maintenance. Please try again later."
-    )
+    def __init__(self, member: str) -> None:
+        super().__init__()
+        self.detail = f"{member}, which your session runs on, is in maintenance. Please try again later."
+
+
+class SessionGone(EdgeError):
+    """The session is not there any more.
+
+    member: where it ran. launch: the target of a page that launches it again; empty if that is not known.
+    left: the member itself is not there any more.
+    """
+
+    status = 404
+    reason = "session_gone"
+    termination = "PQ"
+
+    def __init__(self, member: str, launch: bytes, *, left: bool) -> None:
+        super().__init__()
+        self.launch = launch
+        self.detail = f"Your session ran on {member}, " + (
+            "which has left the federation. It cannot be reached any more, but you can start a new one."
+            if left
+            else "and has ended there. You can start a new one."
+        )
 
 
 class AllFull(EdgeError):

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Final
 from urllib.parse import quote
 
 
@@ -17,9 +18,17 @@ class Source(StrEnum):
     RANDOM = "random"
     HOST = "host"
     MOVED = "moved"
+    SESSION = "session"
+    # These two are counted as COOKIE. The cookie is to be renewed; a session is known to be where it leads.
+    RENEWED = "renewed"
+    FOUND = "found"
 
     # It is a key of counters, for each request; the hash of an enumeration is a call, that of a str is not.
     __hash__ = str.__hash__
+
+
+#: What is counted.
+COUNTED: Final = tuple(source for source in Source if source not in (Source.RENEWED, Source.FOUND))
 
 
 # The number of segments after the provider that name the repository; a ref follows, which may have slashes.

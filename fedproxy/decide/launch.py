@@ -4,7 +4,8 @@
                                           └────► FAIL_OVER   this member cannot, another might
 
 Events come from a member and may be anything: reading one returns a decision, and never raises. `ready`
-carries a secret; of an event only its phase, its status and the verdict on its message are kept.
+carries a secret; of an event only its phase, its status, the verdict on its message and the path of the
+session's server are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from enum import Enum, StrEnum
 from typing import Any, Final
 
 from fedproxy.decide.breaker import Outcome
+from fedproxy.decide.sessions import path_of
 
 
 class End(StrEnum):
@@ -59,6 +61,9 @@ _HOLD: Final = Decision.HOLD
 _COMMIT: Final = Decision.COMMIT
 _FAIL_OVER: Final = Decision.FAIL_OVER
 
+# Build tokens are signed with a secret that members of a federation have to share.
+_NOT_SIGNED: Final = "Invalid build token"
+
 # BinderHub's messages, matched from the start; the first match counts. A message may quote the visitor's
 # request, so nothing is matched after such a place: a repository's name must not make a member look faulty.
 MESSAGES: Final[tuple[tuple[str, LaunchVerdict], ...]] = (
@@ -70,11 +75,12 @@ MESSAGES: Final[tuple[tuple[str, LaunchVerdict], ...]] = (
     (r"Sorry, .+ is not allowed to launch", _REPEATS),
     (r"Sorry, .+ has been temporarily disabled from launching", _REPEATS),
     (r"Requests from .+ are not allowed", _REPEATS),
-    (r"Invalid build token", _REPEATS),
+    (_NOT_SIGNED, _REPEATS),
     (r"User .+ already has a running server", _REPEATS),
     (r"Too many users on this BinderHub!", _FULL),
     (r"Too many users running ", _FULL),
-    (r"Rate limit exceeded\.", _FULL),
+    # BinderHub's own limit is one of launches per address: the visitor has used it up, not the member.
+    (r"Rate limit exceeded\b", _REPEATS),
     (r"Failed to create temporary user for ", _FAULTY),
     (r"Failed to launch image ", _FAULTY),
     (r"Image .+ for user .+ (failed|took too long) to launch", _FAULTY),
@@ -139,7 +145,10 @@ class Launch:
 
     `decision` is HOLD until an event decides, and then fixed. `phase` is the last one known. `end` is how it
     ended, once that is known, `verdict` that on a failure, and `ready_after` how long it took, in seconds.
-    `phases` are the seconds spent in each completed phase.
+    `phases` are the seconds spent in each completed phase. `session` is the path of the server that is ready.
+
+    moved: another member had it before, whose page may have signed its build token. A member that refuses the
+    token has another secret then (`foreign`), and a third member may accept it.
     """
 
     __slots__ = (
@@ -149,15 +158,21 @@ class Launch:
         "_table",
         "decision",
         "end",
+        "foreign",
+        "moved",
         "phase",
         "phases",
         "ready_after",
+        "session",
         "started",
         "verdict",
     )
 
-    def __init__(self, table: FailureTable, now: float) -> None:
+    def __init__(self, table: FailureTable, now: float, *, moved: bool = False) -> None:
         self._table = table
+        self.moved = moved
+        self.foreign = False
+        self.session: bytes | None = None
         # How an event of the same phase ends or begins: repo2docker's, and BinderHub's.
         self._last = self._first = b""
         self._since = now
@@ -209,6 +224,8 @@ class Launch:
             if phase == "ready":
                 self.end = End.READY
                 self.ready_after = now - self.started
+                url = said.get("url")
+                self.session = path_of(url) if isinstance(url, str) else None
             # The next event, right after an image was found, shows whether there is room.
             if phase != "built":
                 self._decide(_COMMIT)
@@ -243,6 +260,9 @@ class Launch:
             self.end = End.UNKNOWN
             return
         self.verdict = self._table.judge(message, status, built=not self.building)
+        if self.moved and message.startswith(_NOT_SIGNED) and not self.building:
+            self.foreign = True
+            self.verdict = _FULL
         self._enter("failed", now)
         self.end = End.FAILED
         self._decide(_COMMIT if self.verdict is _REPEATS else _FAIL_OVER)

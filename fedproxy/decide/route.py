@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 _SLASHES = re.compile("/{2,}")
 
@@ -61,11 +61,14 @@ Action = Local | Redirect | Fixed | ToMembers | ToPrime | ToMember
 class Route:
     """`path` is compared with a path without its query; `*` stands for any characters, or none.
 
-    Percent-encoding in it is decoded and slashes are merged, as in the path of a request.
+    Percent-encoding in it is decoded and slashes are merged, as in the path of a request. sessions: what runs
+    there, runs at one member only. visitor_host: members are sent the visitor's Host; None leaves it to them.
     """
 
     path: str
     action: Action
+    sessions: bool = False
+    visitor_host: bool | None = None
 
 
 _OWN = (
@@ -76,39 +79,70 @@ _OWN = (
 _DEFAULT = ToMembers()
 
 
-# These run at one member only: JupyterHub, its services and its users' servers.
-_SESSIONS = (b"/user/", b"/hub/", b"/services/")
-
-
-def is_session(path: bytes) -> bool:
-    """Whether a path belongs to a session, which no other member has."""
-    return path.startswith(_SESSIONS)
+# Without a route that says so, these are sessions: JupyterHub, its users' servers and its services.
+SESSIONS = ("/user/", "/hub/", "/services/")
+_SESSIONS = tuple(path.encode() for path in SESSIONS)
 
 
 class Router:
-    """The first route that matches wins; a path without a match goes to the members."""
+    """The first route that matches wins; a path without a match goes to the members.
 
-    def __init__(self, routes: Sequence[Route] = ()) -> None:
+    base_paths: below which the members' BinderHubs are, each with a slash at both ends.
+    """
+
+    def __init__(self, routes: Sequence[Route] = (), base_paths: Collection[str] = ("/",)) -> None:
         every = (*_OWN, *routes)
-        self._actions = tuple(route.action for route in every)
+        self._routes = every
         # One alternation with one group per route: a path is matched once, however many routes there are.
         self._pattern = b"|".join(b"(%b)" % _pattern(route.path) for route in every)
         self._match = re.compile(self._pattern, re.DOTALL).fullmatch
+        self._says_sessions = any(route.sessions for route in every)
+        self.says_host = any(route.visitor_host is not None for route in every)
+        bases = {_SLASHES.sub("/", f"/{unquote(base)}/").encode() for base in base_paths}
+        # The longest first.
+        self._bases = tuple(sorted(bases, key=len, reverse=True))
+        self._at_root = self._bases == (b"/",)
+        self._not_sessions = tuple(base for base in self._bases if base != b"/")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Router):
             return NotImplemented
-        return (self._pattern, self._actions) == (other._pattern, other._actions)
+        return (self._routes, self._bases) == (other._routes, other._bases)
 
     def __hash__(self) -> int:
-        return hash((self._pattern, self._actions))
+        return hash((self._routes, self._bases))
 
     def match(self, path: bytes) -> Action:
         """The action for a path that has only one reading."""
+        route = self._route(path)
+        return _DEFAULT if route is None else route.action
+
+    def _route(self, path: bytes) -> Route | None:
         found = self._match(path)
-        if found is None or found.lastindex is None:
-            return _DEFAULT
-        return self._actions[found.lastindex - 1]
+        return None if found is None or found.lastindex is None else self._routes[found.lastindex - 1]
+
+    def below(self, path: bytes) -> bytes | None:
+        """The path as a BinderHub below one of the base paths sees it; None for a path of no BinderHub."""
+        if self._at_root:
+            return path
+        for base in self._bases:
+            if path.startswith(base):
+                return path[len(base) - 1 :]
+        return None
+
+    def is_session(self, path: bytes) -> bool:
+        """Whether what runs under a path runs at one member only. The path has one reading."""
+        if not self._says_sessions:
+            return path.startswith(_SESSIONS) and not path.startswith(self._not_sessions)
+        if path.startswith(self._not_sessions):
+            return False
+        route = self._route(path)
+        return route is not None and route.sessions
+
+    def visitor_host(self, path: bytes) -> bool | None:
+        """Whether the member is sent the visitor's Host; None if no route says so."""
+        route = self._route(path) if self.says_host else None
+        return None if route is None else route.visitor_host
 
     def judge(self, paths: Sequence[bytes], raw: bytes) -> Action:
         """The action for a path by its readings, the first of which counts.

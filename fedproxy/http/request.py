@@ -86,12 +86,16 @@ class HeaderBlock:
 
     raw: all field lines as they came (RFC 9110 section 5.2), each with its CRLF, and an empty one. lines: the
     same for the member, without `Host`, without those that the edge adds for each connection or request, and
-    without `Upgrade` (see `upgrade`). chunked, length: how the end of the body is told. plain: there is no
-    body, and nothing of this needs a closer look.
+    without `Upgrade` (see `upgrade`). added: the line among them that says the public Origin, with its CRLF;
+    empty if the visitor sent one. host: as it was sent; visited: as the visitor typed it, as far as trusted
+    proxies tell. chunked, length: how the end of the body is told. plain: there is no body, and nothing of
+    this needs a closer look.
     """
 
     __slots__ = (
+        "_without",
         "_words",
+        "added",
         "banned",
         "chunked",
         "close",
@@ -109,10 +113,14 @@ class HeaderBlock:
         "request_id",
         "traceparent",
         "upgrade",
+        "visited",
     )
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
+        self.added = b""
+        self._without: HeaderBlock | None = None
+        self.visited: bytes | None = None
         self.like: HeaderBlock | None = None  # the same without its cookies, until its words are known
         self._words: tuple[str, str, str] | None = None
         self.host: bytes | None = None
@@ -147,8 +155,21 @@ class HeaderBlock:
         block.forwarded = self.forwarded
         block.plain = self.plain
         block.banned = self.banned
+        block.added = self.added
+        block.visited = self.visited
         block.cookie = cookie
         block.lines = self.lines + line
+        return block
+
+    def without_origin(self) -> HeaderBlock:
+        """The same block without an Origin that the visitor did not send."""
+        if not self.added:
+            return self
+        block = self._without
+        if block is None:
+            block = self._without = self.with_cookies(self.raw, self.cookie, b"")
+            block.lines = (b"\r\n" + self.lines).replace(b"\r\n" + self.added, b"\r\n", 1)[2:]
+            block.added = b""
         return block
 
     @property

@@ -13,6 +13,7 @@ from fedproxy.wire.events import accepted
 # Errors that may be gone in a moment, so that it makes sense to try again.
 _PASSING: Final = frozenset((429, 502, 503, 504))
 _AGAIN: Final = '<p><a href="">Try again</a></p>\n'
+_START: Final = '<p><a href="{}">Start a new session</a></p>\n'
 _ADVICE: Final = "Please try again in a minute."
 
 # RFC 9110 section 12.4.2: a weight of 0 is a refusal.
@@ -44,29 +45,36 @@ small {{ opacity: .8; overflow-wrap: anywhere; }}
 """
 
 
-def render(status: int, detail: str, request_id: str, accept: bytes | None, build: bool) -> Response:
+def render(
+    status: int, detail: str, request_id: str, accept: bytes | None, build: bool, start: str | None = None
+) -> Response:
     """The answer to a request that is not served; its status is 200 for a launch.
 
     `detail` is one line for the visitor, as plain text. `accept` is the request's Accept field, all lines as
     one list, empty if it has none; None means that nothing of the request can be trusted, and gives one fixed
     line. `build`: the request is for `/build/`, where a client of an event stream gives up on every status
-    but 200, so that the error has to be an event (its fields are BinderHub's).
+    but 200, so that the error has to be an event (its fields are BinderHub's). `start`: the target of a page
+    that starts what is not there any more.
     """
     phrase = PHRASES.get(status, "Error")
     if accept is None:
         return Response(status, b"text/plain; charset=utf-8", f"{status} {phrase}: {detail}\n".encode())
-    if build and (accepted(accept) or _names(accept, b"text/event-stream")):
+    if build and (accepted(accept) or names(accept, b"text/event-stream")):
         # A client of an event stream sees no Retry-After and no link, only this text.
         if status in _PASSING and "try again" not in detail:
             detail = f"{detail} {_ADVICE}"
         event = json.dumps({"phase": "failed", "status_code": status, "message": detail})
         return Response(200, b"text/event-stream", f"data: {event}\n\n".encode())
-    if _names(accept, b"text/html"):
+    if names(accept, b"text/html"):
         page = _PAGE.format(
             status=status,
             phrase=html.escape(phrase),
             detail=html.escape(detail),
-            again=_AGAIN if status in _PASSING else "",
+            again=(
+                _START.format(html.escape(start))
+                if start is not None
+                else (_AGAIN if status in _PASSING else "")
+            ),
             request_id=html.escape(request_id),
         )
         return Response(status, b"text/html; charset=utf-8", page.encode())
@@ -74,8 +82,8 @@ def render(status: int, detail: str, request_id: str, accept: bytes | None, buil
     return Response(status, b"application/json", f"{body}\n".encode())
 
 
-def _names(accept: bytes, kind: bytes) -> bool:
-    """Whether an Accept field names a media type, in lower case, with any weight except 0."""
+def names(accept: bytes, kind: bytes) -> bool:
+    """Whether an Accept field names a media type, given in lower case, with any weight except 0."""
     for part in accept.split(b","):
         if part.partition(b";")[0].strip(b" \t").lower() == kind and _REFUSED(part) is None:
             return True

@@ -62,6 +62,31 @@ def _hidden(name: bytes) -> re.Pattern[bytes]:
     return re.compile(b"%b|%b" % (first, later))
 
 
+# No part of a stamp has it: names of members do not, an HMAC is hexadecimal, and a time is digits.
+_BETWEEN = b"!"
+_LONGEST_TIME = 12
+
+
+def stamp(value: bytes, time: int, home: bytes = b"") -> bytes:
+    """The cookie's value with the time at which it is set, in seconds since the epoch, and with a home.
+
+    `value` and `home` each stand for a member: where the visitor is sent, and where they were before they
+    were moved.
+    """
+    if home:
+        return b"%b!%d!%b" % (value, time, home)
+    return b"%b!%d" % (value, time)
+
+
+def read_stamp(stamped: bytes) -> tuple[bytes, int | None, bytes]:
+    """What `stamp` was given: the value, the time, the home. None for no time that can be read."""
+    value, between, rest = stamped.partition(_BETWEEN)
+    if not between:
+        return stamped, None, b""
+    time, _, home = rest.partition(_BETWEEN)
+    return value, int(time) if time.isdigit() and len(time) <= _LONGEST_TIME else None, home
+
+
 def set_cookie(name: str, value: bytes, max_age: int, *, secure: bool) -> bytes:
     """The value of a Set-Cookie field. `max_age` is in seconds."""
     tail = b"; Secure" if secure else b""

@@ -57,7 +57,7 @@ KNOWN: list[tuple[str, int | None, LaunchVerdict]] = [
     ('Spec is not of the form "user/repo/ref", provided: "x".\n', None, REPEATS),
     ("Too many users on this BinderHub! Try again soon.\n", None, FULL),
     ("Too many users running https://github.com/org/repo! Try again soon.\n", None, FULL),
-    ("Rate limit exceeded. Try again in 3600 seconds.\n", 429, FULL),
+    ("Rate limit exceeded. Try again in 3600 seconds.\n", 429, REPEATS),
     ("Too Many Requests\n", 429, FULL),
     (f"Failed to create temporary user for {IMAGE}\n", 500, FAULTY),
     (f"Failed to launch image {IMAGE}\n", 500, FAULTY),
@@ -419,3 +419,34 @@ def test_moved_keys_are_bounded_and_the_oldest_goes_first() -> None:
     assert len(moved) == 2
     assert moved.get(b"b", 0.0) is None
     assert moved.get(b"a", 0.0) == moved.get(b"c", 0.0) == "gesis"
+
+
+def moved(*events: bytes) -> Launch:
+    """A launch that another member had before."""
+    launch = Launch(TABLE, 0.0, moved=True)
+    for data in events:
+        launch.event(data, 1.0)
+    return launch
+
+
+INVALID = event("failed", message="Invalid build token\n", status_code=403)
+
+
+def test_token_of_another_member_that_is_refused_says_that_members_share_no_secret() -> None:
+    launch = moved(INVALID)
+    assert (launch.foreign, launch.verdict, launch.decision) == (True, FULL, FAIL_OVER)
+    assert launch.blame is Outcome.IGNORED
+    assert not fed(INVALID).foreign
+
+
+def test_build_that_prints_of_a_token_says_nothing() -> None:
+    launch = moved(event("building"), INVALID)
+    assert (launch.foreign, launch.verdict) == (False, REPEATS)
+
+
+@pytest.mark.parametrize(
+    ("url", "session"),
+    [("https://h/user/x/?token=s3cret", b"/user/x/"), ("/user/x", b"/user/x"), (None, None), (3, None)],
+)
+def test_path_of_the_server_that_is_ready_is_kept_and_no_secret(url: object, session: bytes | None) -> None:
+    assert fed(event("ready", url=url, token="s3cret")).session == session

@@ -12,7 +12,6 @@ from fedproxy.decide.route import (
     ToMember,
     ToMembers,
     ToPrime,
-    is_session,
 )
 
 BADGE = Redirect("https://static.example.org/badge.svg", 301)
@@ -108,7 +107,7 @@ def test_pattern_of_many_stars_meets_a_path_made_to_be_slow() -> None:
     ],
 )
 def test_path_of_a_session(path: bytes, session: bool) -> None:
-    assert is_session(path) is session
+    assert Router().is_session(path) is session
 
 
 def test_routers_with_the_same_routes_are_equal() -> None:
@@ -118,3 +117,46 @@ def test_routers_with_the_same_routes_are_equal() -> None:
     assert Router(routes) != Router(routes[:1])
     assert Router((Route("/b", Fixed(410)),)) != Router((Route("/b", Fixed(404)),))
     assert Router() != ()
+
+
+# BinderHub below a path, sessions, Host
+
+
+def test_base_paths_are_what_binderhub_sees_below_them() -> None:
+    router = Router((), ["/services/binder", "/", "/services/binder/deep/"])
+    assert router.below(b"/services/binder/build/gh/a/b") == b"/build/gh/a/b"
+    assert router.below(b"/services/binder/deep/v2/") == b"/v2/"
+    assert router.below(b"/services/binders/v2/") == b"/services/binders/v2/"
+    assert Router((), ["/binder/"]).below(b"/build/") is None
+    assert Router().below(b"/build/") == b"/build/"
+
+
+def test_binderhub_below_a_path_is_no_session() -> None:
+    router = Router((), ["/services/binder/"])
+    assert not router.is_session(b"/services/binder/v2/")
+    assert router.is_session(b"/services/binder")
+    assert router.is_session(b"/services/other/")
+    assert not Router([Route("/services/*", ToMembers(), sessions=True)], ["/services/binder/"]).is_session(
+        b"/services/binder/v2/"
+    )
+
+
+def test_routes_that_say_so_are_the_only_sessions() -> None:
+    router = Router([Route("/lab/*", ToMembers(), sessions=True), Route("/x", ToPrime())])
+    assert router.is_session(b"/lab/a")
+    assert not router.is_session(b"/user/me/")
+    assert not router.is_session(b"/x")
+    assert not router.is_session(b"/y")
+
+
+def test_routes_say_whose_host_is_sent() -> None:
+    router = Router([Route("/lab/*", ToMembers(), visitor_host=True), Route("/x", ToMembers())])
+    assert (router.says_host, Router().says_host) == (True, False)
+    assert [router.visitor_host(path) for path in (b"/lab/a", b"/x", b"/y")] == [True, None, None]
+
+
+def test_routers_differ_by_base_paths_and_by_what_routes_say() -> None:
+    assert Router((), ["/"]) == Router((), ["//", "/"])
+    assert Router((), ["/"]) != Router((), ["/binder/"])
+    route = Route("/a", ToMembers())
+    assert Router([route]) != Router([Route("/a", ToMembers(), sessions=True)])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.wire.cookie import set_cookie, take
+from fedproxy.wire.cookie import read_stamp, set_cookie, stamp, take
 
 
 def test_take_gives_all_values_and_leaves_the_others_in_order() -> None:
@@ -111,3 +111,31 @@ def test_set_cookie_is_the_whole_value() -> None:
         == b"fedproxy_member=gesis; Path=/; Max-Age=14400; HttpOnly; SameSite=Lax"
     )
     assert set_cookie("m", b"x", 1, secure=True).endswith(b"SameSite=Lax; Secure")
+
+
+# The time at which it was set
+
+
+@pytest.mark.parametrize(
+    ("value", "time", "home"), [(b"a", 0, b""), (b"a~b:c", 1795934374, b"b"), (b"0f" * 16, 1, b"1f" * 16)]
+)
+def test_stamp_is_read_as_it_was_written(value: bytes, time: int, home: bytes) -> None:
+    assert read_stamp(stamp(value, time, home)) == (value, time, home)
+
+
+@pytest.mark.parametrize(
+    ("stamped", "time", "home"),
+    [
+        (b"a", None, b""),
+        (b"a!", None, b""),
+        (b"a!x!b", None, b"b"),
+        (b"a!-1", None, b""),
+        (b"a!1!b!c", 1, b"b!c"),
+    ],
+)
+def test_value_without_a_time_still_names_its_member(stamped: bytes, time: int | None, home: bytes) -> None:
+    assert read_stamp(stamped) == (b"a", time, home)
+
+
+def test_time_is_no_number_of_any_length() -> None:
+    assert read_stamp(b"a!" + b"9" * 5000) == (b"a", None, b"")

@@ -262,6 +262,7 @@ class BlockReader:
             # CVE-2026-69243: what follows an upgrade is not a body, so one with a body is not an upgrade.
             block.upgrade = None
         host = block.forwarded.host or _host_of_hops(block) or block.host
+        block.visited = host
         if host:
             lines.append(b"X-Forwarded-Host: " + host)
         if block.chunked:
@@ -270,6 +271,7 @@ class BlockReader:
             lines.append(b"Content-Length: %d" % block.length)
         if origin:
             lines.append(origin)
+            block.added = origin + b"\r\n"
         lines.append(b"Via: 1.1 fedproxy\r\n")
         block.lines = b"\r\n".join(lines)
         block.plain = (
