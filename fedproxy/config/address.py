@@ -160,6 +160,14 @@ def _route_path(value: object) -> str | None:
     return value if isinstance(value, str) and _PATH.fullmatch(value) else None
 
 
+def base_path(value: object) -> str | None:
+    """A path with a slash at both ends."""
+    path = _route_path(value)
+    if path is None or "*" in path or "//" in path:
+        return None
+    return path if path.endswith("/") else f"{path}/"
+
+
 def _matches(pattern: re.Pattern[str], value: object) -> str | None:
     return value if isinstance(value, str) and pattern.fullmatch(value) else None
 
@@ -177,6 +185,7 @@ CONTACT = Kind("URL", "an http://, https:// or mailto: URL", _contact)
 PROBED = Kind("path or URL", "a path such as /health, or an http:// or https:// URL", _target_or_link)
 LOCATION = Kind("path or URL", "a path, or an http:// or https:// URL", _target_or_link)
 ROUTE_PATH = Kind("path", "a path such as /badge.svg or /build/*", _route_path)
+BASE_PATH = Kind("path", "a path such as / or /services/binder/", base_path)
 HOSTNAME = Kind("host", "a host name or IP address, no port", _host_of_requests)
 COOKIE_NAME = Kind(
     "text", "a cookie's name: letters, digits and - _ . (RFC 6265)", lambda v: _matches(_COOKIE, v)

@@ -214,6 +214,12 @@ class LimitSettings(Section):
         default=MAX_REQUESTS,
         description="Requests in flight to one member, per worker. Overridden by a member's `max_requests`.",
     )
+    sessions: CountOrNone = Field(
+        default=100_000,
+        description="Sessions whose member is remembered, in each worker and in the control process (about "
+        "30 MB per 100,000). Those known from launches are forgotten last, and among equals the least "
+        "recently used first. 0: only the visitor's cookie tells where a session runs.",
+    )
     replay: BytesOrNone = Field(
         default=64 << 10,
         description="Request bodies up to this size are buffered, so that a retry can send them again.",
@@ -317,6 +323,11 @@ class LaunchSettings(Section):
         description="How long after the response's head the edge waits for the first decisive event; 0 "
         "passes everything on at once.",
     )
+    base_paths: tuple[Annotated[str, addr.BASE_PATH], ...] = Field(
+        default=("/",),
+        description="The paths below which the members' BinderHubs are, such as `/services/binder/`. What a "
+        "member's own page says is added.",
+    )
     elsewhere: tuple[Annotated[re.Pattern[str], units.PATTERN], ...] = Field(
         default=(),
         description="Regular expressions, searched in the message of a failed launch: failures that another "
@@ -412,6 +423,11 @@ class MemberSettings(Section):
         default=False,
         description="Its versions are the reference, and it is the last resort when no member is available.",
     )
+    host: Literal["member", "visitor"] = Field(
+        default="member",
+        description="Whose `Host` it is sent: its own, or the one that the visitor typed. Jupyter compares "
+        "that with the `Origin` of a page, so a member whose sessions are behind the edge needs `visitor`.",
+    )
     hosts: tuple[Annotated[str, addr.HOSTNAME], ...] = Field(
         default=(),
         description="Requests for these hosts go to this member only, on any port, with or without a "
@@ -478,6 +494,14 @@ class RouteSettings(Section):
         default=None,
         description="`members` (the default, chosen with affinity), `prime`, or one member's name.",
     )
+    sessions: Flag = Field(
+        default=False,
+        description="What is under this path runs at one member only, which serves it while it can be "
+        "reached. Without any route that says so, `/user/*`, `/hub/*` and `/services/*` are such paths.",
+    )
+    host: Literal["member", "visitor"] | None = Field(
+        default=None, description="Whose `Host` members are sent, instead of what they say themselves."
+    )
     mode: Literal["proxy", "redirect"] = Field(
         default="proxy", description="With `to`: forward the request, or answer 307 with the member's URL."
     )
@@ -503,6 +527,11 @@ class RouteSettings(Section):
             yield "to", f"is {self.to!r} next to `{other}`, expected one of them"
         elif "mode" in self.model_fields_set and not self.to:
             yield "mode", f"is {self.mode!r}, expected only with `to`"
+        passed = self.to and self.mode == "proxy"
+        if self.sessions and not passed:
+            yield "sessions", "is true, expected only where requests are passed on (`to`, mode proxy)"
+        if self.host and not passed:
+            yield "host", f"is {self.host!r}, expected only where requests are passed on (`to`, mode proxy)"
 
 
 class Config(Section):

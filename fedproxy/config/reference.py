@@ -99,8 +99,11 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         return "see below"
     if isinstance(value, tuple):
-        routes = [item.model_dump(mode="json", exclude_defaults=True) for item in value]
-        return f"`{json.dumps(routes)}`"
+        items = [
+            item.model_dump(mode="json", exclude_defaults=True) if isinstance(item, BaseModel) else item
+            for item in value
+        ]
+        return f"`{json.dumps(items)}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     formats: dict[str, Callable[[Any], object]] = {"duration": format_duration, "size": format_size}

@@ -10,7 +10,7 @@ from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import Outcome
 from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.route import Fixed, Redirect
-from fedproxy.errors import AllFull, EdgeError, ExchangeError, NoMember, SessionAway, TooManyLaunches
+from fedproxy.errors import AllFull, EdgeError, ExchangeError, NoMember, SessionGone, TooManyLaunches
 from fedproxy.http.response import PHRASES, Field, Response
 from fedproxy.wire.answer import render
 
@@ -67,11 +67,11 @@ class Answer:
     source: Source | None = None
 
 
-def refused(why: Refusal) -> EdgeError:
+def refused(why: Refusal | EdgeError) -> EdgeError:
     """What a visitor is told if there is no lease."""
-    if why is Refusal.FULL:
-        return AllFull()
-    return SessionAway() if why is Refusal.AWAY else NoMember()
+    if isinstance(why, EdgeError):
+        return why
+    return AllFull() if why is Refusal.FULL else NoMember()
 
 
 def common(request_id: bytes, hsts: int) -> tuple[Field, ...]:
@@ -92,13 +92,15 @@ def error(
     *,
     build: bool = False,
     after: int = _AFTER,
+    start: str | None = None,
 ) -> Response:
     """An error, in the form that the request asks for.
 
-    common: what every response on this connection has. accept, build: as `wire.answer.render` takes them.
+    common: what every response on this connection has. accept, build, start: as `wire.answer.render` takes
+    them.
     after: seconds, for Retry-After.
     """
-    answer = render(status, detail, request_id.decode("ascii"), accept, build)
+    answer = render(status, detail, request_id.decode("ascii"), accept, build, start)
     fields: tuple[Field, ...] = (_NOT_STORED, *common)
     if build:
         fields += (_ANY_ORIGIN,)
@@ -126,6 +128,7 @@ def of_error(
         None if block is None else block.accept(),
         build=line.build,
         after=math.ceil(fault.after) if isinstance(fault, TooManyLaunches) else _AFTER,
+        start=(fault.launch.decode("ascii") or "/") if isinstance(fault, SessionGone) else None,
     )
 
 
@@ -166,11 +169,14 @@ def _to_member(context: Context, request: AnsweredRequest, common: tuple[Field, 
         return turned_away(fault, request, common)
     context.runtime.federation.settle(lease, Outcome.IGNORED, now)
     member, source = lease.member, lease.source
+    cookie = context.runtime.cookie(line, request.block, member, source, origin.secure)
+    if source in (Source.RENEWED, Source.FOUND):
+        source = Source.COOKIE
     member.counts.codes[307] += 1
     member.counts.affinity[source] += 1
     fields = (*common, (b"Location", member.url.rstrip("/").encode("ascii") + line.target))
     if line.build:
         fields += (_ANY_ORIGIN,)
-    if source is not Source.HOST and (source is not Source.COOKIE or line.renews):
-        fields += ((b"Set-Cookie", context.runtime.cookies[member.name, origin.secure]),)
+    if cookie is not None:
+        fields += ((b"Set-Cookie", cookie),)
     return Answer(Response(307, fields=fields), 307, member=member.name, source=source)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _COOKIE: Final = Source.COOKIE
 _HOST: Final = Source.HOST
 _MOVED: Final = Source.MOVED
+_RENEWED: Final = Source.RENEWED
+_SESSION: Final = Source.SESSION
+_FOUND: Final = Source.FOUND
 _CHOOSING: Final = Phase.CHOOSING
 _ASKING: Final = Phase.ASKING
 _OVER: Final = Phase.OVER
@@ -38,9 +41,9 @@ class Attempting(Receiver[RoutedRequest]):
     """One request, as far as members are concerned. What the visitor gets of it is `Exchange`'s business.
 
     attempt: the one under way. last: the one that began last. pool: of the member that the record names.
-    source: what chose that member. Neither of these two is set before the first attempt. sets_cookie: the
-    response sets the affinity cookie. tried: members that are not asked again. progress: how much had moved
-    at the last sweep, and since when.
+    source: what chose that member. Neither of these two is set before the first attempt. says_member: the
+    response may have to set the affinity cookie, or tells where a session runs. tried: members that are not
+    asked again. progress: how much had moved at the last sweep, and since when.
     """
 
     __slots__ = (
@@ -57,7 +60,7 @@ class Attempting(Receiver[RoutedRequest]):
         "phase",
         "pool",
         "progress",
-        "sets_cookie",
+        "says_member",
         "source",
         "started",
         "status",
@@ -100,7 +103,7 @@ class Attempting(Receiver[RoutedRequest]):
         self.is_launch = False
         self.full = False
         self.interims = 0
-        self.sets_cookie = False
+        self.says_member = False
         self.status = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -168,7 +171,7 @@ class Attempting(Receiver[RoutedRequest]):
         """Makes an attempt. fresh: at the same member as before, on a new connection."""
         source = self.source = lease.source if not self.tried else _MOVED
         if source is not _COOKIE or self.line.renews:
-            self.sets_cookie = source is not _HOST
+            self._expect(source)
         pool = self.pool = self.context.runtime.pools[lease.member.name]
         attempt = self.attempt = Attempt()
         attempt.lease = lease
@@ -186,6 +189,20 @@ class Attempting(Receiver[RoutedRequest]):
             stream.send(self, None)
         else:
             self.send(attempt, stream)
+
+    def _expect(self, source: Source) -> None:
+        """Works out whether the response's head has to be looked at, and whose Origin the member is told."""
+        if not self.line.adds_origin:
+            self.block = self.block.without_origin()
+        if source is _SESSION:
+            self.says_member = self.line.opens or self.context.runtime.fresh.get(self.block.cookie) is None
+        elif source is _FOUND:
+            self.source = _COOKIE
+            self.says_member = self.context.runtime.fresh.get(self.block.cookie) is None
+        else:
+            self.says_member = source is not _HOST
+            if source is _RENEWED:
+                self.source = _COOKIE
 
     def _announce(self, lease: Lease, fresh: bool) -> None:
         """Tells the filters and the observer that an attempt begins."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.launch import MovedKeys
 from fedproxy.decide.member import Member
 from fedproxy.decide.pulse import Pulse
+from fedproxy.decide.sessions import Sessions
 from fedproxy.proxy.admission import Admission
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.runtime import empty
@@ -33,8 +35,10 @@ class Context:
 
     runtime: what is in force. log: takes the record of each finished request. tracer: makes spans of
     requests, if tracing is on. on_moved: called with the key of a launch and the name of the member that it
-    moved to, so that other workers can be told. careful: every request has to be checked, because of the
-    policy or because the edge drains.
+    moved to, so that other workers can be told. on_foreign_token: called with the name of a member that did
+    not accept the build token of another one, the second name. synchronize: calls back once all other workers
+    have taken what they were told before; None without others. careful: every request has to be checked,
+    because of the policy or because the edge drains.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class Context:
         self.log = log
         self.clock = clock
         self.on_moved: Callable[[bytes, str], None] | None = None
+        self.on_foreign_token: Callable[[str, str], None] | None = None
+        self.synchronize: Callable[[Callable[[], None]], None] | None = None
         self.tracer: Tracer | None = None
         # For ids, which have to differ and guard nothing, and for balancing.
         chance = random.Random()  # noqa: S311
@@ -57,11 +63,13 @@ class Context:
         self.tunnels: set[OpenTunnel] = set()
         self.tasks = Tasks()
         self.moved = MovedKeys()
+        self.sessions = Sessions(most=sys.maxsize)  # until there is a config
+        self.wall: Callable[[], float] = time.time
         # The edge's own pages, as the member that has them.
         self.own = Member("", "", Breaker(BreakerPolicy()))
         self.resolver = Resolver(clock)
         self.careful = False
-        self.runtime: Runtime = empty(self.own, self.moved, chance)
+        self.runtime: Runtime = empty(self.own, self.moved, self.sessions, chance, self.wall)
         self._pulse = Pulse()
         self._woke = float("-inf")
         self._draining = False

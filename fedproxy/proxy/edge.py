@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from fedproxy.decide.sessions import renamed
 from fedproxy.errors import Drained
 from fedproxy.proxy.context import ASLEEP, Context
 from fedproxy.proxy.h1.upstream import Upstream
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from fedproxy.proxy.policy import Endpoint, Policy
     from fedproxy.proxy.ports import MemberPool
     from fedproxy.record import Record
+
+
+_EXPIRE: Final = 60.0  # seconds between two looks for sessions that are over
 
 
 class Edge(Context):
@@ -40,6 +44,9 @@ class Edge(Context):
         self.local = LocalPool(self, local)
         self.pools = {}
         self._retired: list[Pool[Upstream]] = []
+        self._cookie_values: Mapping[str, bytes] = {}
+        self._urls: dict[str, str] = {}
+        self._expired = 0.0  # when sessions were looked over last
 
     @property
     def federation(self) -> Federation:
@@ -75,10 +82,12 @@ class Edge(Context):
                 pool = Pool(self, member, endpoints[name], Upstream)
             pool.room = policy.limits.idle_connections
             self.pools[name] = pool
-        pools: dict[str, MemberPool] = {**self.pools, self.own.name: self.local}
-        self.runtime = compose(
-            policy, federation, cookie_values, router, budget, pools, self.own, self.moved, before
-        )
+        self._cookie_values = cookie_values
+        self._compose(policy, federation, router, budget)
+        self.sessions.shrink(policy.limits.sessions)
+        urls = _urls(federation)
+        self.sessions.rename(renamed(self._urls, urls), urls)
+        self._urls = urls
         for pool in self.pools.values():
             pool.sort()
         for pool in old.values():
@@ -86,6 +95,30 @@ class Edge(Context):
             self._retired.append(pool)
         self.admission.apply(policy, self.runtime.host_members)
         self.refresh()
+
+    def reroute(self, router: Router) -> None:
+        """Puts other routes in force; everything else stays."""
+        runtime = self.runtime
+        self._compose(runtime.policy, runtime.federation, router, runtime.budget)
+        self.refresh()
+
+    def _compose(self, policy: Policy, federation: Federation, router: Router, budget: RetryBudget) -> None:
+        pools: dict[str, MemberPool] = {**self.pools, self.own.name: self.local}
+        self.runtime = compose(
+            policy,
+            federation,
+            self._cookie_values,
+            router,
+            budget,
+            pools,
+            self.own,
+            self.moved,
+            self.sessions,
+            self.wall,
+            self.runtime,
+        )
+        for pool in self.pools.values():
+            pool.set_hosts(router.says_host)
 
     def idle(self) -> int:
         """Idle connections to members."""
@@ -98,7 +131,7 @@ class Edge(Context):
     async def run(self) -> None:
         """The sweep: once a second, or as often as the shortest time-out needs."""
         while True:
-            interval = min(1.0, self.policy.timeouts.shortest / 4)
+            interval = min(1.0, self.policy.timeouts.shortest / 4, self.runtime.pins.quarter / 8)
             # A sweep may be held up too.
             lost = self._pulse.beat(time.monotonic(), interval)
             await asyncio.sleep(interval)
@@ -127,6 +160,10 @@ class Edge(Context):
         for pool in self.pools.values():
             pool.expire(before, now)
         self.resolver.sweep(now)
+        self.runtime.pins.sweep()
+        if now - self._expired >= _EXPIRE:
+            self._expired = now
+            self.sessions.expire(self.wall())
         self._retired = [pool for pool in self._retired if pool.connections]
         self.federation.roll(now)
 
@@ -147,3 +184,7 @@ class Edge(Context):
             for upstream in list(pool.connections):
                 upstream.abort()
         await self.resolver.close()
+
+
+def _urls(federation: Federation) -> dict[str, str]:
+    return {member.name: member.url for member in federation.members}

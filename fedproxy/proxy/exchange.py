@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import Outcome
 from fedproxy.errors import (
     BodyStalled,
     BodyTimeout,
     MemberError,
     ResponseTimeout,
+    SessionUnreachable,
     VisitorError,
     VisitorGone,
 )
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from fedproxy.errors import ExchangeError
     from fedproxy.http.response import ResponseHead
 
+_SESSION: Final = Source.SESSION
+# What chose a member that has a session; any other was only tried.
+_KNOWN: Final = (Source.SESSION, Source.COOKIE, Source.HOST)
 _SUCCESS: Final = Outcome.SUCCESS
 _FAILURE: Final = Outcome.FAILURE
 _IGNORED: Final = Outcome.IGNORED
@@ -52,8 +57,15 @@ class Exchange(Sending):
         status = head.status
         if (status >= 500 or self.extras is not None) and not passed and self._kept(head, body, done):
             return
-        # COMMIT: from here on the visitor has seen something, and there is no other attempt.
         attempt = self.attempt
+        cookie = None
+        if self.says_member:
+            if self.line.stays:
+                if self.source is _SESSION and not passed and self._is_gone(head, done):
+                    return
+                self._learn(head)
+            cookie = self._cookie(head)
+        # COMMIT: from here on the visitor has seen something, and there is no other attempt.
         self.status = status
         if not done:
             self.phase = _RELAYING
@@ -64,7 +76,6 @@ class Exchange(Sending):
         now = self.first_byte_at = clock()
         if attempt is not None and not attempt.lease.member.breaker.closed:
             self._answered(attempt.lease, now)
-        cookie = self._cookie(head) if self.sets_cookie else None
         sent = self.visitor.send_head(head, self.request_id, cookie, body, done, now)
         if done:
             self._finish(now, sent)
@@ -79,6 +90,18 @@ class Exchange(Sending):
             self.extras.sink.head(head, body, done)
             return True
         return False
+
+    def _is_gone(self, head: ResponseHead, done: bool) -> bool:
+        """Whether a person is told that their session has ended, and not what the member says instead."""
+        attempt = self.attempt
+        if head.status < 300 or attempt is None:
+            return False
+        error = self.context.runtime.find_gone(self.line, self.block, attempt.pool, head)
+        if error is None:
+            return False
+        self.leave(attempt, _IGNORED, done, self.context.clock())
+        self.refuse(error)
+        return True
 
     def on_body(self, data: bytes, done: bool, passed: bool = False) -> None:
         """(A part of) the response's body. passed: filters have seen it."""
@@ -102,6 +125,8 @@ class Exchange(Sending):
         self.bytes_out = len(rest)
         now = self.first_byte_at = context.clock()
         context.runtime.federation.answered(attempt.lease, now, self.origin.client)
+        if self.line.stays:
+            self._learn(head)
         self.visitor.send_head(head, self.request_id, self._cookie(head), rest, False, now)
         visitor, early = self.visitor.detach()
         member = attempt.stream.detach()
@@ -124,12 +149,21 @@ class Exchange(Sending):
         if not judged and self.status not in self.context.runtime.policy.failing:
             self.context.runtime.federation.answered(lease, now, self.origin.client)
 
+    def _learn(self, head: ResponseHead) -> None:
+        """Notes what the answer says about where a session runs."""
+        if self.says_member and self.source is not _SESSION:
+            self.context.runtime.learn(self.line, self.block, self.pool, self.source, head)
+
     def _cookie(self, head: ResponseHead) -> bytes | None:
         """The value of the Set-Cookie that keeps the visitor at this member, if one is needed."""
-        if not self.sets_cookie or head.public:
+        if not self.says_member:
             return None
-        # None if a reload took the member away meanwhile.
-        return self.context.runtime.cookies.get((self.pool.member.name, self.origin.secure))
+        runtime, line, member = self.context.runtime, self.line, self.pool.member
+        if not (line.stays or self.block.cookie or head.public):
+            return runtime.pins.set_cookie(member, self.origin.secure)
+        if head.public:
+            return None
+        return runtime.cookie(line, self.block, member, self.source, self.origin.secure)
 
     def body(self, data: bytes, done: bool) -> None:
         """What filters pass on of the body goes to the visitor."""
@@ -137,6 +171,8 @@ class Exchange(Sending):
 
     def give_up(self, member: Member, error: MemberError) -> None:
         """The last attempt failed: the visitor gets an error, or what a filter has."""
+        if self.line.stays and not error.delivered and self.source in _KNOWN:
+            error = SessionUnreachable(member.name, error)
         if any(each.give_up(member, error) for each in self.filters):
             return
         member.counts.codes[error.status] += 1

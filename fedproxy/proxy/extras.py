@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fedproxy.errors import MemberError
     from fedproxy.proxy.ports import Filter, Observer, Sink
 
 
@@ -12,10 +13,11 @@ class Extras:
     """Filters, an observer, and what these say of the request.
 
     sink: where the response goes first. judged: a filter tells the breaker how the request ended; its status
-    does not. outcome: how a launch ended, for the record.
+    does not. outcome: how a launch ended, for the record. holds: a filter holds what the member has said, and
+    a failure waits for that (`failure`).
     """
 
-    __slots__ = ("filters", "judged", "observer", "outcome", "sink")
+    __slots__ = ("failure", "filters", "holds", "judged", "observer", "outcome", "sink")
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
@@ -23,6 +25,16 @@ class Extras:
         self.observer: Observer | None = None
         self.judged = False
         self.outcome: str | None = None
+        self.holds = False
+        self.failure: MemberError | None = None
+
+    def step_in(self, passed: Filter) -> None:
+        """The filter sees what follows again, where it was before `pass_by`."""
+        if self.sink is passed.sink:
+            self.sink = passed
+        for each in self.filters:
+            if each is not passed and each.sink is passed.sink:
+                each.sink = passed
 
     def pass_by(self, passed: Filter) -> None:
         """The filter has seen enough of the response: what follows goes past it."""

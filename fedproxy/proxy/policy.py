@@ -82,18 +82,23 @@ class Limits:
     request_head: int
     request_body: int
     replay: int
+    sessions: int
     idle_connections: int
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a member is reached: a name or address and port, or the path of a unix socket."""
+    """Where a member is reached: a name or address and port, or the path of a unix socket.
+
+    visitor_host: it is sent the Host that the visitor typed, and not `authority`.
+    """
 
     host: str
     port: int
     authority: bytes
     path: str | None = None
     tls: SSLContext | None = None
+    visitor_host: bool = False
 
 
 @dataclass(frozen=True)

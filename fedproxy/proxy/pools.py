@@ -22,6 +22,7 @@ from fedproxy.proxy.secure import connect
 
 if TYPE_CHECKING:
     from fedproxy.decide.member import Member
+    from fedproxy.http.request import Request
     from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import Endpoint
     from fedproxy.proxy.resolver import AddressInfo
@@ -93,7 +94,9 @@ class Pool(Generic[Connection]):
         self.make = make
         self.member = member
         self.endpoint = endpoint
-        self.host_line = b"Host: " + endpoint.authority + b"\r\n"
+        self.authority = endpoint.authority
+        self._own_host_line = b"Host: " + endpoint.authority + b"\r\n"
+        self.host_line = self._own_host_line
         self.idle: list[Connection] = []
         self.aside: list[Connection] = []  # idle, but the name does not have their address at the moment
         self.connections: set[Connection] = set()
@@ -102,6 +105,21 @@ class Pool(Generic[Connection]):
         self.name = (
             context.resolver.follow(endpoint.host, endpoint.port, self.sort) if not endpoint.path else None
         )
+
+    def set_hosts(self, by_route: bool) -> None:
+        """Whether routes may say whose Host the member is sent.
+
+        If so, or if it is not its own, `host_line` is empty, and `host_line_of` has to be asked.
+        """
+        self.host_line = b"" if by_route or self.endpoint.visitor_host else self._own_host_line
+
+    def host_line_of(self, request: Request[Any]) -> bytes:
+        """The Host field for a request, with its CRLF."""
+        said: bool | None = request.line.visitor_host
+        visited = request.block.visited
+        if visited and (self.endpoint.visitor_host if said is None else said):
+            return b"Host: %b\r\n" % visited
+        return self._own_host_line
 
     @property
     def waiting(self) -> int:

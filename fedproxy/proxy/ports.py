@@ -226,9 +226,18 @@ class MemberStream(Protocol):
 
 
 class MemberPool(Protocol):
-    """The way to one member."""
+    """The way to one member.
+
+    authority: its own host name, and its port if that is no default. endpoint: compares as equal if the way
+    is the same.
+    """
 
     member: Member
+    authority: bytes
+
+    @property
+    def endpoint(self) -> object:
+        """Where it leads."""
 
     def take(self) -> MemberStream | None:
         """A stream on a connection that is there; None if there is none."""

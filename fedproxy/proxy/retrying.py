@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _COOKIE: Final = Source.COOKIE
 _HOST: Final = Source.HOST
+_SESSION: Final = Source.SESSION
 _FAILURE: Final = Outcome.FAILURE
 _IGNORED: Final = Outcome.IGNORED
 # A member that says so is no worse than one that says nothing. A 500 is about the request as likely as not.
@@ -36,6 +37,9 @@ class Retrying(Attempting):
         if attempt is None:
             return
         attempt.stream = None
+        if self.extras is not None and self.extras.holds:
+            self.extras.failure = error
+            return
         attempt.error = error
         context = self.context
         federation = context.runtime.federation
@@ -121,7 +125,7 @@ class Retrying(Attempting):
         runtime = context.runtime
         self.tried += (member,)
         if line.stays:
-            if delivered or self.source is _COOKIE or self.source is _HOST:
+            if delivered or self.source in (_COOKIE, _HOST, _SESSION):
                 return None
         elif not runtime.may_move(line, self.block):
             return None

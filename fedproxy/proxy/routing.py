@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl
 
-from fedproxy.decide.route import Action, Local, Redirect, Router, ToMember, ToMembers, ToPrime, is_session
+from fedproxy.bounded import Memo
+from fedproxy.decide.route import Action, Local, Redirect, Router, ToMember, ToMembers, ToPrime
+from fedproxy.decide.sessions import SessionPath, session_of
 from fedproxy.http.request import RequestLine
 from fedproxy.wire.path import canonical, readings
 
@@ -14,31 +17,43 @@ if TYPE_CHECKING:
 
 _BUILD: Final = b"/build/"
 _PAGES: Final = b"/v2/"
+# The same few paths of a session are asked for again and again, often with a number to keep caches away.
+_own_session: Final = Memo(session_of, entries=2048, longest=256)
 
 
 class RoutedRequest(RequestLine):
     """A request line, and what this edge makes of it: worked out once for each different line.
 
     own: for one of the edge's own pages. key: what ranks the members for it, if keys are made of paths.
-    proxied: streamed through, not answered here. balanced: any member may serve it. ordinary: proxied, but no
-    page of the edge's own and no launch, neither HTTP/1.0 nor in absolute-form. renews: its response renews
-    the cookie. build: errors are events of a stream (BinderHub's client gives up on any other status).
-    launch: a launch, if an event stream is asked for. stays: about a session, which no other member has.
-    banned: asks for a repository that the operator does not serve.
+    proxied: streamed through, not answered here. to_members: its route names no member. balanced: any member
+    may serve it. ordinary: proxied, but no page of the edge's own and no launch, neither HTTP/1.0 nor in
+    absolute-form. renews: its response may set the cookie though the visitor has a good one, or tell where a
+    session runs. build: errors are events of a stream (BinderHub's client gives up on any other status).
+    launch: a launch, if an event stream is asked for; again: the target of the page for the same launch.
+    stays: of a session, which no other member has. session: which one, if the target says so; opens: it may
+    be a page of that. adds_origin: the member is told the public Origin if the visitor sends none; it may be
+    False only where `renews` is True. banned: asks for a repository that the operator does not serve.
+    visitor_host: the member is sent the visitor's Host; None leaves it to the member.
     """
 
     __slots__ = (
         "action",
+        "adds_origin",
+        "again",
         "balanced",
         "banned",
         "build",
         "key",
         "launch",
+        "opens",
         "ordinary",
         "own",
         "proxied",
         "renews",
+        "session",
         "stays",
+        "to_members",
+        "visitor_host",
     )
 
     action: Action
@@ -63,12 +78,17 @@ class RoutedRequest(RequestLine):
         self.words = line.words
         self.action = action
         self.key = None
+        self.adds_origin = True
         self.own = isinstance(action, Local)
         self.proxied = self.own or (
             isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
         )
         self.balanced = self.ordinary = False
         self.build = self.launch = self.renews = self.stays = self.banned = False
+        self.opens = self.to_members = False
+        self.again = b""
+        self.session: SessionPath | None = None
+        self.visitor_host: bool | None = None
 
     def redirected(self, location: str, status: int) -> RoutedRequest:
         """The same request, answered with where else it should be sent."""
@@ -87,28 +107,68 @@ def route(
     path = line.path
     paths = readings(path)
     if len(paths) == 1:
+        compared = path
         action = router.match(path)
-        key = key_of(path) if key_of is not None else None
-        build = path.startswith(_BUILD)
-        launch = build and path.count(b"/") > 2
-        renews = build or path.startswith(_PAGES)
-        stays = is_session(path)
+        inner = router.below(path)
+        inners: tuple[bytes, ...] = () if inner is None else (inner,)
+        stays = router.is_session(path)
+        build = inner is not None and inner.startswith(_BUILD)
+        launch = inner is not None and build and inner.count(b"/") > 2
+        page = inner is not None and inner.startswith(_PAGES)
     else:
+        compared = canonical(path)
         action = router.judge(paths, path)
-        key = key_of(canonical(path)) if key_of is not None else None
+        inner = router.below(compared)
         # What one of the servers behind may take it for counts here too.
-        build = any(path.startswith(_BUILD) for path in paths)
-        launch = any(path.startswith(_BUILD) and path.count(b"/") > 2 for path in paths)
-        renews = build or any(path.startswith(_PAGES) for path in paths)
+        inners = tuple([below for below in map(router.below, paths) if below is not None])
+        build = any(each.startswith(_BUILD) for each in inners)
+        launch = any(each.startswith(_BUILD) and each.count(b"/") > 2 for each in inners)
+        page = any(each.startswith(_PAGES) for each in inners)
         # What is a launch in the form that is compared is no session because others may read it as one.
-        stays = is_session(paths[0]) or (not paths[0].startswith(_BUILD) and any(map(is_session, paths)))
+        first = router.below(paths[0])
+        stays = router.is_session(paths[0]) or (
+            not (first is not None and first.startswith(_BUILD)) and any(map(router.is_session, paths))
+        )
     routed = RoutedRequest(line, action)
-    routed.key = key
+    if key_of is not None:
+        routed.key = key_of(compared if inner is None else inner)
     routed.build = build
-    routed.renews = renews
+    routed.renews = build or page or stays
     routed.stays = stays
     routed.launch = launch and line.method == b"GET"
-    routed.balanced = isinstance(action, ToMembers) and not stays
+    routed.to_members = isinstance(action, ToMembers)
+    routed.balanced = routed.to_members and not stays
     routed.ordinary = routed.proxied and line.plain and not (routed.launch or routed.own)
-    routed.banned = bool(bans.repositories) and bans.repository(*paths)
+    routed.banned = bool(bans.repositories) and bans.repository(*inners)
+    if router.says_host:
+        routed.visitor_host = router.visitor_host(paths[0])
+    if stays:
+        _find_session(routed, compared)
+    elif build:
+        routed.adds_origin = _has_token(line.target)
+        if launch:
+            routed.again = _page_of(path, router)
     return routed
+
+
+def _find_session(routed: RoutedRequest, path: bytes) -> None:
+    session = _own_session[path]
+    if session is None and routed.target is not routed.path:
+        session = session_of(path, routed.target[len(routed.path) + 1 :])
+    routed.adds_origin = False
+    routed.session = session
+    routed.opens = session is not None and session.opens and routed.method == b"GET"
+
+
+def _page_of(path: bytes, router: Router) -> bytes:
+    """The target of the page for a launch; empty if only another reading of the path is one."""
+    spec = router.below(path)
+    if spec is None or not spec.startswith(_BUILD):
+        return b""
+    return path[: len(path) - len(spec)] + _PAGES + spec[len(_BUILD) :]
+
+
+def _has_token(target: bytes) -> bool:
+    """Whether a target has a build token, as BinderHub would find it."""
+    query = target.partition(b"?")[2].decode("latin-1")
+    return "token" in query and any(name == "build_token" for name, _ in parse_qsl(query))

@@ -5,7 +5,7 @@ It also decides what depends on nothing else: which member serves a request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,19 +17,29 @@ from fedproxy.decide.limit import Bans, Networks
 from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Router, ToMember, ToPrime
+from fedproxy.decide.sessions import Ground, KnownSession, Sessions, redirected_to, sent_to_hub
+from fedproxy.errors import EdgeError, SessionAway, SessionGone
 from fedproxy.http.request import HeaderBlock, host_name
+from fedproxy.proxy.pins import Pins
 from fedproxy.proxy.policy import LaunchPolicy, Limits, Policy, Timeouts
 from fedproxy.proxy.ports import MemberPool
 from fedproxy.proxy.routing import RoutedRequest, route
-from fedproxy.wire.cookie import set_cookie
+from fedproxy.wire.answer import names
+from fedproxy.wire.cookie import read_stamp
 from fedproxy.wire.h1.request import BlockReader, read_line
+from fedproxy.wire.path import canonical
 
 if TYPE_CHECKING:
     from fedproxy.decide.balancer import Chance
+    from fedproxy.http.response import ResponseHead
 
 _HOST: Final = Source.HOST
 _COOKIE: Final = Source.COOKIE
 _KEY: Final = Source.KEY
+_SESSION: Final = Source.SESSION
+_FOUND: Final = Source.FOUND
+_RENEWED: Final = Source.RENEWED
+_ANNOUNCED: Final = Ground.ANNOUNCED
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,10 @@ class Heads:
 class Runtime:
     """One config in force.
 
-    pools: by the member's name. pins: the member that an affinity cookie's value names. host_members: by host
-    name. cookies: the Set-Cookie that keeps a visitor at a member, by its name and whether they came by
-    https. keyed: the key is made of the path. own: the member that stands for the edge's own pages. moved:
-    the keys of launches that went on elsewhere; every runtime of a worker has the same.
+    pools: by the member's name. pins: what affinity cookies say; fresh: of these, the members by values that
+    need no closer look. host_members: by host name. keyed: the key is made of the path. own: the member that
+    stands for the edge's own pages. moved: the keys of launches that went on elsewhere; sessions: where they
+    run; wall: seconds since the epoch. Every runtime of a worker has the same of these three.
     """
 
     policy: Policy
@@ -62,13 +72,15 @@ class Runtime:
     router: Router
     budget: RetryBudget
     pools: Mapping[str, MemberPool]
-    pins: Mapping[bytes | None, Member]
+    pins: Pins
+    fresh: Mapping[bytes | None, Member]
     host_members: Mapping[bytes, Member]
-    cookies: Mapping[tuple[str, bool], bytes]
     heads: Heads
     keyed: bool
     own: Member
     moved: MovedKeys
+    sessions: Sessions
+    wall: Callable[[], float]
 
     def only(self, line: RoutedRequest, block: HeaderBlock) -> tuple[Member, Source] | None:
         """The one member that a request is for, if its host or its route says so."""
@@ -94,21 +106,26 @@ class Runtime:
 
     def choose(
         self, line: RoutedRequest, block: HeaderBlock, client: bytes, now: float, launch: bool = False
-    ) -> Lease | Refusal:
-        """The member for a request that no attempt was made for yet."""
+    ) -> Lease | Refusal | EdgeError:
+        """The member for a request that no attempt was made for yet, or why there is none."""
         federation = self.federation
         if self.host_members or not line.balanced:
             if line.own:
                 return federation.acquire_session(self.own, _HOST)
-            only = self.only(line, block)
+            only = self.only(line, block) if self.host_members or not line.to_members else None
             if line.stays:
                 return self._choose_session(line, block, only, client, now, launch)
             if only is not None:
                 return federation.acquire_member(only[0], only[1], (), now, launch, client)
         cookie = block.cookie
-        pinned = self.pins.get(cookie)
+        pinned = self.fresh.get(cookie)
         if pinned is None and cookie:
-            pinned = self._pin_of(cookie, now, launch)
+            pin = self.pins.find(cookie, lambda member: member.available(now, launch))
+            if pin is not None:
+                lease = federation.acquire(self.key(line, client), pin.member, (), now, launch, client)
+                if pin.stale and isinstance(lease, Lease) and lease.source is _COOKIE:
+                    lease.source = _RENEWED
+                return lease
         key = line.key if self.keyed else client
         if launch and pinned is None and key is not None and self.moved:
             # A visitor without a cookie, as in a page that embeds a launch, comes back to where it moved.
@@ -116,6 +133,94 @@ class Runtime:
             if moved is not None and moved.share(now) > 0 and moved.available(now, launch, client):
                 return federation.acquire_member(moved, _KEY, (), now, launch, client)
         return federation.acquire(key, pinned, (), now, launch, client)
+
+    def cookie(
+        self,
+        line: RoutedRequest,
+        block: HeaderBlock,
+        member: Member,
+        source: Source,
+        secure: bool,
+    ) -> bytes | None:
+        """The value of the Set-Cookie field of a response from `member`; None if it needs none.
+
+        Under a session's path a cookie that names a member is renewed, but never changed: the visitor may
+        have others there.
+        """
+        pins = self.pins
+        fresh = self.fresh.get(block.cookie) is not None
+        if source is _HOST or (fresh and (line.stays or (source is _COOKIE and not line.renews))):
+            return None
+        pin = pins.find(block.cookie)
+        home = None
+        if pin is not None:
+            # Who moves may have something running where they were, or where they were before that.
+            home = pin.home or pin.member
+            if line.stays:
+                if not pin.stale:
+                    return None
+                member = pin.member
+        return pins.set_cookie(member, secure, home)
+
+    def learn(
+        self, line: RoutedRequest, block: HeaderBlock, pool: MemberPool, source: Source, head: ResponseHead
+    ) -> None:
+        """Notes what the answer to a session's request says about where sessions run."""
+        session, status = line.session, head.status
+        if 300 <= status < 400:
+            location = _location(head)
+            key = redirected_to(location, _hosts(line, block, pool), canonical) if location else None
+            if key is not None:
+                self.sessions.claim(key, self.name_of(pool), self.wall())
+        elif (
+            session is not None
+            and session.own
+            and source is _COOKIE
+            and status < 300
+            and line.method != b"OPTIONS"
+        ):
+            self.sessions.serve(session.keys[-1], self.name_of(pool), self.wall())
+
+    def name_of(self, pool: MemberPool) -> str:
+        """The name of the member that a connection leads to: it may have another one since a reload."""
+        name = pool.member.name
+        if self.pools.get(name) is pool:
+            return name
+        now = (each for each, other in self.pools.items() if other.endpoint == pool.endpoint)
+        return next(now, name)
+
+    def find_gone(
+        self, line: RoutedRequest, block: HeaderBlock, pool: MemberPool, head: ResponseHead
+    ) -> SessionGone | None:
+        """The error for a person who opens a launched session whose server is not there any more; else None.
+
+        The hub answers instead of the server then, and sends them to its own page about the user; or the
+        member has nothing where the server was.
+        """
+        session, status = line.session, head.status
+        if session is None or not session.own or line.method != b"GET" or status < 300:
+            return None
+        for key in session.keys:
+            known = self.sessions.look(key)
+            if known is None:
+                continue
+            over = status in (404, 410) and session.is_start(key)
+            if 300 <= status < 400:
+                over = sent_to_hub(_location(head), session, _hosts(line, block, pool))
+            if over and known.ground is _ANNOUNCED and names(block.accept(), b"text/html"):
+                return self._gone(known, block, left=False)
+            return None
+        return None
+
+    def _gone(self, known: KnownSession, block: HeaderBlock, *, left: bool) -> SessionGone:
+        """What is said of a session that is not there; strangers are not told what was launched."""
+        name = known.member
+        values = (block.cookie or b"").split(b";")
+        own = any(name.encode() in (value, home) for value, _, home in map(read_stamp, values))
+        pin = self.pins.find(block.cookie)
+        if pin is not None:
+            own = own or name in (pin.member.name, "" if pin.home is None else pin.home.name)
+        return SessionGone(name, known.launch if own else b"", left=left)
 
     def _choose_session(
         self,
@@ -125,29 +230,50 @@ class Runtime:
         client: bytes,
         now: float,
         launch: bool,
-    ) -> Lease | Refusal:
+    ) -> Lease | Refusal | EdgeError:
         """The member that has the session, or any if nothing says which. The outcome is not counted."""
         federation = self.federation
         if only is not None:
-            return federation.acquire_session(*only, launch)
-        pinned = self.pins.get(block.cookie)
-        if pinned is None and block.cookie:
-            pinned = self._pin_of(block.cookie, now, False)
-        if pinned is not None:
-            return federation.acquire_session(pinned, _COOKIE, launch)
+            return _of_session(only[0], federation.acquire_session(*only, launch))
+        session = line.session
+        known = self.sessions.find(session.keys, self.wall()) if session is not None else None
+        if known is None or known.ground is not _ANNOUNCED:
+            pin = self.pins.find(block.cookie)
+            if pin is not None:
+                member = pin.session_member
+                source = _FOUND if known is not None and known.member == member.name else _COOKIE
+                return _of_session(member, federation.acquire_session(member, source, launch))
+        if known is not None:
+            named = federation.by_name.get(known.member)
+            if named is not None:
+                lease = federation.acquire_session(named, _SESSION, launch)
+                return lease if isinstance(lease, Lease) else _of_session(named, lease)
+            if known.ground is _ANNOUNCED:
+                # A person who logged in there can log in elsewhere; a launch has to be made again.
+                return self._gone(known, block, left=True)
         lease = federation.acquire(self.key(line, client), None, (), now, launch, client)
         if isinstance(lease, Lease):
             federation.spare(lease, now, client)
         return lease
 
-    def _pin_of(self, cookie: bytes, now: float, launch: bool) -> Member | None:
-        """The first value that names an available member, else the first that names any."""
-        named = [member for value in cookie.split(b";") if (member := self.pins.get(value)) is not None]
-        available = (member for member in named if member.available(now, launch))
-        return next(available, named[0] if named else None)
+
+def _location(head: ResponseHead) -> bytes:
+    """The first Location of a response; empty if there is none."""
+    return next((value for name, value in head.fields() if name.lower() == b"location"), b"")
 
 
-def empty(own: Member, moved: MovedKeys, chance: Chance) -> Runtime:
+def _hosts(line: RoutedRequest, block: HeaderBlock, pool: MemberPool) -> tuple[bytes, ...]:
+    """The names under which a visitor and the edge reach a member."""
+    return block.visited or b"", line.authority or b"", pool.authority
+
+
+def _of_session(member: Member, lease: Lease | Refusal) -> Lease | Refusal | EdgeError:
+    return SessionAway(member.name) if lease is Refusal.AWAY else lease
+
+
+def empty(
+    own: Member, moved: MovedKeys, sessions: Sessions, chance: Chance, wall: Callable[[], float]
+) -> Runtime:
     """What is in force before there is a config: no member, and nobody is let in."""
     policy = Policy(
         timeouts=Timeouts(
@@ -166,6 +292,7 @@ def empty(own: Member, moved: MovedKeys, chance: Chance) -> Runtime:
             request_head=0,
             request_body=0,
             replay=0,
+            sessions=0,
             idle_connections=0,
         ),
         attempts=0,
@@ -180,7 +307,8 @@ def empty(own: Member, moved: MovedKeys, chance: Chance) -> Runtime:
         failing=frozenset(),
     )
     federation = Federation((), FederationPolicy("random"), chance)
-    return compose(policy, federation, {}, Router(), RetryBudget(0.0, 0.0), {}, own, moved, None)
+    budget = RetryBudget(0.0, 0.0)
+    return compose(policy, federation, {}, Router(), budget, {}, own, moved, sessions, wall, None)
 
 
 def compose(
@@ -192,14 +320,12 @@ def compose(
     pools: Mapping[str, MemberPool],
     own: Member,
     moved: MovedKeys,
+    sessions: Sessions,
+    wall: Callable[[], float],
     before: Runtime | None,
 ) -> Runtime:
     """Puts a runtime together. It keeps what `before` remembers of heads if that still means the same."""
-    cookies = {
-        (name, secure): set_cookie(policy.cookie, value, policy.cookie_max_age, secure=secure)
-        for name, value in cookie_values.items()
-        for secure in (False, True)
-    }
+    pins = Pins(policy.cookie, policy.cookie_max_age, cookie_values, federation.by_name, wall)
     host_members = {
         host_name((f"[{host}]" if ":" in host else host).encode("ascii")): member
         for member in federation.members
@@ -211,13 +337,15 @@ def compose(
         router=router,
         budget=budget,
         pools=pools,
-        pins={value: federation.by_name[name] for name, value in cookie_values.items()},
+        pins=pins,
+        fresh=pins.fresh,
         host_members=host_members,
-        cookies=cookies,
         heads=_heads(policy, router, None if before is None else before.heads),
         keyed=KEYS.get(policy.key) is not None,
         own=own,
         moved=moved,
+        sessions=sessions,
+        wall=wall,
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import random
 import re
 import ssl
+from collections.abc import Collection
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,17 @@ from fedproxy.decide.launch import FailureTable
 from fedproxy.decide.limit import Bans, Networks
 from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
-from fedproxy.decide.route import Action, Fixed, Redirect, Route, Router, ToMember, ToMembers, ToPrime
+from fedproxy.decide.route import (
+    SESSIONS,
+    Action,
+    Fixed,
+    Redirect,
+    Route,
+    Router,
+    ToMember,
+    ToMembers,
+    ToPrime,
+)
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, ListenerOptions, Policy, Rate, Timeouts
 
@@ -28,10 +39,11 @@ if TYPE_CHECKING:
     from fedproxy.proxy.edge import Edge
 
 
-def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
+def assemble(edge: Edge, settings: config.Config, workers: int = 1, base_paths: Collection[str] = ()) -> None:
     """Puts `settings` in force. Members that stay keep their state, and connections to them stay open.
 
-    workers: how many share the limits that apply to all of them together.
+    workers: how many share the limits that apply to all of them together. base_paths: where BinderHubs are,
+    besides those in the settings.
 
     Raises ConfigError, with nothing changed, for a `ca` that is not a certificate.
     """
@@ -55,9 +67,26 @@ def assemble(edge: Edge, settings: config.Config, workers: int = 1) -> None:
         federation=federation,
         endpoints=endpoints,
         cookie_values={name: cookie_value(name, secret) for name in active},
-        router=Router([Route(route.path, _action(route)) for route in settings.routes]),
+        router=router_of(settings, base_paths),
         budget=RetryBudget(settings.retry.budget, settings.retry.floor / workers, settings.retry.per_client),
     )
+
+
+def router_of(settings: config.Config, base_paths: Collection[str]) -> Router:
+    """The routes. base_paths: where members say that their BinderHubs are.
+
+    What they say is left out if it would take sessions away from others: BinderHub is no part of a session,
+    and below its path there is none.
+    """
+    sessions = [route.path for route in settings.routes if route.sessions] or SESSIONS
+    starts = [path.partition("*")[0] for path in sessions]
+    said = [
+        path
+        for path in base_paths
+        if path == "/"
+        or not ("/user/" in path or "/hub/" in path or any(start.startswith(path) for start in starts))
+    ]
+    return Router([_route(route) for route in settings.routes], {*settings.launch.base_paths, *said})
 
 
 def options_of(listener: config.ListenerSettings) -> ListenerOptions:
@@ -115,6 +144,7 @@ def _policy(settings: config.Config) -> Policy:
             request_head=limits.request_head,
             request_body=limits.request_body,
             replay=limits.replay,
+            sessions=limits.sessions,
             idle_connections=limits.idle_connections,
         ),
         attempts=settings.retry.attempts,
@@ -140,6 +170,11 @@ def _policy(settings: config.Config) -> Policy:
         rate=Rate(settings.rate.launches, settings.rate.per) if settings.rate.launches else None,
         failing=frozenset((500, 502, 503, 504)) if settings.breaker.count_500 else frozenset((502, 503, 504)),
     )
+
+
+def _route(route: config.RouteSettings) -> Route:
+    host = None if route.host is None else route.host == "visitor"
+    return Route(route.path, _action(route), sessions=route.sessions, visitor_host=host)
 
 
 def _action(route: config.RouteSettings) -> Action:
@@ -175,7 +210,14 @@ def _endpoint(name: str, member: config.MemberSettings) -> Endpoint:
         except OSError as error:
             message = f"{member.ca} cannot be read: {error.strerror}"
             raise ConfigError([Fault(f"members.{name}.ca", message)]) from error
-    return Endpoint(address.host, address.port, address.authority.encode("ascii"), address.path or None, tls)
+    return Endpoint(
+        address.host,
+        address.port,
+        address.authority.encode("ascii"),
+        address.path or None,
+        tls,
+        visitor_host=member.host == "visitor",
+    )
 
 
 @lru_cache(maxsize=64)

@@ -307,6 +307,8 @@ async def turns(count: int) -> None:
 VARYING = (
     (re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])|(?<=-)[0-9a-f]{16}(?=-0)"), b"ID"),
     (re.compile(rb"127\.0\.0\.1:[0-9]+"), b"127.0.0.1:PORT"),
+    # The time at which a cookie was set, and the home that goes with it.
+    (re.compile(rb"(?<=Set-Cookie: fedproxy_member=\w)![^;]+"), b""),
     (re.compile(rb"(?<=\r\nDate: )[^\r]+|(?<=\r\nServer: )[^\r]+"), b"..."),
 )
 

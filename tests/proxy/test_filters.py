@@ -13,9 +13,20 @@ from fedproxy.proxy.attempting import Attempting
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.phase import TRANSITIONS, Phase
 from fedproxy.proxy.ports import Sink
-from tests.rig import Conn, Script, answer, edge, refusing, until
+from tests.rig import Conn, Script, answer, edge, guard, refusing, until
 from tests.rig.collector import collector
-from tests.rig.launches import CACHED, LAUNCH, PATIENT, QUOTA, says
+from tests.rig.launches import (
+    CACHED,
+    HEAD,
+    LAST,
+    LAUNCH,
+    LAUNCHING,
+    PATIENT,
+    QUOTA,
+    READY,
+    chunk,
+    says,
+)
 
 # Its id keeps it off the short path, which has no filters.
 GET = b"GET /x HTTP/1.1\r\nHost: hub.test\r\nX-Request-ID: mine\r\nCookie: fedproxy_member=a\r\n\r\n"
@@ -249,3 +260,33 @@ async def test_phases_follow_each_other_as_their_table_says(monkeypatch: pytest.
             await until(lambda: not running.connections, "it is over")
     assert all(after in TRANSITIONS[before] for before, after in seen)
     assert {(Phase.ASKING, Phase.ASKING), (Phase.ASKING, Phase.TUNNEL), (Phase.TUNNEL, Phase.OVER)} <= seen
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+async def test_ready_of_a_launch_is_held_among_other_filters(
+    makers: list[Callable[[Exchange], Any]], where: str
+) -> None:
+    """The launch steps out of the way of its events, and in again for the last."""
+    makers.insert(0 if where == "before" else 1, lambda exchange: Passing())
+    waiting: list[Callable[[], None]] = []
+
+    async def member(conn: Conn) -> None:
+        await conn.request()
+        conn.send(HEAD, chunk(LAUNCHING))
+        await conn.flush()
+        await until(lambda: going_on, "the visitor has read")
+        conn.send(chunk(READY), LAST)
+
+    going_on: list[bool] = []
+    async with edge({"a": member, "b": answer()}) as running:
+        running.service.edge.synchronize = waiting.append
+        client = await running.client()
+        await client.send(LAUNCH)
+        async with guard():
+            await client.head()
+            assert await client.chunk() == LAUNCHING
+            going_on.append(True)
+            await until(lambda: waiting, "the question whether others know")
+            waiting.pop()()
+            assert [await client.chunk(), await client.chunk()] == [READY, b""]
+        await client.leave()

@@ -133,7 +133,7 @@ async def test_one_connection_has_many_exchanges_at_once() -> None:
         for number, stream in enumerate(streams):
             assert stream.payload == (b"abcde" if number % 2 else b"ok")
             assert stream.interims == ([103] if number % 2 else [])
-            assert stream.cookie is not None and stream.cookie.startswith(b"fedproxy_member=a;")
+            assert stream.cookie is not None and stream.cookie.startswith(b"fedproxy_member=a!")
             assert stream.head is not None and stream.head.fields() in ((), ((b"Content-Length", b"2"),))
         lines = await running.logged(20)
         assert len({line["request_id"] for line in lines}) == 20

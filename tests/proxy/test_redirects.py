@@ -240,7 +240,7 @@ async def away(**settings: Any) -> AsyncIterator[Edge]:
 
 def cookie_of(response: Message) -> bytes | None:
     value = response.value("set-cookie")
-    return value.partition(b";")[0].removeprefix(b"fedproxy_member=") if value else None
+    return value.partition(b"!")[0].removeprefix(b"fedproxy_member=") if value else None
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE"])

@@ -130,13 +130,13 @@ async def test_session_of_a_member_in_maintenance_is_refused_in_words_and_keeps_
         member(running).set_intent(Intent.MAINT)
         response = await running.ask(get(MINE, cookie(b"a"), b"Accept: text/html"))
         assert (response.status, cookie_of(response)) == (503, None)
-        assert b"your session runs on is in maintenance" in response.body
+        assert b"a, which your session runs on, is in maintenance" in response.body
         assert response.value("retry-after")
         assert not running.members["b"].requests
         upload = get(MINE, cookie(b"a"), b"Accept: text/html", b"Content-Length: 2", method=b"POST") + b"ok"
         response = await running.ask(upload)
         assert (response.status, cookie_of(response)) == (503, None)
-        assert b"your session runs on is in maintenance" in response.body
+        assert b"a, which your session runs on, is in maintenance" in response.body
         other = await running.ask(get(b"/", cookie(b"a")))
         assert (other.body, cookie_of(other)) == (b"b", (b"b", False))
 
@@ -148,19 +148,21 @@ async def test_upload_to_a_session_of_a_member_in_maintenance_is_refused_in_the_
             get(MINE, cookie(b"a"), b"Content-Length: 1", method=b"PUT") + b"x", method="PUT"
         )
         assert (response.status, cookie_of(response)) == (503, None)
-        assert b"your session runs on is in maintenance" in response.body
+        assert b"a, which your session runs on, is in maintenance" in response.body
         assert not running.members["b"].requests
 
 
 async def test_session_of_a_member_that_cannot_be_reached_is_refused_and_counts_against_it() -> None:
     with refusing() as url:
         async with edge({"a": url, "b": named("b")}, breaker=AT_ONCE) as running:
-            response = await running.ask(get(MINE, cookie(b"a")))
-            assert (response.status, cookie_of(response)) == (502, None)
+            response = await running.ask(get(MINE, cookie(b"a"), b"Accept: text/html"))
+            assert (response.status, cookie_of(response)) == (503, None)
+            assert b"a, which your session runs on, cannot be reached" in response.body
+            assert response.value("retry-after")
             assert not member(running).breaker.closed
             assert not running.members["b"].requests
             again = await running.ask(get(MINE, cookie(b"a")))
-            assert (again.status, cookie_of(again)) == (502, None)
+            assert (again.status, cookie_of(again)) == (503, None)
 
 
 async def test_session_of_nobody_s_goes_on_to_a_member_that_can_be_reached() -> None:

@@ -25,10 +25,10 @@ def named(name: str, *lines: bytes) -> Script:
 
 
 def cookie_of(response: Message) -> tuple[bytes, bool] | None:
-    """The affinity cookie that a response sets: its value, and whether it is Secure."""
+    """The affinity cookie that a response sets: the value that names a member, and whether it is Secure."""
     value = response.value("set-cookie")
     if value is None:
         return None
     match = COOKIE.fullmatch(value)
     assert match, value
-    return match[1], match[2] is not None
+    return match[1].partition(b"!")[0], match[2] is not None

@@ -6,7 +6,8 @@
 
 BinderHub answers every launch with 200. The head and what follows wait until an event decides whether the
 launch goes on here (`decide.launch`); then they go on as they came. The events are read beside the relay:
-nothing of it is changed, copied or delayed.
+nothing of it is changed. Only `ready` is held until every worker knows where the session runs: the visitor's
+next request, which may have no cookie, may come to any of them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 from fedproxy.decide.breaker import Outcome
 from fedproxy.decide.launch import Decision, End, Launch
 from fedproxy.decide.pulse import TOLERANCE
+from fedproxy.decide.sessions import announced_by
 from fedproxy.errors import StaleConnection
 from fedproxy.proxy.filters.passing import PassThrough
 from fedproxy.wire.events import EventReader
+from fedproxy.wire.path import canonical
 
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Lease
@@ -36,6 +39,8 @@ _MOST_WAITING: Final = 64 * 1024
 _FOUND: Final = 5.0
 # How often a key that moved is noted again, in seconds: well within the time for which it is remembered.
 _NOTE_AGAIN: Final = 60.0
+# How long `ready` waits for other workers, in seconds; it takes a millisecond as a rule.
+_CONFIRM: Final = 1.0
 
 _HOLD: Final = Decision.HOLD
 _FAIL_OVER: Final = Decision.FAIL_OVER
@@ -66,12 +71,18 @@ class LaunchFilter(PassThrough):
 
     launch: what is known of it at the member of the attempt under way. watched: its events are read. tapped:
     the member's stream gives the payload (`MemberStream.tap`), because the body is chunked. last_answer: what
-    the last member said that could not serve it, in case that no other says anything.
+    the last member said that could not serve it, in case that no other says anything. confirming: other
+    workers are told where the session runs; held: what came of the body meanwhile.
     """
 
     __slots__ = (
         "_extras",
+        "_passed_by",
+        "confirming",
         "exchange",
+        "held",
+        "held_done",
+        "held_size",
         "last_answer",
         "launch",
         "noted_at",
@@ -91,13 +102,19 @@ class LaunchFilter(PassThrough):
         self.waiting: Waiting | None = None
         self.last_answer: tuple[MemberPool, ResponseHead, bytes] | None = None
         self.noted_at: float | None = None
+        self.confirming: asyncio.TimerHandle | None = None
+        self.held: list[bytes] = []
+        self.held_done = False
+        self.held_size = 0
+        self._passed_by = False
 
     def begin(self, lease: Lease) -> None:
         exchange = self.exchange
         if exchange.tried:
             exchange.tried[-1].counts.failovers[lease.member.name] += 1
         context = exchange.context
-        self.launch = Launch(context.runtime.policy.launch.failures, context.clock())
+        failures = context.runtime.policy.launch.failures
+        self.launch = Launch(failures, context.clock(), moved=bool(exchange.tried))
         self.watched = self.tapped = self._extras.judged = False
 
     # What the member says
@@ -124,6 +141,10 @@ class LaunchFilter(PassThrough):
             waiting = self.waiting = Waiting(head, exchange.context.lost())
             waiting.timer = asyncio.get_running_loop().call_later(policy.hold, self._time_out, waiting)
             self._wait(waiting, launch, body, done)
+        elif self.confirming is not None:
+            self._note()
+            self.held, self.held_size, self.held_done = [body], len(body), done
+            self.sink.head(head, b"", False)
         else:
             self._note()
             self._pass_on(head, body, done)
@@ -133,6 +154,12 @@ class LaunchFilter(PassThrough):
             self._read(data)
         if self.waiting is not None and self.launch is not None:
             self._wait(self.waiting, self.launch, data, done)
+        elif self.confirming is not None:
+            self.held.append(data)
+            self.held_size += len(data)
+            self.held_done = done
+            if self.held_size > _MOST_WAITING:
+                self._confirmed()
         else:
             self.sink.body(data, done)
 
@@ -155,12 +182,64 @@ class LaunchFilter(PassThrough):
             if launch.goes_on(event):
                 continue
             now = context.clock()
-            if launch.event(event, now) and launch.blame is not None:
-                federation.judge(lease, launch.blame, now, client)
+            if launch.event(event, now):
+                if launch.blame is not None:
+                    federation.judge(lease, launch.blame, now, client)
+                self._learn(launch)
         if not lease.member.breaker.closed and launch.building:
             # A build may take an hour, for which no other trial would be let through. But an image that
             # is there says nothing yet of a member whose servers do not start: that trial waits for the end.
             federation.answered(lease, context.clock(), client)
+
+    # Where the session runs
+
+    def _learn(self, launch: Launch) -> None:
+        """Notes what the end of a launch says besides."""
+        exchange = self.exchange
+        session = announced_by(canonical(launch.session)) if launch.session else None
+        if session is not None:
+            self._announce(session)
+        elif launch.foreign and exchange.context.on_foreign_token is not None:
+            exchange.context.on_foreign_token(exchange.pool.member.name, exchange.tried[-1].name)
+
+    def _announce(self, session: bytes) -> None:
+        exchange = self.exchange
+        context = exchange.context
+        name = context.runtime.name_of(exchange.pool)
+        context.sessions.announce(session, name, context.wall(), exchange.line.again)
+        if context.synchronize is None:
+            return
+        self._extras.holds = True
+        self.confirming = asyncio.get_running_loop().call_later(_CONFIRM, self._confirmed)
+        if self._passed_by:
+            # The piece with `ready` has still to come by.
+            self._passed_by = False
+            self._extras.step_in(self)
+        context.synchronize(self._confirmed)
+
+    def _confirmed(self) -> None:
+        """Every worker knows, or was given enough time."""
+        if self.confirming is None:
+            return
+        self._stop_confirming()
+        if self.waiting is not None:
+            if self.launch is not None:
+                self._wait(self.waiting, self.launch, b"", self.held_done)
+        else:
+            held, self.held, self.held_size = b"".join(self.held), [], 0
+            if self.tapped:
+                self._pass_by()
+            if held or self.held_done:
+                self.sink.body(held, self.held_done)
+        failure, self._extras.failure = self._extras.failure, None
+        if failure is not None:
+            self.exchange.on_failure(failure)
+
+    def _stop_confirming(self) -> None:
+        self._extras.holds = False
+        if self.confirming is not None:
+            self.confirming.cancel()
+            self.confirming = None
 
     # Waiting
 
@@ -169,9 +248,14 @@ class LaunchFilter(PassThrough):
         if data:
             waiting.body.append(data)
             waiting.size += len(data)
+        if self.confirming is not None and waiting.size <= _MOST_WAITING:
+            self.held_done = done
+            return
         decision = launch.decision
         if decision is _FAIL_OVER or (decision is _HOLD and done):
             if self._move(waiting.head, waiting.payload if self.tapped else waiting.body, done):
+                return
+            if launch.foreign and self._fall_back(done):
                 return
         elif decision is _HOLD and waiting.size <= _MOST_WAITING:
             if launch.phase is not None and not waiting.found:
@@ -191,6 +275,9 @@ class LaunchFilter(PassThrough):
         context = self.exchange.context
         lost = context.lost()
         more, waiting.lost = lost - waiting.lost, lost
+        if self.confirming is not None:
+            # What it waits for comes sooner.
+            return
         if more <= TOLERANCE:
             self._release(waiting)
         else:
@@ -205,9 +292,13 @@ class LaunchFilter(PassThrough):
 
     def _pass_on(self, head: ResponseHead, body: bytes, done: bool) -> None:
         if self.tapped:
-            # The stream gives the events, so the body need not pass here.
-            self._extras.pass_by(self)
+            self._pass_by()
         self.sink.head(head, body, done)
+
+    def _pass_by(self) -> None:
+        """The stream gives the events, so the body need not pass here."""
+        self._passed_by = True
+        self._extras.pass_by(self)
 
     def _stop_waiting(self) -> None:
         if self.waiting is not None:
@@ -233,21 +324,37 @@ class LaunchFilter(PassThrough):
         exchange.ask(after)
         return True
 
+    def _fall_back(self, done: bool) -> bool:
+        """Passes on what the member before said: that tells a person more than a token does that is not
+        theirs. False if there is nothing of that."""
+        exchange = self.exchange
+        attempt = exchange.attempt
+        if attempt is None or self.last_answer is None:
+            return False
+        self._stop_waiting()
+        self._conclude(End.LOST)
+        exchange.leave(attempt, Outcome.IGNORED, done, exchange.context.clock())
+        self._answer_again(self.last_answer)
+        return True
+
+    def _answer_again(self, answer: tuple[MemberPool, ResponseHead, bytes]) -> None:
+        self.exchange.pool, head, payload = answer
+        self.launch = None
+        self.sink.head(head.unframed(), payload, True)
+
     def _keep_answer(self, head: ResponseHead, payload: list[bytes], done: bool) -> None:
         """Keeps what a member said of its failure, if it can be said as a whole."""
-        failed = self.launch is not None and self.launch.end is End.FAILED
+        launch = self.launch
+        failed = launch is not None and launch.end is End.FAILED and not launch.foreign
         if failed and (done or (self.watched and head.length is None)):
             self.last_answer = (self.exchange.pool, head, b"".join(payload))
 
     def give_up(self, member: Member, error: MemberError) -> bool:
-        exchange = self.exchange
         self._extras.outcome = End.FAILED.value
         if self.last_answer is None:
             return False
         # A member's own answer tells a person more than that yet another one could not be reached.
-        exchange.pool, head, payload = self.last_answer
-        self.launch = None
-        self.sink.head(head.unframed(), payload, True)
+        self._answer_again(self.last_answer)
         return True
 
     def refuse(self) -> None:
@@ -277,6 +384,7 @@ class LaunchFilter(PassThrough):
         return False
 
     def end(self, outcome: Outcome) -> None:
+        self._stop_confirming()
         self._stop_waiting()
         self._conclude(End.ABANDONED if outcome is _IGNORED else End.LOST)
 

@@ -59,7 +59,8 @@ class Upstream(PooledConnection):
             upgrade = receiver.upgrade()
             # Whatever the member answers, its connection is not used again.
             self.spent = upgrade is not None
-        head = self.machine.ask(receiver, self.pool.host_line, upgrade)
+        host_line = self.pool.host_line or self.pool.host_line_of(receiver)
+        head = self.machine.ask(receiver, host_line, upgrade)
         if body is None:
             write = self.write
             write(head)
