@@ -22,7 +22,7 @@ import uvloop
 from click.shell_completion import CompletionItem
 
 from fedproxy import __version__
-from fedproxy.config.address import LINK, LOCATION, ORIGIN, ROUTE_PATH, Address
+from fedproxy.config.address import BASE_PATH, LINK, LOCATION, ORIGIN, Address
 from fedproxy.config.report import fault_lines
 from fedproxy.config.units import AMOUNT, FILE, Kind
 from fedproxy.errors import ConfigError
@@ -419,14 +419,6 @@ _LAUNCH = Kind(
 )
 
 
-def _base_path(value: object) -> str | None:
-    path = f"{str(value).rstrip('/')}/"
-    return path if ROUTE_PATH.parse(path) and "//" not in path and not set("*;=?") & set(path) else None
-
-
-_BASE_PATH = Kind("path", "a path such as /services/binder/", _base_path)
-
-
 @main.command()
 @click.argument("url", type=_Kind(ORIGIN))
 @_JSON
@@ -458,7 +450,7 @@ _BASE_PATH = Kind("path", "a path such as /services/binder/", _base_path)
 )
 @click.option(
     "--base-path",
-    type=_Kind(_BASE_PATH),
+    type=_Kind(BASE_PATH),
     default="/",
     show_default=True,
     help="Where URL and the reference have their BinderHub, such as /services/binder/.",

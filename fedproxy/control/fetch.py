@@ -32,7 +32,8 @@ class TooLarge(aiohttp.ClientError):
 
 @dataclass(frozen=True)
 class Fetched:
-    """A whole response to a request for `path`, and the seconds from the request to its last byte."""
+    """A whole response to a request for `path` (the last one if it was redirected), and the seconds from the
+    request to its last byte."""
 
     path: str
     status: int
@@ -98,4 +99,6 @@ async def fetch(
             body += piece
             if len(body) > most:
                 raise TooLarge(most)
-        return Fetched(url.raw_path, response.status, response.headers, bytes(body), time.monotonic() - start)
+        return Fetched(
+            response.url.raw_path, response.status, response.headers, bytes(body), time.monotonic() - start
+        )

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeGuard
 
+from fedproxy.decide.sessions import Ground
+
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
     from fedproxy.decide.member import Intent
+    from fedproxy.decide.sessions import SessionRecord
     from fedproxy.decide.snapshot import Snapshot, Survey
     from fedproxy.errors import Fault
 
@@ -17,13 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemberHealth:
-    """The probes' word on a member. pods, quota: as far as it told them, for the visitors' page."""
+    """The probes' word on a member. pods, quota: as far as it told them, for the visitors' page. base_path:
+    where its BinderHub is, as its own page says."""
 
     name: str
     healthy: bool
     reasons: tuple[str, ...] = ()
     pods: Mapping[str, int] = field(default_factory=dict)
     quota: int | None = None
+    base_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,26 @@ class LaunchMoved:
 
 
 @dataclass(frozen=True)
+class SessionsKnown:
+    """Where sessions run."""
+
+    records: tuple[SessionRecord, ...]
+
+    @property
+    def announced(self) -> bool:
+        """Whether a launch that has just ended says so."""
+        return any(ground == Ground.ANNOUNCED for _, ground, *_ in self.records)
+
+
+@dataclass(frozen=True)
+class TokenRefused:
+    """A launch moved from `other` to `name`, which did not accept its build token."""
+
+    name: str
+    other: str
+
+
+@dataclass(frozen=True)
 class LaunchRequested:
     """A client, or its network, asked for a launch."""
 
@@ -182,17 +207,41 @@ class LaunchesInFlight:
     running: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Sync:
+    """A question, to be answered with `SyncDone` once everything that came before is taken: of a worker,
+    whether all others have; of the control process, whether this one has."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class SyncDone:
+    """The answer to a `Sync` of that number."""
+
+    number: int
+
+
 #: What a worker tells the others.
-Fact = BreakerOpened | BreakerInDoubt | MemberServes | LaunchMoved | LaunchRequested | LaunchesInFlight
+Fact = (
+    BreakerOpened
+    | BreakerInDoubt
+    | MemberServes
+    | LaunchMoved
+    | LaunchRequested
+    | LaunchesInFlight
+    | SessionsKnown
+    | TokenRefused
+)
 
 #: What every worker is told, besides configs.
 Notice = MemberHealth | Logo | RenewCertificates | ReopenLog | TicketSecret
 
 #: Everything that the control process sends.
-ToWorker = Start | ApplyConfig | Notice | GetAccount | Drain | Fact
+ToWorker = Start | ApplyConfig | Notice | GetAccount | Drain | Sync | SyncDone | Fact
 
 #: Everything that a worker sends.
-FromWorker = Ready | AccountPart | Account | ConfigRefused | Stopping | Fact
+FromWorker = Ready | AccountPart | Account | ConfigRefused | Stopping | Sync | SyncDone | Fact
 
 
 def is_to_worker(message: object) -> TypeGuard[ToWorker]:

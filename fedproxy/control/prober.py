@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import socket
 import ssl
 import time
@@ -32,6 +33,7 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from fedproxy import __version__
+from fedproxy.config.address import base_path
 from fedproxy.control.fetch import FAULTS, Fetched, TooLarge, fetch, open_session
 from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
 from fedproxy.decide.pulse import Pulse
@@ -43,6 +45,13 @@ _LONGEST_WORDS: Final = 200
 _BEAT: Final = 0.25  # seconds
 _SLEPT: Final = 0.5  # seconds of lost time that do not invalidate a failure
 _AGAIN: Final = 3  # attempts at a round, if this process was stopped during each
+_PAGE_AGAIN: Final = 600.0  # seconds
+_MOST_REDIRECTS: Final = 3
+# The config of BinderHub's page as a script has it, and as older releases wrote it.
+_IS_BINDERHUB: Final = re.compile(rb"""badgeBaseUrl|badge-base-url""").search
+_BASE_URL: Final = re.compile(
+    rb"""["']?baseUrl["']?\s*:\s*["']([^"'\s]{1,200})["']|id=["']base-url["']\s+data-url=["']([^"'\s]{1,200})["']"""
+).search
 _HEADERS: Final = {
     "User-Agent": f"fedproxy/{__version__}",
     "Accept": "application/json",
@@ -69,7 +78,7 @@ class ProbePolicy:
     shifted at random by up to the share `jitter`. timeout: per request with its connection. rise: successful
     rounds in a row that make a member healthy; fall: failed ones that make it unhealthy. pod_headroom: pods
     that must be free of a quota. versions: whether a member must run the versions of prime; if not,
-    `/versions` is not requested.
+    `/versions` is not requested. pages: whether a member's page is asked now and then where its BinderHub is.
     """
 
     interval: float
@@ -80,6 +89,7 @@ class ProbePolicy:
     unhealthy_interval: float
     pod_headroom: int
     versions: bool
+    pages: bool = False
 
     def delay(self, healthy: bool, chance: float) -> float:
         """Seconds until a member's next round. chance: from 0 to 1."""
@@ -108,6 +118,12 @@ class Target:
         return self.health, self.versions, self.socket
 
     @property
+    def page(self) -> str:
+        """The URL of its BinderHub's page: where `/health` is, if that is what the URL ends with."""
+        start = self.health.removesuffix("/health")
+        return f"{start}/" if start != self.health else "/".join(self.health.split("/", 3)[:3]) + "/"
+
+    @property
     def one_origin(self) -> bool:
         """Whether both URLs have the same scheme, host and port."""
         return self.health.split("/", 3)[:3] == self.versions.split("/", 3)[:3]
@@ -121,6 +137,7 @@ class Report:
     `timeout`, `reset` (broke off), `nonsense` (invalid HTTP, or far too much), `status`, and those of
     `decide.health`. details: the same as sentences for people, also of failures that have not made the member
     unhealthy yet. pods, quota, checks: as in `Verdict`, of the last round, if the member reported them.
+    base_path: where its BinderHub is, if its page says so.
     """
 
     name: str
@@ -130,6 +147,7 @@ class Report:
     quota: int | None = None
     checks: Mapping[str, bool] = field(default_factory=dict)
     details: tuple[str, ...] = ()
+    base_path: str | None = None
 
 
 class Prober:
@@ -287,9 +305,33 @@ class Prober:
                 return versions.verdict("versions")
         health = await _ask(session, target, target.health, policy.timeout)
         verdict = _of_health(health, policy.pod_headroom)
+        if policy.pages and verdict.ok:
+            await self._read_page(session, watch, target, policy.timeout)
         if versions is None:
             return verdict
         return together(_of_versions(versions, await self._reference(watch, policy.timeout)), verdict)
+
+    async def _read_page(
+        self, session: aiohttp.ClientSession, watch: _Watch, target: Target, timeout: float
+    ) -> None:
+        """Finds out where the BinderHub is, now and then. A failure is no verdict."""
+        now = asyncio.get_running_loop().time()
+        if watch.page_at is not None and now - watch.page_at < _PAGE_AGAIN:
+            return
+        watch.page_at = now
+        with suppress(*FAULTS, EdgeFailed):
+            url = URL(target.page, encoded=True)
+            page = await fetch(
+                session,
+                url,
+                timeout=timeout,
+                redirects=_MOST_REDIRECTS,
+                headers={"Accept": "text/html"},
+                tls=target.tls,
+                context=_Progress(),
+            )
+            if page.status == 200:
+                watch.base_path = base_path_of(page.body, page.path)
 
     async def _reference(self, watch: _Watch, timeout: float) -> bytes | None:
         """Prime's answer to `/versions`, if there is one and `watch` is not prime itself."""
@@ -313,6 +355,8 @@ class _Watch:
     round: asyncio.Task[Verdict | None] | None = None
     report: Report | None = None
     versions: bytes | None = None
+    base_path: str | None = None
+    page_at: float | None = None  # when its page was read last
     stopped = False
 
     def __init__(self, target: Target, state: HealthState) -> None:
@@ -345,7 +389,18 @@ class _Watch:
             quota=verdict.quota,
             checks=verdict.checks,
             details=details,
+            base_path=self.base_path,
         )
+
+
+def base_path_of(page: bytes, path: str) -> str | None:
+    """Where a BinderHub is, as its page says, which was found at `path`; None if it says nothing of use.
+
+    What does not lead to the page cannot be true.
+    """
+    found = _BASE_URL(page) if _IS_BINDERHUB(page) is not None else None
+    said = base_path((found[1] or found[2]).decode("latin-1")) if found is not None else None
+    return said if said is not None and path.startswith(said) else None
 
 
 class _Phase(Enum):

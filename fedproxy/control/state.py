@@ -271,7 +271,7 @@ class StateFile:
         if self.path is None:
             return
         try:
-            _write(self.path, _content(state))
+            write_file(self.path, _content(state))
         except OSError as error:
             if self._writable:
                 raise OSError(error.errno, f"{self.path} cannot be written: {error.strerror}") from error
@@ -280,16 +280,8 @@ class StateFile:
 
     def _put_aside(self, message: str) -> str:
         assert self.path is not None  # noqa: S101 -- asked for by those who read it
-        names = (self.path.with_name(f"{self.path.name}.bad-{number}") for number in itertools.count(1))
-        aside = next(name for name in names if not os.path.lexists(name))
-        try:
-            self.path.rename(aside)
-        except OSError as error:
-            path, self.path = self.path, None
-            return (
-                f"{message}; {path} stays as it is ({error.strerror}), and nothing is saved across a restart"
-            )
-        return f"{message}; it is now {aside}, and is ignored"
+        line, self.path = put_aside(self.path, message)
+        return line
 
     def _try(self) -> list[str]:
         if self.path is None:
@@ -329,7 +321,24 @@ def _content(state: State) -> bytes:
     return json.dumps({"version": _VERSION, **state.model_dump()}, indent=2).encode() + b"\n"
 
 
-def _write(path: Path, content: bytes) -> None:
+def put_aside(path: Path, message: str) -> tuple[str, Path | None]:
+    """Renames a file that is not what it should be.
+
+    Returns a line for an operator, and the path to go on with; None if the file could not be renamed, and is
+    to be left alone.
+    """
+    names = (path.with_name(f"{path.name}.bad-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    try:
+        path.rename(aside)
+    except OSError as error:
+        line = f"{message}; {path} stays as it is ({error.strerror}), and nothing is saved across a restart"
+        return line, None
+    return f"{message}; it is now {aside}, and is ignored", path
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file atomically, readable by its owner only. Raises OSError."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

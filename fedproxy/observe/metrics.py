@@ -21,7 +21,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from fedproxy import __version__
-from fedproxy.decide.affinity import Source
+from fedproxy.decide.affinity import COUNTED
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, Histogram
 from fedproxy.decide.launch import End
@@ -39,7 +39,7 @@ _OLD_REASONS: Final = {"quota": "Pod quota"}
 _EDGES: Final = (*map(str, BOUNDS), "+Inf")
 
 # The values of enumerations: attribute access on their members is slow.
-_SOURCES: Final = [source.value for source in Source]
+_SOURCES: Final = [source.value for source in COUNTED]
 _ENDS: Final = [end.value for end in End]
 _INTENTS: Final = [(intent, intent.value) for intent in Intent]
 _BREAKERS: Final = [state.value for state in BreakerState]
@@ -52,13 +52,15 @@ class View:
     """The state and the counters at one moment.
 
     reloads: by result (`success`, `failure`). reloaded_at: the time of the last successful load of a config.
-    certificates: when each expires, by name. Times are in seconds since the epoch.
+    certificates: when each expires, by name. sessions: of how many it is known where they run. Times are in
+    seconds since the epoch.
     """
 
     survey: Survey
     reloads: Mapping[str, int] = field(default_factory=dict)
     reloaded_at: float | None = None
     certificates: Mapping[str, float] = field(default_factory=dict)
+    sessions: int = 0
 
 
 @dataclass(frozen=True)
@@ -376,6 +378,12 @@ def _edge(view: View) -> Iterator[Family]:
             (),
             [((), view.reloaded_at)],
         )
+    yield _gauge(
+        "fedproxy_sessions_known",
+        "Sessions of which it is known at which member they run.",
+        (),
+        [((), view.sessions)],
+    )
     yield _gauge("fedproxy_workers", "Processes that serve visitors.", (), [((), view.survey.workers)])
     yield _gauge(
         "fedproxy_tls_certificate_expiry_timestamp_seconds",

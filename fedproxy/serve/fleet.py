@@ -38,19 +38,25 @@ from fedproxy.control.messages import (
     Ready,
     RenewCertificates,
     ReopenLog,
+    SessionsKnown,
     Start,
     Stopping,
+    Sync,
+    SyncDone,
     TicketSecret,
+    TokenRefused,
     ToWorker,
 )
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ChannelError
 from fedproxy.serve.plane import Plane
+from fedproxy.serve.sharing import Sharing, SharingPeer
 from fedproxy.serve.sockets import Sockets
 from fedproxy.tasks import Tasks, cancel
 
 _TO_START = 30.0  # seconds that a worker may take until it accepts
+_TO_END = 2.0  # seconds that it may take to end once its control channel is cut
 _TO_ANSWER = 1.0  # seconds that a worker may take to answer a question
 _LONG_LIVED = 10.0  # seconds after which an end is no sign of a worker that cannot live
 _LISTEN = 0.25  # seconds between two looks at who was silent
@@ -69,12 +75,16 @@ class Common:
     """What all who serve have in common, those who are draining too.
 
     members, edge: what was counted by those who are gone, as counters do not fall when a worker ends.
-    listeners: called when launches in flight have changed. on_trip: called when a breaker has opened.
+    listeners: called when launches in flight have changed. sharing: what they tell each other of sessions.
+    on_trip: called when a breaker has opened. on_token: called when a member did not accept a build token of
+    another.
     """
 
     on_trip: Callable[[], None] | None = None
+    on_token: Callable[[TokenRefused], None] | None = None
 
     def __init__(self) -> None:
+        self.sharing = Sharing(time.time)
         self.members: dict[str, MemberCounts] = {}
         self.edge = EdgeCounts()
         self.listeners: set[Callable[[], None]] = set()
@@ -100,6 +110,11 @@ class Common:
         """A breaker has opened, somewhere."""
         if self.on_trip is not None:
             self.on_trip()
+
+    def refused(self, token: TokenRefused) -> None:
+        """Two members do not share the secret of their build tokens."""
+        if self.on_token is not None:
+            self.on_token(token)
 
     def forget(self, known: Container[str]) -> None:
         """Drops what was counted of members that are not known any more."""
@@ -179,6 +194,7 @@ class Inside:
     async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
         """As `Fleet` says."""
         self.plane.set_tickets(tickets)
+        self._common.sharing.join(self, SharingPeer(self._on_shared, lambda: True))
         await self.plane.start(update, self._sockets(), health)
         self.alive = 1
         self._counted = False
@@ -195,10 +211,25 @@ class Inside:
                 self._common.run(self, running)
             case BreakerOpened():
                 self._common.tripped()
+            case SessionsKnown():
+                self._common.sharing.tell(self, fact)
+            case TokenRefused():
+                self._common.refused(fact)
             case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
                 pass  # for other workers, and there are none
             case _:
                 assert_never(fact)
+
+    def _on_shared(self, message: SessionsKnown | Sync | SyncDone) -> None:
+        match message:
+            case SessionsKnown():
+                self.plane.hear(message)
+            case Sync(number):
+                self._common.sharing.answered(self, SyncDone(number))
+            case SyncDone():
+                pass  # it does not ask
+            case _:
+                assert_never(message)
 
     def _share_launches(self) -> None:
         self.plane.hear(self._common.elsewhere(self))
@@ -258,6 +289,7 @@ class Inside:
     async def close(self) -> None:
         """As `Fleet` says."""
         self.alive = 0
+        self._common.sharing.leave(self)
         await self.plane.close()
         if not self._counted:
             self._counted = True
@@ -292,6 +324,13 @@ class _Process:
 
     def __repr__(self) -> str:
         return f"<worker {self.slot} pid={self.pid}>"
+
+    @property
+    def turns(self) -> bool:
+        """Whether it answers at the moment, as far as that is known."""
+        # One that starts takes all it was told before the first request of a visitor.
+        accepts = self.ready.is_set() and not self.refused.is_set()
+        return accepts and self.channel.is_open and self.silent < _SILENT
 
 
 class Workers:
@@ -407,6 +446,8 @@ class Workers:
         worker.pid = worker.process.pid
         self._processes.add(worker)
         self._watchers.start(self._watch(worker))
+        # Before the first message, so that no visitor comes before what is known.
+        self._common.sharing.join(worker, SharingPeer(worker.channel.send, lambda: worker.turns))
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors, given)
         worker.channel.send(start)
         for logo in self._logos.values():
@@ -415,9 +456,8 @@ class Workers:
         return worker
 
     async def _wait_for(self, worker: _Process) -> None:
-        waiting = [
-            asyncio.ensure_future(event.wait()) for event in (worker.gone, worker.ready, worker.refused)
-        ]
+        events = (worker.gone, worker.ready, worker.refused, worker.cut)
+        waiting = [asyncio.ensure_future(event.wait()) for event in events]
         try:
             await asyncio.wait(waiting, timeout=_TO_START, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -425,13 +465,19 @@ class Workers:
                 each.cancel()
         if worker.ready.is_set() and not worker.gone.is_set():
             return
+        cut = worker.cut.is_set()
+        if cut and not worker.gone.is_set():
+            # It ends by itself as a rule, and says why.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(worker.gone.wait(), _TO_END)
         if not worker.gone.is_set():
             with suppress(ProcessLookupError):
                 worker.process.kill()
         if worker.error is not None:
             raise StartError(f"worker {worker.pid} cannot serve: {worker.error}")
         if not worker.gone.is_set():
-            raise StartError(f"worker {worker.pid} did not start in {_TO_START:g} s")
+            how = "lost its control channel" if cut else f"did not start in {_TO_START:g} s"
+            raise StartError(f"worker {worker.pid} {how}")
         raise StartError(f"worker {worker.pid} ended with {_said(worker.process.returncode)} at its start")
 
     async def _watch(self, worker: _Process) -> None:
@@ -446,6 +492,7 @@ class Workers:
         for answer in worker.answers.values():
             answer.cancel()
         self._common.run(worker, {})
+        self._common.sharing.leave(worker)
         worker.hand.close()
         if not worker.draining:
             self._lend(worker.slot)
@@ -539,6 +586,14 @@ class Workers:
                 self._common.tripped()
             case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
                 self._pass_on(message, worker)
+            case SessionsKnown():
+                self._common.sharing.tell(worker, message)
+            case Sync():
+                self._common.sharing.ask(worker, message)
+            case SyncDone():
+                self._common.sharing.answered(worker, message)
+            case TokenRefused():
+                self._common.refused(message)
             case Ready():
                 self._take_back(worker.slot)
                 worker.ready.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,13 +23,16 @@ from fedproxy.control.messages import (
     Logo,
     MemberHealth,
     MemberServes,
+    SessionsKnown,
+    TokenRefused,
 )
+from fedproxy.decide.sessions import Ground, KnownSession, SessionRecord
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
 from fedproxy.proxy.handshake import handshakes
 from fedproxy.serve import descriptors
-from fedproxy.serve.assemble import assemble, options_of
+from fedproxy.serve.assemble import assemble, options_of, router_of
 from fedproxy.serve.log import Log
 from fedproxy.serve.sockets import BACKLOG
 from fedproxy.serve.tls import Certificates
@@ -48,6 +51,8 @@ _TURN = 0.05  # seconds between two looks at what is left
 _LAST = 0.5  # seconds for TCP handshakes that were under way when the listener was silenced
 SETTLED = 1.0  # seconds until sockets that were given up are closed, even on a busy machine
 _GRACE = 1.0  # seconds in which a request may come on a connection that is to be closed
+_TELL_LEARNED = 0.1  # seconds until others are told of sessions that no launch announced ...
+_LEARNED = 100  # ... and so many of them at most
 _HEAD = 1 << 24  # bytes
 # Bytes that the system may take for a visitor beyond what is on its way: with less a fast reader waits, and
 # without a limit each slow one costs megabytes that no process shows.
@@ -109,6 +114,9 @@ class Plane:
         self._health: dict[str, MemberHealth] = {}
         self._logos: dict[str, Logo] = {}
         self._drained_by = float("inf")
+        self._base_paths: frozenset[str] = frozenset()
+        self._learned: list[SessionRecord] = []
+        self._teller: asyncio.TimerHandle | None = None
         self._entering = Tasks()
         self._retiring: dict[_Open, asyncio.TimerHandle] = {}
         self.edge = Edge(local=self._page)
@@ -117,6 +125,8 @@ class Plane:
         if tell is not None:
             self.edge.admission.on_launched = lambda client: tell(LaunchRequested(client))
             self.edge.on_moved = lambda key, name: tell(LaunchMoved(key, name))
+            self.edge.on_foreign_token = lambda name, other: tell(TokenRefused(name, other))
+            self.edge.sessions.on_change = self._on_session
 
     config: Config
 
@@ -166,12 +176,13 @@ class Plane:
 
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value stands for."""
-        member = self.edge.runtime.pins.get(value.encode("latin-1", "replace"))
-        return member.name if member is not None else None
+        pin = self.edge.runtime.pins.find(value.encode("latin-1", "replace"))
+        return pin.member.name if pin is not None else None
 
     def cookie_for(self, name: str, secure: bool) -> str | None:
         """The value of the Set-Cookie field that keeps a visitor with a member; None for no member's name."""
-        cookie = self.edge.runtime.cookies.get((name, secure))
+        member = self.edge.federation.by_name.get(name)
+        cookie = self.edge.runtime.pins.set_cookie(member, secure) if member is not None else None
         return cookie.decode("ascii") if cookie is not None else None
 
     def survey(self) -> Survey:
@@ -186,7 +197,8 @@ class Plane:
         edge = self.edge
         with self._log.prepare(update.config) as log:
             self._renew_options(update.config)
-            assemble(edge, update.config, update.workers)
+            self._base_paths = self._said_base_paths(update.config.active_members)
+            assemble(edge, update.config, update.workers, self._base_paths)
         edge.log = log()
         self._traces.put(update.config.tracing)
         self.config = update.config
@@ -217,6 +229,15 @@ class Plane:
         member = self.edge.federation.by_name.get(health.name)
         if member is not None:
             member.set_health(health.healthy, self.edge.clock(), health.reasons)
+            base_paths = self._said_base_paths(self.config.active_members)
+            if base_paths != self._base_paths:
+                self._base_paths = base_paths
+                self.edge.reroute(router_of(self.config, base_paths))
+
+    def _said_base_paths(self, members: Container[str]) -> frozenset[str]:
+        """Where members say that their BinderHubs are."""
+        said = [health.base_path for health in self._health.values() if health.name in members]
+        return frozenset(path for path in said if path is not None)
 
     def hear(self, fact: Fact) -> None:
         """What another worker told."""
@@ -244,6 +265,11 @@ class Plane:
                 for member in edge.federation.members:
                     member.launches_elsewhere = running.get(member.name, 0)
                 self._elsewhere = running
+            case SessionsKnown(records):
+                for each in records:
+                    edge.sessions.take(each[0], KnownSession.from_record(each), edge.wall())
+            case TokenRefused():
+                pass  # for the operators
             case _:
                 assert_never(fact)
 
@@ -251,6 +277,22 @@ class Plane:
         member = self.edge.federation.by_name.get(name)
         if self._tell is not None and member is not None:
             self._tell(BreakerOpened(name, member.breaker.opened_by))
+
+    def _on_session(self, key: bytes, known: KnownSession) -> None:
+        if self._tell is None:
+            return
+        if known.ground is Ground.ANNOUNCED:
+            self._tell(SessionsKnown((known.record(key),)))
+        elif len(self._learned) < _LEARNED:
+            # Anybody can make up names that a member answers for: of these only some are told at a time.
+            self._learned.append(known.record(key))
+            if self._teller is None:
+                self._teller = asyncio.get_running_loop().call_later(_TELL_LEARNED, self._tell_learned)
+
+    def _tell_learned(self) -> None:
+        learned, self._learned, self._teller = self._learned, [], None
+        if self._tell is not None:
+            self._tell(SessionsKnown(tuple(learned)))
 
     def _on_launches(self) -> None:
         if not self._telling:
@@ -450,6 +492,9 @@ class Plane:
         """Cuts what is left."""
         for timer in self._retiring.values():
             timer.cancel()
+        if self._teller is not None:
+            self._teller.cancel()
+            self._tell_learned()
         for each in (*self._open, *self._retiring):
             _close(each.stop())
         await cancel(self._entering)

@@ -36,4 +36,5 @@ def probe_policy(settings: Config) -> ProbePolicy:
         unhealthy_interval=health.unhealthy_interval,
         pod_headroom=health.pod_headroom,
         versions=health.versions,
+        pages=True,
     )

@@ -13,21 +13,31 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedproxy.config.model import Config
 from fedproxy.config.report import fault_lines, masked
 from fedproxy.control import state as operators
 from fedproxy.control.logos import Logos
-from fedproxy.control.messages import ApplyConfig, MemberHealth, RenewCertificates, ReopenLog, TicketSecret
+from fedproxy.control.messages import (
+    ApplyConfig,
+    MemberHealth,
+    RenewCertificates,
+    ReopenLog,
+    TicketSecret,
+    TokenRefused,
+)
 from fedproxy.control.prober import Prober, Report
+from fedproxy.control.sessions import SessionFile, SessionStore, StoreState, sessions_path
 from fedproxy.control.state import State, StateFile, state_path
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
+from fedproxy.decide.sessions import KnownSession, SessionRecord, renamed
 from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
@@ -47,10 +57,17 @@ if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
     from fedproxy.proxy.edge import Edge
 
+Result = TypeVar("Result")
+
 _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
 _AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes wrong does so in crowds
+_KEEP_SESSIONS = 0.25  # seconds between two writes of what was learned of sessions
+_KEEP_AGAIN = 30.0  # seconds until that is tried again after it failed
+_SESSIONS_AT_A_TIME = 1000
+_EXPIRE = 60.0  # seconds between two looks for sessions that are over
+_TOKEN_AGAIN = 3600.0  # seconds until it is said again that two members do not share a secret
 _GLANCE = 0.5  # seconds that a health check waits for workers: its own limit may be one second
 _OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
 _SELDOM = 5  # ... and so many times as long while nobody does
@@ -92,6 +109,12 @@ class Service:
         self._sockets = Sockets(inherited)
         self._common = Common()
         self._common.on_trip = self._hear_news
+        self._common.on_token = self._on_token
+        self._sharing = self._common.sharing
+        self._session_store: SessionStore = SessionFile(None)
+        self._disk = ThreadPoolExecutor(1, "sessions")
+        self._keeper: asyncio.Task[None] | None = None
+        self._token_said: dict[tuple[str, str], float] = {}
         self._has_news = asyncio.Event()
         self._leaving: dict[Fleet, asyncio.Task[None]] = {}
         self._certificates: dict[Shape, Certificates] = {}
@@ -157,6 +180,7 @@ class Service:
             await self._start()
         self._do(self._keep_house())
         self._do(self._look())
+        self._keeper = asyncio.get_running_loop().create_task(self._keep_sessions())
         self._notifier.ready()
 
     def _children(self) -> set[int] | None:
@@ -179,6 +203,7 @@ class Service:
         for line in (*complaints, *dropped):
             self._say(line)
         self.config = operators.overlay(self._own, self._state)
+        await self._load_sessions()
         try:
             find_targets(self.config)
             check_log(self.config)
@@ -204,6 +229,87 @@ class Service:
             self._logos = Logos(lambda logo: self._fleet.tell(logo), self._aside)
             self._logos.apply(self.config.logos)
         self._serving = True
+
+    # Sessions
+
+    @property
+    def sessions_known(self) -> int:
+        """Of how many sessions it is known where they run."""
+        return len(self._sharing.sessions)
+
+    async def _load_sessions(self) -> None:
+        path = sessions_path(state_path(self._own, self._file, os.environ))
+        self._session_store = SessionFile(path)
+        sessions = self._sharing.sessions
+        sessions.most = self.config.limits.sessions
+        known, members, complaints = await self._on_disk(self._session_store.load)
+        now = time.time()
+        for told in known:
+            sessions.take(told[0], KnownSession.from_record(told), now)
+        urls = _urls(self.config)
+        sessions.rename(renamed(members, urls), urls)
+        for line in complaints:
+            self._say(line)
+
+    async def _on_disk(self, call: Callable[..., Result], *arguments: object) -> Result:
+        """Makes a call of the store's: one after the other, also if nobody waits for one any more."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, call, *arguments)
+
+    async def _keep_sessions(self) -> None:
+        failing = False
+        expired = time.monotonic()
+        while True:
+            await asyncio.sleep(_KEEP_AGAIN if failing else _KEEP_SESSIONS)
+            if time.monotonic() - expired >= _EXPIRE:
+                expired = time.monotonic()
+                self._sharing.sessions.expire(time.time())
+            try:
+                await self._save_sessions()
+                failing = False
+            except OSError as error:
+                if not failing:
+                    self._say(f"{error.strerror}; sessions are found by cookies after a restart")
+                failing = True
+
+    async def _save_sessions(self) -> None:
+        """Raises OSError; what could not be kept is tried again."""
+        sharing = self._sharing
+        if not sharing.changed:
+            return
+        changed, sharing.changed = sharing.changed, {}
+        sessions = sharing.sessions
+        told = [known.record(key) for key in changed if (known := sessions.look(key)) is not None]
+        state = StoreState(len(sessions), _urls(self.config))
+        store = self._session_store
+        try:
+            if not await self._on_disk(store.save, told, state):
+                everything: list[SessionRecord] = []
+                for key, known in sessions.items():
+                    everything.append(known.record(key))
+                    if len(everything) % _SESSIONS_AT_A_TIME == 0:
+                        # Visitors may be served in this loop.
+                        await asyncio.sleep(0)
+                await self._on_disk(store.save_all, everything, state)
+        except BaseException:
+            sharing.changed.update(changed)
+            raise
+
+    def _rename_sessions(self, before: Config, now: Config) -> None:
+        urls = _urls(now)
+        self._sharing.sessions.rename(renamed(_urls(before), urls), urls)
+
+    def _on_token(self, refused: TokenRefused) -> None:
+        """Members have to share a secret, and these two do not. It is said once in a while."""
+        pair, now = (refused.name, refused.other), time.monotonic()
+        if now - self._token_said.get(pair, -_TOKEN_AGAIN) >= _TOKEN_AGAIN:
+            self._token_said[pair] = now
+            line = (
+                f"{refused.name} does not accept build tokens of {refused.other}: launches cannot move "
+                "between them until their BinderHubs have the same BINDERHUB_BUILD_TOKEN_SECRET"
+            )
+            self.history.note(time.time(), line, Level.BAD, refused.name)
+            self._aside(line)
+            self._hear_news()
 
     def _fleet_of(self, workers: int) -> Fleet:
         if workers == 1:
@@ -255,6 +361,14 @@ class Service:
         finally:
             for fleet in fleets:
                 await fleet.close()
+            if self._keeper is not None:
+                await cancel([self._keeper])
+                self._keeper = None
+            with suppress(OSError):
+                await self._save_sessions()
+            self._disk.shutdown(wait=False)
+            # Whoever stops it twice finds one again.
+            self._disk = ThreadPoolExecutor(1, "sessions")
             await asyncio.gather(*self._leaving.values(), return_exceptions=True)
             if self._admin is not None:
                 await self._admin.close()
@@ -377,6 +491,7 @@ class Service:
         # On a slow disk this takes its time, and visitors are not to wait.
         await asyncio.to_thread(self._state_file.save, state)
         self._state = state
+        self._rename_sessions(self.config, config)
         self.config = config
         self._fleet.apply(self._to_apply())
         self._probe_again()
@@ -489,6 +604,9 @@ class Service:
                 if config.admin.address != old.admin.address:
                     admin = await self._listen_admin(config)
                 self.config, self._own, self._state, self._workers = config, own, state, workers
+                # First, because new workers are told what is known.
+                self._rename_sessions(old, config)
+                undo.callback(self._rename_sessions, config, old)
                 await self._tell_fleet(workers, moved)
                 undo.pop_all()
         except BaseException:
@@ -505,6 +623,7 @@ class Service:
             self._admin, gone = admin, self._admin
             self._do(_close_admin(gone))
         self._certificates = certificates
+        self._sharing.sessions.shrink(config.limits.sessions)
         self._probe_again()
 
     async def _tell_fleet(self, workers: int, moved: bool) -> None:
@@ -617,7 +736,13 @@ class Service:
 
 
 def _health(report: Report) -> MemberHealth:
-    return MemberHealth(report.name, report.healthy, report.reasons, report.pods, report.quota)
+    return MemberHealth(
+        report.name, report.healthy, report.reasons, report.pods, report.quota, report.base_path
+    )
+
+
+def _urls(config: Config) -> dict[str, str]:
+    return {name: member.url for name, member in config.active_members.items()}
 
 
 async def _close_admin(admin: Guarded | None) -> None:

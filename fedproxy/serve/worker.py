@@ -18,8 +18,10 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, assert_never
 
 import uvloop
@@ -46,9 +48,13 @@ from fedproxy.control.messages import (
     Ready,
     RenewCertificates,
     ReopenLog,
+    SessionsKnown,
     Start,
     Stopping,
+    Sync,
+    SyncDone,
     TicketSecret,
+    TokenRefused,
     ToWorker,
 )
 from fedproxy.errors import ChannelError, ConfigError
@@ -67,6 +73,7 @@ _AT_A_TIME = 30  # members that are told of in one turn, which takes less than a
 _HANDOVER = 10.0  # seconds that a successor may take to start
 _BODIES = 4 * 1024 * 1024
 _ALONE = 60.0  # seconds that it serves on without a control process, so that one can be started again
+_MOST_WAITING = 1000  # launches that wait until other workers know of them
 _LAST_WORDS = 2.0  # seconds that the control process may take to read them
 
 
@@ -75,6 +82,9 @@ class Worker:
 
     def __init__(self, events: Events) -> None:
         self.plane = Plane(tell=self._tell)
+        self.plane.edge.synchronize = self._synchronize
+        self._numbers = count()
+        self._waiting: dict[int, Callable[[], None]] = {}
         self._events = events
         self._started: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
         self._told: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -87,6 +97,7 @@ class Worker:
         self._handed: asyncio.Queue[tuple[object, list[socket.socket]]] = asyncio.Queue()
         self._bell: Bell | None = None
         self._alone: asyncio.TimerHandle | None = None
+        self._unread: list[ToWorker] | None = []  # what came before there was a channel
         self._early: list[ToWorker] = []  # what was told before there was somebody to tell
 
     channel: ControlChannel[FromWorker, ToWorker]
@@ -100,8 +111,11 @@ class Worker:
         """
         self._hand = socket.socket(fileno=hand_descriptor)
         self.channel = await open_to_control(
-            socket.socket(fileno=descriptor), self._on_message, self._on_refused, self._on_lost
+            socket.socket(fileno=descriptor), self._receive, self._on_refused, self._on_lost
         )
+        unread, self._unread = self._unread, None
+        for message in unread or ():
+            self._on_message(message)
         self._listen_to_signals()
         try:
             await self._serve(await self._started)
@@ -147,8 +161,15 @@ class Worker:
             await plane.close()
             self.channel.send(Account(None, self._survey()))
 
+    def _receive(self, message: ToWorker) -> None:
+        """A message may come while the channel is being opened, and ask for an answer."""
+        if self._unread is not None:
+            self._unread.append(message)
+        else:
+            self._on_message(message)
+
     def _on_message(self, message: ToWorker) -> None:
-        if not (self._serving or isinstance(message, Start | Drain)):
+        if not (self._serving or isinstance(message, Start | Drain | SessionsKnown | Sync)):
             self._early.append(message)
             return
         match message:
@@ -170,6 +191,10 @@ class Worker:
                 self._answer(number)
             case Drain(seconds):
                 self._end(seconds)
+            case Sync(number):
+                self.channel.send(SyncDone(number))
+            case SyncDone(number):
+                self._synchronized(number)
             case (
                 BreakerOpened()
                 | BreakerInDoubt()
@@ -177,6 +202,8 @@ class Worker:
                 | LaunchMoved()
                 | LaunchRequested()
                 | LaunchesInFlight()
+                | SessionsKnown()
+                | TokenRefused()
             ):
                 self.plane.hear(message)
             case _:
@@ -196,6 +223,8 @@ class Worker:
 
     def _on_lost(self) -> None:
         self._lost.set()
+        for number in list(self._waiting):
+            self._synchronized(number)
         if not self._started.done():
             # Nobody is there who could tell what to serve.
             self._started.cancel()
@@ -258,7 +287,28 @@ class Worker:
             self.channel.send(ConfigRefused(tuple(error.faults)))
 
     def _tell(self, fact: Fact) -> None:
-        self.channel.send_fresh(fact)
+        if isinstance(fact, SessionsKnown) and fact.announced:
+            # Nobody else says it, and it is not said again soon.
+            self.channel.send(fact)
+        else:
+            self.channel.send_fresh(fact)
+
+    def _synchronize(self, then: Callable[[], None]) -> None:
+        """Calls back once all other workers have taken what they were told."""
+        if not self.channel.is_open:
+            then()
+            return
+        if len(self._waiting) >= _MOST_WAITING:
+            # The control process does not turn; those before had their time.
+            self._synchronized(next(iter(self._waiting)))
+        number = next(self._numbers)
+        self._waiting[number] = then
+        self.channel.send(Sync(number))
+
+    def _synchronized(self, number: int) -> None:
+        then = self._waiting.pop(number, None)
+        if then is not None:
+            then()
 
     def _answer(self, number: int) -> None:
         self._answers.start(self._give_account(number))
@@ -296,7 +346,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
 
     def _leave(self) -> None:
-        """Told to by a signal, or by itself: visitors are accepted until the successor does."""
+        """SessionRecord to by a signal, or by itself: visitors are accepted until the successor does."""
         if not self._started.done():
             self._started.cancel()
         elif self.channel.is_open:

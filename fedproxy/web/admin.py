@@ -73,6 +73,10 @@ class AdminState(Protocol):
         """When a config was last put in force, in seconds since the epoch."""
 
     @property
+    def sessions_known(self) -> int:
+        """Of how many sessions it is known where they run."""
+
+    @property
     def history(self) -> History:
         """The last hour."""
 
@@ -170,6 +174,7 @@ class _Admin:
             reloads=dict(state.reloads),
             reloaded_at=state.reloaded_at,
             certificates=state.certificates(),
+            sessions=state.sessions_known,
         )
         accept = ",".join(request.headers.getall("Accept", ()))
         # This loop may also serve visitors, and other scrapes.

@@ -265,7 +265,7 @@ def test_protocol_is_another_when_messages_are() -> None:
     classes = sorted({*get_args(ToWorker), *get_args(FromWorker)}, key=lambda each: each.__name__)
     shapes = [f"{each.__name__}({', '.join(f.name for f in fields(each))})" for each in classes]
     assert (PROTOCOL, shapes) == (
-        2,
+        3,
         [
             "Account(number, survey, after)",
             "AccountPart(at, members)",
@@ -279,14 +279,18 @@ def test_protocol_is_another_when_messages_are() -> None:
             "LaunchRequested(client)",
             "LaunchesInFlight(running)",
             "Logo(url, key, kind, content)",
-            "MemberHealth(name, healthy, reasons, pods, quota)",
+            "MemberHealth(name, healthy, reasons, pods, quota, base_path)",
             "MemberServes(name, clients)",
             "Ready()",
             "RenewCertificates()",
             "ReopenLog()",
+            "SessionsKnown(records)",
             "Start(apply, health, tickets, sockets, given)",
             "Stopping()",
+            "Sync(number)",
+            "SyncDone(number)",
             "TicketSecret(secret)",
+            "TokenRefused(name, other)",
         ],
     )
 

@@ -176,7 +176,7 @@ async def test_visitor_moves_without_script_and_by_the_keyboard_alone(edge: Edge
         assert page.url == edge.url("federation")
         await expect(page.locator("li[aria-current]")).to_contain_text("You are here.")
         (cookie,) = await page.context.cookies()
-        assert (cookie["name"], cookie["value"]) == ("fedproxy_member", "toy-bergen")
+        assert (cookie["name"], cookie["value"].partition("!")[0]) == ("fedproxy_member", "toy-bergen")
         await page.get_by_role("button", name="Choose for me again").click()
         await expect(page.get_by_text("Nobody yet")).to_be_visible()
         # Nothing that the page loads comes from a member, who would be chosen for it.

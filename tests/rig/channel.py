@@ -23,9 +23,13 @@ from fedproxy.control.messages import (
     Ready,
     RenewCertificates,
     ReopenLog,
+    SessionsKnown,
     Start,
     Stopping,
+    Sync,
+    SyncDone,
     TicketSecret,
+    TokenRefused,
     ToWorker,
 )
 from fedproxy.decide.counts import EdgeCounts
@@ -43,6 +47,8 @@ FACTS: list[Fact] = [
     LaunchMoved(b"k", "a"),
     LaunchRequested(b"c"),
     LaunchesInFlight({"a": 3}),
+    SessionsKnown(((b"/user/x", 2, "a", 1.0, 2.0, b"/v2/gh/a/b/HEAD"),)),
+    TokenRefused("a", "b"),
 ]
 TO_WORKER: list[ToWorker] = [
     Start(_UPDATE, (_HEALTH,), b"x" * 32, ((3, 4),), (False,)),
@@ -54,6 +60,8 @@ TO_WORKER: list[ToWorker] = [
     TicketSecret(b"y" * 32),
     GetAccount(1),
     Drain(0.5),
+    Sync(1),
+    SyncDone(2),
     *FACTS,
 ]
 FROM_WORKER: list[FromWorker] = [
@@ -62,5 +70,7 @@ FROM_WORKER: list[FromWorker] = [
     Account(1, Survey([], EdgeCounts())),
     ConfigRefused((Fault("access_log", "is a folder"),)),
     Stopping(),
+    Sync(1),
+    SyncDone(2),
     *FACTS,
 ]

@@ -182,7 +182,7 @@ async def test_worker_drains_when_no_control_process_comes(tmp_path: Path) -> No
         channel.send(Start(update, (), b"x" * 32, ((sock.fileno(),),), (False,)))
         async with patience():
             await ready.wait()
-    edge = Running(Program(process, "-"), tmp_path / "edge.yaml", hub, address, address)
+    edge = Running(Program(process, "-"), address, tmp_path / "edge.yaml", hub, address)
     stream = await edge.stream()
     channel.close()
     await until(lambda: refuses(address), "nobody accepts")

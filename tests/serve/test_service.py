@@ -175,7 +175,7 @@ async def test_reload_puts_members_in_force_and_keeps_the_state_of_those_that_st
     kept = service.federation.by_name["a"]
     assert await service.reload() == []
     assert service.federation.by_name["a"] is kept
-    assert ((await client.ask(GET)).value("set-cookie") or b"").startswith(b"fedproxy_member=b;")
+    assert ((await client.ask(GET)).value("set-cookie") or b"").startswith(b"fedproxy_member=b!")
     assert service.reloads == {"success": 1, "failure": 0}
     await client.leave()
     await service.stop()

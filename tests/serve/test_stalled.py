@@ -108,7 +108,7 @@ async def running(
         command = "serve", "--config", file
         async with fedproxy(*command, env=env, before=before, stdout=stdout, stderr=stderr) as program:
             admin = await listens(program, "127.0.0.2")
-            edge = Running(program, file, hub, ("127.0.0.1", 0), admin)
+            edge = Running(program, admin, file, hub, ("127.0.0.1", 0))
             async with patience():
                 while (await edge.admin_ask("GET", "/health/ready"))[0] != 200:
                     await asyncio.sleep(0.01)

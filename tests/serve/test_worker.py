@@ -13,7 +13,17 @@ import pytest
 
 from fedproxy.control import hand
 from fedproxy.control.channel import OURS, Preamble, open_to_control
-from fedproxy.control.messages import Drain, GetAccount, ReopenLog, Start, ToWorker
+from fedproxy.control.messages import (
+    Drain,
+    FromWorker,
+    GetAccount,
+    ReopenLog,
+    SessionsKnown,
+    Start,
+    Sync,
+    SyncDone,
+    ToWorker,
+)
 from fedproxy.errors import ChannelError
 from fedproxy.observe.events import Events
 from fedproxy.serve.worker import Worker
@@ -79,8 +89,11 @@ async def worker(plane: Plane, output: Output, monkeypatch: pytest.MonkeyPatch) 
 async def test_everything_that_a_worker_is_told_is_done(
     worker: Worker, plane: Plane, monkeypatch: pytest.MonkeyPatch, message: ToWorker
 ) -> None:
-    answered: list[int] = []
+    answered, called = list[int](), list[int]()
     monkeypatch.setattr(worker, "_answer", answered.append)
+    sent: list[FromWorker] = []
+    monkeypatch.setattr(worker.channel, "send", sent.append)
+    worker._waiting[2] = lambda: called.append(2)
     worker._serving = True
     worker._on_message(message)
     if message in FACTS:
@@ -91,6 +104,10 @@ async def test_everything_that_a_worker_is_told_is_done(
         assert answered == [message.number]
     elif isinstance(message, Drain):
         assert await worker._told == message.seconds
+    elif isinstance(message, Sync):
+        assert sent == [SyncDone(message.number)]
+    elif isinstance(message, SyncDone):
+        assert called == [message.number]
     else:
         assert len(plane.asked) == 1
 
@@ -158,3 +175,50 @@ async def test_worker_of_another_release_than_its_control_process_says_so_and_en
         f"fedproxy: worker: the control process is {before}, the worker is {OURS}: "
         "fedproxy was changed while it ran; restart it\n"
     )
+
+
+async def test_launches_do_not_wait_for_a_control_process_that_does_not_turn(worker: Worker) -> None:
+    called: list[int] = []
+
+    def callback(number: int) -> Callable[[], None]:
+        return lambda: called.append(number)
+
+    for number in range(1001):
+        worker._synchronize(callback(number))
+    assert called == [0]
+    worker._on_lost()
+    assert len(called) == 1001
+    worker.channel.close()
+    worker._synchronize(callback(2000))
+    assert called[-1] == 2000
+
+
+@pytest.mark.parametrize("ground", [1, 2])
+async def test_launched_sessions_are_told_even_if_nobody_reads(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, ground: int
+) -> None:
+    sent: list[object] = []
+    monkeypatch.setattr(worker.channel, "send", sent.append)
+    monkeypatch.setattr(worker.channel, "send_fresh", lambda message: None)
+    known = SessionsKnown(((b"/user/x", ground, "a", 1.0, 1.0, b""),))
+    worker._tell(known)
+    assert sent == ([known] if ground == 2 else [])
+
+
+async def test_what_is_known_of_sessions_is_taken_before_it_serves(worker: Worker, plane: Plane) -> None:
+    sent: list[FromWorker] = []
+    worker.channel.send = sent.append  # type: ignore[method-assign, assignment]
+    worker._on_message(SessionsKnown(()))
+    worker._on_message(Sync(3))
+    assert (plane.asked, worker._early, sent) == (["hear"], [], [SyncDone(3)])
+
+
+async def test_message_that_comes_while_the_channel_is_opened_waits_for_it(worker: Worker) -> None:
+    worker._unread = []
+    worker._receive(Sync(3))
+    assert worker._unread == [Sync(3)]
+    worker._unread = None
+    sent: list[FromWorker] = []
+    worker.channel.send = sent.append  # type: ignore[method-assign, assignment]
+    worker._receive(Sync(4))
+    assert sent == [SyncDone(4)]

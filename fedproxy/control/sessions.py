@@ -1,0 +1,172 @@
+"""What is kept of sessions over a restart.
+
+A store is told what has changed, now and then, and gives everything back at the next start. What it has is
+only ever a hint: without it a session is found by its visitor's cookie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from fedproxy.control.state import put_aside, write_file
+from fedproxy.decide.sessions import Ground, SessionRecord
+
+_VERSION: Final = 1
+_MOST_BYTES: Final = 256 << 20
+_SPARE: Final = 1000  # lines that a file may have beyond twice as many as there are sessions
+
+
+@dataclass(frozen=True)
+class StoreState:
+    """What a store has to know besides: how many sessions there are, and the members' URLs by name."""
+
+    count: int
+    members: Mapping[str, str]
+
+
+class SessionStore(Protocol):
+    """Where it is kept. Its calls may block, so they are made in a thread, one after the other."""
+
+    def load(self) -> tuple[list[SessionRecord], Mapping[str, str], list[str]]:
+        """What was kept, the URLs of the members by their names then, and lines for an operator about what is
+        wrong. Raises nothing."""
+
+    def save(self, changed: Sequence[SessionRecord], state: StoreState) -> bool:
+        """Keeps what has changed. False, with nothing kept, if `save_all` is to be called instead.
+
+        Raises OSError with a line for an operator.
+        """
+
+    def save_all(self, known: Sequence[SessionRecord], state: StoreState) -> None:
+        """Keeps this and nothing else. Raises OSError with a line for an operator."""
+
+
+def sessions_path(state: Path | None) -> Path | None:
+    """The path of the file beside the operators' state."""
+    if state is None:
+        return None
+    name = state.name
+    stem = name.removesuffix("state.json") if name.endswith("state.json") else f"{state.stem}."
+    return state.with_name(f"{stem}sessions.jsonl")
+
+
+class SessionFile:
+    """Keeps sessions in a file, one JSON object a line, the latest of each last; nowhere if `path` is None.
+
+    The first line says what the file is, and where the members were. A line that is not whole was being
+    written when the machine went down, and is skipped.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._lines = -1  # in the file; below 0 if it has to be written anew
+        self._size = 0
+        self._members: Mapping[str, str] = {}
+
+    def load(self) -> tuple[list[SessionRecord], Mapping[str, str], list[str]]:
+        """As `SessionStore`."""
+        if self.path is None:
+            return [], {}, []
+        try:
+            _check(self.path)
+            with self.path.open("rb") as file:
+                content = file.read(_MOST_BYTES + 1)
+        except FileNotFoundError:
+            return [], {}, []
+        except OSError as error:
+            return [], {}, [f"{self.path} cannot be read: {error.strerror}; sessions are found by cookies"]
+        first, *lines = content.split(b"\n")
+        head = _object(first)
+        members = head.get("members")
+        if head.get("version") != _VERSION or not isinstance(members, dict) or len(content) > _MOST_BYTES:
+            line, path = put_aside(self.path, f"{self.path} is not a file of sessions")
+            self.path = path
+            return [], {}, [line]
+        self._lines, self._size = len(lines), len(content)
+        self._members = {str(name): str(url) for name, url in members.items()}
+        return [told for line in lines if (told := _read(line)) is not None], self._members, []
+
+    def save(self, changed: Sequence[SessionRecord], state: StoreState) -> bool:
+        """As `SessionStore`."""
+        if self.path is None:
+            return True
+        lines = self._lines + len(changed) + 1
+        if self._lines < 0 or state.members != self._members or lines > 2 * state.count + _SPARE:
+            return False
+        # A line before that is not whole must not take the first of these with it.
+        content = b"\n" + b"".join(map(_line, changed))
+        with self._telling(self.path):
+            _check(self.path)
+            with self.path.open("r+b") as file:
+                if file.seek(0, os.SEEK_END) != self._size:
+                    # Somebody else has written to it.
+                    return False
+                file.write(content)
+        self._lines = lines
+        self._size += len(content)
+        return True
+
+    def save_all(self, known: Sequence[SessionRecord], state: StoreState) -> None:
+        """As `SessionStore`."""
+        if self.path is not None:
+            head = json.dumps({"version": _VERSION, "members": dict(state.members)}).encode() + b"\n"
+            content = head + b"".join(map(_line, known))
+            with self._telling(self.path):
+                write_file(self.path, content)
+            self._lines, self._size, self._members = len(known), len(content), state.members
+
+    @contextlib.contextmanager
+    def _telling(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Whatever is in the file now, the next time it is written anew.
+            self._lines = -1
+            raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+
+
+def _check(path: Path) -> None:
+    """Raises OSError for what is there and no file: a pipe would block."""
+    if path.exists() and not path.is_file():
+        kind = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(kind, os.strerror(kind) if path.is_dir() else "Not a file")
+
+
+def _line(record: SessionRecord) -> bytes:
+    key, ground, member, since, used, launch = record
+    said = {
+        "path": key.decode("latin-1"),
+        "ground": Ground(ground).name.lower(),
+        "member": member,
+        "since": int(since),
+        "used": int(used),
+    }
+    if launch:
+        said["launch"] = launch.decode("latin-1")
+    return json.dumps(said).encode() + b"\n"
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        said = json.loads(line)
+        if isinstance(said, dict):
+            return said
+    return {}
+
+
+def _read(line: bytes) -> SessionRecord | None:
+    said = _object(line)
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        path, launch = said["path"].encode("latin-1"), said.get("launch", "").encode("ascii")
+        member, since, used = said["member"], float(said["since"]), float(said["used"])
+        if isinstance(member, str) and math.isfinite(since) and math.isfinite(used):
+            return path, int(Ground[said["ground"].upper()]), member, since, used, launch
+    return None
