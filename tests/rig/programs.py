@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ import pytest
 # Debian's nginx is where only an administrator's shell looks.
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
 
+_CHANCE = random.SystemRandom()
+
 
 def found(program: str) -> str:
     """Its path, or its bare name where it is not installed."""
@@ -33,11 +36,17 @@ def needs(program: str, package: str) -> pytest.MarkDecorator:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-    return port
+    """A port of loopback that nobody listened on a moment ago.
+
+    It is none of those that the kernel gives to connections, so it is not taken by the next one of these.
+    """
+    end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        # Not by the seed of somebody's test, or two processes would choose the same.
+        port = _CHANCE.randrange(10_000, end)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager
@@ -47,10 +56,11 @@ def running(
     *,
     port: int,
     ready: str,
+    status: int = 200,
     env: Mapping[str, str] | None = None,
     within: float = 30.0,
 ) -> Iterator[int]:
-    """Runs a program in `folder` until the block ends; `ready` is a path that answers 200 when it is up.
+    """Runs a program in `folder` until the block ends; `ready` is a path that answers `status` when it is up.
 
     Yields its process number. `within`, in seconds, bounds the start and the end alike.
     """
@@ -66,7 +76,7 @@ def running(
             start_new_session=True,
         )
     try:
-        _wait_ready(process, port, ready, log, within)
+        _wait_ready(process, port, ready, status, log, within)
         yield process.pid
     finally:
         process.terminate()
@@ -95,10 +105,12 @@ async def started(
         await process.wait()
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int, ready: str, log: Path, within: float) -> None:
+def _wait_ready(
+    process: subprocess.Popen[bytes], port: int, ready: str, status: int, log: Path, within: float
+) -> None:
     deadline = time.monotonic() + within
     while time.monotonic() < deadline and process.poll() is None:
-        if _status(port, ready) == 200:
+        if _status(port, ready) == status:
             return
         time.sleep(0.05)
     raise AssertionError(f"{process.args!r} is not up: {log.read_text(errors='replace')[-2000:]}")
