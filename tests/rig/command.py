@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-_MARK = "TESTS_OF_FEDPROXY"
+MARK = "TESTS_OF_FEDPROXY"
 _PATIENCE = 60.0  # as several processes may have to start, on a machine that is busy
 
 
@@ -34,15 +34,11 @@ class Program:
 
     def processes(self) -> list[int]:
         """All that were started by it and have not ended, itself too; they outlive it."""
-        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-        return [pid for pid in pids if self._is_ours(pid)]
+        return marked(self._mark)
 
     def workers(self) -> list[int]:
         """The worker processes, those that drain too; the oldest first."""
         return sorted(pid for pid in self.processes() if b"fedproxy.serve.worker" in _read(pid, "cmdline"))
-
-    def _is_ours(self, pid: int) -> bool:
-        return f"{_MARK}={self._mark}".encode() in _read(pid, "environ").split(b"\0")
 
     async def line(self, part: str) -> str:
         """Reads on until a line that contains `part`, and returns what follows `part` there."""
@@ -78,6 +74,13 @@ class Program:
         return bool(line)
 
 
+def marked(mark: str) -> list[int]:
+    """The processes in whose environment `MARK` is that, because they or who started them were given it."""
+    line = f"{MARK}={mark}".encode()
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    return [pid for pid in pids if line in _read(pid, "environ").split(b"\0")]
+
+
 def _read(pid: int, name: str) -> bytes:
     """Nothing if the process has ended, waited for or not, or is somebody else's."""
     try:
@@ -107,7 +110,7 @@ async def fedproxy(
         sys.executable,
         *before,
         *map(str, arguments),
-        env={**inherited, **(env or {}), _MARK: mark},
+        env={**inherited, **(env or {}), MARK: mark},
         pass_fds=pass_fds,
         stdin=DEVNULL,
         stdout=stdout,

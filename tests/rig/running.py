@@ -73,38 +73,11 @@ class Hub:
 
 
 @dataclass
-class Running:
-    """A running `serve`, the file that it read, and where it listens."""
+class Operated:
+    """A running `serve`, and what its operator asks and sees."""
 
     program: Program
-    file: Path
-    hub: Hub
-    public: tuple[str, int]
     admin: tuple[str, int]
-    _clients: list[RawClient] = field(default_factory=list)
-
-    def write(self, **config: Any) -> None:
-        write(self.file, self.hub, **config)
-
-    async def client(self) -> RawClient:
-        client = await RawClient.connect(self.public)
-        self._clients.append(client)
-        return client
-
-    async def stream(self, request: bytes = STREAM) -> RawClient:
-        """A visitor of a stream who has seen its first event."""
-        client = await self.client()
-        await client.send(request)
-        assert (await client.head()).status == 200
-        assert await client.chunk() == _EVENT
-        return client
-
-    async def ask(self, request: bytes = CLOSING) -> Message:
-        """One request on a connection of its own."""
-        client = await self.client()
-        response = await client.ask(request)
-        await client.leave()
-        return response
 
     async def admin_ask(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
         content = b"" if body is None else json.dumps(body).encode()
@@ -145,6 +118,39 @@ class Running:
             while await self.metric("fedproxy_workers") != count:
                 await asyncio.sleep(0.02)
         return now
+
+
+@dataclass
+class Running(Operated):
+    """A running `serve`, the file that it read, and where it listens."""
+
+    file: Path
+    hub: Hub
+    public: tuple[str, int]
+    _clients: list[RawClient] = field(default_factory=list)
+
+    def write(self, **config: Any) -> None:
+        write(self.file, self.hub, **config)
+
+    async def client(self) -> RawClient:
+        client = await RawClient.connect(self.public)
+        self._clients.append(client)
+        return client
+
+    async def stream(self, request: bytes = STREAM) -> RawClient:
+        """A visitor of a stream who has seen its first event."""
+        client = await self.client()
+        await client.send(request)
+        assert (await client.head()).status == 200
+        assert await client.chunk() == _EVENT
+        return client
+
+    async def ask(self, request: bytes = CLOSING) -> Message:
+        """One request on a connection of its own."""
+        client = await self.client()
+        response = await client.ask(request)
+        await client.leave()
+        return response
 
     async def leave(self) -> None:
         for client in self._clients:
@@ -213,7 +219,7 @@ async def serving(file: Path, hub: Hub) -> AsyncIterator[Running]:
     """`serve` with this file."""
     async with fedproxy("serve", "--config", file) as program:
         public = await program.address("listening on ")
-        edge = Running(program, file, hub, public, await program.address("admin on "))
+        edge = Running(program, await program.address("admin on "), file, hub, public)
         try:
             yield edge
         finally:
