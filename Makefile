@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODE := $(VENV)/node/.made
 SOURCES := fedproxy tests benchmarks
 HAS_COMPILER := $(shell command -v cc >/dev/null && $(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null && echo yes)
 
@@ -22,7 +23,7 @@ test: $(VENV)/.test
 	@$(MAKE) --no-print-directory --jobs=2 test-python $(if $(HAS_COMPILER),compiled)
 	@$(MAKE) --no-print-directory test-compiled
 
-test-python: lint
+test-python: $(NODE) lint
 	$(BIN)/coverage erase
 	$(PYTEST) --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --include='fedproxy/bounded.py,fedproxy/decide/*,fedproxy/http/*,fedproxy/wire/*' --fail-under=100
@@ -84,3 +85,8 @@ $(VENV)/.test: pyproject.toml fedproxy/__init__.py
 	$(set-up)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $(VENV)/.run $@
+
+# A program of npm's that some tests need, which are skipped without it.
+$(NODE): tests/real/package.json | $(VENV)/.test
+	@mkdir -p $(@D) && cp $< $(@D)
+	@if command -v npm >/dev/null; then npm install --prefix $(@D) --silent --no-fund --no-audit --no-package-lock && touch $@ || echo 'npm could not install what $< names'; fi
