@@ -15,17 +15,17 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.rig.browser import Launched, Notebook, Visitor, at_work, terminal_says, turned, visiting
 from tests.rig.federated import Edge, federated
-from tests.rig.members import PASSWORD, Member, members, needed
+from tests.rig.members import BOOK, PASSWORD, Member, members, needed
 from tests.rig.running import patience
 
 pytestmark = [needed(), pytest.mark.no_cover]  # the edge is a process of its own
 
 SPEC = "gh/binder-examples/requirements/HEAD"
-BOOK = "https://book.test"
 UPLOAD = 4_000_000
 OTHER = {"one": "two", "two": "one"}
 
@@ -90,9 +90,6 @@ async def log_in(visitor: Visitor, name: str) -> None:
     await visitor.visit("/hub/login?next=%2Fhub%2Fhome", form=typed)
 
 
-# One after the other
-
-
 async def log_in_and_spawn(visitor: Visitor, name: str) -> str:
     """Where the server is that somebody who logged in has started, and may enter."""
     await log_in(visitor, name)
@@ -117,6 +114,9 @@ async def launched_at(edge: Edge, name: str, visitor: Visitor) -> Launched:
     return launched
 
 
+# What visitors come for
+
+
 async def test_login_and_a_server_of_one_s_own(edge: Edge) -> None:
     async with visiting(edge.address) as visitor, patience():
         base = await log_in_and_spawn(visitor, "ada")
@@ -138,6 +138,10 @@ async def test_launch_in_a_browser_and_all_that_a_session_is_used_for(edge: Edge
         assert origins == ["hub.test", "hub.test"]
         await enter(visitor, launched)
         await work(visitor, launched.base)
+        # The server compares whose page asks with the Host that the visitor typed.
+        visitor.origin = "https://elsewhere.test"
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+            await visitor.socket(f"{launched.base}api/events/subscribe")
 
 
 async def test_launch_from_a_book_without_cookies(edge: Edge) -> None:
@@ -256,14 +260,24 @@ async def restarted_edge(edge: Edge) -> AsyncIterator[None]:
     yield
 
 
-AVAILABILITY = [restarted_hub, full, sick, reloaded, drained, weightless]
-CUTTING = [killed_worker, restarted_edge]
+Happening = Callable[[Edge], AbstractAsyncContextManager[None]]
+AVAILABILITY: list[Happening] = [restarted_hub, full, sick, reloaded, drained, weightless]
+CUTTING: list[Happening] = [killed_worker, restarted_edge]
 
 
-@pytest.mark.parametrize("happens", [*AVAILABILITY, *CUTTING], ids=lambda each: each.__name__)
-async def test_sessions_go_on(
-    edge: Edge, servers: dict[str, Launched], happens: Callable[[Edge], AbstractAsyncContextManager[None]]
-) -> None:
+async def go_on(edge: Edge, happens: Happening, *notebooks: Notebook) -> None:
+    """Notebooks at work go on while it happens, and afterwards."""
+    for notebook in notebooks:
+        notebook.visitor.cuts = happens in CUTTING
+        notebook.meanwhile = happens.__name__
+    async with happens(edge):
+        await turned(*notebooks)
+    await turned(*notebooks)
+
+
+@asynccontextmanager
+async def notebooks_of(edge: Edge, servers: dict[str, Launched]) -> AsyncIterator[list[Notebook]]:
+    """One at each member, at work, of a visitor whom only a cookie leads there."""
     async with AsyncExitStack() as stack, patience():
         notebooks = []
         for name, launched in servers.items():
@@ -272,12 +286,38 @@ async def test_sessions_go_on(
             await enter(visitor, launched)
             notebooks.append(await stack.enter_async_context(Notebook.opened(visitor, launched.base)))
         async with at_work(*notebooks):
-            for notebook in notebooks:
-                notebook.visitor.cuts = happens in CUTTING
-            async with happens(edge):
-                await turned(*notebooks)
-            await turned(*notebooks)
+            yield notebooks
         assert [notebook.visitor.member for notebook in notebooks] == list(servers)
+
+
+async def test_sessions_go_on_whatever_their_member_is_said_to_be(
+    edge: Edge, servers: dict[str, Launched]
+) -> None:
+    async with notebooks_of(edge, servers) as notebooks:
+        for happens in AVAILABILITY:
+            await go_on(edge, happens, *notebooks)
+
+
+@pytest.mark.parametrize("happens", CUTTING, ids=lambda happens: happens.__name__)
+async def test_sessions_go_on_after_their_connections_were_cut(
+    edge: Edge, servers: dict[str, Launched], happens: Happening
+) -> None:
+    async with notebooks_of(edge, servers) as notebooks:
+        await go_on(edge, happens, *notebooks)
+
+
+async def test_maintenance_is_said_to_whose_session_it_stops_and_loses_none(
+    edge: Edge, servers: dict[str, Launched]
+) -> None:
+    async with visiting(edge.address) as visitor, patience():
+        visitor.member, base = "one", servers["one"].base
+        await enter(visitor, servers["one"])
+        await edge.operate("one", state="maint")
+        assert "one" in (await visitor.visit(base, expect=503)).text
+        await visitor.ask("GET", f"{base}api/kernels", expect=503)
+        await edge.operate("one", state="ready")
+        await visitor.ask("GET", f"{base}api/kernels")
+        assert visitor.member == "one"
 
 
 @pytest.mark.timeout(180)
@@ -287,9 +327,8 @@ async def test_an_hour_in_fast_motion(edge: Edge, servers: dict[str, Launched]) 
         async def visitor(**settings: Any) -> Visitor:
             return await stack.enter_async_context(visiting(edge.address, **settings))
 
-        browser, owner, elsewhere, book = [await visitor() for _ in range(3)] + [
-            await visitor(cookies=False, origin=BOOK)
-        ]
+        browser, owner, elsewhere = [await visitor() for _ in range(3)]
+        book = await visitor(cookies=False, origin=BOOK)
         for each in (browser, owner):
             each.member = "one"
         elsewhere.member = "two"
@@ -309,15 +348,10 @@ async def test_an_hour_in_fast_motion(edge: Edge, servers: dict[str, Launched]) 
         async with at_work(*notebooks):
             async with Notebook.opened(book, embedded.base) as page, at_work(page):
                 for happens in (*AVAILABILITY, killed_worker):
-                    for notebook in (*notebooks, page):
-                        notebook.visitor.cuts = happens in CUTTING
-                    async with happens(edge):
-                        await turned(*notebooks, page)
-                    await turned(*notebooks, page)
+                    await go_on(edge, happens, *notebooks, page)
                     # Whoever logged in is known still, where it was.
                     home = await owner.visit("/hub/home")
                     assert home.path == "/hub/home"
             # Without a cookie, only the edge that saw the launch knows where it led.
-            async with restarted_edge(edge):
-                await turned(*notebooks)
+            await go_on(edge, restarted_edge, *notebooks)
         assert [who.member for who in places] == ["one", "two", "one"]

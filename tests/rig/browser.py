@@ -62,15 +62,13 @@ class Visitor:
     """One visitor of the edge. An answer that was not expected, or none, fails the test.
 
     Only where `cuts` says that connections may be cut, a request is made again, once, if it can be, as
-    browsers do: `retried` counts those. `origin` is that of the page whose scripts ask.
+    browsers do. `origin` is that of the page whose scripts ask.
     """
 
     def __init__(self, session: aiohttp.ClientSession, origin: str) -> None:
         self.session = session
         self.origin = origin
         self.cuts = False
-        self.retried = 0
-        self.asked = 0
         self.key = ""  # a token that is sent with every request
 
     async def ask(
@@ -86,11 +84,10 @@ class Visitor:
         body = None if content is None else io.BytesIO(json.dumps(content).encode())
         return await self._ask(method, path, expect, headers, data=body)
 
-    async def visit(
-        self, path: str, *, expect: int = 200, form: Mapping[str, str] | None = None, headers: object = None
-    ) -> Answer:
+    async def visit(self, path: str, *, expect: int = 200, form: Mapping[str, str] | None = None) -> Answer:
         """Goes to a page, with what was typed into a form or not, and on to where it redirects."""
         said = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", **self._standing()}
+        said["Accept"] = "text/html,application/xhtml+xml,*/*;q=0.8"
         if form is not None:
             said["Origin"] = self.origin
         return await self._ask("GET" if form is None else "POST", path, expect, said, data=form)
@@ -100,7 +97,6 @@ class Visitor:
         headers = {"Accept": "text/event-stream", "Sec-Fetch-Mode": "cors", **self._standing()}
         if self.origin != PUBLIC:
             headers["Origin"] = self.origin
-        self.asked += 1
         async with self.session.get(URL(PUBLIC + path, encoded=True), headers=headers) as response:
             assert response.status == 200, (response.status, await response.text())
             assert response.content_type == "text/event-stream"
@@ -127,7 +123,6 @@ class Visitor:
 
     async def socket(self, path: str) -> aiohttp.ClientWebSocketResponse:
         headers = {"Sec-Fetch-Mode": "websocket", **self._standing()}
-        self.asked += 1
         return await self.session.ws_connect(
             PUBLIC + path, origin=self.origin, headers=headers, max_msg_size=0
         )
@@ -160,13 +155,11 @@ class Visitor:
         except aiohttp.ClientConnectionError:
             if not self.cuts or method not in _IDEMPOTENT:
                 raise
-            self.retried += 1
             answer = await self._once(method, path, headers, **body)
         assert answer.status in expected, (method, path, answer)
         return answer
 
     async def _once(self, method: str, path: str, headers: dict[str, str], **body: Any) -> Answer:
-        self.asked += 1
         url = URL(path if path.startswith("http") else PUBLIC + path, encoded=True)
         async with self.session.request(method, url, headers=headers, **body) as response:
             text = await response.text()
@@ -191,14 +184,14 @@ class Launched:
 class Notebook:
     """A notebook that is open in a visitor's page, with a kernel of its own, below `base`.
 
-    `cut` counts how often the kernel's WebSocket was lost and opened again.
+    `rounds` counts how often it asked what it asks. `meanwhile` is said with what fails.
     """
 
     def __init__(self, visitor: Visitor, base: str) -> None:
         self.visitor = visitor
         self.base = base
-        self.cut = 0
         self.rounds = 0
+        self.meanwhile = "nothing happens"
         self._mark = uuid.uuid4().hex
         self._session = self._kernel = ""
         self._socket: aiohttp.ClientWebSocketResponse
@@ -250,9 +243,13 @@ class Notebook:
 
     async def work(self) -> None:
         """Round after round, until it is cancelled."""
-        while True:
-            await self.round()
-            await asyncio.sleep(_PACE)
+        try:
+            while True:
+                await self.round()
+                await asyncio.sleep(_PACE)
+        except Exception as error:
+            error.add_note(f"{self.base} while: {self.meanwhile}")
+            raise
 
     async def _said(self, code: str) -> str:
         """Has the kernel run `code`: what it printed."""
@@ -262,7 +259,6 @@ class Notebook:
             except ConnectionError:
                 if not self.visitor.cuts:
                     raise
-            self.cut += 1
             # The first try must do: whoever accepts it serves it.
             await self._connect()
 

@@ -46,7 +46,7 @@ class Edge:
             "admin": {"address": "127.0.0.1:0", "token": TOKEN, "state": "off"},
             "workers": 2,
             "access_log": "off",
-            "health": {"interval": "100ms", "unhealthy_interval": "100ms", "fall": 1, "slow_start": 0},
+            "health": {"interval": "250ms", "unhealthy_interval": "250ms", "fall": 1, "slow_start": 0},
             # What is left then is what has no end: WebSockets.
             "timeouts": {"drain": "1s"},
             "members": {

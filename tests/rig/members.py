@@ -25,6 +25,8 @@ from tests.rig.binderhub import BinderHub
 from tests.rig.command import MARK, marked
 
 PUBLIC = "http://hub.test"
+#: Whose pages may use the servers beside their own; mybinder.org lets everybody's.
+BOOK = "https://book.test"
 PASSWORD = "open sesame"
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 90.0
@@ -126,7 +128,10 @@ class Member:
             },
             "SharedPasswordAuthenticator": {"allow_all": True, "user_password": PASSWORD},
             "SimpleLocalProcessSpawner": {"home_dir_template": f"{self._folder}/homes/{{username}}"},
-            "Spawner": {"env_keep": [*_KEPT, *self._env]},
+            "Spawner": {
+                "env_keep": [*_KEPT, *self._env],
+                "args": ["--ServerApp.allow_root=True", f"--ServerApp.allow_origin={BOOK}"],
+            },
         }
 
 

@@ -25,20 +25,17 @@ class Launcher(SimpleLocalProcessSpawner):  # type: ignore[misc]
 
     def get_args(self) -> list[str]:
         if not self._token:
-            return [*super().get_args(), "--ServerApp.allow_root=True"]
+            return list(super().get_args())
         options = {
             "ip": "127.0.0.1",
             "port": self.port,
             "base_url": self.server.base_url,
             "trust_xheaders": True,
-            # Whose pages may use it beside its own; mybinder.org lets everybody's.
-            "allow_origin": "https://book.test",
-            # Both are so by themselves where a server listens on every address of its pod, and not as root.
+            # So by itself where a server listens on every address of its pod.
             "allow_remote_access": True,
-            "allow_root": True,
         }
         arguments = [f"--ServerApp.{name}={value}" for name, value in options.items()]
-        return [*arguments, f"--IdentityProvider.token={self._token}", "--no-browser"]
+        return [*arguments, f"--IdentityProvider.token={self._token}", "--no-browser", *self.args]
 
     @property
     def _token(self) -> str:
