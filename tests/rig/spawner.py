@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from jupyterhub.spawner import SimpleLocalProcessSpawner
@@ -21,7 +22,19 @@ class Launcher(SimpleLocalProcessSpawner):  # type: ignore[misc]
     async def start(self) -> object:
         self.cmd = [sys.executable, "-m", "jupyter_server" if self._token else "jupyterhub.singleuser"]
         self.port = self.port or programs.free_port()
-        return await super().start()
+        where = await super().start()
+        # The hub would look ever more rarely, and miss seconds.
+        while not await self._listens() and await self.poll() is None:
+            await asyncio.sleep(0.05)
+        return where
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        writer.close()
+        return True
 
     def get_args(self) -> list[str]:
         if not self._token:
