@@ -12,18 +12,22 @@ import base64
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from tests.rig.browser import Launched, Notebook, Visitor, at_work, terminal_says, turned, visiting
 from tests.rig.federated import Edge, federated
 from tests.rig.members import BOOK, PASSWORD, Member, members, needed
 from tests.rig.running import patience
 
-pytestmark = [needed(), pytest.mark.no_cover]  # the edge is a process of its own
+pytestmark = [
+    needed(),
+    pytest.mark.no_cover,  # the edge is a process of its own
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 SPEC = "gh/binder-examples/requirements/HEAD"
 UPLOAD = 4_000_000
@@ -36,29 +40,32 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Member]
         yield found
 
 
-@pytest.fixture(scope="module")
-def servers(both: dict[str, Member]) -> dict[str, Launched]:
-    """A server that runs at each member, whatever edge comes and goes."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers(both: dict[str, Member]) -> dict[str, Launched]:
+    """A server that runs at each member; no edge has seen its launch."""
 
     async def launch(member: Member) -> Launched:
         async with visiting(member.address) as visitor:
             return Launched.of(await visitor.launch(SPEC))
 
-    async def launches() -> dict[str, Launched]:
-        return dict(zip(both, await asyncio.gather(*map(launch, both.values())), strict=True))
-
-    return asyncio.run(launches())
+    return dict(zip(both, await asyncio.gather(*map(launch, both.values())), strict=True))
 
 
-@pytest.fixture
-async def edge(both: dict[str, Member], tmp_path: Path) -> AsyncIterator[Edge]:
-    async with federated(tmp_path, both) as running:
-        try:
-            yield running
-        finally:
-            for member in both.values():
-                member.binder.full = member.binder.sick = False
-                member.binder.signed_in = None
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(both: dict[str, Member], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Edge]:
+    async with federated(tmp_path_factory.mktemp("edge"), both) as edge:
+        yield edge
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def edge(running: Edge) -> AsyncIterator[Edge]:
+    """The one edge of all tests: each finds it and its members as they were at the start."""
+    yield running
+    for name, member in running.members.items():
+        member.binder.full = member.binder.sick = False
+        member.binder.signed_in = None
+        await running.operate(name, state="ready", weight=1)
+        await running.shows(name, healthy=True)
 
 
 async def enter(visitor: Visitor, launched: Launched) -> None:
