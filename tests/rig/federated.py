@@ -43,7 +43,7 @@ class Edge:
         base = {
             "public_url": PUBLIC,
             "listen": [{"address": f"{host}:{port}"}],
-            "admin": {"address": "127.0.0.1:0", "token": TOKEN, "state": "off"},
+            "admin": {"address": "127.0.0.1:0", "token": TOKEN},
             "workers": 2,
             "access_log": "off",
             "health": {"interval": "250ms", "unhealthy_interval": "250ms", "fall": 1, "slow_start": 0},
