@@ -92,6 +92,7 @@ class HotPath:
             upstream.release(edge.clock())
             self._members.append(upstream)
         self._streaming: Upstream | None = None
+        edge.sessions.announce(b"/user/x", "a", edge.wall())
 
     def request(self, head: bytes) -> None:
         """Serves one request, from its head to the line that would be logged."""
@@ -133,6 +134,7 @@ INPUTS: Final[dict[str, Callable[[], bytes]]] = {
     "request, repeated head": lambda: head(b"/", b"fedproxy_member=%c" % b"abc"[next(_numbers) % 3]),
     "request, another cookie": lambda: head(b"/", b"fedproxy_member=a; _ga=GA1.1.%013d" % next(_numbers)),
     "request, no cookie": lambda: head(b"/v2/gh/org/repo-%d/HEAD" % (next(_numbers) * 7919 % 1000)),
+    "request, known session": lambda: head(b"/user/x/api/kernels", b"fedproxy_member=a"),
     "request, 64 KiB upload": lambda: upload(64 * 1024),
     "event of a launch": lambda: chunk(next(_numbers)),
 }

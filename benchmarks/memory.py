@@ -1,4 +1,4 @@
-"""`python -m benchmarks.memory`: how much the edge's memory grows for big bodies, streams and sockets.
+"""`python -m benchmarks.memory`: how much the edge's memory grows for bodies, streams, sockets and sessions.
 
 The edge runs alone in its process, the members in another; this one is the visitors. Growth is the peak
 resident memory (VmRSS) under load, minus the value before, after a warm-up of the same kind. Exit status 1 if
@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import json
+import os
+import random
 import resource
 import signal
 import socket
@@ -34,6 +37,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks.peers import BenchmarkError, fetch, require_free
+from fedproxy.decide.sessions import Sessions
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 BLOCK = bytes(256 * KIB)
@@ -146,6 +150,13 @@ async def _run_members(ports: Ports) -> None:
 # The visitors
 
 
+def _resident(pid: int) -> int:
+    """A process's resident memory, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * KIB
+
+
 @dataclass
 class Meter:
     """The edge's resident memory, in bytes: what it was at first, and the most it was since."""
@@ -156,9 +167,7 @@ class Meter:
 
     def read(self) -> int:
         """Looks, and keeps the highest."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
-        now = int(line.split()[1]) * KIB
+        now = _resident(self.pid)
         self.most = max(self.most, now)
         return now
 
@@ -319,6 +328,34 @@ async def _measure(load: Load, ports: Ports, pid: int) -> Figure:
     return Figure(load.what, meter.before, meter.most, load.count, load.limit, seconds)
 
 
+# Sessions
+
+
+def _hold_sessions() -> tuple[int, int]:
+    """Resident memory before and with as many known sessions as there are by default, in bytes."""
+    chance = random.Random(1)
+    before = _resident(os.getpid())
+    known = Sessions()
+    for number in range(known.most):
+        name = b"/user/binder-examples-req-%08x" % chance.getrandbits(32)
+        known.announce(
+            name, "hetzner-2i2c", 0.0, b"/v2/gh/org-%d/repo-%d/HEAD" % (number % 300, number % 900)
+        )
+    return before, _resident(os.getpid())
+
+
+def _sessions() -> Figure:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", "--sessions"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise BenchmarkError(f"sessions were not held: {done.stderr.strip()[-300:]}")
+    before, most = json.loads(done.stdout)
+    seconds = time.monotonic() - started
+    return Figure("100,000 known sessions, each", before, most, 100_000, 512, seconds)
+
+
 # The processes
 
 
@@ -408,9 +445,13 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     "--port", type=click.IntRange(1024, 65000), default=18200, show_default=True, help="First port."
 )
 @click.option("--members", is_flag=True, hidden=True)
-def main(port: int, members: bool) -> None:
+@click.option("--sessions", is_flag=True, hidden=True)
+def main(port: int, members: bool, sessions: bool) -> None:
     """Measure the edge's memory; exit status 1 if a limit is exceeded."""
     ports = Ports(port)
+    if sessions:
+        click.echo(json.dumps(_hold_sessions()))
+        return
     if members:
         uvloop.run(_run_members(ports))
         return
@@ -421,7 +462,7 @@ def main(port: int, members: bool) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         require_free([ports.edge, ports.admin, ports.http, ports.sockets])
-        figures = [_run(load, ports) for load in LOADS]
+        figures = [*(_run(load, ports) for load in LOADS), _sessions()]
     except (BenchmarkError, TimeoutError) as error:
         raise click.ClickException(str(error) or f"not done within {_PATIENCE:.0f} s") from error
     _show(figures, Console())
