@@ -63,6 +63,7 @@ _FAIL_OVER: Final = Decision.FAIL_OVER
 
 # Build tokens are signed with a secret that members of a federation have to share.
 _NOT_SIGNED: Final = "Invalid build token"
+_RATE_LIMIT: Final = "Rate limit exceeded"
 
 # BinderHub's messages, matched from the start; the first match counts. A message may quote the visitor's
 # request, so nothing is matched after such a place: a repository's name must not make a member look faulty.
@@ -80,7 +81,7 @@ MESSAGES: Final[tuple[tuple[str, LaunchVerdict], ...]] = (
     (r"Too many users on this BinderHub!", _FULL),
     (r"Too many users running ", _FULL),
     # BinderHub's own limit is one of launches per address: the visitor has used it up, not the member.
-    (r"Rate limit exceeded\b", _REPEATS),
+    (_RATE_LIMIT + r"\b", _REPEATS),
     (r"Failed to create temporary user for ", _FAULTY),
     (r"Failed to launch image ", _FAULTY),
     (r"Image .+ for user .+ (failed|took too long) to launch", _FAULTY),
@@ -231,14 +232,16 @@ class Launch:
                 self._decide(_COMMIT)
         return self.end is not None
 
-    def answered(self, status: int) -> None:
-        """There is no readable stream, only a response's status."""
+    def answered(self, status: int, body: bytes = b"") -> None:
+        """There is no readable stream, only a response's status, and what came with it of the body."""
         if status < 400:
             self.end = End.UNKNOWN
             self._decide(_COMMIT)
             return
         self.end = End.FAILED
-        self.verdict = judge_status(status)
+        # What limits launches per address says so, with a page as with an event.
+        limited = status == 429 and body.find(_RATE_LIMIT.encode()) >= 0
+        self.verdict = _REPEATS if limited else judge_status(status)
         self._decide(_COMMIT if self.verdict is _REPEATS else _FAIL_OVER)
 
     def close(self, end: End, now: float) -> End:

@@ -132,19 +132,19 @@ def path_of(url: str) -> bytes:
 
 
 def announced_by(path: bytes) -> bytes | None:
-    """The session whose server has this path, as `ready` says it; None if the path is no server's.
+    """The session whose server has this path, as `ready` or a redirect to it says; None for any other path.
 
     `path`: as `session_of` takes it. The server's name counts only if nothing but a slash follows it.
     """
     session = session_of(path)
     if session is None or not session.own:
         return None
-    named = path.endswith(b"/") and b"/" not in session.rest
-    return _bounded(session.keys[0] if named else session.keys[-1])
+    key = session.keys[0] if path.endswith(b"/") and b"/" not in session.rest else session.keys[-1]
+    return key if len(key) <= _LONGEST else None
 
 
 def redirected_to(location: bytes, hosts: Iterable[bytes], plain: Callable[[bytes], bytes]) -> bytes | None:
-    """The session that a member redirects to; None for any other place.
+    """The session that a member redirects to, as `announced_by`; None for any other place.
 
     `hosts`: names under which visitors reach the member through this edge, with their ports. `plain` removes
     empty and dot segments from a path.
@@ -152,8 +152,7 @@ def redirected_to(location: bytes, hosts: Iterable[bytes], plain: Callable[[byte
     host, path, _ = _split(location)
     if not path.startswith(b"/") or (host is not None and host not in {each.lower() for each in hosts}):
         return None
-    session = session_of(plain(path))
-    return _bounded(session.keys[-1]) if session is not None and session.own else None
+    return announced_by(plain(path))
 
 
 def sent_to_hub(location: bytes, session: SessionPath, hosts: Iterable[bytes]) -> bool:
@@ -168,10 +167,6 @@ def sent_to_hub(location: bytes, session: SessionPath, hosts: Iterable[bytes]) -
         return False
     about = session_of(path)
     return about is not None and about.keys[-1] == key
-
-
-def _bounded(key: bytes) -> bytes | None:
-    return key if len(key) <= _LONGEST else None
 
 
 def _keys(prefix: bytes, name: bytes, server: bytes) -> tuple[bytes, ...]:

@@ -164,6 +164,7 @@ def test_url_of_a_server_that_is_ready(url: str, key: bytes | None) -> None:
         (b"//member.test:8000/user/x", KEY),
         (b"https://elsewhere.test/user/x/", None),
         (b"//edge.test//user//x/", KEY),
+        (b"/user/x/gpu/", b"/user/x/gpu"),
         (b"/hub/user/x/", None),
         (b"/hub/login?next=/user/x", None),
         (b"../user/x/", None),

@@ -196,6 +196,14 @@ async def test_failure_that_would_repeat_is_passed_on_at_once(failure: bytes) ->
         assert of(running, "a").failed_launches == 0
 
 
+async def test_rate_limit_of_the_visitor_is_passed_on_as_a_page_too() -> None:
+    limited = status(b"429 Too Many Requests", b"Rate limit exceeded. Try again in 3600 seconds.")
+    async with launched({"a": limited, "b": says(*CACHED)}) as running:
+        response = await running.ask(LAUNCH)
+        assert (response.status, len(running.members["b"].requests)) == (429, 0)
+        assert of(running, "a").counts.retries == {}
+
+
 async def test_operators_patterns_decide_too() -> None:
     disk = event("failed", message="No space left\n")
     night = event("failed", status_code=503, message="Closed at night\n")

@@ -127,7 +127,7 @@ class LaunchFilter(PassThrough):
         runtime = exchange.context.runtime
         policy = runtime.policy.launch
         if head.status != 200 or not head.event_stream or head.encoded:
-            launch.answered(head.status)
+            launch.answered(head.status, body)
             if launch.decision is _FAIL_OVER and policy.failover and self._move(head, [body], done):
                 return
             self.sink.head(head, body, done)
