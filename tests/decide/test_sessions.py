@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fedproxy.decide.sessions import (
     DAY,
@@ -464,3 +465,64 @@ def test_members_that_swap_their_names_swap_their_sessions() -> None:
     sessions.announce(b"/user/y", "b", 0)
     sessions.rename({"a": "b", "b": "a"}, ["a", "b"])
     assert {key: known.member for key, known in sessions.items()} == {KEY: "b", b"/user/y": "a"}
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of events: the bounds hold, and no weaker ground takes a launched session away."""
+
+    keys = st.sampled_from([b"/user/%d" % number for number in range(8)])
+    members = st.sampled_from("abc")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.sessions = Sessions(most=5)
+        self.launched: dict[bytes, str] = {}
+
+    @rule(key=keys, member=members)
+    def announce(self, key: bytes, member: str) -> None:
+        self.sessions.announce(key, member, self.now)
+        self.launched[key] = member
+
+    @rule(key=keys, member=members, ground=st.sampled_from(["serve", "claim"]))
+    def weaker(self, key: bytes, member: str, ground: str) -> None:
+        before = {key for key, known in self.sessions.items() if known.ground is ANNOUNCED}
+        getattr(self.sessions, ground)(key, member, self.now)
+        after = {key for key, known in self.sessions.items() if known.ground is ANNOUNCED}
+        # One that is over may be learned anew, in another way.
+        assert before - after <= {key}
+
+    @rule(key=keys, member=members, ground=st.sampled_from(Ground), age=st.floats(0, 2 * DAY))
+    def take(self, key: bytes, member: str, ground: Ground, age: float) -> None:
+        self.sessions.take(key, KnownSession(ground, member, self.now - age, self.now - age), self.now)
+        if ground is ANNOUNCED:
+            self.launched.pop(key, None)
+
+    @rule(key=keys)
+    def find(self, key: bytes) -> None:
+        known = self.sessions.find([key], self.now)
+        if known is not None:
+            assert self.sessions.items()[-1][0] == key or known.ground is not ANNOUNCED
+            if known.ground is ANNOUNCED and key in self.launched:
+                assert known.member == self.launched[key]
+
+    @rule(seconds=st.floats(0, DAY))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def expire(self) -> None:
+        self.sessions.expire(self.now)
+
+    @rule(most=st.integers(0, 8))
+    def shrink(self, most: int) -> None:
+        self.sessions.shrink(most)
+
+    @invariant()
+    def is_bounded_and_agrees_with_itself(self) -> None:
+        items = self.sessions.items()
+        assert len(items) == len(dict(items)) == len(self.sessions) <= self.sessions.most
+        assert all(self.sessions.look(key) is known for key, known in items)
+
+
+TestMachine = Machine.TestCase
