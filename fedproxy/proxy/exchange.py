@@ -18,7 +18,7 @@ from fedproxy.errors import (
     VisitorError,
     VisitorGone,
 )
-from fedproxy.proxy import answers, recording
+from fedproxy.proxy import answers, recording, sessions
 from fedproxy.proxy.phase import Phase
 from fedproxy.proxy.sending import Sending
 from fedproxy.proxy.tunnel import join
@@ -96,7 +96,7 @@ class Exchange(Sending):
         attempt = self.attempt
         if head.status < 300 or attempt is None:
             return False
-        error = self.context.runtime.find_gone(self.line, self.block, attempt.pool, head)
+        error = sessions.find_gone(self.context.runtime, self.line, self.block, attempt.pool, head)
         if error is None:
             return False
         self.leave(attempt, _IGNORED, done, self.context.clock())
@@ -152,7 +152,7 @@ class Exchange(Sending):
     def _learn(self, head: ResponseHead) -> None:
         """Notes what the answer says about where a session runs."""
         if self.says_member and self.source is not _SESSION:
-            self.context.runtime.learn(self.line, self.block, self.pool, self.source, head)
+            sessions.learn(self.context.runtime, self.line, self.block, self.pool, self.source, head)
 
     def _cookie(self, head: ResponseHead) -> bytes | None:
         """The value of the Set-Cookie that keeps the visitor at this member, if one is needed."""

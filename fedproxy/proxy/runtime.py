@@ -17,21 +17,18 @@ from fedproxy.decide.limit import Bans, Networks
 from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Router, ToMember, ToPrime
-from fedproxy.decide.sessions import Ground, KnownSession, Sessions, redirected_to, sent_to_hub
+from fedproxy.decide.sessions import Ground, KnownSession, Sessions
 from fedproxy.errors import EdgeError, SessionAway, SessionGone
 from fedproxy.http.request import HeaderBlock, host_name
 from fedproxy.proxy.pins import Pins
 from fedproxy.proxy.policy import LaunchPolicy, Limits, Policy, Timeouts
 from fedproxy.proxy.ports import MemberPool
 from fedproxy.proxy.routing import RoutedRequest, route
-from fedproxy.wire.answer import names
 from fedproxy.wire.cookie import read_stamp
 from fedproxy.wire.h1.request import BlockReader, read_line
-from fedproxy.wire.path import canonical
 
 if TYPE_CHECKING:
     from fedproxy.decide.balancer import Chance
-    from fedproxy.http.response import ResponseHead
 
 _HOST: Final = Source.HOST
 _COOKIE: Final = Source.COOKIE
@@ -162,57 +159,7 @@ class Runtime:
                 member = pin.member
         return pins.set_cookie(member, secure, home)
 
-    def learn(
-        self, line: RoutedRequest, block: HeaderBlock, pool: MemberPool, source: Source, head: ResponseHead
-    ) -> None:
-        """Notes what the answer to a session's request says about where sessions run."""
-        session, status = line.session, head.status
-        if 300 <= status < 400:
-            location = _location(head)
-            key = redirected_to(location, _hosts(line, block, pool), canonical) if location else None
-            if key is not None:
-                self.sessions.claim(key, self.name_of(pool), self.wall())
-        elif (
-            session is not None
-            and session.own
-            and source is _COOKIE
-            and status < 300
-            and line.method != b"OPTIONS"
-        ):
-            self.sessions.serve(session.keys[-1], self.name_of(pool), self.wall())
-
-    def name_of(self, pool: MemberPool) -> str:
-        """The name of the member that a connection leads to: it may have another one since a reload."""
-        name = pool.member.name
-        if self.pools.get(name) is pool:
-            return name
-        now = (each for each, other in self.pools.items() if other.endpoint == pool.endpoint)
-        return next(now, name)
-
-    def find_gone(
-        self, line: RoutedRequest, block: HeaderBlock, pool: MemberPool, head: ResponseHead
-    ) -> SessionGone | None:
-        """The error for a person who opens a launched session whose server is not there any more; else None.
-
-        The hub answers instead of the server then, and sends them to its own page about the user; or the
-        member has nothing where the server was.
-        """
-        session, status = line.session, head.status
-        if session is None or not session.own or line.method != b"GET" or status < 300:
-            return None
-        for key in session.keys:
-            known = self.sessions.look(key)
-            if known is None:
-                continue
-            over = status in (404, 410) and session.is_start(key)
-            if 300 <= status < 400:
-                over = sent_to_hub(_location(head), session, _hosts(line, block, pool))
-            if over and known.ground is _ANNOUNCED and names(block.accept(), b"text/html"):
-                return self._gone(known, block, left=False)
-            return None
-        return None
-
-    def _gone(self, known: KnownSession, block: HeaderBlock, *, left: bool) -> SessionGone:
+    def gone(self, known: KnownSession, block: HeaderBlock, *, left: bool) -> SessionGone:
         """What is said of a session that is not there; strangers are not told what was launched."""
         name = known.member
         values = (block.cookie or b"").split(b";")
@@ -250,21 +197,11 @@ class Runtime:
                 return lease if isinstance(lease, Lease) else _of_session(named, lease)
             if known.ground is _ANNOUNCED:
                 # A person who logged in there can log in elsewhere; a launch has to be made again.
-                return self._gone(known, block, left=True)
+                return self.gone(known, block, left=True)
         lease = federation.acquire(self.key(line, client), None, (), now, launch, client)
         if isinstance(lease, Lease):
             federation.spare(lease, now, client)
         return lease
-
-
-def _location(head: ResponseHead) -> bytes:
-    """The first Location of a response; empty if there is none."""
-    return next((value for name, value in head.fields() if name.lower() == b"location"), b"")
-
-
-def _hosts(line: RoutedRequest, block: HeaderBlock, pool: MemberPool) -> tuple[bytes, ...]:
-    """The names under which a visitor and the edge reach a member."""
-    return block.visited or b"", line.authority or b"", pool.authority
 
 
 def _of_session(member: Member, lease: Lease | Refusal) -> Lease | Refusal | EdgeError:

@@ -21,6 +21,7 @@ from fedproxy.decide.pulse import TOLERANCE
 from fedproxy.decide.sessions import announced_by
 from fedproxy.errors import StaleConnection
 from fedproxy.proxy.filters.passing import PassThrough
+from fedproxy.proxy.sessions import name_of
 from fedproxy.wire.events import EventReader
 from fedproxy.wire.path import canonical
 
@@ -205,7 +206,7 @@ class LaunchFilter(PassThrough):
     def _announce(self, session: bytes) -> None:
         exchange = self.exchange
         context = exchange.context
-        name = context.runtime.name_of(exchange.pool)
+        name = name_of(context.runtime, exchange.pool)
         context.sessions.announce(session, name, context.wall(), exchange.line.again)
         if context.synchronize is None:
             return
