@@ -272,7 +272,10 @@ class Sessions:
 
     def announce(self, key: bytes, member: str, now: float, launch: bytes = b"") -> KnownSession:
         """A launch through this federation got it: whatever was known of the name, it runs there now."""
-        known = KnownSession(_ANNOUNCED, member, now, now, launch if len(launch) <= _LONGEST else b"")
+        before = self.look(key)
+        # The clock may have gone back, and this is the later one all the same.
+        since = now if before is None or before.ground is not _ANNOUNCED else max(now, before.since)
+        known = KnownSession(_ANNOUNCED, member, since, now, launch if len(launch) <= _LONGEST else b"")
         self._put(key, known)
         return known
 

@@ -110,6 +110,7 @@ class Policy:
     attempts: int
     cookie: str
     cookie_max_age: int
+    secret: bool  # the cookie's values are no names
     key: str
     launch: LaunchPolicy
     origin: str | None

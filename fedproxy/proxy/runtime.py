@@ -163,7 +163,10 @@ class Runtime:
         """What is said of a session that is not there; strangers are not told what was launched."""
         name = known.member
         values = (block.cookie or b"").split(b";")
-        own = any(name.encode() in (value, home) for value, _, home in map(read_stamp, values))
+        # Of a member that left only the bare name tells it, which with a secret is nobody's cookie.
+        own = not self.policy.secret and any(
+            name.encode() in (value, home) for value, _, home in map(read_stamp, values)
+        )
         pin = self.pins.find(block.cookie)
         if pin is not None:
             own = own or name in (pin.member.name, "" if pin.home is None else pin.home.name)
@@ -235,6 +238,7 @@ def empty(
         attempts=0,
         cookie="",
         cookie_max_age=0,
+        secret=False,
         key="",
         launch=LaunchPolicy(failover=False, hold=0.0, failures=FailureTable()),
         origin=None,

@@ -150,6 +150,7 @@ def _policy(settings: config.Config) -> Policy:
         attempts=settings.retry.attempts,
         cookie=affinity.cookie,
         cookie_max_age=round(affinity.max_age),
+        secret=affinity.secret is not None,
         key=affinity.key,
         launch=LaunchPolicy(
             failover=settings.launch.failover,

@@ -328,9 +328,8 @@ class _Process:
     @property
     def turns(self) -> bool:
         """Whether it answers at the moment, as far as that is known."""
-        # One that starts takes all it was told before the first request of a visitor.
-        accepts = self.ready.is_set() and not self.refused.is_set()
-        return accepts and self.channel.is_open and self.silent < _SILENT
+        # One that starts too: it accepts before this process hears of it.
+        return self.channel.is_open and self.silent < _SILENT and not self.refused.is_set()
 
 
 class Workers:

@@ -13,7 +13,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
 from fedproxy.serve import descriptors, orphans, reaper
+from fedproxy.serve.disk import DiskThread
 from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Stuck, Workers
 from fedproxy.serve.log import check_log
 from fedproxy.serve.plane import SETTLED, Shape, shape
@@ -66,6 +66,7 @@ _AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes w
 _KEEP_SESSIONS = 0.25  # seconds between two writes of what was learned of sessions
 _KEEP_AGAIN = 30.0  # seconds until that is tried again after it failed
 _SESSIONS_AT_A_TIME = 1000
+_LAST_SAVE = 5.0  # seconds that the last write may take
 _EXPIRE = 60.0  # seconds between two looks for sessions that are over
 _TOKEN_AGAIN = 3600.0  # seconds until it is said again that two members do not share a secret
 _GLANCE = 0.5  # seconds that a health check waits for workers: its own limit may be one second
@@ -112,7 +113,7 @@ class Service:
         self._common.on_token = self._on_token
         self._sharing = self._common.sharing
         self._session_store: SessionStore = SessionFile(None)
-        self._disk = ThreadPoolExecutor(1, "sessions")
+        self._disk = DiskThread("sessions")
         self._keeper: asyncio.Task[None] | None = None
         self._token_said: dict[tuple[str, str], float] = {}
         self._has_news = asyncio.Event()
@@ -253,7 +254,7 @@ class Service:
 
     async def _on_disk(self, call: Callable[..., Result], *arguments: object) -> Result:
         """Makes a call of the store's: one after the other, also if nobody waits for one any more."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, call, *arguments)
+        return await self._disk.run(lambda: call(*arguments))
 
     async def _keep_sessions(self) -> None:
         failing = False
@@ -294,9 +295,10 @@ class Service:
             sharing.changed.update(changed)
             raise
 
-    def _rename_sessions(self, before: Config, now: Config) -> None:
+    def _rename_sessions(self, before: Config, now: Config, *, left_behind: bool) -> Callable[[], None]:
+        """Returns what undoes it. left_behind: who serves keeps the config that it has."""
         urls = _urls(now)
-        self._sharing.sessions.rename(renamed(_urls(before), urls), urls)
+        return self._sharing.rename(renamed(_urls(before), urls), urls, left_behind=left_behind)
 
     def _on_token(self, refused: TokenRefused) -> None:
         """Members have to share a secret, and these two do not. It is said once in a while."""
@@ -364,11 +366,10 @@ class Service:
             if self._keeper is not None:
                 await cancel([self._keeper])
                 self._keeper = None
-            with suppress(OSError):
-                await self._save_sessions()
-            self._disk.shutdown(wait=False)
-            # Whoever stops it twice finds one again.
-            self._disk = ThreadPoolExecutor(1, "sessions")
+            # A disk that hangs keeps nobody.
+            with suppress(OSError, TimeoutError):
+                await asyncio.wait_for(self._save_sessions(), _LAST_SAVE)
+            self._disk.end()
             await asyncio.gather(*self._leaving.values(), return_exceptions=True)
             if self._admin is not None:
                 await self._admin.close()
@@ -491,7 +492,7 @@ class Service:
         # On a slow disk this takes its time, and visitors are not to wait.
         await asyncio.to_thread(self._state_file.save, state)
         self._state = state
-        self._rename_sessions(self.config, config)
+        self._rename_sessions(self.config, config, left_behind=False)
         self.config = config
         self._fleet.apply(self._to_apply())
         self._probe_again()
@@ -605,8 +606,8 @@ class Service:
                     admin = await self._listen_admin(config)
                 self.config, self._own, self._state, self._workers = config, own, state, workers
                 # First, because new workers are told what is known.
-                self._rename_sessions(old, config)
-                undo.callback(self._rename_sessions, config, old)
+                replaced = moved and not (workers == 1 and isinstance(self._fleet, Inside))
+                undo.callback(self._rename_sessions(old, config, left_behind=replaced))
                 await self._tell_fleet(workers, moved)
                 undo.pop_all()
         except BaseException:

@@ -241,6 +241,14 @@ def test_last_launch_that_was_ready_counts() -> None:
         assert (member_of(sessions), known.ground) == (name, ANNOUNCED)
 
 
+def test_later_launch_counts_although_the_clock_went_back() -> None:
+    one, other_one = Sessions(), Sessions()
+    one.on_change = lambda key, known: other_one.take(key, KnownSession.from_record(known.record(key)), 0)
+    one.announce(KEY, "a", 100)
+    one.announce(KEY, "b", 95)
+    assert (member_of(one, 95), member_of(other_one, 95)) == ("b", "b")
+
+
 def test_neither_an_answer_nor_a_redirect_takes_a_launched_session_away() -> None:
     sessions = Sessions()
     sessions.announce(KEY, "a", 0)

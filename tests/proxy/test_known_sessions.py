@@ -613,6 +613,17 @@ async def test_member_that_left_is_named_and_a_new_launch_is_offered() -> None:
         assert not running.members["b"].requests
 
 
+async def test_made_up_cookie_is_nobody_s_if_there_is_a_secret() -> None:
+    async with edge({"a": hub("a", ready()), "b": hub("b")}, affinity={"secret": "s3cret"}) as running:
+        mine = b"Cookie: " + ((await running.ask(get())).value("set-cookie") or b"").partition(b";")[0]
+        await running.ask(ask(EVENTS, mine))
+        its = running.service.edge
+        its.sessions.announce(b"/user/x", "gone", its.wall(), b"/v2/gh/org/repo/HEAD")
+        for own in (cookie(b"gone"), mine):
+            page = await running.ask(get(b"/user/x/lab", HTML, own))
+            assert (page.status, b"org/repo" in page.body) == (404, False)
+
+
 async def test_launch_that_ends_after_its_member_was_renamed_is_at_the_new_name() -> None:
     going_on: list[bool] = []
 

@@ -120,6 +120,35 @@ def test_who_has_not_heard_of_a_new_name_is_understood(sharing: Sharing) -> None
     assert two.heard == [SessionsKnown((told(1, "new"),))]
 
 
+def test_who_keeps_an_older_config_tells_and_is_told_its_own_names(sharing: Sharing) -> None:
+    old = Plane().join(sharing)
+    undo = sharing.rename({"a": "b", "b": "a"}, ["a", "b"], left_behind=True)
+    new = Plane().join(sharing)
+    sharing.tell(old, SessionsKnown((told(1, "a"),)))
+    sharing.tell(new, SessionsKnown((told(2, "a"),)))
+    assert (new.heard, old.heard) == (
+        [SessionsKnown((told(1, "b"),))],
+        [SessionsKnown((told(2, "b"),))],
+    )
+    assert [known.member for _, known in sharing.sessions.items()] == ["b", "a"]
+    # Another one, which the new one takes over.
+    sharing.rename({"b": "c"}, ["a", "c"], left_behind=False)
+    sharing.tell(new, SessionsKnown((told(3, "c"), told(4, "d"))))
+    assert old.heard[-1] == SessionsKnown((told(3, "a"), told(4, "d")))
+    sharing.leave(old)
+    undo()
+    assert next(known.member for _, known in sharing.sessions.items()) == "c"
+
+
+def test_names_are_as_before_when_a_reload_fails(sharing: Sharing) -> None:
+    one, two = (Plane().join(sharing) for _ in range(2))
+    sharing.tell(one, SessionsKnown((told(1, "a"), told(2, "b"))))
+    sharing.rename({"a": "b", "b": "a"}, ["a", "b"], left_behind=True)()
+    sharing.tell(one, SessionsKnown((told(3, "a"),)))
+    assert two.heard[-1] == SessionsKnown((told(3, "a"),))
+    assert [known.member for _, known in sharing.sessions.items()] == ["a", "b", "a"]
+
+
 def test_what_a_store_does_not_take_is_bounded(sharing: Sharing) -> None:
     sharing.sessions.shrink(10)
     for number in range(5000):
@@ -130,14 +159,18 @@ def test_what_a_store_does_not_take_is_bounded(sharing: Sharing) -> None:
 # Processes
 
 
-def member(name: str) -> Scripted:
+def member(name: str, hub: Hub) -> Scripted:
     """A BinderHub whose launches are ready at once, each with a session of its own, and its sessions."""
     sessions = iter(range(1_000_000))
 
     async def serve(conn: Conn, request: Message) -> None:
         if EVENTS in request.head:
+            if request.value("x-wait"):
+                conn.send(HEAD, chunk(event("building")))
+                await hub.go_on.wait()
             url = f"https://hub.test/user/{name}-{next(sessions)}/"
-            conn.send(HEAD, chunk(event("ready", url=url, token="t")), LAST)
+            head = b"" if request.value("x-wait") else HEAD
+            conn.send(head, chunk(event("ready", url=url, token="t")), LAST)
         else:
             conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(name), name.encode()))
 
@@ -146,7 +179,8 @@ def member(name: str) -> Scripted:
 
 @asynccontextmanager
 async def two_members(folder: Path, **config: Any) -> AsyncIterator[tuple[Path, Hub]]:
-    hub, members = Hub(), {name: member(name) for name in "bc"}
+    hub = Hub()
+    members = {name: member(name, hub) for name in "bc"}
     for each in (hub.member, *members.values()):
         await each.start()
     try:
@@ -284,3 +318,19 @@ async def test_member_that_is_renamed_as_workers_are_replaced_keeps_its_sessions
         edge.program.signal(signal.SIGHUP)
         await edge.program.line("reloaded")
         assert [await asked(edge, "b-0", cookie(b"c")) for _ in range(8)] == [b"b"] * 8
+
+
+@pytest.mark.no_cover
+async def test_launch_that_ends_in_a_worker_of_before_is_found_under_names_of_now(tmp_path: Path) -> None:
+    async with two_members(tmp_path) as (file, hub), serving(file, hub) as edge, patience():
+        members = await settings(edge)
+        held = await edge.client()
+        await held.send(ask(EVENTS, b"X-Wait: 1", cookie(b"b"), b"Connection: close"))
+        assert (await held.head()).status == 200
+        # Their names are swapped, and other workers take over; the launch goes on where it is.
+        write(file, hub, members={"b": members["c"], "c": members["b"]}, workers=3)
+        edge.program.signal(signal.SIGHUP)
+        await edge.program.line("reloaded")
+        hub.go_on.set()
+        await held.until_end()
+        assert [await asked(edge, "b-0") for _ in range(8)] == [b"b"] * 8
