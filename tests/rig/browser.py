@@ -259,8 +259,11 @@ class Notebook:
             except ConnectionError:
                 if not self.visitor.cuts:
                     raise
-            # The first try must do: whoever accepts it serves it.
-            await self._connect()
+            try:
+                await self._connect()
+            except aiohttp.ServerDisconnectedError:
+                # It went on a kept connection to the worker that is gone; the next must do.
+                await self._connect()
 
     async def _run(self, code: str) -> str:
         number = uuid.uuid4().hex
