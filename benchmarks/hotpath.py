@@ -92,7 +92,7 @@ class HotPath:
             upstream.release(edge.clock())
             self._members.append(upstream)
         self._streaming: Upstream | None = None
-        edge.sessions.announce(b"/user/x", "a", edge.wall())
+        edge.sessions.announce(b"/user/x", edge.pools["a"].place, edge.wall())
 
     def request(self, head: bytes) -> None:
         """Serves one request, from its head to the line that would be logged."""

@@ -37,7 +37,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks.peers import BenchmarkError, fetch, require_free
-from fedproxy.decide.sessions import Sessions
+from fedproxy.decide.sessions import Place, Sessions
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 BLOCK = bytes(256 * KIB)
@@ -336,11 +336,10 @@ def _hold_sessions() -> tuple[int, int]:
     chance = random.Random(1)
     before = _resident(os.getpid())
     known = Sessions()
+    place = Place("https://2i2c.mybinder.org", "hetzner-2i2c")
     for number in range(known.most):
         name = b"/user/binder-examples-req-%08x" % chance.getrandbits(32)
-        known.announce(
-            name, "hetzner-2i2c", 0.0, b"/v2/gh/org-%d/repo-%d/HEAD" % (number % 300, number % 900)
-        )
+        known.announce(name, place, 0.0, b"/v2/gh/org-%d/repo-%d/HEAD" % (number % 300, number % 900))
     return before, _resident(os.getpid())
 
 

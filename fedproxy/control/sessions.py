@@ -11,8 +11,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -20,32 +19,25 @@ from fedproxy.control.state import put_aside, write_file
 from fedproxy.decide.sessions import Ground, SessionRecord
 
 _VERSION: Final = 1
+_HEAD: Final = json.dumps({"version": _VERSION}).encode() + b"\n"
 _MOST_BYTES: Final = 256 << 20
 _SPARE: Final = 1000  # lines that a file may have beyond twice as many as there are sessions
-
-
-@dataclass(frozen=True)
-class StoreState:
-    """What a store has to know besides: how many sessions there are, and the members' URLs by name."""
-
-    count: int
-    members: Mapping[str, str]
 
 
 class SessionStore(Protocol):
     """Where it is kept. Its calls may block, so they are made in a thread, one after the other."""
 
-    def load(self) -> tuple[list[SessionRecord], Mapping[str, str], list[str]]:
-        """What was kept, the URLs of the members by their names then, and lines for an operator about what is
-        wrong. Raises nothing."""
+    def load(self) -> tuple[list[SessionRecord], list[str]]:
+        """What was kept, and lines for an operator about what is wrong. Raises nothing."""
 
-    def save(self, changed: Sequence[SessionRecord], state: StoreState) -> bool:
-        """Keeps what has changed. False, with nothing kept, if `save_all` is to be called instead.
+    def save(self, changed: Sequence[SessionRecord], count: int) -> bool:
+        """Keeps what has changed; `count`: how many sessions there are. False, with nothing kept, if
+        `save_all` is to be called instead.
 
         Raises OSError with a line for an operator.
         """
 
-    def save_all(self, known: Sequence[SessionRecord], state: StoreState) -> None:
+    def save_all(self, known: Sequence[SessionRecord]) -> None:
         """Keeps this and nothing else. Raises OSError with a line for an operator."""
 
 
@@ -61,45 +53,41 @@ def sessions_path(state: Path | None) -> Path | None:
 class SessionFile:
     """Keeps sessions in a file, one JSON object a line, the latest of each last; nowhere if `path` is None.
 
-    The first line says what the file is, and where the members were. A line that is not whole was being
-    written when the machine went down, and is skipped.
+    The first line says what the file is. A line that is not whole was being written when the machine went
+    down, and is skipped.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._lines = -1  # in the file; below 0 if it has to be written anew
         self._size = 0
-        self._members: Mapping[str, str] = {}
 
-    def load(self) -> tuple[list[SessionRecord], Mapping[str, str], list[str]]:
+    def load(self) -> tuple[list[SessionRecord], list[str]]:
         """As `SessionStore`."""
         if self.path is None:
-            return [], {}, []
+            return [], []
         try:
             _check(self.path)
             with self.path.open("rb") as file:
                 content = file.read(_MOST_BYTES + 1)
         except FileNotFoundError:
-            return [], {}, []
+            return [], []
         except OSError as error:
-            return [], {}, [f"{self.path} cannot be read: {error.strerror}; sessions are found by cookies"]
+            return [], [f"{self.path} cannot be read: {error.strerror}; sessions are found by cookies"]
         first, *lines = content.split(b"\n")
-        head = _object(first)
-        members = head.get("members")
-        if head.get("version") != _VERSION or not isinstance(members, dict) or len(content) > _MOST_BYTES:
+        if _object(first).get("version") != _VERSION or len(content) > _MOST_BYTES:
             line, path = put_aside(self.path, f"{self.path} is not a file of sessions")
             self.path = path
-            return [], {}, [line]
+            return [], [line]
         self._lines, self._size = len(lines), len(content)
-        self._members = {str(name): str(url) for name, url in members.items()}
-        return [told for line in lines if (told := _read(line)) is not None], self._members, []
+        return [told for line in lines if (told := _read(line)) is not None], []
 
-    def save(self, changed: Sequence[SessionRecord], state: StoreState) -> bool:
+    def save(self, changed: Sequence[SessionRecord], count: int) -> bool:
         """As `SessionStore`."""
         if self.path is None:
             return True
         lines = self._lines + len(changed) + 1
-        if self._lines < 0 or state.members != self._members or lines > 2 * state.count + _SPARE:
+        if self._lines < 0 or lines > 2 * count + _SPARE:
             return False
         # A line before that is not whole must not take the first of these with it.
         content = b"\n" + b"".join(map(_line, changed))
@@ -114,14 +102,13 @@ class SessionFile:
         self._size += len(content)
         return True
 
-    def save_all(self, known: Sequence[SessionRecord], state: StoreState) -> None:
+    def save_all(self, known: Sequence[SessionRecord]) -> None:
         """As `SessionStore`."""
         if self.path is not None:
-            head = json.dumps({"version": _VERSION, "members": dict(state.members)}).encode() + b"\n"
-            content = head + b"".join(map(_line, known))
+            content = _HEAD + b"".join(map(_line, known))
             with self._telling(self.path):
                 write_file(self.path, content)
-            self._lines, self._size, self._members = len(known), len(content), state.members
+            self._lines, self._size = len(known), len(content)
 
     @contextlib.contextmanager
     def _telling(self, path: Path) -> Iterator[None]:
@@ -141,11 +128,12 @@ def _check(path: Path) -> None:
 
 
 def _line(record: SessionRecord) -> bytes:
-    key, ground, member, since, used, launch = record
+    key, ground, url, name, since, used, launch = record
     said = {
         "path": key.decode("latin-1"),
         "ground": Ground(ground).name.lower(),
-        "member": member,
+        "url": url,
+        "member": name,
         "since": int(since),
         "used": int(used),
     }
@@ -166,7 +154,8 @@ def _read(line: bytes) -> SessionRecord | None:
     said = _object(line)
     with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
         path, launch = said["path"].encode("latin-1"), said.get("launch", "").encode("ascii")
-        member, since, used = said["member"], float(said["since"]), float(said["used"])
-        if isinstance(member, str) and math.isfinite(since) and math.isfinite(used):
-            return path, int(Ground[said["ground"].upper()]), member, since, used, launch
+        url, name, since, used = said["url"], said["member"], float(said["since"]), float(said["used"])
+        named = isinstance(url, str) and isinstance(name, str) and (url + name).isprintable()
+        if named and math.isfinite(since) and math.isfinite(used):
+            return path, int(Ground[said["ground"].upper()]), url, name, since, used, launch
     return None

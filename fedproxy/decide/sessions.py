@@ -15,10 +15,10 @@ they are for visitors without one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 DAY: Final = 86_400.0
@@ -42,9 +42,16 @@ _FOR: Final = frozenset((b"next", b"redirect_uri"))
 _NESTED: Final = 3
 
 
-#: What workers tell each other of a session: its path, the ground, the member, since when, the last use, and
-#: the target of the page that launches it again (see `KnownSession`).
-SessionRecord = tuple[bytes, int, str, float, float, bytes]
+#: What workers tell each other of a session: its path, the ground, the member's URL and its name, since when,
+#: the last use, and the target of the page that launches it again (see `KnownSession`).
+SessionRecord = tuple[bytes, int, str, str, float, float, bytes]
+
+
+class Place(NamedTuple):
+    """A member, as one that may have another config knows it: names change hands, and URLs stay."""
+
+    url: str
+    name: str
 
 
 class Ground(IntEnum):
@@ -184,39 +191,32 @@ def _spelled(segment: bytes) -> bytes:
 class KnownSession:
     """What is known of one session.
 
-    member: the name of the one that has it. since: when that was learned, in seconds since the epoch. used:
-    when somebody asked for it, to within ten minutes. launch: the target of the page that launches it again;
-    empty if it is not known.
+    place: the member that has it. since: when that was learned, in seconds since the epoch. used: when
+    somebody asked for it, to within ten minutes. launch: the target of the page that launches it again; empty
+    if it is not known.
     """
 
-    __slots__ = ("ground", "launch", "member", "since", "used")
+    __slots__ = ("ground", "launch", "place", "since", "used")
 
-    def __init__(self, ground: Ground, member: str, since: float, used: float, launch: bytes = b"") -> None:
+    def __init__(self, ground: Ground, place: Place, since: float, used: float, launch: bytes = b"") -> None:
         self.ground = ground
-        self.member = member
+        self.place = place
         self.since = since
         self.used = used
         self.launch = launch
 
     def __repr__(self) -> str:
-        return f"<KnownSession {self.ground.name.lower()} {self.member}>"
+        return f"<KnownSession {self.ground.name.lower()} {self.place.name}>"
 
     def record(self, key: bytes) -> SessionRecord:
         """All of it, as plain values."""
-        return key, int(self.ground), self.member, self.since, self.used, self.launch
+        return key, int(self.ground), *self.place, self.since, self.used, self.launch
 
     @staticmethod
     def from_record(record: SessionRecord) -> KnownSession:
         """What `record` gave."""
-        return KnownSession(Ground(record[1]), *record[2:])
-
-
-def renamed(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """The new names of members that are still at the URL where they were; both are URLs by name."""
-    names = {url: name for name, url in now.items()}
-    # A name that is there still may be another member's now.
-    moved = {name: url for name, url in before.items() if now.get(name) != url}
-    return {name: names[url] for name, url in moved.items() if url in names}
+        _, ground, url, name, since, used, launch = record
+        return KnownSession(Ground(ground), Place(url, name), since, used, launch)
 
 
 class Sessions:
@@ -240,14 +240,13 @@ class Sessions:
         self._all: dict[bytes, KnownSession] = {}
         # By ground, each in the order of use.
         self._by: tuple[dict[bytes, KnownSession], ...] = ({}, {}, {})
-        self._names: dict[str, str] = {}  # of members that have another one now
 
     def __len__(self) -> int:
         return len(self._all)
 
     def items(self) -> list[tuple[bytes, KnownSession]]:
         """All of them, the weakest ground first, and of each what was used longest ago."""
-        return [item for kept in self._by for item in kept.items()]
+        return [*self._by[0].items(), *self._by[1].items(), *self._by[2].items()]
 
     def find(self, keys: Sequence[bytes], now: float) -> KnownSession | None:
         """The session with the longest of these paths, which is used now."""
@@ -270,37 +269,35 @@ class Sessions:
             return known
         return None
 
-    def announce(self, key: bytes, member: str, now: float, launch: bytes = b"") -> KnownSession:
+    def announce(self, key: bytes, place: Place, now: float, launch: bytes = b"") -> None:
         """A launch through this federation got it: whatever was known of the name, it runs there now."""
         before = self.look(key)
         # The clock may have gone back, and this is the later one all the same.
         since = now if before is None or before.ground is not _ANNOUNCED else max(now, before.since)
-        known = KnownSession(_ANNOUNCED, member, since, now, launch if len(launch) <= _LONGEST else b"")
-        self._put(key, known)
-        return known
+        launch = launch if len(launch) <= _LONGEST else b""
+        self._put(key, KnownSession(_ANNOUNCED, place, since, now, launch))
 
-    def serve(self, key: bytes, member: str, now: float) -> None:
+    def serve(self, key: bytes, place: Place, now: float) -> None:
         """The member answered for it, as the visitor's cookie says that it should."""
-        self._learn(key, member, _SERVED, now)
+        self._learn(key, place, _SERVED, now)
 
-    def claim(self, key: bytes, member: str, now: float) -> None:
+    def claim(self, key: bytes, place: Place, now: float) -> None:
         """The member redirected a visitor there."""
-        self._learn(key, member, _CLAIMED, now)
+        self._learn(key, place, _CLAIMED, now)
 
-    def _learn(self, key: bytes, member: str, ground: Ground, now: float) -> None:
+    def _learn(self, key: bytes, place: Place, ground: Ground, now: float) -> None:
         if len(key) > _LONGEST:
             return
         known = self.look(key)
         if known is not None and not self._is_over(known, now) and ground <= known.ground:
             # The name may have servers at two members, and both be in use.
-            settled = known.member == member or now - known.since < _SETTLES
+            settled = known.place.url == place.url or now - known.since < _SETTLES
             if ground is _CLAIMED or known.ground is _ANNOUNCED or settled:
                 return
-        self._put(key, KnownSession(ground, member, now, now))
+        self._put(key, KnownSession(ground, place, now, now))
 
     def take(self, key: bytes, other: KnownSession, now: float) -> None:
         """Learns what another worker or an earlier process knew."""
-        other.member = self._names.get(other.member, other.member)
         known = self.look(key)
         if self._is_over(other, now):
             return
@@ -309,18 +306,6 @@ class Sessions:
             self._put(key, other, tell=False)
         else:
             known.used = max(known.used, other.used)
-
-    def rename(self, names: Mapping[str, str], members: Collection[str]) -> None:
-        """Members have other names now: `names` has the new one of each, `members` are all names in force.
-
-        Who has not heard of it yet may tell of the old names.
-        """
-        self._names = {
-            old: names.get(new, new) for old, new in {**self._names, **names}.items() if old not in members
-        }
-        if names:
-            for known in self._all.values():
-                known.member = names.get(known.member, known.member)
 
     def shrink(self, most: int) -> None:
         """There may be so many from now on."""

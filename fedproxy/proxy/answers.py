@@ -97,8 +97,7 @@ def error(
     """An error, in the form that the request asks for.
 
     common: what every response on this connection has. accept, build, start: as `wire.answer.render` takes
-    them.
-    after: seconds, for Retry-After.
+    them. after: seconds, for Retry-After.
     """
     answer = render(status, detail, request_id.decode("ascii"), accept, build, start)
     fields: tuple[Field, ...] = (_NOT_STORED, *common)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from fedproxy.decide.sessions import renamed
 from fedproxy.errors import Drained
 from fedproxy.proxy.context import ASLEEP, Context
 from fedproxy.proxy.h1.upstream import Upstream
@@ -45,7 +44,6 @@ class Edge(Context):
         self.pools = {}
         self._retired: list[Pool[Upstream]] = []
         self._cookie_values: Mapping[str, bytes] = {}
-        self._urls: dict[str, str] = {}
         self._expired = 0.0  # when sessions were looked over last
 
     @property
@@ -85,9 +83,6 @@ class Edge(Context):
         self._cookie_values = cookie_values
         self._compose(policy, federation, router, budget)
         self.sessions.shrink(policy.limits.sessions)
-        urls = _urls(federation)
-        self.sessions.rename(renamed(self._urls, urls), urls)
-        self._urls = urls
         for pool in self.pools.values():
             pool.sort()
         for pool in old.values():
@@ -184,7 +179,3 @@ class Edge(Context):
             for upstream in list(pool.connections):
                 upstream.abort()
         await self.resolver.close()
-
-
-def _urls(federation: Federation) -> dict[str, str]:
-    return {member.name: member.url for member in federation.members}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiohappyeyeballs
 
+from fedproxy.decide.sessions import Place
 from fedproxy.errors import ConnectFailed, ConnectTimeout, NoWay, OutOfFiles, TLSFailed, own_fault
 from fedproxy.proxy.flow import Flow
 from fedproxy.proxy.resolver import plain
@@ -95,6 +96,8 @@ class Pool(Generic[Connection]):
         self.member = member
         self.endpoint = endpoint
         self.authority = endpoint.authority
+        # A later config may call the member otherwise, or this name another one.
+        self.place = Place(member.url, member.name)
         self._own_host_line = b"Host: " + endpoint.authority + b"\r\n"
         self.host_line = self._own_host_line
         self.idle: list[Connection] = []

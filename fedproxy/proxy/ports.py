@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.counts import Histogram
     from fedproxy.decide.federation import Lease
     from fedproxy.decide.member import Member
+    from fedproxy.decide.sessions import Place
     from fedproxy.errors import ExchangeError, MemberError
     from fedproxy.http.response import Response, ResponseHead
     from fedproxy.record import Record, TraceRecord
@@ -228,16 +229,12 @@ class MemberStream(Protocol):
 class MemberPool(Protocol):
     """The way to one member.
 
-    authority: its own host name, and its port if that is no default. endpoint: compares as equal if the way
-    is the same.
+    authority: its own host name, and its port if that is no default. place: as it was when the way was made.
     """
 
     member: Member
     authority: bytes
-
-    @property
-    def endpoint(self) -> object:
-        """Where it leads."""
+    place: Place
 
     def take(self) -> MemberStream | None:
         """A stream on a connection that is there; None if there is none."""

@@ -17,7 +17,7 @@ from fedproxy.decide.limit import Bans, Networks
 from fedproxy.decide.member import Member
 from fedproxy.decide.retry import RetryBudget
 from fedproxy.decide.route import Router, ToMember, ToPrime
-from fedproxy.decide.sessions import Ground, KnownSession, Sessions
+from fedproxy.decide.sessions import Ground, KnownSession, Place, Sessions
 from fedproxy.errors import EdgeError, SessionAway, SessionGone
 from fedproxy.http.request import HeaderBlock, host_name
 from fedproxy.proxy.pins import Pins
@@ -59,9 +59,10 @@ class Runtime:
     """One config in force.
 
     pools: by the member's name. pins: what affinity cookies say; fresh: of these, the members by values that
-    need no closer look. host_members: by host name. keyed: the key is made of the path. own: the member that
-    stands for the edge's own pages. moved: the keys of launches that went on elsewhere; sessions: where they
-    run; wall: seconds since the epoch. Every runtime of a worker has the same of these three.
+    need no closer look. by_url: the members by their URLs. host_members: by host name. keyed: the key is made
+    of the path. own: the member that stands for the edge's own pages. moved: the keys of launches that went
+    on elsewhere; sessions: where they run; wall: seconds since the epoch. Every runtime of a worker has the
+    same of these three.
     """
 
     policy: Policy
@@ -71,6 +72,7 @@ class Runtime:
     pools: Mapping[str, MemberPool]
     pins: Pins
     fresh: Mapping[bytes | None, Member]
+    by_url: Mapping[str, Member]
     host_members: Mapping[bytes, Member]
     heads: Heads
     keyed: bool
@@ -92,6 +94,14 @@ class Runtime:
             named = federation.by_name.get(action.name)
             return None if named is None else (named, _HOST)
         return None
+
+    def member_at(self, place: Place) -> Member | None:
+        """The member that is at this URL, whatever its name is now; if none is, the one with this name, which
+        has moved."""
+        member = self.federation.by_name.get(place.name)
+        if member is None or member.url != place.url:
+            return self.by_url.get(place.url, member)
+        return member
 
     def may_move(self, line: RoutedRequest, block: HeaderBlock) -> bool:
         """Whether any member may serve it."""
@@ -161,7 +171,8 @@ class Runtime:
 
     def gone(self, known: KnownSession, block: HeaderBlock, *, left: bool) -> SessionGone:
         """What is said of a session that is not there; strangers are not told what was launched."""
-        name = known.member
+        member = self.member_at(known.place)
+        name = known.place.name if member is None else member.name
         values = (block.cookie or b"").split(b";")
         # Of a member that left only the bare name tells it, which with a secret is nobody's cookie.
         own = not self.policy.secret and any(
@@ -191,10 +202,10 @@ class Runtime:
             pin = self.pins.find(block.cookie)
             if pin is not None:
                 member = pin.session_member
-                source = _FOUND if known is not None and known.member == member.name else _COOKIE
+                source = _FOUND if known is not None and known.place.url == member.url else _COOKIE
                 return _of_session(member, federation.acquire_session(member, source, launch))
         if known is not None:
-            named = federation.by_name.get(known.member)
+            named = self.member_at(known.place)
             if named is not None:
                 lease = federation.acquire_session(named, _SESSION, launch)
                 return lease if isinstance(lease, Lease) else _of_session(named, lease)
@@ -280,6 +291,7 @@ def compose(
         pools=pools,
         pins=pins,
         fresh=pins.fresh,
+        by_url={member.url: member for member in federation.members},
         host_members=host_members,
         heads=_heads(policy, router, None if before is None else before.heads),
         keyed=KEYS.get(policy.key) is not None,

@@ -35,7 +35,7 @@ def learn(
         location = _location(head)
         key = redirected_to(location, _hosts(line, block, pool), canonical) if location else None
         if key is not None:
-            runtime.sessions.claim(key, name_of(runtime, pool), runtime.wall())
+            runtime.sessions.claim(key, pool.place, runtime.wall())
     elif (
         session is not None
         and session.own
@@ -43,16 +43,7 @@ def learn(
         and status < 300
         and line.method != b"OPTIONS"
     ):
-        runtime.sessions.serve(session.keys[-1], name_of(runtime, pool), runtime.wall())
-
-
-def name_of(runtime: Runtime, pool: MemberPool) -> str:
-    """The name of the member that a connection leads to: it may have another one since a reload."""
-    name = pool.member.name
-    if runtime.pools.get(name) is pool:
-        return name
-    now = (each for each, other in runtime.pools.items() if other.endpoint == pool.endpoint)
-    return next(now, name)
+        runtime.sessions.serve(session.keys[-1], pool.place, runtime.wall())
 
 
 def find_gone(

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fedproxy.config.model import Config
 from fedproxy.config.report import fault_lines, masked
@@ -31,12 +32,12 @@ from fedproxy.control.messages import (
     TokenRefused,
 )
 from fedproxy.control.prober import Prober, Report
-from fedproxy.control.sessions import SessionFile, SessionStore, StoreState, sessions_path
+from fedproxy.control.sessions import SessionFile, SessionStore, sessions_path
 from fedproxy.control.state import State, StateFile, state_path
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
-from fedproxy.decide.sessions import KnownSession, SessionRecord, renamed
+from fedproxy.decide.sessions import KnownSession, SessionRecord
 from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
@@ -56,8 +57,6 @@ from fedproxy.web.guard import Guarded
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
     from fedproxy.proxy.edge import Edge
-
-Result = TypeVar("Result")
 
 _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
@@ -243,18 +242,12 @@ class Service:
         self._session_store = SessionFile(path)
         sessions = self._sharing.sessions
         sessions.most = self.config.limits.sessions
-        known, members, complaints = await self._on_disk(self._session_store.load)
+        known, complaints = await self._disk.run(self._session_store.load)
         now = time.time()
         for told in known:
             sessions.take(told[0], KnownSession.from_record(told), now)
-        urls = _urls(self.config)
-        sessions.rename(renamed(members, urls), urls)
         for line in complaints:
             self._say(line)
-
-    async def _on_disk(self, call: Callable[..., Result], *arguments: object) -> Result:
-        """Makes a call of the store's: one after the other, also if nobody waits for one any more."""
-        return await self._disk.run(lambda: call(*arguments))
 
     async def _keep_sessions(self) -> None:
         failing = False
@@ -280,25 +273,19 @@ class Service:
         changed, sharing.changed = sharing.changed, {}
         sessions = sharing.sessions
         told = [known.record(key) for key in changed if (known := sessions.look(key)) is not None]
-        state = StoreState(len(sessions), _urls(self.config))
         store = self._session_store
         try:
-            if not await self._on_disk(store.save, told, state):
+            if not await self._disk.run(partial(store.save, told, len(sessions))):
                 everything: list[SessionRecord] = []
                 for key, known in sessions.items():
                     everything.append(known.record(key))
                     if len(everything) % _SESSIONS_AT_A_TIME == 0:
                         # Visitors may be served in this loop.
                         await asyncio.sleep(0)
-                await self._on_disk(store.save_all, everything, state)
+                await self._disk.run(partial(store.save_all, everything))
         except BaseException:
             sharing.changed.update(changed)
             raise
-
-    def _rename_sessions(self, before: Config, now: Config, *, left_behind: bool) -> Callable[[], None]:
-        """Returns what undoes it. left_behind: who serves keeps the config that it has."""
-        urls = _urls(now)
-        return self._sharing.rename(renamed(_urls(before), urls), urls, left_behind=left_behind)
 
     def _on_token(self, refused: TokenRefused) -> None:
         """Members have to share a secret, and these two do not. It is said once in a while."""
@@ -490,9 +477,8 @@ class Service:
         config = operators.overlay(self._own, state)
         find_targets(config)
         # On a slow disk this takes its time, and visitors are not to wait.
-        await asyncio.to_thread(self._state_file.save, state)
+        await self._disk.run(partial(self._state_file.save, state))
         self._state = state
-        self._rename_sessions(self.config, config, left_behind=False)
         self.config = config
         self._fleet.apply(self._to_apply())
         self._probe_again()
@@ -582,7 +568,7 @@ class Service:
             self._say(line)
         if dropped:
             with suppress(OSError):
-                await asyncio.to_thread(self._state_file.save, state)
+                await self._disk.run(partial(self._state_file.save, state))
         return []
 
     async def _take_over(self, config: Config, own: Config, state: State) -> None:
@@ -605,9 +591,6 @@ class Service:
                 if config.admin.address != old.admin.address:
                     admin = await self._listen_admin(config)
                 self.config, self._own, self._state, self._workers = config, own, state, workers
-                # First, because new workers are told what is known.
-                replaced = moved and not (workers == 1 and isinstance(self._fleet, Inside))
-                undo.callback(self._rename_sessions(old, config, left_behind=replaced))
                 await self._tell_fleet(workers, moved)
                 undo.pop_all()
         except BaseException:
@@ -740,10 +723,6 @@ def _health(report: Report) -> MemberHealth:
     return MemberHealth(
         report.name, report.healthy, report.reasons, report.pods, report.quota, report.base_path
     )
-
-
-def _urls(config: Config) -> dict[str, str]:
-    return {name: member.url for name, member in config.active_members.items()}
 
 
 async def _close_admin(admin: Guarded | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Final
@@ -38,8 +38,6 @@ class Sharing:
         self._numbers = count()
         # By the number that the others are asked with: who asked, with which number, and who has to answer.
         self._asked: dict[int, tuple[Hashable, int, set[Hashable]]] = {}
-        # By data plane that keeps an older config: the present names of members by the names that it knows.
-        self._present: dict[Hashable, dict[str, str]] = {}
 
     def join(self, who: Hashable, plane: SharingPeer) -> None:
         """Another data plane, which is told everything."""
@@ -50,50 +48,19 @@ class Sharing:
     def leave(self, who: Hashable) -> None:
         """It is gone, and nobody waits for it."""
         self._planes.pop(who, None)
-        self._present.pop(who, None)
         for number in list(self._asked):
             self._answer(number, who)
 
     def tell(self, who: Hashable, known: SessionsKnown) -> None:
         """What one of them has learned."""
         now = self._wall()
-        present = self._present.get(who, {})
-        records = []
         for record in known.records:
-            key, session = record[0], KnownSession.from_record(record)
-            session.member = present.get(session.member, session.member)
-            self.sessions.take(key, session, now)
-            self.changed[key] = None
-            records.append(session.record(key))
+            self.sessions.take(record[0], KnownSession.from_record(record), now)
+            self.changed[record[0]] = None
         self._prune()
         for other, plane in self._planes.items():
             if other is not who:
-                names = {new: old for old, new in self._present.get(other, {}).items()}
-                plane.send(SessionsKnown(tuple(_renamed(records, names))))
-
-    def rename(
-        self, names: Mapping[str, str], members: Collection[str], *, left_behind: bool
-    ) -> Callable[[], None]:
-        """Members have other names now, as `Sessions.rename` is told. Returns what undoes it.
-
-        left_behind: the data planes that are there keep the config that they have, and the names in it.
-        """
-        before = self._present
-        stay = self._planes if left_behind else before
-        self._present = {
-            who: {
-                **{old: names.get(now, now) for old, now in before.get(who, {}).items()},
-                **{old: new for old, new in names.items() if old not in before.get(who, {})},
-            }
-            for who in stay
-        }
-        self.sessions.rename(names, members)
-
-        def undo() -> None:
-            self._present = {who: known for who, known in before.items() if who in self._planes}
-            self.sessions.rename({new: old for old, new in names.items()}, ())
-
-        return undo
+                plane.send(known)
 
     def _prune(self) -> None:
         """Forgets changes of what is not known any more, if the store takes none."""
@@ -127,11 +94,6 @@ class Sharing:
             del self._asked[number]
             if who in self._planes:
                 self._planes[who].send(SyncDone(asked_with))
-
-
-def _renamed(records: Sequence[SessionRecord], names: Mapping[str, str]) -> Iterator[SessionRecord]:
-    for key, ground, member, since, used, launch in records:
-        yield key, ground, names.get(member, member), since, used, launch
 
 
 def _batches(items: list[tuple[bytes, KnownSession]]) -> Iterator[tuple[SessionRecord, ...]]:

@@ -11,11 +11,11 @@ from fedproxy.decide.sessions import (
     DAY,
     Ground,
     KnownSession,
+    Place,
     Sessions,
     announced_by,
     path_of,
     redirected_to,
-    renamed,
     sent_to_hub,
     session_of,
 )
@@ -228,64 +228,77 @@ def test_any_url_is_read(url: str) -> None:
 # Who is believed
 
 
+def at(name: str) -> Place:
+    return Place(f"https://{name}.test", name)
+
+
 def member_of(sessions: Sessions, now: float = 0) -> str | None:
     known = sessions.find([KEY], now)
-    return None if known is None else known.member
+    return None if known is None else known.place.name
 
 
 def test_last_launch_that_was_ready_counts() -> None:
     sessions = Sessions()
     assert member_of(sessions) is None
     for name in ("a", "b", "a"):
-        known = sessions.announce(KEY, name, 0)
-        assert (member_of(sessions), known.ground) == (name, ANNOUNCED)
+        sessions.announce(KEY, at(name), 0)
+        assert repr(sessions.find([KEY], 0)) == f"<KnownSession announced {name}>"
 
 
 def test_later_launch_counts_although_the_clock_went_back() -> None:
     one, other_one = Sessions(), Sessions()
     one.on_change = lambda key, known: other_one.take(key, KnownSession.from_record(known.record(key)), 0)
-    one.announce(KEY, "a", 100)
-    one.announce(KEY, "b", 95)
+    one.announce(KEY, at("a"), 100)
+    one.announce(KEY, at("b"), 95)
     assert (member_of(one, 95), member_of(other_one, 95)) == ("b", "b")
 
 
 def test_neither_an_answer_nor_a_redirect_takes_a_launched_session_away() -> None:
     sessions = Sessions()
-    sessions.announce(KEY, "a", 0)
-    sessions.serve(KEY, "b", 1000)
-    sessions.claim(KEY, "b", 1000)
+    sessions.announce(KEY, at("a"), 0)
+    sessions.serve(KEY, at("b"), 1000)
+    sessions.claim(KEY, at("b"), 1000)
     assert member_of(sessions, 1000) == "a"
 
 
 def test_redirect_takes_no_session_away() -> None:
     sessions = Sessions()
-    sessions.claim(KEY, "a", 0)
-    sessions.claim(KEY, "b", 100)
+    sessions.claim(KEY, at("a"), 0)
+    sessions.claim(KEY, at("b"), 100)
     assert member_of(sessions) == "a"
-    sessions.serve(KEY, "b", 0)
-    sessions.claim(KEY, "a", 100)
+    sessions.serve(KEY, at("b"), 0)
+    sessions.claim(KEY, at("a"), 100)
     assert member_of(sessions) == "b"
 
 
 def test_answer_of_another_member_counts_after_a_while() -> None:
     sessions = Sessions()
-    sessions.serve(KEY, "a", 0)
-    sessions.serve(KEY, "b", 59)
+    sessions.serve(KEY, at("a"), 0)
+    sessions.serve(KEY, at("b"), 59)
     assert member_of(sessions) == "a"
-    sessions.serve(KEY, "a", 60)
-    sessions.serve(KEY, "b", 60)
+    sessions.serve(KEY, at("a"), 60)
+    sessions.serve(KEY, at("b"), 60)
     assert repr(sessions.look(KEY)) == "<KnownSession served b>"
+
+
+def test_member_with_another_name_is_no_other_member() -> None:
+    sessions = Sessions()
+    sessions.serve(KEY, at("a"), 0)
+    sessions.serve(KEY, Place("https://a.test", "renamed"), 1000)
+    known = sessions.look(KEY)
+    assert known is not None
+    assert known.since == 0
 
 
 def test_longest_known_path_counts() -> None:
     sessions = Sessions()
-    sessions.announce(KEY, "a", 0)
-    sessions.announce(b"/user/x/gpu", "b", 0)
+    sessions.announce(KEY, at("a"), 0)
+    sessions.announce(b"/user/x/gpu", at("b"), 0)
     session = session_of(b"/user/x/gpu/api/kernels")
     assert session is not None
     known = sessions.find(session.keys, 0)
     assert known is not None
-    assert known.member == "b"
+    assert known.place == at("b")
 
 
 # What is forgotten
@@ -293,9 +306,9 @@ def test_longest_known_path_counts() -> None:
 
 def test_what_is_used_is_kept_and_what_is_not_expires() -> None:
     sessions = Sessions()
-    sessions.announce(KEY, "a", 0)
-    sessions.serve(b"/user/y", "a", 0)
-    sessions.claim(b"/user/z", "a", 0)
+    sessions.announce(KEY, at("a"), 0)
+    sessions.serve(b"/user/y", at("a"), 0)
+    sessions.claim(b"/user/z", at("a"), 0)
     assert sessions.find([b"/user/z"], 599)
     assert sessions.find([b"/user/z"], 1100)
     assert sessions.find([b"/user/z"], 2299)
@@ -308,17 +321,17 @@ def test_what_is_used_is_kept_and_what_is_not_expires() -> None:
 
 def test_expired_session_is_learned_anew() -> None:
     sessions = Sessions()
-    sessions.announce(KEY, "a", 0)
-    sessions.serve(KEY, "b", DAY)
+    sessions.announce(KEY, at("a"), 0)
+    sessions.serve(KEY, at("b"), DAY)
     assert member_of(sessions, DAY) == "b"
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
     sessions = Sessions(most=2)
-    sessions.announce(b"/user/1", "a", 0)
-    sessions.announce(b"/user/2", "a", 0)
+    sessions.announce(b"/user/1", at("a"), 0)
+    sessions.announce(b"/user/2", at("a"), 0)
     assert sessions.find([b"/user/1"], 0)
-    sessions.announce(b"/user/3", "a", 0)
+    sessions.announce(b"/user/3", at("a"), 0)
     assert [key for key, _ in sessions.items()] == [b"/user/1", b"/user/3"]
 
 
@@ -327,10 +340,10 @@ def test_made_up_names_push_out_no_session_that_was_launched(launched: int) -> N
     told: list[bytes] = []
     sessions = Sessions(most=1000, on_change=lambda key, known: told.append(key))
     for number in range(launched):
-        sessions.announce(b"/user/%d" % number, "a", 0)
+        sessions.announce(b"/user/%d" % number, at("a"), 0)
     for number in range(3000):
-        sessions.claim(b"/user/claimed-%d" % number, "a", 0)
-        sessions.serve(b"/user/made-up-%d" % number, "a", 0)
+        sessions.claim(b"/user/claimed-%d" % number, at("a"), 0)
+        sessions.serve(b"/user/made-up-%d" % number, at("a"), 0)
     assert len(sessions) <= 1000
     assert all(sessions.find([b"/user/%d" % number], 0) for number in range(launched))
     # Of what is not kept nobody is told.
@@ -340,22 +353,23 @@ def test_made_up_names_push_out_no_session_that_was_launched(launched: int) -> N
 def test_claims_are_few() -> None:
     sessions = Sessions()
     for number in range(5000):
-        sessions.claim(b"/user/%d" % number, "a", 0)
+        sessions.claim(b"/user/%d" % number, at("a"), 0)
     assert len(sessions) == 4096
     assert sessions.find([b"/user/0"], 0) is None
 
 
 def test_long_names_are_not_kept() -> None:
     sessions = Sessions()
-    sessions.serve(b"/user/" + b"x" * 600, "a", 0)
+    sessions.serve(b"/user/" + b"x" * 600, at("a"), 0)
     assert len(sessions) == 0
-    assert sessions.announce(KEY, "a", 0, b"/v2/" + b"x" * 600).launch == b""
+    sessions.announce(KEY, at("a"), 0, b"/v2/" + b"x" * 600)
+    assert [known.launch for _, known in sessions.items()] == [b""]
 
 
 def test_fewer_sessions_at_once() -> None:
     sessions = Sessions()
     for number in range(10):
-        sessions.announce(b"/user/%d" % number, "a", 0)
+        sessions.announce(b"/user/%d" % number, at("a"), 0)
     sessions.shrink(10)
     assert len(sessions) == 10
     sessions.shrink(4)
@@ -363,16 +377,16 @@ def test_fewer_sessions_at_once() -> None:
     sessions.shrink(0)
     told: list[bytes] = []
     sessions.on_change = lambda key, known: told.append(key)
-    sessions.announce(KEY, "a", 0)
-    sessions.serve(KEY, "a", 0)
+    sessions.announce(KEY, at("a"), 0)
+    sessions.serve(KEY, at("a"), 0)
     assert (len(sessions), told) == (0, [])
 
 
 def test_what_is_over_is_forgotten_without_anybody_asking_for_it() -> None:
     sessions = Sessions()
     for number in range(4):
-        sessions.announce(b"/user/%d" % number, "a", number)
-        sessions.claim(b"/user/claimed-%d" % number, "a", DAY)
+        sessions.announce(b"/user/%d" % number, at("a"), number)
+        sessions.claim(b"/user/claimed-%d" % number, at("a"), DAY)
     sessions.expire(DAY + 1)
     assert [key for key, known in sessions.items() if known.ground is ANNOUNCED] == [b"/user/2", b"/user/3"]
     assert len(sessions) == 6
@@ -386,8 +400,9 @@ def test_what_is_over_is_forgotten_without_anybody_asking_for_it() -> None:
 def test_what_is_new_and_what_is_in_use_is_told() -> None:
     told: list[tuple[bytes, KnownSession]] = []
     sessions = Sessions(on_change=lambda key, known: told.append((key, known)))
-    known = sessions.announce(KEY, "a", 0)
-    sessions.find([KEY], 599)
+    sessions.announce(KEY, at("a"), 0)
+    known = sessions.find([KEY], 599)
+    assert known is not None
     assert told == [(KEY, known)]
     sessions.find([KEY], 600)
     sessions.find([KEY], 601)
@@ -395,8 +410,8 @@ def test_what_is_new_and_what_is_in_use_is_told() -> None:
     assert known.used == 600
 
 
-def other(ground: Ground, member: str, since: float = 0, used: float = 0) -> KnownSession:
-    return KnownSession.from_record(KnownSession(ground, member, since, used, b"/v2/x").record(KEY))
+def other(ground: Ground, name: str, since: float = 0, used: float = 0) -> KnownSession:
+    return KnownSession.from_record(KnownSession(ground, at(name), since, used, b"/v2/x").record(KEY))
 
 
 def test_what_others_know_is_taken_by_its_ground_and_its_time() -> None:
@@ -417,13 +432,13 @@ def test_what_others_know_is_taken_by_its_ground_and_its_time() -> None:
     sessions.take(KEY, other(SERVED, "a", used=10), 0)
     known = sessions.look(KEY)
     assert known is not None
-    assert (known.member, known.used, known.launch) == ("e", 10, b"/v2/x")
+    assert (known.place, known.used, known.launch) == (at("e"), 10, b"/v2/x")
     assert told == []
 
 
 def test_what_others_know_replaces_what_is_over() -> None:
     sessions = Sessions()
-    sessions.announce(KEY, "a", 0)
+    sessions.announce(KEY, at("a"), 0)
     sessions.take(KEY, other(SERVED, "b", DAY, DAY), DAY)
     assert member_of(sessions, DAY) == "b"
 
@@ -434,75 +449,34 @@ def test_what_is_over_is_not_taken() -> None:
     assert len(sessions) == 0
 
 
-@pytest.mark.parametrize(
-    ("before", "now", "names"),
-    [
-        ({"a": "1", "b": "2", "c": "3"}, {"b": "2", "new": "1"}, {"a": "new"}),
-        ({"a": "1"}, {"a": "2", "c": "1"}, {"a": "c"}),
-        ({"a": "1", "b": "2"}, {"a": "2", "b": "1"}, {"a": "b", "b": "a"}),
-        ({"a": "1"}, {"a": "2"}, {}),
-        ({"a": "1"}, {"a": "1", "c": "1"}, {}),
-        ({}, {"a": "1"}, {}),
-    ],
-)
-def test_renamed_members(before: dict[str, str], now: dict[str, str], names: dict[str, str]) -> None:
-    assert renamed(before, now) == names
-
-
-def test_members_that_are_renamed_keep_their_sessions() -> None:
-    sessions = Sessions()
-    sessions.announce(KEY, "a", 0)
-    sessions.announce(b"/user/y", "b", 0)
-    sessions.rename({"a": "new"}, ["new", "b"])
-    sessions.rename({}, ["new", "b"])
-    assert {key: known.member for key, known in sessions.items()} == {KEY: "new", b"/user/y": "b"}
-    # Others may not have heard of it yet.
-    sessions.take(b"/user/z", other(ANNOUNCED, "a"), 0)
-    sessions.rename({"new": "newest"}, ["newest", "b"])
-    sessions.take(b"/user/w", other(ANNOUNCED, "a"), 0)
-    assert [known.member for _, known in sessions.items()] == ["newest", "b", "newest", "newest"]
-    # The old name is another member's now.
-    sessions.rename({}, ["a", "newest", "b"])
-    sessions.take(KEY, other(ANNOUNCED, "a", since=1), 0)
-    assert member_of(sessions) == "a"
-
-
-def test_members_that_swap_their_names_swap_their_sessions() -> None:
-    sessions = Sessions()
-    sessions.announce(KEY, "a", 0)
-    sessions.announce(b"/user/y", "b", 0)
-    sessions.rename({"a": "b", "b": "a"}, ["a", "b"])
-    assert {key: known.member for key, known in sessions.items()} == {KEY: "b", b"/user/y": "a"}
-
-
 class Machine(RuleBasedStateMachine):
     """Any order of events: the bounds hold, and no weaker ground takes a launched session away."""
 
     keys = st.sampled_from([b"/user/%d" % number for number in range(8)])
-    members = st.sampled_from("abc")
+    places = st.sampled_from([at("a"), at("b"), at("c")])
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.sessions = Sessions(most=5)
-        self.launched: dict[bytes, str] = {}
+        self.launched: dict[bytes, Place] = {}
 
-    @rule(key=keys, member=members)
-    def announce(self, key: bytes, member: str) -> None:
-        self.sessions.announce(key, member, self.now)
-        self.launched[key] = member
+    @rule(key=keys, place=places)
+    def announce(self, key: bytes, place: Place) -> None:
+        self.sessions.announce(key, place, self.now)
+        self.launched[key] = place
 
-    @rule(key=keys, member=members, ground=st.sampled_from(["serve", "claim"]))
-    def weaker(self, key: bytes, member: str, ground: str) -> None:
+    @rule(key=keys, place=places, ground=st.sampled_from(["serve", "claim"]))
+    def weaker(self, key: bytes, place: Place, ground: str) -> None:
         before = {key for key, known in self.sessions.items() if known.ground is ANNOUNCED}
-        getattr(self.sessions, ground)(key, member, self.now)
+        getattr(self.sessions, ground)(key, place, self.now)
         after = {key for key, known in self.sessions.items() if known.ground is ANNOUNCED}
         # One that is over may be learned anew, in another way.
         assert before - after <= {key}
 
-    @rule(key=keys, member=members, ground=st.sampled_from(Ground), age=st.floats(0, 2 * DAY))
-    def take(self, key: bytes, member: str, ground: Ground, age: float) -> None:
-        self.sessions.take(key, KnownSession(ground, member, self.now - age, self.now - age), self.now)
+    @rule(key=keys, place=places, ground=st.sampled_from(Ground), age=st.floats(0, 2 * DAY))
+    def take(self, key: bytes, place: Place, ground: Ground, age: float) -> None:
+        self.sessions.take(key, KnownSession(ground, place, self.now - age, self.now - age), self.now)
         if ground is ANNOUNCED:
             self.launched.pop(key, None)
 
@@ -512,7 +486,7 @@ class Machine(RuleBasedStateMachine):
         if known is not None:
             assert self.sessions.items()[-1][0] == key or known.ground is not ANNOUNCED
             if known.ground is ANNOUNCED and key in self.launched:
-                assert known.member == self.launched[key]
+                assert known.place == self.launched[key]
 
     @rule(seconds=st.floats(0, DAY))
     def wait(self, seconds: float) -> None:

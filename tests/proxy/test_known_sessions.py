@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedproxy.decide.member import Intent
+from fedproxy.decide.sessions import Place
 from tests.rig import Conn, Edge, Message, Script, Scripted, edge, guard, per_request, refusing, until
 from tests.rig.homes import COOKIE, cookie, cookie_of, get
 from tests.rig.launches import BUILT, HEAD, LAST, LAUNCHING, PATIENT, QUOTA, ask, chunk, event
@@ -16,6 +17,7 @@ from tests.rig.launches import BUILT, HEAD, LAST, LAUNCHING, PATIENT, QUOTA, ask
 HTML = b"Accept: text/html,application/xhtml+xml"
 EVENTS = b"Accept: text/event-stream"
 QUARTER = 3600
+GONE = Place("https://gone.test", "gone")
 
 
 def ready(path: str = "/user/x/", host: str = "https://hub.test") -> bytes:
@@ -618,7 +620,7 @@ async def test_made_up_cookie_is_nobody_s_if_there_is_a_secret() -> None:
         mine = b"Cookie: " + ((await running.ask(get())).value("set-cookie") or b"").partition(b";")[0]
         await running.ask(ask(EVENTS, mine))
         its = running.service.edge
-        its.sessions.announce(b"/user/x", "gone", its.wall(), b"/v2/gh/org/repo/HEAD")
+        its.sessions.announce(b"/user/x", GONE, its.wall(), b"/v2/gh/org/repo/HEAD")
         for own in (cookie(b"gone"), mine):
             page = await running.ask(get(b"/user/x/lab", HTML, own))
             assert (page.status, b"org/repo" in page.body) == (404, False)
@@ -646,8 +648,27 @@ async def test_launch_that_ends_after_its_member_was_renamed_is_at_the_new_name(
             going_on.append(True)
             assert await client.chunk() == ready()
         await client.leave()
-        (found,) = [each.member for _, each in running.service.edge.sessions.items()]
-        assert found == "new"
+        (found,) = [known.place for _, known in running.service.edge.sessions.items()]
+        of_now = running.service.edge.runtime.member_at(found)
+        assert of_now is of(running, "new")
+
+
+async def test_member_that_moves_and_keeps_its_name_keeps_its_sessions() -> None:
+    async with edge({"a": hub("a", ready()), "b": hub("b"), "moved": hub("moved")}) as running:
+        await launch(running)
+        urls = {name: member.url for name, member in running.members.items()}
+        await reload(running, {"a": urls["moved"], "b": urls["b"]})
+        assert await asked(running, b"/user/x/lab", cookie(b"b")) == b"moved"
+
+
+async def test_member_that_is_renamed_and_came_back_empty_is_called_by_its_new_name() -> None:
+    gone = redirect(b"/hub/user/x/lab")
+    async with edge({"a": Scripted(hub("a", ready(), reply=gone)), "b": hub("b")}) as running:
+        await launch(running)
+        await reload(running, {"new": running.members["a"].url, "a": running.members["b"].url})
+        page = await running.ask(get(b"/user/x/lab", HTML, cookie(b"new")))
+        assert b"Your session ran on new, and has ended there." in page.body
+        assert b'<a href="/v2/gh/org/repo/HEAD">' in page.body
 
 
 async def test_member_that_is_renamed_keeps_its_sessions() -> None:
@@ -713,7 +734,7 @@ async def test_what_a_server_answers_itself_is_passed_on(reply: bytes, target: b
 async def test_somebody_whose_server_was_at_a_member_that_left_logs_in_elsewhere() -> None:
     async with edge({"a": hub("a"), "b": hub("b")}) as running:
         its = running.service.edge
-        its.sessions.serve(b"/user/y", "gone", its.wall())
+        its.sessions.serve(b"/user/y", GONE, its.wall())
         assert await asked(running, b"/user/y/", cookie(b"a")) == b"a"
         assert (await running.ask(get(b"/user/z/"))).status == 200
 
@@ -724,10 +745,11 @@ async def test_somebody_whose_server_was_at_a_member_that_left_logs_in_elsewhere
 async def test_no_more_sessions_are_known_than_the_limit_and_older_use_goes_first() -> None:
     async with edge({"a": hub("a"), "b": hub("b")}, limits={"sessions": 2}) as running:
         table, wall = running.service.edge.sessions, running.service.edge.wall
+        place = Place(running.members["b"].url, "b")
         for name in (b"/user/1", b"/user/2"):
-            table.announce(name, "b", wall())
+            table.announce(name, place, wall())
         assert await asked(running, b"/user/1/", cookie(b"a")) == b"b"
-        table.announce(b"/user/3", "b", wall())
+        table.announce(b"/user/3", place, wall())
         assert known(running) == 2
         assert await asked(running, b"/user/2/", cookie(b"a")) == b"a"
         assert await asked(running, b"/user/1/", cookie(b"a")) == b"b"

@@ -47,7 +47,7 @@ FACTS: list[Fact] = [
     LaunchMoved(b"k", "a"),
     LaunchRequested(b"c"),
     LaunchesInFlight({"a": 3}),
-    SessionsKnown(((b"/user/x", 2, "a", 1.0, 2.0, b"/v2/gh/a/b/HEAD"),)),
+    SessionsKnown(((b"/user/x", 2, "https://a.test", "a", 1.0, 2.0, b"/v2/gh/a/b/HEAD"),)),
     TokenRefused("a", "b"),
 ]
 TO_WORKER: list[ToWorker] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -42,8 +43,8 @@ class Plane:
         return id(self)
 
 
-def told(number: int, member: str = "a") -> SessionRecord:
-    return b"/user/%d" % number, 2, member, 1.0, 2.0, b""
+def told(number: int) -> SessionRecord:
+    return b"/user/%d" % number, 2, "https://a.test", "a", 1.0, 2.0, b""
 
 
 @pytest.fixture
@@ -111,42 +112,6 @@ def test_one_in_the_same_process_answers_at_once(sharing: Sharing) -> None:
     assert isinstance(asked, Sync)
     sharing.answered(two, SyncDone(asked.number))
     assert one.heard == [SyncDone(5)]
-
-
-def test_who_has_not_heard_of_a_new_name_is_understood(sharing: Sharing) -> None:
-    one, two = (Plane().join(sharing) for _ in range(2))
-    sharing.sessions.rename({"a": "new"}, ["new"])
-    sharing.tell(one, SessionsKnown((told(1),)))
-    assert two.heard == [SessionsKnown((told(1, "new"),))]
-
-
-def test_who_keeps_an_older_config_tells_and_is_told_its_own_names(sharing: Sharing) -> None:
-    old = Plane().join(sharing)
-    undo = sharing.rename({"a": "b", "b": "a"}, ["a", "b"], left_behind=True)
-    new = Plane().join(sharing)
-    sharing.tell(old, SessionsKnown((told(1, "a"),)))
-    sharing.tell(new, SessionsKnown((told(2, "a"),)))
-    assert (new.heard, old.heard) == (
-        [SessionsKnown((told(1, "b"),))],
-        [SessionsKnown((told(2, "b"),))],
-    )
-    assert [known.member for _, known in sharing.sessions.items()] == ["b", "a"]
-    # Another one, which the new one takes over.
-    sharing.rename({"b": "c"}, ["a", "c"], left_behind=False)
-    sharing.tell(new, SessionsKnown((told(3, "c"), told(4, "d"))))
-    assert old.heard[-1] == SessionsKnown((told(3, "a"), told(4, "d")))
-    sharing.leave(old)
-    undo()
-    assert next(known.member for _, known in sharing.sessions.items()) == "c"
-
-
-def test_names_are_as_before_when_a_reload_fails(sharing: Sharing) -> None:
-    one, two = (Plane().join(sharing) for _ in range(2))
-    sharing.tell(one, SessionsKnown((told(1, "a"), told(2, "b"))))
-    sharing.rename({"a": "b", "b": "a"}, ["a", "b"], left_behind=True)()
-    sharing.tell(one, SessionsKnown((told(3, "a"),)))
-    assert two.heard[-1] == SessionsKnown((told(3, "a"),))
-    assert [known.member for _, known in sharing.sessions.items()] == ["a", "b", "a"]
 
 
 def test_what_a_store_does_not_take_is_bounded(sharing: Sharing) -> None:
@@ -334,3 +299,15 @@ async def test_launch_that_ends_in_a_worker_of_before_is_found_under_names_of_no
         hub.go_on.set()
         await held.until_end()
         assert [await asked(edge, "b-0") for _ in range(8)] == [b"b"] * 8
+
+
+@pytest.mark.no_cover
+async def test_member_that_operators_join_again_under_another_name_has_its_sessions(tmp_path: Path) -> None:
+    async with two_members(tmp_path) as (file, hub), serving(file, hub) as edge, patience():
+        await edge.ask(ask(EVENTS, cookie(b"b"), b"Connection: close"))
+        url = (await settings(edge))["b"]["url"]
+        assert (await edge.admin_ask("DELETE", "/members/b"))[0] == 204
+        assert (await edge.admin_ask("PUT", "/members/new", {"url": url}))[0] == 201
+        # Workers hear of it a moment later.
+        while [await asked(edge, "b-0", cookie(b"c")) for _ in range(8)] != [b"b"] * 8:
+            await asyncio.sleep(0.02)

@@ -200,7 +200,7 @@ async def test_launched_sessions_are_told_even_if_nobody_reads(
     sent: list[object] = []
     monkeypatch.setattr(worker.channel, "send", sent.append)
     monkeypatch.setattr(worker.channel, "send_fresh", lambda message: None)
-    known = SessionsKnown(((b"/user/x", ground, "a", 1.0, 1.0, b""),))
+    known = SessionsKnown(((b"/user/x", ground, "https://a.test", "a", 1.0, 1.0, b""),))
     worker._tell(known)
     assert sent == ([known] if ground == 2 else [])
 

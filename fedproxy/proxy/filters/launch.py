@@ -21,7 +21,6 @@ from fedproxy.decide.pulse import TOLERANCE
 from fedproxy.decide.sessions import announced_by
 from fedproxy.errors import StaleConnection
 from fedproxy.proxy.filters.passing import PassThrough
-from fedproxy.proxy.sessions import name_of
 from fedproxy.wire.events import EventReader
 from fedproxy.wire.path import canonical
 
@@ -206,8 +205,7 @@ class LaunchFilter(PassThrough):
     def _announce(self, session: bytes) -> None:
         exchange = self.exchange
         context = exchange.context
-        name = name_of(context.runtime, exchange.pool)
-        context.sessions.announce(session, name, context.wall(), exchange.line.again)
+        context.sessions.announce(session, exchange.pool.place, context.wall(), exchange.line.again)
         if context.synchronize is None:
             return
         self._extras.holds = True
