@@ -10,7 +10,19 @@ import pytest
 
 from fedproxy.decide.member import Intent
 from fedproxy.decide.sessions import Place
-from tests.rig import Conn, Edge, Message, Script, Scripted, edge, guard, per_request, refusing, until
+from tests.rig import (
+    Conn,
+    Edge,
+    Message,
+    RawClient,
+    Script,
+    Scripted,
+    edge,
+    guard,
+    per_request,
+    refusing,
+    until,
+)
 from tests.rig.homes import COOKIE, cookie, cookie_of, get
 from tests.rig.launches import BUILT, HEAD, LAST, LAUNCHING, PATIENT, QUOTA, ask, chunk, event
 
@@ -49,6 +61,24 @@ def status(line: bytes, *fields: bytes) -> bytes:
 
 def redirect(location: bytes) -> bytes:
     return status(b"302 Found", b"Location: " + location)
+
+
+async def begin(conn: Conn, going_on: asyncio.Event) -> None:
+    """A member's first event of a launch; returns when the visitor has read it."""
+    await conn.request()
+    conn.send(HEAD, chunk(LAUNCHING))
+    await conn.flush()
+    await going_on.wait()
+
+
+async def begun(running: Edge) -> RawClient:
+    """A visitor who has read it."""
+    client = await running.client()
+    await client.send(ask(EVENTS, cookie(b"a")))
+    async with guard():
+        await client.head()
+        assert await client.chunk() == LAUNCHING
+    return client
 
 
 async def launch(running: Edge, name: bytes = b"a", target: bytes = b"/build/gh/org/repo/HEAD") -> Message:
@@ -189,23 +219,17 @@ async def test_ready_of_a_member_that_breaks_off_waits_until_others_know() -> No
     waiting: list[Any] = []
 
     async def script(conn: Conn) -> None:
-        await conn.request()
-        conn.send(HEAD, chunk(LAUNCHING))
-        await conn.flush()
-        await until(lambda: going_on, "the visitor has read")
+        await begin(conn, going_on)
         conn.send(chunk(ready()))
         await conn.flush()
         await until(lambda: waiting, "the question")
 
-    going_on: list[bool] = []
+    going_on = asyncio.Event()
     async with edge({"a": script, "b": hub("b")}) as running:
         running.service.edge.synchronize = waiting.append
-        client = await running.client()
-        await client.send(ask(EVENTS, cookie(b"a")))
+        client = await begun(running)
         async with guard():
-            await client.head()
-            assert await client.chunk() == LAUNCHING
-            going_on.append(True)
+            going_on.set()
             await until(lambda: not running.members["a"].open, "the member has broken off")
             await until(lambda: running.service.edge.busy() == 0, "the edge has seen it")
             assert not await running_log(running)
@@ -229,21 +253,15 @@ async def test_whole_launch_whose_connection_closes_while_others_are_told_is_who
     waiting: list[Any] = []
 
     async def script(conn: Conn) -> None:
-        await conn.request()
-        conn.send(HEAD, chunk(LAUNCHING))
-        await conn.flush()
-        await until(lambda: going_on, "the visitor has read")
+        await begin(conn, going_on)
         conn.send(chunk(ready()), LAST, b"" if whole else b"stray")
 
-    going_on: list[bool] = []
+    going_on = asyncio.Event()
     async with edge({"a": script, "b": hub("b")}) as running:
         running.service.edge.synchronize = waiting.append
-        client = await running.client()
-        await client.send(ask(EVENTS, cookie(b"a")))
+        client = await begun(running)
         async with guard():
-            await client.head()
-            assert await client.chunk() == LAUNCHING
-            going_on.append(True)
+            going_on.set()
             await until(lambda: waiting, "the question")
             await until(lambda: not running.members["a"].open, "the member has closed")
             await until(lambda: running.service.edge.busy() == 0, "the edge has seen it")
@@ -627,25 +645,18 @@ async def test_made_up_cookie_is_nobody_s_if_there_is_a_secret() -> None:
 
 
 async def test_launch_that_ends_after_its_member_was_renamed_is_at_the_new_name() -> None:
-    going_on: list[bool] = []
-
     async def script(conn: Conn) -> None:
-        await conn.request()
-        conn.send(HEAD, chunk(LAUNCHING))
-        await conn.flush()
-        await until(lambda: going_on, "the reload")
+        await begin(conn, going_on)
         conn.send(chunk(ready()), LAST)
 
+    going_on = asyncio.Event()
     async with edge({"a": script, "b": hub("b")}) as running:
-        client = await running.client()
-        await client.send(ask(EVENTS, cookie(b"a")))
+        client = await begun(running)
+        # What was its name is another member's now.
+        members = {"new": running.members["a"].url, "a": running.members["b"].url}
+        await reload(running, members)
+        going_on.set()
         async with guard():
-            await client.head()
-            assert await client.chunk() == LAUNCHING
-            # What was its name is another member's now.
-            members = {"new": running.members["a"].url, "a": running.members["b"].url}
-            await reload(running, members)
-            going_on.append(True)
             assert await client.chunk() == ready()
         await client.leave()
         (found,) = [known.place for _, known in running.service.edge.sessions.items()]
