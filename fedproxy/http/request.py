@@ -12,8 +12,6 @@ from typing import Final, Generic, TypeVar
 
 # RFC 9110 section 9.2.2. TRACE is idempotent too, but never proxied.
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
-
-
 _WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 
 

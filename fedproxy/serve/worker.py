@@ -346,7 +346,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
 
     def _leave(self) -> None:
-        """SessionRecord to by a signal, or by itself: visitors are accepted until the successor does."""
+        """Told to by a signal, or by itself: visitors are accepted until the successor does."""
         if not self._started.done():
             self._started.cancel()
         elif self.channel.is_open:
