@@ -2,6 +2,7 @@
 
     FedproxyError
     ├── ConfigError                  an operator's input is wrong; carries every fault at once
+    ├── ConnectionFault              an HTTP/2 connection breaks the protocol, and ends
     ├── ChannelError                 control process and worker do not understand each other
     └── ExchangeError                one request cannot be served as asked
         ├── VisitorError             the visitor is to blame; answered, never retried
@@ -49,6 +50,25 @@ class ChannelError(FedproxyError):
     The text is for operators."""
 
 
+class ConnectionFault(FedproxyError):
+    """An HTTP/2 connection breaks the protocol or goes too far, and ends (RFC 9113 section 5.4.1).
+
+    code: its number in RFC 9113 section 7. reason: the metrics label of the limit that it exceeded, if any.
+    """
+
+    def __init__(self, code: int, reason: str | None = None) -> None:
+        super().__init__(f"HTTP/2 error {code}")
+        self.code = code
+        self.reason = reason
+
+
+class CompressionFailed(ConnectionFault):
+    """A head cannot be decompressed (RFC 7541), so that nothing after it could be understood."""
+
+    def __init__(self) -> None:
+        super().__init__(9)
+
+
 class ExchangeError(FedproxyError):
     """A request that cannot be served as asked.
 
@@ -82,6 +102,14 @@ class MethodRefused(VisitorError):
     status = 405
     reason = "method"
     detail = "This method is not allowed here."
+
+
+class ProtocolUnknown(VisitorError):
+    """An extended CONNECT asks for a protocol other than WebSocket (RFC 9220 section 3)."""
+
+    status = 501
+    reason = "protocol"
+    detail = "This protocol is not known here."
 
 
 class Banned(VisitorError):

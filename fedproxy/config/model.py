@@ -24,6 +24,7 @@ from fedproxy.config.units import Network
 from fedproxy.decide.breaker import BreakerPolicy
 from fedproxy.decide.federation import FederationPolicy
 from fedproxy.decide.member import MAX_REQUESTS
+from fedproxy.wire.h2.allowance import Allowance
 
 Seconds = Annotated[float, units.SECONDS]
 SecondsOrNone = Annotated[float, units.SECONDS_OR_NONE]
@@ -43,6 +44,7 @@ ListenAddress = Annotated[Address, addr.ADDRESS]
 
 # Decisions have defaults of their own; they are not written a second time.
 _BREAKER: Final = BreakerPolicy()
+_ALLOWANCE: Final = Allowance()
 _FEDERATION: Final = FederationPolicy(balancer="rendezvous")
 
 
@@ -118,6 +120,17 @@ class ListenerSettings(Section):
         "without one, the request's own host is kept.",
     )
 
+    http2: Flag | None = Field(
+        default=None,
+        description="Speak HTTP/2 here: with TLS, with those who ask for it by ALPN (the default); without, "
+        "with those whose first bytes are HTTP/2's (not the default), such as a balancer in front.",
+    )
+
+    @property
+    def speaks_http2(self) -> bool:
+        """Whether HTTP/2 is spoken here."""
+        return self.tls is not None if self.http2 is None else self.http2
+
     def _faults(self) -> Iterator[tuple[str, str]]:
         if self.redirect_to_https and self.tls:
             yield "redirect_to_https", "is true on a listener that has tls, expected it on a plain one"
@@ -188,6 +201,31 @@ class TimeoutSettings(Section):
     )
 
 
+class Http2Limits(Section):
+    """What one HTTP/2 connection may do at once beyond what its requests need; a tenth of it comes back each
+    second. A connection that does more is closed with ENHANCE_YOUR_CALM."""
+
+    resets: Count = Field(
+        default=_ALLOWANCE.resets,
+        description="Requests that the visitor cancels, and streams that it makes the edge reset.",
+    )
+    settings: Count = Field(default=_ALLOWANCE.settings, description="SETTINGS frames.")
+    pings: Count = Field(default=_ALLOWANCE.pings, description="PING frames.")
+    priorities: Count = Field(
+        default=_ALLOWANCE.priorities, description="PRIORITY and PRIORITY_UPDATE frames."
+    )
+    empty_frames: Count = Field(
+        default=_ALLOWANCE.empty_frames, description="DATA and CONTINUATION frames with nothing in them."
+    )
+    window_updates: Count = Field(
+        default=_ALLOWANCE.window_updates,
+        description="WINDOW_UPDATE frames, besides four for each DATA frame that the edge sends.",
+    )
+    unknown_frames: Count = Field(
+        default=_ALLOWANCE.unknown_frames, description="Frames of kinds that the edge does not know."
+    )
+
+
 class LimitSettings(Section):
     """Limits on what visitors send and members get."""
 
@@ -219,6 +257,10 @@ class LimitSettings(Section):
         description="Sessions whose member is remembered, in each worker and in the control process (about "
         "30 MB per 100,000). Those known from launches are forgotten last, and among equals the least "
         "recently used first. 0: only the visitor's cookie tells where a session runs.",
+    )
+    streams: Count = Field(default=128, description="Requests under way at once on one HTTP/2 connection.")
+    http2: Http2Limits = Field(
+        default=Http2Limits(), description="What one HTTP/2 connection may do besides its requests."
     )
     replay: BytesOrNone = Field(
         default=64 << 10,

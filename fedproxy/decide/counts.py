@@ -128,7 +128,10 @@ _OF_A_MEMBER: Final = (
     "first_byte",
     *("launch_duration", "launch_phases", "launches", "retries", "transitions"),
 )
-_OF_THE_EDGE: Final = ("budget_exhausted", "connections", "lines_dropped", "rejected", "requests")
+_OF_THE_EDGE: Final = (
+    *("budget_exhausted", "connections", "http2_errors", "lines_dropped", "rejected", "requests"),
+    *("requests_http10", "requests_http2"),
+)
 
 
 class MemberCounts(_Counts):
@@ -183,7 +186,9 @@ class MemberCounts(_Counts):
 class EdgeCounts(_Counts):
     """The edge's own counters; `connections` are visitors' connections open now.
 
-    lines_dropped: lost lines, by log (`access`, `events`).
+    lines_dropped: lost lines, by log (`access`, `events`). requests_http10, requests_http2: those of
+    `requests` that did not come by HTTP/1.1. http2_errors: GOAWAY and RST_STREAM that the edge sent, by the
+    name of their code.
     """
 
     __slots__ = _OF_THE_EDGE
@@ -193,5 +198,8 @@ class EdgeCounts(_Counts):
         self.connections = 0
         self.lines_dropped: defaultdict[str, int] = defaultdict(int)
         self.requests = 0
+        self.requests_http10 = 0
+        self.requests_http2 = 0
+        self.http2_errors: defaultdict[str, int] = defaultdict(int)
         self.rejected: defaultdict[str, int] = defaultdict(int)
         self.budget_exhausted = 0

@@ -38,13 +38,15 @@ class ResponseHead:
     lines: the field lines that are passed on (RFC 9110 section 5.2), each with its CRLF. length, chunked: how
     the end of the body is told; by neither, if it ends with the member's connection, or with its stream.
     whole: the size of a final response's body if the head has it, for any method; else far below 0.
-    start: the status line as HTTP/1 has it; empty if the head was not read as HTTP/1.
+    start: the status line as HTTP/1 has it; empty if the head was not read as HTTP/1. compressed: the head as
+    HTTP/2 has it; empty until it is asked for.
     """
 
     __slots__ = (
         "bodiless",
         "chunked",
         "close",
+        "compressed",
         "encoded",
         "event_stream",
         "length",
@@ -70,6 +72,7 @@ class ResponseHead:
         self.bodiless = status < 200 or status in _BODILESS
         self.lines = b""
         self.start = b""
+        self.compressed = b""
         self.whole = _UNSAID
 
     def fields(self) -> tuple[Field, ...]:
@@ -84,7 +87,7 @@ class ResponseHead:
         """The same answer, for the payload of a body that came in chunks."""
         head = ResponseHead(self.status, self.reason)
         head.length, head.whole = self.length, self.whole
-        head.lines, head.start = self.lines, self.start
+        head.lines, head.start, head.compressed = self.lines, self.start, self.compressed
         head.event_stream, head.encoded, head.public = self.event_stream, self.encoded, self.public
         return head
 

@@ -28,8 +28,15 @@ from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import EdgeError, VisitorError, VisitorGone, reasons_of
+from fedproxy.wire.h2.allowance import KINDS
+from fedproxy.wire.h2.frame import Code
 
-_REASONS: Final = reasons_of(VisitorError, EdgeError) - {VisitorGone.reason} | {"connections", "address"}
+_REASONS: Final = (
+    reasons_of(VisitorError, EdgeError) - {VisitorGone.reason}
+    | {"connections", "address", "http2_head"}
+    | {f"http2_{kind}" for kind in KINDS}
+)
+_CODES: Final = [code.name.lower() for code in Code]
 
 BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
@@ -345,6 +352,23 @@ def _edge(view: View) -> Iterator[Family]:
         "Open connections of visitors.",
         (),
         [((), edge.connections)],
+    )
+    by_protocol = {
+        "1.0": edge.requests_http10,
+        "1.1": edge.requests - edge.requests_http10 - edge.requests_http2,
+        "2": edge.requests_http2,
+    }
+    yield _counter(
+        "fedproxy_downstream_requests",
+        "Requests of visitors, by the version of HTTP.",
+        ("protocol",),
+        (((protocol,), count) for protocol, count in by_protocol.items()),
+    )
+    yield _counter(
+        "fedproxy_http2_errors",
+        "GOAWAY and RST_STREAM frames that the edge sent, by the name of their code.",
+        ("code",),
+        (((code,), edge.http2_errors.get(code, 0)) for code in _CODES),
     )
     yield _counter(
         "fedproxy_rejected",

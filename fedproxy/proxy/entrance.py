@@ -1,10 +1,10 @@
-"""Where a connection comes in that has to say first for whom it comes: the PROXY protocol.
+"""Where a connection comes in, and what it has to say before it is known what speaks on it.
 
-header ──► handshake ──► a `Downstream`      the handshake only where the listener speaks TLS
-   └──────────┴────────► closed, unanswered
+    PROXY header ──► handshake ──► `Negotiated`, by ALPN ────────► `Downstream` or `H2Downstream`
+         └──────────────┴────────► `Sniffed`, by its first bytes ──────┘
 
-The header stands before the TLS handshake, so such a listener is a plain one for the loop, and the TLS is
-begun here.
+Each step only where the listener has it. A PROXY header stands before the TLS handshake, so such a listener
+is a plain one for the loop, and the TLS is begun here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, cast
 from fedproxy.errors import BadProxyHeader
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
 from fedproxy.proxy.h1.downstream import Downstream
+from fedproxy.proxy.h2.connection import H2Downstream
 from fedproxy.proxy.secure import serve
 from fedproxy.wire import proxy_protocol
+from fedproxy.wire.h2.frame import PREFACE
 
 if TYPE_CHECKING:
     from fedproxy.errors import ExchangeError
@@ -41,8 +43,80 @@ def enter(
     """
     if options.proxy_protocol:
         return Entrance(context, options, tls)
+    if tls is not None:
+        return serve(Negotiated(context, options), tls, _time_for_handshake(context), waiter)
     downstream = Downstream(context, options)
-    return downstream if tls is None else serve(downstream, tls, _time_for_handshake(context), waiter)
+    return Sniffed(downstream) if options.http2 else downstream
+
+
+def negotiated(
+    context: Context, options: ListenerOptions, transport: asyncio.BaseTransport
+) -> Downstream | H2Downstream:
+    """What serves an encrypted connection, by what its handshake has agreed on (RFC 7301)."""
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if tls is not None and tls.selected_alpn_protocol() == "h2":
+        return H2Downstream(context, options)
+    return Downstream(context, options)
+
+
+class Negotiated(Flow):
+    """An encrypted connection until its handshake is over."""
+
+    __slots__ = ("context", "options")
+
+    def __init__(self, context: Context, options: ListenerOptions) -> None:
+        super().__init__()
+        self.context = context
+        self.options = options
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        visiting = negotiated(self.context, self.options, transport)
+        cast(asyncio.Transport, transport).set_protocol(visiting)
+        visiting.connection_made(transport)
+
+
+class Sniffed(Flow):
+    """A plain connection until its first bytes say which protocol it speaks (RFC 9113 section 3.3).
+
+    Until then it is that of `downstream`, which speaks HTTP/1.1.
+    """
+
+    __slots__ = ("_begun", "_downstream")
+
+    def __init__(self, downstream: Downstream) -> None:
+        super().__init__()
+        self._downstream = downstream
+        self._begun = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._downstream.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        downstream = self._downstream
+        begun = self._begun = self._begun + data
+        size = len(PREFACE)
+        if begun[:size] == PREFACE[: len(begun)]:
+            if len(begun) < size:
+                downstream.awaits_head()
+                return
+            visiting = H2Downstream(downstream.context, downstream.options)
+            visiting.succeed(downstream)
+            visiting.data_received(begun)
+            return
+        downstream.transport.set_protocol(downstream)
+        downstream.data_received(begun)
+
+    def eof_received(self) -> None:
+        self._downstream.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._downstream.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._downstream.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._downstream.resume_writing()
 
 
 def _time_for_handshake(context: Context) -> float:
@@ -140,14 +214,22 @@ class Entrance(Flow):
 
     def _become_downstream(self, transport: asyncio.Transport) -> None:
         self.over = True
-        context = self.context
-        downstream = Downstream(context, self.options)
+        context, options = self.context, self.options
         context.connections.discard(self)
-        context.connections.add(downstream)
-        transport.set_protocol(downstream)
-        downstream.begin(transport, self.address, self.standing, self.peer)
+        if self.tls is not None:
+            visiting = negotiated(context, options, transport)
+        else:
+            visiting = Downstream(context, options)
+        context.connections.add(visiting)
+        protocol: asyncio.Protocol = visiting
+        if self.tls is None and options.http2 and isinstance(visiting, Downstream):
+            protocol = Sniffed(visiting)
+        transport.set_protocol(protocol)
+        visiting.begin(transport, self.address, self.standing, self.peer)
+        if isinstance(visiting, H2Downstream):
+            visiting.greet()
         if self.held and not transport.is_closing():
-            downstream.data_received(self.held)
+            protocol.data_received(self.held)
 
     def eof_received(self) -> None:
         if self.held and not self.arrived:

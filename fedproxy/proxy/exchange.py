@@ -113,6 +113,10 @@ class Exchange(Sending):
         if done:
             self._finish(self.context.clock(), sent)
 
+    def on_trailers(self, lines: bytes) -> None:
+        """The fields after the body."""
+        self.visitor.send_trailers(lines)
+
     def on_upgrade(self, head: ResponseHead, rest: bytes) -> None:
         """A 101: the connections become a tunnel."""
         if self.observer is not None:

@@ -7,6 +7,7 @@ from ssl import SSLContext
 
 from fedproxy.decide.launch import FailureTable
 from fedproxy.decide.limit import Bans, Networks
+from fedproxy.wire.h2.allowance import Allowance
 
 
 @dataclass
@@ -16,7 +17,8 @@ class ListenerOptions:
     unix: it is a unix socket. Only there may a peer have no address, and it is trusted, because only this
     machine's own proxy may open the socket. proxy_protocol: every connection begins with a PROXY protocol
     header. redirect_to_https: every request is sent to the same URL over https. hsts: for how many seconds
-    browsers are to use nothing but https (RFC 6797); 0 says nothing.
+    browsers are to use nothing but https (RFC 6797); 0 says nothing. http2: it is spoken, where TLS does not
+    say whether it is, with those who begin with it.
     """
 
     secure: bool = False
@@ -24,11 +26,13 @@ class ListenerOptions:
     proxy_protocol: bool = False
     redirect_to_https: bool = False
     hsts: int = 0
+    http2: bool = False
 
     def renew(self, other: ListenerOptions) -> None:
         """Takes over what a reload may change while connections are open: all but what they began with."""
         self.redirect_to_https = other.redirect_to_https
         self.hsts = other.hsts
+        self.http2 = other.http2
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class Limits:
     replay: int
     sessions: int
     idle_connections: int
+    streams: int
+    http2: Allowance
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,12 @@ class VisitorStream(Protocol):
         later (`Owed`).
         """
 
+    def send_trailers(self, lines: bytes) -> None:
+        """The fields that follow a body of which payload was asked for; the next call to `send_body` ends it.
+
+        lines: as HTTP/1 has them, each with its CRLF; only those that are safe to pass on.
+        """
+
     def send_body(self, data: bytes, done: bool) -> bool:
         """Passes (a part of) the body on: chunks, if the head says so and chunks were asked for.
 
@@ -165,6 +171,10 @@ class Receiver(Request[Line]):
 
     def on_body(self, data: bytes, done: bool) -> None:
         """(A part of) the body."""
+        raise NotImplementedError
+
+    def on_trailers(self, lines: bytes) -> None:
+        """The fields after a body that is passed on as payload, whose end is told next."""
         raise NotImplementedError
 
     def on_upgrade(self, head: ResponseHead, rest: bytes) -> None:

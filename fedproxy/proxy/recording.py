@@ -61,10 +61,13 @@ def record_answer(context: Context, request: AnsweredRequest, answer: Answer) ->
         tracer.take(record)
 
 
-def record_refusal(context: Context, origin: Origin, request_id: bytes, error: VisitorError) -> None:
+def record_refusal(
+    context: Context, origin: Origin, request_id: bytes, error: VisitorError, protocol: str
+) -> None:
     """Records a request whose head was refused."""
     if context.log is not None:
         record = _record(origin, request_id, None, None, error.status)
+        record.protocol = protocol
         record.termination = error.termination
         context.log(record)
 

@@ -26,6 +26,8 @@ from fedproxy.proxy.ports import MemberPool
 from fedproxy.proxy.routing import RoutedRequest, route
 from fedproxy.wire.cookie import read_stamp
 from fedproxy.wire.h1.request import BlockReader, read_line
+from fedproxy.wire.h2 import request as h2_request
+from fedproxy.wire.h2.allowance import Allowance
 
 if TYPE_CHECKING:
     from fedproxy.decide.balancer import Chance
@@ -43,11 +45,13 @@ _ANNOUNCED: Final = Ground.ANNOUNCED
 class Heads:
     """What is remembered of requests' heads: what a line asks for, and what a block of fields says.
 
-    blocks: as strangers send them; trusted_blocks: as trusted proxies do. longest: bytes of a head that is
-    remembered. read_by: what all of that depends on.
+    lines: as HTTP/1 has them; h2_lines: a method and a target. blocks: as strangers send them;
+    trusted_blocks: as trusted proxies do. longest: bytes of a head that is remembered. read_by: what all of
+    that depends on.
     """
 
     lines: Memo[RoutedRequest]
+    h2_lines: Memo[RoutedRequest]
     blocks: Memo[HeaderBlock]
     trusted_blocks: Memo[HeaderBlock]
     longest: int
@@ -245,6 +249,8 @@ def empty(
             replay=0,
             sessions=0,
             idle_connections=0,
+            streams=0,
+            http2=Allowance(),
         ),
         attempts=0,
         cookie="",
@@ -312,11 +318,16 @@ def _heads(policy: Policy, router: Router, before: Heads | None) -> Heads:
     if before is not None and before.read_by == (routed_by, block_by):
         return before
     if before is not None and before.read_by[0] == routed_by:
-        lines = before.lines
+        lines, h2_lines = before.lines, before.h2_lines
     else:
         key_of = KEYS.get(policy.key)
         lines = Memo(
             lambda raw: route(read_line(raw), router, key_of, bans), entries=4096, longest=min(2048, half)
+        )
+        h2_lines = Memo(
+            lambda raw: route(h2_request.read_line(raw), router, key_of, bans),
+            entries=4096,
+            longest=min(2048, half),
         )
     if before is not None and before.read_by[1] == block_by:
         blocks, trusted = before.blocks, before.trusted_blocks
@@ -325,4 +336,4 @@ def _heads(policy: Policy, router: Router, before: Heads | None) -> Heads:
         longest = min(4096, half)
         blocks = Memo(BlockReader(cookie, origin, trusted=False, ban=ban).read, 2048, longest)
         trusted = Memo(BlockReader(cookie, origin, trusted=True, ban=ban).read, 2048, longest)
-    return Heads(lines, blocks, trusted, min(4096, half), (routed_by, block_by))
+    return Heads(lines, h2_lines, blocks, trusted, min(4096, half), (routed_by, block_by))

@@ -8,13 +8,19 @@ import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from fedproxy.http.request import NOBODY, of_peer
+from fedproxy.proxy.answers import Answer, AnsweredRequest, common, turned_away
+from fedproxy.proxy.answers import error as fixed
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
+from fedproxy.proxy.recording import record_refusal
 from fedproxy.proxy.secure import wire_of
 
 if TYPE_CHECKING:
+    from fedproxy.errors import VisitorError
     from fedproxy.http.request import HeaderBlock, Origin
+    from fedproxy.http.response import Response
     from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import ListenerOptions
+    from fedproxy.proxy.routing import RoutedRequest
 
 _RESET: Final = struct.pack("ii", 1, 0)  # linger for no time: a close that says RST, not FIN
 
@@ -100,6 +106,19 @@ class Visiting(Flow):
                 transport.abort()
         self.weigh()
 
+    def take_over(self, other: Visiting) -> None:
+        """Is from now on what `other` was until now."""
+        self.idle_since = other.idle_since
+        self.transport = other.transport
+        self.wire = other.wire
+        self.write = other.write
+        self.peer = other.peer
+        self.origin = other.origin
+        self.standing = other.standing
+        self.introducer = other.introducer
+        self.trusted = other.trusted
+        self.address_key = other.address_key
+
     def weigh(self) -> None:
         """Works out what depends on the policy."""
         self.ordinary = not (self.context.careful or self.options.redirect_to_https or self.trusted)
@@ -146,6 +165,34 @@ class Visiting(Flow):
         if not self.trusted:
             return self.origin
         return self.context.admission.origin(block, self.peer, self.options.secure)
+
+    def check(self, line: RoutedRequest, block: HeaderBlock, origin: Origin) -> RoutedRequest:
+        """The same request, or its redirect. Raises `VisitorError`."""
+        context = self.context
+        to_https = self.options.redirect_to_https and not origin.secure
+        if not (context.careful or to_https):
+            return line
+        return context.admission.check(line, block, origin.client, context.clock(), to_https=to_https)
+
+    def turn_away(
+        self, line: RoutedRequest, block: HeaderBlock, origin: Origin, error: VisitorError
+    ) -> tuple[AnsweredRequest, Answer]:
+        """What a valid request is answered that is not served, in the form that it asks for."""
+        self.context.counts.rejected[error.reason] += 1
+        request = self.answered(line, block, origin)
+        return request, turned_away(error, request, common(request.request_id, self.hsts))
+
+    def answered(self, line: RoutedRequest, block: HeaderBlock, origin: Origin) -> AnsweredRequest:
+        """A request that is answered without an exchange."""
+        return AnsweredRequest(line, block, origin, *self.identify(block), self.trusted)
+
+    def refusal(self, error: VisitorError, origin: Origin, protocol: str) -> Response:
+        """What a head is answered that is refused: one fixed line. It is counted, and in the log."""
+        context = self.context
+        request_id = b"%032x" % context.random_bits(128)
+        context.counts.rejected[error.reason] += 1
+        record_refusal(context, origin, request_id, error, protocol)
+        return fixed(error.status, error.detail, common(request_id, self.hsts), request_id, None)
 
     def identify(self, block: HeaderBlock) -> tuple[bytes, bytes]:
         """The request's id (the visitor's, the trace's, or a new one), and its traceparent."""

@@ -31,6 +31,7 @@ from fedproxy.decide.route import (
 )
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, ListenerOptions, Policy, Rate, Timeouts
+from fedproxy.wire.h2.allowance import Allowance
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +99,7 @@ def options_of(listener: config.ListenerSettings) -> ListenerOptions:
         proxy_protocol=listener.proxy_protocol,
         redirect_to_https=listener.redirect_to_https,
         hsts=round(tls.hsts) if tls is not None else 0,
+        http2=listener.speaks_http2,
     )
 
 
@@ -146,6 +148,8 @@ def _policy(settings: config.Config) -> Policy:
             replay=limits.replay,
             sessions=limits.sessions,
             idle_connections=limits.idle_connections,
+            streams=limits.streams,
+            http2=Allowance(**limits.http2.model_dump()),
         ),
         attempts=settings.retry.attempts,
         cookie=affinity.cookie,

@@ -346,7 +346,7 @@ class Plane:
     def _prepare(self, at: int, listener: ListenerSettings) -> _Open:
         certificates = None
         if listener.tls is not None:
-            certificates = Certificates(listener.tls, f"listen.{at}.tls")
+            certificates = Certificates(listener.tls, f"listen.{at}.tls", http2=listener.speaks_http2)
             if self._tickets is not None:
                 certificates.set_ticket_key(self._tickets)
         return _Open(listener, certificates)
@@ -418,7 +418,7 @@ class Plane:
         for at, listener in enumerate(config.listen):
             opened = by_shape.get(shape(listener))
             if opened is not None and opened.certificates is not None and listener.tls is not None:
-                opened.certificates.replace(listener.tls, f"listen.{at}.tls")
+                opened.certificates.replace(listener.tls, f"listen.{at}.tls", http2=listener.speaks_http2)
             if opened is not None:
                 opened.door.renew(options_of(listener))
 

@@ -82,6 +82,7 @@ class _Source:
     where: str
     files: Certificate
     version: ssl.TLSVersion
+    http2: bool
     chosen_by_name: bool
 
     def load(self) -> tuple[_Seen | list[Fault], _Loaded | list[Fault]]:
@@ -106,7 +107,7 @@ class _Source:
         return [fault for fault in (chain, key) if isinstance(fault, Fault)]
 
     def _use(self, seen: _Seen) -> _Loaded | list[Fault]:
-        context = _context(self.version)
+        context = _context(self.version, http2=self.http2)
         where, files = f"{self.where}.certificate", self.files
         try:
             hosts, addresses, expires = _leaf(seen.chain)
@@ -166,24 +167,24 @@ class Certificates:
     """The certificates of one listener, and the context that its server is given.
 
     `tls`: the listener's section of the config, and `where` the key path of that section, such as
-    `listen.0.tls`. Raises ConfigError with every fault.
+    `listen.0.tls`. `http2`: it is offered. Raises ConfigError with every fault.
     """
 
-    def __init__(self, tls: TlsSettings, where: str) -> None:
-        self.context = _context(_VERSIONS[tls.min_version])
+    def __init__(self, tls: TlsSettings, where: str, *, http2: bool = True) -> None:
+        self.context = _context(_VERSIONS[tls.min_version], http2=http2)
         self.context.sni_callback = self._choose
-        self.replace(tls, where)
+        self.replace(tls, where, http2=http2)
 
     def __repr__(self) -> str:
         return f"<Certificates {self._pairs[0].source.where} {' '.join(self.expiries())}>"
 
-    def replace(self, tls: TlsSettings, where: str) -> None:
+    def replace(self, tls: TlsSettings, where: str, *, http2: bool = True) -> None:
         """Puts another config of the same listener in force; what was negotiated stays.
 
         Raises ConfigError with every fault, and then changes nothing.
         """
         pairs, faults = [], []
-        for source in _sources(tls, where):
+        for source in _sources(tls, where, http2=http2):
             seen, outcome = source.load()
             if isinstance(outcome, _Loaded):
                 pairs.append(_Pair(source, outcome, seen))
@@ -192,6 +193,7 @@ class Certificates:
         if faults:
             raise ConfigError(faults)
         self.context.minimum_version = _VERSIONS[tls.min_version]
+        _offer(self.context, http2=http2)
         self._pairs = pairs
         self._names = _names(pairs)
 
@@ -261,11 +263,11 @@ def ignore_unreadable_names() -> None:
     sys.unraisablehook = hook
 
 
-def _sources(tls: TlsSettings, where: str) -> Iterator[_Source]:
+def _sources(tls: TlsSettings, where: str, *, http2: bool) -> Iterator[_Source]:
     version = _VERSIONS[tls.min_version]
-    yield _Source(where, tls, version, chosen_by_name=False)
+    yield _Source(where, tls, version, http2, chosen_by_name=False)
     for index, files in enumerate(tls.certificates):
-        yield _Source(f"{where}.certificates.{index}", files, version, chosen_by_name=True)
+        yield _Source(f"{where}.certificates.{index}", files, version, http2, chosen_by_name=True)
 
 
 def _names(pairs: list[_Pair]) -> _Names:
@@ -277,14 +279,19 @@ def _names(pairs: list[_Pair]) -> _Names:
     return names
 
 
-def _context(version: ssl.TLSVersion) -> ssl.SSLContext:
+def _context(version: ssl.TLSVersion, *, http2: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = version
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-    context.set_alpn_protocols(["http/1.1"])
+    _offer(context, http2=http2)
     return context
+
+
+def _offer(context: ssl.SSLContext, *, http2: bool) -> None:
+    """Says what is spoken (RFC 7301), the first first. What RFC 9113 section 9.2 asks of TLS holds anyway."""
+    context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
 
 
 def _read(where: str, path: Path) -> bytes | Fault:

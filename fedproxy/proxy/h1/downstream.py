@@ -13,7 +13,6 @@ from fedproxy.errors import (
     VisitorError,
 )
 from fedproxy.proxy import answers, recording
-from fedproxy.proxy.answers import AnsweredRequest
 from fedproxy.proxy.composing import compose, follow
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.h1.ending import Ending
@@ -22,6 +21,7 @@ from fedproxy.wire.h1.server import ServerEvent, ServerState
 if TYPE_CHECKING:
     from fedproxy.http.request import HeaderBlock, Origin
     from fedproxy.http.response import Response, ResponseHead
+    from fedproxy.proxy.answers import AnsweredRequest
     from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import ListenerOptions
     from fedproxy.proxy.routing import RoutedRequest
@@ -149,8 +149,10 @@ class Downstream(Ending):
         context = self.context
         self.head_since = None
         origin = self.origin_of(block)
+        if context.draining:
+            self.machine.keep = False
         try:
-            line = self._check(line, block, origin)
+            line = self.check(line, block, origin)
         except (Banned, TooManyLaunches) as error:
             self._turn_away(line, block, origin, error)
             return
@@ -158,10 +160,14 @@ class Downstream(Ending):
             self.refuse(error, origin)
             return
         context.counts.requests += 1
-        request_id, traceparent = self.identify(block)
+        if line.http10:
+            context.counts.requests_http10 += 1
         if not line.proxied:
-            self._answer_here(AnsweredRequest(line, block, origin, request_id, traceparent, self.trusted))
+            request = self.answered(line, block, origin)
+            common = answers.common(request.request_id, self.hsts)
+            self._answer(request, answers.of_route(context, request, common))
             return
+        request_id, traceparent = self.identify(block)
         exchange = self.exchange = Exchange()
         exchange.open(context, self, line, block, origin, request_id, traceparent)
         exchange.framed = not line.http10
@@ -179,16 +185,6 @@ class Downstream(Ending):
             # The visitor waits for a 100 before it sends the body; the edge's own pages read none.
             exchange.begin_expected()
 
-    def _check(self, line: RoutedRequest, block: HeaderBlock, origin: Origin) -> RoutedRequest:
-        """The same request, or its redirect. Raises `VisitorError`."""
-        context = self.context
-        if context.draining:
-            self.machine.keep = False
-        to_https = self.options.redirect_to_https and not origin.secure
-        if not (context.careful or to_https):
-            return line
-        return context.admission.check(line, block, origin.client, context.clock(), to_https=to_https)
-
     # Answers of the edge's own
 
     def send_answer(self, response: Response) -> None:
@@ -203,29 +199,16 @@ class Downstream(Ending):
 
     def refuse(self, error: VisitorError, origin: Origin) -> None:
         """Answers a head that is refused with one fixed line, and closes."""
-        context = self.context
-        request_id = b"%032x" % context.random_bits(128)
-        context.counts.rejected[error.reason] += 1
-        common = answers.common(request_id, self.hsts)
-        response = answers.error(error.status, error.detail, common, request_id, None)
-        self.write(self.machine.answer(response, unread=True))
-        recording.record_refusal(context, origin, request_id, error)
+        self.write(self.machine.answer(self.refusal(error, origin, "HTTP/1.1"), unread=True))
         self.end_here()
 
     def _turn_away(
         self, line: RoutedRequest, block: HeaderBlock, origin: Origin, error: Banned | TooManyLaunches
     ) -> None:
         """Answers a valid request that is not served, in the form that it asks for."""
-        self.context.counts.rejected[error.reason] += 1
         if isinstance(error, BannedAddress):
             self.machine.keep = False
-        request_id, traceparent = self.identify(block)
-        request = AnsweredRequest(line, block, origin, request_id, traceparent, self.trusted)
-        self._answer(request, answers.turned_away(error, request, answers.common(request_id, self.hsts)))
-
-    def _answer_here(self, request: AnsweredRequest) -> None:
-        common = answers.common(request.request_id, self.hsts)
-        self._answer(request, answers.of_route(self.context, request, common))
+        self._answer(*self.turn_away(line, block, origin, error))
 
     def _answer(self, request: AnsweredRequest, answer: answers.Answer) -> None:
         recording.record_answer(self.context, request, answer)
@@ -263,6 +246,9 @@ class Downstream(Ending):
         if not self.reading:
             self.resume()
         return True
+
+    def send_trailers(self, lines: bytes) -> None:
+        """HTTP/1.1 has them in the body's chunks, and HTTP/1.0 has none."""
 
     def send_body(self, data: bytes, done: bool) -> bool:
         """Passes (a part of) the body on."""

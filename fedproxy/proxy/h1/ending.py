@@ -47,6 +47,11 @@ class Ending(Visiting):
         self.context.connections.add(self)
         super().connection_made(transport)
 
+    def awaits_head(self) -> None:
+        """The first bytes have come, and are kept elsewhere until it is clear what they are."""
+        if self.head_since is None:
+            self.head_since = self.context.clock()
+
     @property
     def lingers(self) -> bool:
         """Whether the last response was written, and what comes in is thrown away."""

@@ -94,6 +94,8 @@ class Upstream(PooledConnection):
             receiver.on_head(machine.head, machine.data, True)
             machine.data = b""
         elif event is _BODY:
+            if machine.trailers:
+                self._tell_trailers(receiver)
             receiver.on_body(machine.data, machine.done)
             machine.data = b""
         else:
@@ -108,6 +110,8 @@ class Upstream(PooledConnection):
         machine = self.machine
         data, machine.data = machine.data, b""
         if event is _BODY:
+            if machine.trailers:
+                self._tell_trailers(receiver)
             receiver.on_body(data, machine.done)
         elif event is _BEHIND:
             if data:
@@ -124,6 +128,11 @@ class Upstream(PooledConnection):
             self._read_on(receiver)
         elif event is not _NOTHING:
             receiver.on_upgrade(machine.head, data)
+
+    def _tell_trailers(self, receiver: Receiver[Any]) -> None:
+        machine = self.machine
+        trailers, machine.trailers = machine.trailers, b""
+        receiver.on_trailers(trailers)
 
     def _catch_up(self, receiver: Receiver[Any]) -> None:
         machine = self.machine

@@ -68,17 +68,19 @@ class BodyError(ValueError):
 class Body:
     """Finds where a body ends, and what of it to forward; this one ends with its connection.
 
-    size: bytes so far. When `done`, `rest` holds what came after the body. While `behind`, there is more than
+    size: bytes so far. When `done`, `rest` holds what came after the body, and `trailers` the lines of fields
+    that may be passed on but are not in what was forwarded. While `behind`, there is more than
     one call reads, and `feed(b"")` reads on.
     """
 
-    __slots__ = ("behind", "done", "rest", "size")
+    __slots__ = ("behind", "done", "rest", "size", "trailers")
 
     def __init__(self) -> None:
         self.behind = False
         self.done = False
         self.rest = b""
         self.size = 0
+        self.trailers = b""
 
     def feed(self, data: bytes) -> bytes:
         """What to forward of `data`, in order; possibly empty. Raises `BodyError`."""
@@ -316,6 +318,8 @@ class Chunked(Body):
                 raise BodyError("the trailers are malformed or too large")
             if self._request or not _may_trail(match[1]):
                 return end + 2
+            if not self._framed:
+                self.trailers += line + b"\r\n"
         if self._framed:
             out.append(data[at : end + 2])
         return end + 2

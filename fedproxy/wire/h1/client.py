@@ -64,8 +64,9 @@ _SWITCHED: Final = ClientEvent.SWITCHED
 class Client:
     """One connection to a member.
 
-    keep: it may be used again when the answer is whole. expected: how long the head before was; what is known
-    as a head ends where a head ends, so the next is first looked for there.
+    keep: it may be used again when the answer is whole. trailers: lines of fields after a body whose payload
+    alone is handed out; set with the end of that, and to be emptied by the owner. expected: how long the head
+    before was; what is known as a head ends where a head ends, so the next is first looked for there.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class Client:
         "held",
         "keep",
         "state",
+        "trailers",
     )
 
     head: ResponseHead
@@ -94,6 +96,7 @@ class Client:
         self.done = False
         self.expected = 0
         self.held = b""
+        self.trailers = b""
         self._known = 0  # bytes of `held` that are whole lines and were looked at
         self._body: Body | None = None
         self._is_head = False
@@ -271,6 +274,7 @@ class Client:
     def _end_body(self, body: Body) -> ClientEvent:
         self._body = None
         self.state = _IDLE
+        self.trailers = body.trailers
         if body.rest:
             self.keep = False
         return _PART

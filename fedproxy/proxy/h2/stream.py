@@ -1,0 +1,250 @@
+"""One stream of a visitor's HTTP/2 connection: a request, and the way back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from fedproxy.errors import BadRequest, Drained, MemberError, VisitorGone
+from fedproxy.proxy.h2.transport import StreamTransport
+from fedproxy.wire.h2.frame import Code
+from fedproxy.wire.h2.hpack import encode_lines, literal
+from fedproxy.wire.h2.response import accepts, compress, compress_response
+from fedproxy.wire.h2.stream import H2Stream
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from fedproxy.errors import ExchangeError
+    from fedproxy.http.response import Response, ResponseHead
+    from fedproxy.proxy.exchange import Exchange
+    from fedproxy.proxy.h2.connection import H2Downstream
+    from fedproxy.proxy.ports import Owed
+    from fedproxy.proxy.routing import RoutedRequest
+
+_ID_SIZE: Final = 32  # of the ids that are made here
+
+
+class H2VisitorStream(H2Stream):
+    """What an exchange sees of a visitor (`ports.VisitorStream`).
+
+    exchange: of the request, until its response is complete. owing: told when the end of that is sent. full:
+    the exchange was told that nothing more is taken for now. tunnel: what the stream became after a 101;
+    early: what came before that, and ended: that it was the end.
+    """
+
+    __slots__ = (
+        "connection",
+        "early",
+        "ended",
+        "exchange",
+        "full",
+        "owing",
+        "peer",
+        "trusted",
+        "tunnel",
+    )
+
+    line: RoutedRequest
+
+    def __init__(self, connection: H2Downstream, number: int, window: int, credit: int, state: int) -> None:
+        super().__init__(number, window, credit, state)
+        self.connection = connection
+        self.trusted = connection.trusted
+        self.peer = connection.peer
+        self.exchange: Exchange | None = None
+        self.owing: Owed | None = None
+        self.full = False
+        self.tunnel: StreamTransport | None = None
+        self.early = b""
+        self.ended = False
+
+    @property
+    def hsts(self) -> int:
+        """Seconds for Strict-Transport-Security; 0 if it is not sent."""
+        return self.connection.options.hsts
+
+    # What an exchange asks for
+
+    def send_interim(self, head: ResponseHead) -> None:
+        """Passes a 1xx on."""
+        connection = self.connection
+        connection.send(connection.machine.interim(self, head.compressed or compress(head)))
+
+    def send_head(
+        self,
+        head: ResponseHead,
+        request_id: bytes,
+        cookie: bytes | None,
+        body: bytes,
+        done: bool,
+        now: float,
+    ) -> bool:
+        """Passes the final head on, and what came with it of the body."""
+        connection = self.connection
+        machine = connection.machine
+        compressed = self._answer_connect(head) if self.connects else head.compressed or compress(head)
+        if len(request_id) == _ID_SIZE:
+            block = b"".join((compressed, connection.id_name, request_id))
+        else:
+            block = b"".join((compressed, connection.common, literal(b"x-request-id", request_id)))
+        if cookie is not None:
+            block += literal(b"set-cookie", cookie)
+        if head.event_stream:
+            machine.urge(self)
+        connection.send(machine.head(self, block, body, done))
+        if done:
+            return self._finished(len(body), now)
+        if self.waiting:
+            self._fill()
+        return False
+
+    def _answer_connect(self, head: ResponseHead) -> bytes:
+        if head.status == 101:
+            self.connection.machine.urge(self)
+            return accepts(head)
+        # It is answered like any other request.
+        self.connects = False
+        return head.compressed or compress(head)
+
+    def send_body(self, data: bytes, done: bool) -> bool:
+        """Passes (a part of) the body on."""
+        connection = self.connection
+        connection.send_parts(connection.machine.body(self, data, done))
+        if done:
+            return self._finished(len(data), connection.context.clock())
+        if self.waiting and not self.full:
+            self._fill()
+        return False
+
+    def send_trailers(self, lines: bytes) -> None:
+        """Keeps the fields that follow the body, which ends with the next call."""
+        self.trailers = encode_lines(lines)
+
+    def _fill(self) -> None:
+        """Nothing more is taken for now."""
+        self.full = True
+        self.connection.full.add(self)
+        if self.exchange is not None:
+            self.exchange.on_visitor_full()
+        self.connection.look_at_backlog()
+
+    def _finished(self, last: int, now: float) -> bool:
+        """The response is complete. last: the size of its last write. Returns whether all of it is sent."""
+        exchange, self.exchange = self.exchange, None
+        connection = self.connection
+        sent = True
+        if exchange is not None:
+            if self.waiting:
+                self.owing = exchange
+                self.full = True
+                connection.full.add(self)
+                sent = False
+            elif connection.wire.get_write_buffer_size() or connection.wire.is_closing():
+                connection.owe(exchange, last)
+                sent = False
+        connection.stream_over(now)
+        return sent
+
+    def send_answer(self, response: Response) -> None:
+        """Sends a response of the edge's own, and ends the exchange, if there is one."""
+        error = None if self.exchange is None else self.exchange.error
+        self.exchange = None
+        self.answer(response, self.line.is_head, malformed=isinstance(error, BadRequest))
+
+    def answer(self, response: Response, is_head: bool, *, malformed: bool) -> None:
+        """Sends a whole response. malformed: the request broke the protocol."""
+        self.connects = False
+        connection = self.connection
+        machine = connection.machine
+        body = b"" if is_head else response.body
+        # RFC 9113 section 8.1.1: it may be answered, and is an error all the same.
+        connection.send(machine.head(self, compress_response(response), body, not malformed))
+        if malformed:
+            machine.reset(self, Code.PROTOCOL_ERROR)
+        connection.flush()
+        connection.stream_over(connection.context.clock())
+
+    def broken(self) -> int:
+        """The response is not whole: the stream is reset, so that it cannot look complete."""
+        exchange, self.exchange = self.exchange, None
+        connection = self.connection
+        lost = self.backlog
+        if self.id in connection.machine.streams:
+            connection.machine.reset(self, _code(None if exchange is None else exchange.error))
+            connection.flush()
+        connection.stream_over(connection.context.clock())
+        return lost
+
+    def pause(self) -> None:
+        """Reads no more of the request's body until `resume`."""
+        self.held = True
+
+    def resume(self) -> None:
+        """Reads on."""
+        if self.held:
+            self.held = False
+            self.connection.machine.grant(self)
+            self.connection.flush()
+
+    def detach(self) -> tuple[asyncio.Transport, bytes]:
+        """The stream becomes a tunnel."""
+        self.exchange = None
+        self.tunnel = StreamTransport(self)
+        early, self.early = self.early, b""
+        self.resume()
+        return self.tunnel, early
+
+    def gone(self) -> None:
+        """The tunnel is closed."""
+
+    # What its connection says
+
+    def take_body(self, data: bytes, done: bool) -> None:
+        """(A part of) the request's body, or of what goes through a tunnel, has come."""
+        if self.tunnel is not None:
+            self.tunnel.received(data, done)
+        elif self.connects:
+            # RFC 8441 section 5: the tunnel is there once the member has accepted it.
+            self.early += data
+            self.ended = self.ended or done
+            self.held = True
+        elif self.exchange is not None:
+            self.exchange.send_body(data, done)
+
+    def drained(self, now: float) -> None:
+        """Nothing waits any more."""
+        self.full = False
+        owing, self.owing = self.owing, None
+        if owing is not None:
+            if self.connection.wire.get_write_buffer_size():
+                self.connection.owe(owing, 0)
+            else:
+                owing.delivered(now)
+            self.connection.stream_over(now)
+        elif self.tunnel is not None:
+            self.tunnel.drained()
+        elif self.exchange is not None:
+            self.exchange.on_visitor_drained()
+
+    def lost(self, error: ExchangeError | None = None) -> None:
+        """The visitor has reset it, or the connection is gone."""
+        backlog, self.backlog = self.backlog, 0
+        exchange, self.exchange = self.exchange, None
+        owing, self.owing = self.owing, None
+        if exchange is not None:
+            exchange.on_visitor_gone(error, backlog)
+        elif owing is not None:
+            owing.undelivered(backlog, "C" if error is None else error.termination[0])
+        elif self.tunnel is not None:
+            self.tunnel.lost()
+
+
+def _code(error: ExchangeError | None) -> Code:
+    """What a visitor is told of a response that is broken off."""
+    if isinstance(error, MemberError):
+        return Code.INTERNAL_ERROR
+    if isinstance(error, BadRequest):
+        return Code.PROTOCOL_ERROR
+    if isinstance(error, VisitorGone | Drained):
+        return Code.CANCEL
+    return Code.INTERNAL_ERROR
