@@ -22,6 +22,7 @@ from fedproxy.proxy.h2.stream import H2VisitorStream
 from fedproxy.proxy.visiting import Visiting
 from fedproxy.wire.h2.frame import Code
 from fedproxy.wire.h2.hpack import literal, literal_name
+from fedproxy.wire.h2.priority import URGENT
 from fedproxy.wire.h2.server import FrameEvent, H2Server, ServerPhase
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import ListenerOptions
     from fedproxy.proxy.ports import Owed
+    from fedproxy.proxy.routing import RoutedRequest
 
 _NOTHING: Final = FrameEvent.NOTHING
 _REQUEST: Final = FrameEvent.REQUEST
@@ -225,7 +227,8 @@ class H2Downstream(Visiting):
         if not self.crowded and self.machine.held_up > _CROWDED:
             self.crowded = True
             for stream in list(self.machine.streams.values()):
-                if stream.exchange is not None and not stream.full:
+                # Events are few and small, and must not wait.
+                if stream.exchange is not None and not stream.full and stream.place != URGENT:
                     stream.exchange.on_visitor_full()
 
     def pause_writing(self) -> None:
@@ -309,7 +312,8 @@ class H2Downstream(Visiting):
 
     def _take(self, stream: H2VisitorStream) -> None:
         """Takes a request."""
-        line, block, context = stream.line, stream.block, self.context
+        line: RoutedRequest = stream.line
+        block, context = stream.block, self.context
         if not (block.plain and line.ordinary and self.ordinary) or stream.receiving:
             self._take_other(stream)
             return
@@ -333,7 +337,8 @@ class H2Downstream(Visiting):
 
     def _take_other(self, stream: H2VisitorStream) -> None:
         """Takes a request that is off the short path."""
-        line, block, context = stream.line, stream.block, self.context
+        line: RoutedRequest = stream.line
+        block, context = stream.block, self.context
         origin = self.origin_of(block)
         try:
             line = self.check(line, block, origin)

@@ -44,8 +44,6 @@ class H2VisitorStream(H2Stream):
         "tunnel",
     )
 
-    line: RoutedRequest
-
     def __init__(self, connection: H2Downstream, number: int, window: int, credit: int, state: int) -> None:
         super().__init__(number, window, credit, state)
         self.connection = connection
@@ -83,6 +81,11 @@ class H2VisitorStream(H2Stream):
         connection = self.connection
         machine = connection.machine
         compressed = self._answer_connect(head) if self.connects else head.compressed or compress(head)
+        if not compressed:
+            # The member has not answered the WebSocket's key: the tunnel begins closed.
+            machine.reset(self, Code.INTERNAL_ERROR)
+            connection.flush()
+            return False
         if len(request_id) == _ID_SIZE:
             block = b"".join((compressed, connection.id_name, request_id))
         else:
@@ -101,7 +104,7 @@ class H2VisitorStream(H2Stream):
     def _answer_connect(self, head: ResponseHead) -> bytes:
         if head.status == 101:
             self.connection.machine.urge(self)
-            return accepts(head)
+            return accepts(head, self.key)
         # It is answered like any other request.
         self.connects = False
         return head.compressed or compress(head)
@@ -149,7 +152,8 @@ class H2VisitorStream(H2Stream):
         """Sends a response of the edge's own, and ends the exchange, if there is one."""
         error = None if self.exchange is None else self.exchange.error
         self.exchange = None
-        self.answer(response, self.line.is_head, malformed=isinstance(error, BadRequest))
+        line: RoutedRequest = self.line
+        self.answer(response, line.is_head, malformed=isinstance(error, BadRequest))
 
     def answer(self, response: Response, is_head: bool, *, malformed: bool) -> None:
         """Sends a whole response. malformed: the request broke the protocol."""

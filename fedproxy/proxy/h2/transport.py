@@ -19,18 +19,22 @@ class StreamTransport(asyncio.Transport):
         super().__init__()
         self._stream = stream
         self._protocol: asyncio.Protocol | None = None
-        self._closing = False
+        # The stream may be gone before it becomes a tunnel.
+        self._closing = stream.id not in stream.connection.machine.streams
         self._ended = False  # nothing more is written
         self._over = False  # the protocol knows that it is closed
         self._paused: list[bytes] = []
         self._reading = True
         self._eof = stream.ended
-        self._told = False  # the protocol was told to pause
+        # The protocol was told to pause, or the tunnel begins with that.
+        self._told = stream.full
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Who receives what the visitor sends."""
         self._protocol = cast(asyncio.Protocol, protocol)
-        if self._eof:
+        if self._closing:
+            self._soon()
+        elif self._eof:
             asyncio.get_running_loop().call_soon(self._end)
 
     def get_protocol(self) -> asyncio.BaseProtocol:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import TYPE_CHECKING
 
 from fedproxy.wire.h2.hpack import encode_lines, encode_status, literal
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 # What a member says about its WebSocket handshake, which HTTP/2 has not (RFC 8441 section 5).
 _ACCEPT = b"sec-websocket-accept:"
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 def compress(head: ResponseHead) -> bytes:
@@ -20,8 +23,16 @@ def compress(head: ResponseHead) -> bytes:
     return block
 
 
-def accepts(head: ResponseHead) -> bytes:
-    """The answer to a request for a WebSocket, which its member has accepted with a 101."""
+def accepts(head: ResponseHead, key: bytes) -> bytes:
+    """The answer to a request for a WebSocket, which its member has accepted with a 101.
+
+    Empty if the member has not answered the `key`: it takes no WebSocket there, or it is somebody else's
+    answer (RFC 6455 section 4.1).
+    """
+    wanted = _ACCEPT + b" " + base64.b64encode(hashlib.sha1(key + _GUID).digest())  # noqa: S324
+    given = [line for line in head.lines.split(b"\r\n") if line[: len(_ACCEPT)].lower() == _ACCEPT]
+    if [_ACCEPT + b" " + line[len(_ACCEPT) :].strip(b" \t") for line in given] != [wanted]:
+        return b""
     lines = [
         line + b"\r\n" for line in head.lines.split(b"\r\n")[:-1] if line[: len(_ACCEPT)].lower() != _ACCEPT
     ]

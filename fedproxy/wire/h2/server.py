@@ -431,13 +431,15 @@ class H2Server(Generic[S]):
         fields = self._decode(fragment)
         if self.decoder.size > self.head_limit:
             raise request.too_large(fields, self.head_limit)
-        raw_line, raw, connects = request.assemble(fields, ends, self.key())
+        key = self.key()
+        raw_line, raw, connects = request.assemble(fields, ends, key)
         opened.line = self.lines[raw_line]
         block = opened.block = self.blocks[raw]
         if connects:
             if block.upgrade is None:
                 raise BadRequest
             opened.connects = True
+            opened.key = key
             return
         length = block.length
         if length is not None:
@@ -663,8 +665,8 @@ class H2Server(Generic[S]):
 
     def _break(self, known: S, code: Code) -> FrameEvent:
         """A stream error (section 5.4.2). CVE-2025-8671: who makes the edge reset streams pays for it."""
-        self.reset(known, code)
         self._spend(RESETS)
+        self.reset(known, code)
         self.stream = known
         return _BROKEN
 

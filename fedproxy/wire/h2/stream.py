@@ -111,9 +111,9 @@ class H2Stream:
     """One request and its response.
 
     line, block: of the request; the line is of the owner's kind. connects: it asks for a WebSocket (RFC
-    8441). window: bytes of the response that the visitor takes; may be below 0 (section 6.9.2). waiting: what
-    has to wait for that or for its turn, in all `backlog` bytes; ending: nothing follows, but perhaps
-    `trailers`, as HPACK has them.
+    8441); key: what that one's member was asked with. window: bytes of the response that the visitor takes;
+    may be below 0 (section 6.9.2). waiting: what has to wait for that or for its turn, in all `backlog`
+    bytes; ending: nothing follows, but perhaps `trailers`, as HPACK has them.
 
     Of the request's body: credit: bytes that the visitor may still send; granted: the most that this was;
     owed: bytes that have come and were not granted anew; held: nothing is, for now. left: bytes until its
@@ -131,6 +131,7 @@ class H2Stream:
         "id",
         "in_turn",
         "incremental",
+        "key",
         "left",
         "line",
         "owed",
@@ -155,6 +156,7 @@ class H2Stream:
         self.ending = False
         self.trailers = b""
         self.connects = False
+        self.key = b""
         self.credit = self.granted = credit
         self.owed = 0
         self.held = False
