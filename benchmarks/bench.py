@@ -237,10 +237,17 @@ class _Staged:
         """Start one and keep it; one that does not come up is reported and skipped."""
         label = peer.name + variant.suffix
         port = self._settings.port + _PROXIES + _PORTS_EACH * len(self._running)
-        require_free([port + offset for offset in range(3)])
+        require_free([port + offset for offset in range(4)])
         members = self._ports(variant.members)
         tls = self._certificate if variant.tls else None
-        setting = replace(PLAIN, log=variant.log, workers=variant.workers, tls=tls, traced=variant.traced)
+        setting = replace(
+            PLAIN,
+            log=variant.log,
+            workers=variant.workers,
+            tls=tls,
+            traced=variant.traced,
+            http2=variant.http2,
+        )
         begin = time.monotonic()
         process = Process(
             label,

@@ -230,12 +230,15 @@ class Setting:
     log: bool = False
     workers: int = 1
     tls: Certificate | None = None
+    http2: bool = False
+    """A listener for HTTP/2 in clear, three ports above the first; and it is offered over TLS."""
     traced: float = 0.0
     """Share of the requests; the spans go to the first member, which reads them as it does an upload."""
 
 
 PLAIN = Setting()
 TLS_OFFSET = 2
+H2_OFFSET = 3
 
 Write = Callable[[Path, int, Sequence[int], Setting], list[str]]
 
@@ -261,7 +264,8 @@ def _program(name: str) -> Callable[[], bool]:
 class Peer:
     """One proxy to measure. `write` puts its config into a folder and says how to start it.
 
-    `can` has what it does beyond plain requests: `log`, `tls`, `stream`, `websocket`, `failover`, `sticky`.
+    `can` has what it does beyond plain requests: `log`, `tls`, `http2`, `stream`, `websocket`, `failover`,
+    `sticky`.
     """
 
     name: str
@@ -378,8 +382,9 @@ def _nginx_peer(folder: Path, port: int, members: Sequence[int], setting: Settin
     pins = " ".join(f"{name} {name};" for name in names)
     known = " ".join(f'{name} "";' for name in names)
     hosts = " ".join(f"{name} {address};" for name, address in zip(names, addresses, strict=True))
+    http2 = f"listen 127.0.0.1:{port + H2_OFFSET} http2 backlog=4096;" if setting.http2 else ""
     tls = setting.tls and (
-        f"listen 127.0.0.1:{port + TLS_OFFSET} ssl backlog=4096;"
+        f"listen 127.0.0.1:{port + TLS_OFFSET} ssl{' http2' if setting.http2 else ''} backlog=4096;"
         f" ssl_certificate {setting.tls.chain}; ssl_certificate_key {setting.tls.private_key};"
         " ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:tls:4m;"
     )
@@ -405,6 +410,7 @@ def _nginx_peer(folder: Path, port: int, members: Sequence[int], setting: Settin
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         {tls or ""}
+        {http2}
         add_header Set-Cookie $new_cookie;
         location / {{ proxy_pass http://$member; }}
         location /build/ {{ proxy_pass http://$member; proxy_buffering off; }}
@@ -435,8 +441,11 @@ def _haproxy(folder: Path, port: int, members: Sequence[int], setting: Setting) 
     cookie {COOKIE} insert indirect nocache httponly
 {servers}"""
     tls = (
-        setting.tls and f"    bind 127.0.0.1:{port + TLS_OFFSET} backlog 4096 ssl crt {setting.tls.together}"
+        setting.tls
+        and f"    bind 127.0.0.1:{port + TLS_OFFSET} backlog 4096 ssl crt {setting.tls.together}"
+        + (" alpn h2,http/1.1" if setting.http2 else "")
     )
+    http2 = f"    bind 127.0.0.1:{port + H2_OFFSET} backlog 4096 proto h2" if setting.http2 else ""
     config = folder / f"haproxy-{port}.cfg"
     config.write_text(f"""
 global
@@ -452,6 +461,7 @@ defaults
 frontend edge
     bind 127.0.0.1:{port} backlog 4096
 {tls or ""}
+{http2}
 {_HAPROXY_LOG if setting.log else ""}
     use_backend streams if {{ path_beg /build/ }}
     default_backend members
@@ -483,12 +493,15 @@ def _caddy(folder: Path, port: int, members: Sequence[int], setting: Setting) ->
         f"https://127.0.0.1:{port + TLS_OFFSET}, https://localhost:{port + TLS_OFFSET} {{\n"
         f"    bind 127.0.0.1\n    tls {setting.tls.chain} {setting.tls.private_key}\n    import edge\n}}\n"
     )
+    http2 = "servers {\n        protocols h1 h2 h2c\n    }" if setting.http2 else ""
+    clear = f", http://127.0.0.1:{port + H2_OFFSET}" if setting.http2 else ""
     log = "log {\n        output stdout\n        format json\n    }" if setting.log else ""
     upstreams = " ".join(f"127.0.0.1:{at}" for at in members)
     config = folder / f"caddy-{port}.caddyfile"
     config.write_text(f"""{{
     admin off
     auto_https off
+    {http2}
     log {{
         level ERROR
         exclude http.log.access
@@ -507,7 +520,7 @@ def _caddy(folder: Path, port: int, members: Sequence[int], setting: Setting) ->
         }}
     }}
 }}
-http://127.0.0.1:{port}, http://localhost:{port} {{
+http://127.0.0.1:{port}, http://localhost:{port}{clear} {{
     bind 127.0.0.1
     import edge
 }}
@@ -547,7 +560,9 @@ def _fedproxy(folder: Path, port: int, members: Sequence[int], setting: Setting)
     listen: list[dict[str, object]] = [{"address": f"127.0.0.1:{port}"}]
     if setting.tls:
         files = {"certificate": str(setting.tls.chain), "private_key": str(setting.tls.private_key)}
-        listen.append({"address": f"127.0.0.1:{port + TLS_OFFSET}", "tls": files})
+        listen.append({"address": f"127.0.0.1:{port + TLS_OFFSET}", "tls": files, "http2": setting.http2})
+    if setting.http2:
+        listen.append({"address": f"127.0.0.1:{port + H2_OFFSET}", "http2": True})
     config = {
         "listen": listen,
         "admin": {"address": f"127.0.0.1:{port + 1}"},
@@ -581,7 +596,7 @@ def _compiled(folder: Path, port: int, members: Sequence[int], setting: Setting)
     return [*WITH_COMPILED, *_fedproxy(folder, port, members, setting)]
 
 
-_ALL = frozenset({"log", "tls", "stream", "websocket", "failover", "sticky"})
+_ALL = frozenset({"log", "tls", "http2", "stream", "websocket", "failover", "sticky"})
 _VERSION_OF = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
 
 PEERS = {

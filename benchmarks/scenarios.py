@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from benchmarks import visitors, wrk
+from benchmarks import h2load, visitors, wrk
 from benchmarks.members import EVENTS
 from benchmarks.peers import (
+    H2_OFFSET,
     MEMBERS,
     SIZES,
     TLS_OFFSET,
@@ -37,6 +38,7 @@ class Variant:
     log: bool = False
     workers: int = 1
     tls: bool = False
+    http2: bool = False
     traced: float = 0.0
     peers: frozenset[str] | None = None
 
@@ -57,6 +59,8 @@ _FEDPROXY = frozenset({"fedproxy"})
 STAGES = {
     "plain": Stage((Variant(tls=True),)),
     "streams": Stage(streaming=True),
+    "http2": Stage((Variant(tls=True, http2=True),)),
+    "http2 streams": Stage((Variant(http2=True),), streaming=True),
     "log": Stage((Variant(log=True),)),
     "broken": Stage(broken=1),
     "many": Stage((Variant(members=300), Variant(" 3 members", peers=FAST))),
@@ -255,6 +259,37 @@ def _events(contender: Contender, turn: Turn) -> Measured:
     return _seen(seen, meter.used)
 
 
+def _h2load(path: str, size: int, *, tls: bool = False) -> Drive:
+    """Load over HTTP/2: eight connections with eight streams each."""
+
+    def drive(contender: Contender, turn: Turn) -> Measured:
+        url = (
+            f"https://localhost:{contender.port + TLS_OFFSET}{path}"
+            if tls
+            else f"http://127.0.0.1:{contender.port + H2_OFFSET}{path}"
+        )
+        before = contender.process.cpu()
+        result = h2load.run(url, contender.cookies[0], seconds=turn.seconds, core=turn.core)
+        used = contender.process.cpu().since(before)
+        if not result.not_ok and result.received < result.requests * size:
+            raise BenchmarkError(f"{contender.label} answered less than the whole body")
+        return Measured(
+            result.requests, result.seconds, used, result.p50_us, result.p99_us, result.not_ok, result.broken
+        )
+
+    return drive
+
+
+def _h2_events(contender: Contender, turn: Turn) -> Measured:
+    meter = _Meter(contender.process)
+    streams = 100 if turn.quick else 500
+    port = contender.port + (0 if contender.label == DIRECT else H2_OFFSET)
+    seen = uvloop.run(
+        visitors.h2_events(port, contender.cookies, streams, turn.seconds, meter.begin, meter.end)
+    )
+    return _seen(seen, meter.used)
+
+
 def _echo(size: int, connections: int) -> Drive:
     def drive(contender: Contender, turn: Turn) -> Measured:
         meter = _Meter(contender.process)
@@ -347,6 +382,42 @@ SCENARIOS = {
             "64 KiB over keep-alive TLS connections",
             _wrk("warm", "/64k", SIZES["64k"], tls=True),
             needs=frozenset({"tls"}),
+        ),
+        Scenario(
+            "h2-1k",
+            "1 KiB over HTTP/2 in clear, 8 connections with 8 streams",
+            _h2load("/1k", SIZES["1k"]),
+            "http2",
+            frozenset({"http2"}),
+        ),
+        Scenario(
+            "h2-tls-1k",
+            "1 KiB over HTTP/2 and TLS, 8 connections with 8 streams",
+            _h2load("/1k", SIZES["1k"], tls=True),
+            "http2",
+            frozenset({"http2", "tls"}),
+        ),
+        Scenario(
+            "h2-64k",
+            "64 KiB over HTTP/2 in clear, 8 connections with 8 streams",
+            _h2load("/64k", SIZES["64k"]),
+            "http2",
+            frozenset({"http2"}),
+        ),
+        Scenario(
+            "h2-tls-64k",
+            "64 KiB over HTTP/2 and TLS, 8 connections with 8 streams",
+            _h2load("/64k", SIZES["64k"], tls=True),
+            "http2",
+            frozenset({"http2", "tls"}),
+        ),
+        Scenario(
+            "h2-events",
+            f"event streams over HTTP/2, 100 on each connection, {EVENTS:,} events per second in total",
+            _h2_events,
+            "http2 streams",
+            frozenset({"stream", "http2"}),
+            "CPU µs per event",
         ),
         Scenario(
             "close-1k",

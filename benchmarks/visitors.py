@@ -11,10 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar, cast
 
 from benchmarks.members import frame, frame_length
 from benchmarks.peers import COOKIE, BenchmarkError
+from fedproxy.wire.h2 import frame as h2
+from fedproxy.wire.h2.hpack import literal
 
 _STAMP: Final = re.compile(rb'"at": "(\d{20})"')
 _PATIENCE = 30.0
@@ -180,6 +183,88 @@ async def events(
     ]
     visitors = await _open(port, heads, lambda: _Stream(seen))
     # Every stream has had its turn once, so that what happens at the start of one is over.
+    await asyncio.sleep(0.5)
+    result = await _watch(seen, seconds, begin, end)
+    _leave(visitors)
+    return result
+
+
+class _H2Streams(_Visitor):
+    """One connection that has all these streams; its windows are as large as can be."""
+
+    def __init__(self, seen: Seen, blocks: Sequence[bytes]) -> None:
+        super().__init__(seen)
+        self._blocks = blocks
+        self._missing = len(blocks)
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        settings = h2.settings({h2.INITIAL_WINDOW_SIZE: h2.LARGEST_WINDOW})
+        more = h2.window_update(0, h2.LARGEST_WINDOW - h2.DEFAULT_WINDOW)
+        flags = h2.END_HEADERS | h2.END_STREAM
+        heads = [h2.frame(h2.HEADERS, flags, 2 * at + 1, block) for at, block in enumerate(self._blocks)]
+        self.transport.write(b"".join([h2.PREFACE, settings, more, *heads]))
+
+    def data_received(self, data: bytes) -> None:
+        data = self._rest + data
+        at = 0
+        while len(data) - at >= h2.HEADER_SIZE:
+            high, low, kind, flags, _ = h2.read_header(data, at)
+            end = at + h2.HEADER_SIZE + (high << 8 | low)
+            if end > len(data):
+                break
+            payload = data[at + h2.HEADER_SIZE : end]
+            if kind == h2.DATA:
+                self.more(payload)
+            elif kind == h2.SETTINGS and not flags & h2.ACK:
+                self.transport.write(h2.SETTINGS_ACK)
+            elif kind == h2.HEADERS:
+                self._missing -= 1
+                if not self._missing and not self.opened.done():
+                    self.opened.set_result(None)
+            at = end
+        self._rest = data[at:]
+
+    def more(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        for stamp in _STAMP.findall(data):
+            self._seen.count += 1
+            self._seen.delays.append((now - int(stamp)) / 1000)
+
+
+async def h2_events(
+    port: int,
+    cookies: Sequence[str],
+    streams: int,
+    seconds: float,
+    begin: Callable[[], None] = lambda: None,
+    end: Callable[[], None] = lambda: None,
+) -> Seen:
+    """As `events`, with a hundred streams on each connection."""
+    seen = Seen()
+    blocks = [
+        b"".join(
+            [
+                literal(b":method", b"GET"),
+                literal(b":scheme", b"http"),
+                literal(b":authority", b"127.0.0.1:%d" % port),
+                literal(b":path", b"/build/gh/org/repo-%d/HEAD" % number),
+                literal(b"accept", b"text/event-stream"),
+                literal(b"cookie", f"{COOKIE}={cookies[number % len(cookies)]}".encode()),
+            ]
+        )
+        for number in range(streams)
+    ]
+    loop = asyncio.get_running_loop()
+    visitors: list[_H2Streams] = []
+    async with asyncio.timeout(_PATIENCE):
+        for at in range(0, streams, 100):
+            make = partial(_H2Streams, seen, blocks[at : at + 100])
+            _, visitor = await loop.create_connection(make, "127.0.0.1", port)
+            visitors.append(visitor)
+        for visitor in visitors:
+            await visitor.opened
     await asyncio.sleep(0.5)
     result = await _watch(seen, seconds, begin, end)
     _leave(visitors)

@@ -260,7 +260,7 @@ class LimitSettings(Section):
     )
     streams: Count = Field(default=128, description="Requests under way at once on one HTTP/2 connection.")
     http2: Http2Limits = Field(
-        default=Http2Limits(), description="What one HTTP/2 connection may do besides its requests."
+        default_factory=Http2Limits, description="What one HTTP/2 connection may do besides its requests."
     )
     replay: BytesOrNone = Field(
         default=64 << 10,

@@ -313,7 +313,7 @@ async def test_trailers_that_are_none() -> None:
 
 
 async def waiting(conn: Conn) -> None:
-    await conn.head()
+    conn.member.requests.append(await conn.head())
     await conn.stall()
 
 
@@ -337,7 +337,7 @@ async def test_a_fault_of_a_stream_resets_it_alone(name: str) -> None:
     async with h2_edge(waiting) as running:
         client = await visit(running)
         stream, other = client.head(request()), client.head(request())
-        await until(lambda: len(running.member.connections) == 2, "asked")
+        await until(lambda: running.member.has(2), "asked")
         client.write(make(stream))
         assert (await client.response(stream)).reset == code
         assert not client.streams[other].over and not client.goaways
@@ -347,7 +347,7 @@ async def test_more_than_a_window_is_a_fault() -> None:
     async with h2_edge(waiting) as running:
         client = await visit(running)
         stream = client.head(request(b"/", (b"expect", b"100-continue"), method=b"POST"), end=False)
-        await until(lambda: running.member.connections, "asked")
+        await until(lambda: running.member.has(1), "asked")
         (connection,) = running.connections
         connection.machine.streams[stream].held = True
         client.data(stream, bytes(client.settings[4] + 1))
@@ -376,7 +376,7 @@ async def test_more_streams_than_allowed_are_refused() -> None:
         streams = [client.head(request()) for _ in range(5)]
         assert (await client.response(streams[3])).reset == "refused_stream"
         assert (await client.response(streams[4])).reset == "refused_stream"
-        await until(lambda: len(running.member.connections) == 3, "asked")
+        await until(lambda: running.member.has(3), "asked")
 
 
 # Floods

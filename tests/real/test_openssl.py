@@ -49,9 +49,18 @@ async def test_session_in_a_file_is_resumed_by_another_process_of_the_edge(
         assert "\nNew, " in await s_client(c, "second.test", version, "-sess_in", kept)
 
 
-async def test_only_http_1_1_is_agreed_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("http2", "asked", "agreed"),
+    [
+        (True, "http/1.1,h2", "ALPN protocol: h2"),
+        (True, "http/1.1", "ALPN protocol: http/1.1"),
+        (True, "spdy/3", "No ALPN negotiated"),
+        (False, "h2,http/1.1", "ALPN protocol: http/1.1"),
+    ],
+)
+async def test_protocol_that_is_agreed_on(tmp_path: Path, http2: bool, asked: str, agreed: str) -> None:
     files = pair(tmp_path / "first", trustme.CA().issue_cert("first.test"))
-    async with listening(Certificates(section(files), "listen.0.tls")) as port:
-        told = await s_client(port, "first.test", "-alpn", "h2,http/1.1")
-    assert "ALPN protocol: http/1.1" in told
+    async with listening(Certificates(section(files), "listen.0.tls", http2=http2)) as port:
+        told = await s_client(port, "first.test", "-alpn", asked)
+    assert agreed in told
     assert ssl.TLSVersion.TLSv1_3.name.replace("_", ".") in told

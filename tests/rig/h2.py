@@ -92,6 +92,7 @@ class H2Client:
         self.decoder = Decoder()
         self.decoder.max_header_list_size = 1 << 20
         self.windows = windows
+        self.answers = True  # to PING
         self.streams: defaultdict[int, Response] = defaultdict(Response)
         self.settings: dict[int, int] = {}
         self.goaways: list[tuple[int, str]] = []
@@ -156,7 +157,7 @@ class H2Client:
         elif got.kind == SETTINGS and not got.flags & ACK:
             self.settings = dict(struct.iter_unpack(">HL", got.payload))
             self.write(frame(SETTINGS, ACK, 0))
-        elif got.kind == PING and not got.flags & ACK:
+        elif got.kind == PING and not got.flags & ACK and self.answers:
             self.write(frame(PING, ACK, 0, got.payload))
         if got.kind in (HEADERS, DATA) and got.flags & END_STREAM:
             stream.ended = True
@@ -165,6 +166,10 @@ class H2Client:
         assert callable(condition)
         while not condition():
             await self.frame()
+
+    def pings(self) -> int:
+        """PING frames that have come, answers among them."""
+        return len([each for each in self.frames if each.kind == PING])
 
     async def response(self, stream: int) -> Response:
         """All of a response. If it is reset, `reset` says how."""

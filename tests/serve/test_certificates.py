@@ -79,20 +79,21 @@ async def test_name_chooses_the_certificate(
         assert (await visit(port, visitor, asked)).names[0] == shown
 
 
+@pytest.mark.parametrize("http2", [True, False])
 async def test_versions_and_protocol_are_the_modern_ones(
-    authority: trustme.CA, first: Certificate, tmp_path: Path
+    authority: trustme.CA, first: Certificate, tmp_path: Path, http2: bool
 ) -> None:
     rsa = pair(
         tmp_path / "rsa", authority.issue_cert("rsa.test", key_type=trustme.KeyType.RSA, not_after=END)
     )
-    certificates = Certificates(section(first, rsa), "listen.0.tls")
+    certificates = Certificates(section(first, rsa), "listen.0.tls", http2=http2)
     async with listening(certificates) as port:
         for version, label in ((ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")):
             context = trusting(authority, version)
             context.set_alpn_protocols(["h2", "http/1.1"])
             for name in ("first.test", "rsa.test"):
                 seen = await visit(port, context, name)
-                assert (seen.version, seen.protocol) == (label, "http/1.1")
+                assert (seen.version, seen.protocol) == (label, "h2" if http2 else "http/1.1")
                 assert "GCM" in seen.cipher or "CHACHA20" in seen.cipher
 
 

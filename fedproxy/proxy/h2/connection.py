@@ -56,11 +56,12 @@ class H2Downstream(Visiting):
     id_name: before a request's id in each response's head; common: the fields before that. full: streams
     that have more than their visitor takes. crowded: all streams together have too much. owed: exchanges that
     are over except that the end of their response is not sent yet; each with the place of that end among the
-    bytes `written`, and the size of the last write.
+    bytes `written`.
     """
 
     __slots__ = (
         "_asked_at",
+        "_gathered",
         "_heard",
         "_heard_at",
         "_leaving_since",
@@ -84,8 +85,9 @@ class H2Downstream(Visiting):
         self.id_name = b""
         self.full: set[H2VisitorStream] = set()
         self.crowded = False
-        self.owed: list[tuple[int, int, Owed]] = []
+        self.owed: list[tuple[int, Owed]] = []
         self.written = 0
+        self._gathered: list[bytes] = []
         self._heard = True
         self._heard_at = self._swept_at = self._moved_at = context.clock()
         self._asked_at: float | None = None
@@ -153,8 +155,17 @@ class H2Downstream(Visiting):
         """Writes frames."""
         if data:
             self.written += len(data)
-            write = self.write
-            write(data)
+            if self.wire.is_closing():
+                self.thrown_away += len(data)
+            if self.wire is self.transport:
+                write = self.write
+                write(data)
+            else:
+                # Over TLS each write is a record of its own, so what one turn of the loop writes is joined.
+                gathered = self._gathered
+                gathered.append(data)
+                if len(gathered) == 1:
+                    asyncio.get_running_loop().call_soon(self._write_gathered)
         machine = self.machine
         if machine.turns.size:
             self.pump()
@@ -166,25 +177,38 @@ class H2Downstream(Visiting):
         if len(parts) == 1:
             self.send(bytes(parts[0]))
         elif parts:
-            self.written += sum(map(len, parts))
-            if self.wire is self.transport:
-                self.transport.writelines(parts)
-            else:
-                # Over TLS each part would be a record of its own.
-                self.transport.write(b"".join(parts))
+            self._write_parts(parts)
             if self.machine.turns.size:
                 self.pump()
         if self.machine.out:
             self.flush()
+
+    def _write_parts(self, parts: list[bytes | memoryview]) -> None:
+        """Writes at once, so that `writable` says whether there is room for more."""
+        size = sum(map(len, parts))
+        self.written += size
+        if self.wire.is_closing():
+            # The loop says so a turn later.
+            self.thrown_away += size
+        if self.wire is self.transport:
+            self.transport.writelines(parts)
+        else:
+            self.transport.write(b"".join([*self._gathered, *parts]))
+            self._gathered.clear()
+
+    def _write_gathered(self) -> None:
+        gathered = self._gathered
+        if gathered:
+            data = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            gathered.clear()
+            self.transport.write(data)
 
     def flush(self) -> None:
         """Writes what the machine has to say, and counts what it has ended."""
         machine = self.machine
         if machine.out:
             out, machine.out = machine.out, []
-            data = b"".join(out)
-            self.written += len(data)
-            self.transport.write(data)
+            self.send(b"".join(out))
         if machine.errors:
             counted = self.context.counts.http2_errors
             for code in machine.errors:
@@ -198,11 +222,7 @@ class H2Downstream(Visiting):
             parts = machine.pump()
             if not parts:
                 break
-            self.written += sum(map(len, parts))
-            if self.wire is self.transport:
-                self.transport.writelines(parts)
-            else:
-                self.transport.write(b"".join(parts))
+            self._write_parts(parts)
         if self.full:
             self._look_at_full()
         if machine.out:
@@ -243,16 +263,23 @@ class H2Downstream(Visiting):
         self._look_at_owed()
         self.pump()
 
-    def owe(self, exchange: Owed, last: int) -> None:
+    def owe(self, exchange: Owed) -> None:
         """The end of a complete response is written, but not sent yet: the exchange is told later."""
-        self.owed.append((self.written, last, exchange))
+        self.owed.append((self.written, exchange))
+        if not self.wire.is_closing():
+            self.waiting = self.unsent()
+            # So that `resume_writing` is called once all is sent.
+            self.wire.set_write_buffer_limits(0)
 
     def _look_at_owed(self) -> None:
         if self.owed and not self.wire.is_closing():
-            sent = self.written - self.unsent()
+            self.waiting = self.unsent()
+            sent = self.written - self.waiting
             now = self.context.clock()
             while self.owed and self.owed[0][0] <= sent:
-                self.owed.pop(0)[2].delivered(now)
+                self.owed.pop(0)[1].delivered(now)
+            if not self.owed:
+                self.wire.set_write_buffer_limits()
 
     # What is read
 
@@ -416,6 +443,7 @@ class H2Downstream(Visiting):
         if self._linger_until is not None or self.transport.is_closing():
             return
         self._linger_until = self.context.clock() + _LINGER
+        self._write_gathered()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
@@ -438,7 +466,7 @@ class H2Downstream(Visiting):
         return {*self.machine.streams.values(), *self.full}
 
     def _lose(self, streams: set[H2VisitorStream], error: ExchangeError | None = None) -> None:
-        lost = self.unsent() or (0 if self.writable else self.waiting)
+        lost = self.lost()
         self.machine.streams.clear()
         self.full.clear()
         owed, self.owed = self.owed, []
@@ -446,8 +474,8 @@ class H2Downstream(Visiting):
             stream.lost(error)
         who = "C" if error is None else error.termination[0]
         sent = self.written - lost
-        for end, size, exchange in owed:
-            exchange.undelivered(max(0, min(size, end - sent)), who)
+        for end, exchange in owed:
+            exchange.undelivered(max(0, end - sent), who)
 
     def cut(self, error: ExchangeError) -> None:
         """Drops the connection at once. What was sent does not look complete."""
@@ -457,6 +485,7 @@ class H2Downstream(Visiting):
         self.send(self.machine.go())
         self.flush()
         self._lose(streams, error)
+        self._write_gathered()
         if self.unsent():
             self.transport.abort()
         else:

@@ -96,7 +96,7 @@ class H2VisitorStream(H2Stream):
             machine.urge(self)
         connection.send(machine.head(self, block, body, done))
         if done:
-            return self._finished(len(body), now)
+            return self._finished(now)
         if self.waiting:
             self._fill()
         return False
@@ -114,7 +114,7 @@ class H2VisitorStream(H2Stream):
         connection = self.connection
         connection.send_parts(connection.machine.body(self, data, done))
         if done:
-            return self._finished(len(data), connection.context.clock())
+            return self._finished(connection.context.clock())
         if self.waiting and not self.full:
             self._fill()
         return False
@@ -131,8 +131,8 @@ class H2VisitorStream(H2Stream):
             self.exchange.on_visitor_full()
         self.connection.look_at_backlog()
 
-    def _finished(self, last: int, now: float) -> bool:
-        """The response is complete. last: the size of its last write. Returns whether all of it is sent."""
+    def _finished(self, now: float) -> bool:
+        """The response is complete. Returns whether all of it is sent."""
         exchange, self.exchange = self.exchange, None
         connection = self.connection
         sent = True
@@ -143,7 +143,7 @@ class H2VisitorStream(H2Stream):
                 connection.full.add(self)
                 sent = False
             elif connection.wire.get_write_buffer_size() or connection.wire.is_closing():
-                connection.owe(exchange, last)
+                connection.owe(exchange)
                 sent = False
         connection.stream_over(now)
         return sent
@@ -221,7 +221,7 @@ class H2VisitorStream(H2Stream):
         owing, self.owing = self.owing, None
         if owing is not None:
             if self.connection.wire.get_write_buffer_size():
-                self.connection.owe(owing, 0)
+                self.connection.owe(owing)
             else:
                 owing.delivered(now)
             self.connection.stream_over(now)
