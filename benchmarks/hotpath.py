@@ -28,8 +28,10 @@ from fedproxy.config.load import parse
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.h1.downstream import Downstream
 from fedproxy.proxy.h1.upstream import Upstream
+from fedproxy.proxy.h2.connection import H2Downstream
 from fedproxy.proxy.policy import ListenerOptions
 from fedproxy.serve.assemble import assemble
+from fedproxy.wire.h2 import frame as h2
 
 _REQUESTS: Final = 10_000
 _NAMES: Final = ("a", "b", "c")
@@ -83,7 +85,7 @@ class HotPath:
         settings = parse(json.dumps({"members": members, "launch": {"hold": 0}}), {})
         self._edge = edge = Edge(local=asyncio.Protocol)
         assemble(edge, settings)
-        self._visitor = Downstream(edge, ListenerOptions())
+        self._visitor = self._visit(edge)
         self._visitor.connection_made(cast("Any", _Transport()))
         self._members: list[Upstream] = []
         for pool in edge.pools.values():
@@ -94,9 +96,15 @@ class HotPath:
         self._streaming: Upstream | None = None
         edge.sessions.announce(b"/user/x", edge.pools["a"].place, edge.wall())
 
+    def _visit(self, edge: Edge) -> Downstream | H2Downstream:
+        return Downstream(edge, ListenerOptions())
+
     def request(self, head: bytes) -> None:
         """Serves one request, from its head to the line that would be logged."""
         self._visitor.data_received(head)
+        self._answer()
+
+    def _answer(self) -> None:
         for upstream in self._members:
             if upstream.receiver is not None:
                 upstream.data_received(_RESPONSE)
@@ -110,6 +118,54 @@ class HotPath:
             self._streaming = next(each for each in self._members if each.receiver is not None)
             self._streaming.data_received(_STREAM)
         self._streaming.data_received(chunk)
+
+
+_FIELDS: Final = (
+    (b":authority", b"mybinder.org"),
+    *[
+        (name.lower(), value)
+        for name, value in (
+            line.split(b": ", 1) for line in (_HEAD % (b"/", _PAGE, b"")).split(b"\r\n")[2:-2]
+        )
+    ],
+    *[(b"cookie", b"fedproxy_member=%c" % letter) for letter in b"abc"],
+)
+"""What a browser keeps in the table that its connection has for heads (RFC 7541 section 2.3.2)."""
+
+
+class H2Path(HotPath):
+    """The same for a visitor who speaks HTTP/2: a request is its head, as `compressed` gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 1
+        self._visitor.data_received(h2.PREFACE + h2.settings({}))
+        self.request(b"\x82\x87\x84" + b"".join([_kept(name, value) for name, value in _FIELDS]))
+
+    def _visit(self, edge: Edge) -> H2Downstream:
+        return H2Downstream(edge, ListenerOptions())
+
+    def request(self, head: bytes) -> None:
+        """Serves one request in a stream of its own; now and then the visitor has read what it got."""
+        number, self._next = self._next, self._next + 2
+        flags = h2.END_HEADERS | h2.END_STREAM
+        self._visitor.data_received(h2.frame(h2.HEADERS, flags, number, head))
+        self._answer()
+        if number % 32 == 1:
+            self._visitor.data_received(h2.window_update(0, 16 * 1024))
+
+
+def _kept(name: bytes, value: bytes) -> bytes:
+    """A field that goes into the table."""
+    return b"\x40%c%b%c%b" % (len(name), name, len(value), value)
+
+
+def compressed(target: bytes, cookie: int, more: bytes = b"") -> bytes:
+    """A browser's head over HTTP/2. Its target is not in the table; of the cookies there it sends one."""
+    authority, *others = range(61 + len(_FIELDS), 61, -1)
+    fields = [*others[:-3], others[cookie - 3]]
+    path = b"\x84" if target == b"/" else b"\x04%c%b" % (len(target), target)
+    return b"\x82\x87" + bytes((0x80 | authority,)) + path + bytes([0x80 | field for field in fields]) + more
 
 
 def head(target: bytes, cookies: bytes = b"") -> bytes:
@@ -136,6 +192,11 @@ INPUTS: Final[dict[str, Callable[[], bytes]]] = {
     "request, no cookie": lambda: head(b"/v2/gh/org/repo-%d/HEAD" % (next(_numbers) * 7919 % 1000)),
     "request, known session": lambda: head(b"/user/x/api/kernels", b"fedproxy_member=a"),
     "request, 64 KiB upload": lambda: upload(64 * 1024),
+    "HTTP/2 request, repeated head": lambda: compressed(b"/", next(_numbers) % 3),
+    "HTTP/2 request, another path": lambda: compressed(b"/api/x?%013d" % next(_numbers), 0),
+    "HTTP/2 request, another cookie": lambda: compressed(
+        b"/", 0, _kept(b"cookie", b"_ga=GA1.1.%013d" % next(_numbers)).replace(b"\x40", b"\x00", 1)
+    ),
     "event of a launch": lambda: chunk(next(_numbers)),
 }
 """What is passed on, by its name; each call gives another."""
@@ -143,7 +204,7 @@ INPUTS: Final[dict[str, Callable[[], bytes]]] = {
 
 def driver(name: str) -> Callable[[bytes], None]:
     """Passes one such input on, through connections of its own."""
-    path = HotPath()
+    path = H2Path() if name.startswith("HTTP/2") else HotPath()
     return path.event if name.startswith("event") else path.request
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from typing import TYPE_CHECKING, Final
 
 from fedproxy.errors import (
@@ -47,6 +48,7 @@ _ALIVE: Final = 20.0  # seconds in which a PING has to be answered
 # What may wait in all streams of a connection before none of them is read for: a peer that takes nothing
 # must not be able to fill the memory.
 _CROWDED: Final = 8 * 1024 * 1024
+_UNSENT: Final = 64 * 1024  # bytes
 _VALUE: Final = b"\x20"  # the length of an id that is made here
 
 
@@ -124,6 +126,10 @@ class H2Downstream(Visiting):
     def greet(self) -> None:
         """Sends what the edge's side begins with."""
         if not self.transport.is_closing():
+            sock = self.transport.get_extra_info("socket")
+            if sock is not None and sock.family != socket.AF_UNIX:
+                # What the system has taken, nothing passes: so it takes little before that is sent.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
             self.send(self.machine.greet())
             if self.context.draining:
                 self.leave()

@@ -154,9 +154,9 @@ class Peer:
                 self.given[each.stream] += int.from_bytes(each.payload, "big") & 0x7FFFFFFF
             elif each.kind == SETTINGS and not each.flags & ACK and not len(each.payload) % 6:
                 for name, value in struct.iter_unpack(">HL", each.payload):
-                    if name == INITIAL_WINDOW:
+                    if name == INITIAL_WINDOW and value < 1 << 31:
                         self.initial = value
-                    elif name == MAX_FRAME:
+                    elif name == MAX_FRAME and 16_384 <= value < 1 << 24:
                         self.most_frame = value
         return data
 
@@ -274,7 +274,7 @@ class Owner:
         if event is FrameEvent.REQUEST:
             stream = made.stream
             return Told(
-                event, stream.id, b"%b %b" % (stream.line.start, stream.block.raw), not stream.receiving
+                event, stream.id, b"%b%b" % (stream.line.start, stream.block.raw), not stream.receiving
             )
         if event is FrameEvent.BODY:
             return Told(event, made.stream.id, made.data, made.done)

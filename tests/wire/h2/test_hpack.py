@@ -238,14 +238,14 @@ VALUES = st.sampled_from([b"GET", b"/", b"", b"gzip, deflate", b"v" * 130, b"v" 
     max_size=8
 )
 FIELDS = st.lists(st.tuples(NAMES, VALUES, st.booleans()), max_size=8)
+# Theirs forgets to say a size that is set twice.
+SIZES = st.lists(st.sampled_from([0, 40, 100, 300, 4000, 4096]), max_size=2, unique=True)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.lists(
-        st.tuples(
-            FIELDS, st.booleans(), st.lists(st.sampled_from([0, 40, 100, 300, 4000, 4096]), max_size=2)
-        ),
+        st.tuples(FIELDS, st.booleans(), SIZES),
         max_size=5,
     )
 )
@@ -302,7 +302,7 @@ INSTRUCTION = st.one_of(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.lists(st.lists(INSTRUCTION, max_size=5).map(b"".join), max_size=5))
 @example([b"\x20\x3f\xe1\x1f\x20"])
 @example([b"\x82\x20"])
@@ -311,7 +311,7 @@ def test_what_others_accept_or_refuse_is_accepted_or_refused(blocks: list[bytes]
     same(blocks)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.binary(max_size=24), max_size=4))
 def test_any_bytes_mean_what_they_mean_to_others(blocks: list[bytes]) -> None:
     same(blocks)
@@ -406,7 +406,7 @@ TRICKY = st.text(alphabet=[":", " ", "a", "B", "\r", "\n", "\0", "é"], max_size
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(TRICKY, TRICKY, st.sampled_from([b"\0", b"\x40"]))
 def test_no_field_is_taken_for_another(name: bytes, value: bytes, first: bytes) -> None:
     """A line that could be read in two ways is remembered under one of them only."""
@@ -513,7 +513,7 @@ def test_every_status_is_read_by_others(status: int) -> None:
 LINE = st.tuples(
     st.from_regex(r"[A-Za-z][A-Za-z0-9-]{0,20}", fullmatch=True).map(str.encode),
     st.sampled_from([b":", b": ", b":\t "]),
-    st.from_regex(rb"([!-~\x80-\xff]([ -~\t\x80-\xff]{0,600}[!-~])?)?", fullmatch=True),
+    st.from_regex(rb"([!-~\x80-\xff]([ -~\t\x80-\xff]{0,200}[!-~])?)?", fullmatch=True),
     st.sampled_from([b"", b" "]),
 )
 

@@ -1,0 +1,59 @@
+"""What breaks, each with the smallest input that was found."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedproxy.errors import ConnectionFault
+from fedproxy.wire.h2.server import FrameEvent
+from tests.rig.h2 import END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, frame
+from tests.wire.h2.owner import BEGIN, Owner, head, machine, plain, post, rst, settings, window
+
+
+def test_head_that_resizes_the_table_is_not_remembered() -> None:
+    """The same bytes change the table each time, also if it was empty and nothing had to go."""
+    owner = Owner()
+    block = plain(BEGIN)
+    grow, shrink = b"\x3f\xe1\x1f" + block, b"\x20" + block
+    indexes = block + b"\x40\x01x\x01y"
+    for stream, said in ((1, grow), (3, shrink), (5, grow), (7, indexes)):
+        owner.answer(owner.ask(frame(HEADERS, END_STREAM | END_HEADERS, stream, said)))
+    # The peer's table has 4096 bytes, and that entry.
+    told = owner.receive(frame(HEADERS, END_STREAM | END_HEADERS, 9, block + b"\xbe"))
+    assert owner.fault is None
+    assert [each.event for each in told] == [FrameEvent.REQUEST]
+    assert owner.machine.stream.block.raw.endswith(b"\r\nx: y\r\n\r\n")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_answer_to_a_refused_head_waits_for_its_window(late: bool) -> None:
+    """There is no block that could say a priority."""
+    owner = Owner(said=settings(_4=0 if late else 5))
+    told = owner.receive(head(1, BEGIN[1:]))
+    assert [(each.event, each.error) for each in told] == [(FrameEvent.FAULT, "BadRequest")]
+    response = owner.answer(owner.machine.stream, b"malformed")
+    assert response.body == (b"" if late else b"malfo")
+    owner.receive(window(1, 100))
+    owner.pump()
+    assert (response.body, response.ended) == (b"malformed", True)
+
+
+@pytest.mark.parametrize("more", [frame(0, END_STREAM, 3, b"body"), rst(3), window(3, 10)])
+def test_frames_of_a_stream_that_came_after_the_last_goaway_are_ignored(more: bytes) -> None:
+    """RFC 9113 section 6.8: those streams are discarded, and the others go on."""
+    owner = Owner()
+    stream = owner.ask(head(1))
+    owner.sent(owner.machine.go())
+    assert owner.receive(post(3), more) == []
+    assert owner.fault is None
+    assert owner.answer(stream, b"ok").body == b"ok"
+
+
+def test_connection_that_is_asked_to_leave_early_still_begins_with_settings() -> None:
+    """RFC 9113 section 3.4."""
+    made = machine()
+    made.receive(PREFACE)
+    made.leave()
+    assert not made.begun
+    with pytest.raises(ConnectionFault):
+        made.receive(frame(PING, 0, 0, bytes(8)))
