@@ -170,9 +170,9 @@ class Late:
 
 
 async def _run_wire(here: int, there: int, delay: float) -> None:
-    wire = (Late(here, there, delay), Late(there, here, delay))
+    for source, sink in ((here, there), (there, here)):
+        Late(source, sink, delay)
     await asyncio.Event().wait()
-    del wire
 
 
 def _tun(name: str) -> int:

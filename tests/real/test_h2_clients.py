@@ -311,7 +311,7 @@ async def test_nghttp_gets_the_same_url_a_hundred_times_at_once(way: Way) -> Non
 @NGHTTP2
 @pytest.mark.parametrize(
     "option",
-    ["--padding=200", "--continuation", "--window-bits=10", "--header-table-size=0", "--no-dep", "--hexdump"],
+    ["--padding=200", "--continuation", "--window-bits=10", "--header-table-size=0", "--no-dep"],
 )
 async def test_nghttp_posts_a_file_and_gets_one_whatever_else_it_does(
     way: Way, tmp_path: Path, option: str

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.wire.h1.body import LAST_CHUNK, BodyError, Chunked, chunk
+from fedproxy.wire.h1.body import LAST_CHUNK, Body, BodyError, Chunked, Counted, chunk
 
 BODY = b"5\r\nhello\r\n6;ext=1\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n"
 FRAMED = b"5\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n"
@@ -163,3 +163,26 @@ def test_chunk_of_its_own_is_tapped(framed: bool) -> None:
     body = Chunked(framed=framed, tap=tapped.append)
     assert body.feed(b"5\r\nhello\r\n") == (b"5\r\nhello\r\n" if framed else b"hello")
     assert tapped == [b"hello"]
+
+
+TRAILED = b"2\r\nok\r\n0\r\nX-Sum: 1\r\nContent-Length: 5\r\nX_Real_IP: 1\r\nx-more:\r\n\r\n"
+
+
+@given(st.lists(st.integers(0, len(TRAILED)), max_size=8), st.booleans(), st.booleans())
+def test_trailers_are_kept_beside_the_payload_unless_they_are_forwarded(
+    cuts: list[int], framed: bool, request_: bool
+) -> None:
+    """Those of a request are not, whatever becomes of its body."""
+    edges = [0, *sorted(cuts), len(TRAILED)]
+    body = Chunked(framed=framed, request=request_)
+    out = b"".join(body.feed(TRAILED[start:end]) for start, end in pairwise(edges))
+    kept = b"" if request_ else b"X-Sum: 1\r\nx-more:\r\n"
+    assert out == (b"2\r\nok\r\n0\r\n" + kept + b"\r\n" if framed else b"ok")
+    assert body.trailers == (b"" if framed else kept)
+    assert body.done
+
+
+@pytest.mark.parametrize("body", [Body(), Counted(2), Chunked(framed=False)])
+def test_body_without_trailers_has_none(body: Body) -> None:
+    body.feed(b"2\r\nok\r\n0\r\n\r\n")
+    assert body.trailers == b""

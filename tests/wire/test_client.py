@@ -264,3 +264,25 @@ def test_a_flood_of_tiny_chunks_is_read_in_several_calls() -> None:
         calls += 1
     assert (event, machine.done, machine.behind) == (ClientEvent.BODY, True, False)
     assert calls > 2
+
+
+@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_trailers_are_there_with_the_end_of_a_payload(framed: bool, size: int) -> None:
+    """Where chunks are passed on, they are among what is passed on."""
+    raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\nAge: 5\r\n\r\n"
+    machine = Client()
+    machine.ask(request(framed=framed), b"", None)
+    parts = [raw[at : at + size] for at in range(0, len(raw), size)]
+    _, status, payload, done = read(machine, parts)
+    assert (status, done, machine.keep) == (200, True, True)
+    assert payload == (b"2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n" if framed else b"ok")
+    assert machine.trailers == (b"" if framed else b"X-Sum: 1\r\n")
+
+
+def test_trailers_of_one_answer_are_not_those_of_the_next() -> None:
+    machine = Client()
+    for trailer in (b"X-Sum: 1\r\n", b""):
+        machine.ask(request(framed=False), b"", None)
+        read(machine, [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n%b\r\n" % trailer])
+        assert machine.trailers == trailer

@@ -236,15 +236,17 @@ class Owner:
         self.machine = machine() if made is None else made
         self.peer = Peer()
         self.fault: ConnectionFault | None = None
+        self.written = b""  # and not taken by anybody
         self.sent(self.machine.greet())
         if begun:
             assert self.receive(PREFACE + frame(SETTINGS, 0, 0), said) == []
 
     def sent(self, data: bytes | list[bytes | memoryview]) -> None:
         """What the machine returned, and after that what it wants to be written beside."""
-        self.peer.read(data if isinstance(data, bytes) else b"".join(data))
         out, self.machine.out = self.machine.out, []
-        self.peer.read(b"".join(out))
+        for part in (data if isinstance(data, bytes) else b"".join(data), b"".join(out)):
+            self.peer.read(part)
+            self.written += part
 
     def receive(self, *parts: bytes) -> list[Told]:
         """Passes on whole frames (and the preface), and takes all events."""

@@ -302,7 +302,7 @@ INSTRUCTION = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.lists(st.lists(INSTRUCTION, max_size=5).map(b"".join), max_size=5))
 @example([b"\x20\x3f\xe1\x1f\x20"])
 @example([b"\x82\x20"])
@@ -311,7 +311,7 @@ def test_what_others_accept_or_refuse_is_accepted_or_refused(blocks: list[bytes]
     same(blocks)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.lists(st.binary(max_size=24), max_size=4))
 def test_any_bytes_mean_what_they_mean_to_others(blocks: list[bytes]) -> None:
     same(blocks)
@@ -406,7 +406,7 @@ TRICKY = st.text(alphabet=[":", " ", "a", "B", "\r", "\n", "\0", "é"], max_size
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(TRICKY, TRICKY, st.sampled_from([b"\0", b"\x40"]))
 def test_no_field_is_taken_for_another(name: bytes, value: bytes, first: bytes) -> None:
     """A line that could be read in two ways is remembered under one of them only."""
@@ -511,9 +511,9 @@ def test_every_status_is_read_by_others(status: int) -> None:
 
 
 LINE = st.tuples(
-    st.from_regex(r"[A-Za-z][A-Za-z0-9-]{0,20}", fullmatch=True).map(str.encode),
+    st.sampled_from([b"Server", b"x", b"X-Own", b"content-type", b"SET-COOKIE", b"Set-Cookie2", b"Via"]),
     st.sampled_from([b":", b": ", b":\t "]),
-    st.from_regex(rb"([!-~\x80-\xff]([ -~\t\x80-\xff]{0,200}[!-~])?)?", fullmatch=True),
+    st.sampled_from([b"", b"v", b"a: b,\tc", b"\xff", b"v" * 127, b"v" * 600]),
     st.sampled_from([b"", b" "]),
 )
 

@@ -74,7 +74,7 @@ def verdict(data: bytes) -> tuple[bytes | None, bytes | None]:
     return ours, theirs
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.binary(max_size=40) | st.lists(st.sampled_from((0xFF, 0xFE, 0x7F, 0, 0xF8)), max_size=8).map(bytes))
 def test_what_others_accept_or_refuse_is_accepted_or_refused(data: bytes) -> None:
     ours, theirs = verdict(data)
