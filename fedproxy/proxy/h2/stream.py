@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from fedproxy.errors import BadRequest, Drained, MemberError, VisitorGone
 from fedproxy.proxy.h2.transport import StreamTransport
 from fedproxy.wire.h2.frame import Code
-from fedproxy.wire.h2.hpack import encode_lines, literal
+from fedproxy.wire.h2.hpack import encode_lines, encode_status, literal
 from fedproxy.wire.h2.response import accepts, compress, compress_response
 from fedproxy.wire.h2.stream import H2Stream
 
@@ -105,9 +105,12 @@ class H2VisitorStream(H2Stream):
         if head.status == 101:
             self.connection.machine.urge(self)
             return accepts(head, self.key)
-        # It is answered like any other request.
+        # It is answered like any other request, but for a status that would say that the tunnel is there.
         self.connects = False
-        return head.compressed or compress(head)
+        if head.status >= 300 or self.exchange is None:
+            return head.compressed or compress(head)
+        self.exchange.status = 502
+        return encode_status(502) + encode_lines(head.lines)
 
     def send_body(self, data: bytes, done: bool) -> bool:
         """Passes (a part of) the body on."""
@@ -181,13 +184,14 @@ class H2VisitorStream(H2Stream):
 
     def pause(self) -> None:
         """Reads no more of the request's body until `resume`."""
-        self.held = True
+        connection = self.connection
+        if self.id in connection.machine.streams:
+            connection.machine.hold(self)
 
     def resume(self) -> None:
         """Reads on."""
         if self.held:
-            self.held = False
-            self.connection.machine.grant(self)
+            self.connection.machine.release(self)
             self.connection.flush()
 
     def detach(self) -> tuple[asyncio.Transport, bytes]:
@@ -211,7 +215,7 @@ class H2VisitorStream(H2Stream):
             # RFC 8441 section 5: the tunnel is there once the member has accepted it.
             self.early += data
             self.ended = self.ended or done
-            self.held = True
+            self.pause()
         elif self.exchange is not None:
             self.exchange.send_body(data, done)
 

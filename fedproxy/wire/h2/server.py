@@ -78,9 +78,8 @@ _CLOSED: Final = ServerPhase.CLOSED
 
 _PREFACE_SIZE: Final = len(frame.PREFACE)
 # Of a request's body: what a stream may send at first, and at most if its member takes it as fast; what all
-# streams of a connection may have above the first; and what a connection may send before it is told more,
-# which is told as it comes, because only the streams' windows hold anything back.
-_CREDIT: Final = 128 * 1024
+# streams of a connection may have above the first; and what all of them may send that no member has taken.
+_CREDIT: Final = 512 * 1024
 _MOST_CREDIT: Final = 8 * 1024 * 1024
 _EXTRA_CREDIT: Final = 16 * 1024 * 1024
 _CONNECTION_CREDIT: Final = 16 * 1024 * 1024
@@ -129,6 +128,7 @@ class H2Server(Generic[S]):
         "_first_head",
         "_fragments",
         "_heads",
+        "_held",
         "_initial",
         "_left",
         "_make",
@@ -137,6 +137,7 @@ class H2Server(Generic[S]):
         "_recent",
         "_recent_order",
         "_rest",
+        "_warm",
         "blocked",
         "blocks",
         "body_limit",
@@ -194,6 +195,8 @@ class H2Server(Generic[S]):
         self._most_frame = frame.DEFAULT_FRAME
         self._credit = _CONNECTION_CREDIT
         self._extra = _EXTRA_CREDIT
+        self._held = 0  # bytes that have come for streams that are held
+        self._warm = _CREDIT  # what the last body was granted at its end
         self._recent: set[int] = set()
         self._recent_order: deque[int] = deque()
         self._first_head = hpack.NO_TABLE
@@ -418,6 +421,8 @@ class H2Server(Generic[S]):
                 return _FAULT
         self.streams[number] = opened
         self.served += 1
+        if not ends and self._warm > _CREDIT and not opened.connects:
+            self._widen(opened, self._warm - _CREDIT, 0)
         return _REQUEST
 
     def _decode(self, fragment: bytes) -> list[hpack.HeaderField]:
@@ -474,9 +479,7 @@ class H2Server(Generic[S]):
         self._credit -= size
         if self._credit < 0:
             raise ConnectionFault(Code.FLOW_CONTROL_ERROR)
-        if self._credit < _CONNECTION_CREDIT // 2:
-            self.out.append(frame.window_update(0, _CONNECTION_CREDIT - self._credit))
-            self._credit = _CONNECTION_CREDIT
+        self._look_at_credit()
         ends = bool(flags & frame.END_STREAM)
         if at == end and not ends:
             self._spend(EMPTY)
@@ -491,6 +494,8 @@ class H2Server(Generic[S]):
         if known.credit < 0:
             return self._break(known, Code.FLOW_CONTROL_ERROR)
         known.owed += size
+        if known.held:
+            self._held += size
         taken = data[at:end]
         known.size += end - at
         if known.left >= 0:
@@ -512,6 +517,7 @@ class H2Server(Generic[S]):
             # Section 8.1.1.
             return self._fault(known, BadRequest())
         known.state = stream.step(known.state, stream.END)
+        self._warm = _CREDIT if known.held else known.granted
         if known.state == stream.CLOSED:
             self._forget(known)
         self.stream = known
@@ -519,18 +525,43 @@ class H2Server(Generic[S]):
         self.done = True
         return _BODY
 
+    def _look_at_credit(self) -> None:
+        """Lets the connection send more, for what has come and is not held."""
+        used = _CONNECTION_CREDIT - self._credit - self._held
+        if used >= _CONNECTION_CREDIT // 2:
+            self.out.append(frame.window_update(0, used))
+            self._credit += used
+
+    def hold(self, known: S) -> None:
+        """The member takes no more of a body for now."""
+        if not known.held:
+            known.held = True
+            self._held += known.owed
+
+    def release(self, known: S) -> None:
+        """The member takes more of a body."""
+        if known.held:
+            known.held = False
+            self._held -= known.owed
+            self.grant(known)
+            self._look_at_credit()
+
     def grant(self, known: S) -> None:
         """Lets the visitor send more of a body, unless it is held, once enough of it has come."""
         owed = known.owed
         if known.held or owed < known.granted // 2 or not known.receiving:
             return
         # Whoever is read as fast as they send gets a larger window, so that a long way is filled.
-        more = min(known.granted, _MOST_CREDIT - known.granted, self._extra)
+        self._widen(known, known.granted, owed)
+
+    def _widen(self, known: S, more: int, owed: int) -> None:
+        more = max(0, min(more, _MOST_CREDIT - known.granted, self._extra))
         self._extra -= more
         known.granted += more
         known.credit += owed + more
         known.owed = 0
-        self.out.append(frame.window_update(known.id, owed + more))
+        if owed + more:
+            self.out.append(frame.window_update(known.id, owed + more))
 
     # What else comes in
 
@@ -688,6 +719,9 @@ class H2Server(Generic[S]):
     def _forget(self, known: S) -> None:
         del self.streams[known.id]
         self._extra += known.granted - _CREDIT
+        if known.held:
+            self._held -= known.owed
+            known.held = False
         if known.waiting is not None:
             self.turns.discard(known)
             self.held_up -= known.backlog

@@ -347,6 +347,11 @@ def values(pairs: Fields, name: bytes) -> list[bytes]:
 
 # What is refused here and accepted there.
 STRICTER: dict[str, Callable[[Fields], bool]] = {
+    # RFC 9113 section 8.3: pseudo-header fields come first. Theirs joins the cookies at the end before it looks.
+    "cookies in front": lambda pairs: any(
+        name == b"cookie" and any(later.startswith(b":") for later, _ in pairs[at:])
+        for at, (name, _) in enumerate(pairs)
+    ),
     # RFC 9110 section 9.3.6 and 9.3.8: a proxy may refuse them, and this one does; RFC 9220 section 3.
     "methods": lambda pairs: (
         values(pairs, b":method") in ([b"TRACE"], [b"CONNECT"])
