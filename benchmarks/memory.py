@@ -38,6 +38,8 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks.peers import BenchmarkError, fetch, require_free
 from fedproxy.decide.sessions import Place, Sessions
+from fedproxy.wire.h2 import frame as h2
+from fedproxy.wire.h2.hpack import literal
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 BLOCK = bytes(256 * KIB)
@@ -297,6 +299,101 @@ async def sockets(ports: Ports, count: int) -> None:
         await asyncio.sleep(_STALL)
 
 
+# The same over HTTP/2
+
+
+class H2Visitor:
+    """One connection, whose windows are as large as can be, or as said."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.heads = 0
+        self.received = 0
+        self._next = 1
+
+    @classmethod
+    async def open(cls, port: int, window: int = h2.LARGEST_WINDOW) -> H2Visitor:
+        """Connects."""
+        visitor = cls(*await _open(port))
+        visitor.writer.write(
+            h2.PREFACE
+            + h2.settings({h2.INITIAL_WINDOW_SIZE: window})
+            + h2.window_update(0, h2.LARGEST_WINDOW - h2.DEFAULT_WINDOW)
+        )
+        return visitor
+
+    def ask(self, path: str) -> None:
+        """Begins a stream."""
+        fields = {
+            b":method": b"GET",
+            b":scheme": b"http",
+            b":authority": b"hub.test",
+            b":path": path.encode(),
+            b"accept": b"text/event-stream",
+        }
+        block = b"".join([literal(*field) for field in fields.items()])
+        self.writer.write(h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, self._next, block))
+        self._next += 2
+
+    async def read(self, heads: int, received: int) -> None:
+        """Reads until so many heads and so many bytes of bodies have come in all."""
+        while self.heads < heads or self.received < received:
+            high, low, kind, flags, _ = h2.read_header(await self.reader.readexactly(h2.HEADER_SIZE), 0)
+            size = high << 8 | low
+            await self.reader.readexactly(size)
+            if kind == h2.HEADERS:
+                self.heads += 1
+            elif kind == h2.DATA:
+                self.received += size
+            elif kind == h2.SETTINGS and not flags & h2.ACK:
+                self.writer.write(h2.SETTINGS_ACK)
+
+    async def leave(self) -> None:
+        """Closes the connection."""
+        self.writer.close()
+        await self.writer.wait_closed()
+
+
+async def h2_streams(ports: Ports, count: int) -> None:
+    """As `streams`, with a hundred on each connection."""
+    visitors = []
+    for at in range(0, count, 100):
+        visitor = await H2Visitor.open(ports.edge)
+        for _ in range(min(100, count - at)):
+            visitor.ask("/events")
+        visitors.append((visitor, min(100, count - at)))
+    for events in (1, 2, 3):
+        for visitor, number in visitors:
+            await visitor.read(number, number * events * len(EVENT))
+        if events < 3:
+            await _tell(ports.http, "/event")
+    await asyncio.sleep(_STALL)
+    await _tell(ports.http, "/end")
+    for visitor, _ in visitors:
+        await visitor.leave()
+
+
+async def h2_idle(ports: Ports, count: int) -> None:
+    """That many connections, each of which has asked once."""
+    visitors = [await H2Visitor.open(ports.edge) for _ in range(count)]
+    for visitor in visitors:
+        visitor.ask("/download/1")
+        await visitor.read(1, 1)
+    await asyncio.sleep(_STALL)
+    for visitor in visitors:
+        await visitor.leave()
+
+
+async def h2_stalled(ports: Ports, count: int) -> None:
+    """That many streams on one connection, of whose large responses the visitor takes one byte each."""
+    visitor = await H2Visitor.open(ports.edge, 1)
+    for _ in range(count):
+        visitor.ask(f"/download/{16 * MIB}")
+    await asyncio.sleep(3 * _STALL)
+    await visitor.leave()
+
+
 @dataclass(frozen=True)
 class Load:
     """One measurement. `amount` is what the load is called with, `warm` the same for the warm-up."""
@@ -314,6 +411,9 @@ LOADS = (
     Load("1 GiB, stalled member", upload, GIB, MIB, 1, 32 * MIB),
     Load("500 event streams, each", streams, 500, 5, 500, 16 * KIB),
     Load("500 WebSockets, each", sockets, 500, 5, 500, 16 * KIB),
+    Load("500 event streams by HTTP/2, each", h2_streams, 500, 5, 500, 16 * KIB),
+    Load("2,000 idle HTTP/2 connections, each", h2_idle, 2000, 20, 2000, 16 * KIB),
+    Load("128 stalled HTTP/2 streams", h2_stalled, 128, 8, 1, 32 * MIB),
 )
 
 
@@ -360,7 +460,7 @@ def _sessions() -> Figure:
 
 def _config(folder: Path, ports: Ports) -> Path:
     config = {
-        "listen": [{"address": f"127.0.0.1:{ports.edge}"}],
+        "listen": [{"address": f"127.0.0.1:{ports.edge}", "http2": True}],
         "admin": {"address": f"127.0.0.1:{ports.admin}"},
         "workers": 1,
         "access_log": "off",

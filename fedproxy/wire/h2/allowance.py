@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
+from functools import cached_property
 from typing import Final
 
 
@@ -21,6 +22,11 @@ class Allowance:
     empty_frames: int = 100
     window_updates: int = 1000
     unknown_frames: int = 200
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """All of them, in the order of `KINDS`."""
+        return astuple(self)
 
 
 KINDS: Final = tuple(each.name for each in fields(Allowance))

@@ -175,6 +175,7 @@ class Decoder:
                     raise CompressionFailed
                 self._limit = limit
                 self._evict(0)
+                self.changed = True
                 continue
             else:
                 # Section 6.2: written out; to be kept, or not.

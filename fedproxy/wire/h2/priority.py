@@ -46,7 +46,8 @@ class Turns:
     __slots__ = ("_places", "size")
 
     def __init__(self) -> None:
-        self._places: tuple[deque[H2Stream], ...] = tuple(deque() for _ in range(_PLACES))
+        # Made when they are needed: most connections never have anything that waits.
+        self._places: list[deque[H2Stream] | None] = [None] * _PLACES
         self.size = 0
 
     def add(self, stream: H2Stream) -> None:
@@ -54,14 +55,19 @@ class Turns:
         if not stream.in_turn:
             stream.in_turn = True
             self.size += 1
-            self._places[stream.place].append(stream)
+            place = self._places[stream.place]
+            if place is None:
+                place = self._places[stream.place] = deque()
+            place.append(stream)
 
     def discard(self, stream: H2Stream) -> None:
         """It has nothing to send any more."""
         if stream.in_turn:
             stream.in_turn = False
             self.size -= 1
-            self._places[stream.place].remove(stream)
+            place = self._places[stream.place]
+            if place is not None:
+                place.remove(stream)
 
     def first(self) -> H2Stream | None:
         """The one whose turn it is."""
@@ -73,5 +79,5 @@ class Turns:
     def next(self, stream: H2Stream) -> None:
         """The one whose turn it was has sent a frame, and has more."""
         place = self._places[stream.place]
-        if stream.incremental and len(place) > 1:
+        if stream.incremental and place is not None:
             place.rotate(-1)

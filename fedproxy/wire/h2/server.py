@@ -130,13 +130,14 @@ class H2Server(Generic[S]):
         "_heads",
         "_held",
         "_initial",
+        "_leaves",
         "_left",
         "_make",
         "_most_frame",
         "_opening",
         "_recent",
-        "_recent_order",
         "_rest",
+        "_spent",
         "_warm",
         "blocked",
         "blocks",
@@ -197,11 +198,12 @@ class H2Server(Generic[S]):
         self._extra = _EXTRA_CREDIT
         self._held = 0  # bytes that have come for streams that are held
         self._warm = _CREDIT  # what the last body was granted at its end
-        self._recent: set[int] = set()
-        self._recent_order: deque[int] = deque()
+        self._recent: dict[int, None] = {}  # the oldest first
         self._first_head = hpack.NO_TABLE
-        self._allowed: list[int] = []
+        self._allowed: tuple[int, ...] = ()
         self._left: list[int] = []
+        self._spent = False
+        self._leaves = False
 
     def __repr__(self) -> str:
         return f"<H2Server {self.phase.value} streams={len(self.streams)}>"
@@ -221,10 +223,9 @@ class H2Server(Generic[S]):
         self.head_limit = head_limit
         self.body_limit = body_limit
         self.most_streams = most_streams
-        allowed = [getattr(allowance, kind) for kind in KINDS]
-        if allowed != self._allowed:
-            self._allowed = allowed
-            self._left = list(allowed)
+        if allowance.counts != self._allowed:
+            self._allowed = allowance.counts
+            self._left = list(allowance.counts)
         # What they mean may have changed.
         self._heads.clear()
 
@@ -244,15 +245,18 @@ class H2Server(Generic[S]):
 
     def _spend(self, kind: int) -> None:
         left = self._left
+        self._spent = True
         left[kind] -= 1
         if left[kind] < 0:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "http2_" + KINDS[kind])
 
     def refill(self, seconds: float) -> None:
         """Time has passed: a tenth of each allowance comes back each second."""
-        left, allowed = self._left, self._allowed
-        if left != allowed:
-            for kind, most in enumerate(allowed):
+        left = self._left
+        if self._spent:
+            self._spent = False
+            for kind, most in enumerate(self._allowed):
+                self._spent = self._spent or left[kind] < most
                 left[kind] = min(most, left[kind] + max(1, int(most * seconds / 10)))
 
     # What comes in
@@ -322,6 +326,8 @@ class H2Server(Generic[S]):
             if kind != frame.SETTINGS or flags & frame.ACK:
                 raise ConnectionFault(Code.PROTOCOL_ERROR)
             self.phase = _OPEN
+            if self._leaves:
+                self.out.append(self.leave())
         if kind == frame.HEADERS:
             if flags & (frame.PADDED | frame.WITH_PRIORITY):
                 at, end = _unpadded(data, at, end, flags, flags & frame.WITH_PRIORITY)
@@ -417,6 +423,8 @@ class H2Server(Generic[S]):
                 self._open(opened, fragment, ends)
             except VisitorError as error:
                 self.streams[number] = opened
+                # There may be no block that says when it is its turn.
+                opened.placed = True
                 self.error = error
                 return _FAULT
         self.streams[number] = opened
@@ -485,7 +493,7 @@ class H2Server(Generic[S]):
             self._spend(EMPTY)
         known = self.streams.get(number)
         if known is None:
-            if number not in self._recent:
+            if not self._is_ignored(number):
                 stream.step(self._absent(number), stream.DATA)
             return _NOTHING
         if stream.step(known.state, stream.DATA) == stream.STREAM_FAULT:
@@ -569,6 +577,11 @@ class H2Server(Generic[S]):
         """The state of a stream that is not known."""
         return stream.IDLE if number > self.last or not number & 1 else stream.CLOSED
 
+    def _is_ignored(self, number: int) -> bool:
+        """Whether frames of a stream that is not known may still come: the edge has reset it, or does not
+        serve it (sections 5.1 and 6.8)."""
+        return number in self._recent or (self.phase is _CLOSED and number > self.last)
+
     def _read_window(self, number: int, payload: bytes) -> FrameEvent:
         if len(payload) != 4:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR)
@@ -583,7 +596,8 @@ class H2Server(Generic[S]):
             return _GREW if self.turns.size else _NOTHING
         known = self.streams.get(number)
         if known is None:
-            stream.step(self._absent(number), stream.WINDOW)
+            if not self._is_ignored(number):
+                stream.step(self._absent(number), stream.WINDOW)
             return _NOTHING
         if not more:
             return self._break(known, Code.PROTOCOL_ERROR)
@@ -642,7 +656,8 @@ class H2Server(Generic[S]):
         # CVE-2023-44487: to ask and to cancel costs a peer nothing.
         self._spend(RESETS)
         if known is None:
-            stream.step(self._absent(number), stream.RESET)
+            if not self._is_ignored(number):
+                stream.step(self._absent(number), stream.RESET)
             return _NOTHING
         known.state = stream.step(known.state, stream.RESET)
         self._forget(known)
@@ -711,10 +726,9 @@ class H2Server(Generic[S]):
         self.out.append(frame.rst_stream(number, code))
         self.errors.append(code)
         # Section 5.1: the peer may not know it yet.
-        self._recent.add(number)
-        self._recent_order.append(number)
-        if len(self._recent_order) > _RECENT:
-            self._recent.discard(self._recent_order.popleft())
+        self._recent[number] = None
+        if len(self._recent) > _RECENT:
+            del self._recent[next(iter(self._recent))]
 
     def _forget(self, known: S) -> None:
         del self.streams[known.id]
@@ -912,7 +926,9 @@ class H2Server(Generic[S]):
 
     def leave(self) -> bytes:
         """The first of two steps (section 6.8): the peer is asked to begin no more streams."""
-        if self.phase not in (_OPEN, _SETTINGS):
+        if self.phase is not _OPEN:
+            # Once the peer has begun.
+            self._leaves = True
             return b""
         self.phase = _LEAVING
         self.errors.append(Code.NO_ERROR)
