@@ -34,7 +34,18 @@ from benchmarks.peers import (
     members_command,
     require_free,
 )
-from benchmarks.scenarios import DIRECT, FIRST, STAGES, Contender, Sample, Scenario, Stage, Turn, Variant
+from benchmarks.scenarios import (
+    DIRECT,
+    FIRST,
+    STAGES,
+    Contender,
+    Sample,
+    Scenario,
+    Stage,
+    Turn,
+    Variant,
+    by_h2load,
+)
 
 _STREAMING = 305  # the ports of `members.py`, above those of up to 300 members
 _PROXIES = 310
@@ -120,6 +131,9 @@ def measure(settings: Settings, chosen: Sequence[Scenario], record: Record, prog
             record.note(f"Skipped: {name} ({PEERS[name].about}) is not installed.{hint}")
     if not installed:
         raise BenchmarkError("no proxy is left to measure")
+    if shutil.which("h2load") is None and any(map(by_h2load, chosen)):
+        chosen = [scenario for scenario in chosen if not by_h2load(scenario)]
+        record.note("Skipped: what h2load asks for, which is not installed (Debian: nghttp2-client).")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     plans = [

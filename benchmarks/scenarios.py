@@ -161,6 +161,11 @@ class Scenario:
     """The members are measured without a proxy too: what the proxy adds is above that."""
 
 
+def by_h2load(scenario: Scenario) -> bool:
+    """Whether h2load is needed for it."""
+    return scenario.stage == "http2"
+
+
 def run(scenario: Scenario, contender: Contender, turn: Turn, number: int) -> Sample:
     """One run. Raises `BenchmarkError` if the proxy ended or what it gave is no measurement."""
     contender.process.require_alive()

@@ -320,5 +320,5 @@ class Owner:
             assert (each.waiting is None) == (not each.backlog)
             assert each.in_turn == (bool(each.backlog) and each.window > 0)
             assert each.window == self.peer.window(stream_id)
-            assert 0 <= each.credit <= each.granted
+            assert each.credit >= 0 and each.credit + each.owed == each.granted
             assert not self.peer.streams[stream_id].reset

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fedproxy.errors import ConnectionFault
+from fedproxy.wire.h2.frame import Code
 from fedproxy.wire.h2.server import FrameEvent
-from tests.rig.h2 import END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, frame
+from tests.rig.h2 import DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, frame
 from tests.wire.h2.owner import BEGIN, Owner, head, machine, plain, post, rst, settings, window
 
 
@@ -38,7 +39,7 @@ def test_answer_to_a_refused_head_waits_for_its_window(late: bool) -> None:
     assert (response.body, response.ended) == (b"malformed", True)
 
 
-@pytest.mark.parametrize("more", [frame(0, END_STREAM, 3, b"body"), rst(3), window(3, 10)])
+@pytest.mark.parametrize("more", [frame(DATA, END_STREAM, 3, b"body"), rst(3), window(3, 10)])
 def test_frames_of_a_stream_that_came_after_the_last_goaway_are_ignored(more: bytes) -> None:
     """RFC 9113 section 6.8: those streams are discarded, and the others go on."""
     owner = Owner()
@@ -57,3 +58,53 @@ def test_connection_that_is_asked_to_leave_early_still_begins_with_settings() ->
     assert not made.begun
     with pytest.raises(ConnectionFault):
         made.receive(frame(PING, 0, 0, bytes(8)))
+
+
+def test_bodies_that_no_member_takes_do_not_stop_those_that_are_taken() -> None:
+    """More than half of what a connection may send is held, and what else has come is never granted anew."""
+    owner = Owner(machine(body_limit=1 << 40, streams=100))
+    made = owner.machine
+    part, first = bytes(16_384), owner.peer.settings[4]
+    all_of_them = 65_535 + owner.peer.grants[0]
+    sent = 0
+
+    def may_send() -> int:
+        return 65_535 + owner.peer.grants[0] - sent
+
+    for number in range(1, all_of_them // first + 4, 2):
+        held = owner.ask(post(number))
+        made.hold(held)
+        for _ in range(first // len(part)):
+            owner.receive(frame(DATA, 0, number, part))
+            sent += len(part)
+    assert sent > all_of_them // 2
+    owner.ask(post(199))
+    for _ in range(2 * all_of_them // len(part)):
+        assert may_send() >= len(part), "an upload that its member takes can never go on"
+        owner.receive(frame(DATA, 0, 199, part))
+        sent += len(part)
+    assert owner.fault is None
+
+
+@pytest.mark.parametrize("how", ["answered", "reset by the edge", "reset by the visitor"])
+def test_connection_may_send_again_once_bodies_that_nobody_takes_are_gone(how: str) -> None:
+    """Their streams ended without DATA that could make the edge look at what the connection may send."""
+    owner = Owner(machine(body_limit=1 << 40, streams=100))
+    made = owner.machine
+    part, first = bytes(16_384), owner.peer.settings[4]
+    all_of_them = 65_535 + owner.peer.grants[0]
+    streams = [owner.ask(post(2 * each + 1)) for each in range(all_of_them // first)]
+    for stream in streams:
+        made.hold(stream)
+        for _ in range(first // len(part)):
+            owner.receive(frame(DATA, 0, stream.id, part))
+    for stream in streams:
+        if how == "answered":
+            owner.answer(stream, b"no")
+        elif how == "reset by the edge":
+            made.reset(stream, Code.CANCEL)
+            owner.sent(b"")
+        else:
+            owner.receive(rst(stream.id))
+    assert not made.streams
+    assert 65_535 + owner.peer.grants[0] - all_of_them > 0, "nothing can be sent any more"

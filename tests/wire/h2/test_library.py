@@ -276,7 +276,7 @@ def witness() -> Witness:
 
 def ours(data: bytes) -> str:
     owner = with_streams()
-    owner.machine.streams[3].held = True
+    owner.machine.hold(owner.machine.streams[3])
     told = owner.read(data)
     if owner.fault is not None:
         return "connection"

@@ -96,6 +96,19 @@ def test_more_urgent_streams_go_first() -> None:
     assert found == [5, 3, 7, 1]
 
 
+def test_stream_without_a_turn_changes_nothing() -> None:
+    turns = Turns()
+    turns.next(stream(1))
+    turns.discard(stream(1))
+    assert (turns.first(), turns.size) == (None, 0)
+    turns.add(stream(3))
+    wrong = stream(5, 1)
+    wrong.in_turn = True
+    turns.discard(wrong)
+    assert not wrong.in_turn
+    assert order(turns, 1) == [3]
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["add", "discard", "next"]), st.integers(0, 5)),

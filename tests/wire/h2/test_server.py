@@ -72,6 +72,11 @@ REQUEST, BODY, FAULT, RESET, BROKEN, GREW, PONG, NOTHING = (
     FrameEvent.NOTHING,
 )
 TRAILERS = encode_lines(b"X-Sum: 1\r\n")
+FRAME = 16_384
+MIB = 1 << 20
+# Of a request's body: what a stream may send at first, and all streams together.
+FIRST = Owner(begun=False).peer.settings[4]
+ALL = 65_535 + Owner(begun=False).peer.grants[0]
 
 
 def code(fault: ConnectionFault | None) -> str:
@@ -88,8 +93,8 @@ def events(told: list[Told]) -> list[FrameEvent]:
 
 def test_edge_says_what_it_allows() -> None:
     owner = Owner(begun=False)
-    assert owner.peer.settings == {3: STREAMS, 4: 131_072, 6: HEAD_LIMIT, 8: 1, 9: 1}
-    assert owner.peer.grants[0] > 0
+    assert owner.peer.settings == {3: STREAMS, 4: FIRST, 6: HEAD_LIMIT, 8: 1, 9: 1}
+    assert ALL > FIRST > 65_535
     assert owner.machine.phase is ServerPhase.PREFACE
     assert repr(owner.machine) == "<H2Server preface streams=0>"
 
@@ -233,7 +238,7 @@ STREAM_FAULTS: dict[str, tuple[bytes, int, str]] = {
     "WINDOW_UPDATE of 0 for a stream": (window(3, 0), 3, "PROTOCOL_ERROR"),
     "a window too large for a stream": (window(3, 0x7FFFFFFF), 3, "FLOW_CONTROL_ERROR"),
     "more than the window": (
-        frame(DATA, PADDED, 3, b"\xff" + bytes(16_383)) * 9,
+        frame(DATA, PADDED, 3, b"\xff" + bytes(FRAME - 1)) * (FIRST // FRAME + 1),
         3,
         "FLOW_CONTROL_ERROR",
     ),
@@ -245,7 +250,7 @@ def test_only_a_stream_ends_for(name: str) -> None:
     data, stream, expected = STREAM_FAULTS[name]
     owner = with_streams()
     owner.machine.body_limit = 1 << 30
-    owner.machine.streams[3].held = True
+    owner.machine.hold(owner.machine.streams[3])
     told = [each for each in owner.read(data) if each.event is not BODY]
     assert told == [Told(BROKEN, stream)]
     assert owner.fault is None
@@ -469,53 +474,101 @@ def test_body_is_not_larger_than_allowed(flags: int) -> None:
     assert owner.receive(frame(DATA, flags, 1, b"x")) == [Told(FAULT, 1, error="BodyTooLarge")]
 
 
+def upload(owner: Owner, stream: H2Stream, size: int) -> None:
+    """A part of a body."""
+    for _ in range(size // FRAME):
+        assert events(owner.receive(frame(DATA, 0, stream.id, bytes(FRAME)))) == [BODY]
+
+
 def test_body_that_is_read_as_fast_as_it_comes_gets_a_larger_window() -> None:
     owner = Owner(machine(body_limit=1 << 40))
     stream = owner.ask(post(1))
-    part = bytes(16_384)
     sent = 0
     for _ in range(3000):
-        assert stream.credit >= len(part)
-        assert events(owner.receive(frame(DATA, 0, 1, part))) == [BODY]
-        sent += len(part)
-        assert stream.credit == 131_072 + owner.peer.grants[1] - sent
-        assert 65_535 + owner.peer.grants[0] - sent >= 8 * 1024 * 1024
-    assert stream.granted == 8 * 1024 * 1024
+        assert stream.credit >= FRAME
+        upload(owner, stream, FRAME)
+        sent += FRAME
+        assert stream.credit == FIRST + owner.peer.grants[1] - sent
+        assert 65_535 + owner.peer.grants[0] - sent >= ALL // 2
+    assert stream.granted == 8 * MIB
     # What all streams together may have above the first has an end, and is given back.
     others = [owner.ask(post(number)) for number in (3, 5, 7)]
     for other in others:
-        for _ in range(1000):
-            owner.receive(frame(DATA, 0, other.id, part))
-    assert others[0].granted == 8 * 1024 * 1024
-    total = sum(each.granted - 131_072 for each in [stream, *others])
-    assert total == 16 * 1024 * 1024
+        upload(owner, other, 16 * MIB)
+    assert others[0].granted == 8 * MIB
+    assert sum(each.granted - FIRST for each in [stream, *others]) == 16 * MIB
     for each in [stream, *others]:
         owner.receive(frame(DATA, END_STREAM, each.id))
         owner.answer(each)
     asked = owner.ask(post(9))
-    for _ in range(1000):
-        owner.receive(frame(DATA, 0, 9, part))
-    assert asked.granted == 8 * 1024 * 1024
+    upload(owner, asked, 16 * MIB)
+    assert asked.granted == 8 * MIB
+    owner.check()
+
+
+def test_next_body_gets_no_more_than_there_is() -> None:
+    owner = Owner(machine(body_limit=1 << 40))
+    for stream in (1, 3, 5):
+        upload(owner, owner.ask(post(stream)), 16 * MIB)
+    owner.receive(frame(DATA, END_STREAM, 1))
+    # The first one is not answered yet, so nothing is given back.
+    assert owner.ask(post(7)).granted == FIRST
+    assert not owner.peer.grants[7]
+    owner.check()
+
+
+def test_next_body_begins_with_what_the_last_one_came_to() -> None:
+    owner = Owner(machine(body_limit=1 << 40, streams=20))
+    for stream, held in ((1, False), (5, True)):
+        asked = owner.ask(post(stream))
+        upload(owner, asked, 4 * MIB)
+        granted = asked.granted
+        assert granted > FIRST
+        if held:
+            owner.machine.hold(asked)
+        owner.receive(frame(DATA, END_STREAM, stream))
+        after = owner.ask(post(stream + 2))
+        # Not if its member was slower than the visitor in the end.
+        expected = FIRST if held else granted
+        assert (after.granted, owner.peer.grants[after.id]) == (expected, expected - FIRST)
+        owner.check()
+    owner.ask(head(9))
+    owner.ask(head(11, CONNECT, END_HEADERS))
+    assert not owner.peer.grants[9] and not owner.peer.grants[11]
 
 
 def test_nothing_is_granted_while_a_body_is_held() -> None:
     owner = Owner(machine(body_limit=1 << 30))
+    made = owner.machine
     stream = owner.ask(post(1))
-    stream.held = True
-    for _ in range(8):
-        assert events(owner.receive(frame(DATA, 0, 1, bytes(16_384)))) == [BODY]
+    upload(owner, stream, FIRST // 4)
+    for _ in range(2):
+        made.hold(stream)
+    upload(owner, stream, FIRST - FIRST // 4)
     assert (stream.credit, owner.peer.grants[1]) == (0, 0)
-    stream.held = False
-    owner.machine.grant(stream)
-    owner.sent(b"")
-    assert owner.peer.grants[1] == stream.credit == 262_144
-    owner.machine.grant(stream)
-    assert owner.machine.out == []
-    stream.held = True
+    for _ in range(2):
+        made.release(stream)
+        owner.sent(b"")
+        assert owner.peer.grants[1] == stream.credit == 2 * FIRST
+    made.hold(stream)
     assert owner.receive(frame(DATA, END_STREAM, 1, b"end")) == [Told(BODY, 1, b"end", True)]
-    stream.held = False
-    owner.machine.grant(stream)
-    assert owner.machine.out == []
+    made.release(stream)
+    assert made.out == []
+
+
+def test_what_no_member_takes_is_bounded_for_a_connection() -> None:
+    owner = Owner(machine(body_limit=1 << 30, streams=100))
+    streams = [owner.ask(post(2 * each + 1)) for each in range(ALL // FIRST)]
+    for stream in streams:
+        owner.machine.hold(stream)
+        upload(owner, stream, FIRST)
+    assert owner.peer.grants[0] + 65_535 == ALL
+    for stream in streams:
+        owner.machine.release(stream)
+        owner.sent(b"")
+        owner.check()
+    # Now it is taken.
+    assert owner.peer.grants[0] + 65_535 == 2 * ALL
 
 
 def test_connection_has_a_limit_too() -> None:
@@ -829,6 +882,19 @@ def test_what_costs_a_peer_nothing_has_a_limit(kind: str) -> None:
     assert owner.fault is not None and owner.fault.reason == f"http2_{kind}"
 
 
+def test_time_gives_nothing_back_that_was_not_spent() -> None:
+    owner = Owner(machine(allowance=Allowance(*[1] * 7)), begun=False)
+    owner.machine.refill(1000.0)
+    owner.receive(PREFACE + frame(SETTINGS, 0, 0))
+    assert owner.fault is None
+    for _ in range(3):
+        owner.machine.refill(1000.0)
+    owner.receive(frame(SETTINGS, 0, 0))
+    assert owner.fault is None
+    owner.receive(frame(SETTINGS, 0, 0))
+    assert code(owner.fault) == "ENHANCE_YOUR_CALM"
+
+
 def test_new_limits_begin_anew() -> None:
     owner = with_streams()
     made = owner.machine
@@ -904,12 +970,16 @@ def test_connection_ends_in_two_steps() -> None:
     assert "closed" in repr(owner.machine)
 
 
-def test_connection_that_has_not_begun_is_not_asked_to_leave() -> None:
+def test_connection_that_has_not_begun_is_asked_to_leave_once_it_has() -> None:
     owner = Owner(begun=False)
     assert owner.machine.leave() == b""
     owner.read(PREFACE)
-    owner.sent(owner.machine.leave())
+    assert owner.machine.leave() == b""
+    assert not owner.peer.goaways
+    owner.read(frame(SETTINGS, 0, 0))
     assert owner.peer.goaways == [((1 << 31) - 1, "no_error")]
+    assert owner.machine.phase is ServerPhase.LEAVING
+    owner.ask(head(1))
 
 
 # Any split
@@ -1135,8 +1205,11 @@ class Connection(RuleBasedStateMachine):
     def hold(self, pick: int) -> None:
         stream = self.pick(pick)
         if stream is not None:
-            stream.held = not stream.held
-            self.owner.machine.grant(stream)
+            made = self.owner.machine
+            if stream.held:
+                made.release(stream)
+            else:
+                made.hold(stream)
             self.owner.sent(b"")
 
     @rule()
@@ -1187,7 +1260,7 @@ TestConnection.settings = settings(max_examples=80, stateful_step_count=30)
 @settings(max_examples=60)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 2), st.integers(1, 16_384), st.integers(0, 255), st.booleans()), max_size=60
+        st.tuples(st.integers(0, 2), st.integers(1, FRAME), st.integers(0, 255), st.booleans()), max_size=60
     )
 )
 def test_who_keeps_to_their_windows_is_never_refused(
@@ -1195,19 +1268,20 @@ def test_who_keeps_to_their_windows_is_never_refused(
 ) -> None:
     """And unless a body is held, they can always go on."""
     owner = Owner(machine(body_limit=1 << 40))
+    made = owner.machine
     streams = [owner.ask(post(number)) for number in (1, 3, 5)]
     spent = {0: 0, 1: 0, 3: 0, 5: 0}
     for which, size, padding, held in sent:
         stream = streams[which]
-        stream.held = held
-        if not held:
-            owner.machine.grant(stream)
-            owner.sent(b"")
-        payload = bytes((padding,)) + bytes(max(size, padding + 1))
-        payload = payload[: max(16_384, 0)]
-        credit = 131_072 + owner.peer.grants[stream.id] - spent[stream.id]
+        if held:
+            made.hold(stream)
+        else:
+            made.release(stream)
+        owner.sent(b"")
+        payload = (bytes((padding,)) + bytes(max(size, padding)))[:FRAME]
+        credit = FIRST + owner.peer.grants[stream.id] - spent[stream.id]
         assert credit == stream.credit
-        assert held or credit >= 65_536
+        assert held or credit >= FIRST // 2
         if len(payload) > credit:
             continue
         told = owner.receive(frame(DATA, PADDED, stream.id, payload))
@@ -1215,7 +1289,7 @@ def test_who_keeps_to_their_windows_is_never_refused(
         for each in (0, stream.id):
             spent[each] += len(payload)
         assert 65_535 + owner.peer.grants[0] - spent[0] > 0
-    owner.check()
+        owner.check()
 
 
 def test_settings_are_read_in_their_order() -> None:
