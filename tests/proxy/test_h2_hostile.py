@@ -1,4 +1,4 @@
-"""HTTP/2 connections that break the protocol, or use it to do harm: what they are told, and what is served."""
+"""HTTP/2 connections that break the protocol, or do harm by it: what they are told, and what is served."""
 
 from __future__ import annotations
 
@@ -355,11 +355,14 @@ async def test_more_than_a_window_is_a_fault() -> None:
 
 
 async def test_a_stream_that_is_closed_stays_closed() -> None:
+    def data(client: H2Client) -> bytes:
+        return frame(DATA, 0, 1, b"x")
+
+    def headers(client: H2Client) -> bytes:
+        return frame(HEADERS, END_HEADERS | END_STREAM, 1, client.encoder.encode([*GET]))
+
     async with h2_edge(answer()) as running:
-        for again in (
-            lambda client: frame(DATA, 0, 1, b"x"),
-            lambda client: frame(HEADERS, END_HEADERS | END_STREAM, 1, client.encoder.encode([*GET])),
-        ):
+        for again in (data, headers):
             client = await visit(running)
             await client.ask(request())
             client.write(frame(WINDOW_UPDATE, 0, 1, number(5)) + frame(PRIORITY, 0, 1, bytes(5)))

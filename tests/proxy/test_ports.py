@@ -79,6 +79,9 @@ class Stream:
         self.done = done
         return done
 
+    def send_trailers(self, lines: bytes) -> None:
+        self.trailers = lines
+
     def send_answer(self, response: Response) -> None:
         self.answer = response
         self.done = True

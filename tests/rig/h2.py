@@ -19,10 +19,11 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDO
 PRIORITY_UPDATE = 0x10
 END_STREAM = ACK = 0x1
 END_HEADERS, PADDED, WITH_PRIORITY = 0x4, 0x8, 0x20
-CODES = (
-    "no_error protocol_error internal_error flow_control_error settings_timeout stream_closed frame_size_error"
-    " refused_stream cancel compression_error connect_error enhance_your_calm"
-).split()
+CODES = [
+    *("no_error", "protocol_error", "internal_error", "flow_control_error", "settings_timeout"),
+    *("stream_closed", "frame_size_error", "refused_stream", "cancel", "compression_error", "connect_error"),
+    "enhance_your_calm",
+]
 
 Pairs = Iterable[tuple[bytes, bytes]]
 GET = ((b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"hub.test"), (b":path", b"/plain"))
@@ -54,7 +55,7 @@ class Frame:
     def code(self) -> str:
         """What a RST_STREAM or a GOAWAY says."""
         at = 0 if self.kind == RST_STREAM else 4
-        return CODES[struct.unpack_from(">L", self.payload, at)[0]]
+        return CODES[int.from_bytes(self.payload[at : at + 4], "big")]
 
 
 @dataclass

@@ -568,7 +568,7 @@ def test_what_no_member_takes_is_bounded_for_a_connection() -> None:
         owner.sent(b"")
         owner.check()
     # Now it is taken.
-    assert owner.peer.grants[0] + 65_535 == 2 * ALL
+    assert ALL + ALL // 2 <= owner.peer.grants[0] + 65_535 <= 2 * ALL
 
 
 def test_connection_has_a_limit_too() -> None:
