@@ -487,7 +487,6 @@ class H2Server(Generic[S]):
         self._credit -= size
         if self._credit < 0:
             raise ConnectionFault(Code.FLOW_CONTROL_ERROR)
-        self._look_at_credit()
         ends = bool(flags & frame.END_STREAM)
         if at == end and not ends:
             self._spend(EMPTY)
@@ -495,6 +494,7 @@ class H2Server(Generic[S]):
         if known is None:
             if not self._is_ignored(number):
                 stream.step(self._absent(number), stream.DATA)
+            self._look_at_credit()
             return _NOTHING
         if stream.step(known.state, stream.DATA) == stream.STREAM_FAULT:
             return self._break(known, Code.STREAM_CLOSED)
@@ -504,6 +504,7 @@ class H2Server(Generic[S]):
         known.owed += size
         if known.held:
             self._held += size
+        self._look_at_credit()
         taken = data[at:end]
         known.size += end - at
         if known.left >= 0:
@@ -536,7 +537,7 @@ class H2Server(Generic[S]):
     def _look_at_credit(self) -> None:
         """Lets the connection send more, for what has come and is not held."""
         used = _CONNECTION_CREDIT - self._credit - self._held
-        if used >= _CONNECTION_CREDIT // 2:
+        if used > 0 and used >= (_CONNECTION_CREDIT - self._held) // 2:
             self.out.append(frame.window_update(0, used))
             self._credit += used
 
@@ -736,6 +737,7 @@ class H2Server(Generic[S]):
         if known.held:
             self._held -= known.owed
             known.held = False
+            self._look_at_credit()
         if known.waiting is not None:
             self.turns.discard(known)
             self.held_up -= known.backlog
