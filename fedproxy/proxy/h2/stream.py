@@ -87,14 +87,14 @@ class H2VisitorStream(H2Stream):
             connection.flush()
             return False
         if len(request_id) == _ID_SIZE:
-            block = b"".join((compressed, connection.id_name, request_id))
+            fields = [compressed, connection.id_name, request_id]
         else:
-            block = b"".join((compressed, connection.common, literal(b"x-request-id", request_id)))
+            fields = [compressed, connection.common, literal(b"x-request-id", request_id)]
         if cookie is not None:
-            block += literal(b"set-cookie", cookie)
+            fields.append(literal(b"set-cookie", cookie))
         if head.event_stream:
             machine.urge(self)
-        connection.send(machine.head(self, block, body, done))
+        connection.send(machine.head(self, fields, body, done))
         if done:
             return self._finished(now)
         if self.waiting:
@@ -115,6 +115,12 @@ class H2VisitorStream(H2Stream):
     def send_body(self, data: bytes, done: bool) -> bool:
         """Passes (a part of) the body on."""
         connection = self.connection
+        if not done:
+            # Most parts, such as events, can be sent at once.
+            block = connection.machine.part(self, data)
+            if block:
+                connection.send(block)
+                return False
         connection.send_parts(connection.machine.body(self, data, done))
         if done:
             return self._finished(connection.context.clock())
@@ -165,7 +171,7 @@ class H2VisitorStream(H2Stream):
         machine = connection.machine
         body = b"" if is_head else response.body
         # RFC 9113 section 8.1.1: it may be answered, and is an error all the same.
-        connection.send(machine.head(self, compress_response(response), body, not malformed))
+        connection.send(machine.head(self, [compress_response(response)], body, not malformed))
         if malformed:
             machine.reset(self, Code.PROTOCOL_ERROR)
         connection.flush()

@@ -16,6 +16,8 @@ from fedproxy.wire.h1.request import start
 from fedproxy.wire.h2 import hpack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fedproxy.wire.h2.hpack import HeaderField
 
 # Section 8.3.1: a path, or `*` for OPTIONS; never an absolute form, a fragment, or nothing.
@@ -39,10 +41,13 @@ def read_line(raw: bytes) -> RequestLine:
     return line
 
 
-def assemble(fields: list[HeaderField], ends: bool, key: bytes) -> tuple[bytes, bytes, bool]:
-    """The method and the target of a head, its block as HTTP/1 has it, and whether it asks for a WebSocket.
+def assemble(
+    fields: list[HeaderField], ends: bool, make_key: Callable[[], bytes]
+) -> tuple[bytes, bytes, bytes]:
+    """The method and the target of a head, its block as HTTP/1 has it, and the Sec-WebSocket-Key that was put
+    there if it asks for a WebSocket; else that is empty.
 
-    ends: nothing follows the head. key: the Sec-WebSocket-Key for a WebSocket. Raises `VisitorError`.
+    ends: nothing follows the head. Raises `VisitorError`.
     """
     pseudo: list[bytes | None] = [None, None, None, None, None]
     host: bytes | None = None
@@ -75,6 +80,7 @@ def assemble(fields: list[HeaderField], ends: bool, key: bytes) -> tuple[bytes, 
     if method is None:
         raise BadRequest
     connects = protocol is not None
+    key = b""
     if method == b"CONNECT":
         if not connects:
             raise MethodRefused
@@ -82,6 +88,7 @@ def assemble(fields: list[HeaderField], ends: bool, key: bytes) -> tuple[bytes, 
         if protocol != b"websocket":
             raise ProtocolUnknown
         method = b"GET"
+        key = make_key()
         if keyed:
             lines = [line for line in lines if not line.startswith(b"sec-websocket-key:")]
         lines.append(b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: %b\r\n" % key)
@@ -103,7 +110,7 @@ def assemble(fields: list[HeaderField], ends: bool, key: bytes) -> tuple[bytes, 
         # Section 8.2.3.
         lines.append(b"Cookie: %b\r\n" % b"; ".join(cookies))
     lines.append(b"\r\n")
-    return b"%b %b" % (method, path), b"".join(lines), connects
+    return b"%b %b" % (method, path), b"".join(lines), key
 
 
 def too_large(fields: list[HeaderField], most: int) -> HeadTooLarge | TargetTooLong:

@@ -137,6 +137,7 @@ class H2Server(Generic[S]):
         "_opening",
         "_recent",
         "_rest",
+        "_sent",
         "_spent",
         "_warm",
         "blocked",
@@ -203,6 +204,7 @@ class H2Server(Generic[S]):
         self._allowed: tuple[int, ...] = ()
         self._left: list[int] = []
         self._spent = False
+        self._sent = 0  # DATA frames since the last WINDOW_UPDATE
         self._leaves = False
 
     def __repr__(self) -> str:
@@ -444,11 +446,10 @@ class H2Server(Generic[S]):
         fields = self._decode(fragment)
         if self.decoder.size > self.head_limit:
             raise request.too_large(fields, self.head_limit)
-        key = self.key()
-        raw_line, raw, connects = request.assemble(fields, ends, key)
+        raw_line, raw, key = request.assemble(fields, ends, self.key)
         opened.line = self.lines[raw_line]
         block = opened.block = self.blocks[raw]
-        if connects:
+        if key:
             if block.upgrade is None:
                 raise BadRequest
             opened.connects = True
@@ -587,6 +588,13 @@ class H2Server(Generic[S]):
         if len(payload) != 4:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR)
         more = frame.number(payload)
+        if self._sent:
+            # Who reads much has to say so often.
+            left = self._left
+            left[WINDOW_UPDATES] = min(
+                self._allowed[WINDOW_UPDATES], left[WINDOW_UPDATES] + _PER_FRAME * self._sent
+            )
+            self._sent = 0
         self._spend(WINDOW_UPDATES)
         if not number:
             if not more:
@@ -757,34 +765,32 @@ class H2Server(Generic[S]):
         """A 1xx."""
         return self._headers(known, compressed, False)
 
-    def head(self, known: S, compressed: bytes, body: bytes, done: bool) -> bytes:
+    def head(self, known: S, fields: list[bytes], body: bytes, done: bool) -> bytes:
         """The head of the final response, and the body that came with it, as far as it may be sent now.
 
-        With `done` that is all of it.
+        fields: as HPACK has them, in parts. With `done` the body is whole.
         """
         size = len(body)
         if not size:
-            block = self._headers(known, compressed, done)
+            block = self._headers(known, b"".join(fields), done)
             if done:
                 self._sent_end(known)
             return block
         if size > _SMALL or not self._may_send(known, size):
-            return self._headers(known, compressed, False) + b"".join(self.body(known, body, done))
-        self._count(known, size)
-        first = self._take_first()
-        length = len(compressed) + len(first)
+            return self._headers(known, b"".join(fields), False) + b"".join(self.body(known, body, done))
+        known.window -= size
+        self.window -= size
+        self._sent += 1
+        if self._first_head:
+            fields.insert(0, self._take_first())
+        length = sum(map(len, fields))
+        number = known.id
         if length > self._most_frame:
-            lines = self._headers(known, first + compressed, False)
-            data = frame.header(size, frame.DATA, frame.END_STREAM if done else 0, known.id)
-            parts = [lines, data, body]
+            parts = [self._headers(known, b"".join(fields), False)]
         else:
-            parts = [
-                frame.header(length, frame.HEADERS, frame.END_HEADERS, known.id),
-                first,
-                compressed,
-                frame.header(size, frame.DATA, frame.END_STREAM if done else 0, known.id),
-                body,
-            ]
+            parts = [frame.header(length, frame.HEADERS, frame.END_HEADERS, number), *fields]
+        parts.append(frame.header(size, frame.DATA, frame.END_STREAM if done else 0, number))
+        parts.append(body)
         if done:
             self._sent_end(known)
         return b"".join(parts)
@@ -817,11 +823,22 @@ class H2Server(Generic[S]):
             and size <= self._most_frame
         )
 
-    def _count(self, known: S, size: int) -> None:
+    def part(self, known: S, data: bytes) -> bytes:
+        """A part of the body, but not its end, if it can be sent at once; else empty: `body` takes it."""
+        size = len(data)
+        if not (
+            0 < size <= self._most_frame
+            and size <= known.window
+            and size <= self.window
+            and not known.waiting
+            and not self.blocked
+            and (known.place == priority.URGENT or not self.turns.size)
+        ):
+            return b""
         known.window -= size
         self.window -= size
-        left = self._left
-        left[WINDOW_UPDATES] = min(self._allowed[WINDOW_UPDATES], left[WINDOW_UPDATES] + _PER_FRAME)
+        self._sent += 1
+        return frame.header(size, frame.DATA, 0, known.id) + data
 
     def body(self, known: S, data: bytes, done: bool) -> list[bytes | memoryview]:
         """(A part of) the body, as far as it may be sent now; the rest waits for `pump`."""
@@ -844,7 +861,9 @@ class H2Server(Generic[S]):
 
     def _data(self, known: S, data: bytes, done: bool) -> bytes:
         size = len(data)
-        self._count(known, size)
+        known.window -= size
+        self.window -= size
+        self._sent += 1
         return frame.frame(frame.DATA, frame.END_STREAM if done else 0, known.id, data)
 
     def _wait(self, known: S, data: bytes, done: bool) -> None:
@@ -898,7 +917,9 @@ class H2Server(Generic[S]):
         over = not known.backlog
         done = over and known.ending
         ends = done and not known.trailers
-        self._count(known, size)
+        known.window -= size
+        self.window -= size
+        self._sent += 1
         if size or ends:
             parts.append(frame.header(size, frame.DATA, frame.END_STREAM if ends else 0, known.id))
             if first is not None:

@@ -293,11 +293,12 @@ class Owner:
         return self.machine.stream
 
     def answer(self, stream: H2Stream, body: bytes = b"", done: bool = True, block: bytes = OK) -> Response:
-        self.sent(self.machine.head(stream, block, body, done))
+        self.sent(self.machine.head(stream, [block[:3], block[3:]], body, done))
         return self.peer.streams[stream.id]
 
     def body(self, stream: H2Stream, data: bytes, done: bool = False) -> None:
-        self.sent(self.machine.body(stream, data, done))
+        part = b"" if done else self.machine.part(stream, data)
+        self.sent(part or self.machine.body(stream, data, done))
 
     def pump(self) -> None:
         """Sends all that may be sent."""
