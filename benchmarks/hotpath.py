@@ -137,7 +137,11 @@ class H2Path(HotPath):
     """The same for a visitor who speaks HTTP/2: a request is its head, as `compressed` gives it."""
 
     def __init__(self) -> None:
+        # It is only told what to do at the end of a turn, which is done here.
+        self._loop = asyncio.new_event_loop()
+        asyncio.events._set_running_loop(self._loop)
         super().__init__()
+        asyncio.events._set_running_loop(None)
         self._next = 1
         self._visitor.data_received(h2.PREFACE + h2.settings({}))
         self.request(b"\x82\x87\x84" + b"".join([_kept(name, value) for name, value in _FIELDS]))
@@ -151,6 +155,7 @@ class H2Path(HotPath):
         flags = h2.END_HEADERS | h2.END_STREAM
         self._visitor.data_received(h2.frame(h2.HEADERS, flags, number, head))
         self._answer()
+        cast(H2Downstream, self._visitor).write_gathered()
         if number % 32 == 1:
             self._visitor.data_received(h2.window_update(0, 16 * 1024))
 

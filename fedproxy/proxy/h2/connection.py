@@ -27,6 +27,8 @@ from fedproxy.wire.h2.priority import URGENT
 from fedproxy.wire.h2.server import FrameEvent, H2Server, ServerPhase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fedproxy.errors import ExchangeError
     from fedproxy.http.request import Origin
     from fedproxy.proxy.answers import AnsweredRequest
@@ -49,6 +51,7 @@ _ALIVE: Final = 20.0  # seconds in which a PING has to be answered
 # must not be able to fill the memory.
 _CROWDED: Final = 8 * 1024 * 1024
 _UNSENT: Final = 64 * 1024  # bytes
+_COPIED: Final = 16 * 1024  # bytes that are joined rather than written in parts
 _VALUE: Final = b"\x20"  # the length of an id that is made here
 
 
@@ -58,11 +61,12 @@ class H2Downstream(Visiting):
     id_name: before a request's id in each response's head; common: the fields before that. full: streams
     that have more than their visitor takes. crowded: all streams together have too much. owed: exchanges that
     are over except that the end of their response is not sent yet; each with the place of that end among the
-    bytes `written`.
+    bytes `written`, and the time when it was. Of those bytes the first `_passed` were given to the transport.
     """
 
     __slots__ = (
         "_asked_at",
+        "_awaited",
         "_gathered",
         "_heard",
         "_heard_at",
@@ -70,6 +74,8 @@ class H2Downstream(Visiting):
         "_linger_until",
         "_moved_at",
         "_partial",
+        "_passed",
+        "_soon",
         "_swept_at",
         "common",
         "crowded",
@@ -87,9 +93,11 @@ class H2Downstream(Visiting):
         self.id_name = b""
         self.full: set[H2VisitorStream] = set()
         self.crowded = False
-        self.owed: list[tuple[int, Owed]] = []
+        self.owed: list[tuple[int, float, Owed]] = []
         self.written = 0
-        self._gathered: list[bytes] = []
+        self._gathered: list[bytes | memoryview] = []
+        self._passed = 0
+        self._awaited = False
         self._heard = True
         self._heard_at = self._swept_at = self._moved_at = context.clock()
         self._asked_at: float | None = None
@@ -125,6 +133,7 @@ class H2Downstream(Visiting):
 
     def greet(self) -> None:
         """Sends what the edge's side begins with."""
+        self._soon: Callable[[Callable[[], None]], object] = asyncio.get_running_loop().call_soon
         if not self.transport.is_closing():
             sock = self.transport.get_extra_info("socket")
             if sock is not None and sock.family != socket.AF_UNIX:
@@ -158,20 +167,13 @@ class H2Downstream(Visiting):
     # What is written
 
     def send(self, data: bytes) -> None:
-        """Writes frames."""
+        """Writes frames, together with what else is written in this turn of the loop."""
         if data:
             self.written += len(data)
-            if self.wire.is_closing():
-                self.thrown_away += len(data)
-            if self.wire is self.transport:
-                write = self.write
-                write(data)
-            else:
-                # Over TLS each write is a record of its own, so what one turn of the loop writes is joined.
-                gathered = self._gathered
-                gathered.append(data)
-                if len(gathered) == 1:
-                    asyncio.get_running_loop().call_soon(self._write_gathered)
+            gathered = self._gathered
+            gathered.append(data)
+            if len(gathered) == 1:
+                self._soon(self.write_gathered)
         machine = self.machine
         if machine.turns.size:
             self.pump()
@@ -191,23 +193,32 @@ class H2Downstream(Visiting):
 
     def _write_parts(self, parts: list[bytes | memoryview]) -> None:
         """Writes at once, so that `writable` says whether there is room for more."""
-        size = sum(map(len, parts))
-        self.written += size
-        if self.wire.is_closing():
-            # The loop says so a turn later.
-            self.thrown_away += size
-        if self.wire is self.transport:
-            self.transport.writelines(parts)
-        else:
-            self.transport.write(b"".join([*self._gathered, *parts]))
-            self._gathered.clear()
+        self.written += sum(map(len, parts))
+        self._gathered += parts
+        self.write_gathered()
 
-    def _write_gathered(self) -> None:
+    def write_gathered(self) -> None:
+        """Writes what was gathered: each write costs a call of the system, and over TLS a record."""
         gathered = self._gathered
         if gathered:
-            data = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            size = self.written - self._passed
+            self._passed = self.written
+            if self.wire.is_closing():
+                # The loop says so a turn later.
+                self.thrown_away += size
+            elif len(gathered) == 1:
+                write = self.write
+                write(gathered[0])
+            elif size < _COPIED or self.wire is not self.transport:
+                write = self.write
+                write(b"".join(gathered))
+            else:
+                self.transport.writelines(gathered)
+                self._gathered = []
+                gathered = self._gathered
             gathered.clear()
-            self.transport.write(data)
+        if self.owed:
+            self._look_at_owed()
 
     def flush(self) -> None:
         """Writes what the machine has to say, and counts what it has ended."""
@@ -266,26 +277,39 @@ class H2Downstream(Visiting):
     def resume_writing(self) -> None:
         self.writable = True
         self.machine.blocked = False
-        self._look_at_owed()
+        if self.owed:
+            self._look_at_owed()
         self.pump()
 
-    def owe(self, exchange: Owed) -> None:
-        """The end of a complete response is written, but not sent yet: the exchange is told later."""
-        self.owed.append((self.written, exchange))
-        if not self.wire.is_closing():
-            self.waiting = self.unsent()
-            # So that `resume_writing` is called once all is sent.
-            self.wire.set_write_buffer_limits(0)
+    def owe(self, exchange: Owed, now: float) -> None:
+        """A response is complete `now`: the exchange is told once its end is sent."""
+        self.owed.append((self.written, now, exchange))
+        if not self._gathered:
+            self._soon(self.write_gathered)
 
     def _look_at_owed(self) -> None:
-        if self.owed and not self.wire.is_closing():
-            self.waiting = self.unsent()
-            sent = self.written - self.waiting
-            now = self.context.clock()
-            while self.owed and self.owed[0][0] <= sent:
-                self.owed.pop(0)[1].delivered(now)
-            if not self.owed:
-                self.wire.set_write_buffer_limits()
+        if self.wire.is_closing():
+            return
+        owed = self.owed
+        waiting = self.unsent()
+        if not waiting:
+            if not self._gathered:
+                self.owed = []
+                for _, at, exchange in owed:
+                    exchange.delivered(at)
+                if self._awaited:
+                    self._awaited = False
+                    self.wire.set_write_buffer_limits()
+            return
+        self.waiting = waiting
+        sent = self._passed - waiting
+        now = self.context.clock()
+        while owed and owed[0][0] <= sent:
+            owed.pop(0)[2].delivered(now)
+        if not self._awaited:
+            self._awaited = True
+            # So that `resume_writing` is called once all is sent.
+            self.wire.set_write_buffer_limits(0)
 
     # What is read
 
@@ -449,7 +473,7 @@ class H2Downstream(Visiting):
         if self._linger_until is not None or self.transport.is_closing():
             return
         self._linger_until = self.context.clock() + _LINGER
-        self._write_gathered()
+        self.write_gathered()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
@@ -472,6 +496,7 @@ class H2Downstream(Visiting):
         return {*self.machine.streams.values(), *self.full}
 
     def _lose(self, streams: set[H2VisitorStream], error: ExchangeError | None = None) -> None:
+        self.write_gathered()
         lost = self.lost()
         self.machine.streams.clear()
         self.full.clear()
@@ -480,7 +505,7 @@ class H2Downstream(Visiting):
             stream.lost(error)
         who = "C" if error is None else error.termination[0]
         sent = self.written - lost
-        for end, exchange in owed:
+        for end, _, exchange in owed:
             exchange.undelivered(max(0, end - sent), who)
 
     def cut(self, error: ExchangeError) -> None:
@@ -491,7 +516,6 @@ class H2Downstream(Visiting):
         self.send(self.machine.go())
         self.flush()
         self._lose(streams, error)
-        self._write_gathered()
         if self.unsent():
             self.transport.abort()
         else:
@@ -535,7 +559,8 @@ class H2Downstream(Visiting):
         machine, timeouts = self.machine, self.context.runtime.policy.timeouts
         machine.refill(now - self._swept_at)
         self._swept_at = now
-        self._look_at_owed()
+        if self.owed:
+            self._look_at_owed()
         if not self.writable and not self._moves(now):
             return
         for stream in list(machine.streams.values()):

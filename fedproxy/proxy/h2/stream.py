@@ -141,21 +141,17 @@ class H2VisitorStream(H2Stream):
         self.connection.look_at_backlog()
 
     def _finished(self, now: float) -> bool:
-        """The response is complete. Returns whether all of it is sent."""
+        """The response is complete. False: the exchange is told when all of it is sent."""
         exchange, self.exchange = self.exchange, None
         connection = self.connection
-        sent = True
-        if exchange is not None:
-            if self.waiting:
-                self.owing = exchange
-                self.full = True
-                connection.full.add(self)
-                sent = False
-            elif connection.wire.get_write_buffer_size() or connection.wire.is_closing():
-                connection.owe(exchange)
-                sent = False
+        if self.waiting:
+            self.owing = exchange
+            self.full = True
+            connection.full.add(self)
+        elif exchange is not None:
+            connection.owe(exchange, now)
         connection.stream_over(now)
-        return sent
+        return False
 
     def send_answer(self, response: Response) -> None:
         """Sends a response of the edge's own, and ends the exchange, if there is one."""
@@ -230,10 +226,7 @@ class H2VisitorStream(H2Stream):
         self.full = False
         owing, self.owing = self.owing, None
         if owing is not None:
-            if self.connection.wire.get_write_buffer_size():
-                self.connection.owe(owing)
-            else:
-                owing.delivered(now)
+            self.connection.owe(owing, now)
             self.connection.stream_over(now)
         elif self.tunnel is not None:
             self.tunnel.drained()
