@@ -195,6 +195,12 @@ class VisitorGone(VisitorError):
     detail = "The visitor closed the connection."
 
 
+class SlowReader(VisitorGone):
+    """The visitor does not read the response, or not fast enough."""
+
+    termination = "cD"
+
+
 class MemberError(ExchangeError):
     """The member failed. `delivered`: whether the member may have seen (a part of) the request."""
 

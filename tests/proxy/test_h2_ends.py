@@ -329,3 +329,26 @@ async def test_the_edge_without_http2_answers_the_preface_in_http1() -> None:
         client = await running.client()
         client.write(PREFACE)
         assert (await client.response()).status == 400
+
+
+@pytest.mark.parametrize("target", [b"/whole", b"/federation", b"/nowhere"])
+async def test_a_whole_response_that_is_not_taken_is_cut_in_time(target: bytes) -> None:
+    clock = Clock()
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    routes = [{"path": "/nowhere", "status": 404}]
+    async with h2_edge(answer(ok), routes=routes) as running:
+        running.service.edge.clock = clock
+        client = await visit(running, windows=False, settings=struct.pack(">HL", 4, 0))
+        stream = client.head(request(target))
+        await client.until(lambda: client.streams[stream].heads)
+        (connection,) = running.connections
+        await until(lambda: connection.full, "waits")
+        running.service.edge.sweep(clock())
+        clock.ahead += 601
+        client.write(frame(PING, 0, 0, bytes(8)))
+        await client.until(client.pings)
+        running.service.edge.sweep(clock())
+        assert (await client.response(stream)).reset == "cancel"
+        (line,) = await running.logged()
+        if target == b"/whole":
+            assert (line["bytes_out"], line["termination"]) == (0, "cD")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -441,17 +442,128 @@ async def test_made_you_reset_ends_its_connection() -> None:
         assert [code for _, code in await client.end()] == ["enhance_your_calm"]
 
 
-async def test_a_head_that_unpacks_to_much_is_refused() -> None:
-    """A bomb: one field of 4 KB in the table, a thousand times."""
+@pytest.mark.parametrize(("times", "ends"), [(10, False), (40, True), (10_000, True)])
+async def test_a_head_that_unpacks_to_much_is_refused(times: int, ends: bool) -> None:
+    """A bomb: one field of 4 KB in the table, many times."""
     async with h2_edge(answer()) as running:
         client = await visit(running)
         await client.ask(request(b"/", (b"x-bomb", b"y" * 4000)))
-        block = client.encoder.encode([*request()]) + b"\xbe" * 10_000
+        block = client.encoder.encode([*request()]) + b"\xbf" * times
         client.write(frame(HEADERS, END_HEADERS | END_STREAM, 3, block))
         client.next = 5
-        response = await client.response(3)
-        assert response.status == 431
-        assert (await client.ask(request())).status == 200
+        if ends:
+            assert [code for _, code in await client.end()] == ["enhance_your_calm"]
+            assert running.service.edge.counts.rejected["http2_head"] == 1
+        else:
+            assert (await client.response(3)).status == 431
+            assert (await client.ask(request())).status == 200
+
+
+async def test_one_setting_said_many_times_is_done_once() -> None:
+    async with h2_edge(waiting) as running:
+        client = await visit(running)
+        for _ in range(100):
+            client.head(request())
+        await until(lambda: running.member.has(100), "asked")
+        (connection,) = running.connections
+        flips = (setting(4, 0x7FFFFFF) + setting(4, 5)) * 1000
+        client.write(frame(SETTINGS, 0, 0, flips))
+        streams = connection.machine.streams
+        await until(lambda: {stream.window for stream in streams.values()} == {5}, "resized")
+        client.write(frame(SETTINGS, 0, 0, setting(4, 70_000) + setting(4, 1 << 31)))
+        assert [code for _, code in await client.end()] == ["flow_control_error"]
+
+
+@pytest.mark.parametrize("body", ["too long", "trailers without an end", "too short"])
+async def test_requests_that_are_broken_off_are_counted(body: str) -> None:
+    """CVE-2025-8671 in its other forms: the edge is made to answer and to reset."""
+    async with h2_edge(waiting) as running:
+        client = await visit(running)
+        for _ in range(400):
+            stream = client.head(request(b"/", (b"content-length", b"5"), method=b"POST"), end=False)
+            client.data(stream, b"abc")
+            if body == "too long":
+                client.data(stream, b"defg")
+            elif body == "too short":
+                client.data(stream, b"", end=True)
+            else:
+                client.head([(b"x", b"y")], stream=stream, end=False)
+        assert [code for _, code in await client.end()] == ["enhance_your_calm"]
+        assert running.service.edge.counts.rejected["http2_resets"] == 1
+
+
+async def test_malformed_heads_end_their_connection() -> None:
+    async with h2_edge(answer()) as running:
+        client = await visit(running)
+        for stream in range(1, 1001, 2):
+            client.write(frame(HEADERS, END_HEADERS | END_STREAM, stream, b"\x82"))
+        assert [code for _, code in await client.end()] == ["enhance_your_calm"]
+
+
+async def test_many_requests_at_once_let_others_in_between() -> None:
+    """What one read brings is not all begun in one turn of the loop."""
+    async with h2_edge(answer(), routes=[{"path": "/here", "status": 404}]) as running:
+        client = await visit(running)
+        (connection,) = running.connections
+        head = client.encoder.encode([*request(b"/here", method=b"HEAD")])
+        again = client.encoder.encode([*request(b"/here", method=b"HEAD")])
+        heads = [frame(HEADERS, END_HEADERS | END_STREAM, 1, head)]
+        heads += [frame(HEADERS, END_HEADERS | END_STREAM, stream, again) for stream in range(3, 2001, 2)]
+        begun: list[int] = []
+        take = connection.machine.receive
+
+        def receive(data: bytes) -> object:
+            begun.append(connection.machine.served)
+            return take(data)
+
+        if not hasattr(type(connection.machine), "__mypyc_attrs__"):
+            # Compiled, a method cannot be replaced; the source is the same.
+            type(connection.machine).receive, before = (lambda _self, data: receive(data)), take.__func__
+        try:
+            client.write(b"".join(heads))
+            await client.until(lambda: client.streams[1999].ended)
+        finally:
+            if not hasattr(type(connection.machine), "__mypyc_attrs__"):
+                type(connection.machine).receive = before
+        assert all(client.streams[stream].status == 404 for stream in range(1, 2001, 2))
+        assert all(after - at <= 48 for at, after in pairwise(begun))
+
+
+async def test_a_peer_that_reads_nothing_is_not_answered_without_end() -> None:
+    async with h2_edge(answer(), routes=[{"path": "/here", "status": 404}]) as running:
+        raw = await running.client(receive_buffer=4096)
+        client = await H2Client(raw).begin()
+        (connection,) = running.connections
+        again = b""
+        for stream in range(1, 60_001, 2):
+            again = client.encoder.encode([*request(b"/here", method=b"HEAD")]) if stream < 5 else again
+            client.write(frame(HEADERS, END_HEADERS | END_STREAM, stream, again))
+        await until(lambda: connection._stuffed, "stuffed")
+        served = -1
+        while served != connection.machine.served:
+            served = connection.machine.served
+            await asyncio.sleep(0.05)
+        assert connection.unsent() < 1_000_000
+        client.next = 60_001
+        await client.until(lambda: client.streams[59_999].ended)
+
+
+async def test_a_response_that_waits_is_not_answered_a_second_time() -> None:
+    async def script(conn: Conn) -> None:
+        await conn.head()
+        conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        await conn.stall()
+
+    async with h2_edge(script) as running:
+        client = await visit(running, windows=False, settings=setting(4, 0))
+        stream = client.head(request(b"/", (b"content-length", b"5"), method=b"POST"), end=False)
+        client.data(stream, b"ab")
+        await client.until(lambda: client.streams[stream].heads)
+        client.data(stream, b"cdefgh")
+        response = await client.response(stream)
+        assert (response.statuses, response.reset, response.body) == ([200], "protocol_error", b"")
+        (line,) = await running.logged()
+        assert (line["bytes_out"], line["termination"]) == (0, "CD")
 
 
 async def test_one_byte_windows_keep_little() -> None:

@@ -250,3 +250,20 @@ async def test_neither_side_is_read_faster_than_the_other_takes() -> None:
         assert connection.machine.held_up < 512 * 1024
         client.write(frame(8, 0, 0, b"\x02\0\0\0") + frame(8, 0, socket.stream, b"\x02\0\0\0"))
         await client.until(lambda: len(response.body) == 20_000_000)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_tunnel_that_its_member_has_closed_ends_with_the_connection(ends: bool) -> None:
+    """The stream may be over while half of the tunnel is not."""
+
+    async def script(conn: Conn) -> None:
+        await switch(conn)
+
+    async with h2_edge(script) as running:
+        client = await visit(running)
+        stream = client.head(connect(), end=ends)
+        await client.until(lambda: client.streams[stream].over)
+        await client.leave()
+        (line,) = await running.logged()
+        assert line["status"] == 101
+        await until(lambda: not running.tunnels, "over")

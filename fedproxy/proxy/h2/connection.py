@@ -12,6 +12,7 @@ from fedproxy.errors import (
     BannedAddress,
     ConnectionFault,
     HeadTimeout,
+    SlowReader,
     TooManyLaunches,
     VisitorError,
 )
@@ -51,6 +52,8 @@ _ALIVE: Final = 20.0  # seconds in which a PING has to be answered
 # must not be able to fill the memory.
 _CROWDED: Final = 8 * 1024 * 1024
 _UNSENT: Final = 64 * 1024  # bytes
+_STUFFED: Final = 256 * 1024  # bytes that wait for a peer that reads nothing, before nothing is read of it
+_AT_ONCE: Final = 48  # requests that are begun in one turn of the loop; a large head counts as many
 _COPIED: Final = 16 * 1024  # bytes that are joined rather than written in parts
 _VALUE: Final = b"\x20"  # the length of an id that is made here
 
@@ -58,10 +61,11 @@ _VALUE: Final = b"\x20"  # the length of an id that is made here
 class H2Downstream(Visiting):
     """One connection, with all its streams.
 
-    id_name: before a request's id in each response's head; common: the fields before that. full: streams
-    that have more than their visitor takes. crowded: all streams together have too much. owed: exchanges that
-    are over except that the end of their response is not sent yet; each with the place of that end among the
-    bytes `written`, and the time when it was. Of those bytes the first `_passed` were given to the transport.
+    tunnels: streams that became one. id_name: before a request's id in each response's head; common: the
+    fields before that. full: streams that have more than their visitor takes. crowded: all streams
+    together have too much. owed: exchanges that are over except that the end of their response is not
+    sent yet; each with the place of that end among the bytes `written`, and the time when it was. Of
+    those bytes the first `_passed` were given to the transport.
     """
 
     __slots__ = (
@@ -75,7 +79,9 @@ class H2Downstream(Visiting):
         "_moved_at",
         "_partial",
         "_passed",
+        "_sent",
         "_soon",
+        "_stuffed",
         "_swept_at",
         "common",
         "crowded",
@@ -83,6 +89,7 @@ class H2Downstream(Visiting):
         "id_name",
         "machine",
         "owed",
+        "tunnels",
         "written",
     )
 
@@ -92,11 +99,14 @@ class H2Downstream(Visiting):
         self.common = b""
         self.id_name = b""
         self.full: set[H2VisitorStream] = set()
+        self.tunnels: set[H2VisitorStream] = set()
         self.crowded = False
         self.owed: list[tuple[int, float, Owed]] = []
         self.written = 0
         self._gathered: list[bytes | memoryview] = []
         self._passed = 0
+        self._stuffed = False
+        self._sent = 0
         self._awaited = False
         self._heard = True
         self._heard_at = self._swept_at = self._moved_at = context.clock()
@@ -217,6 +227,10 @@ class H2Downstream(Visiting):
                 self._gathered = []
                 gathered = self._gathered
             gathered.clear()
+            if not self.writable and not self._stuffed and self.unsent() > _STUFFED:
+                # A peer that reads nothing must not have the edge write more and more.
+                self._stuffed = True
+                self.pause()
         if self.owed:
             self._look_at_owed()
 
@@ -277,6 +291,9 @@ class H2Downstream(Visiting):
     def resume_writing(self) -> None:
         self.writable = True
         self.machine.blocked = False
+        if self._stuffed:
+            self._stuffed = False
+            self._soon(self._read_on)
         if self.owed:
             self._look_at_owed()
         self.pump()
@@ -315,24 +332,42 @@ class H2Downstream(Visiting):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        if self._linger_until is not None:
-            return
+        if self._linger_until is None:
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
         machine = self.machine
+        room = _AT_ONCE
         try:
             event = machine.receive(data)
             while event is not _NOTHING:
                 if event is _REQUEST:
                     self._take(machine.stream)
+                    room -= machine.cost
                 elif event is _BODY:
                     body, machine.data = machine.data, b""
                     machine.stream.take_body(body, machine.done)
                 else:
                     self._tell(event)
+                    room -= machine.cost
+                if room <= 0:
+                    # The rest in another turn of the loop, so that others are served in between.
+                    self.pause()
+                    self._soon(self._read_on)
+                    break
                 event = machine.more()
         except ConnectionFault as fault:
             self._on_fault(fault)
         if machine.out:
             self.flush()
+
+    def _read_on(self) -> None:
+        """Reads on in what has come, unless the peer does not read what it is told."""
+        if self._linger_until is not None:
+            self.resume()
+        elif not self._stuffed and not self.transport.is_closing():
+            self.resume()
+            self._read(b"")
 
     def _tell(self, event: FrameEvent) -> None:
         machine = self.machine
@@ -345,10 +380,7 @@ class H2Downstream(Visiting):
         elif event is _FAULT:
             self._on_stream_fault(machine.stream, machine.error)
         else:
-            stream = machine.stream
-            self.full.discard(stream)
-            stream.lost()
-            self.stream_over(self.context.clock())
+            self._lose_stream(machine.stream)
 
     def _on_fault(self, fault: ConnectionFault) -> None:
         """The connection ends: the peer is told why, and all its streams are gone."""
@@ -362,10 +394,19 @@ class H2Downstream(Visiting):
     def _on_stream_fault(self, stream: H2VisitorStream, error: VisitorError) -> None:
         if stream.exchange is not None:
             stream.exchange.cut(error)
-        elif stream.tunnel is not None:
-            stream.tunnel.abort()
-        elif stream.id in self.machine.streams:
+        elif stream.id not in self.machine.streams:
+            return
+        elif stream.answered:
+            # Its response is complete but waits, or it is a tunnel: there cannot be another answer.
+            self.machine.reset(stream, Code.PROTOCOL_ERROR)
+            self._lose_stream(stream)
+        else:
             self.refuse(stream, error)
+
+    def _lose_stream(self, stream: H2VisitorStream) -> None:
+        self.full.discard(stream)
+        stream.lost()
+        self.stream_over(self.context.clock())
 
     def _take(self, stream: H2VisitorStream) -> None:
         """Takes a request."""
@@ -492,8 +533,8 @@ class H2Downstream(Visiting):
         self._lose(self._streams())
 
     def _streams(self) -> set[H2VisitorStream]:
-        """All that are under way, also those whose response only has to be sent."""
-        return {*self.machine.streams.values(), *self.full}
+        """All that are under way, also those whose response only has to be sent, and half a tunnel."""
+        return {*self.machine.streams.values(), *self.full, *self.tunnels}
 
     def _lose(self, streams: set[H2VisitorStream], error: ExchangeError | None = None) -> None:
         self.write_gathered()
@@ -566,6 +607,13 @@ class H2Downstream(Visiting):
         for stream in list(machine.streams.values()):
             if stream.exchange is not None:
                 stream.exchange.sweep(now)
+        for stream in [each for each in self.full if each.exchange is None and each.tunnel is None]:
+            if stream.stands(now) > timeouts.response_idle and stream.id in machine.streams:
+                # The response is whole, and its visitor does not take it.
+                machine.reset(stream, Code.CANCEL)
+                self.full.discard(stream)
+                stream.lost(SlowReader())
+                self.stream_over(now)
         if self._is_late(now):
             return
         if self._leaving_since is not None:
@@ -580,9 +628,10 @@ class H2Downstream(Visiting):
 
     def _moves(self, now: float) -> bool:
         """Whether a peer that takes no more has taken something lately; else it is dropped."""
-        waiting = self.unsent()
-        if waiting != self.waiting:
-            self.waiting = waiting
+        self.waiting = self.unsent()
+        sent = self._passed - self.waiting
+        if sent != self._sent:
+            self._sent = sent
             self._moved_at = now
         elif now - self._moved_at > self.context.runtime.policy.timeouts.response_idle:
             self.reset()

@@ -27,12 +27,14 @@ _ID_SIZE: Final = 32  # of the ids that are made here
 class H2VisitorStream(H2Stream):
     """What an exchange sees of a visitor (`ports.VisitorStream`).
 
-    exchange: of the request, until its response is complete. owing: told when the end of that is sent. full:
-    the exchange was told that nothing more is taken for now. tunnel: what the stream became after a 101;
-    early: what came before that, and ended: that it was the end.
+    exchange: of the request, until its response is complete. owing: told when the end of that is sent.
+    answered: the final head was sent. full: the exchange was told that nothing more is taken for now. stood:
+    how much of a whole response waited at the last look, and since when. tunnel: what the stream became after
+    a 101; early: what came before that, and ended: that it was the end.
     """
 
     __slots__ = (
+        "answered",
         "connection",
         "early",
         "ended",
@@ -40,6 +42,7 @@ class H2VisitorStream(H2Stream):
         "full",
         "owing",
         "peer",
+        "stood",
         "trusted",
         "tunnel",
     )
@@ -55,6 +58,8 @@ class H2VisitorStream(H2Stream):
         self.tunnel: StreamTransport | None = None
         self.early = b""
         self.ended = False
+        self.answered = False
+        self.stood: tuple[int, float] | None = None
 
     @property
     def hsts(self) -> int:
@@ -80,6 +85,7 @@ class H2VisitorStream(H2Stream):
         """Passes the final head on, and what came with it of the body."""
         connection = self.connection
         machine = connection.machine
+        self.answered = True
         compressed = self._answer_connect(head) if self.connects else head.compressed or compress(head)
         if not compressed:
             # The member has not answered the WebSocket's key: the tunnel begins closed.
@@ -163,6 +169,7 @@ class H2VisitorStream(H2Stream):
     def answer(self, response: Response, is_head: bool, *, malformed: bool) -> None:
         """Sends a whole response. malformed: the request broke the protocol."""
         self.connects = False
+        self.answered = True
         connection = self.connection
         machine = connection.machine
         body = b"" if is_head else response.body
@@ -170,6 +177,8 @@ class H2VisitorStream(H2Stream):
         connection.send(machine.head(self, [compress_response(response)], body, not malformed))
         if malformed:
             machine.reset(self, Code.PROTOCOL_ERROR)
+        elif self.waiting:
+            connection.full.add(self)
         connection.flush()
         connection.stream_over(connection.context.clock())
 
@@ -199,7 +208,10 @@ class H2VisitorStream(H2Stream):
     def detach(self) -> tuple[asyncio.Transport, bytes]:
         """The stream becomes a tunnel."""
         self.exchange = None
+        # The head may have been the end of the visitor's side.
+        self.ended = self.ended or not self.receiving
         self.tunnel = StreamTransport(self)
+        self.connection.tunnels.add(self)
         early, self.early = self.early, b""
         self.resume()
         return self.tunnel, early
@@ -232,6 +244,14 @@ class H2VisitorStream(H2Stream):
             self.tunnel.drained()
         elif self.exchange is not None:
             self.exchange.on_visitor_drained()
+        else:
+            self.connection.stream_over(now)
+
+    def stands(self, now: float) -> float:
+        """Seconds for which nothing was taken of a whole response that waits."""
+        if self.stood is None or self.stood[0] != self.backlog:
+            self.stood = self.backlog, now
+        return now - self.stood[1]
 
     def lost(self, error: ExchangeError | None = None) -> None:
         """The visitor has reset it, or the connection is gone."""

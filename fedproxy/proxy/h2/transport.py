@@ -175,6 +175,7 @@ class StreamTransport(asyncio.Transport):
         if self._protocol is not None:
             self._protocol.connection_lost(None)
         connection = self._stream.connection
+        connection.tunnels.discard(self._stream)
         connection.stream_over(connection.context.clock())
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:

@@ -13,9 +13,10 @@ import re
 from typing import Final
 
 from fedproxy.bounded import Memo
-from fedproxy.errors import CompressionFailed
+from fedproxy.errors import CompressionFailed, ConnectionFault
 from fedproxy.wire.grammar import FIELD, TOKEN
 from fedproxy.wire.h2 import huffman
+from fedproxy.wire.h2.frame import Code
 
 # What a field is. Those up to `PROTOCOL` are pseudo-header fields (RFC 9113 section 8.3, RFC 8441 section 4).
 METHOD: Final = 0
@@ -46,6 +47,7 @@ _KINDS: Final = {
     b"upgrade": MALFORMED,
 }
 _OVERHEAD: Final = 32  # section 4.1
+_TOO_MUCH: Final = 4  # times a head's limit, beyond which it is not decoded to its end
 TABLE_SIZE: Final = 4096
 """Bytes of the dynamic table for what comes in: the default (RFC 9113 section 6.5.2)."""
 
@@ -145,7 +147,7 @@ class Decoder:
     def decode(self, data: bytes, most: int) -> list[HeaderField]:
         """The fields of one head; those after `most` bytes of them are left out, though `size` counts them.
 
-        Raises `CompressionFailed`.
+        Raises `CompressionFailed`, and `ConnectionFault` for several times as much.
         """
         self.changed = False
         try:
@@ -196,6 +198,9 @@ class Decoder:
             size += field.size
             if size <= most:
                 fields.append(field)
+            elif size > most * _TOO_MUCH:
+                # A bomb: whoever sends so much for so little is not answered.
+                raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "http2_head")
         self.size = size
         return fields
 

@@ -68,7 +68,8 @@ def assemble(
         else:
             regular = True
             if kind == hpack.COOKIE:
-                cookies.append(field.value)
+                if field.value:
+                    cookies.append(field.value)
             elif kind == hpack.HOST and host is None:
                 host = field.value
             elif kind == hpack.KEY:

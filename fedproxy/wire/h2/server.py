@@ -111,10 +111,11 @@ class H2Server(Generic[S]):
     """One visitor's connection.
 
     make: makes a stream of its number, the window for its response, the credit for its request, and its
-    state. out: frames that have to be written, soon, and with whatever else is. last: the stream that came
-    last. window: bytes that all responses together may still have. blocked: nothing is sent but what is in
-    `out`, because the system takes no more. held_up: bytes that wait in all streams. errors: the codes of
-    the frames that have ended something since the owner last looked.
+    state. out: frames that have to be written, soon, and with whatever else is. last: the stream that
+    came last. window: bytes that all responses together may still have. blocked: nothing is sent but what
+    is in `out`, because the system takes no more. cost: how much work the last head was, in heads of the
+    usual size. held_up: bytes that wait in all streams. errors: the codes of the frames that have ended
+    something since the owner last looked.
     """
 
     __slots__ = (
@@ -143,6 +144,7 @@ class H2Server(Generic[S]):
         "blocked",
         "blocks",
         "body_limit",
+        "cost",
         "data",
         "decoder",
         "done",
@@ -171,6 +173,7 @@ class H2Server(Generic[S]):
     def __init__(self, make: Callable[[int, int, int, int], S], key: Callable[[], bytes]) -> None:
         self._make = make
         self.key = key
+        self.cost = 1
         self.phase = _PREFACE
         self.streams: dict[int, S] = {}
         self.last = 0
@@ -268,6 +271,9 @@ class H2Server(Generic[S]):
         if self._rest:
             data = self._rest + data
             self._rest = b""
+        if self._buffer:
+            # What was not read yet.
+            data = self._buffer[self._at :] + data
         self._buffer = data
         self._at = 0
         if self.phase is _PREFACE and not self._read_preface():
@@ -391,6 +397,7 @@ class H2Server(Generic[S]):
 
     def _read_head(self, number: int, fragment: bytes, ends: bool) -> FrameEvent:
         known = self.streams.get(number)
+        self.cost = 1
         if known is not None:
             return self._read_trailers(known, fragment, ends)
         if number <= self.last:
@@ -427,8 +434,7 @@ class H2Server(Generic[S]):
                 self.streams[number] = opened
                 # There may be no block that says when it is its turn.
                 opened.placed = True
-                self.error = error
-                return _FAULT
+                return self._fault(opened, error)
         self.streams[number] = opened
         self.served += 1
         if not ends and self._warm > _CREDIT and not opened.connects:
@@ -436,6 +442,7 @@ class H2Server(Generic[S]):
         return _REQUEST
 
     def _decode(self, fragment: bytes) -> list[hpack.HeaderField]:
+        self.cost += len(fragment) >> 9
         fields = self.decoder.decode(fragment, self.head_limit)
         if self.decoder.changed:
             self._heads.clear()
@@ -632,20 +639,12 @@ class H2Server(Generic[S]):
         if len(payload) % 6:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR)
         self._spend(SETTINGS)
+        initial = self._initial
         for name, value in frame.read_settings(payload):
             if name == frame.INITIAL_WINDOW_SIZE:
                 if value > frame.LARGEST_WINDOW:
                     raise ConnectionFault(Code.FLOW_CONTROL_ERROR)
-                # Section 6.9.2.
-                for known in self.streams.values():
-                    known.window += value - self._initial
-                    if known.window > frame.LARGEST_WINDOW:
-                        raise ConnectionFault(Code.FLOW_CONTROL_ERROR)
-                    if known.window <= 0:
-                        self.turns.discard(known)
-                    else:
-                        self._grew(known)
-                self._initial = value
+                initial = value
             elif name == frame.MAX_FRAME_SIZE:
                 if not frame.DEFAULT_FRAME <= value <= frame.LARGEST_FRAME:
                     raise ConnectionFault(Code.PROTOCOL_ERROR)
@@ -653,8 +652,23 @@ class H2Server(Generic[S]):
                 self._most_frame = min(value, _QUANTUM)
             elif name in (frame.ENABLE_PUSH, frame.NO_RFC7540_PRIORITIES) and value > 1:
                 raise ConnectionFault(Code.PROTOCOL_ERROR)
+        if initial != self._initial:
+            # Once for all that the frame says, or it would cost a peer little to have much done.
+            self._resize(initial)
         self.out.append(frame.SETTINGS_ACK)
         return _GREW if self.turns.size else _NOTHING
+
+    def _resize(self, initial: int) -> None:
+        """Section 6.9.2: another initial window changes those that there are."""
+        for known in self.streams.values():
+            known.window += initial - self._initial
+            if known.window > frame.LARGEST_WINDOW:
+                raise ConnectionFault(Code.FLOW_CONTROL_ERROR)
+            if known.window <= 0:
+                self.turns.discard(known)
+            else:
+                self._grew(known)
+        self._initial = initial
 
     def _read_reset(self, number: int, payload: bytes) -> FrameEvent:
         if not number:
@@ -714,6 +728,8 @@ class H2Server(Generic[S]):
     # The end of streams
 
     def _fault(self, known: S, error: VisitorError) -> FrameEvent:
+        """Who sends what is refused pays for it as well as who is reset."""
+        self._spend(RESETS)
         self.stream = known
         self.error = error
         return _FAULT

@@ -350,7 +350,7 @@ def test_known_head_of_a_policy_before_is_read_again() -> None:
     owner.answer(owner.ask(head(1)))
     other = machine()
     made = owner.machine
-    made.configure(other.lines, other.blocks, 10, BODY_LIMIT, STREAMS, LAVISH)
+    made.configure(other.lines, other.blocks, 100, BODY_LIMIT, STREAMS, LAVISH)
     assert owner.receive(head(3)) == [Told(FAULT, 3, error="TargetTooLong")]
 
 
