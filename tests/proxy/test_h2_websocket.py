@@ -15,8 +15,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, OPEN, Protocol
 
 from tests.proxy.test_h2 import h2_edge, visit
-from tests.rig import Conn, Edge, guard, until
-from tests.rig.h2 import DATA, END_STREAM, RST_STREAM, H2Client, Pairs, frame, request
+from tests.rig import Conn, Edge, Scripted, guard, until
+from tests.rig.h2 import DATA, END_STREAM, RST_STREAM, WINDOW_UPDATE, H2Client, Pairs, frame, request
 
 
 def connect(path: bytes = b"/user/x/api/kernels/1/channels", *more: tuple[bytes, bytes]) -> Pairs:
@@ -250,6 +250,52 @@ async def test_neither_side_is_read_faster_than_the_other_takes() -> None:
         assert connection.machine.held_up < 512 * 1024
         client.write(frame(8, 0, 0, b"\x02\0\0\0") + frame(8, 0, socket.stream, b"\x02\0\0\0"))
         await client.until(lambda: len(response.body) == 20_000_000)
+
+
+async def test_a_member_that_does_not_read_holds_its_visitor_back_and_nobody_else() -> None:
+    go = asyncio.Event()
+    size = 8_000_000
+
+    async def script(conn: Conn) -> None:
+        await switch(conn)
+        if conn.member.open > 1:
+            conn.send(await conn.exactly(5))
+            await conn.stall()
+        await go.wait()
+        conn.send(b"%d" % len(await conn.exactly(size)))
+        assert await conn.until_end() == ("eof", b"end")
+
+    async with h2_edge({"a": Scripted(script, receive_buffer=4096)}) as running:
+        client = await visit(running)
+        slow = await open_socket(running, client)
+        quick = await open_socket(running, client)
+        (connection,) = running.connections
+        stream = connection.machine.streams[slow.stream]
+        credit, sent = client.settings[4], 0
+        while not stream.held and sent < size:
+            if credit >= 16_000:
+                client.data(slow.stream, bytes(16_000))
+                credit, sent = credit - 16_000, sent + 16_000
+            else:
+                got = await client.frame()
+                if got.kind == WINDOW_UPDATE and got.stream == slow.stream:
+                    credit += int.from_bytes(got.payload, "big")
+            await asyncio.sleep(0)
+        assert stream.held
+        client.data(quick.stream, b"quick")
+        await client.until(lambda: client.streams[quick.stream].body == b"quick")
+        go.set()
+        while sent < size:
+            if credit >= 16_000:
+                client.data(slow.stream, bytes(16_000))
+                credit, sent = credit - 16_000, sent + 16_000
+                continue
+            got = await client.frame()
+            if got.kind == WINDOW_UPDATE and got.stream == slow.stream:
+                credit += int.from_bytes(got.payload, "big")
+        client.data(slow.stream, b"end", end=True)
+        await client.until(lambda: client.streams[slow.stream].over)
+        assert client.streams[slow.stream].body == b"%d" % size
 
 
 @pytest.mark.parametrize("ends", [True, False])

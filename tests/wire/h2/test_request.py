@@ -199,3 +199,9 @@ def test_error_for_a_large_head_depends_on_whether_the_target_was_there() -> Non
 )
 def test_trailers_are_fields_and_nothing_else(pairs: Pairs, fit: bool) -> None:
     assert are_trailers(fields(*pairs)) is fit
+
+
+def test_empty_crumbs_of_a_cookie_are_none() -> None:
+    _, block, _ = made(*BEGIN, (b"cookie", b""), (b"cookie", b"a=b"), (b"cookie", b""), (b"cookie", b"c=d"))
+    assert block.endswith(b"\r\nCookie: a=b; c=d\r\n\r\n")
+    assert b"ookie" not in made(*BEGIN, (b"cookie", b""))[1]
