@@ -331,6 +331,18 @@ async def test_the_edge_without_http2_answers_the_preface_in_http1() -> None:
         assert (await client.response()).status == 400
 
 
+async def test_a_fault_after_the_last_goaway_is_told_too() -> None:
+    async with h2_edge(waiting) as running:
+        client = await visit(running)
+        client.head(request())
+        await until(lambda: running.member.has(1), "asked")
+        running.service.edge.draining = True
+        await client.until(lambda: len(client.goaways) == 2)
+        client.write(frame(PING, 0, 1, bytes(8)))
+        assert [code for _, code in await client.end()] == ["no_error", "no_error", "protocol_error"]
+        running.service.edge.draining = False
+
+
 @pytest.mark.parametrize("target", [b"/whole", b"/federation", b"/nowhere"])
 async def test_a_whole_response_that_is_not_taken_is_cut_in_time(target: bytes) -> None:
     clock = Clock()

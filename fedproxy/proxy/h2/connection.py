@@ -265,10 +265,11 @@ class H2Downstream(Visiting):
             for stream in [each for each in self.machine.streams.values() if not each.full]:
                 if stream.exchange is not None:
                     stream.exchange.on_visitor_drained()
-        if self.crowded:
-            return
         now = None
         for stream in [each for each in self.full if not each.waiting]:
+            if self.crowded and stream.exchange is not None:
+                # What comes next would have to wait as well.
+                continue
             self.full.discard(stream)
             now = self.context.clock() if now is None else now
             stream.drained(now)

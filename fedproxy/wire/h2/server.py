@@ -974,8 +974,8 @@ class H2Server(Generic[S]):
         return frame.goaway(frame.LAST_STREAM, Code.NO_ERROR) + self.ping()
 
     def go(self, code: int = Code.NO_ERROR) -> bytes:
-        """The last GOAWAY: streams that begin after this are not served."""
-        if self.phase is _CLOSED:
+        """The last GOAWAY: streams that begin after this are not served. A fault may still come after it."""
+        if self.phase is _CLOSED and code == Code.NO_ERROR:
             return b""
         self.phase = _CLOSED
         self.errors.append(code)
