@@ -207,7 +207,8 @@ class Http2Limits(Section):
 
     resets: Count = Field(
         default=_ALLOWANCE.resets,
-        description="Requests that the visitor cancels, and streams that it makes the edge reset.",
+        description="Requests that the visitor cancels, that are refused as malformed or too large, or that "
+        "it makes the edge reset.",
     )
     settings: Count = Field(default=_ALLOWANCE.settings, description="SETTINGS frames.")
     pings: Count = Field(default=_ALLOWANCE.pings, description="PING frames.")

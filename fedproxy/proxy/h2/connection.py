@@ -522,7 +522,7 @@ class H2Downstream(Visiting):
             self.transport.close()
 
     def eof_received(self) -> None:
-        # The peer reads on at most what is under way, as browsers only ever close whole.
+        # A visitor who closes half is taken for gone, as browsers only ever close whole.
         self._lose(self._streams())
 
     def cut_off(self) -> None:
