@@ -44,6 +44,8 @@ from rich.table import Table
 
 from benchmarks.peers import MEMBERS, SIZES, BenchmarkError, Process, members_command, require_free
 from benchmarks.visitors import Seen, paced, percentile
+from fedproxy.wire.h2 import frame as h2
+from fedproxy.wire.h2.hpack import literal
 
 _TIMEOUT = 3.0  # seconds, for every time-out of the edge that ends a slow visitor
 _OPENING = 1.0  # seconds in which the slow ones come
@@ -87,7 +89,25 @@ def _hello() -> bytes:
     return out.read()
 
 
+def _streams(count: int, target: bytes, flags: int, *, reset: bool = False) -> bytes:
+    """The heads of that many requests over HTTP/2. reset: each is cancelled at once."""
+    fields = {b":method": b"GET", b":scheme": b"http", b":authority": b"h", b":path": target}
+    block = b"".join([literal(*field) for field in fields.items()])
+    numbers = range(1, 2 * count, 2)
+    return b"".join(
+        [
+            h2.frame(h2.HEADERS, flags, number, block)
+            + (h2.rst_stream(number, h2.Code.CANCEL) if reset else b"")
+            for number in numbers
+        ]
+    )
+
+
 _SILENT_AFTER = _DRIPS * _DRIP + _TIMEOUT
+_H2 = h2.PREFACE + h2.settings({})
+_ALL = h2.END_HEADERS | h2.END_STREAM
+# A connection that does not answer is told to leave in two steps, and closed some seconds later.
+_LEAVING = 6.0
 _GET = b"GET /1k HTTP/1.1\r\n" + _HEAD
 KINDS = (
     Kind("slow heads", b"G", b"E", 100),
@@ -103,6 +123,38 @@ KINDS = (
     Kind("silent"),
     Kind("handshakes begun", _hello(), tls=True),
     Kind("one address", b"G", b"E", 100, one_address=True),
+    Kind("h2 silent", _H2, due=_TIMEOUT + _LEAVING),
+    Kind(
+        "h2 heads begun",
+        _H2 + _streams(1, b"/1k", h2.END_STREAM),
+        h2.frame(h2.CONTINUATION, 0, 1, literal(b"x", b"y")),
+        100,
+        due=_TIMEOUT + _LEAVING,
+    ),
+    Kind(
+        "h2 pings",
+        _H2,
+        h2.frame(h2.PING, 0, 0, bytes(8)) * 10,
+        _DRIPS,
+        due=_TIMEOUT + _LEAVING,
+    ),
+    Kind(
+        "h2 tiny windows",
+        h2.PREFACE + h2.settings({h2.INITIAL_WINDOW_SIZE: 1}) + _streams(1, b"/10m", _ALL),
+        h2.window_update(1, 1),
+        _DRIPS,
+        due=_SILENT_AFTER + _TIMEOUT + _LEAVING,
+    ),
+    Kind(
+        "h2 rapid resets",
+        _H2 + _streams(20, b"/1k", _ALL, reset=True),
+        due=_TIMEOUT + _LEAVING,
+    ),
+    Kind(
+        "h2 malformed",
+        _H2 + b"".join([h2.frame(h2.HEADERS, _ALL, number, b"\x82") for number in range(1, 40, 2)]),
+        due=_TIMEOUT + _LEAVING,
+    ),
 )
 
 
@@ -222,7 +274,7 @@ def _config(folder: Path, ports: Ports, per_address: int) -> Path:
     tls = {"certificate": str(folder / "tls.crt"), "private_key": str(folder / "tls.key")}
     config = {
         "listen": [
-            {"address": f"127.0.0.1:{ports.edge}"},
+            {"address": f"127.0.0.1:{ports.edge}", "http2": True},
             {"address": f"127.0.0.1:{ports.tls}", "tls": tls},
         ],
         "admin": {"address": f"127.0.0.1:{ports.admin}", "state": "off"},
