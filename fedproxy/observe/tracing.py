@@ -41,6 +41,8 @@ from fedproxy.observe.access_log import mask_target
 from fedproxy.record import AttemptRecord, Record
 
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+# As the conventions spell them.
+_VERSIONS: Final = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _TIMEOUT: Final = 5.0  # seconds for one batch, including retries
 _SWITCH: Final = 0.0005  # seconds
@@ -237,7 +239,7 @@ def _of_request(record: Record) -> dict[str, Value]:
         "url.query": query or None,
         **_server(f"//{record.host}"),
         "client.address": record.client,
-        "network.protocol.version": record.protocol.removeprefix("HTTP/"),
+        "network.protocol.version": _VERSIONS.get(record.protocol, "1.1"),
         "user_agent.original": mask_target(record.user_agent) or None,
         "http.response.status_code": record.status or None,
         "http.request.body.size": record.bytes_in or None,

@@ -12,6 +12,8 @@ from fedproxy.decide.counts import Exemplar
 from fedproxy.decide.member import Intent, Member
 from tests.rig import Conn, Edge, Ended, Script, answer, edge, refusing, until
 from tests.rig.collector import Collector, collector
+from tests.rig.h2 import H2Client
+from tests.rig.h2 import request as h2_request
 from tests.rig.launches import CACHED, LAUNCH, QUOTA, TARGET, says
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -304,6 +306,19 @@ async def test_odd_requests_have_spans_that_say_so() -> None:
     assert odd.attributes["url.scheme"] == "https"
     assert (old.attributes["server.address"], old.attributes["server.port"]) == ("other.test", 81)
     assert old.attributes["network.protocol.version"] == "1.0"
+
+
+async def test_spans_of_requests_over_http2_say_so() -> None:
+    listen = [{"address": "127.0.0.1:0", "http2": True}]
+    async with traced({"a": answer()}, listen=listen) as (running, found):
+        client = await H2Client(await running.client()).begin()
+        assert (await client.ask(h2_request(b"/x"))).body == b"ok"
+        assert (await client.ask(h2_request(b"/", method=b"TRACE"))).status == 405
+        await client.leave()
+    (span,) = found.requests
+    (attempt,) = found.attempts(span)
+    assert span.attributes["network.protocol.version"] == "2"
+    assert attempt.attributes["network.protocol.version"] == "1.1"
 
 
 # Without a collector
