@@ -142,6 +142,7 @@ class H2Path(HotPath):
         asyncio.events._set_running_loop(self._loop)
         super().__init__()
         asyncio.events._set_running_loop(None)
+        cast("Any", self._visitor)._soon = _later
         self._next = 1
         self._visitor.data_received(h2.PREFACE + h2.settings({}))
         self.request(b"\x82\x87\x84" + b"".join([_kept(name, value) for name, value in _FIELDS]))
@@ -158,6 +159,10 @@ class H2Path(HotPath):
         cast(H2Downstream, self._visitor).write_gathered()
         if number % 32 == 1:
             self._visitor.data_received(h2.window_update(0, 16 * 1024))
+
+
+def _later(_callback: Callable[[], None]) -> None:
+    """What is to be done at the end of a turn is done by whoever drives."""
 
 
 def _kept(name: bytes, value: bytes) -> bytes:

@@ -212,7 +212,7 @@ async def test_a_stream_that_its_visitor_does_not_read_is_cut_alone() -> None:
         running.service.edge.clock = clock
         client = await visit(running, windows=False, settings=struct.pack(">HL", 4, 100))
         big = client.head(request(b"/big"))
-        await client.until(lambda: len(client.streams[big].body) == 100)
+        await client.until(lambda: len(client.streams[big].received) == 100)
         running.service.edge.sweep(clock())
         clock.ahead += 601
         client.write(frame(PING, 0, 0, bytes(8)))

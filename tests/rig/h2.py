@@ -63,10 +63,14 @@ class Response:
     """What came on one stream. `reset`: the code, if it did not end well."""
 
     heads: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
-    body: bytes = b""
+    received: bytearray = field(default_factory=bytearray)
     ended: bool = False
     reset: str | None = None
     trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.received)
 
     @property
     def statuses(self) -> list[int]:
@@ -145,7 +149,7 @@ class H2Client:
             else:
                 stream.heads.append(pairs)
         elif got.kind == DATA:
-            stream.body += got.payload
+            stream.received += got.payload
             if self.windows and got.payload:
                 size = struct.pack(">L", len(got.payload))
                 self.write(frame(WINDOW_UPDATE, 0, 0, size))

@@ -214,7 +214,7 @@ class Peer:
         self.taken[got.stream] += size
         self.taken[0] += size
         self.largest_data = max(self.largest_data, size)
-        response.body += got.payload
+        response.received += got.payload
         response.ended = bool(got.flags & END_STREAM)
 
 
