@@ -310,7 +310,7 @@ async def test_an_upload_that_its_member_does_not_read_is_held_back() -> None:
     async with h2_edge({"a": Scripted(script, receive_buffer=4096)}) as running:
         client = await visit(running)
         stream = client.head(
-            request(b"/", (b"content-length", b"%d" % (64 << 20)), method=b"POST"), end=False
+            request(b"/", (b"content-length", b"%d" % (32 << 20)), method=b"POST"), end=False
         )
         credit = client.settings[4]
         sent = 0
@@ -327,7 +327,7 @@ async def test_an_upload_that_its_member_does_not_read_is_held_back() -> None:
                 if got.kind == 8 and got.stream == stream:
                     credit += int.from_bytes(got.payload, "big")
 
-        sending = asyncio.ensure_future(send_all(64 << 20))
+        sending = asyncio.ensure_future(send_all(32 << 20))
         (connection,) = running.connections
         await until(lambda: stream in connection.machine.streams, "begun")
         await until(lambda: connection.machine.streams[stream].held, "held")

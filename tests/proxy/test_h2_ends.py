@@ -91,10 +91,10 @@ async def test_an_idle_connection_is_asked_to_leave() -> None:
         running.service.edge.clock = clock
         client = await visit(running)
         await client.ask(request())
-        clock.ahead += 74
+        clock.ahead += 60
         running.service.edge.sweep(clock())
         assert not client.goaways
-        clock.ahead += 2
+        clock.ahead += 16
         running.service.edge.sweep(clock())
         assert [code for _, code in await client.end()] == ["no_error", "no_error"]
 
@@ -163,10 +163,10 @@ async def test_what_begins_has_to_end_in_time(sent: bytes, code: str) -> None:
         (connection,) = running.connections
         await until(lambda: connection.machine.partial or not connection.machine.begun, "read")
         running.service.edge.sweep(clock())
-        clock.ahead += 9
+        clock.ahead += 4
         running.service.edge.sweep(clock())
         assert not connection.machine.errors and connection in running.connections
-        clock.ahead += 2
+        clock.ahead += 7
         running.service.edge.sweep(clock())
         assert [said for _, said in await client.end()] == [code]
         (line,) = await running.logged()
