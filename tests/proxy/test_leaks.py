@@ -150,6 +150,7 @@ async def visit(running: Edge, rng: random.Random, requests: int) -> None:
     await client.leave()
 
 
+@pytest.mark.timeout(600)  # some 30 s of the processor's time, of which it may get a small part
 @pytest.mark.parametrize("seed", [1])
 async def test_nothing_is_left_over_after_thousands_of_requests_and_break_offs(seed: int) -> None:
     rng = random.Random(seed)
