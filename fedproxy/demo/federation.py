@@ -67,7 +67,7 @@ class DemoFederation:
         public = {"public_url": f"http://127.0.0.1:{port}"} if port else {}
         return {
             **public,
-            "listen": [{"address": f"127.0.0.1:{port}"}],
+            "listen": [{"address": f"127.0.0.1:{port}", "http2": True}],
             "admin": admin if token is None else {**admin, "token": token},
             "workers": 1,
             "health": {

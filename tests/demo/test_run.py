@@ -5,7 +5,9 @@ import socket
 import aiohttp
 
 from fedproxy.demo.toy import Mode
+from tests.rig.client import RawClient
 from tests.rig.command import fedproxy
+from tests.rig.h2 import H2Client, request
 
 LAST = "Ctrl-C stops everything."
 
@@ -72,6 +74,17 @@ async def test_examples_that_the_demo_prints_do_what_they_say() -> None:
             ) as response:
                 assert response.status == 200
         demo.signal(signal.SIGTERM)
+        assert await demo.ended() == 0
+
+
+async def test_demo_speaks_http2_with_those_who_begin_with_it() -> None:
+    async with fedproxy("demo", "--port", 0, "--members", 1) as demo:
+        await demo.line(LAST)
+        host, port = re.findall(r"^  the edge +http://(\S+):(\d+)/$", demo.output, re.MULTILINE)[0]
+        visitor = await H2Client(await RawClient.connect((host, int(port)))).begin()
+        assert (await visitor.ask(request(b"/"))).status == 200
+        await visitor.leave()
+        demo.signal(signal.SIGINT)
         assert await demo.ended() == 0
 
 
