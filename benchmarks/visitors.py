@@ -189,7 +189,7 @@ async def events(
     return result
 
 
-class _H2Streams(_Visitor):
+class _H2Streams(_Stream):
     """One connection that has all these streams; its windows are as large as can be."""
 
     def __init__(self, seen: Seen, blocks: Sequence[bytes]) -> None:
@@ -225,12 +225,6 @@ class _H2Streams(_Visitor):
                     self.opened.set_result(None)
             at = end
         self._rest = data[at:]
-
-    def more(self, data: bytes) -> None:
-        now = time.monotonic_ns()
-        for stamp in _STAMP.findall(data):
-            self._seen.count += 1
-            self._seen.delays.append((now - int(stamp)) / 1000)
 
 
 async def h2_events(
