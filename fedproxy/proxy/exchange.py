@@ -15,6 +15,7 @@ from fedproxy.errors import (
     MemberError,
     ResponseTimeout,
     SessionUnreachable,
+    SlowReader,
     VisitorError,
     VisitorGone,
 )
@@ -266,7 +267,7 @@ class Exchange(Sending):
         if self.full:
             # Nothing is read of the member meanwhile, so it cannot be the member that is late.
             if stood > timeouts.response_idle:
-                self.break_off(VisitorGone(), now, "cD")
+                self.break_off(SlowReader(), now)
             return
         waiting_for_100 = self.block.expect and not self.interims and not self.bytes_in
         if not self.body_done and stream.writable and not waiting_for_100:
@@ -298,13 +299,13 @@ class Exchange(Sending):
         for each in self.filters:
             each.end(outcome)
 
-    def break_off(self, error: ExchangeError, now: float, termination: str | None = None) -> None:
+    def break_off(self, error: ExchangeError, now: float) -> None:
         """The response cannot be completed, and must not look complete to the visitor."""
         if self.attempt is not None and isinstance(error, MemberError):
             self.attempt.member.counts.errors[error.reason] += 1
         self._drop(_FAILURE if self.blames(error, now) else _IGNORED, now)
         self.error = error
-        self.termination = termination or error.termination
+        self.termination = error.termination
         self.bytes_out = max(0, self.bytes_out - self.visitor.broken())
         self._record(now)
 

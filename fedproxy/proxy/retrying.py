@@ -184,6 +184,6 @@ class Retrying(Attempting):
         """Ends the request from the edge."""
         raise NotImplementedError
 
-    def break_off(self, error: ExchangeError, now: float, termination: str | None = None) -> None:
+    def break_off(self, error: ExchangeError, now: float) -> None:
         """The response cannot be completed."""
         raise NotImplementedError
