@@ -97,16 +97,6 @@ _PING: Final = b"fedproxy"
 _PER_FRAME: Final = 4  # WINDOW_UPDATE frames for each DATA frame
 
 
-class Head:
-    """What a head's bytes mean, with the table as it is."""
-
-    __slots__ = ("block", "line")
-
-    def __init__(self, line: Any, block: HeaderBlock) -> None:
-        self.line = line
-        self.block = block
-
-
 class H2Server(Generic[S]):
     """One visitor's connection.
 
@@ -195,7 +185,7 @@ class H2Server(Generic[S]):
         self._ends = False
         self._fragments: list[bytes] = []
         self._continued = 0
-        self._heads: dict[bytes, Head] = {}
+        self._heads: dict[bytes, tuple[Any, HeaderBlock]] = {}
         self._initial = frame.DEFAULT_WINDOW
         self._most_frame = frame.DEFAULT_FRAME
         self._credit = _CONNECTION_CREDIT
@@ -425,8 +415,7 @@ class H2Server(Generic[S]):
         opened = self.stream = self._make(number, self._initial, _CREDIT, state)
         head = self._heads.get(fragment) if ends else None
         if head is not None:
-            opened.line = head.line
-            opened.block = head.block
+            opened.line, opened.block = head
         else:
             try:
                 self._open(opened, fragment, ends)
@@ -473,7 +462,7 @@ class H2Server(Generic[S]):
         if ends and not self.decoder.changed and len(fragment) <= _LONGEST_HEAD:
             if len(self._heads) >= _HEADS:
                 self._heads.clear()
-            self._heads[fragment] = Head(opened.line, block)
+            self._heads[fragment] = opened.line, block
 
     def _read_trailers(self, known: S, fragment: bytes, ends: bool) -> FrameEvent:
         fields = self._decode(fragment)
@@ -794,9 +783,7 @@ class H2Server(Generic[S]):
             return block
         if size > _SMALL or not self._may_send(known, size):
             return self._headers(known, b"".join(fields), False) + b"".join(self.body(known, body, done))
-        known.window -= size
-        self.window -= size
-        self._sent += 1
+        self._count(known, size)
         if self._first_head:
             fields.insert(0, self._take_first())
         length = sum(map(len, fields))
@@ -839,22 +826,15 @@ class H2Server(Generic[S]):
             and size <= self._most_frame
         )
 
-    def part(self, known: S, data: bytes) -> bytes:
-        """A part of the body, but not its end, if it can be sent at once; else empty: `body` takes it."""
-        size = len(data)
-        if not (
-            0 < size <= self._most_frame
-            and size <= known.window
-            and size <= self.window
-            and not known.waiting
-            and not self.blocked
-            and (known.place == priority.URGENT or not self.turns.size)
-        ):
-            return b""
+    def _count(self, known: S, size: int) -> None:
+        """A DATA frame is sent."""
         known.window -= size
         self.window -= size
         self._sent += 1
-        return frame.header(size, frame.DATA, 0, known.id) + data
+
+    def part(self, known: S, data: bytes) -> bytes:
+        """A part of the body, but not its end, if it can be sent at once; else empty: `body` takes it."""
+        return self._data(known, data, False) if data and self._may_send(known, len(data)) else b""
 
     def body(self, known: S, data: bytes, done: bool) -> list[bytes | memoryview]:
         """(A part of) the body, as far as it may be sent now; the rest waits for `pump`."""
@@ -876,10 +856,7 @@ class H2Server(Generic[S]):
         return self.pump()
 
     def _data(self, known: S, data: bytes, done: bool) -> bytes:
-        size = len(data)
-        known.window -= size
-        self.window -= size
-        self._sent += 1
+        self._count(known, len(data))
         return frame.frame(frame.DATA, frame.END_STREAM if done else 0, known.id, data)
 
     def _wait(self, known: S, data: bytes, done: bool) -> None:
@@ -904,44 +881,30 @@ class H2Server(Generic[S]):
         parts: list[bytes | memoryview] = []
         room = _QUANTUM
         while room > 0 and not self.blocked:
-            first = self.turns.first()
-            if first is None:
+            known = self.turns.first()
+            if known is None or known.waiting is None or self.window <= 0:
                 break
-            sent = self._send_waiting(cast(S, first), parts)
-            if not sent:
-                break
-            room -= sent
+            room -= self._send_waiting(cast(S, known), known.waiting, parts)
         return parts
 
-    def _send_waiting(self, known: S, parts: list[bytes | memoryview]) -> int:
-        """One frame of a stream. Returns its bytes, or 0 if the connection's window is closed."""
-        waiting = known.waiting or deque()
-        size = min(self.window, known.window, self._most_frame, known.backlog)
-        if known.backlog and size <= 0:
-            return 0
-        first: memoryview | None = None
-        if size:
-            first = waiting[0]
-            if len(first) > size:
-                waiting[0] = first[size:]
-                first = first[:size]
-            else:
-                size = len(first)
-                waiting.popleft()
-            known.backlog -= size
-            self.held_up -= size
-        over = not known.backlog
+    def _send_waiting(self, known: S, waiting: deque[memoryview], parts: list[bytes | memoryview]) -> int:
+        """One frame of a stream whose turn it is. Returns its bytes."""
+        part = waiting[0]
+        size = min(self.window, known.window, self._most_frame)
+        if len(part) > size:
+            waiting[0] = part[size:]
+            part = part[:size]
+        else:
+            size = len(part)
+            waiting.popleft()
+        known.backlog -= size
+        self.held_up -= size
+        self._count(known, size)
+        over = not waiting
         done = over and known.ending
         ends = done and not known.trailers
-        known.window -= size
-        self.window -= size
-        self._sent += 1
-        if size or ends:
-            parts.append(frame.header(size, frame.DATA, frame.END_STREAM if ends else 0, known.id))
-            if first is not None:
-                parts.append(first)
-        if done and known.trailers:
-            parts.append(self._headers(known, known.trailers, True))
+        parts.append(frame.header(size, frame.DATA, frame.END_STREAM if ends else 0, known.id))
+        parts.append(part)
         if over or known.window <= 0:
             self.turns.discard(known)
         else:
@@ -949,8 +912,10 @@ class H2Server(Generic[S]):
         if over:
             known.waiting = None
         if done:
+            if known.trailers:
+                parts.append(self._headers(known, known.trailers, True))
             self._sent_end(known)
-        return size + 9
+        return frame.HEADER_SIZE + size
 
     def urge(self, known: S) -> None:
         """What is sent on this stream must not wait for others: events, or what goes through a tunnel."""

@@ -739,6 +739,14 @@ def test_what_waits_goes_first() -> None:
     assert (response.body, response.ended) == (b"abcdefghi", True)
 
 
+def test_part_that_need_not_be_written_at_once_is_a_frame_as_well() -> None:
+    owner = Owner()
+    stream = owner.ask(head(1))
+    response = owner.answer(stream, done=False)
+    owner.sent(owner.machine.body(stream, b"part", False))
+    assert (response.body, response.ended) == (b"part", False)
+
+
 def test_urgent_stream_does_not_wait_for_others() -> None:
     owner = Owner(said=say(_4=1 << 20))
     slow, events_ = owner.ask(head(1)), owner.ask(head(3))
@@ -835,18 +843,6 @@ def test_stream_that_was_reset_long_ago_is_just_closed() -> None:
     assert owner.receive(frame(DATA, 0, 3, b"x")) == []
     owner.receive(frame(DATA, 0, 1, b"x"))
     assert code(owner.fault) == "STREAM_CLOSED"
-
-
-@pytest.mark.parametrize("ending", [False, True])
-def test_stream_with_a_turn_and_nothing_to_send_loses_it(ending: bool) -> None:
-    owner = Owner()
-    stream = owner.ask(head(1))
-    response = owner.answer(stream, done=False)
-    owner.machine.turns.add(stream)
-    stream.ending = ending
-    owner.pump()
-    assert not owner.machine.turns.size
-    assert response.ended is ending
 
 
 # What a peer may do for nothing
