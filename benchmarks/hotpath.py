@@ -142,7 +142,7 @@ class H2Path(HotPath):
         asyncio.events._set_running_loop(self._loop)
         super().__init__()
         asyncio.events._set_running_loop(None)
-        cast("Any", self._visitor)._soon = _later
+        cast("Any", self._visitor).soon = _later
         self._next = 1
         self._visitor.data_received(h2.PREFACE + h2.settings({}))
         self.request(b"\x82\x87\x84" + b"".join([_kept(name, value) for name, value in _FIELDS]))

@@ -226,8 +226,6 @@ class Entrance(Flow):
             protocol = Sniffed(visiting)
         transport.set_protocol(protocol)
         visiting.begin(transport, self.address, self.standing, self.peer)
-        if isinstance(visiting, H2Downstream):
-            visiting.greet()
         if self.held and not transport.is_closing():
             protocol.data_received(self.held)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
 from typing import TYPE_CHECKING, Final
 
 from fedproxy.errors import (
@@ -21,22 +20,19 @@ from fedproxy.proxy.composing import compose, follow
 from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.flow import all_arrived
 from fedproxy.proxy.h2.stream import H2VisitorStream
-from fedproxy.proxy.visiting import Visiting
+from fedproxy.proxy.h2.writing import Writing
 from fedproxy.wire.h2.frame import Code
 from fedproxy.wire.h2.hpack import literal, literal_name
-from fedproxy.wire.h2.priority import URGENT
 from fedproxy.wire.h2.server import FrameEvent, H2Server, ServerPhase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fedproxy.errors import ExchangeError
     from fedproxy.http.request import Origin
     from fedproxy.proxy.answers import AnsweredRequest
     from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import ListenerOptions
-    from fedproxy.proxy.ports import Owed
     from fedproxy.proxy.routing import RoutedRequest
+    from fedproxy.proxy.visiting import Visiting
 
 _NOTHING: Final = FrameEvent.NOTHING
 _REQUEST: Final = FrameEvent.REQUEST
@@ -48,66 +44,29 @@ _CLOSED: Final = ServerPhase.CLOSED
 _LINGER: Final = 5.0  # seconds for which a closing connection reads on
 _ANSWER: Final = 1.0  # seconds in which a peer that is asked to leave may still begin streams
 _ALIVE: Final = 20.0  # seconds in which a PING has to be answered
-# What may wait in all streams of a connection before none of them is read for: a peer that takes nothing
-# must not be able to fill the memory.
-_CROWDED: Final = 8 * 1024 * 1024
-_UNSENT: Final = 64 * 1024  # bytes
-_STUFFED: Final = 256 * 1024  # bytes that wait for a peer that reads nothing, before nothing is read of it
 _AT_ONCE: Final = 48  # requests that are begun in one turn of the loop; a large head counts as many
-_COPIED: Final = 16 * 1024  # bytes that are joined rather than written in parts
 _VALUE: Final = b"\x20"  # the length of an id that is made here
 
 
-class H2Downstream(Visiting):
-    """One connection, with all its streams.
-
-    tunnels: streams that became one. id_name: before a request's id in each response's head; common: the
-    fields before that. full: streams that have more than their visitor takes. crowded: all streams
-    together have too much. owed: exchanges that are over except that the end of their response is not
-    sent yet; each with the place of that end among the bytes `written`, and the time when it was. Of
-    those bytes the first `_passed` were given to the transport.
-    """
+class H2Downstream(Writing[H2VisitorStream]):
+    """One connection, with all its streams: what is read of it, and when it ends."""
 
     __slots__ = (
         "_asked_at",
-        "_awaited",
-        "_gathered",
         "_heard",
         "_heard_at",
         "_leaving_since",
         "_linger_until",
         "_moved_at",
         "_partial",
-        "_passed",
         "_sent",
-        "_soon",
-        "_stuffed",
         "_swept_at",
-        "common",
-        "crowded",
-        "full",
-        "id_name",
-        "machine",
-        "owed",
-        "tunnels",
-        "written",
     )
 
     def __init__(self, context: Context, options: ListenerOptions) -> None:
         super().__init__(context, options)
-        self.machine: H2Server[H2VisitorStream] = H2Server(self._make, self._key)
-        self.common = b""
-        self.id_name = b""
-        self.full: set[H2VisitorStream] = set()
-        self.tunnels: set[H2VisitorStream] = set()
-        self.crowded = False
-        self.owed: list[tuple[int, float, Owed]] = []
-        self.written = 0
-        self._gathered: list[bytes | memoryview] = []
-        self._passed = 0
-        self._stuffed = False
+        self.machine = H2Server(self._make, self._key)
         self._sent = 0
-        self._awaited = False
         self._heard = True
         self._heard_at = self._swept_at = self._moved_at = context.clock()
         self._asked_at: float | None = None
@@ -130,7 +89,16 @@ class H2Downstream(Visiting):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.context.connections.add(self)
         super().connection_made(transport)
-        self.greet()
+
+    def begin(
+        self,
+        transport: asyncio.Transport,
+        address: bytes,
+        standing: bool | None = None,
+        introducer: bytes | None = None,
+    ) -> None:
+        super().begin(transport, address, standing, introducer)
+        self._greet()
 
     def succeed(self, other: Visiting) -> None:
         """Takes over a connection on which nothing was said but what HTTP/2 begins with."""
@@ -139,16 +107,12 @@ class H2Downstream(Visiting):
         self.take_over(other)
         self.transport.set_protocol(self)
         self.weigh()
-        self.greet()
+        self._greet()
 
-    def greet(self) -> None:
+    def _greet(self) -> None:
         """Sends what the edge's side begins with."""
-        self._soon: Callable[[Callable[[], None]], object] = asyncio.get_running_loop().call_soon
         if not self.transport.is_closing():
-            sock = self.transport.get_extra_info("socket")
-            if sock is not None and sock.family != socket.AF_UNIX:
-                # What the system has taken, nothing passes: so it takes little before that is sent.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+            self.let_events_pass()
             self.send(self.machine.greet())
             if self.context.draining:
                 self.leave()
@@ -173,161 +137,6 @@ class H2Downstream(Visiting):
         super().refresh()
         if self.context.draining:
             self.leave()
-
-    # What is written
-
-    def send(self, data: bytes) -> None:
-        """Writes frames, together with what else is written in this turn of the loop."""
-        if data:
-            self.written += len(data)
-            gathered = self._gathered
-            gathered.append(data)
-            if len(gathered) == 1:
-                self._soon(self.write_gathered)
-        machine = self.machine
-        if machine.turns.size:
-            self.pump()
-        if machine.out:
-            self.flush()
-
-    def send_parts(self, parts: list[bytes | memoryview]) -> None:
-        """Writes frames in parts."""
-        if len(parts) == 1:
-            self.send(bytes(parts[0]))
-        elif parts:
-            self._write_parts(parts)
-            if self.machine.turns.size:
-                self.pump()
-        if self.machine.out:
-            self.flush()
-
-    def _write_parts(self, parts: list[bytes | memoryview]) -> None:
-        """Writes at once, so that `writable` says whether there is room for more."""
-        self.written += sum(map(len, parts))
-        self._gathered += parts
-        self.write_gathered()
-
-    def write_gathered(self) -> None:
-        """Writes what was gathered: each write costs a call of the system, and over TLS a record."""
-        gathered = self._gathered
-        if gathered:
-            size = self.written - self._passed
-            self._passed = self.written
-            if self.wire.is_closing():
-                # The loop says so a turn later.
-                self.thrown_away += size
-            elif len(gathered) == 1:
-                write = self.write
-                write(gathered[0])
-            elif size < _COPIED or self.wire is not self.transport:
-                write = self.write
-                write(b"".join(gathered))
-            else:
-                self.transport.writelines(gathered)
-                self._gathered = []
-                gathered = self._gathered
-            gathered.clear()
-            if not self.writable and not self._stuffed and self.unsent() > _STUFFED:
-                # A peer that reads nothing must not have the edge write more and more.
-                self._stuffed = True
-                self.pause()
-        if self.owed:
-            self._look_at_owed()
-
-    def flush(self) -> None:
-        """Writes what the machine has to say, and counts what it has ended."""
-        machine = self.machine
-        if machine.out:
-            out, machine.out = machine.out, []
-            self.send(b"".join(out))
-        if machine.errors:
-            counted = self.context.counts.http2_errors
-            for code in machine.errors:
-                counted[Code(code).name.lower()] += 1
-            machine.errors.clear()
-
-    def pump(self) -> None:
-        """Sends what waits, as far as the visitor and the system take it."""
-        machine = self.machine
-        while machine.turns.size and self.writable:
-            parts = machine.pump()
-            if not parts:
-                break
-            self._write_parts(parts)
-        if self.full:
-            self._look_at_full()
-        if machine.out:
-            self.flush()
-
-    def _look_at_full(self) -> None:
-        if self.crowded and self.machine.held_up <= _CROWDED // 2:
-            self.crowded = False
-            for stream in [each for each in self.machine.streams.values() if not each.full]:
-                if stream.exchange is not None:
-                    stream.exchange.on_visitor_drained()
-        now = None
-        for stream in [each for each in self.full if not each.waiting]:
-            if self.crowded and stream.exchange is not None:
-                # What comes next would have to wait as well.
-                continue
-            self.full.discard(stream)
-            now = self.context.clock() if now is None else now
-            stream.drained(now)
-
-    def look_at_backlog(self) -> None:
-        """If too much waits, nothing is read for any stream."""
-        if not self.crowded and self.machine.held_up > _CROWDED:
-            self.crowded = True
-            for stream in list(self.machine.streams.values()):
-                # Events are few and small, and must not wait.
-                if stream.exchange is not None and not stream.full and stream.place != URGENT:
-                    stream.exchange.on_visitor_full()
-
-    def pause_writing(self) -> None:
-        self.writable = False
-        self.machine.blocked = True
-        self.waiting = self.unsent()
-        self._moved_at = self.context.clock()
-
-    def resume_writing(self) -> None:
-        self.writable = True
-        self.machine.blocked = False
-        if self._stuffed:
-            self._stuffed = False
-            self._soon(self._read_on)
-        if self.owed:
-            self._look_at_owed()
-        self.pump()
-
-    def owe(self, exchange: Owed, now: float) -> None:
-        """A response is complete `now`: the exchange is told once its end is sent."""
-        self.owed.append((self.written, now, exchange))
-        if not self._gathered:
-            self._soon(self.write_gathered)
-
-    def _look_at_owed(self) -> None:
-        if self.wire.is_closing():
-            return
-        owed = self.owed
-        waiting = self.unsent()
-        if not waiting:
-            if not self._gathered:
-                self.owed = []
-                for _, at, exchange in owed:
-                    exchange.delivered(at)
-                if self._awaited:
-                    self._awaited = False
-                    self.wire.set_write_buffer_limits()
-            return
-        self.waiting = waiting
-        sent = self._passed - waiting
-        now = self.context.clock()
-        while owed and owed[0][0] <= sent:
-            owed.pop(0)[2].delivered(now)
-        if not self._awaited:
-            self._awaited = True
-            # So that `resume_writing` is called once all is sent.
-            self.wire.set_write_buffer_limits(0)
 
     # What is read
 
@@ -354,7 +163,7 @@ class H2Downstream(Visiting):
                 if room <= 0:
                     # The rest in another turn of the loop, so that others are served in between.
                     self.pause()
-                    self._soon(self._read_on)
+                    self.soon(self.read_on)
                     break
                 event = machine.more()
         except ConnectionFault as fault:
@@ -362,11 +171,10 @@ class H2Downstream(Visiting):
         if machine.out:
             self.flush()
 
-    def _read_on(self) -> None:
-        """Reads on in what has come, unless the peer does not read what it is told."""
+    def read_on(self) -> None:
         if self._linger_until is not None:
             self.resume()
-        elif not self._stuffed and not self.transport.is_closing():
+        elif not self.stuffed and not self.transport.is_closing():
             self.resume()
             self._read(b"")
 
@@ -575,6 +383,10 @@ class H2Downstream(Visiting):
 
     # Time
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._moved_at = self.context.clock()
+
     def grant(self, lost: float, now: float) -> None:
         """Puts every deadline off by the `lost` seconds in which the process did not run."""
         self.idle_since = min(now, self.idle_since + lost)
@@ -630,7 +442,7 @@ class H2Downstream(Visiting):
     def _moves(self, now: float) -> bool:
         """Whether a peer that takes no more has taken something lately; else it is dropped."""
         self.waiting = self.unsent()
-        sent = self._passed - self.waiting
+        sent = self.passed - self.waiting
         if sent != self._sent:
             self._sent = sent
             self._moved_at = now

@@ -6,40 +6,36 @@ from typing import TYPE_CHECKING, Final
 
 from fedproxy.errors import BadRequest, Drained, MemberError, VisitorGone
 from fedproxy.proxy.h2.transport import StreamTransport
+from fedproxy.proxy.h2.writing import Sender
 from fedproxy.wire.h2.frame import Code
 from fedproxy.wire.h2.hpack import encode_lines, encode_status, literal
 from fedproxy.wire.h2.response import accepts, compress, compress_response
-from fedproxy.wire.h2.stream import H2Stream
 
 if TYPE_CHECKING:
     import asyncio
 
     from fedproxy.errors import ExchangeError
     from fedproxy.http.response import Response, ResponseHead
-    from fedproxy.proxy.exchange import Exchange
-    from fedproxy.proxy.h2.connection import H2Downstream
+    from fedproxy.proxy.h2.writing import Writing
     from fedproxy.proxy.ports import Owed
     from fedproxy.proxy.routing import RoutedRequest
 
 _ID_SIZE: Final = 32  # of the ids that are made here
 
 
-class H2VisitorStream(H2Stream):
+class H2VisitorStream(Sender):
     """What an exchange sees of a visitor (`ports.VisitorStream`).
 
-    exchange: of the request, until its response is complete. owing: told when the end of that is sent.
-    answered: the final head was sent. full: the exchange was told that nothing more is taken for now. stood:
-    how much of a whole response waited at the last look, and since when. tunnel: what the stream became after
-    a 101; early: what came before that, and ended: that it was the end.
+    owing: the exchange of a complete response, told when the end of that is sent. answered: the final head
+    was sent. stood: how much of a whole
+    response waited at the last look, and since when. tunnel: what the stream became after a 101; early: what
+    came before that, and ended: that it was the end.
     """
 
     __slots__ = (
         "answered",
-        "connection",
         "early",
         "ended",
-        "exchange",
-        "full",
         "owing",
         "peer",
         "stood",
@@ -47,14 +43,13 @@ class H2VisitorStream(H2Stream):
         "tunnel",
     )
 
-    def __init__(self, connection: H2Downstream, number: int, window: int, credit: int, state: int) -> None:
-        super().__init__(number, window, credit, state)
-        self.connection = connection
+    def __init__(
+        self, connection: Writing[H2VisitorStream], number: int, window: int, credit: int, state: int
+    ) -> None:
+        super().__init__(connection, number, window, credit, state)
         self.trusted = connection.trusted
         self.peer = connection.peer
-        self.exchange: Exchange | None = None
         self.owing: Owed | None = None
-        self.full = False
         self.tunnel: StreamTransport | None = None
         self.early = b""
         self.ended = False
@@ -187,30 +182,16 @@ class H2VisitorStream(H2Stream):
         exchange, self.exchange = self.exchange, None
         connection = self.connection
         lost = self.backlog
-        if self.id in connection.machine.streams:
-            connection.machine.reset(self, _code(None if exchange is None else exchange.error))
-            connection.flush()
+        self.end(_code(None if exchange is None else exchange.error))
         connection.stream_over(connection.context.clock())
         return lost
-
-    def pause(self) -> None:
-        """Reads no more of the request's body until `resume`."""
-        connection = self.connection
-        if self.id in connection.machine.streams:
-            connection.machine.hold(self)
-
-    def resume(self) -> None:
-        """Reads on."""
-        if self.held:
-            self.connection.machine.release(self)
-            self.connection.flush()
 
     def detach(self) -> tuple[asyncio.Transport, bytes]:
         """The stream becomes a tunnel."""
         self.exchange = None
         # The head may have been the end of the visitor's side.
         self.ended = self.ended or not self.receiving
-        self.tunnel = StreamTransport(self)
+        self.tunnel = StreamTransport(self, self.ended)
         self.connection.tunnels.add(self)
         early, self.early = self.early, b""
         self.resume()

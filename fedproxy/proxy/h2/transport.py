@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any, cast
 from fedproxy.wire.h2.frame import Code
 
 if TYPE_CHECKING:
-    from fedproxy.proxy.h2.stream import H2VisitorStream
+    from fedproxy.proxy.h2.writing import Sender
 
 
 class StreamTransport(asyncio.Transport):
-    """The visitor's end of a tunnel within a stream."""
+    """The visitor's end of a tunnel within a stream. ended: the visitor has sent everything."""
 
-    def __init__(self, stream: H2VisitorStream) -> None:
+    def __init__(self, stream: Sender, ended: bool) -> None:
         super().__init__()
         self._stream = stream
         self._protocol: asyncio.Protocol | None = None
         # The stream may be gone before it becomes a tunnel.
-        self._closing = stream.id not in stream.connection.machine.streams
+        self._closing = not stream.is_open
         self._ended = False  # nothing more is written
         self._over = False  # the protocol knows that it is closed
         self._paused: list[bytes] = []
         self._reading = True
-        self._eof = stream.ended
+        self._eof = ended
         # The protocol was told to pause, or the tunnel begins with that.
         self._told = stream.full
 
@@ -148,7 +148,7 @@ class StreamTransport(asyncio.Transport):
         """Ends both directions at once."""
         self._closing = True
         # RFC 8441 section 5: what a reset is to a TCP connection.
-        self._reset(Code.CANCEL)
+        self._stream.end(Code.CANCEL)
         self._soon()
 
     def lost(self) -> None:
@@ -157,14 +157,8 @@ class StreamTransport(asyncio.Transport):
         self._soon()
 
     def _finish(self) -> None:
-        self._reset(Code.NO_ERROR)
+        self._stream.end(Code.NO_ERROR)
         self._soon()
-
-    def _reset(self, code: Code) -> None:
-        stream, connection = self._stream, self._stream.connection
-        if stream.id in connection.machine.streams:
-            connection.machine.reset(stream, code)
-            connection.flush()
 
     def _soon(self) -> None:
         if not self._over:
