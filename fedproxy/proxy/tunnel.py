@@ -19,6 +19,7 @@ _GOODBYE = 5.0  # seconds that a side may take to answer a close_notify
 class Side(Flow):
     """One end of a tunnel. What it reads, its `peer` writes."""
 
+    __deletable__ = ("peer",)
     peer: Side
     received = 0  # bytes
     ended = False  # nothing more will be read
@@ -96,6 +97,8 @@ class Tunnel:
     over: called once, with how it ended as the log says it, and the bytes that the visitor sent and got.
     """
 
+    __deletable__ = ("visitor", "member")
+
     def __init__(
         self,
         context: Context,
@@ -164,7 +167,10 @@ class Tunnel:
             # The member ended it, and the visitor did not get all of it.
             self.ended = self._cut or "C"
         sent = max(0, self.member.received - self.visitor.lost)
-        self.over(f"{self.ended}T", self.visitor.received, sent)
+        received = self.visitor.received
+        # Nothing refers to itself any more, so none of it waits for the garbage collector.
+        del self.visitor.peer, self.member.peer, self.visitor, self.member
+        self.over(f"{self.ended}T", received, sent)
 
 
 def join(

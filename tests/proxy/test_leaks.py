@@ -7,13 +7,22 @@ at the start.
 from __future__ import annotations
 
 import asyncio
+import base64
+import gc
+import hashlib
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from fedproxy.proxy.exchange import Exchange
 from fedproxy.proxy.h1.upstream import Upstream
+from fedproxy.proxy.visiting import Visiting
+from fedproxy.wire.h2.stream import H2Stream
 from tests.rig import Conn, Edge, Ended, Message, RawClient, answer, chunked, edge, guard, until
+from tests.rig.h2 import H2Client, request
+from tests.rig.ways import in_clear, over_tls
 
 HEAD = b"Host: hub.test\r\n"
 VISITORS = 16
@@ -179,6 +188,56 @@ async def test_nothing_is_left_over_after_a_request_broken_off_at_any_point(kind
             (client.close if number % 2 else client.reset)()
         await until(lambda: not running.busy(), running.busy)
         assert (await running.ask(get(b"/"))).status == 200
+
+
+@pytest.mark.parametrize("end", ["answered", "half an answer", "a tunnel"])
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2"])
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_connection_that_is_over_waits_for_no_garbage_collector(
+    encrypted: bool, protocol: str, end: str, tmp_path: Path
+) -> None:
+    """Workers collect rarely: a circle of references would keep each connection for long."""
+
+    async def script(conn: Conn) -> None:
+        head = await conn.head()
+        if end == "a tunnel":
+            key = head.value("sec-websocket-key") or b""
+            accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+            conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n")
+            conn.send(b"Sec-WebSocket-Accept: %b\r\n\r\nhi" % accept)
+        else:
+            conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nhi" % (2 if end == "answered" else 9))
+        await conn.until_end()
+
+    way = over_tls(tmp_path) if encrypted else in_clear()
+    async with edge(script, listen=way.listen) as running:
+        gc.collect()
+        gc.disable()
+        try:
+            if way.trust is not None:
+                way.trust.set_alpn_protocols([protocol])
+            visitor = await running.client(tls=way.trust)
+            if protocol == "h2":
+                client = await H2Client(visitor).begin()
+                asked = request()
+                if end == "a tunnel":
+                    asked = [*request(method=b"CONNECT"), (b":protocol", b"websocket")]
+                stream = client.head([*asked, (b"sec-websocket-version", b"13")], end=end != "a tunnel")
+                await client.until(lambda: client.streams[stream].body == b"hi")
+            else:
+                key = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+                await visitor.send(get(b"/", b"Connection: Upgrade", b"Upgrade: websocket", key))
+                async with guard():
+                    await visitor.reader.readuntil(b"\r\n\r\nhi")
+            assert _alive()
+            visitor.close()
+            await until(lambda: not running.busy() and not _alive(), _alive)
+        finally:
+            gc.enable()
+
+
+def _alive() -> list[Visiting | H2Stream | Exchange]:
+    return [each for each in gc.get_objects() if isinstance(each, Visiting | H2Stream | Exchange)]
 
 
 async def test_connection_that_is_given_up_as_it_is_made_is_not_kept(

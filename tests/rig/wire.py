@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from tests.rig.message import Message, fields_of, parse_head
 
-GUARD = 30.0
+GUARD = 10.0
 LIMIT = 1 << 20
 
 

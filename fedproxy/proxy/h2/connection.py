@@ -340,6 +340,7 @@ class H2Downstream(Writing[H2VisitorStream]):
         self.context.connections.discard(self)
         self.gone()
         self._lose(self._streams())
+        self.machine.let_go()
 
     def _streams(self) -> set[H2VisitorStream]:
         """All that are under way, also those whose response only has to be sent, and half a tunnel."""

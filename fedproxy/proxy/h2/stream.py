@@ -199,6 +199,7 @@ class H2VisitorStream(Sender):
 
     def gone(self) -> None:
         """The tunnel is closed."""
+        self.tunnel = None
 
     # What its connection says
 

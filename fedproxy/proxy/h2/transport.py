@@ -166,8 +166,9 @@ class StreamTransport(asyncio.Transport):
             asyncio.get_running_loop().call_soon(self._tell)
 
     def _tell(self) -> None:
-        if self._protocol is not None:
-            self._protocol.connection_lost(None)
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None:
+            protocol.connection_lost(None)
         connection = self._stream.connection
         connection.tunnels.discard(self._stream)
         connection.stream_over(connection.context.clock())

@@ -946,6 +946,16 @@ class H2Server(Generic[S]):
         self.errors.append(code)
         return frame.goaway(self.last, code)
 
+    def let_go(self) -> None:
+        """Forgets its owner and its streams, so that none of them waits for the garbage collector.
+
+        Nothing may be received after this.
+        """
+        nobody: Any = None
+        self._make = self.key = nobody
+        self.stream = cast(S, H2Stream(0, 0, 0, stream.CLOSED))
+        self.streams.clear()
+
 
 def _unpadded(data: bytes, at: int, end: int, flags: int, with_priority: int) -> tuple[int, int]:
     """Where a payload begins and ends without its padding and its old priority (sections 6.1 and 6.2)."""

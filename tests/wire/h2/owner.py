@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpack import Decoder
@@ -53,8 +54,9 @@ def machine(
     body_limit: int = BODY_LIMIT,
     streams: int = STREAMS,
     allowance: Allowance = LAVISH,
+    make: Callable[[int, int, int, int], H2Stream] = H2Stream,
 ) -> Machine:
-    made: Machine = H2Server(H2Stream, lambda: KEY)
+    made: Machine = H2Server(make, lambda: KEY)
     blocks = Memo(BlockReader("member", None, trusted=False).read)
     made.configure(Memo(heads.read_line), blocks, head_limit, body_limit, streams, allowance)
     return made

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from fedproxy.errors import ConnectionFault
 from fedproxy.wire.h2.frame import Code
 from fedproxy.wire.h2.server import FrameEvent
+from fedproxy.wire.h2.stream import H2Stream
 from tests.rig.h2 import DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, frame
 from tests.wire.h2.owner import BEGIN, Owner, head, machine, plain, post, rst, settings, window
 
@@ -108,3 +112,27 @@ def test_connection_may_send_again_once_bodies_that_nobody_takes_are_gone(how: s
             owner.receive(rst(stream.id))
     assert not made.streams
     assert 65_535 + owner.peer.grants[0] - all_of_them > 0, "nothing can be sent any more"
+
+
+def test_machine_lets_go_of_its_owner() -> None:
+    """Each refers to the other, which would keep both until memory is collected."""
+
+    class Visitor:
+        def __init__(self) -> None:
+            self.machine = machine(make=self.make)
+
+        def make(self, number: int, window: int, credit: int, state: int) -> H2Stream:
+            return H2Stream(number, window, credit, state)
+
+    visitor = Visitor()
+    owner = Owner(visitor.machine)
+    owner.ask(head(1))
+    gone = weakref.ref(visitor)
+    gc.disable()
+    try:
+        visitor.machine.let_go()
+        del visitor
+        assert gone() is None
+        assert not owner.machine.streams
+    finally:
+        gc.enable()
