@@ -14,6 +14,14 @@ from hypothesis import settings
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
+#: These take longest. They often wait for processes, so other tests fill the gaps, and nothing long is last.
+LONGEST = ("tests/test_benchmarks.py", "tests/real/", "tests/serve/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the tests that take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The edge runs on uvloop, and so do its tests."""
