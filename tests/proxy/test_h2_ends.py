@@ -12,7 +12,7 @@ import yaml
 from fedproxy.config.load import parse
 from fedproxy.serve.assemble import assemble
 from tests.proxy.test_h2 import h2_edge, visit
-from tests.rig import Conn, Ended, Message, answer, edge, guard, per_request, until
+from tests.rig import Conn, Edge, Ended, Message, answer, edge, guard, per_request, until
 from tests.rig.h2 import (
     END_STREAM,
     HEADERS,
@@ -290,38 +290,38 @@ async def test_a_limit_on_connections_holds() -> None:
         assert (await client.ask(request())).status == 200
 
 
-async def test_owed_ends_are_logged_once_they_are_sent() -> None:
-    size = 3_000_000
+LARGE = 3_000_000
+large = answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE + bytes(LARGE))
 
-    async with h2_edge(
-        answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
-    ) as running:
-        raw = await running.client(receive_buffer=4096)
-        client = await H2Client(raw).begin(struct.pack(">HL", 4, LAST))
-        client.write(frame(8, 0, 0, struct.pack(">L", LAST - 65_535)))
-        client.windows = False
+
+async def held_by_the_system(running: Edge) -> H2Client:
+    """A visitor whose windows are as wide as they can be, and whose system takes little at a time."""
+    client = await H2Client(await running.client(receive_buffer=4096), windows=False).begin(
+        struct.pack(">HL", 4, LAST)
+    )
+    client.write(frame(8, 0, 0, struct.pack(">L", LAST - 65_535)))
+    return client
+
+
+async def test_owed_ends_are_logged_once_they_are_sent() -> None:
+    async with h2_edge(large) as running:
+        client = await held_by_the_system(running)
         stream = client.head(request())
         await until(lambda: running.member.has(1), "asked")
         assert not running.log
-        assert len((await client.response(stream)).body) == size
+        assert len((await client.response(stream)).body) == LARGE
         (line,) = await running.logged()
-        assert (line["bytes_out"], line["termination"]) == (size, "--")
+        assert (line["bytes_out"], line["termination"]) == (LARGE, "--")
 
 
 async def test_a_visitor_who_leaves_before_the_end_is_sent_is_logged_so() -> None:
-    size = 3_000_000
-
-    async with h2_edge(
-        answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
-    ) as running:
-        raw = await running.client(receive_buffer=4096)
-        client = await H2Client(raw).begin(struct.pack(">HL", 4, LAST))
-        client.write(frame(8, 0, 0, struct.pack(">L", LAST - 65_535)))
+    async with h2_edge(large) as running:
+        client = await held_by_the_system(running)
         client.head(request(b"/", (b"te", b"trailers")))
         await until(lambda: running.member.has(1), "asked")
-        raw.reset()
+        client.client.reset()
         (line,) = await running.logged()
-        assert line["termination"] in ("CD", "CH") and line["bytes_out"] < size
+        assert line["termination"] in ("CD", "CH") and line["bytes_out"] < LARGE
 
 
 async def test_the_edge_without_http2_answers_the_preface_in_http1() -> None:

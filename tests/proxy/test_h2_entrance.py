@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import trustme
 
+from fedproxy.proxy.h1.downstream import Downstream
+from fedproxy.proxy.h2.connection import H2Downstream
 from tests.proxy.test_h2 import h2_edge, visit
 from tests.rig import answer, edge, until
 from tests.rig.h2 import PREFACE, SETTINGS, H2Client, frame, request
@@ -79,14 +81,17 @@ async def test_garbage_after_h2_was_agreed_on_ends_the_connection(
         assert not running.member.requests
 
 
+def has_begun(connection: Downstream | H2Downstream) -> bool:
+    return isinstance(connection, H2Downstream) or connection.head_since is not None
+
+
 @pytest.mark.parametrize("cut", range(25))
 async def test_a_preface_may_come_in_pieces(cut: int) -> None:
     async with h2_edge(answer()) as running:
         raw = await running.client()
         if cut:
             await raw.send(PREFACE[:cut])
-            await until(lambda: running.connections, "there")
-            await asyncio.sleep(0.01)
+            await until(lambda: any(map(has_begun, running.connections)), "the first bytes are read")
         client = H2Client(raw)
         client.write(PREFACE[cut:] + frame(SETTINGS, 0, 0))
         assert (await client.ask(request())).body == b"ok"

@@ -540,12 +540,11 @@ async def test_a_peer_that_reads_nothing_is_not_answered_without_end() -> None:
         heads = [frame(HEADERS, END_HEADERS | END_STREAM, 1, first)]
         heads += [frame(HEADERS, END_HEADERS | END_STREAM, stream, again) for stream in range(3, last + 2, 2)]
         client.write(b"".join(heads))
-        await until(lambda: connection._stuffed, "stuffed")
-        served = -1
-        while served != connection.machine.served:
-            served = connection.machine.served
-            await asyncio.sleep(0.05)
-        assert served < 5_000 and connection.unsent() < 1_000_000
+        await until(lambda: connection._stuffed and not connection.reading, "stuffed")
+        served = connection.machine.served
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert connection.machine.served == served < 5_000 and connection.unsent() < 1_000_000
         raw.writer.transport.resume_reading()  # type: ignore[attr-defined]
         await client.until(lambda: client.streams[last].ended)
 
@@ -582,8 +581,11 @@ async def test_one_byte_windows_keep_little() -> None:
         client.write(frame(WINDOW_UPDATE, 0, 0, number(1_000_000_000)))
         streams = [client.head(request()) for _ in range(100)]
         (connection,) = running.connections
-        await until(lambda: connection.crowded, "crowded")
-        await asyncio.sleep(0.1)
+        await until(
+            lambda: len(running.upstreams) == 100 and not any(each.reading for each in running.upstreams),
+            "no member is read",
+        )
+        assert connection.crowded
         assert connection.machine.held_up < 10 * 1024 * 1024
         client.write(b"".join([frame(WINDOW_UPDATE, 0, stream, number(1_000_000)) for stream in streams]))
         for stream in streams:

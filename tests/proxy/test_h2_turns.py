@@ -104,6 +104,7 @@ async def test_events_do_not_wait_behind_a_download() -> None:
 async def test_events_pass_a_download_that_its_visitor_reads_slowly() -> None:
     """The system takes no more, so everything has to wait; the event is the first that goes."""
     tell = asyncio.Event()
+    told: list[bytes] = []
     size = 30_000_000
 
     async def handle(conn: Conn, asked: Message) -> None:
@@ -112,25 +113,33 @@ async def test_events_pass_a_download_that_its_visitor_reads_slowly() -> None:
             await conn.flush()
             return
         conn.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await tell.wait()
-        conn.send(b"9\r\ndata: x\n\n\r\n")
-        await conn.stall()
+        while await tell.wait():
+            tell.clear()
+            told.append(b"data: x\n\n")
+            conn.send(b"9\r\ndata: x\n\n\r\n")
 
     async with h2_edge(per_request(handle)) as running:
-        client = await H2Client(await running.client(receive_buffer=16_384), windows=False).begin(WIDE)
+        raw = await running.client(receive_buffer=16_384)
+        client = await H2Client(raw, windows=False).begin(WIDE)
         client.write(frame(WINDOW_UPDATE, 0, 0, MOST))
         events = client.head(request(b"/events"))
         await client.until(lambda: client.streams[events].heads)
         download = client.head(request(b"/download"))
         (connection,) = running.connections
-        written = -1
-        while connection.writable or connection.written != written:
-            written = connection.written
-            await asyncio.sleep(0.05)
-        tell.set()
-        await until(lambda: connection.machine.streams[events].waiting, "told")
+        await client.until(lambda: client.streams[download].received)
+        raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+        def waits() -> bool:
+            """The system may take a little more; then the event goes, and another one is told."""
+            waiting = bool(connection.machine.streams[events].waiting)
+            if not (connection.writable or waiting):
+                tell.set()
+            return waiting
+
+        await until(waits, "an event that waits")
+        raw.writer.transport.resume_reading()  # type: ignore[attr-defined]
         before = len(client.streams[download].received)
-        await client.until(lambda: client.streams[events].body)
+        await client.until(lambda: len(client.streams[events].body) == len(b"".join(told)))
         # What the system and the loop had taken before, and no more.
         assert len(client.streams[download].received) - before < 3_000_000
         await client.leave()

@@ -63,6 +63,11 @@ class Edge:
         return cast("set[Any]", self.service.edge.connections)
 
     @property
+    def upstreams(self) -> set[Any]:
+        """The connections to members, as they are inside."""
+        return {each for pool in self.service.edge.pools.values() for each in pool.connections}
+
+    @property
     def tunnels(self) -> set[Any]:
         """The tunnels, as they are inside."""
         return cast("set[Any]", self.service.edge.tunnels)
@@ -71,7 +76,7 @@ class Edge:
         """Bytes that the edge holds for peers that do not read."""
         edge = self.service.edge
         transports = [visitor.transport for visitor in edge.connections]
-        transports += [upstream.transport for pool in edge.pools.values() for upstream in pool.connections]
+        transports += [upstream.transport for upstream in self.upstreams]
         return sum(transport.get_write_buffer_size() for transport in transports)
 
     async def client(self, *, tls: ssl.SSLContext | None = None, receive_buffer: int = 0) -> RawClient:
