@@ -18,7 +18,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.observe.history import STEP, Level
 from fedproxy.web import live
 from fedproxy.web.admin import create_admin_app
-from tests.rig import guard, until
+from tests.rig import RawClient, guard, until
 from tests.rig.page import Page
 from tests.rig.state import CONFIG, Client, State
 
@@ -297,16 +297,17 @@ async def test_reader_that_reads_nothing_is_dropped(
 ) -> None:
     monkeypatch.setattr(live, "_PATIENCE", 0.1)
     monkeypatch.setattr(live, "MOST_STREAMS", 1)
-    for number in range(40):
-        state.history.note(float(number), "x" * 400)
-    # Of what nobody reads, asyncio takes no more than a little.
-    _, writer = await asyncio.open_connection(client.host, client.port)
+    # Pages of half a megabyte: the system keeps some megabytes of what nobody reads.
+    monkeypatch.setattr(live, "_SHOWN", 200)
+    for number in range(200):
+        state.history.note(float(number), "'" * 400)
+    reader = await RawClient.connect((client.host, client.port or 0), receive_buffer=4096)
     try:
-        writer.write(b"GET /events HTTP/1.1\r\nHost: h\r\n\r\n")
+        reader.write(b"GET /events HTTP/1.1\r\nHost: h\r\n\r\n")
         await until(lambda: state.waiting, "the stream began")
         assert await admitted_while_looking(client, state)
     finally:
-        writer.transport.abort()
+        reader.reset()
 
 
 async def test_streams_end_with_the_listener(state: State, aiohttp_client: AiohttpClient) -> None:
