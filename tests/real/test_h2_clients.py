@@ -418,5 +418,5 @@ async def test_httpx_goes_on_with_a_new_connection_after_the_edge_has_ended_an_i
         visiting(way) as client,
     ):
         assert (await client.get(way.url(running, "/one"))).text == "/one"
-        await until(lambda: not running.connections, "the idle connection is ended")
+        await until(lambda: not running.connections, "the idle connection is ended", PATIENCE)
         assert (await client.get(way.url(running, "/two"))).text == "/two"
