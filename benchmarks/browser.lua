@@ -1,6 +1,7 @@
 -- A browser's requests for wrk. Arguments: mode, first number of what never comes twice, cookies of the members.
--- Modes: warm (the same few heads), cold (a cookie header never seen before), none (new visitors of repositories
--- by Zipf's law), mixed (a page and what it brings), close (a connection each), post (64 KiB to /upload).
+-- Modes: warm (the same few heads), cold (of three browsers, with a query, a cookie and a referer that were never
+-- seen before), none (new visitors of repositories by Zipf's law), mixed (a page and what it brings), close (a
+-- connection each), post (64 KiB to /upload).
 -- Prints one line that begins with RESULT.
 
 local HEADERS = {
@@ -16,6 +17,56 @@ local HEADERS = {
   {"Sec-Fetch-Site", "same-origin"},
   {"Sec-Fetch-User", "?1"},
   {"Priority", "u=0, i"},
+}
+-- Each browser's fields in its own order. %s is the host, and each %d a number that was never used before.
+local BROWSERS = {
+  {
+    "Host: %s",
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    "Accept-Language: en-GB,en;q=0.7,de;q=0.3",
+    "Accept-Encoding: gzip, deflate, br, zstd",
+    "Referer: https://mybinder.org/user/org-repo-x/lab?%d",
+    "Connection: keep-alive",
+    "Cookie: %c; _ga=GA1.1.%d",
+    "Upgrade-Insecure-Requests: 1",
+    "Sec-Fetch-Dest: document",
+    "Sec-Fetch-Mode: navigate",
+    "Sec-Fetch-Site: same-origin",
+    "Priority: u=0, i",
+  },
+  {
+    "Host: %s",
+    "Connection: keep-alive",
+    'sec-ch-ua: "Chromium";v="138", "Not.A/Brand";v="8"',
+    "sec-ch-ua-mobile: ?0",
+    'sec-ch-ua-platform: "Linux"',
+    "Upgrade-Insecure-Requests: 1",
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/138.0.0.0 Safari/537.36",
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8",
+    "Sec-Fetch-Site: same-origin",
+    "Sec-Fetch-Mode: navigate",
+    "Sec-Fetch-User: ?1",
+    "Sec-Fetch-Dest: document",
+    "Referer: https://mybinder.org/user/org-repo-x/lab?%d",
+    "Accept-Encoding: gzip, deflate, br, zstd",
+    "Accept-Language: en-GB,en;q=0.9",
+    "Cookie: %c; _ga=GA1.1.%d",
+  },
+  {
+    "Host: %s",
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    "Sec-Fetch-Site: same-origin",
+    "Cookie: %c; _ga=GA1.1.%d",
+    "Sec-Fetch-Dest: document",
+    "Accept-Language: en-GB,en;q=0.9",
+    "Sec-Fetch-Mode: navigate",
+    "User-Agent: Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 Version/18.5 Safari/605.1.15",
+    "Referer: https://mybinder.org/user/org-repo-x/lab?%d",
+    "Accept-Encoding: gzip, deflate, br",
+    "Priority: u=0, i",
+    "Connection: keep-alive",
+  },
 }
 local REPOSITORIES = 1000
 local FIRST_VISIT = {
@@ -85,10 +136,17 @@ function init(args)
     end
   elseif mode == "mixed" then
     ready = zipf(20000)
+  elseif mode == "cold" then
+    for _, cookie in ipairs(cookies) do
+      for _, browser in ipairs(BROWSERS) do
+        local lines = table.concat(browser, "\r\n"):gsub("%%s", wrk.host .. ":" .. wrk.port)
+        lines = lines:gsub("%%c", "fedproxy_member=" .. cookie):gsub("%%d", "%%013.0f")
+        ready[#ready + 1] = "GET " .. wrk.path .. "?_=%013.0f HTTP/1.1\r\n" .. lines .. "\r\n\r\n"
+      end
+    end
   else
     for _, cookie in ipairs(cookies) do
-      local started = head(wrk.path, cookie .. "; _ga=GA1.1.")
-      ready[#ready + 1] = mode == "cold" and started or started .. "1234567890123\r\n\r\n" .. body
+      ready[#ready + 1] = head(wrk.path, cookie .. "; _ga=GA1.1.1234567890123") .. "\r\n\r\n" .. body
     end
   end
 end
@@ -103,7 +161,7 @@ function request()
     return ready[turn]
   end
   serial = serial + 1
-  return ready[turn] .. string.format("%013.0f", serial) .. "\r\n\r\n"
+  return string.format(ready[turn], serial, serial, serial)
 end
 
 function done(summary, latency, requests)

@@ -183,6 +183,12 @@ def head(target: bytes, cookies: bytes = b"") -> bytes:
     return _HEAD % (target, _PAGE, b"Cookie: " + cookies + b"\r\n" if cookies else b"")
 
 
+def never_seen(number: int) -> bytes:
+    """A browser's, with a query, a cookie and a referer that are in no other."""
+    asked = head(b"/user/x/api/contents?%013d" % number, b"fedproxy_member=a; _ga=GA1.1.%013d" % number)
+    return asked.replace(b"https://mybinder.org/\r\n", b"https://mybinder.org/user/x/lab?%d\r\n" % number, 1)
+
+
 def upload(size: int) -> bytes:
     """A request with a body of `size` bytes, as one read would give it."""
     posted = head(b"/user/x/api", b"fedproxy_member=a").replace(b"GET", b"POST", 1)
@@ -200,6 +206,7 @@ INPUTS: Final[dict[str, Callable[[], bytes]]] = {
     "request, repeated head": lambda: head(b"/", b"fedproxy_member=%c" % b"abc"[next(_numbers) % 3]),
     "request, another cookie": lambda: head(b"/", b"fedproxy_member=a; _ga=GA1.1.%013d" % next(_numbers)),
     "request, no cookie": lambda: head(b"/v2/gh/org/repo-%d/HEAD" % (next(_numbers) * 7919 % 1000)),
+    "request, never seen": lambda: never_seen(next(_numbers)),
     "request, known session": lambda: head(b"/user/x/api/kernels", b"fedproxy_member=a"),
     "request, 64 KiB upload": lambda: upload(64 * 1024),
     "HTTP/2 request, repeated head": lambda: compressed(b"/", next(_numbers) % 3),

@@ -361,7 +361,11 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("warm-1k", "1 KiB, a browser's headers, the same few cookies", _WARM),
-        Scenario("cold-1k", "1 KiB, a new cookie header in every request", _wrk("cold", "/1k", SIZES["1k"])),
+        Scenario(
+            "cold-1k",
+            "1 KiB, three browsers, another query, cookie and referer in every request",
+            _wrk("cold", "/1k", SIZES["1k"]),
+        ),
         Scenario(
             "mixed",
             "a page with assets, many visitors, one in four for the first time",

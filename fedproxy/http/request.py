@@ -87,7 +87,8 @@ class HeaderBlock:
     without `Upgrade` (see `upgrade`). added: the line among them that says the public Origin, with its CRLF;
     empty if the visitor sent one. host: as it was sent; visited: as the visitor typed it, as far as trusted
     proxies tell. chunked, length: how the end of the body is told. plain: there is no body, and nothing of
-    this needs a closer look.
+    this needs a closer look. mixed: it has several lines of a kind that could be cut out of it, or Connection
+    names one, so it is only read as a whole.
     """
 
     __slots__ = (
@@ -105,9 +106,10 @@ class HeaderBlock:
         "length",
         "like",
         "lines",
-        "more_cookies",
+        "mixed",
         "plain",
         "raw",
+        "referer",
         "request_id",
         "traceparent",
         "upgrade",
@@ -119,7 +121,8 @@ class HeaderBlock:
         self.added = b""
         self._without: HeaderBlock | None = None
         self.visited: bytes | None = None
-        self.like: HeaderBlock | None = None  # the same without its cookies, until its words are known
+        self.like: HeaderBlock | None = None  # the same with fewer lines, until its words are known
+        self.referer: bytes | None = None  # if `like` has none or another one; as it came
         self._words: tuple[str, str, str] | None = None
         self.host: bytes | None = None
         self.length: int | None = None
@@ -129,7 +132,7 @@ class HeaderBlock:
         self.upgrade: bytes | None = None
         self.expect = False
         self.cookie: bytes | None = None  # its value; if there are several, joined by semicolons
-        self.more_cookies = False
+        self.mixed = False
         self.request_id: bytes | None = None
         self.traceparent: bytes | None = None
         self.forwarded = _NOTHING_SAID
@@ -137,8 +140,8 @@ class HeaderBlock:
         self.plain = False
         self.banned = False
 
-    def with_cookies(self, raw: bytes, cookie: bytes | None, line: bytes) -> HeaderBlock:
-        """The same block with one more Cookie line; `line` is its part for the member."""
+    def with_lines(self, raw: bytes, lines: bytes) -> HeaderBlock:
+        """The same block with more field lines that change nothing else of it; `lines` are for the member."""
         block = HeaderBlock(raw)
         block.like = self
         block.host = self.host
@@ -155,8 +158,8 @@ class HeaderBlock:
         block.banned = self.banned
         block.added = self.added
         block.visited = self.visited
-        block.cookie = cookie
-        block.lines = self.lines + line
+        block.cookie = self.cookie
+        block.lines = self.lines + lines
         return block
 
     def without_origin(self) -> HeaderBlock:
@@ -165,7 +168,7 @@ class HeaderBlock:
             return self
         block = self._without
         if block is None:
-            block = self._without = self.with_cookies(self.raw, self.cookie, b"")
+            block = self._without = self.with_lines(self.raw, b"")
             block.lines = (b"\r\n" + self.lines).replace(b"\r\n" + self.added, b"\r\n", 1)[2:]
             block.added = b""
         return block
@@ -181,6 +184,8 @@ class HeaderBlock:
         if words is None:
             if self.like is not None:
                 words = self.like.words()
+                if self.referer is not None:
+                    words = (words[0], words[1], self.referer.strip(b" \t").decode("latin-1"))
                 self.like = None
             else:
                 agent, referer = self.value(b"user-agent"), self.value(b"referer")

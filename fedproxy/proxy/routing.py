@@ -9,7 +9,9 @@ from urllib.parse import parse_qsl
 from fedproxy.bounded import Memo
 from fedproxy.decide.route import Action, Local, Redirect, Router, ToMember, ToMembers, ToPrime
 from fedproxy.decide.sessions import SessionPath, session_of
+from fedproxy.errors import VisitorError
 from fedproxy.http.request import RequestLine
+from fedproxy.wire.grammar import QUERY
 from fedproxy.wire.path import canonical, readings
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class RoutedRequest(RequestLine):
     stays: of a session, which no other member has. session: which one, if the target says so; opens: it may
     be a page of that. adds_origin: the member is told the public Origin if the visitor sends none; it may be
     False only where `renews` is True. banned: asks for a repository that the operator does not serve.
-    visitor_host: the member is sent the visitor's Host; None leaves it to the member.
+    visitor_host: the member is sent the visitor's Host; None leaves it to the member. reads_query: some of
+    this depends on the query.
     """
 
     __slots__ = (
@@ -49,6 +52,7 @@ class RoutedRequest(RequestLine):
         "ordinary",
         "own",
         "proxied",
+        "reads_query",
         "renews",
         "session",
         "stays",
@@ -81,11 +85,11 @@ class RoutedRequest(RequestLine):
         self.adds_origin = True
         self.own = isinstance(action, Local)
         self.proxied = self.own or (
-            isinstance(action, ToMembers | ToPrime | ToMember) and not action.redirect
+            isinstance(action, (ToMembers, ToPrime, ToMember)) and not action.redirect
         )
         self.balanced = self.ordinary = False
         self.build = self.launch = self.renews = self.stays = self.banned = False
-        self.opens = self.to_members = False
+        self.opens = self.to_members = self.reads_query = False
         self.again = b""
         self.session: SessionPath | None = None
         self.visitor_host: bool | None = None
@@ -95,6 +99,80 @@ class RoutedRequest(RequestLine):
         line = RoutedRequest(self, Redirect(location, status))
         line.build = self.build
         return line
+
+    def with_query(self, target: bytes, start: bytes) -> RoutedRequest:
+        """The same request with a query, which nothing depends on but these two, as they are in it."""
+        line = RoutedRequest(self, self.action)
+        line.target = target
+        line.start = start
+        method, _, protocol = self.words
+        line.words = (method, target.decode("ascii"), protocol)
+        line.key = self.key
+        line.adds_origin = self.adds_origin
+        line.balanced = self.balanced
+        line.ordinary = self.ordinary
+        line.build = self.build
+        line.launch = self.launch
+        line.renews = self.renews
+        line.stays = self.stays
+        line.banned = self.banned
+        line.opens = self.opens
+        line.to_members = self.to_members
+        line.again = self.again
+        line.session = self.session
+        line.visitor_host = self.visitor_host
+        return line
+
+
+class LineReader:
+    """Reads request lines. What was learned of a path holds for each query, as far as it does not decide.
+
+    read: reads a line in the form of its protocol; `end` is what each line ends with there. key_of: the
+    affinity key of a path, if keys are made of paths. longest: bytes of what is remembered.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[bytes], RequestLine],
+        end: bytes,
+        router: Router,
+        key_of: Callable[[bytes], bytes | None] | None,
+        bans: Bans,
+        longest: int,
+    ) -> None:
+        self._read = read
+        self._end = end
+        # As an HTTP/1 member is sent it.
+        self._then = b"\r\n" if end else b" HTTP/1.1\r\n"
+        self._router = router
+        self._key_of = key_of
+        self._bans = bans
+        self._paths = Memo(self._read_path, entries=4096, longest=longest)
+
+    def read(self, raw: bytes) -> RoutedRequest:
+        """What this edge makes of a request line. Raises `BadRequest` and `MethodRefused`."""
+        mark = raw.find(b"?")
+        end = self._end
+        if mark < 0 or not raw.endswith(end):
+            return self._read_whole(raw)
+        query = raw[mark : len(raw) - len(end)]
+        if query.translate(QUERY) != query:
+            return self._read_whole(raw)
+        try:
+            line = self._paths[raw[:mark]]
+        except VisitorError:
+            # Which error it is may depend on all of the line.
+            return self._read_whole(raw)
+        # The asterisk has no query, and an authority may be followed by one at once.
+        if line.reads_query or line.authority is not None or line.path == b"*":
+            return self._read_whole(raw)
+        return line.with_query(line.path + query, raw + self._then)
+
+    def _read_path(self, raw: bytes) -> RoutedRequest:
+        return self._read_whole(raw + self._end)
+
+    def _read_whole(self, raw: bytes) -> RoutedRequest:
+        return route(self._read(raw), self._router, self._key_of, self._bans)
 
 
 def route(
@@ -142,8 +220,10 @@ def route(
     routed.banned = bool(bans.repositories) and bans.repository(*inners)
     if router.says_host:
         routed.visitor_host = router.visitor_host(paths[0])
+    routed.reads_query = build
     if stays:
         _find_session(routed, compared)
+        routed.reads_query = routed.session is None
     elif build:
         routed.adds_origin = _has_token(line.target)
         if launch:

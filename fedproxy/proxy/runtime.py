@@ -23,7 +23,7 @@ from fedproxy.http.request import HeaderBlock, host_name
 from fedproxy.proxy.pins import Pins
 from fedproxy.proxy.policy import LaunchPolicy, Limits, Policy, Timeouts
 from fedproxy.proxy.ports import MemberPool
-from fedproxy.proxy.routing import RoutedRequest, route
+from fedproxy.proxy.routing import LineReader, RoutedRequest
 from fedproxy.wire.cookie import read_stamp
 from fedproxy.wire.h1.request import BlockReader, read_line
 from fedproxy.wire.h2 import request as h2_request
@@ -321,14 +321,10 @@ def _heads(policy: Policy, router: Router, before: Heads | None) -> Heads:
         lines, h2_lines = before.lines, before.h2_lines
     else:
         key_of = KEYS.get(policy.key)
-        lines = Memo(
-            lambda raw: route(read_line(raw), router, key_of, bans), entries=4096, longest=min(2048, half)
-        )
-        h2_lines = Memo(
-            lambda raw: route(h2_request.read_line(raw), router, key_of, bans),
-            entries=4096,
-            longest=min(2048, half),
-        )
+        longest = min(2048, half)
+        reader = LineReader(read_line, b" HTTP/1.1", router, key_of, bans, longest)
+        h2_reader = LineReader(h2_request.read_line, b"", router, key_of, bans, longest)
+        lines, h2_lines = Memo(reader.read, 4096, longest), Memo(h2_reader.read, 4096, longest)
     if before is not None and before.read_by[1] == block_by:
         blocks, trusted = before.blocks, before.trusted_blocks
     else:

@@ -14,6 +14,12 @@ FIELD = re.compile(
     + rb"):[ \t]*+((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
 VALUE_BYTES = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+# Translated by this, a value stays as it is; every byte that no value has becomes another one.
+VALUE = bytes([byte if byte in VALUE_BYTES else byte ^ 0x40 for byte in range(0x100)])
+# The same for a query: what RFC 3986 has in one, and a few bytes that all servers let pass; no `#`.
+QUERY = bytes(
+    [byte if 0x21 <= byte <= 0x7E and byte != 0x23 else (byte + 1) % 0x100 for byte in range(0x100)]
+)
 IS_TOKEN = re.compile(TOKEN).fullmatch
 LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
 

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import h11
 import httptools
 import pytest
@@ -242,19 +244,74 @@ def test_cookies_are_read_alike_wherever_and_however_they_are_written() -> None:
         assert [line for line in sent(read) if line.lower().startswith(b"cookie")] == [b"Cookie: a=b"]
 
 
-def test_block_with_cookies_means_what_it_means_without() -> None:
-    lines = (
-        b"Host: h",
-        b"Connection: close",
-        b"Content-Length: 3",
-        b"Expect: 100-continue",
-        b"X-Request-ID: r",
-    )
-    bare, cookies = block(*lines), block(*lines, b"Cookie: a=b")
-    for name in attributes(HeaderBlock):
-        if name not in ("raw", "lines", "cookie", "like", "_words"):
-            assert getattr(bare, name) == getattr(cookies, name)
-    assert cookies.lines == bare.lines + b"Cookie: a=b\r\n"
+DIFFERING = (
+    b"Cookie: a=b",
+    b"Cookie: fedproxy_member=x",
+    b"Cookie: fedproxy_member=x; a=b",
+    b"Cookie: ",
+    b"cookie: c=d",
+    b"Referer: https://r/",
+    b"Referer: ",
+    b"Referer:  \xe9 ",
+    b"referer: https://other/",
+    b"REFERER: https://r/",
+    b'If-None-Match: "x"',
+    b'if-none-match: W/"x"',
+    b"If-Modified-Since: Mon, 03 Aug 2026 10:00:00 GMT",
+    b"Referer: \0",
+    b"If-None-Match: \x7f",
+)
+SAME = (
+    b"Host: h",
+    b"host: h",
+    b"Connection: close",
+    b"Connection: keep-alive, Upgrade",
+    b"Connection: referer",
+    b"Connection: Cookie, If-None-Match",
+    b"Content-Length: 3",
+    b"Expect: 100-continue",
+    b"X-Request-ID: r",
+    b"User-Agent: test",
+    b"X: y",
+)
+
+
+def meaning(read: Callable[[bytes], HeaderBlock], raw: bytes) -> object:
+    """All that a block says, with its lines for the member by their names; or the error."""
+    try:
+        found = read(raw)
+    except VisitorError as error:
+        return type(error)
+    lines: dict[bytes, list[bytes]] = {}
+    for line in sent(found):
+        name, _, value = line.partition(b":")
+        lines.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    kept = set(attributes(HeaderBlock)) - {"raw", "lines", "like", "referer", "mixed", "_words", "_without"}
+    return lines, found.words(), {name: getattr(found, name) for name in kept}
+
+
+@given(st.lists(st.sampled_from(SAME + DIFFERING), max_size=7))
+def test_block_means_the_same_whichever_of_its_lines_were_seen_before(lines: list[bytes]) -> None:
+    reader = BlockReader("fedproxy_member", "https://mybinder.org", trusted=False)
+    raw = b"\r\n".join((*lines, b"", b""))
+    each = meaning(reader._read_lines, raw)
+    assert meaning(reader.read, raw) == meaning(reader.read, raw) == each
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_lines_that_differ_each_time_do_not_have_the_others_read_again(lower: bool) -> None:
+    reader = BlockReader("fedproxy_member", None, trusted=False)
+    known = []
+    for number in range(10):
+        lines = [b"Host: h", b"User-Agent: test", b"Cookie: a=%d" % number, b"Referer: https://r/%d" % number]
+        lines += [b'If-None-Match: "%d"' % number, b"If-Modified-Since: %d" % number]
+        if lower:
+            lines = [line.replace(name, name.lower()) for line in lines for name in [line.partition(b":")[0]]]
+        read = block(*lines, reader=reader)
+        known.append(read.like)
+        assert read.words() == ("h", "test", f"https://r/{number}")
+        assert {line.lower() for line in lines[2:]} <= {line.lower() for line in sent(read)}
+    assert known[0] is not None and known.count(known[0]) == 10
 
 
 @pytest.mark.parametrize("cookies", [(), (b"Cookie: a=b",)])

@@ -16,7 +16,7 @@ from fedproxy.bounded import Memo
 from fedproxy.errors import BadRequest, HeadTooLarge, MethodRefused, TargetTooLong
 from fedproxy.http.request import HeaderBlock, RequestLine
 from fedproxy.wire import cookie, forwarded
-from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE_BYTES, tokens
+from fedproxy.wire.grammar import FIELD, LENGTH, TOKEN, VALUE, tokens
 
 _LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])").fullmatch
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)((?:[/?].*)?)", re.IGNORECASE).fullmatch
@@ -41,6 +41,23 @@ _OWN = frozenset(
     b" x-forwarded-server x-forwarded-ssl x-scheme x-real-ip forwarded keep-alive te trailer"
     b" http2-settings".split()
 )
+
+# What differs from request to request, and means nothing to the edge but for its cookie.
+_DIFFERING = frozenset(b"cookie referer if-none-match if-modified-since".split())
+# How those lines begin as browsers write them, the last two with what they have in common, and in HTTP/2.
+_CAPITAL = (
+    b"\r\nCookie: ",
+    b"\r\nReferer: ",
+    b"\r\nIf-",
+    (b"\r\nIf-None-Match: ", b"\r\nIf-Modified-Since: "),
+)
+_LOWER = (
+    b"\r\ncookie: ",
+    b"\r\nreferer: ",
+    b"\r\nif-",
+    (b"\r\nif-none-match: ", b"\r\nif-modified-since: "),
+)
+_NAMED_OFTEN = frozenset((b"close", b"keep-alive", b"upgrade"))
 
 # Naming one of these in Connection does not remove it (RFC 9110 section 7.6.1 forbids naming them at all).
 _KEPT = _OWN | {b"authorization", b"cache-control", b"content-type", b"content-encoding"}
@@ -94,7 +111,7 @@ def read_line(raw: bytes) -> RequestLine:
         elif target != b"*" or method != b"OPTIONS":
             raise BadRequest
     line = RequestLine(method, target, authority, "HTTP/1.0" if minor == b"0" else "HTTP/1.1")
-    line.start = start(line)
+    line.start = raw + b"\r\n" if authority is None and minor == b"1" else start(line)
     return line
 
 
@@ -109,7 +126,21 @@ def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
     if match is None:
         raise BadRequest
     name = match[1].lower()
-    return (name, match[2]) if name in _OWN or name.startswith(b"proxy-") or b"_" in name else None
+    special = name in _OWN or name in _DIFFERING or name.startswith(b"proxy-") or b"_" in name
+    return (name, match[2]) if special else None
+
+
+def _cut(block: bytes, name: bytes) -> tuple[bytes, bytes | None]:
+    """A block without the first line that begins so, and what follows in that line; None if there is no such
+    line. Raises `BadRequest`."""
+    # `partition` takes half the time of `find`.
+    before, there, after = block.partition(name)
+    if not there:
+        return block, None
+    value, _, after = after.partition(b"\r\n")
+    if value.translate(VALUE) != value:
+        raise BadRequest
+    return before + b"\r\n" + after, value
 
 
 class BlockReader:
@@ -134,22 +165,36 @@ class BlockReader:
         self._ban = ban
         # Most lines repeat between visitors. Long ones differ for each, and are parsed each time.
         self._fields = Memo(_read_field, entries=4096, longest=256)
-        self._without_cookies = Memo(self._read_lines, entries=1024)
+        self._same = Memo(self._read_lines, entries=1024)
 
     def read(self, raw: bytes) -> HeaderBlock:
         """Reads a block, from below the request line to the empty line, with it. Raises `BadRequest`."""
-        before, name, after = raw.partition(b"\r\nCookie: ")
-        if not name:
+        # Requests of the same browser for the same kind of thing differ in these lines, and in no others.
+        of_cookie, of_referer, beginning, conditions = _LOWER if raw[:1].islower() else _CAPITAL
+        rest, cookies = _cut(raw, of_cookie)
+        rest, referer = _cut(rest, of_referer)
+        lines = b""
+        found: bytes | None = None
+        if cookies is not None:
+            found, others = cookie.take(cookies, self._cookie)
+            if others:
+                lines = b"Cookie: " + others + b"\r\n"
+        if referer is not None:
+            lines += of_referer[2:] + referer + b"\r\n"
+        if rest.partition(beginning)[1]:
+            for name in conditions:
+                rest, value = _cut(rest, name)
+                if value is not None:
+                    lines += name[2:] + value + b"\r\n"
+        if rest is raw:
             return self._read_lines(raw)
-        # Visitors with the same browser differ in their cookies, and often in nothing else.
-        value, _, after = after.partition(b"\r\n")
-        if value.translate(None, VALUE_BYTES):
-            raise BadRequest
-        rest = self._without_cookies[before + b"\r\n" + after]
-        if rest.more_cookies:
+        same = self._same[rest]
+        if same.mixed:
             return self._read_lines(raw)
-        found, others = cookie.take(value, self._cookie)
-        return rest.with_cookies(raw, found, b"Cookie: %b\r\n" % others if others else b"")
+        block = same.with_lines(raw, lines)
+        block.cookie = found
+        block.referer = referer
+        return block
 
     def _read_lines(self, raw: bytes) -> HeaderBlock:
         block = HeaderBlock(raw)
@@ -180,7 +225,7 @@ class BlockReader:
                     raise BadRequest
                 block.host = value
             elif name == b"cookie":
-                self._read_cookie(block, line, value, lines)
+                self._read_cookie(block, value, lines)
             elif name == b"connection":
                 named += tokens(value)
             elif name == b"content-length":
@@ -196,6 +241,9 @@ class BlockReader:
                 lines.append(line)
             elif name == b"via":
                 lines.append(line)
+            elif name in _DIFFERING:
+                block.mixed = True
+                lines.append(line)
             elif name == b"expect":
                 block.expect = value.lower() == b"100-continue"
                 lines.append(line)
@@ -206,11 +254,8 @@ class BlockReader:
         self._read_connection(block, named, lines)
         self._finish(block, lines, origin)
 
-    def _read_cookie(self, block: HeaderBlock, line: bytes, value: bytes, lines: list[bytes]) -> None:
-        block.more_cookies = True
-        if self._cookie not in value:
-            lines.append(line)
-            return
+    def _read_cookie(self, block: HeaderBlock, value: bytes, lines: list[bytes]) -> None:
+        block.mixed = True
         found, rest = cookie.take(value, self._cookie)
         if found is not None:
             block.cookie = found if not block.cookie else block.cookie + b";" + found
@@ -251,6 +296,7 @@ class BlockReader:
         if not named or named == _KEEP_ALIVE:
             block.keep_alive = bool(named)
             return
+        block.mixed = block.mixed or not _NAMED_OFTEN.issuperset(named)
         block.close = b"close" in named
         block.keep_alive = b"keep-alive" in named and not block.close
         gone = set(named) - _KEPT

@@ -109,7 +109,7 @@ def assemble(
         lines.append(b"transfer-encoding: chunked\r\n")
     if cookies:
         # Section 8.2.3.
-        lines.append(b"Cookie: %b\r\n" % b"; ".join(cookies))
+        lines.append(b"cookie: %b\r\n" % b"; ".join(cookies))
     lines.append(b"\r\n")
     return b"%b %b" % (method, path), b"".join(lines), key
 

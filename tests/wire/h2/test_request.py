@@ -56,7 +56,7 @@ def made(*pairs: tuple[bytes, bytes], ends: bool = True) -> tuple[bytes, bytes, 
             (*BEGIN, (b"cookie", b"a=b"), (b"x", b"y"), (b"cookie", b"c=d")),
             True,
             b"GET /",
-            b"host: h\r\nx: y\r\nCookie: a=b; c=d\r\n\r\n",
+            b"host: h\r\nx: y\r\ncookie: a=b; c=d\r\n\r\n",
         ),
         (
             (*BEGIN, (b"sec-websocket-key", b"k")),
@@ -203,5 +203,5 @@ def test_trailers_are_fields_and_nothing_else(pairs: Pairs, fit: bool) -> None:
 
 def test_empty_crumbs_of_a_cookie_are_none() -> None:
     _, block, _ = made(*BEGIN, (b"cookie", b""), (b"cookie", b"a=b"), (b"cookie", b""), (b"cookie", b"c=d"))
-    assert block.endswith(b"\r\nCookie: a=b; c=d\r\n\r\n")
+    assert block.endswith(b"\r\ncookie: a=b; c=d\r\n\r\n")
     assert b"ookie" not in made(*BEGIN, (b"cookie", b""))[1]
