@@ -279,6 +279,45 @@ async def test_the_half_that_a_peer_closes_ends_its_streams() -> None:
         await until(lambda: not running.connections, "closed")
 
 
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_connection_whose_slow_stream_was_cut_ends_like_any_other(whole: bool) -> None:
+    """The visitor took next to nothing, and then says nothing more."""
+    clock = Clock()
+    body = bytes(1000 if whole else 3_000_000)
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with h2_edge(answer(response)) as running:
+        running.service.edge.clock = clock
+        raw = await running.client()
+        client = await H2Client(raw, windows=False).begin(struct.pack(">HL", 4, 1))
+        client.answers = False
+        stream = client.head(request())
+        await client.until(lambda: client.streams[stream].body == b"\0")
+        # Nothing moves for longer than a response may stand, which is longer than a connection may be idle.
+        for seconds in (0, 601, 76, 2, 6):
+            clock.ahead += seconds
+            running.service.edge.sweep(clock())
+        assert [code for _, code in await client.end()] == ["no_error", "no_error"]
+        assert client.streams[stream].reset == "cancel"
+        (line,) = await running.logged()
+        assert line["termination"] == "cD"
+
+
+async def test_a_connection_ends_whose_request_was_held_and_answered_by_the_edge() -> None:
+    clock = Clock()
+    async with h2_edge({"a": "http://127.0.0.1:1"}) as running:
+        running.service.edge.clock = clock
+        client = await visit(running)
+        client.answers = False
+        (connection,) = running.connections
+        # As if other streams had more than the visitor takes.
+        connection.crowded = True
+        assert (await client.ask(request())).status == 502
+        for seconds in (0, 76, 2, 6):
+            clock.ahead += seconds
+            running.service.edge.sweep(clock())
+        assert [code for _, code in await client.end()] == ["no_error", "no_error"]
+
+
 async def test_a_limit_on_connections_holds() -> None:
     async with h2_edge(answer(), limits={"connections": 1}) as running:
         client = await visit(running)

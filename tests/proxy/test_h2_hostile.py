@@ -549,6 +549,24 @@ async def test_a_peer_that_reads_nothing_is_not_answered_without_end() -> None:
         await client.until(lambda: client.streams[last].ended)
 
 
+async def test_no_member_is_asked_for_requests_that_are_taken_back_at_once() -> None:
+    """CVE-2023-44487."""
+    async with h2_edge(answer()) as running:
+        client = await visit(running)
+        block = b"\x82\x86\x84\x41\x01h"
+        client.write(
+            b"".join(
+                frame(HEADERS, END_HEADERS | END_STREAM, stream, block)
+                + frame(RST_STREAM, 0, stream, number(8))
+                for stream in range(1, 41, 2)
+            )
+        )
+        client.next = 41
+        assert (await client.ask(request(b"/after"))).status == 200
+        assert [asked.target for asked in running.member.requests] == [b"/after"]
+        assert len(await running.logged()) == 1
+
+
 async def test_a_response_that_waits_is_not_answered_a_second_time() -> None:
     async def script(conn: Conn) -> None:
         await conn.head()

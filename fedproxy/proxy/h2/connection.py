@@ -302,7 +302,8 @@ class H2Downstream(Writing[H2VisitorStream]):
         machine = self.machine
         if not machine.streams:
             self.idle_since = now
-            if machine.phase is _CLOSED and not self.full:
+            # Some may be full no longer, and have not been told so yet.
+            if machine.phase is _CLOSED and not any(stream.waiting for stream in self.full):
                 self.end_here()
 
     def leave(self) -> None:

@@ -60,7 +60,8 @@ class Sender(H2Stream):
             self.connection.flush()
 
     def end(self, code: Code) -> None:
-        """Resets it, unless it is over."""
+        """Resets it, unless it is over. Nothing of it waits any more."""
+        self.connection.full.discard(self)
         if self.is_open:
             self.connection.machine.reset(self, code)
             self.connection.flush()

@@ -11,7 +11,7 @@ from fedproxy.errors import ConnectionFault
 from fedproxy.wire.h2.frame import Code
 from fedproxy.wire.h2.server import FrameEvent
 from fedproxy.wire.h2.stream import H2Stream
-from tests.rig.h2 import DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, frame
+from tests.rig.h2 import CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, frame
 from tests.wire.h2.owner import BEGIN, Owner, head, machine, plain, post, rst, settings, window
 
 
@@ -112,6 +112,20 @@ def test_connection_may_send_again_once_bodies_that_nobody_takes_are_gone(how: s
             owner.receive(rst(stream.id))
     assert not made.streams
     assert 65_535 + owner.peer.grants[0] - all_of_them > 0, "nothing can be sent any more"
+
+
+@pytest.mark.parametrize(
+    "begin", [head(1), post(1), head(1, flags=END_STREAM) + frame(CONTINUATION, END_HEADERS, 1)]
+)
+def test_request_that_is_taken_back_at_once_is_none(begin: bytes) -> None:
+    """CVE-2023-44487: nobody is asked for what nobody waits for any more."""
+    owner = Owner()
+    assert [each.event for each in owner.receive(begin + rst(1))] == [FrameEvent.RESET]
+    assert [each.event for each in owner.receive(head(3), rst(3))] == [FrameEvent.REQUEST, FrameEvent.RESET]
+    assert not owner.machine.streams and owner.machine.served == 1
+    told = owner.receive(head(5) + rst(1) + head(7) + window(7, 1) + rst(7))
+    assert [each.event for each in told][:2] == [FrameEvent.REQUEST, FrameEvent.REQUEST]
+    assert owner.fault is None and [*owner.machine.streams] == [5]
 
 
 def test_machine_lets_go_of_its_owner() -> None:
