@@ -20,8 +20,11 @@ async def visit(edge: Running) -> H2Client:
     return await H2Client(await edge.client()).begin()
 
 
-async def asking(edge: Running, enough: asyncio.Event) -> int:
-    """Asks again and again, and begins a new connection once it is told to; every request is answered."""
+async def asking(edge: Running, begun: asyncio.Semaphore, enough: asyncio.Event) -> None:
+    """Asks again and again, and begins a new connection once it is told to; every request is answered.
+
+    begun: released after the first one.
+    """
     client, asked = await visit(edge), 0
     while not enough.is_set():
         if client.goaways:
@@ -30,8 +33,9 @@ async def asking(edge: Running, enough: asyncio.Event) -> int:
         response = await client.ask(request(b"/x"))
         assert (response.status, response.body, response.reset) == (200, b"ok", None)
         asked += 1
+        if asked == 1:
+            begun.release()
     await client.leave()
-    return asked
 
 
 @pytest.mark.parametrize(("workers", "then"), [(1, 2), (2, 3), (2, 1)])
@@ -44,8 +48,11 @@ async def test_workers_that_are_replaced_end_their_connections_in_two_steps(
         streams = [client.head(EVENTS) for client in clients]
         for client, stream in zip(clients, streams, strict=True):
             await client.until(lambda client=client, stream=stream: client.streams[stream].body)
-        enough = asyncio.Event()
-        visitors = [asyncio.ensure_future(asking(edge, enough)) for _ in range(3)]
+        begun, enough = asyncio.Semaphore(0), asyncio.Event()
+        visitors = [asyncio.ensure_future(asking(edge, begun, enough)) for _ in range(3)]
+        async with patience():
+            for _ in visitors:
+                await begun.acquire()
         edge.write(workers=then, **H2)
         edge.program.signal(signal.SIGHUP)
         await edge.program.line("reloaded ")
@@ -53,8 +60,7 @@ async def test_workers_that_are_replaced_end_their_connections_in_two_steps(
             await client.until(lambda client=client: len(client.goaways) == 2)
             assert client.goaways[0] == (2**31 - 1, "no_error")
         enough.set()
-        for visitor in visitors:
-            assert await visitor
+        await asyncio.gather(*visitors)
         await edge.hub.event()
         for client, stream in zip(clients, streams, strict=True):
             seen = client.streams[stream]
