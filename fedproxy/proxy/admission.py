@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fedproxy.bounded import Memo
-from fedproxy.decide.limit import LaunchRate, client_key
+from fedproxy.decide.limit import LaunchRate, known_client
 from fedproxy.errors import BadRequest, Banned, BannedAddress, TooManyLaunches, TooManyUploads, UploadsFull
 from fedproxy.http.request import Origin, host_name
 from fedproxy.wire.events import asked_for
@@ -94,7 +94,7 @@ class Admission:
         None if the address has as many as it may. `is_there`: the connection is open already, and is counted
         in any case.
         """
-        key = client_key(address)
+        key = known_client(address)
         count = self.addresses.get(key, 0)
         if not is_there and count >= self._limits.connections_per_address:
             self.counts.rejected["address"] += 1
@@ -156,7 +156,7 @@ class Admission:
         if to_https:
             return self._to_https(line, block)
         if self.rate is not None and line.launch and asked_for(block.raw):
-            key = client_key(client)
+            key = known_client(client)
             wait = self.rate.ask(key, now)
             if wait:
                 raise TooManyLaunches(wait)
@@ -200,7 +200,7 @@ class Admission:
         under_way = self.under_way.get(member, 0)
         if under_way >= max(1, member.max_requests * 3 // 4):
             raise UploadsFull
-        key = member, client_key(client) if client is not None else b""
+        key = member, known_client(client) if client is not None else b""
         if client is not None:
             count = self.uploads.get(key, 0)
             if count >= min(limit, max(1, member.max_requests // 4)):

@@ -40,6 +40,18 @@ def test_other_clients_are_told_apart(one: bytes, other: bytes) -> None:
     assert client_key(one) != client_key(other)
 
 
+NUMBERS = st.integers(0, 300).map(str) | st.sampled_from(["", "00", "01", "1000", " 1", "-1", "\u0661", "a"])
+
+
+@given(st.lists(NUMBERS, min_size=3, max_size=5).map(".".join) | st.ip_addresses(v=4).map(str))
+def test_client_is_what_the_library_reads(text: str) -> None:
+    try:
+        key = ip_address(text).packed
+    except ValueError:
+        key = text.encode()
+    assert client_key(text.encode()) == key
+
+
 # -- networks
 
 
