@@ -344,11 +344,12 @@ def members_command(folder: Path, ports: Sequence[int]) -> list[str]:
         client_max_body_size 1g;
         location = /health {{ return 200 '{{"ok": true, "checks": []}}'; }}
         location = /versions {{ return 200 '{{"builder_info": {{}}, "binderhub": "1", "builder": "1"}}'; }}
-        location /static/ {{ add_header Cache-Control max-age=315360000; }}
+        location /static/ {{ add_header Cache-Control max-age=315360000; if_modified_since before; }}
+        location /user/ {{ rewrite ^ /api/repoproviders break; }}
         location /v2/ {{ rewrite ^ /page break; }}
         location ^~ /v2/gh/small/ {{ rewrite ^ /1k break; }}
         # Answers once it has the whole body, as an application would.
-        location = /upload {{
+        location ~ ^/upload$|^/user/[^/]+/api/contents/ {{
             proxy_pass http://took;
             proxy_http_version 1.1;
             proxy_set_header Connection "";

@@ -46,6 +46,8 @@ TARGETS = (
         for scenario, *limits in (
             ("warm-1k", 1.0, 1.0),
             ("cold-1k", 1.15, 1.1),
+            ("launch-page", 1.0, 1.0),
+            ("jupyter", 1.0, 1.0),
             ("nocookie-1k", 1.15, 1.1),
             ("warm-64k", 0.8, 1.0),
             ("warm-10m", 0.8, 1.0),

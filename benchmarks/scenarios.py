@@ -372,6 +372,16 @@ SCENARIOS = {
             _wrk("mixed", "/", 2_500),
         ),
         Scenario(
+            "launch-page",
+            "a page whose assets the browser has, and asks whether they still hold",
+            _wrk("launch", "/", 100),
+        ),
+        Scenario(
+            "jupyter",
+            "JupyterLab's requests: another query in each, and 19 KiB saved in one of eight",
+            _wrk("jupyter", "/", 5),
+        ),
+        Scenario(
             "nocookie-1k",
             "1 KiB, new visitors of repositories by Zipf's law",
             _wrk("none", "/", SIZES["1k"]),
