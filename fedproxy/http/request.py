@@ -169,6 +169,8 @@ class HeaderBlock:
         block = self._without
         if block is None:
             block = self._without = self.with_lines(self.raw, b"")
+            # It does not refer to this one, or neither would be freed before memory is collected.
+            block.like, block.referer, block._words = self.like, self.referer, self._words
             block.lines = (b"\r\n" + self.lines).replace(b"\r\n" + self.added, b"\r\n", 1)[2:]
             block.added = b""
         return block

@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Callable
 
 import h11
@@ -249,6 +250,7 @@ DIFFERING = (
     b"Cookie: fedproxy_member=x",
     b"Cookie: fedproxy_member=x; a=b",
     b"Cookie: ",
+    b"Cookie:   ",
     b"cookie: c=d",
     b"Referer: https://r/",
     b"Referer: ",
@@ -319,6 +321,27 @@ def test_words_for_the_log_are_those_that_were_sent_or_empty(cookies: tuple[byte
     known = block(b"Host: h", b"User-Agent: \xe9", b"Referer: https://r/", *cookies)
     assert known.words() == known.words() == ("h", "\xe9", "https://r/")
     assert block(b"Accept: a", *cookies).words() == ("", "", "")
+
+
+@pytest.mark.parametrize("differing", [(), (b"Cookie: a=b", b"Referer: https://r/2")])
+@pytest.mark.parametrize("known", [False, True])
+def test_block_without_origin_has_the_same_words_and_does_not_hold_its_origin(
+    differing: tuple[bytes, ...], known: bool
+) -> None:
+    """Two that refer to each other would be kept until memory is collected."""
+    reader = BlockReader("fedproxy_member", "https://mybinder.org", trusted=False)
+    lines = (b"Host: h", b"User-Agent: test", *differing)
+    read, again = block(*lines, reader=reader), block(*lines, reader=reader)
+    if known:
+        read.words()
+    without = read.without_origin()
+    assert without is read.without_origin() and without is not read
+    assert not any(each is read for each in gc.get_referents(without))
+    assert without.words() == again.words() == ("h", "test", "https://r/2" if differing else "")
+
+
+def test_cookie_of_white_space_is_none() -> None:
+    assert not [line for line in sent(block(b"Host: h", b"Cookie:   ")) if line.startswith(b"Cookie")]
 
 
 def test_malformed_cookie_line_is_refused() -> None:

@@ -176,7 +176,7 @@ class BlockReader:
         lines = b""
         found: bytes | None = None
         if cookies is not None:
-            found, others = cookie.take(cookies, self._cookie)
+            found, others = cookie.take(cookies.strip(b" \t"), self._cookie)
             if others:
                 lines = b"Cookie: " + others + b"\r\n"
         if referer is not None:

@@ -425,9 +425,9 @@ class H2Server(Generic[S]):
                 opened.placed = True
                 return self._fault(opened, error)
         self.streams[number] = opened
+        self.served += 1
         if self._is_taken_back(number):
             return _NOTHING
-        self.served += 1
         if not ends and self._warm > _CREDIT and not opened.connects:
             self._widen(opened, self._warm - _CREDIT, 0)
         return _REQUEST
@@ -436,11 +436,10 @@ class H2Server(Generic[S]):
         """Whether the stream is reset by the next frame, which has come already: then nobody has to be asked
         (CVE-2023-44487)."""
         data, at = self._buffer, self._at
-        return (
-            len(data) - at >= frame.HEADER_SIZE + 4
-            and data[at + 3] == frame.RST_STREAM
-            and frame.read_header(data, at)[4] & 0x7FFFFFFF == number
-        )
+        if len(data) - at < frame.HEADER_SIZE + 4 or data[at + 3] != frame.RST_STREAM:
+            return False
+        high, low, _, _, of = frame.read_header(data, at)
+        return bool(high << 8 | low == 4 and of & 0x7FFFFFFF == number)
 
     def _decode(self, fragment: bytes) -> list[hpack.HeaderField]:
         self.cost += len(fragment) >> 9
