@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedproxy.decide.affinity import KEYS
 from fedproxy.decide.limit import Bans
 from fedproxy.decide.route import Redirect, Route, Router, ToMember
+from fedproxy.decide.sessions import SessionPath
 from fedproxy.errors import VisitorError
 from fedproxy.http.request import RequestLine
 from fedproxy.proxy.routing import LineReader, RoutedRequest, route
@@ -78,7 +79,9 @@ def made(read: Callable[[bytes], RoutedRequest], raw: bytes) -> object:
         line = read(raw)
     except VisitorError as error:
         return type(error)
-    return {name: getattr(line, name) for name in attributes(RoutedRequest) if name != "reads_query"}
+    known = {name: getattr(line, name) for name in attributes(RoutedRequest) if name != "reads_query"}
+    session = known.pop("session")
+    return known, session and {name: getattr(session, name) for name in attributes(SessionPath)}
 
 
 @pytest.mark.parametrize("read", ENDS)
@@ -91,6 +94,7 @@ def made(read: Callable[[bytes], RoutedRequest], raw: bytes) -> object:
 @example(b"OPTIONS", b"http://other.test", b"x", b" HTTP/1.1")
 @example(b"OPTIONS", b"*", b"x", b" HTTP/1.1")
 @example(b"GET", b"/x", b"x HTTP/1.1", b" HTTP/1.1")
+@example(b"GET", b"/hub/login", b"next=%2Fuser%2Fada%2Flab", b" HTTP/1.1")
 def test_line_means_the_same_after_others_with_its_path(
     read: Callable[[bytes], RequestLine], method: bytes, path: bytes, query: bytes | None, end: bytes
 ) -> None:
