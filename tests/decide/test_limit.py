@@ -4,7 +4,7 @@ import re
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedproxy.decide.limit import Bans, LaunchRate, Networks, client_key
@@ -43,6 +43,8 @@ def test_other_clients_are_told_apart(one: bytes, other: bytes) -> None:
 NUMBERS = st.integers(0, 300).map(str) | st.sampled_from(["", "00", "01", "1000", " 1", "-1", "\u0661", "a"])
 
 
+@example("192.0.2.256")
+@example("192.0.2.07")
 @given(st.lists(NUMBERS, min_size=3, max_size=5).map(".".join) | st.ip_addresses(v=4).map(str))
 def test_client_is_what_the_library_reads(text: str) -> None:
     try:
