@@ -20,7 +20,7 @@ LONGEST = ("tests/test_benchmarks.py", "tests/real/", "tests/serve/")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the tests that take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    items.sort(key=lambda item: [not item.nodeid.startswith(each) for each in LONGEST])
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
