@@ -31,15 +31,6 @@ def client_key(address: bytes) -> bytes:
 
     `address` is text; if it is not an address, it is the key itself.
     """
-    # Most are IPv4 addresses as the system writes them, for which `ipaddress` takes ten times as long.
-    parts = address.split(b".")
-    # A number with a leading zero is no part of an address.
-    if len(parts) == 4 and all(
-        part.isdigit() and (len(part) == 1 or (len(part) <= 3 and part[0] != 0x30)) for part in parts
-    ):
-        numbers = [int(part) for part in parts]
-        if max(numbers) <= 255:
-            return bytes(numbers)
     parsed = parse(address)
     if isinstance(parsed, IPv6Address):
         return parsed.packed[:8]

@@ -302,8 +302,8 @@ class H2Downstream(Writing[H2VisitorStream]):
         machine = self.machine
         if not machine.streams:
             self.idle_since = now
-            # Some may be full no longer, and have not been told so yet.
-            if machine.phase is _CLOSED and not any(stream.waiting for stream in self.full):
+            # What waits is of a stream, so nothing does.
+            if machine.phase is _CLOSED:
                 self.end_here()
 
     def leave(self) -> None:
