@@ -20,6 +20,7 @@ local HEADERS = {
   {"Sec-Fetch-User", "?1"},
   {"Priority", "u=0, i"},
 }
+local CHROME = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/138.0.0.0 Safari/537.36"
 -- Each browser's fields in its own order. %s is the host, and each %d a number that was never used before.
 local BROWSERS = {
   {
@@ -44,7 +45,7 @@ local BROWSERS = {
     "sec-ch-ua-mobile: ?0",
     'sec-ch-ua-platform: "Linux"',
     "Upgrade-Insecure-Requests: 1",
-    "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/138.0.0.0 Safari/537.36",
+    CHROME,
     "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8",
     "Sec-Fetch-Site: same-origin",
     "Sec-Fetch-Mode: navigate",
@@ -76,7 +77,7 @@ local FETCHED = {
   'sec-ch-ua: "Chromium";v="138", "Not.A/Brand";v="8"',
   "sec-ch-ua-mobile: ?0",
   'sec-ch-ua-platform: "Linux"',
-  "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/138.0.0.0 Safari/537.36",
+  CHROME,
   "Accept: */*",
   "Content-Type: application/json",
   "X-XSRFToken: 2|8d3f1c6a|c0ffee%d|1760000000",

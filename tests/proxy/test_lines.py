@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from fedproxy.decide.affinity import KEYS
 from fedproxy.decide.limit import Bans
 from fedproxy.decide.route import Redirect, Route, Router, ToMember
-from fedproxy.decide.sessions import SessionPath
 from fedproxy.errors import VisitorError
 from fedproxy.http.request import RequestLine
 from fedproxy.proxy.routing import LineReader, RoutedRequest, route
 from fedproxy.wire.h1.request import read_line
 from fedproxy.wire.h2.request import read_line as read_h2_line
-from tests.attributes import attributes
+from tests.attributes import held
 
 ROUTER = Router(
     [
@@ -79,9 +78,8 @@ def made(read: Callable[[bytes], RoutedRequest], raw: bytes) -> object:
         line = read(raw)
     except VisitorError as error:
         return type(error)
-    known = {name: getattr(line, name) for name in attributes(RoutedRequest) if name != "reads_query"}
-    session = known.pop("session")
-    return known, session and {name: getattr(session, name) for name in attributes(SessionPath)}
+    session = line.session
+    return held(line, but=("reads_query", "session")), None if session is None else held(session)
 
 
 @pytest.mark.parametrize("read", ENDS)

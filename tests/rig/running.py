@@ -157,7 +157,7 @@ class Running(Operated):
             began = time.monotonic()
             client = await self.client()
             await client.send(request)
-            was_late = time.monotonic() - began > GRACE
+            was_late = paused(began)
             try:
                 return await client.response()
             except Ended:
@@ -169,6 +169,11 @@ class Running(Operated):
     async def leave(self) -> None:
         for client in self._clients:
             await client.leave()
+
+
+def paused(since: float) -> bool:
+    """Whether an edge that drains may have closed a connection on which nothing has come since then."""
+    return time.monotonic() - since > GRACE
 
 
 def refuses(address: tuple[str, int]) -> bool:

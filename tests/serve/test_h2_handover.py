@@ -12,7 +12,7 @@ import pytest
 
 from tests.rig import Ended
 from tests.rig.h2 import H2Client, request
-from tests.rig.running import GRACE, Running, patience, running, until
+from tests.rig.running import Running, patience, paused, running, until
 
 H2: dict[str, Any] = {"listen": [{"address": "127.0.0.1:0", "http2": True}]}
 EVENTS = request(b"/build/gh/a/b/HEAD", (b"accept", b"text/event-stream"))
@@ -23,7 +23,7 @@ async def visit(edge: Running) -> H2Client:
     while True:
         began = time.monotonic()
         client = await edge.client()
-        was_late = time.monotonic() - began > GRACE
+        was_late = paused(began)
         try:
             return await H2Client(client).begin()
         except Ended:

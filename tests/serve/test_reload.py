@@ -18,7 +18,7 @@ from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.serve.fleet import Common
 from tests.rig import Ended, RawClient
 from tests.rig.build import member
-from tests.rig.running import GET, GRACE, TOKEN, Running, patience, refuses, running, serving, until, write
+from tests.rig.running import GET, TOKEN, Running, patience, paused, refuses, running, serving, until, write
 
 HUP, TERM = signal.SIGHUP, signal.SIGTERM
 TEAPOT: dict[str, Any] = {"routes": [{"path": "/tea", "status": 418}]}
@@ -155,7 +155,7 @@ async def ask_until_the_end(client: RawClient) -> None:
     while True:
         answered = time.monotonic()
         await client.send(GET)
-        was_late = time.monotonic() - answered > GRACE
+        was_late = paused(answered)
         try:
             response = await client.response()
         except Ended:
