@@ -12,14 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from fedproxy.errors import BadProxyHeader
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
 from fedproxy.proxy.h1.downstream import Downstream
 from fedproxy.proxy.h2.connection import H2Downstream
-from fedproxy.proxy.secure import serve
+from fedproxy.proxy.secure import Handshake, TLSTransport
 from fedproxy.wire import proxy_protocol
 from fedproxy.wire.h2.frame import PREFACE
 
@@ -44,7 +43,8 @@ def enter(
     if options.proxy_protocol:
         return Entrance(context, options, tls)
     if tls is not None:
-        return serve(Negotiated(context, options), tls, _time_for_handshake(context), waiter)
+        secure = TLSTransport(tls, Negotiated(context, options, waiter), _time_for_handshake(context))
+        return cast(asyncio.BaseProtocol, secure)
     downstream = Downstream(context, options)
     return Sniffed(downstream) if options.http2 else downstream
 
@@ -59,20 +59,36 @@ def negotiated(
     return Downstream(context, options)
 
 
-class Negotiated(Flow):
-    """An encrypted connection until its handshake is over."""
+class Negotiated(Handshake):
+    """An encrypted connection until its handshake is over. It is counted from the beginning."""
 
-    __slots__ = ("context", "options")
-
-    def __init__(self, context: Context, options: ListenerOptions) -> None:
-        super().__init__()
+    def __init__(
+        self, context: Context, options: ListenerOptions, waiter: asyncio.Future[None] | None = None
+    ) -> None:
         self.context = context
         self.options = options
+        self.waiter = waiter
+        self.counted = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def begins(self) -> bool:
+        self.counted = True
+        return self.context.admission.enter()
+
+    def ready(self, transport: TLSTransport) -> None:
+        self._leave()
         visiting = negotiated(self.context, self.options, transport)
-        cast(asyncio.Transport, transport).set_protocol(visiting)
+        transport.set_protocol(visiting)
         visiting.connection_made(transport)
+
+    def failed(self, _: Exception | None) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.counted:
+            self.counted = False
+            self.context.admission.leave()
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
 
 class Sniffed(Flow):
@@ -117,6 +133,19 @@ class Sniffed(Flow):
 
     def resume_writing(self) -> None:
         self._downstream.resume_writing()
+
+
+class _Introduced(Handshake):
+    """The handshake behind a PROXY header."""
+
+    def __init__(self, entrance: Entrance) -> None:
+        self._entrance = entrance
+
+    def ready(self, transport: TLSTransport) -> None:
+        self._entrance.become_downstream(transport)
+
+    def failed(self, error: Exception | None) -> None:
+        self._entrance.leave()
 
 
 def _time_for_handshake(context: Context) -> float:
@@ -180,39 +209,21 @@ class Entrance(Flow):
             # A visitor whom the proxy did not name. Their own headers must not count as the proxy's.
             self.standing = False
         if self.tls is None:
-            self._become_downstream(self.transport)
+            self.become_downstream(self.transport)
         else:
-            self.context.start(self._encrypt(self.tls))
+            self._encrypt(self.tls)
 
-    async def _encrypt(self, tls: ssl.SSLContext) -> None:
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        secure = serve(self, tls, _time_for_handshake(self.context), waiter, introduce=False)
-        self.wire.set_protocol(secure)
-        secure.connection_made(self.wire)
+    def _encrypt(self, tls: ssl.SSLContext) -> None:
+        secure = TLSTransport(tls, _Introduced(self), _time_for_handshake(self.context))
+        self.wire.set_protocol(cast(asyncio.Protocol, secure))
         # What followed the header belongs to the handshake.
         data, self.held = self.held, b""
-        while data and not self.wire.is_closing():
-            buffer = memoryview(secure.get_buffer(len(data)))
-            size = min(len(buffer), len(data))
-            buffer[:size] = data[:size]
-            secure.buffer_updated(size)
-            data = data[size:]
-        transport = None
-        try:
-            # There is nobody to tell of a failure.
-            with suppress(OSError):
-                await waiter
-                if not self.wire.is_closing():
-                    transport = secure.transport
-        finally:
-            if transport is None or transport.is_closing():
-                self.transport.abort()
-                self._leave()
-        if transport is not None and not self.over:
-            self._become_downstream(transport)
+        secure.connection_made(self.wire)
+        if data:
+            secure.data_received(data)
 
-    def _become_downstream(self, transport: asyncio.Transport) -> None:
+    def become_downstream(self, transport: asyncio.Transport) -> None:
+        """What follows is HTTP, and no longer this protocol's."""
         self.over = True
         context, options = self.context, self.options
         context.connections.discard(self)
@@ -234,7 +245,7 @@ class Entrance(Flow):
             self._refuse()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
+        self.leave()
 
     def _refuse(self) -> None:
         rejected = self.context.counts.rejected
@@ -247,7 +258,8 @@ class Entrance(Flow):
         rejected[BadProxyHeader.reason] += 1
         self.transport.abort()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """The connection is gone, and counts no longer."""
         if not self.over:
             self.over = True
             self.context.connections.discard(self)

@@ -76,8 +76,7 @@ class Flow(asyncio.Protocol):
 
     def unsent(self) -> int:
         """Bytes that the system has not taken yet."""
-        size = self.wire.get_write_buffer_size()
-        return size if self.wire is self.transport else size + self.transport.get_write_buffer_size()
+        return self.wire.get_write_buffer_size()
 
     def pause(self) -> None:
         """Reads no more until `resume`."""

@@ -1,125 +1,463 @@
-"""TLS between a connection and its protocol: the loop's own, with what lies below it in view.
+"""TLS between a connection and its protocol, on Python's own OpenSSL.
 
-The loop's TLS transport tells how much waits to be encrypted. What is encrypted waits in the transport below,
-which is hidden, and is dropped silently if the TLS shutdown takes longer than the loop allows. So here the
-transport below tells the protocol above when to pause and to resume, as without TLS, and the protocol decides
-how long an end may take.
+The loop's own TLS does not suit an edge: it holds what it has decrypted while reading is paused, hides how
+much is unsent, does not report an end without `close_notify`, and takes three times as long as encrypting.
+Here nothing is held: what arrives is decrypted and delivered at once, and what is written is encrypted
+and handed to the transport below at once. That one alone says what is unsent and when to pause.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Final, cast
 
-from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]
-
+from fedproxy.proxy import flow
 from fedproxy.proxy.flow import Flow
 
-_UNBOUNDED = 1 << 30  # bytes
-_FOREVER = 86_400.0  # seconds
-_GOODBYE = 5.0  # seconds
+_RECORD: Final = 1 << 14  # bytes: the most in one record (RFC 8446 section 5.1)
+_MOST_ANSWERS: Final = 1 << 16  # bytes that OpenSSL may answer by itself to who reads nothing
+_GOODBYE: Final = 5.0  # seconds that a member has to close, too
+
+_AGAIN: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Secure(SSLProtocol):  # type: ignore[misc]
-    """Encrypts for `protocol`. `transport` is what that one has, and `wire` the transport below."""
+class Handshake:
+    """Who waits for a handshake, and is told once how it ended."""
 
-    __slots__ = ("_full", "_told", "wire")
+    def begins(self) -> bool:
+        """The connection is there. False to drop it before anything is computed."""
+        return True
+
+    def ready(self, transport: TLSTransport) -> None:
+        """It is encrypted. Sets the transport's protocol."""
+        raise NotImplementedError
+
+    def failed(self, error: Exception | None) -> None:
+        """It is lost, and why, if that is known."""
+        raise NotImplementedError
+
+
+class TLSTransport(asyncio.Transport):
+    """What a protocol writes to, and what the transport below, `wire`, delivers to.
+
+    handshake: whom to tell of it. limit: the seconds that it may take. goodbye: seconds that the other side
+    has to close after `close`; without it, the protocol decides when to `abort`.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_closing",
+        "_deliver",
+        "_ending",
+        "_goodbye",
+        "_handshake",
+        "_limit",
+        "_lost",
+        "_outgoing",
+        "_paused",
+        "_protocol",
+        "_timer",
+        "_told",
+        "context",
+        "incoming",
+        "tls",
+        "wire",
+    )
 
     wire: asyncio.Transport
 
     def __init__(
         self,
-        protocol: asyncio.Protocol,
         context: ssl.SSLContext,
-        waiter: asyncio.Future[None] | None,
+        handshake: Handshake,
+        limit: float,
         *,
-        handshake: float,
-        goodbye: float = _FOREVER,
+        goodbye: float | None = None,
         server_hostname: str | None = None,
         server_side: bool = True,
-        introduce: bool = True,
     ) -> None:
-        super().__init__(
-            asyncio.get_running_loop(),
-            protocol,
-            context,
-            waiter,
-            server_side,
-            server_hostname,
-            call_connection_made=introduce,
-            ssl_handshake_timeout=handshake,
-            ssl_shutdown_timeout=goodbye,
+        super().__init__()
+        self.incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self.context = context
+        self.tls = context.wrap_bio(
+            self.incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
-        self._full = False
-        self._told = False
+        self._handshake: Handshake | None = handshake  # until it is over
+        self._limit = limit
+        self._goodbye = goodbye
+        self._protocol: Flow | None = None
+        self._deliver: Callable[[bytes], None] = _drop
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False  # the protocol, or a fault, has ended the connection
+        self._ending = False  # the other side has sent close_notify
+        self._paused = False  # the protocol reads nothing at the moment
+        self._told = False  # the protocol was told to pause writing
+        self._lost: Exception | None = None
+        self._answers = 0  # bytes that OpenSSL said by itself since everything was sent
 
-    @property
-    def transport(self) -> asyncio.Transport:
-        """Raises RuntimeError when the connection is lost."""
-        # Not kept: in a reference cycle it would not be freed when the connection is gone.
-        return cast(asyncio.Transport, self._get_app_transport())
+    def __repr__(self) -> str:
+        state = "closing" if self._closing else "shaking hands" if self._handshake else "open"
+        return f"<TLSTransport {state}>"
 
-    def connection_made(self, transport: Any) -> None:
-        self.wire = transport
-        self.transport.set_write_buffer_limits(_UNBOUNDED)
-        super().connection_made(transport)
+    # From the transport below
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._full = True
-        if not self._told:
-            self._told = True
-            self._above().pause_writing()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begins the handshake."""
+        self.wire = cast(asyncio.Transport, transport)
+        if self._handshake is not None and not self._handshake.begins():
+            self.abort()
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._limit, self._time_is_up)
+        if not self.tls.server_side:
+            self._shake()
 
-    def resume_writing(self) -> None:
-        self._full = False
-        # This writes what waited here, which may fill the transport below again.
-        super().resume_writing()
-        if not self._full and self._told:
-            self._told = False
-            self._above().resume_writing()
+    def data_received(self, data: bytes) -> None:
+        """Decrypts what has come, and delivers all of it at once."""
+        size = len(data)
+        if size > _RECORD or self._handshake is not None or self._closing:
+            self._receive_parts(data)
+            return
+        incoming, outgoing = self.incoming, self._outgoing
+        incoming.write(data)
+        try:
+            # A record is larger than what it holds, so less than was asked for is all of it.
+            piece = self.tls.read(size)
+            whole = bool(piece) and len(piece) < size and not incoming.pending
+        except _AGAIN:
+            piece, whole = b"", True
+        except ssl.SSLError as error:
+            self._break(error)
+            return
+        if not whole:
+            self._receive_rest(piece)
+            return
+        if outgoing.pending:
+            self._answer()
+        if piece:
+            self._deliver(piece)
+
+    def _receive_parts(self, data: bytes) -> None:
+        """The same for much, in parts, as OpenSSL keeps a buffer as large as it ever was."""
+        view = memoryview(data)
+        pieces: list[bytes] = []
+        for at in range(0, len(data), _RECORD):
+            self.incoming.write(view[at : at + _RECORD])
+            if self._handshake is not None:
+                if self._closing:
+                    return
+                if not self._shake():
+                    continue
+            if not self._read(pieces):
+                return
+        self._hand_over(pieces)
+
+    def _receive_rest(self, first: bytes) -> None:
+        pieces = [first] if first else []
+        if not first:
+            self._ending = True
+        if self._read(pieces):
+            self._hand_over(pieces)
+
+    def _read(self, pieces: list[bytes]) -> bool:
+        """Takes out what OpenSSL can decrypt. False if that broke the connection."""
+        read = self.tls.read
+        try:
+            while not self._ending:
+                if piece := read(_RECORD):
+                    pieces.append(piece)
+                else:
+                    self._ending = True
+        except _AGAIN:
+            pass
+        except ssl.SSLError as error:
+            if isinstance(error, ssl.SSLZeroReturnError):
+                self._ending = True
+            else:
+                self._hand_over(pieces)
+                self._break(error)
+                return False
+        return True
+
+    def _hand_over(self, pieces: list[bytes]) -> None:
+        if self._outgoing.pending:
+            self._answer()
+        if self._closing:
+            if self._ending:
+                self.wire.close()
+            return
+        if pieces:
+            self._deliver(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if self._ending and not self._paused:
+            self._end()
+
+    def _answer(self) -> None:
+        """Sends what OpenSSL says by itself: parts of a handshake, tickets, keys, alerts."""
+        wire, said = self.wire, self._outgoing.read()
+        self._answers = self._answers + len(said) if wire.get_write_buffer_size() else len(said)
+        if self._answers > _MOST_ANSWERS:
+            # Somebody asks for new keys all the time, and reads nothing.
+            self.abort()
+        else:
+            wire.write(said)
+
+    def _end(self) -> None:
+        """The other side has sent close_notify: it sends nothing more."""
+        protocol = self._protocol
+        if protocol is not None and not self._closing and not protocol.eof_received():
+            self.close()
 
     def eof_received(self) -> None:
-        above = self._above()
-        super().eof_received()
-        # The loop does not report this, and drops what is written from now on.
-        above.cut_off()
+        """Without close_notify, anybody on the way may have ended the connection. It is closed."""
+        if not self._ending and not self._closing and self._protocol is not None:
+            self._protocol.cut_off()
 
-    def _above(self) -> Flow:
-        return cast(Flow, self.transport.get_protocol())
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells the protocol, or who waits for the handshake."""
+        self._closing = True
+        self._stop_timer()
+        exc = self._lost or exc
+        protocol, handshake = self._protocol, self._handshake
+        self._protocol = self._handshake = None
+        self._deliver = _drop
+        if handshake is not None:
+            handshake.failed(exc)
+        elif protocol is not None:
+            protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The transport below has too much."""
+        if self._protocol is not None:
+            self._told = True
+            self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The transport below has room again."""
+        if self._told and self._protocol is not None:
+            self._told = False
+            self._protocol.resume_writing()
+
+    # The handshake
+
+    def _shake(self) -> bool:
+        """Goes on with the handshake. True if it is over, and the connection open."""
+        try:
+            self.tls.do_handshake()
+        except _AGAIN:
+            if self._outgoing.pending:
+                self.wire.write(self._outgoing.read())
+            return False
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            if not self._closing:
+                self._break(error)
+            return False
+        if self._outgoing.pending:
+            self.wire.write(self._outgoing.read())
+        self._stop_timer()
+        handshake, self._handshake = self._handshake, None
+        if handshake is not None:
+            handshake.ready(self)
+        return not self._closing
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        if self._handshake is not None:
+            self._lost = ConnectionAbortedError("the TLS handshake took too long")
+        self.wire.abort()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _break(self, error: Exception) -> None:
+        """Says in an alert that the other side has broken the rules, and ends the connection."""
+        self._lost = error
+        self._closing = True
+        wire = self.wire
+        if wire.get_write_buffer_size() or wire.is_closing():
+            wire.abort()
+            return
+        if self._outgoing.pending:
+            wire.write(self._outgoing.read())
+        wire.close()
+
+    # What a protocol may do
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypts, and writes at once."""
+        if self._closing:
+            return
+        if len(data) > _RECORD:
+            self._write_parts((data,))
+        elif data:
+            try:
+                self.tls.write(data)
+            except ssl.SSLError as error:
+                self._break(error)
+                return
+            self.wire.write(self._outgoing.read())
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """The same for several parts, in as few records as there can be."""
+        parts = cast("Sequence[bytes]", list_of_data)
+        if sum(map(len, parts)) > _RECORD:
+            if not self._closing:
+                self._write_parts(parts)
+        else:
+            self.write(b"".join(parts))
+
+    def _write_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """One record at a time, as OpenSSL keeps a buffer as large as it ever was."""
+        write, read = self.tls.write, self._outgoing.read
+        records: list[bytes] = []
+        begun: list[bytes | bytearray | memoryview] = []
+        size = 0
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while size + len(view) > _RECORD:
+                    room = _RECORD - size
+                    write(b"".join((*begun, view[:room])) if begun else view[:room])
+                    records.append(read())
+                    view, begun, size = view[room:], [], 0
+                begun.append(view)
+                size += len(view)
+            if size:
+                write(b"".join(begun))
+                records.append(read())
+        except ssl.SSLError as error:
+            self._break(error)
+            return
+        self.wire.writelines(records)
+
+    def close(self) -> None:
+        """Says close_notify behind what is written, and waits for the other side to end, too.
+
+        What comes until then is thrown away.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        self._deliver = _drop
+        wire = self.wire
+        if wire.is_closing():
+            return
+        if self._handshake is not None:
+            wire.abort()
+            return
+        # It raises if the other side has not said its own yet, or says something else.
+        with suppress(ssl.SSLError):
+            self.tls.unwrap()
+        if self._outgoing.pending:
+            wire.write(self._outgoing.read())
+        if self._ending:
+            wire.close()
+            return
+        if wire.can_write_eof():
+            wire.write_eof()
+        if self._paused:
+            self._paused = False
+            wire.resume_reading()
+        if self._goodbye is not None:
+            self._timer = asyncio.get_running_loop().call_later(self._goodbye, self._time_is_up)
+
+    def abort(self) -> None:
+        """Drops the connection at once."""
+        self._closing = True
+        self.wire.abort()
+
+    def is_closing(self) -> bool:
+        """Whether what is written from now on is lost."""
+        return self._closing or self.wire.is_closing()
+
+    def can_write_eof(self) -> bool:
+        """TLS could, but hardly anybody expects it."""
+        return False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Who receives what is decrypted: a `Flow`."""
+        self._protocol = cast(Flow, protocol)
+        self._deliver = self._protocol.data_received
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Who receives what is decrypted."""
+        return cast(Flow, self._protocol)
+
+    def is_reading(self) -> bool:
+        """Whether what arrives is delivered."""
+        return not self._paused
+
+    def pause_reading(self) -> None:
+        """Delivers nothing until `resume_reading`."""
+        self._paused = True
+        self.wire.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Delivers again."""
+        if not self._paused or self._closing:
+            return
+        self._paused = False
+        self.wire.resume_reading()
+        if self._ending:
+            # Not now: the caller is in the middle of something.
+            asyncio.get_running_loop().call_soon(self._end_if_read)
+
+    def _end_if_read(self) -> None:
+        if not self._paused:
+            self._end()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the system has not taken yet."""
+        return self.wire.get_write_buffer_size()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """When the protocol is told to pause and to resume."""
+        self.wire.set_write_buffer_limits(high, low)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """`ssl_object`, or what the transport below says."""
+        return self.tls if name == "ssl_object" else self.wire.get_extra_info(name, default)
 
 
-def serve(
-    protocol: asyncio.Protocol,
-    context: ssl.SSLContext,
-    handshake: float,
-    waiter: asyncio.Future[None] | None = None,
-    *,
-    introduce: bool = True,
-) -> Secure:
-    """TLS for a visitor, who has `handshake` seconds. introduce: call `protocol.connection_made`."""
-    return Secure(protocol, context, waiter, handshake=handshake, introduce=introduce)
+def _drop(data: bytes) -> None:
+    """Nobody reads any more."""
 
 
-async def connect(
-    protocol: asyncio.Protocol, context: ssl.SSLContext, host: str, sock: Any, handshake: float
-) -> None:
+class _Connecting(Handshake):
+    """A connection to a member, until `waiter` is done."""
+
+    def __init__(self, protocol: Flow, waiter: asyncio.Future[None]) -> None:
+        self._protocol = protocol
+        self._waiter = waiter
+
+    def ready(self, transport: TLSTransport) -> None:
+        transport.set_protocol(self._protocol)
+        self._protocol.connection_made(transport)
+        if not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def failed(self, error: Exception | None) -> None:
+        if not self._waiter.done():
+            self._waiter.set_exception(error or ConnectionResetError())
+
+
+async def connect(protocol: Flow, context: ssl.SSLContext, host: str, sock: Any, limit: float) -> None:
     """Encrypts a connection to a member. Raises `OSError`, of which `ssl.SSLError` is one."""
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
-    wire, _ = await loop.create_connection(
-        lambda: Secure(
-            protocol,
-            context,
-            waiter,
-            handshake=handshake,
-            goodbye=_GOODBYE,
-            server_hostname=host,
-            server_side=False,
-        ),
-        sock=sock,
+    secure = TLSTransport(
+        context,
+        _Connecting(protocol, waiter),
+        limit,
+        goodbye=_GOODBYE,
+        server_hostname=host,
+        server_side=False,
     )
+    wire, _ = await loop.create_connection(lambda: cast(asyncio.Protocol, secure), sock=sock)
     try:
         await waiter
     except BaseException:
@@ -129,21 +467,15 @@ async def connect(
         raise ConnectionResetError
 
 
+def look_at(transport: asyncio.Transport) -> Callable[[float], Sequence[object]]:
+    """As `flow.look_at`: part of a record has arrived, too, and is not read."""
+    look = flow.look_at(transport)
+    if not isinstance(transport, TLSTransport):
+        return look
+    incoming = transport.incoming
+    return lambda seconds: (incoming,) if incoming.pending else look(seconds)
+
+
 def wire_of(transport: asyncio.Transport) -> asyncio.Transport:
     """What is next to the system: the transport itself, or the one below its TLS."""
-    secure: Secure | None = transport.get_extra_info("uvloop.sslproto")
-    return transport if secure is None else secure.wire
-
-
-def read_rest(transport: asyncio.Transport) -> tuple[bytes, bool]:
-    """What the loop left unread of a lost TLS connection, and whether the other side sent `close_notify`."""
-    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-    parts: list[bytes] = []
-    if tls is None:
-        return b"", False
-    try:
-        while part := tls.read(1 << 18):
-            parts.append(part)
-    except ssl.SSLError:
-        return b"".join(parts), False
-    return b"".join(parts), True
+    return transport.wire if isinstance(transport, TLSTransport) else transport

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fedproxy.proxy.flow import Flow
-from fedproxy.proxy.secure import read_rest, wire_of
+from fedproxy.proxy.secure import wire_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,11 +72,6 @@ class Side(Flow):
         self.tunnel.ended_by(self.who)
         self.lost += self.unsent() or (0 if self.writable else self.waiting)
         if not self.peer.transport.is_closing():
-            if self.wire is not self.transport:
-                # While reading was paused, more may have come before the end.
-                rest, _ = read_rest(self.transport)
-                if rest:
-                    self.data_received(rest)
             self.peer.end()
         self.tunnel.gone()
 

@@ -30,7 +30,6 @@ from fedproxy.decide.sessions import Ground, KnownSession, SessionRecord
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
-from fedproxy.proxy.handshake import handshakes
 from fedproxy.serve import descriptors
 from fedproxy.serve.assemble import assemble, options_of, router_of
 from fedproxy.serve.log import Log
@@ -385,9 +384,6 @@ class Plane:
             # Who is accepted has what the listener has.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        if opened.certificates is not None and not listener.proxy_protocol:
-            # With PROXY protocol a connection is counted before its handshake.
-            opened.certificates.context.sslobject_class = handshakes(self.edge)
         # A copy: closing the server closes what it was given.
         return await create(self._visitors(opened), sock=sock.dup(), backlog=BACKLOG)
 

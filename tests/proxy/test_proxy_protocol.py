@@ -344,7 +344,10 @@ async def test_stop_during_the_handshake_leaves_nothing_behind(listen: list[dict
     async with behind(listen) as running:
         visitor = await running.client()
         await visitor.send(LINE)
-        await until(lambda: running.service.edge.tasks, "the handshake is waited for")
+        await until(
+            lambda: any(getattr(each, "arrived", False) for each in running.service.edge.connections),
+            "the handshake is waited for",
+        )
         await running.service.stop()
         await visitor.closed()
         assert running.service.edge.counts.connections == 0

@@ -279,7 +279,10 @@ async def test_handshake_behind_such_a_proxy_ends(tmp_path: Path, caplog: pytest
     async with edge(answer(), trusted_proxies=[PROXY], listen=listen) as running:
         client = await running.client()
         await client.send(HEADER)
-        await until(lambda: running.service.edge.tasks, "the handshake is waited for")
+        await until(
+            lambda: any(getattr(each, "arrived", False) for each in running.service.edge.connections),
+            "the handshake is waited for",
+        )
         await reload(running, ["192.0.2.0/24"])
         async with guard():
             await client.until_end()

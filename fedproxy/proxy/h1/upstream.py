@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from fedproxy.errors import BadResponse, BodyLost, MemberError, ResponseLost, StaleConnection
-from fedproxy.proxy.flow import look_at
 from fedproxy.proxy.pools import PooledConnection
-from fedproxy.proxy.secure import read_rest, wire_of
+from fedproxy.proxy.secure import look_at, wire_of
 from fedproxy.wire.h1.body import BodyError
 from fedproxy.wire.h1.client import Client, ClientEvent
 
@@ -46,7 +45,7 @@ class Upstream(PooledConnection):
         self.transport = cast(asyncio.Transport, transport)
         self.wire = wire_of(self.transport)
         self.write = self.transport.write
-        self.look = look_at(transport)
+        self.look = look_at(self.transport)
         self.pool.connections.add(self)
 
     # The request
@@ -178,12 +177,6 @@ class Upstream(PooledConnection):
         self.pool.forget(self)
         # The rest may complete the response, but this connection must not go back to the pool.
         self.spent = True
-        if self.wire is not self.transport and self.receiver is not None:
-            # While reading was paused, the member may have sent everything and left.
-            rest, ended = read_rest(self.transport)
-            self.ended = self.ended or ended
-            if rest:
-                self.data_received(rest)
         machine = self.machine
         while self.receiver is not None and machine.behind:
             self._feed(self.receiver)
@@ -208,17 +201,9 @@ class Upstream(PooledConnection):
             self.reused = True
             self.idle_since = now
             pool.idle.append(self)
-        elif self.reading or self._reads_again():
+        else:
+            self.resume()
             self.rest(now)
-
-    def _reads_again(self) -> bool:
-        """Reads on. False if that is not safe in a pool, and then the connection is closed."""
-        if self.wire is not self.transport:
-            # TLS may hold bytes back, where `look` does not see them.
-            self.transport.close()
-            return False
-        self.resume()
-        return True
 
     def abort(self) -> None:
         """Drops the connection at once, with whatever is under way on it."""
