@@ -119,7 +119,8 @@ class Server(Generic[Line]):
 
     def receive(self, data: bytes) -> ServerEvent:
         """Reads more bytes. Raises `VisitorError`; the answer to that is the last on the connection."""
-        if self.state is _IDLE:
+        size = len(data)
+        if self.state is _IDLE and size <= self.longest:
             # What is known as a block ends where a head ends, so it is one whole head and nothing else.
             first, _, raw = data.partition(b"\r\n")
             line = self.lines.get(first)
@@ -127,8 +128,7 @@ class Server(Generic[Line]):
             if line is None or line.plain:
                 block = None if line is None else self.blocks.get(raw)
                 if block is None:
-                    # A long one may be over the limit, or would be read twice if it is not what most are.
-                    if not data.find(b"\r\n\r\n") + 4 == len(data) <= self.longest:
+                    if data.find(b"\r\n\r\n") + 4 != size:
                         return self._receive(data)
                     try:
                         line = self.lines[first]
