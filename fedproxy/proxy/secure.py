@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
 
-from fedproxy.proxy import flow
 from fedproxy.proxy.flow import Flow
 
 _RECORD: Final = 1 << 14  # bytes: the most in one record (RFC 8446 section 5.1)
@@ -54,6 +53,7 @@ class TLSTransport(asyncio.Transport):
         "_ending",
         "_goodbye",
         "_handshake",
+        "_incoming",
         "_limit",
         "_lost",
         "_outgoing",
@@ -61,8 +61,6 @@ class TLSTransport(asyncio.Transport):
         "_protocol",
         "_timer",
         "_told",
-        "context",
-        "incoming",
         "tls",
         "wire",
     )
@@ -80,11 +78,10 @@ class TLSTransport(asyncio.Transport):
         server_side: bool = True,
     ) -> None:
         super().__init__()
-        self.incoming = ssl.MemoryBIO()
+        self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self.context = context
         self.tls = context.wrap_bio(
-            self.incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._handshake: Handshake | None = handshake  # until it is over
         self._limit = limit
@@ -121,7 +118,7 @@ class TLSTransport(asyncio.Transport):
         if size > _RECORD or self._handshake is not None or self._closing:
             self._receive_parts(data)
             return
-        incoming, outgoing = self.incoming, self._outgoing
+        incoming, outgoing = self._incoming, self._outgoing
         incoming.write(data)
         try:
             # A record is larger than what it holds, so less than was asked for is all of it.
@@ -145,7 +142,7 @@ class TLSTransport(asyncio.Transport):
         view = memoryview(data)
         pieces: list[bytes] = []
         for at in range(0, len(data), _RECORD):
-            self.incoming.write(view[at : at + _RECORD])
+            self._incoming.write(view[at : at + _RECORD])
             if self._handshake is not None:
                 if self._closing:
                     return
@@ -183,12 +180,12 @@ class TLSTransport(asyncio.Transport):
         return True
 
     def _hand_over(self, pieces: list[bytes]) -> None:
-        if self._outgoing.pending:
-            self._answer()
         if self._closing:
             if self._ending:
                 self.wire.close()
             return
+        if self._outgoing.pending:
+            self._answer()
         if pieces:
             self._deliver(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._ending and not self._paused:
@@ -275,10 +272,10 @@ class TLSTransport(asyncio.Transport):
 
     def _break(self, error: Exception) -> None:
         """Says in an alert that the other side has broken the rules, and ends the connection."""
+        wire, said_all = self.wire, self._closing
         self._lost = error
         self._closing = True
-        wire = self.wire
-        if wire.get_write_buffer_size() or wire.is_closing():
+        if said_all or wire.get_write_buffer_size() or wire.is_closing():
             wire.abort()
             return
         if self._outgoing.pending:
@@ -465,15 +462,6 @@ async def connect(protocol: Flow, context: ssl.SSLContext, host: str, sock: Any,
         raise
     if wire.is_closing():
         raise ConnectionResetError
-
-
-def look_at(transport: asyncio.Transport) -> Callable[[float], Sequence[object]]:
-    """As `flow.look_at`: part of a record has arrived, too, and is not read."""
-    look = flow.look_at(transport)
-    if not isinstance(transport, TLSTransport):
-        return look
-    incoming = transport.incoming
-    return lambda seconds: (incoming,) if incoming.pending else look(seconds)
 
 
 def wire_of(transport: asyncio.Transport) -> asyncio.Transport:

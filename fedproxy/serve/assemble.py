@@ -229,5 +229,7 @@ def _endpoint(name: str, member: config.MemberSettings) -> Endpoint:
 def _client_context(authorities: Path | None, _digest: bytes) -> ssl.SSLContext:
     """The same context for the same authorities, so that a reload keeps connections. Raises ssl.SSLError."""
     context = ssl.create_default_context(cafile=authorities)
+    # What was negotiated stays: writing never has to wait for reading.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from fedproxy.errors import BadResponse, BodyLost, MemberError, ResponseLost, StaleConnection
+from fedproxy.proxy.flow import look_at
 from fedproxy.proxy.pools import PooledConnection
-from fedproxy.proxy.secure import look_at, wire_of
+from fedproxy.proxy.secure import wire_of
 from fedproxy.wire.h1.body import BodyError
 from fedproxy.wire.h1.client import Client, ClientEvent
 

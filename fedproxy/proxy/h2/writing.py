@@ -183,7 +183,7 @@ class Writing(Visiting, Generic[S]):
             elif len(gathered) == 1:
                 write = self.write
                 write(gathered[0])
-            elif size < _COPIED or self.wire is not self.transport:
+            elif size < _COPIED:
                 write = self.write
                 write(b"".join(gathered))
             else:
