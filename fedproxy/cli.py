@@ -365,7 +365,7 @@ def members(admin: str, as_json: bool) -> None:
     cells = (
         (
             f"{row['name']} (prime)" if row["prime"] else row["name"],
-            row["state"],
+            row.get("status", row["state"]),
             "healthy" if row["healthy"] else ", ".join(row["reasons"]) or "unhealthy",
             row["breaker"],
             _number(row["weight"]),

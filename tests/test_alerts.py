@@ -20,7 +20,7 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
-from fedproxy.decide.snapshot import Survey, snapshot
+from fedproxy.decide.snapshot import Status, Survey, snapshot
 from fedproxy.errors import EdgeError, VisitorError, reasons_of
 from fedproxy.observe.metrics import View, expose
 from tests.rig import programs
@@ -41,6 +41,7 @@ VALUES = {
     ("fedproxy_affinity_total", "source"): set(Source),
     ("fedproxy_launches_total", "outcome"): set(End),
     ("fedproxy_member_state", "state"): set(Intent),
+    ("fedproxy_member_status", "status"): set(Status),
     ("fedproxy_breaker_transitions_total", "to"): set(BreakerState),
     ("fedproxy_config_reloads_total", "result"): {"success", "failure"},
     ("fedproxy_log_lines_dropped_total", "log"): {"access", "events"},

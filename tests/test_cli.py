@@ -176,14 +176,16 @@ def test_members_are_shown_as_a_table(admin: str) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert rows == [
         ["name", "state", "health", "breaker", "weight", "share", "in flight", "launches"],
-        ["leuven (prime)", "ready", "healthy", "closed", "3", "75%", "0", "0"],
-        ["oxford", "ready", "healthy", "closed", "1", "25%", "0", "0"],
+        ["leuven (prime)", "available", "healthy", "closed", "3", "75%", "0", "0"],
+        ["oxford", "available", "healthy", "closed", "1", "25%", "0", "0"],
     ]
 
 
 def test_narrow_terminal_folds_no_word_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     headings = ("name", "state", "health", "breaker", "weight", "share", "in flight", "launches")
-    rows = [("toy-oxford (prime)", "ready", "versions, JupyterHub API", "half-open", "50", "50%", "0", "0")]
+    rows = [
+        ("toy-oxford (prime)", "unhealthy", "versions, JupyterHub API", "half-open", "50", "50%", "0", "0")
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
         patch.setenv("TTY_COMPATIBLE", "1")

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Final
 
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent, Member
 
+_FULL: Final = ("quota",)  # the reasons of a member that is healthy otherwise
 _WORST_FIRST: Final = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
+
+
+class Status(StrEnum):
+    """How a member is, in one word, which every page, command, metric and alert uses.
+
+    AVAILABLE: it takes visitors, as many as its weight says. FULL: over its quota or at a limit, which is
+    everyday. UNHEALTHY: its probes fail. EJECTED: its breaker is open. SLOW_STARTING: its share still grows.
+    """
+
+    AVAILABLE = "available"
+    FULL = "full"
+    UNHEALTHY = "unhealthy"
+    EJECTED = "ejected"
+    DRAINING = "draining"
+    MAINTENANCE = "maintenance"
+    SLOW_STARTING = "slow-starting"
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,21 @@ class Snapshot:
     quota: int | None = None
     details: tuple[str, ...] = ()
     last_resort: bool = False
+
+    @property
+    def status(self) -> Status:
+        """The operator's intent first, then health, breaker, limits and slow start."""
+        if self.intent is Intent.MAINT:
+            return Status.MAINTENANCE
+        if self.intent is Intent.DRAIN:
+            return Status.DRAINING
+        if not self.healthy:
+            return Status.FULL if self.reasons == _FULL else Status.UNHEALTHY
+        if self.breaker is BreakerState.OPEN or not self.admits:
+            return Status.EJECTED
+        if not self.available or (self.max_launches is not None and self.launches >= self.max_launches):
+            return Status.FULL
+        return Status.SLOW_STARTING if self.share < self.weight else Status.AVAILABLE
 
     @property
     def takes_visitors(self) -> bool:

@@ -26,7 +26,7 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, Histogram
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
-from fedproxy.decide.snapshot import Snapshot, Survey
+from fedproxy.decide.snapshot import Snapshot, Status, Survey
 from fedproxy.errors import EdgeError, VisitorError, VisitorGone, reasons_of
 from fedproxy.wire.h2.allowance import KINDS
 from fedproxy.wire.h2.frame import Code
@@ -313,6 +313,12 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
         "1 for the state that the operator set for a member: ready, drain or maint.",
         ("member", "state"),
         (((m.name, state), int(m.intent is intent)) for m in members for intent, state in _INTENTS),
+    )
+    yield _gauge(
+        "fedproxy_member_status",
+        f"1 for how a member is: {', '.join(Status)}.",
+        ("member", "status"),
+        (((m.name, status), int(m.status is status)) for m in members for status in Status),
     )
     yield _gauge(
         "fedproxy_breaker_state",

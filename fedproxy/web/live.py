@@ -28,7 +28,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.observe.history import LINES, STEP, Event, Figures, History, Level
 from fedproxy.web.answers import RefusedError
 from fedproxy.web.turns import in_turns
-from fedproxy.web.view import condition, describe, shares
+from fedproxy.web.view import describe, shares
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -105,7 +105,6 @@ class Live:
         members = [
             {
                 **describe(member, parts[member.name]),
-                "condition": condition(member),
                 "trouble": _trouble(member, events[member.name]),
                 "lately": figures.get(member.name, Figures()),
                 "events": [told(event) for event in events[member.name]],

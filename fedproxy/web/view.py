@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fedproxy.decide.breaker import BreakerState
-from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import Status
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config, MemberSettings, Organisation
@@ -57,6 +56,7 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
         "share": round(share, 4),
         "prime": member.prime,
         "state": member.intent.value,
+        "status": member.status.value,
         "healthy": member.healthy,
         "reasons": list(member.reasons),
         "details": list(member.details),
@@ -78,21 +78,6 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
         "bytes_in": counts.bytes_in,
         "bytes_out": counts.bytes_out,
     }
-
-
-def condition(member: Snapshot) -> str:
-    """The member's state: the operator's intent first, then health, breaker, limits and slow start."""
-    if member.intent is Intent.MAINT:
-        return "in maintenance"
-    if member.intent is Intent.DRAIN:
-        return "draining"
-    if not member.healthy:
-        return "full" if member.reasons == ("quota",) else "unhealthy"
-    if member.breaker is BreakerState.OPEN or not member.admits:
-        return "ejected"
-    if not member.available:
-        return "full"
-    return "slow-starting" if member.share < member.weight else "available"
 
 
 def _plain(number: float) -> float:
@@ -196,7 +181,7 @@ def _card(name: str, settings: MemberSettings | None, status: str, is_open: bool
 
 
 def _status(member: Snapshot) -> str:
-    state = condition(member)
-    if state == "available" and member.share <= 0:
+    status = member.status
+    if status is Status.AVAILABLE and member.share <= 0:
         return "Takes no new visitors"
-    return state.capitalize()
+    return status.capitalize()

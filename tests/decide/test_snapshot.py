@@ -7,7 +7,7 @@ import pytest
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent
-from fedproxy.decide.snapshot import Survey, add_up, merge, snapshot
+from fedproxy.decide.snapshot import Status, Survey, add_up, merge, snapshot
 from tests.rig.build import member
 
 
@@ -19,6 +19,39 @@ def test_snapshot_is_the_member_as_it_is_and_can_be_sent() -> None:
     assert (taken.name, taken.weight, taken.share, taken.in_flight) == ("gesis", 50.0, 50.0, 3)
     assert (taken.idle, taken.busy, taken.counts.codes[200]) == (1, 2, 7)
     assert taken.takes_visitors
+
+
+def test_status_is_one_word_for_what_matters_most() -> None:
+    gesis = member("gesis", max_requests=2, max_launches=3)
+    gesis.slow_start = 10.0
+
+    def status(now: float = 0.0) -> Status:
+        return snapshot(gesis, now).status
+
+    assert status() is Status.AVAILABLE
+    gesis.launches = 3
+    assert status() is Status.FULL
+    gesis.launches, gesis.in_flight = 0, 2
+    assert status() is Status.FULL
+    gesis.breaker.trip(0.0, 60.0)
+    assert status(1.0) is Status.EJECTED
+    gesis.set_health(False, 1.0, ("quota",))
+    assert status(1.0) is Status.FULL
+    gesis.set_health(False, 1.0, ("timeout", "quota"))
+    assert status(1.0) is Status.UNHEALTHY
+    gesis.set_intent(Intent.DRAIN)
+    assert status(1.0) is Status.DRAINING
+    gesis.set_intent(Intent.MAINT)
+    assert status(1.0) is Status.MAINTENANCE
+
+
+def test_member_that_came_back_is_slow_starting_until_its_share_is_whole() -> None:
+    gesis = member("gesis")
+    gesis.slow_start = 10.0
+    gesis.set_health(False, 0.0)
+    gesis.set_health(True, 5.0)
+    assert snapshot(gesis, 6.0).status is Status.SLOW_STARTING
+    assert snapshot(gesis, 15.0).status is Status.AVAILABLE
 
 
 @pytest.mark.parametrize("intent", [Intent.DRAIN, Intent.MAINT])

@@ -74,6 +74,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "share": 0.25,
         "prime": True,
         "state": "ready",
+        "status": "available",
         "healthy": True,
         "reasons": [],
         "details": [],
@@ -163,16 +164,17 @@ async def test_page_is_well_formed_and_loads_its_own_style_and_script_only(
     assert set(parsed.labelled_by) <= set(parsed.ids)
 
 
+@pytest.mark.parametrize(("reason", "word"), [("quota", "full"), ("status", "unhealthy")])
 async def test_page_says_what_is_wrong_in_words(
-    client: Client, state: State, monkeypatch: pytest.MonkeyPatch
+    client: Client, state: State, monkeypatch: pytest.MonkeyPatch, reason: str, word: str
 ) -> None:
     snapshots = [
-        replace(snapshot, healthy=False, reasons=("quota",), details=("291 pods & more", "no"))
+        replace(snapshot, healthy=False, reasons=(reason,), details=("291 pods & more", "no"))
         for snapshot in state.members()[:1]
     ]
     monkeypatch.setattr(state, "members", lambda: snapshots)
     text = await (await client.get("/")).text()
-    assert '<span class="shut" title="291 pods &amp; more; no">unhealthy</span>' in text
+    assert f'<span class="shut" title="291 pods &amp; more; no">{word}</span>' in text
     assert "<strong>gesis</strong>: 291 pods &amp; more; no</li>" in text
 
 

@@ -198,7 +198,7 @@ async def test_page_says_first_what_is_wrong_and_why(client: Client, state: Stat
     assert re.findall(r'class="state \w+">([\w -]+)</span></td>', text) == [
         "ejected",
         "full",
-        "in maintenance",
+        "maintenance",
     ]
     assert 'data-title="0 of 3 available - fedproxy"' in text
 

@@ -113,7 +113,7 @@ async def test_page_says_nothing_for_a_cookie_that_names_nobody(client: Client, 
 @pytest.mark.parametrize(
     ("status", "change"),
     [
-        ("In maintenance", lambda m: m.set_intent(Intent.MAINT)),
+        ("Maintenance", lambda m: m.set_intent(Intent.MAINT)),
         ("Draining", lambda m: m.set_intent(Intent.DRAIN)),
         ("Unhealthy", lambda m: m.set_health(False, 0.0)),
         ("Ejected", lambda m: m.breaker.trip(1000.0, 0.0)),
