@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from fedproxy import __version__
 from fedproxy.decide.affinity import COUNTED
 from fedproxy.decide.breaker import BreakerState
-from fedproxy.decide.counts import BOUNDS, Histogram
+from fedproxy.decide.counts import Histogram
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Status, Survey
@@ -42,8 +42,6 @@ BREAKER_STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, Brea
 
 #: federation-redirect's names of reasons that have another name here.
 _OLD_REASONS: Final = {"quota": "Pod quota"}
-
-_EDGES: Final = (*map(str, BOUNDS), "+Inf")
 
 # The values of enumerations: attribute access on their members is slow.
 _SOURCES: Final = [source.value for source in COUNTED]
@@ -111,7 +109,8 @@ class Histograms:
             label = f'member="{_escaped(member)}"'
             start = f'{self.name}_bucket{{{label},le="'
             counts = list(accumulate(histogram.counts))
-            buckets = [f'{start}{edge}"}} {count}\n' for edge, count in zip(_EDGES, counts, strict=True)]
+            edges = _edges(histogram.bounds)
+            buckets = [f'{start}{edge}"}} {count}\n' for edge, count in zip(edges, counts, strict=True)]
             if examples:
                 for at, found in histogram.exemplars.items():
                     example = f'# {{trace_id="{_escaped(found.trace_id)}"}} {found.value} {found.time}'
@@ -123,6 +122,12 @@ class Histograms:
 
 
 Family = Numbers | Histograms
+
+
+@lru_cache
+def _edges(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    """The values of `le`."""
+    return *map(str, bounds), "+Inf"
 
 
 @lru_cache(maxsize=4096)

@@ -136,7 +136,7 @@ async def test_launch_that_one_member_cannot_serve_is_served_by_another(first: S
         assert ends(running)["b"] == {"ready": 1}
         assert sum(ends(running)["a"].values()) == 1
         assert moves(running) == {("a", "b"): 1}
-        assert of(running, "b").counts.launch_duration.counts != [0] * 19
+        assert any(of(running, "b").counts.launch_duration.counts)
 
 
 async def test_launch_moves_as_often_as_attempts_allow() -> None:
