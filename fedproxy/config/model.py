@@ -333,7 +333,9 @@ class HealthSettings(Section):
         default=0.1,
         description="Share of the interval by which probes are shifted at random, so that they spread out.",
     )
-    timeout: Seconds = Field(default=5.0, description="For one probe.")
+    timeout: Seconds = Field(
+        default=5.0, description="For one request of a probe, with its connection if that is a new one."
+    )
     rise: Count = Field(default=1, description="Successful probes in a row that make a member healthy.")
     fall: Count = Field(
         default=3,

@@ -10,64 +10,34 @@ time, is not a verdict on a member.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import re
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Final
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError
-from aiohttp.tracing import Trace
-from yarl import URL
-
-from fedproxy import __version__
 from fedproxy.config.address import base_path
-from fedproxy.control.fetch import FAULTS, Fetched, TooLarge, fetch, open_session
+from fedproxy.control.asking import Asker, Failure, OwnFault
+from fedproxy.control.fetch import Fetched
 from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
 from fedproxy.decide.pulse import Pulse
-from fedproxy.errors import EdgeFailed, NameFailed, own_fault
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.tasks import Tasks
 
-_LONGEST_WORDS: Final = 200
 _BEAT: Final = 0.25  # seconds
 _SLEPT: Final = 0.5  # seconds of lost time that do not invalidate a failure
 _AGAIN: Final = 3  # attempts at a round, if this process was stopped during each
 _PAGE_AGAIN: Final = 600.0  # seconds
-_MOST_REDIRECTS: Final = 3
 # The config of BinderHub's page as a script has it, and as older releases wrote it.
 _IS_BINDERHUB: Final = re.compile(rb"""badgeBaseUrl|badge-base-url""").search
 _BASE_URL: Final = re.compile(
     rb"""["']?baseUrl["']?\s*:\s*["']([^"'\s]{1,200})["']|id=["']base-url["']\s+data-url=["']([^"'\s]{1,200})["']"""
 ).search
-_HEADERS: Final = {
-    "User-Agent": f"fedproxy/{__version__}",
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",
-}
-# X509_V_ERR_..., in OpenSSL's x509_vfy.h
-_CERTIFICATE_FAULTS: Final = {
-    9: "the certificate is not valid yet",
-    10: "the certificate has expired",
-    18: "the certificate is self-signed",
-    19: "the certificate is signed by an unknown authority",
-    20: "the certificate is signed by an unknown authority",
-    21: "the certificate is signed by an unknown authority",
-    62: "the certificate is for another name",
-    64: "the certificate is for another address",
-}
 
 
 @dataclass(frozen=True)
@@ -79,6 +49,7 @@ class ProbePolicy:
     rounds in a row that make a member healthy; fall: failed ones that make it unhealthy. pod_headroom: pods
     that must be free of a quota. versions: whether a member must run the versions of prime; if not,
     `/versions` is not requested. pages: whether a member's page is asked now and then where its BinderHub is.
+    connection_age: how long a connection is kept, if no round fails; 0 keeps none.
     """
 
     interval: float
@@ -90,6 +61,7 @@ class ProbePolicy:
     pod_headroom: int
     versions: bool
     pages: bool = False
+    connection_age: float = 60.0
 
     def delay(self, healthy: bool, chance: float) -> float:
         """Seconds until a member's next round. chance: from 0 to 1."""
@@ -154,7 +126,12 @@ class Prober:
     """Probes the targets in force, from the first `apply` to `close`. Create it in a running loop.
 
     report: called after a target's first round, and after each later one with a different result. chance:
-    random numbers from 0 to 1, for the jitter.
+    random numbers from 0 to 1, for the jitter. clock: for the age of connections and of names' addresses;
+    default: the loop's. room: for so many kept connections, of the first targets; those of others are closed
+    after each request.
+
+    The connections of a member that is healthy are kept from request to request and from round to round, for
+    `connection_age`. A failed round closes them, and an unhealthy member is asked on a new one each time.
 
     If there is no connection for `/versions`, the round ends there, unless `/health` has another origin: a
     second attempt would fail the same way and take its time. Members are compared with the versions from
@@ -166,7 +143,12 @@ class Prober:
     """
 
     def __init__(
-        self, report: Callable[[Report], None], *, chance: Callable[[], float] = random.random
+        self,
+        report: Callable[[Report], None],
+        *,
+        chance: Callable[[], float] = random.random,
+        clock: Callable[[], float] | None = None,
+        room: int = 1 << 30,
     ) -> None:
         self._report = report
         self._chance = chance
@@ -175,12 +157,9 @@ class Prober:
         self._rounds = Tasks()
         self._pulse = Pulse()
         self._ticker: asyncio.TimerHandle | None = None
-        # One connection per request: rounds are far apart, and a new connection tests more.
-        # No limit, so that requests to members that hang do not delay others.
-        # Names are resolved as for visitors, so that the verdict is about the same addresses.
-        self._names = Resolver(asyncio.get_running_loop().time)
-        names = _EdgeNames(self._names)
-        self._session = _session(_Connector(limit=0, force_close=True, resolver=names, use_dns_cache=False))
+        self._room = room
+        self._clock = clock or asyncio.get_running_loop().time
+        self._names = Resolver(self._clock)
 
     @property
     def reports(self) -> Mapping[str, Report]:
@@ -203,15 +182,19 @@ class Prober:
         for target in targets:
             watch = old.get(target.name)
             if watch is None or watch.target.place != target.place:
-                watch = _Watch(target, HealthState(policy.rise, policy.fall))
+                asker = Asker(self._names, target.socket, self._clock)
+                watch = _Watch(target, HealthState(policy.rise, policy.fall), asker)
             else:
                 del old[target.name]
-                watch.target = target
+                watch.follow(target)
             self._watches[target.name] = watch
         self._prime = next((watch for watch in self._watches.values() if watch.target.prime), None)
         for watch in old.values():
-            watch.stop()
+            self._stop(watch)
+        room = self._room
         for watch in self._watches.values():
+            room -= 1 if watch.target.one_origin else 2
+            watch.keeps = room >= 0
             if watch.timer is None:
                 if watch.round is None:
                     self._start(watch)
@@ -224,12 +207,15 @@ class Prober:
     async def close(self) -> None:
         """Ends all rounds and connections. `reports` stays as it is."""
         for watch in self._watches.values():
-            watch.stop()
+            self._stop(watch)
         if self._ticker is not None:
             self._ticker.cancel()
         await self._rounds.wait()
-        await self._session.close()
         await self._names.close()
+
+    def _stop(self, watch: _Watch) -> None:
+        watch.stop()
+        self._rounds.start(watch.asker.close())
 
     def _tick(self) -> None:
         self._pulse.beat(time.monotonic(), _BEAT)
@@ -264,6 +250,8 @@ class Prober:
             else:
                 message = f"the {task.get_name()} failed with an error; the next round follows"
                 loop.call_exception_handler({"message": message, "exception": error, "task": task})
+        if verdict is None or not verdict.ok:
+            watch.asker.drop()
         delay = self._policy.delay(watch.state.healthy, self._chance())
         watch.timer = loop.call_later(delay, self._start, watch)
         if verdict is not None:
@@ -277,61 +265,44 @@ class Prober:
             lost = self._lost()
             try:
                 verdict = await self._once(watch, target, policy)
-            except _OwnFault:
+            except OwnFault:
                 return None
             if verdict.ok or self._lost() - lost < max(_SLEPT, policy.timeout / 4):
                 return verdict
+            watch.asker.drop()
         return None
 
     async def _once(self, watch: _Watch, target: Target, policy: ProbePolicy) -> Verdict:
-        if target.socket is None:
-            return await self._asked(self._session, watch, target, policy)
-        async with _session(aiohttp.UnixConnector(target.socket, limit=0, force_close=True)) as session:
-            return await self._asked(session, watch, target, policy)
-
-    async def _asked(
-        self, session: aiohttp.ClientSession, watch: _Watch, target: Target, policy: ProbePolicy
-    ) -> Verdict:
+        age = policy.connection_age if watch.keeps and watch.state.healthy else 0.0
+        ask = partial(watch.asker.ask, timeout=policy.timeout, tls=target.tls, age=age)
         versions = None
         if not policy.versions:
             watch.versions = None
         else:
-            versions = await _ask(session, target, target.versions, policy.timeout)
+            versions = await ask(target.versions)
             watch.versions = (
                 versions.body if isinstance(versions, Fetched) and versions.status == 200 else None
             )
             watch.asked.set()
-            if isinstance(versions, _Failure) and not versions.connected and target.one_origin:
-                return versions.verdict("versions")
-        health = await _ask(session, target, target.health, policy.timeout)
+            if isinstance(versions, Failure) and not versions.connected and target.one_origin:
+                return unreachable(versions.reason, versions.detail, ("versions",))
+        health = await ask(target.health)
         verdict = _of_health(health, policy.pod_headroom)
         if policy.pages and verdict.ok:
-            await self._read_page(session, watch, target, policy.timeout)
+            await self._read_page(watch, target, policy.timeout)
         if versions is None:
             return verdict
         return together(_of_versions(versions, await self._reference(watch, policy.timeout)), verdict)
 
-    async def _read_page(
-        self, session: aiohttp.ClientSession, watch: _Watch, target: Target, timeout: float
-    ) -> None:
+    async def _read_page(self, watch: _Watch, target: Target, timeout: float) -> None:
         """Finds out where the BinderHub is, now and then. A failure is no verdict."""
         now = asyncio.get_running_loop().time()
         if watch.page_at is not None and now - watch.page_at < _PAGE_AGAIN:
             return
         watch.page_at = now
-        with suppress(*FAULTS, EdgeFailed):
-            url = URL(target.page, encoded=True)
-            page = await fetch(
-                session,
-                url,
-                timeout=timeout,
-                redirects=_MOST_REDIRECTS,
-                headers={"Accept": "text/html"},
-                tls=target.tls,
-                context=_Progress(),
-            )
-            if page.status == 200:
-                watch.base_path = base_path_of(page.body, page.path)
+        page = await watch.asker.page(target.page, timeout=timeout, tls=target.tls)
+        if page is not None and page.status == 200:
+            watch.base_path = base_path_of(page.body, page.path)
 
     async def _reference(self, watch: _Watch, timeout: float) -> bytes | None:
         """Prime's answer to `/versions`, if there is one and `watch` is not prime itself."""
@@ -348,7 +319,7 @@ class _Watch:
     """A probed target: a round is under way, or a timer is set for the next.
 
     versions: the body of the last good answer to `/versions`, unless a bad one followed. asked: set after the
-    first request, whatever its result.
+    first request, whatever its result. keeps: its connections, from one request to the next.
     """
 
     timer: asyncio.TimerHandle | None = None
@@ -358,14 +329,22 @@ class _Watch:
     base_path: str | None = None
     page_at: float | None = None  # when its page was read last
     stopped = False
+    keeps = True
 
-    def __init__(self, target: Target, state: HealthState) -> None:
+    def __init__(self, target: Target, state: HealthState, asker: Asker) -> None:
         self.target = target
         self.state = state
+        self.asker = asker
         self.asked = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<_Watch {self.target.name} {self.state!r} {'asking' if self.round else 'waiting'}>"
+
+    def follow(self, target: Target) -> None:
+        """Takes the same target with other settings."""
+        if self.round is None and target.tls is not self.target.tls:
+            self.asker.drop()
+        self.target = target
 
     def stop(self) -> None:
         """Stops its rounds, and wakes everybody who waits for one."""
@@ -403,191 +382,17 @@ def base_path_of(page: bytes, path: str) -> str | None:
     return said if said is not None and path.startswith(said) else None
 
 
-class _Phase(Enum):
-    """How far a request got; the value describes a timeout in this phase."""
-
-    CONNECT = "no connection"
-    NAME = "the name did not resolve"
-    ANSWER = "no complete response"
-
-
-class _Progress:
-    phase = _Phase.CONNECT
-    transport: asyncio.Transport | None = None
-
-
-_progress: ContextVar[_Progress] = ContextVar("_progress")
-
-
-class _EdgeNames(AbstractResolver):
-    """Lets the client use the edge's resolver."""
-
-    def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """All addresses of a name. Raises OSError, or `EdgeFailed` if nothing can be resolved here."""
-        try:
-            found = await self._resolver.resolve(host, port)
-        except NameFailed as error:
-            raise OSError(None, str(error)) from error
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address[0],
-                port=address[1],
-                family=own,
-                proto=proto,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for own, _, proto, _, address in found
-            if family in (socket.AF_UNSPEC, own)
-        ]
-
-    async def close(self) -> None:
-        """The resolver is closed by its owner."""
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Also gives access to the transport.
-
-    The client closes a TLS connection by waiting for the peer's close_notify, up to half a minute.
-    """
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> Connection:
-        """Called by the session, in the task of the request."""
-        connection = await super().connect(req, traces, timeout)
-        _progress.get().transport = connection.transport
-        return connection
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """No valid response. connected: whether there was a connection at all."""
-
-    reason: str
-    detail: str
-    connected: bool = False
-
-    def verdict(self, *checks: str) -> Verdict:
-        return unreachable(self.reason, self.detail, checks)
-
-
-class _OwnFault(Exception):
-    """This process lacks something that a probe needs."""
-
-
-class _BrokenOff(aiohttp.ClientError):
-    """A connection that was established and lost: an error after which the client sends no second GET."""
-
-
-def _of_versions(found: Fetched | _Failure, reference: bytes | None) -> Verdict:
-    if isinstance(found, _Failure):
-        return found.verdict("versions")
+def _of_versions(found: Fetched | Failure, reference: bytes | None) -> Verdict:
+    if isinstance(found, Failure):
+        return unreachable(found.reason, found.detail, ("versions",))
     if found.status != 200:
         return unreachable("status", f"answered {found.status} to {found.path}", ("versions",))
     return judge_versions(found.body, reference)
 
 
-def _of_health(found: Fetched | _Failure, pod_headroom: int) -> Verdict:
-    if isinstance(found, _Failure):
-        return found.verdict()
+def _of_health(found: Fetched | Failure, pod_headroom: int) -> Verdict:
+    if isinstance(found, Failure):
+        return unreachable(found.reason, found.detail)
     if found.status not in (200, 503):
         return unreachable("status", f"answered {found.status} to {found.path}")
     return judge_health(found.status, found.body, pod_headroom)
-
-
-async def _ask(
-    session: aiohttp.ClientSession, target: Target, address: str, timeout: float
-) -> Fetched | _Failure:
-    """One GET and its whole body, or the failure."""
-    progress = _Progress()
-    _progress.set(progress)
-    try:
-        url = URL(address, encoded=True)
-        return await fetch(session, url, timeout=timeout, tls=target.tls, context=progress)
-    except TimeoutError:
-        reason = "dns" if progress.phase is _Phase.NAME else "timeout"
-        detail, limit = progress.phase.value, f" within {timeout:g} s"
-    except EdgeFailed as error:
-        raise _OwnFault from error
-    except FAULTS as error:
-        if _is_own_fault(error, progress):
-            raise _OwnFault from error
-        (reason, detail), limit = _described(error), ""
-    finally:
-        if progress.transport is not None:
-            progress.transport.abort()
-    if progress.phase is _Phase.ANSWER:
-        return _Failure(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
-    return _Failure(reason, f"{detail}{limit}")
-
-
-def _is_own_fault(error: Exception, progress: _Progress) -> bool:
-    """Whether there was no connection because this process lacked something."""
-    if isinstance(error, OSError) and own_fault(error) is not None:
-        return True
-    if progress.phase is not _Phase.NAME:
-        return False
-    try:
-        # The resolver reports a socket that it could not open as a server that does not answer.
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
-    except OSError as refused:
-        return own_fault(refused) is not None
-    return False
-
-
-def _described(error: Exception) -> tuple[str, str]:
-    """A failed request as a label and as a sentence."""
-    match error:
-        case aiohttp.ClientConnectorDNSError():
-            return "dns", "the name does not resolve"
-        case aiohttp.ClientConnectorCertificateError(
-            certificate_error=ssl.SSLCertVerificationError() as fault
-        ):
-            return "tls", _CERTIFICATE_FAULTS.get(
-                fault.verify_code, f"the certificate is not valid: {_words(fault.verify_message)}"
-            )
-        case aiohttp.ClientConnectorSSLError(os_error=ssl.SSLError(reason=reason)):
-            return "tls", f"the TLS handshake failed: {_words(reason)}"
-        case aiohttp.ClientConnectorError(os_error=fault):
-            return "connect", f"no connection: {_words(os.strerror(fault.errno) if fault.errno else fault)}"
-        case TooLarge():
-            return "nonsense", str(error)
-        case _BrokenOff() | OSError() | aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
-            return "reset", "broke off its response"
-        case aiohttp.ClientResponseError() | HttpProcessingError():
-            return "nonsense", "sent no valid HTTP"
-        case _:
-            return "connect", f"the address cannot be asked: {_words(error)}"
-
-
-def _words(what: object) -> str:
-    """Another program's text, shortened to one line."""
-    return "".join(filter(str.isprintable, str(what)))[:_LONGEST_WORDS]
-
-
-def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
-    """A client that sends each request once, and ignores cookies and the environment."""
-    trace = aiohttp.TraceConfig()
-    trace.on_dns_resolvehost_start.append(partial(_reached, _Phase.NAME))
-    trace.on_dns_resolvehost_end.append(partial(_reached, _Phase.CONNECT))
-    trace.on_connection_create_end.append(partial(_reached, _Phase.ANSWER))
-    return open_session(_HEADERS, connector, middlewares=(_once,), trace=trace)
-
-
-async def _reached(phase: _Phase, _: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.phase = phase
-
-
-async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _BrokenOff from error

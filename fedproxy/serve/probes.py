@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fedproxy.control.prober import ProbePolicy, Target
 from fedproxy.serve.assemble import find_endpoints
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
+
+# Seconds. Every few rounds a new connection tests what visitors meet who have none yet: the name, the way
+# there, the certificate, and that the member accepts at all. Most servers also close what is idle for longer.
+_LONGEST_KEPT: Final = 60.0
 
 
 def find_targets(settings: Config) -> list[Target]:
@@ -37,4 +41,5 @@ def probe_policy(settings: Config) -> ProbePolicy:
         pod_headroom=health.pod_headroom,
         versions=health.versions,
         pages=True,
+        connection_age=min(_LONGEST_KEPT, settings.timeouts.connection_age or _LONGEST_KEPT),
     )

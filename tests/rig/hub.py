@@ -79,11 +79,11 @@ class Secure(Hub):
 
     def __init__(self, context: ssl.SSLContext) -> None:
         super().__init__()
-        self._context = context
+        self.context = context
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._protocol, "127.0.0.1", 0, ssl=self._context)
+        self._server = await loop.create_server(self._protocol, "127.0.0.1", 0, ssl=self.context)
         self.authority = f"localhost:{self._server.sockets[0].getsockname()[1]}"
 
     @property
@@ -112,9 +112,9 @@ def target(name: str, member: Scripted | str, **settings: Any) -> Target:
 class Probing:
     """A prober, and every report that it made."""
 
-    def __init__(self, chance: Callable[[], float]) -> None:
+    def __init__(self, **settings: Any) -> None:
         self.seen: list[Report] = []
-        self.prober = Prober(self._report, chance=chance)
+        self.prober = Prober(self._report, **settings)
 
     def _report(self, report: Report) -> None:
         assert self.prober.reports[report.name] is report
@@ -140,14 +140,16 @@ class Probing:
 
 
 @asynccontextmanager
-async def probing(*members: Scripted, chance: Callable[[], float] = lambda: 0.5) -> AsyncIterator[Probing]:
+async def probing(
+    *members: Scripted, chance: Callable[[], float] = lambda: 0.5, **settings: Any
+) -> AsyncIterator[Probing]:
     """Starts the members and a prober with nothing in force yet. Nothing of it may be left at the end."""
     async with AsyncExitStack() as stack:
         for member in members:
             await member.start()
             stack.push_async_callback(member.stop)
         before = asyncio.all_tasks()
-        running = Probing(chance)
+        running = Probing(chance=chance, **settings)
         try:
             yield running
         finally:

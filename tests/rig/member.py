@@ -84,6 +84,7 @@ class Scripted:
         sock = socket.socket(socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET)
         if self._receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(self._address)
         host, self.port = sock.getsockname()[:2]
         self.authority = f"{host}:{self.port}"

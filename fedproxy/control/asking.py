@@ -1,0 +1,390 @@
+"""Asks a member with GET, over connections that are kept for a while.
+
+Only a new connection can fail a member. What comes of a kept one counts if it is a 200 in good time. Anything
+else says as much about the connection as about the member: the peer may have closed it meanwhile, a firewall
+forgotten it, a balancer behind it moved on. Then it is closed, and a new one is asked at once, with the whole
+time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError
+from aiohttp.tracing import Trace
+from yarl import URL
+
+from fedproxy import __version__
+from fedproxy.control.fetch import FAULTS, Fetched, TooLarge, fetch, open_session
+from fedproxy.errors import EdgeFailed, NameFailed, own_fault
+from fedproxy.proxy.flow import look_at
+from fedproxy.proxy.resolver import Resolver, plain
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+
+_LONGEST_WORDS: Final = 200
+_MOST_REDIRECTS: Final = 3
+# The share of the time limit that a kept connection gets. Members that take longer are asked on new ones.
+_PART: Final = 0.25
+_HEADERS: Final = {
+    "User-Agent": f"fedproxy/{__version__}",
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+}
+# X509_V_ERR_..., in OpenSSL's x509_vfy.h
+_CERTIFICATE_FAULTS: Final = {
+    9: "the certificate is not valid yet",
+    10: "the certificate has expired",
+    18: "the certificate is self-signed",
+    19: "the certificate is signed by an unknown authority",
+    20: "the certificate is signed by an unknown authority",
+    21: "the certificate is signed by an unknown authority",
+    62: "the certificate is for another name",
+    64: "the certificate is for another address",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No valid response: why, as a label and as a sentence. connected: whether there was a connection."""
+
+    reason: str
+    detail: str
+    connected: bool = False
+
+
+class OwnFault(Exception):
+    """This process lacks something that a request needs."""
+
+
+class Asker:
+    """Asks one member, one request after the other. Create it in a running loop, and close it.
+
+    path: of the Unix socket that all requests go to, if the member has one. clock: seconds, for the age of
+    connections.
+    """
+
+    def __init__(self, names: Resolver, path: str | None, clock: Callable[[], float]) -> None:
+        self._names = names
+        self._clock = clock
+        self._progress = _Progress()
+        self._open: dict[asyncio.Transport, _Opened] = {}
+        # No limit, so that requests to members that hang do not delay others; no time limit of its own,
+        # because `_is_fit` decides.
+        if path is not None:
+            connector: aiohttp.BaseConnector = _UnixConnector(
+                self._opened, path, limit=0, keepalive_timeout=None
+            )
+        else:
+            # Names are resolved as for visitors, so that the verdict is about the same addresses.
+            connector = _TCPConnector(
+                self._opened,
+                limit=0,
+                keepalive_timeout=None,
+                resolver=_EdgeNames(names, self._reached),
+                use_dns_cache=False,
+            )
+        self._session = open_session(_HEADERS, connector, middlewares=(_sent_once,))
+
+    def __repr__(self) -> str:
+        return f"<Asker {len(self._open)} open>"
+
+    async def ask(
+        self, address: str, *, timeout: float, tls: ssl.SSLContext | None = None, age: float = 0.0
+    ) -> Fetched | Failure:
+        """The whole response to a GET, or why there is none. Raises `OwnFault`.
+
+        address: a URL. timeout: seconds for a new connection and the response; a quarter of it more if a kept
+        connection hangs. tls: for https; None trusts the system's authorities. age: seconds that a connection
+        is kept; 0 keeps none, and uses none.
+        """
+        try:
+            url = URL(address, encoded=True)
+        except ValueError as error:
+            return Failure(*_described(error))
+        part = timeout * _PART
+        if await self._has_fit(url, tls, age):
+            found = await self._try(url, tls, part)
+            if isinstance(found, Fetched) and found.status == 200:
+                return found
+            self.drop()
+        found = await self._try(url, tls, timeout)
+        if isinstance(found, Failure) or found.status != 200 or found.seconds >= part or not age:
+            self.drop()
+        return found
+
+    async def page(
+        self, address: str, *, timeout: float, tls: ssl.SSLContext | None = None
+    ) -> Fetched | None:
+        """What is at `address` for people, after redirects; None if nothing is. Keeps no connection."""
+        self._progress = _Progress()
+        try:
+            with suppress(*FAULTS, EdgeFailed):
+                return await fetch(
+                    self._session,
+                    URL(address, encoded=True),
+                    timeout=timeout,
+                    redirects=_MOST_REDIRECTS,
+                    headers={"Accept": "text/html"},
+                    tls=tls,
+                )
+        finally:
+            self.drop()
+        return None
+
+    def drop(self) -> None:
+        """Closes all connections at once: over TLS the client would wait for the peer's close_notify."""
+        while self._open:
+            transport, _ = self._open.popitem()
+            transport.abort()
+
+    async def close(self) -> None:
+        """Ends everything. May be called again."""
+        self.drop()
+        await self._session.close()
+
+    async def _has_fit(self, url: URL, tls: ssl.SSLContext | None, age: float) -> bool:
+        """Whether an open connection can be used for `url`. Closes those that can not be used any more."""
+        fit = False
+        for transport, opened in list(self._open.items()):
+            if not await self._is_fit(transport, opened, tls, age):
+                self._open.pop(transport, None)
+                transport.abort()
+            elif opened.origin == _origin(url):
+                fit = True
+        return fit
+
+    async def _is_fit(
+        self, transport: asyncio.Transport, opened: _Opened, tls: ssl.SSLContext | None, age: float
+    ) -> bool:
+        if opened.tls is not tls or self._clock() >= opened.since + age:
+            return False
+        if opened.address:
+            _, host, port = opened.origin
+            try:
+                found = await self._names.resolve(host, port)
+            except (NameFailed, EdgeFailed):
+                return False
+            if opened.address not in [info[4][0] for info in found]:
+                return False
+        # What has arrived since the last answer is an end, or bytes that would be taken for the next answer.
+        return not (transport.is_closing() or opened.spoiled() or opened.look(0))
+
+    async def _try(self, url: URL, tls: ssl.SSLContext | None, timeout: float) -> Fetched | Failure:
+        """One GET and its whole body, or the failure."""
+        progress = self._progress = _Progress(tls)
+        try:
+            return await fetch(self._session, url, timeout=timeout, tls=tls)
+        except TimeoutError:
+            reason = "dns" if progress.phase is _Phase.NAME else "timeout"
+            detail, limit = progress.phase.value, f" within {timeout:g} s"
+        except EdgeFailed as error:
+            raise OwnFault from error
+        except FAULTS as error:
+            if _is_own_fault(error, progress.phase):
+                raise OwnFault from error
+            (reason, detail), limit = _described(error), ""
+        if progress.phase is _Phase.ANSWER:
+            return Failure(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
+        return Failure(reason, f"{detail}{limit}")
+
+    def _reached(self, phase: _Phase) -> None:
+        self._progress.phase = phase
+
+    def _opened(self, url: URL, connection: Connection) -> None:
+        """A request has a connection, whether it is a new one or not."""
+        self._progress.phase = _Phase.ANSWER
+        transport, protocol = connection.transport, connection.protocol
+        # One that is lost already has no transport.
+        if transport is not None and protocol is not None and transport not in self._open:
+            self._open[transport] = _Opened(url, self._progress.tls, self._clock(), transport, protocol)
+
+
+class _Phase(Enum):
+    """How far a request got; the value describes a timeout in this phase."""
+
+    CONNECT = "no connection"
+    NAME = "the name did not resolve"
+    ANSWER = "no complete response"
+
+
+class _Progress:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.phase = _Phase.CONNECT
+        self.tls = tls
+
+
+class _Opened:
+    """What is known of an open connection. address: of the peer, if it was found by a name."""
+
+    def __init__(
+        self,
+        url: URL,
+        tls: ssl.SSLContext | None,
+        since: float,
+        transport: asyncio.Transport,
+        protocol: ResponseHandler,
+    ) -> None:
+        self.origin = _origin(url)
+        self.tls = tls
+        self.since = since
+        self.look = look_at(transport)
+        self._protocol = protocol
+        peer = transport.get_extra_info("peername")
+        self.address = plain(peer[0]) if isinstance(peer, tuple) and _is_name(self.origin[1]) else ""
+
+    def spoiled(self) -> bool:
+        """Whether the client has read more than the answers, or would not use it again for another reason."""
+        return self._protocol.should_close
+
+
+def _origin(url: URL) -> tuple[str, str, int]:
+    return url.scheme, url.raw_host or "", url.port or 0
+
+
+def _is_name(host: str) -> bool:
+    try:
+        plain(host)
+    except ValueError:
+        return True
+    return False
+
+
+class _EdgeNames(AbstractResolver):
+    """Lets the client use the edge's resolver. reached: told when it is asked, and when it has answered."""
+
+    def __init__(self, resolver: Resolver, reached: Callable[[_Phase], None]) -> None:
+        self._resolver = resolver
+        self._reached = reached
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """All addresses of a name. Raises OSError, or `EdgeFailed` if nothing can be resolved here."""
+        self._reached(_Phase.NAME)
+        try:
+            found = await self._resolver.resolve(host, port)
+        except NameFailed as error:
+            raise OSError(None, str(error)) from error
+        self._reached(_Phase.CONNECT)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=address[1],
+                family=own,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for own, _, proto, _, address in found
+            if family in (socket.AF_UNSPEC, own)
+        ]
+
+    async def close(self) -> None:
+        """The resolver is closed by its owner."""
+
+
+_Told = Callable[[URL, Connection], None]
+
+
+class _TCPConnector(aiohttp.TCPConnector):
+    """Also tells which connection a request gets."""
+
+    def __init__(self, told: _Told, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._told = told
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        """Called by the session, in the task of the request."""
+        connection = await super().connect(req, traces, timeout)
+        self._told(req.url, connection)
+        return connection
+
+
+class _UnixConnector(aiohttp.UnixConnector):
+    """The same for a Unix socket."""
+
+    def __init__(self, told: _Told, path: str, **settings: Any) -> None:
+        super().__init__(path, **settings)
+        self._told = told
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        """Called by the session, in the task of the request."""
+        connection = await super().connect(req, traces, timeout)
+        self._told(req.url, connection)
+        return connection
+
+
+class _BrokenOff(aiohttp.ClientError):
+    """A connection that was established and lost: an error after which the client sends no second GET."""
+
+
+def _is_own_fault(error: Exception, phase: _Phase) -> bool:
+    """Whether there was no connection because this process lacked something."""
+    if isinstance(error, OSError) and own_fault(error) is not None:
+        return True
+    if phase is not _Phase.NAME:
+        return False
+    try:
+        # The resolver reports a socket that it could not open as a server that does not answer.
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+    except OSError as refused:
+        return own_fault(refused) is not None
+    return False
+
+
+def _described(error: Exception) -> tuple[str, str]:
+    """A failed request as a label and as a sentence."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return "dns", "the name does not resolve"
+        case aiohttp.ClientConnectorCertificateError(
+            certificate_error=ssl.SSLCertVerificationError() as fault
+        ):
+            return "tls", _CERTIFICATE_FAULTS.get(
+                fault.verify_code, f"the certificate is not valid: {_words(fault.verify_message)}"
+            )
+        case aiohttp.ClientConnectorSSLError(os_error=ssl.SSLError(reason=reason)):
+            return "tls", f"the TLS handshake failed: {_words(reason)}"
+        case aiohttp.ClientConnectorError(os_error=fault):
+            return "connect", f"no connection: {_words(os.strerror(fault.errno) if fault.errno else fault)}"
+        case TooLarge():
+            return "nonsense", str(error)
+        case _BrokenOff() | OSError() | aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
+            return "reset", "broke off its response"
+        case aiohttp.ClientResponseError() | HttpProcessingError():
+            return "nonsense", "sent no valid HTTP"
+        case _:
+            return "connect", f"the address cannot be asked: {_words(error)}"
+
+
+def _words(what: object) -> str:
+    """Another program's text, shortened to one line."""
+    return "".join(filter(str.isprintable, str(what)))[:_LONGEST_WORDS]
+
+
+async def _sent_once(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _BrokenOff from error
