@@ -12,10 +12,13 @@ import resource
 from contextlib import suppress
 from typing import Final
 
-# Listeners, logs, name resolution, probes, and connections that are closing. The admin listener's are extra.
+# Listeners, logs, name resolution, probes under way, and connections that are closing. Those of the admin
+# listener and those that probes keep are extra.
 _RESERVE: Final = 48
 _ADMIN: Final = 16, 256  # descriptors for the admin listener, at least and at most; between them ...
 _ADMIN_SHARE: Final = 64  # ... one in this many
+_PROBES: Final = 0, 1024  # the same for connections that probes keep
+_PROBES_SHARE: Final = 32
 
 
 def raise_limit() -> None:
@@ -34,13 +37,17 @@ def limit() -> int:
 
 def room() -> int:
     """The number of visitors' connections that the limit allows."""
-    return max(1, (limit() - _RESERVE - admin_room()) // 2)
+    return _room(limit())
 
 
 def admin_room() -> int:
     """The number of connections to the admin listener that the limit allows, in addition to visitors'."""
-    least, most = _ADMIN
-    return max(least, min(most, limit() // _ADMIN_SHARE))
+    return _share(limit(), _ADMIN, _ADMIN_SHARE)
+
+
+def probe_room() -> int:
+    """The number of connections to members that probes may keep, in addition to visitors'."""
+    return _share(limit(), _PROBES, _PROBES_SHARE)
 
 
 def shortage(connections: int) -> str | None:
@@ -48,10 +55,21 @@ def shortage(connections: int) -> str | None:
     fits = room()
     if connections <= fits:
         return None
-    least, most = _ADMIN
     needed = 2 * connections + _RESERVE
-    needed += max(least, min(most, needed // (_ADMIN_SHARE - 1)))
+    # More room for the others takes some of the visitors', but less and less.
+    while _room(needed) < connections:
+        needed += 2 * (connections - _room(needed))
     return (
         f"limits.connections is {connections}, but this process may open {limit()} files, which is enough "
         f"for {fits}; expected a limit of at least {needed} (LimitNOFILE, ulimit -n)"
     )
+
+
+def _room(files: int) -> int:
+    others = _share(files, _ADMIN, _ADMIN_SHARE) + _share(files, _PROBES, _PROBES_SHARE)
+    return max(1, (files - _RESERVE - others) // 2)
+
+
+def _share(files: int, bounds: tuple[int, int], share: int) -> int:
+    least, most = bounds
+    return max(least, min(most, files // share))

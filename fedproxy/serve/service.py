@@ -224,7 +224,7 @@ class Service:
             self._say(f"took over from {relieved} workers whose control process is gone; they drain")
         self.reloaded_at = time.time()
         if self._probe:
-            self._prober = Prober(self._on_report)
+            self._prober = Prober(self._on_report, room=descriptors.probe_room())
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
             self._logos = Logos(lambda logo: self._fleet.tell(logo), self._aside)
             self._logos.apply(self.config.logos)

@@ -16,7 +16,7 @@ from tests.rig import Ended, RawClient, Scripted, answer, guard, until
 from tests.rig.command import Program, fedproxy
 
 FILES = 100
-ROOM = (FILES - 64) // 2
+ROOM = (FILES - 64 - 3) // 2
 START = f"""
 import resource, runpy
 resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))
@@ -48,7 +48,7 @@ def test_limit_that_cannot_be_raised_stays(monkeypatch: pytest.MonkeyPatch) -> N
     descriptors.raise_limit()
 
 
-@pytest.mark.parametrize(("files", "room"), [(1024, 480), (64, 1), (10, 1), (-1, (2**30 - 304) // 2)])
+@pytest.mark.parametrize(("files", "room"), [(1024, 464), (64, 1), (10, 1), (-1, (2**30 - 1328) // 2)])
 def test_visitor_takes_two_files(monkeypatch: pytest.MonkeyPatch, files: int, room: int) -> None:
     files_are(monkeypatch, files, files)
     assert descriptors.room() == room
@@ -60,7 +60,15 @@ def test_admin_listener_has_files_of_its_own(monkeypatch: pytest.MonkeyPatch, fi
     assert descriptors.admin_room() == room
 
 
-@pytest.mark.parametrize("connections", [2, 480, 481, 1000, 5000, 20_000, 1_000_000])
+@pytest.mark.parametrize(("files", "room"), [(100, 3), (1024, 32), (20_000, 625), (-1, 1024)])
+def test_probes_may_keep_connections_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, files: int, room: int
+) -> None:
+    files_are(monkeypatch, files, files)
+    assert descriptors.probe_room() == room
+
+
+@pytest.mark.parametrize("connections", [2, 464, 465, 1000, 5000, 20_000, 1_000_000])
 def test_limit_that_is_asked_for_is_enough(monkeypatch: pytest.MonkeyPatch, connections: int) -> None:
     files_are(monkeypatch, 64, 64)
     said = descriptors.shortage(connections) or ""
@@ -71,9 +79,9 @@ def test_limit_that_is_asked_for_is_enough(monkeypatch: pytest.MonkeyPatch, conn
 
 def test_shortage_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     files_are(monkeypatch, 1024, 1024)
-    assert descriptors.shortage(480) is None
-    assert descriptors.shortage(481) == (
-        "limits.connections is 481, but this process may open 1024 files, which is enough for 480; "
+    assert descriptors.shortage(464) is None
+    assert descriptors.shortage(465) == (
+        "limits.connections is 465, but this process may open 1024 files, which is enough for 464; "
         "expected a limit of at least 1026 (LimitNOFILE, ulimit -n)"
     )
 
