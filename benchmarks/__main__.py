@@ -176,7 +176,8 @@ def _measure(
     if record.rate:
         record.note(f"The open loop had {record.rate:,.0f} requests a second.")
     versions = {peer: PEERS[peer].describe() for peer in settings.peers if PEERS[peer].installed()}
-    return record, report.result(record.samples, versions, vars(settings), record.notes, before), ended
+    found = report.result(record.samples, versions, vars(settings), record.notes, before, record.memos)
+    return record, found, ended
 
 
 def _say(record: Record, console: Console) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 import trustme
 from rich.progress import Progress, TaskID
 
-from benchmarks import scenarios
+from benchmarks import memos, scenarios
 from benchmarks.peers import (
     MEMBERS,
     PEERS,
@@ -51,6 +52,8 @@ _STREAMING = 305  # the ports of `members.py`, above those of up to 300 members
 _PROXIES = 310
 _PORTS_EACH = 5
 _STREAMS = Path(__file__).with_name("members.py")
+_MEMOS = Path(__file__).with_name("memos.py")
+_COUNTED = 395  # the port of the edge whose memos count, above those of all proxies
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Record:
 
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    memos: dict[str, memos.Counts] = field(default_factory=dict)
     rate: float = 0.0
 
     def note(self, text: str) -> None:
@@ -301,6 +305,12 @@ class _Staged:
                 elif label in self._running:
                     self._run(scenario, self._running[label], number)
                 self._display.done()
+        for peer, variant in entrants:
+            # Of a quick run one is enough to show that it works.
+            if peer.name == "fedproxy" and (not self._settings.quick or scenario.name == "warm-1k"):
+                self._display.on(f"{scenario.name}: memos")
+                self._count_memos(scenario, peer, variant)
+                break
 
     def _run(self, scenario: Scenario, contender: Contender, number: int) -> None:
         assert self._members is not None
@@ -320,6 +330,31 @@ class _Staged:
             if contender:
                 self._run(scenario, contender, number)
 
+    def _count_memos(self, scenario: Scenario, peer: Peer, variant: Variant) -> None:
+        """Hits and misses of the edge's memos, in a run of its own that is warm when counting begins."""
+        counted = Path(self._folder, f"memos-{scenario.name}")
+        port = self._settings.port + _COUNTED
+        tls = self._certificate if variant.tls else None
+        setting = replace(PLAIN, log=variant.log, tls=tls, traced=variant.traced, http2=variant.http2)
+        members = self._ports(variant.members)
+        *_, serve, option, config = peer.command(self._folder, port, members, setting)
+        require_free([port + offset for offset in range(4)])
+        process = Process(
+            "memos",
+            [sys.executable, "-P", str(_MEMOS), str(counted), serve, option, config],
+            core=self._settings.proxy_core,
+            folder=self._folder,
+        )
+        try:
+            process.wait_ready(port, "/1k")
+            contender = Contender("memos", process, port, peer.cookies(members))
+            found = [_noted(process, counted, scenario.drive, contender, self._turn) for _ in range(2)]
+            self._record.memos[scenario.name] = memos.between(*found)
+        except (BenchmarkError, OSError, TimeoutError) as error:
+            self._record.note(f"{scenario.name}: memos were not counted: {str(error) or 'no answer in time'}")
+        finally:
+            process.stop()
+
     def _direct(self, scenario: Scenario, number: int) -> None:
         assert self._members is not None
         port = self._ports(1)[0]
@@ -329,3 +364,19 @@ class _Staged:
         reference = self._running.get("nginx") or next(iter(self._running.values()))
         self._record.rate = scenarios.half_of_saturation(reference, replace(self._turn, seconds=1))
         return self._record.rate
+
+
+def _noted(
+    process: Process, file: Path, drive: scenarios.Drive, contender: Contender, turn: Turn
+) -> memos.Counts:
+    """What was counted until the end of a run."""
+    drive(contender, replace(turn, seconds=1))
+    before = len(file.read_text().splitlines()) if file.exists() else 0
+    os.kill(process.pid, signal.SIGUSR2)
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        if len(lines) > before and lines[-1].endswith("\n"):
+            return memos.read(lines)[-1]
+        time.sleep(0.02)
+    raise BenchmarkError("the edge did not say what its memos count")

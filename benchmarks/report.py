@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import chart
+from benchmarks.memos import Counts
 from benchmarks.scenarios import DIRECT, SCENARIOS, Sample
 
 RESULTS = Path(__file__).parent / "results"
@@ -246,8 +248,13 @@ def result(
     settings: Mapping[str, Any],
     notes: Sequence[str],
     load: Sequence[float],
+    memos: Mapping[str, Counts] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """All results and the environment. `load` is the machine's load average before the first run."""
+    """All results and the environment.
+
+    `load` is the machine's load average before the first run, and `memos` what those of the edge counted in
+    each scenario.
+    """
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join([Path(sys.executable).name, "-m", "benchmarks", *sys.argv[1:]]),
@@ -265,6 +272,13 @@ def result(
             }
             for verdict in verdicts(samples)
         ],
+        "memos": {
+            scenario: {
+                name: {"hits": hits, "misses": misses, "hit_rate": hits / (hits + misses)}
+                for name, (hits, misses) in counts.items()
+            }
+            for scenario, counts in memos.items()
+        },
         "summary": summarise(samples),
         "runs": [asdict(sample) for sample in samples],
     }
@@ -325,8 +339,23 @@ def markdown(found: Mapping[str, Any], name: str) -> str:
             "| --- |" + " ---: |" * (len(columns) - 1),
             *("| " + " | ".join([row["peer"], *_cells(row)]) + " |" for row in rows),
             "",
+            *_markdown_memos(found["memos"].get(scenario, {})),
         ]
     return "\n".join(lines)
+
+
+def _markdown_memos(counts: Mapping[str, Mapping[str, float]]) -> list[str]:
+    if not counts:
+        return []
+    return [
+        "| memo of the edge | looked up | known |",
+        "| --- | ---: | ---: |",
+        *(
+            f"| `{name}` | {each['hits'] + each['misses']:,} | {each['hit_rate']:.1%} |"
+            for name, each in counts.items()
+        ),
+        "",
+    ]
 
 
 def _markdown_targets(targets: Sequence[Mapping[str, Any]]) -> list[str]:

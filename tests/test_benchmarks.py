@@ -21,6 +21,7 @@ from benchmarks import (
     drills,
     instructions,
     members,
+    memos,
     proxies,
     quick,
     report,
@@ -109,12 +110,15 @@ def test_targets_are_judged_by_ratio_or_by_figure() -> None:
 
 def test_results_are_kept_as_json_page_and_chart(tmp_path: Path) -> None:
     samples = [sample("nginx", 1, 10), sample("fedproxy", 1, 11), sample(scenarios.DIRECT, 1, 0)]
-    found = report.result(samples, {"nginx": "1.22"}, {"rounds": 1}, ["a note"], (0.1, 0.2, 0.3))
+    counts = {"warm-1k": {"proxy.runtime.lines": (999, 1)}}
+    found = report.result(samples, {"nginx": "1.22"}, {"rounds": 1}, ["a note"], (0.1, 0.2, 0.3), counts)
     kept = report.save(found, tmp_path, "kept")
     assert [path.name for path in kept] == ["kept.json", "kept.md", "kept.svg"]
     assert len(json.loads(kept[0].read_text())["runs"]) == 3
     assert "| fedproxy | 11.0 |" in kept[1].read_text()
     assert "a note" in kept[1].read_text()
+    assert "| `proxy.runtime.lines` | 1,000 | 99.9% |" in kept[1].read_text()
+    assert json.loads(kept[0].read_text())["memos"]["warm-1k"]["proxy.runtime.lines"]["hit_rate"] == 0.999
     assert ElementTree.parse(kept[2]).getroot().tag.endswith("svg")
 
 
@@ -408,3 +412,35 @@ def test_drill_that_was_slow_or_did_not_finish_is_a_fault() -> None:
 def test_every_drill_has_a_name_of_its_own() -> None:
     names = [each.value for each in (*drills.Fault, *drills.Mishap)]
     assert len(set(names)) == len(names)
+
+
+def test_memo_that_counts_knows_what_it_had_to_read_and_has_the_name_it_is_kept_under() -> None:
+    lengths = memos.CountedMemo(len, entries=2)
+    before = memos.current()
+    known = lengths.get
+    assert [known(b"a"), lengths[b"a"], known(b"a"), lengths[b"a"]] == [None, 1, 1, 1]
+    # The third turns the generations, and what is found in the old one was known.
+    assert [lengths[b"bb"], lengths[b"ccc"], lengths[b"a"]] == [2, 3, 1]
+    assert memos.between(before, memos.current()) == {f"{__name__}.lengths": (3, 3)}
+
+
+def test_table_that_counts_is_asked_for_its_young_generation_first() -> None:
+    table = memos.CountedGenerations()
+    before = memos.current()
+
+    def ask(key: bytes) -> object:
+        found = table.young.get(key)
+        return table.take(key) if found is None else found
+
+    assert ask(b"a") is None
+    table.put(b"a", 1)
+    assert ask(b"a") == 1
+    table.turn()
+    assert ask(b"a") == 1
+    assert ask(b"a") is None
+    assert memos.between(before, memos.current()) == {f"{__name__}.table": (2, 2)}
+
+
+def test_counts_of_a_run_are_read_as_they_were_written() -> None:
+    counts = {"wire.h1.client._heads": (5, 1)}
+    assert memos.read([json.dumps(counts) + "\n"]) == [counts]
