@@ -1,9 +1,7 @@
 -- A browser's requests for wrk. Arguments: mode, first number of what never comes twice, cookies of the members.
 -- Modes: warm (the same few heads), cold (of three browsers, with a query, a cookie and a referer that were never
--- seen before), none (new visitors of repositories by Zipf's law), mixed (a page and what it brings), launch (the
--- same for visitors who were here before, so that their browser asks whether its copies still hold), jupyter (what
--- JupyterLab asks its server, with a time stamp in each query, and a notebook that is saved), close (a connection
--- each), post (64 KiB to /upload).
+-- seen before), none (new visitors of repositories by Zipf's law), mixed (a page and what it brings), close (a
+-- connection each), post (64 KiB to /upload).
 -- Prints one line that begins with RESULT.
 
 local HEADERS = {
@@ -71,32 +69,10 @@ local BROWSERS = {
     "Connection: keep-alive",
   },
 }
-local FETCHED = {
-  "Host: %s",
-  "Connection: keep-alive",
-  'sec-ch-ua: "Chromium";v="138", "Not.A/Brand";v="8"',
-  "sec-ch-ua-mobile: ?0",
-  'sec-ch-ua-platform: "Linux"',
-  CHROME,
-  "Accept: */*",
-  "Content-Type: application/json",
-  "X-XSRFToken: 2|8d3f1c6a|c0ffee%d|1760000000",
-  "Sec-Fetch-Site: same-origin",
-  "Sec-Fetch-Mode: cors",
-  "Sec-Fetch-Dest: empty",
-  "Referer: https://mybinder.org/user/org-repo-%d/lab/tree/index.ipynb",
-  "Accept-Encoding: gzip, deflate, br, zstd",
-  "Accept-Language: en-GB,en;q=0.9",
-  "Cookie: %c; _ga=GA1.1.%d; jupyterhub-session-id=5b1f%d; _xsrf=2|8d3f1c6a|c0ffee%d|1760000000",
-}
-local SESSIONS = 50
-local POLLED = {"kernels?", "sessions?", "terminals?", "kernels?", "contents?content=1&", "me?", "sessions?"}
 local REPOSITORIES = 1000
 local FIRST_VISIT = {
   "/static/dist/styles.css", "/static/dist/bundle.js", "/static/logo.svg", "/static/fonts/icons.woff2",
 }
-
-local NOTEBOOK = string.rep('{"cell_type": "code", "source": "import numpy"} ', 400)
 
 local mode, serial, cookies, fields = "warm", 0, {}, ""
 local ready, turn, queue = {}, 0, {}
@@ -125,31 +101,6 @@ local function zipf(count)
   return picks
 end
 
--- A page of a launch and its assets, which the browser has already, but asks for again.
-local function relaunch()
-  serial = serial + 1
-  local cookie = string.format("%s; _ga=GA1.1.%013.0f", cookies[serial % #cookies + 1], serial)
-  for _, path in ipairs(FIRST_VISIT) do
-    queue[#queue + 1] = head(path, cookie)
-      .. "\r\nIf-Modified-Since: Mon, 03 Aug 2099 10:00:00 GMT\r\n\r\n"
-  end
-  queue[#queue + 1] = head("/api/repoproviders", cookie) .. "\r\n\r\n"
-  queue[#queue + 1] = head("/v2/gh/org/repo-" .. ready[serial % #ready + 1] .. "/HEAD", cookie) .. "\r\n\r\n"
-end
-
--- What a page of JupyterLab asks for in a minute: it polls, and saves its notebook.
-local function poll()
-  turn = turn % #ready + 1
-  local path, lines = "/user/org-repo-" .. turn .. "/api/", ready[turn]
-  for _, asked in ipairs(POLLED) do
-    serial = serial + 1
-    queue[#queue + 1] = string.format("GET %s%s%013.0f HTTP/1.1\r\n%s\r\n\r\n", path, asked, serial, lines)
-  end
-  serial = serial + 1
-  queue[#queue + 1] = string.format("PUT %scontents/index.ipynb?%013.0f HTTP/1.1\r\n%s\r\nContent-Length: %d\r\n\r\n%s",
-    path, serial, lines, #NOTEBOOK, NOTEBOOK)
-end
-
 -- One visitor in four has nothing in the browser's cache.
 local function visit()
   serial = serial + 1
@@ -164,7 +115,7 @@ local function visit()
   queue[#queue + 1] = head("/v2/gh/org/repo-" .. repository .. "/HEAD", cookie) .. "\r\n\r\n"
 end
 
-local REFILLS = {mixed = visit, launch = relaunch, jupyter = poll}
+local REFILLS = {mixed = visit}
 
 function init(args)
   mode, serial = args[1], tonumber(args[2])
@@ -186,14 +137,8 @@ function init(args)
     for _, repository in ipairs(zipf(20000)) do
       ready[#ready + 1] = head("/v2/gh/small/repo-" .. repository .. "/HEAD") .. "\r\n\r\n"
     end
-  elseif mode == "mixed" or mode == "launch" then
+  elseif mode == "mixed" then
     ready = zipf(20000)
-  elseif mode == "jupyter" then
-    for number = 1, SESSIONS do
-      local lines = table.concat(FETCHED, "\r\n"):gsub("%%s", wrk.host .. ":" .. wrk.port)
-      lines = lines:gsub("%%c", "fedproxy_member=" .. cookies[number % #cookies + 1]):gsub("%%d", number)
-      ready[number] = lines
-    end
   elseif mode == "cold" then
     for _, cookie in ipairs(cookies) do
       for _, browser in ipairs(BROWSERS) do

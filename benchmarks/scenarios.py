@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import uvloop
 
 from benchmarks import h2load, visitors, wrk
-from benchmarks.members import EVENTS
+from benchmarks.members import EVENTS, STEPS
 from benchmarks.peers import (
     H2_OFFSET,
     MEMBERS,
@@ -19,7 +19,7 @@ from benchmarks.peers import (
     Cpu,
     Process,
 )
-from benchmarks.visitors import Seen, percentile
+from benchmarks.visitors import Person, Seen, percentile
 
 FIRST = frozenset({"nginx", "haproxy", "fedproxy"})
 FAST = FIRST | {"compiled"}
@@ -314,6 +314,25 @@ def _echo(size: int, connections: int) -> Drive:
     return drive
 
 
+def _people(what: Callable[[Person], Coroutine[None, None, None]]) -> Drive:
+    def drive(contender: Contender, turn: Turn) -> Measured:
+        meter = _Meter(contender.process)
+        seen = uvloop.run(
+            visitors.people(
+                contender.port,
+                contender.cookies,
+                turn.connections,
+                what,
+                turn.seconds,
+                meter.begin,
+                meter.end,
+            )
+        )
+        return _seen(seen, meter.used)
+
+    return drive
+
+
 def _idle(*, tls: bool) -> Drive:
     def drive(contender: Contender, turn: Turn) -> Measured:
         held: list[int] = []
@@ -373,13 +392,19 @@ SCENARIOS = {
         ),
         Scenario(
             "launch-page",
-            "a page whose assets the browser has, and asks whether they still hold",
-            _wrk("launch", "/", 100),
+            f"a page whose assets the browser has, and the {STEPS} events of its build",
+            _people(Person.launch),
+            "streams",
+            frozenset({"stream"}),
+            "CPU µs per request or event",
         ),
         Scenario(
             "jupyter",
-            "JupyterLab's requests: another query in each, and 19 KiB saved in one of eight",
-            _wrk("jupyter", "/", 5),
+            "JupyterLab: it polls, saves 19 KiB, runs a cell by WebSocket, and rarely uploads 384 KiB",
+            _people(Person.work),
+            "streams",
+            frozenset({"websocket"}),
+            "CPU µs per request or message",
         ),
         Scenario(
             "nocookie-1k",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import select
 import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar, cast
 
-from benchmarks.members import frame, frame_length
+from benchmarks.members import REPLIES, STEPS, frame, frame_length
 from benchmarks.peers import COOKIE, BenchmarkError
 from fedproxy.wire.h2 import frame as h2
 from fedproxy.wire.h2.hpack import literal
@@ -25,6 +26,30 @@ _BROWSER: Final = (
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
     "Accept-Language: en-GB,en;q=0.7,de;q=0.3\r\nReferer: https://mybinder.org/\r\n"
 )
+_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *([0-9]+)").search
+# Each person has a million numbers that nobody had in the last hours.
+_serials: Final = itertools.count(int(time.time()) % 100_000 * 100_000_000, 1_000_000)
+_POLLED: Final = (
+    "kernels?",
+    "sessions?",
+    "terminals?",
+    "kernels?",
+    "contents?content=1&",
+    "me?",
+    "sessions?",
+)
+_NOTEBOOK: Final = b'{"cell_type": "code", "source": "import numpy"} ' * 400
+# A file is uploaded in three pieces of 128 KiB, once in so many rounds.
+_PIECE: Final = b"x" * (128 << 10)
+_UPLOADS_EVERY: Final = 16
+_EXECUTION: Final = frame(800, masked=True)
+_ASSETS: Final = (
+    "/static/dist/styles.css",
+    "/static/dist/bundle.js",
+    "/static/logo.svg",
+    "/static/fonts/icons.woff2",
+)
+_HELD: Final = "If-Modified-Since: Mon, 03 Aug 2099 10:00:00 GMT\r\n"
 
 
 @dataclass
@@ -296,6 +321,151 @@ async def echo(
     result = await _watch(seen, seconds, begin, end)
     _leave(visitors)
     return result
+
+
+class Person:
+    """A browser: one kept connection for requests, and one for a WebSocket if it has any."""
+
+    def __init__(self, seen: Seen, port: int, cookie: str, number: int) -> None:
+        self._seen = seen
+        self._port = port
+        self._cookie = cookie
+        self._number = number
+        self._serial = next(_serials)
+        self._open: list[asyncio.StreamWriter] = []
+        self._be(number)
+
+    def _be(self, number: int) -> None:
+        """Has cookies of its own by this number."""
+        xsrf = f"2|8d3f1c6a|c0ffee{number}|1760000000"
+        self._fields = (
+            f"Host: 127.0.0.1:{self._port}\r\n{_BROWSER}Accept: */*\r\nContent-Type: application/json\r\n"
+            f"X-XSRFToken: {xsrf}\r\nSec-Fetch-Site: same-origin\r\n"
+            f"Cookie: {COOKIE}={self._cookie}; _ga=GA1.1.{number}; _xsrf={xsrf}\r\n"
+        )
+
+    async def connect(self) -> None:
+        """Opens the connection for requests."""
+        self.reader, self.writer = await self._connect()
+
+    async def work(self) -> None:
+        """JupyterLab for ever: it polls, saves, runs a cell, and now and then uploads a file."""
+        server = f"/user/org-repo-{self._number}/api"
+        kernel = await self._channels(f"{server}/kernels/{self._number}/channels")
+        turn = self._number
+        while True:
+            for asked in _POLLED:
+                await self._ask("GET", f"{server}/{asked}{self._next()}")
+            await self._ask("PUT", f"{server}/contents/index.ipynb?{self._next()}", body=_NOTEBOOK)
+            await self._run_cell(*kernel)
+            if turn % _UPLOADS_EVERY == 0:
+                for piece in ("1", "2", "-1"):
+                    await self._ask("PUT", f"{server}/contents/data.csv?chunk={piece}", body=_PIECE)
+            turn += 1
+
+    async def launch(self) -> None:
+        """Launches for ever, each time as somebody else who was here before: a page whose assets the browser
+        has, and the stream of the build."""
+        while True:
+            self._be(self._next())
+            page = f"gh/org/repo-{(self._next() + 7 * self._number) % 1000}/HEAD"
+            await self._ask("GET", f"/v2/{page}")
+            await self._ask("GET", "/api/repoproviders")
+            for asset in _ASSETS:
+                await self._ask("GET", asset, _HELD)
+            self._send("GET", f"/build/short/{page}", "Accept: text/event-stream\r\n")
+            await self._head()
+            await self.reader.readuntil(b"0\r\n\r\n")
+            self._seen.count += STEPS + 1
+
+    def leave(self) -> None:
+        """Drops all connections."""
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
+        self._open.append(writer)
+        return reader, writer
+
+    def _next(self) -> int:
+        """A number that was never sent before."""
+        self._serial += 1
+        return self._serial
+
+    def _send(self, method: str, target: str, more: str = "", body: bytes = b"") -> None:
+        if body:
+            more += f"Content-Length: {len(body)}\r\n"
+        self.writer.write(f"{method} {target} HTTP/1.1\r\n{self._fields}{more}\r\n".encode() + body)
+
+    async def _head(self) -> bytes:
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        if head.split(b" ", 2)[1] not in (b"200", b"304"):
+            raise BenchmarkError(f"a peer answered {head[:60]!r}")
+        return head
+
+    async def _ask(self, method: str, target: str, more: str = "", body: bytes = b"") -> None:
+        started = time.monotonic_ns()
+        self._send(method, target, more, body)
+        length = _LENGTH(await self._head())
+        if length:
+            await self.reader.readexactly(int(length[1]))
+        self._seen.count += 1
+        self._seen.delays.append((time.monotonic_ns() - started) / 1000)
+
+    async def _channels(self, target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self._connect()
+        writer.write(
+            f"GET {target} HTTP/1.1\r\n{self._fields}Connection: Upgrade\r\nUpgrade: websocket\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 101 "):
+            raise BenchmarkError(f"a peer answered {head[:60]!r}")
+        return reader, writer
+
+    async def _run_cell(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(_EXECUTION)
+        for size in REPLIES:
+            await reader.readexactly(len(frame(size, masked=False)))
+        self._seen.count += 1 + len(REPLIES)
+
+
+async def people(
+    port: int,
+    cookies: Sequence[str],
+    number: int,
+    what: Callable[[Person], Coroutine[None, None, None]],
+    seconds: float,
+    begin: Callable[[], None] = lambda: None,
+    end: Callable[[], None] = lambda: None,
+) -> Seen:
+    """So many people who do the same steps over and over, each step when the one before is done.
+
+    A request, a message and an event count one each, so whatever the proxy, their shares are the same.
+    """
+    seen = Seen()
+    persons = [Person(seen, port, cookies[at % len(cookies)], at + 1) for at in range(number)]
+    doing: list[asyncio.Task[None]] = []
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            for person in persons:
+                await person.connect()
+        doing = [asyncio.create_task(what(person)) for person in persons]
+        await asyncio.sleep(0.5)
+        result = await _watch(seen, seconds, begin, end)
+        ended = [task for task in doing if task.done()]
+        for task in ended:
+            if isinstance(error := task.exception(), BenchmarkError):
+                raise error
+        result.broken += len(ended)
+        return result
+    finally:
+        for task in doing:
+            task.cancel()
+        await asyncio.gather(*doing, return_exceptions=True)
+        for person in persons:
+            person.leave()
 
 
 async def idle(

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -362,6 +362,28 @@ async def test_messages_come_back(member: int, size: int) -> None:
     seen = await visitors.echo(member, ["m0"], 2, size, 0.2)
     assert seen.count > 0
     assert seen.broken == 0
+
+
+@pytest.mark.parametrize("what", [visitors.Person.work, visitors.Person.launch])
+async def test_people_do_their_steps_over_and_over(
+    member: int, what: Callable[[visitors.Person], Coroutine[None, None, None]]
+) -> None:
+    seen = await visitors.people(member, MEMBERS, 2, what, 0.3)
+    assert seen.count > len(members.REPLIES)
+    assert seen.delays
+    assert seen.broken == 0
+
+
+async def test_person_who_gets_an_error_ends_the_run(unused_tcp_port: int) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", unused_tcp_port):
+        with pytest.raises(BenchmarkError, match="503"):
+            await visitors.people(unused_tcp_port, MEMBERS, 1, visitors.Person.launch, 0.1)
 
 
 async def test_idle_connections_are_held_while_they_are_measured(member: int) -> None:
