@@ -149,7 +149,7 @@ def _policy(settings: config.Config) -> Policy:
             sessions=limits.sessions,
             idle_connections=limits.idle_connections,
             streams=limits.streams,
-            http2=Allowance(**limits.http2.model_dump()),
+            http2=Allowance(**vars(limits.http2)),
         ),
         attempts=settings.retry.attempts,
         cookie=affinity.cookie,
