@@ -98,8 +98,8 @@ async def _serve(file: Path, config: Config, workers: int | None, events: Events
     gc.disable()  # as a worker does, until `freeze`
     from fedproxy.config.load import load
     from fedproxy.serve import descriptors, systemd
-    from fedproxy.serve.fleet import StartError
     from fedproxy.serve.service import Service
+    from fedproxy.serve.starting import StartError
     from fedproxy.serve.tls import ignore_unreadable_names
     from fedproxy.serve.worker import freeze
 

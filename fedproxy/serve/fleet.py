@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
@@ -53,6 +51,7 @@ from fedproxy.errors import ChannelError
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sharing import Sharing, SharingPeer
 from fedproxy.serve.sockets import Sockets
+from fedproxy.serve.starting import Child, Starter, StartError, said
 from fedproxy.tasks import Tasks, cancel
 
 _TO_START = 30.0  # seconds that a worker may take until it accepts
@@ -65,10 +64,6 @@ _SILENT = 3.0  # seconds without a message, of which there is one each second: t
 # edge because of it. One that was stopped from outside (SIGSTOP, a debugger) has longer: it may be continued.
 _GIVE_UP, _GIVE_UP_STOPPED = 30.0, 120.0
 _BACK_OFF, _BACK_OFF_MAX = 0.5, 30.0  # seconds before a worker that keeps dying is started again
-
-
-class StartError(Exception):
-    """A worker could not be started."""
 
 
 class Common:
@@ -143,9 +138,6 @@ class Fleet(Protocol):
     def alive(self) -> int:
         """How many accept visitors."""
 
-    def children(self) -> set[int] | None:
-        """The child processes that it waits for itself; None while one is being started."""
-
     async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
         """Returns when visitors are accepted. Raises StartError or ConfigError; close it then."""
 
@@ -200,10 +192,6 @@ class Inside:
         self._counted = False
         self._common.listeners.add(self._share_launches)
         self._share_launches()
-
-    def children(self) -> set[int] | None:
-        """As `Fleet` says."""
-        return set()
 
     def _on_fact(self, fact: Fact) -> None:
         match fact:
@@ -318,7 +306,7 @@ class _Process:
         self.answers: dict[int, asyncio.Future[None]] = {}
         self.pid = 0
 
-    process: asyncio.subprocess.Process
+    process: Child
     channel: ControlChannel[ToWorker, FromWorker]
     hand: socket.socket
 
@@ -335,8 +323,11 @@ class _Process:
 class Workers:
     """So many worker processes, one for each slot of the sockets. `say` takes lines for whoever runs this."""
 
-    def __init__(self, number: int, sockets: Sockets, common: Common, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, number: int, sockets: Sockets, common: Common, say: Callable[[str], None], starter: Starter
+    ) -> None:
         self.number = number
+        self._starter = starter
         self._sockets = sockets
         self._common = common
         self._say = say
@@ -346,7 +337,6 @@ class Workers:
         self._health: dict[str, MemberHealth] = {}
         self._logos: dict[str, Logo] = {}
         self._numbers = count()
-        self._spawning = 0
         self._lent: set[int] = set()  # slots without a worker: the others accept there
 
     _update: ApplyConfig
@@ -371,10 +361,6 @@ class Workers:
         loop = asyncio.get_running_loop()
         self._keepers = [loop.create_task(self._keep(each)) for each in started if isinstance(each, _Process)]
         self._keepers.append(loop.create_task(self._listen()))
-
-    def children(self) -> set[int] | None:
-        """As `Fleet` says."""
-        return None if self._spawning else {each.pid for each in self._processes}
 
     def apply(self, update: ApplyConfig) -> None:
         """As `Fleet` says."""
@@ -423,25 +409,14 @@ class Workers:
                 lambda error: self._on_refused(worker, error),
                 worker.cut.set,
             )
-            self._spawning += 1
             try:
-                worker.process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "fedproxy.serve.worker",
-                    str(theirs.fileno()),
-                    str(their_hand.fileno()),
-                    pass_fds=[theirs.fileno(), their_hand.fileno(), *chain.from_iterable(descriptors)],
-                    stdin=subprocess.DEVNULL,
-                    # Ctrl-C in a terminal is for the control process, which says what it means for a worker.
-                    start_new_session=True,
+                worker.process = await self._starter.start(
+                    theirs.fileno(), their_hand.fileno(), [*chain.from_iterable(descriptors)]
                 )
             except BaseException:
                 worker.channel.close()
                 worker.hand.close()
                 raise
-            finally:
-                self._spawning -= 1
         worker.pid = worker.process.pid
         self._processes.add(worker)
         self._watchers.start(self._watch(worker))
@@ -477,7 +452,7 @@ class Workers:
         if not worker.gone.is_set():
             how = "lost its control channel" if cut else f"did not start in {_TO_START:g} s"
             raise StartError(f"worker {worker.pid} {how}")
-        raise StartError(f"worker {worker.pid} ended with {_said(worker.process.returncode)} at its start")
+        raise StartError(f"worker {worker.pid} ended with {said(worker.process.returncode)} at its start")
 
     async def _watch(self, worker: _Process) -> None:
         """Until the process has ended, and what it said last was read."""
@@ -531,7 +506,7 @@ class Workers:
             old = worker
             quick = quick + 1 if old.gone.is_set() and time.monotonic() - old.started < _LONG_LIVED else 0
             if old.gone.is_set():
-                self._say(f"worker {old.pid} ended with {_said(old.process.returncode)}")
+                self._say(f"worker {old.pid} ended with {said(old.process.returncode)}")
             worker = await self._successor(old.slot, quick)
             if not old.gone.is_set():
                 old.draining = True
@@ -699,9 +674,3 @@ def _is_stopped(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0] in "tT"
     except OSError:
         return False
-
-
-def _said(status: int | None) -> str:
-    if status is not None and status < 0:
-        return f"signal {-status}"
-    return f"status {status}"

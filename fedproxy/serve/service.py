@@ -43,11 +43,12 @@ from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History, Level
 from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.disk import DiskThread
-from fedproxy.serve.fleet import Common, Fleet, Inside, StartError, Stuck, Workers
+from fedproxy.serve.fleet import Common, Fleet, Inside, Stuck, Workers
 from fedproxy.serve.log import check_log
 from fedproxy.serve.plane import SETTLED, Shape, shape
 from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import Sockets, listen_on
+from fedproxy.serve.starting import Starter, StartError
 from fedproxy.serve.systemd import Notifier
 from fedproxy.serve.tls import Certificates
 from fedproxy.tasks import Tasks, cancel
@@ -107,6 +108,7 @@ class Service:
         self.history = History()
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
+        self._starter = Starter(self._say)
         self._common = Common()
         self._common.on_trip = self._hear_news
         self._common.on_token = self._on_token
@@ -175,22 +177,13 @@ class Service:
         self._read = _signature(self._file)
         self._next_look = asyncio.get_running_loop().create_future()
         if reaper.is_init():
-            self._reaper = asyncio.get_running_loop().create_task(reaper.keep_reaping(self._children))
+            self._reaper = asyncio.get_running_loop().create_task(reaper.keep_reaping(self._starter.children))
         async with self._changing:
             await self._start()
         self._do(self._keep_house())
         self._do(self._look())
         self._keeper = asyncio.get_running_loop().create_task(self._keep_sessions())
         self._notifier.ready()
-
-    def _children(self) -> set[int] | None:
-        children: set[int] = set()
-        for fleet in (*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])):
-            known = fleet.children()
-            if known is None:
-                return None
-            children |= known
-        return children
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """What is ended by `stop`, wherever it is."""
@@ -305,7 +298,7 @@ class Service:
             return Inside(
                 lambda: self._sockets.of(self.config.listen, 0, 1), self._left_over, self._common, self._log
             )
-        return Workers(workers, self._sockets, self._common, self._say)
+        return Workers(workers, self._sockets, self._common, self._say, self._starter)
 
     def _left_over(self) -> list[tuple[int, int, socket.socket]]:
         listeners = self.config.listen
@@ -350,6 +343,7 @@ class Service:
         finally:
             for fleet in fleets:
                 await fleet.close()
+            await self._starter.close()
             if self._keeper is not None:
                 await cancel([self._keeper])
                 self._keeper = None
@@ -627,14 +621,21 @@ class Service:
         except BaseException:
             # Some of them may have visitors already.
             self._leave(fleet)
+            await self._let_go_of_forker()
             raise
         old, self._fleet = self._fleet, fleet
+        await self._let_go_of_forker()
         # What was probed meanwhile was told to those before.
         for each in self._reports.values():
             fleet.tell(_health(each))
         for logo in self._logos.known if self._logos is not None else ():
             fleet.tell(logo)
         self._leave(old)
+
+    async def _let_go_of_forker(self) -> None:
+        """Frees its memory if this process serves alone."""
+        if isinstance(self._fleet, Inside):
+            await self._starter.close()
 
     def _leave(self, fleet: Fleet) -> None:
         self._leaving[fleet] = asyncio.get_running_loop().create_task(self._see_off(fleet))

@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -64,6 +64,7 @@ from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Left, silence
 from fedproxy.serve.tls import ignore_unreadable_names
 from fedproxy.tasks import Tasks, cancel
+from fedproxy.web.public import create_public_app
 
 if TYPE_CHECKING:
     from fedproxy.decide.snapshot import Survey
@@ -78,9 +79,15 @@ _LAST_WORDS = 2.0  # seconds that the control process may take to read them
 
 
 class Worker:
-    """What a worker process does, from the first message to the end."""
+    """What a worker process does, from the first message to the end.
 
-    def __init__(self, events: Events) -> None:
+    numbers: of descriptors here, by those that the control process has for them, where they differ. parent:
+    the control process, if another process stands in its place at first.
+    """
+
+    def __init__(
+        self, events: Events, numbers: Mapping[int, int] | None = None, parent: int | None = None
+    ) -> None:
         self.plane = Plane(tell=self._tell)
         self.plane.edge.synchronize = self._synchronize
         self._numbers = count()
@@ -92,7 +99,8 @@ class Worker:
         self._serving = False
         self._telling = asyncio.Lock()
         self._answers = Tasks()
-        self._parent = os.getppid()
+        self._numbers_here = numbers or {}
+        self._parent = os.getppid() if parent is None else parent
         self._given: tuple[bool, ...] = ()
         self._handed: asyncio.Queue[tuple[object, list[socket.socket]]] = asyncio.Queue()
         self._bell: Bell | None = None
@@ -128,7 +136,11 @@ class Worker:
         self._given = start.given
         plane = self.plane
         plane.set_tickets(start.tickets)
-        sockets = {number: socket.socket(fileno=number) for each in start.sockets for number in each}
+        sockets = {
+            number: socket.socket(fileno=self._numbers_here.get(number, number))
+            for each in start.sockets
+            for number in each
+        }
         try:
             of_each = [[sockets[number] for number in each] for each in start.sockets]
             await plane.start(start.apply, of_each, start.health)
@@ -374,16 +386,32 @@ def freeze() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def _run(descriptor: int, hand_descriptor: int, events: Events) -> None:
-    await Worker(events).run(descriptor, hand_descriptor)
+def prepare() -> None:
+    """Does what every worker does in the same way, before they are forked: whatever it leaves is shared."""
+    # The config comes pickled.
+    import fedproxy.config.model  # noqa: F401
+
+    ignore_unreadable_names()
+    # Nothing of it is needed, but what it imports, reads and remembers on the way is.
+    create_public_app(Plane())
 
 
-def main() -> None:
-    """Runs a worker; the arguments are the descriptors of the control channel and of the hand."""
+def serve(
+    channel: int, hand_descriptor: int, numbers: Mapping[int, int] | None = None, parent: int | None = None
+) -> None:
+    """Runs a worker with these descriptors of the control channel and of the hand.
+
+    The rest is as `Worker` says.
+    Raises SystemExit, with what is to be said if it cannot serve.
+    """
     events = take_over()
     ignore_unreadable_names()
+
+    async def run() -> None:
+        await Worker(events, numbers, parent).run(channel, hand_descriptor)
+
     try:
-        uvloop.run(_run(int(sys.argv[1]), int(sys.argv[2]), events))
+        uvloop.run(run())
     except asyncio.CancelledError:
         raise SystemExit(0) from None
     except ChannelError as error:
@@ -392,6 +420,11 @@ def main() -> None:
         raise SystemExit("\n".join(f"fedproxy: worker: {fault}" for fault in error.faults)) from None
     except OSError as error:
         raise SystemExit(f"fedproxy: worker: {error.strerror or error}") from None
+
+
+def main() -> None:
+    """Runs a worker; the arguments are the descriptors of the control channel and of the hand."""
+    serve(int(sys.argv[1]), int(sys.argv[2]))
 
 
 if __name__ == "__main__":

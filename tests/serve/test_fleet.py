@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +25,7 @@ from fedproxy.errors import ChannelError, Fault
 from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
 from fedproxy.serve.service import Service
 from fedproxy.serve.sockets import Sockets
+from fedproxy.serve.starting import Starter
 from tests.rig import RawClient
 from tests.rig.channel import FROM_WORKER
 from tests.rig.running import patience, until
@@ -48,6 +49,11 @@ async def service(said: list[str]) -> AsyncIterator[Service]:
 def processes(service: Service) -> dict[int, _Process]:
     assert isinstance(service._fleet, Workers)
     return {each.pid: each for each in service._fleet._processes}
+
+
+def fleet_of(say: Callable[[str], None], common: Common | None = None) -> Workers:
+    """Two workers that were not started."""
+    return Workers(2, Sockets(()), common or Common(), say, Starter(say))
 
 
 async def silent(service: Service, pid: int, seconds: float) -> None:
@@ -122,7 +128,7 @@ async def test_machine_that_slept_charges_no_worker(
 
 @pytest.mark.parametrize("message", FROM_WORKER, ids=lambda message: type(message).__name__)
 def test_every_message_of_a_worker_is_a_sign_of_life(message: FromWorker) -> None:
-    fleet = Workers(2, Sockets(()), Common(), lambda line: None)
+    fleet = fleet_of(lambda line: None)
     worker = _Process(0)
     worker.silent = 5.0
     fleet._on_message(worker, message)
@@ -132,7 +138,7 @@ def test_every_message_of_a_worker_is_a_sign_of_life(message: FromWorker) -> Non
 def test_what_a_worker_says_is_done() -> None:
     said: list[str] = []
     common = Common()
-    fleet = Workers(2, Sockets(()), common, said.append)
+    fleet = fleet_of(said.append, common)
     worker = _Process(0)
     fleet._on_message(worker, LaunchesInFlight({"a": 3}))
     assert common.elsewhere("another") == LaunchesInFlight({"a": 3})
@@ -165,7 +171,7 @@ async def test_worker_that_is_not_understood_is_replaced_and_not_killed(
 
 async def test_worker_that_is_not_understood_is_neither_silent_nor_asked() -> None:
     said: list[str] = []
-    fleet = Workers(2, Sockets(()), Common(), said.append)
+    fleet = fleet_of(said.append)
     worker, other = _Process(0), _Process(1)
     for each in (worker, other):
         each.ready.set()
@@ -232,7 +238,7 @@ async def test_reload_that_needs_workers_of_another_release_changes_nothing(
 
 
 def test_worker_that_starts_or_drains_is_not_said_to_be_stuck() -> None:
-    fleet = Workers(2, Sockets(()), Common(), lambda line: None)
+    fleet = fleet_of(lambda line: None)
     starting, serving, well, draining = (_Process(slot) for slot in range(4))
     for pid, each in enumerate((starting, serving, well, draining)):
         each.pid, each.silent = pid, 0.5 if each is well else 50.0
