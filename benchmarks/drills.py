@@ -37,7 +37,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import COOKIE, MEMBERS, BenchmarkError, Process, require_free
+from benchmarks.peers import COOKIE, MEMBERS, BenchmarkError, Process, is_worker, require_free
 
 VICTIM: Final = MEMBERS[0]
 _NAME: Final = "m0.drill.test"
@@ -778,7 +778,7 @@ class Trial:
             os.close(ours)
         async with self._crowd():
             before = edge.processes()
-            killed = next(pid for pid in before if pid != edge.pid)
+            killed = next(pid for pid in before if is_worker(pid))
             os.kill(killed, signal.SIGKILL)
             start = time.monotonic()
 

@@ -25,7 +25,7 @@ import click
 import uvloop
 import yaml
 
-from benchmarks.peers import BenchmarkError
+from benchmarks.peers import BenchmarkError, is_worker
 
 _TOKEN = "benchmark"
 _THINK = 0.05, 1.2  # seconds between two requests of a visitor: at least, and at most
@@ -220,7 +220,7 @@ class _Edge:
     def workers(self) -> list[int]:
         """The processes that serve, those that drain too; the oldest first."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return sorted(map(int, path.read_text().split()), key=_started)
+        return sorted(filter(is_worker, map(int, path.read_text().split())), key=_started)
 
     async def replace_workers(self, count: int) -> None:
         """Tells each of the `count` workers that accept to end; the next one when its successor is there."""

@@ -1,8 +1,9 @@
 """`python -m benchmarks.memory`: how much the edge's memory grows for bodies, streams, sockets and sessions.
 
 The edge runs alone in its process, the members in another; this one is the visitors. Growth is the peak
-resident memory (VmRSS) under load, minus the value before, after a warm-up of the same kind. Exit status 1 if
-a limit is exceeded.
+resident memory (VmRSS) under load, minus the value before, after a warm-up of the same kind. For a further
+worker it is what that process shares with no other, of the one that has most. Exit status 1 if a limit is
+exceeded.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from rich.table import Table
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from benchmarks.peers import BenchmarkError, fetch, require_free
+from benchmarks.peers import BenchmarkError, fetch, is_worker, require_free
 from fedproxy.decide.sessions import Place, Sessions
 from fedproxy.wire.h2 import frame as h2
 from fedproxy.wire.h2.hpack import literal
@@ -455,14 +456,46 @@ def _sessions() -> Figure:
     return Figure("100,000 known sessions, each", before, most, 100_000, 512, seconds)
 
 
+# Workers
+
+
+def _private(pid: int) -> int:
+    """A process's memory that it shares with no other, in bytes."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = (
+        line.split() for line in rollup.splitlines() if line.startswith(("Private_Clean", "Private_Dirty"))
+    )
+    return sum(int(fields[1]) for fields in found) * KIB
+
+
+def _most_private(edge: int) -> int:
+    """Of the edge's worker that has most, in bytes."""
+    children = Path(f"/proc/{edge}/task/{edge}/children").read_text().split()
+    return max(_private(pid) for pid in map(int, children) if is_worker(pid))
+
+
+async def _measure_workers(ports: Ports, edge: int) -> list[Figure]:
+    async with asyncio.timeout(_PATIENCE):
+        started = time.monotonic()
+        await asyncio.sleep(_STALL)
+        idle = Figure(
+            "a further worker, idle", 0, _most_private(edge), 1, 15 * MIB, time.monotonic() - started
+        )
+        started = time.monotonic()
+        await streams(ports, 500)
+        after = _most_private(edge)
+    seconds = time.monotonic() - started
+    return [idle, Figure("a further worker, after 500 streams", 0, after, 1, 15 * MIB, seconds)]
+
+
 # The processes
 
 
-def _config(folder: Path, ports: Ports) -> Path:
+def _config(folder: Path, ports: Ports, workers: int = 1) -> Path:
     config = {
         "listen": [{"address": f"127.0.0.1:{ports.edge}", "http2": True}],
         "admin": {"address": f"127.0.0.1:{ports.admin}"},
-        "workers": 1,
+        "workers": workers,
         "access_log": "off",
         # All visitors come from one address.
         "limits": {"request_body": 2 * GIB, "connections_per_address": 0, "uploads_per_address": 0},
@@ -561,7 +594,7 @@ def main(port: int, members: bool, sessions: bool) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         require_free([ports.edge, ports.admin, ports.http, ports.sockets])
-        figures = [*(_run(load, ports) for load in LOADS), _sessions()]
+        figures = [*(_run(load, ports) for load in LOADS), *_workers(ports), _sessions()]
     except (BenchmarkError, TimeoutError) as error:
         raise click.ClickException(str(error) or f"not done within {_PATIENCE:.0f} s") from error
     _show(figures, Console())
@@ -570,15 +603,27 @@ def main(port: int, members: bool, sessions: bool) -> None:
 
 def _run(load: Load, ports: Ports) -> Figure:
     """Measures on an edge of its own: what one load gave back to the allocator would be another's gain."""
+    with _edge(ports) as edge:
+        return uvloop.run(_measure(load, ports, edge))
+
+
+def _workers(ports: Ports) -> list[Figure]:
+    with _edge(ports, workers=3) as edge:
+        return uvloop.run(_measure_workers(ports, edge))
+
+
+@contextlib.contextmanager
+def _edge(ports: Ports, workers: int = 1) -> Iterator[int]:
+    """Runs an edge in front of the members while the block runs, and yields its process number."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedproxy-memory-")))
-        config = _config(folder, ports)
+        config = _config(folder, ports, workers)
         stack.enter_context(
             _program(folder, "members", "benchmarks.memory", "--members", "--port", str(ports.edge))
         )
         edge = stack.enter_context(_program(folder, "edge", "fedproxy", "serve", "--config", str(config)))
         _wait_ready(ports.edge)
-        return uvloop.run(_measure(load, ports, edge))
+        yield edge
 
 
 if __name__ == "__main__":

@@ -53,6 +53,13 @@ class Cpu:
         return Cpu(self.user - earlier.user, self.kernel - earlier.kernel)
 
 
+def is_worker(pid: int) -> bool:
+    """Whether a process that has not ended is one of the edge's workers."""
+    with contextlib.suppress(OSError):
+        return b"fedproxy.serve.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
 class Process:
     """A program pinned on one core, in a session of its own so that Ctrl-C reaches only the benchmark."""
 

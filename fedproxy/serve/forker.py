@@ -27,6 +27,7 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def main() -> None:
     for number in _SIGNALS:
         # Whoever sends one to the whole service means the control process, which says what follows from it.
         signal.signal(number, signal.SIG_IGN)
+    _close_others(())
     # Afterwards, as it takes its time.
     from fedproxy.serve import worker
 
@@ -155,13 +157,17 @@ def _become_worker(own: set[int]) -> None:
         signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, _CONTROL)
+    _close_others(own)
+    _rename()
+
+
+def _close_others(own: Container[int]) -> None:
     for each in list(Path("/proc/self/fd").iterdir()):
         descriptor = int(each.name)
         if descriptor >= _STANDARD and descriptor not in own:
             # The list itself is in it, and closed by now.
             with suppress(OSError):
                 os.close(descriptor)
-    _rename()
 
 
 def _rename() -> None:

@@ -125,7 +125,10 @@ class Starter:
             # It has ended since.
             await forker.ended()
             forker = await self._begin()
-            forked = forker.ask(descriptors)
+            try:
+                forked = forker.ask(descriptors)
+            except BrokenPipeError:
+                raise StartError("the process that forks workers ends at once") from None
         try:
             return await asyncio.wait_for(forked, _TO_FORK)
         except TimeoutError:

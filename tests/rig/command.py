@@ -38,7 +38,14 @@ class Program:
 
     def workers(self) -> list[int]:
         """The worker processes, those that drain too; the oldest first."""
-        return sorted(pid for pid in self.processes() if b"fedproxy.serve.worker" in _read(pid, "cmdline"))
+        return self._named(b"fedproxy.serve.worker")
+
+    def forkers(self) -> list[int]:
+        """The process that workers are forked from, and for a moment what stands between it and one."""
+        return self._named(b"fedproxy.serve.forker")
+
+    def _named(self, name: bytes) -> list[int]:
+        return sorted(pid for pid in self.processes() if name in _read(pid, "cmdline"))
 
     async def line(self, part: str) -> str:
         """Reads on until a line that contains `part`, and returns what follows `part` there."""
