@@ -187,6 +187,12 @@ async def test_worker_that_ends_at_its_start_is_heard_of_with_its_status(starter
         child = await starter.start(*each.numbers, [])
         child.kill()
         assert await status_of(child) == -KILL
+    with ends() as each:
+        child = await starter.start(*each.numbers, [])
+        child.kill()
+        # As if something else in this process waited for all children.
+        os.waitpid(child.pid, 0)
+        assert await status_of(child) == 255
 
 
 async def test_worker_gets_more_descriptors_than_fit_into_a_message(starter: Starter) -> None:
