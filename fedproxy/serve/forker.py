@@ -16,8 +16,8 @@ from __future__ import annotations
 import gc
 
 if __name__ == "__main__":
-    # Until `freeze` in a worker: a search for garbage writes to every object, and so takes every page from
-    # those that the workers share.
+    # Until `freeze` in a worker. Imports leave hardly any garbage, and a search for it writes to every
+    # object: no page would be left that workers share.
     gc.disable()
 
 import ctypes
@@ -56,7 +56,6 @@ def main() -> None:
     from fedproxy.serve import worker
 
     worker.prepare()
-    gc.collect()
     gaps = _fill_gaps()
     gc.freeze()
     parent = os.getppid()
