@@ -16,6 +16,8 @@ from fedproxy.decide.breaker import Breaker, BreakerPolicy, Outcome
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease
 from fedproxy.decide.launch import FailureTable, Launch
 from fedproxy.decide.member import Member
+from fedproxy.observe.access_log import JsonLines
+from fedproxy.record import Record
 from fedproxy.wire.events import EventReader
 from fedproxy.wire.h1 import request, response
 from fedproxy.wire.h1.body import Chunked
@@ -54,6 +56,27 @@ def _federation() -> Federation:
     return Federation(members, FederationPolicy("rendezvous"), random.Random(1))
 
 
+def _record(number: int) -> Record:
+    return Record(
+        time=1795934374.0 + number / 1000,
+        request_id=f"{number:032x}",
+        client="203.0.113.7",
+        method="GET",
+        host="mybinder.org",
+        target="/user/x/lab",
+        protocol="HTTP/1.1",
+        status=200,
+        bytes_out=1024,
+        duration=0.0125,
+        ttfb=0.012,
+        member="member-0",
+        attempts=1,
+        affinity="cookie",
+        user_agent="Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+        referer="https://mybinder.org/",
+    )
+
+
 def _cases() -> dict[str, Callable[[int], object]]:
     """Name -> what is done with the number of the turn."""
     reader = request.BlockReader("fedproxy_member", "https://mybinder.org", trusted=False)
@@ -61,6 +84,7 @@ def _cases() -> dict[str, Callable[[int], object]]:
     events = EventReader()
     launch = Launch(FailureTable(), 0.0)
     chunked = Chunked()
+    line = JsonLines()
 
     def settle(lease: object) -> None:
         assert isinstance(lease, Lease)
@@ -82,6 +106,7 @@ def _cases() -> dict[str, Callable[[int], object]]:
         "response head, another second": lambda number: response.read(_HEAD % (number % 60)),
         "chunk of 8 KiB": lambda _number: chunked.feed(_DATA),
         "event of a launch": one_event,
+        "line of the access log": lambda number: line(_record(number)),
         "member by cookie": lambda number: settle(
             federation.acquire(None, federation.members[number % 3], (), 0.0)
         ),
