@@ -21,7 +21,7 @@ import click
 import uvloop
 from click.shell_completion import CompletionItem
 
-from fedproxy import __version__
+from fedproxy import __version__, is_compiled
 from fedproxy.config.address import BASE_PATH, LINK, LOCATION, ORIGIN, Address
 from fedproxy.config.report import fault_lines
 from fedproxy.config.units import AMOUNT, FILE, Kind
@@ -43,7 +43,7 @@ _UNFOLDED = 10_000  # columns
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.version_option(f"{__version__} ({'compiled' if is_compiled() else 'not compiled'})")
 def main() -> None:
     """The edge for a federation of BinderHubs."""
 

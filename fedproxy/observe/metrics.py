@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from fedproxy import __version__
+from fedproxy import __version__, is_compiled
 from fedproxy.decide.affinity import COUNTED
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import Histogram
@@ -426,7 +426,12 @@ def _edge(view: View) -> Iterator[Family]:
         ("name",),
         (((name,), at) for name, at in view.certificates.items()),
     )
-    yield _gauge("fedproxy_build_info", "Always 1.", ("version",), [((__version__,), 1)])
+    yield _gauge(
+        "fedproxy_build_info",
+        "Always 1; `compiled` is whether the hot path is extension modules.",
+        ("version", "compiled"),
+        [((__version__, str(is_compiled()).lower()), 1)],
+    )
 
 
 def _of_federation_redirect(members: Sequence[Snapshot]) -> Iterator[Family]:

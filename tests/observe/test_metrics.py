@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from fedproxy import __version__
+from fedproxy import __version__, is_compiled
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, EdgeCounts, Exemplar
 from fedproxy.decide.member import Member
@@ -115,7 +115,7 @@ def found() -> Samples:
         ("fedproxy_config_reloads_total", {"result": "failure"}, 0),
         ("fedproxy_config_last_reload_success_timestamp_seconds", {}, 1763900000.5),
         ("fedproxy_workers", {}, 2),
-        ("fedproxy_build_info", {"version": __version__}, 1),
+        ("fedproxy_build_info", {"version": __version__, "compiled": str(is_compiled()).lower()}, 1),
         ("federation_health", {"member": "gesis", "reason": ""}, 1),
         ("federation_health", {"member": "ovh", "reason": "Pod quota"}, 0),
         ("federation_redirect_count", {"member": "gesis", "reason": "cookie"}, 5),
