@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -339,3 +341,15 @@ async def test_sampled_trace_of_a_visitor_is_an_example_in_the_metrics_without_a
         assert [each.trace_id for each in examples] == [TRACE_ID] * 2
         told = [request.value("traceparent") for request in running.member.requests]
         assert told[:2] == [SAMPLED.partition(b": ")[2], NOT_SAMPLED.partition(b": ")[2]]
+
+
+async def test_ids_are_random_in_every_digit() -> None:
+    async with edge(answer()) as running:
+        drawn = [pair for _ in range(4) for pair in running.service.edge.draw_ids()]
+    assert len(dict(drawn)) == len(drawn)
+    for request_id, traceparent in drawn:
+        assert re.fullmatch(rb"00-%b-(?!0{16})[0-9a-f]{16}-00" % request_id, traceparent)
+    # A digit that always is the same, or counts, is one by which samplers sample in bursts.
+    for digits in zip(*(request_id for request_id, _ in drawn), strict=True):
+        assert len(set(digits)) == 16
+        assert len({one - other for one, other in pairwise(digits)}) > 16
