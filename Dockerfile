@@ -36,4 +36,5 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(os.environ.get('FEDPROXY_ADMIN', 'http://127.0.0.1:8081').rstrip('/') + '/health/live', timeout=3)"]
 # As the first process it waits for those that lost their parent, so no init is needed in front of it.
 ENTRYPOINT ["fedproxy"]
-CMD ["serve", "--config", "/etc/fedproxy/config.yaml"]
+# The config is /etc/fedproxy/config.yaml, or /etc/federation-redirect/config.json.
+CMD ["serve"]

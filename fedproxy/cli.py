@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # arguments, would else wait for aiohttp, pydantic and the templates, most of what a start takes.
 
 _FILE = click.Path(path_type=Path)
+# Where packages and images put it; the other is that of an image of federation-redirect, which this replaces.
+_USUAL = (Path("/etc/fedproxy/config.yaml"), Path("/etc/federation-redirect/config.json"))
 _LONG_WORD = 30  # characters; a longer one may be folded within
 _UNFOLDED = 10_000  # columns
 
@@ -64,10 +66,18 @@ def _load(file: Path) -> Config:
 
 
 @main.command()
-@click.option("--config", "file", required=True, type=_FILE, help="The config, YAML or JSON.")
+@click.option(
+    "--config",
+    "file",
+    type=_FILE,
+    help=f"The config, YAML or JSON. Default: {' or '.join(map(str, _USUAL))}.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Number of worker processes; overrides the config.")
-def serve(file: Path, workers: int | None) -> None:
+def serve(file: Path | None, workers: int | None) -> None:
     """Run the edge until SIGTERM or SIGINT."""
+    file = file or next((usual for usual in _USUAL if usual.exists()), None)
+    if file is None:
+        raise click.UsageError(f"There is no --config, and neither {' nor '.join(map(str, _USUAL))}.")
     from fedproxy.observe.events import take_over
 
     events = take_over()

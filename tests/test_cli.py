@@ -650,3 +650,20 @@ async def test_serve_on_unix_sockets_says_where(tmp_path: Path, write: Write) ->
         assert await program.line("admin on ") == admin
         program.signal(signal.SIGTERM)
         assert await program.ended() == 0
+
+
+def test_serve_without_a_config_takes_the_usual_one_or_says_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = (tmp_path / "config.yaml", tmp_path / "config.json")
+    monkeypatch.setattr(cli, "_USUAL", usual)
+    result = run("serve")
+    assert result.exit_code == 2
+    assert all(str(file) in result.stderr for file in usual)
+    for file in reversed(usual):
+        # The first that exists.
+        file.write_text("{}")
+        result = run("serve")
+        assert result.exit_code == 2
+        assert re.search(f"^{re.escape(str(file))}: ", result.stderr, re.MULTILINE)
+        assert result.stderr.count(str(tmp_path)) == 1
