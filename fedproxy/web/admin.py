@@ -23,7 +23,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View, content_type, expose
-from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id
+from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id, takes_gzip
 from fedproxy.web.live import MOST_STREAMS, Live, log
 from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
@@ -179,7 +179,14 @@ class _Admin:
         accept = ",".join(request.headers.getall("Accept", ()))
         # This loop may also serve visitors, and other scrapes.
         text = await in_turns(expose(view, accept))
-        return web.Response(body=text.encode(), headers={"Content-Type": content_type(accept)})
+        response = web.Response(
+            body=text.encode(),
+            headers={"Content-Type": content_type(accept), "Vary": "Accept, Accept-Encoding"},
+        )
+        if takes_gzip(request):
+            # In a thread, if it is large.
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     async def live(self, request: web.Request) -> web.Response:
         # If the data plane runs in this loop, answering at all shows that it is alive.

@@ -17,6 +17,7 @@ from fedproxy.wire.answer import render
 
 _ID: Final = web.RequestKey("request_id", str)
 _IS_ID: Final = re.compile(r"[!-~]{1,128}").fullmatch
+_NO_WEIGHT: Final = re.compile(r"\s*q\s*=\s*0(?:\.0{0,3})?\s*").fullmatch
 _DETAILS: Final = {
     404: "There is nothing here.",
     405: "This method is not allowed here.",
@@ -105,3 +106,12 @@ def create_app(middleware: Middleware, policy: str) -> web.Application:
     app = web.Application(middlewares=[middleware], client_max_size=64 * 1024)
     app.on_response_prepare.append(_signer(policy))
     return app
+
+
+def takes_gzip(request: web.BaseRequest) -> bool:
+    """Whether the Accept-Encoding fields admit gzip (RFC 9110 section 12.5.3)."""
+    for each in ",".join(request.headers.getall("Accept-Encoding", ())).lower().split(","):
+        coding, _, weight = each.partition(";")
+        if coding.strip() in ("gzip", "x-gzip"):
+            return _NO_WEIGHT(weight) is None
+    return False

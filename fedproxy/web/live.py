@@ -26,7 +26,7 @@ from aiohttp import web
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 from fedproxy.observe.history import LINES, STEP, Event, Figures, History, Level
-from fedproxy.web.answers import RefusedError
+from fedproxy.web.answers import RefusedError, takes_gzip
 from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, shares
 
@@ -143,7 +143,7 @@ class Live:
             self._closing.set_result(None)
 
     async def _serve(self, request: web.Request, closing: asyncio.Future[None]) -> web.StreamResponse:
-        packs = "gzip" in request.headers.get("Accept-Encoding", "").lower()
+        packs = takes_gzip(request)
         response = web.StreamResponse(headers=_HEAD)
         response.headers["Vary"] = "Accept-Encoding"
         if packs:

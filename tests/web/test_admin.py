@@ -230,6 +230,30 @@ async def test_metrics_are_prometheus_text(client: Client, state: State) -> None
     }
 
 
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("gzip", "gzip"),
+        ("br, GZIP;q=0.5", "gzip"),
+        ("deflate, gzip", "gzip"),
+        ("deflate", None),
+        ("identity", None),
+        ("gzip;q=0", None),
+        ("gzip; q=0.000", None),
+        ("x-gzip", "gzip"),
+        ("*", None),
+    ],
+)
+async def test_metrics_are_compressed_for_who_takes_it(
+    client: Client, accepted: str, coding: str | None
+) -> None:
+    plain = await (await client.get("/metrics", headers={"Accept-Encoding": "identity"})).text()
+    response = await client.get("/metrics", headers={"Accept-Encoding": accepted})
+    assert response.headers.get("Content-Encoding") == coding
+    text = await response.text()
+    assert text.splitlines()[:50] == plain.splitlines()[:50]
+
+
 async def test_metrics_are_openmetrics_if_asked_for(client: Client) -> None:
     response = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert response.content_type == "application/openmetrics-text"
