@@ -508,7 +508,7 @@ def test_masked_config_is_json_without_secrets() -> None:
 def test_example_of_the_project_is_valid_and_has_every_key() -> None:
     path = ROOT / "conf" / "mybinder.yaml"
     config = load(path, {})
-    assert (config.prime, list(config.members)) == (
+    assert (config.prime, list(config.active_members)) == (
         "hetzner-2i2c",
         ["hetzner-2i2c", "hetzner-gesis", "bids-ovh"],
     )
