@@ -292,7 +292,7 @@ class TLSTransport(asyncio.Transport):
             self._write_parts((data,))
         elif data:
             try:
-                self.tls.write(data)
+                self._encrypt(data)
             except ssl.SSLError as error:
                 self._break(error)
                 return
@@ -309,7 +309,7 @@ class TLSTransport(asyncio.Transport):
 
     def _write_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """One record at a time, as OpenSSL keeps a buffer as large as it ever was."""
-        write, read = self.tls.write, self._outgoing.read
+        encrypt, read = self._encrypt, self._outgoing.read
         records: list[bytes] = []
         begun: list[bytes | bytearray | memoryview] = []
         size = 0
@@ -318,18 +318,27 @@ class TLSTransport(asyncio.Transport):
                 view = memoryview(part)
                 while size + len(view) > _RECORD:
                     room = _RECORD - size
-                    write(b"".join((*begun, view[:room])) if begun else view[:room])
+                    encrypt(b"".join((*begun, view[:room])) if begun else view[:room])
                     records.append(read())
                     view, begun, size = view[room:], [], 0
                 begun.append(view)
                 size += len(view)
             if size:
-                write(b"".join(begun))
+                encrypt(b"".join(begun))
                 records.append(read())
         except ssl.SSLError as error:
             self._break(error)
             return
         self.wire.writelines(records)
+
+    def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypts all of it, in several records if the other side wants small ones (RFC 6066 section 4)."""
+        write, size = self.tls.write, len(data)
+        done = write(data)
+        if done < size:
+            view = memoryview(data)
+            while done < size:
+                done += write(view[done:])
 
     def close(self) -> None:
         """Says close_notify behind what is written, and waits for the other side to end, too.

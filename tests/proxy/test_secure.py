@@ -240,6 +240,25 @@ def test_what_is_written_arrives_in_order_and_a_record_at_a_time(sizes: list[int
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("size", [600, RECORD, 3 * RECORD])
+async def test_other_side_that_wants_small_records_gets_all(size: int) -> None:
+    class Small(ssl.SSLObject):
+        """As where `max_fragment_length` was agreed on: each write makes one record (RFC 6066 section 4)."""
+
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data)[:512])
+
+    serving, _ = contexts()
+    serving.sslobject_class = Small
+    try:
+        pair = Pair().shake()
+    finally:
+        serving.sslobject_class = ssl.SSLObject
+    pair.edge.write(LONG[:size])
+    pair.edge.writelines([LONG[:100], LONG[:size]])
+    assert pair.heard() == (LONG[:size] + LONG[:100] + LONG[:size], False)
+
+
 async def test_one_delivery_for_each_read(pair: Pair) -> None:
     pair.deliver(pair.say(b"a") + pair.say(b"b" * 5 * RECORD))
     assert pair.above.got == [b"a" + b"b" * 5 * RECORD]

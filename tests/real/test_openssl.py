@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from fedproxy.serve.tls import Certificates
-from tests.rig import programs
+from tests.rig import answer, edge, programs
 from tests.rig.visitor import listening, pair, section
 
 pytestmark = programs.needs("openssl", "openssl")
@@ -64,3 +64,21 @@ async def test_protocol_that_is_agreed_on(tmp_path: Path, http2: bool, asked: st
         told = await s_client(port, "first.test", "-alpn", asked)
     assert agreed in told
     assert ssl.TLSVersion.TLSv1_3.name.replace("_", ".") in told
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+async def test_visitor_who_wants_small_records_gets_all_of_a_response(tmp_path: Path, version: str) -> None:
+    files = pair(tmp_path / "edge", trustme.CA().issue_cert("localhost"))
+    listen = [{"address": "127.0.0.1:0", "tls": {key: str(path) for key, path in files}}]
+    body = bytes(range(256)) * 256
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    async with edge(
+        answer(response, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nthe other"), listen=listen
+    ) as it:
+        address = "{}:{}".format(*it.address)
+        asked = ("-connect", address, version, "-maxfraglen", "512", "-quiet", "-ign_eof")
+        async with programs.started("openssl", "s_client", *asked, stdin=PIPE) as process:
+            head = b"GET / HTTP/1.1\r\nHost: hub.test\r\n"
+            told, _ = await process.communicate(head + b"\r\n" + head + b"Connection: close\r\n\r\n")
+    first, _, second = told.partition(b"\r\n\r\n" + body)
+    assert first and second.endswith(b"\r\n\r\nthe other")
