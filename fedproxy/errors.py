@@ -26,11 +26,26 @@ class FedproxyError(Exception):
 
 
 @dataclass(frozen=True)
+class Place:
+    """A place in a file: line and column in characters, both from 1."""
+
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
 class Fault:
-    """One fault in a config: where it is, what it is, and what was expected."""
+    """One fault in a config: where it is, what it is, and what was expected.
+
+    path: the key path. place: where that is in the file, None if it is nowhere in particular.
+    """
 
     path: str
     message: str
+    place: Place | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message

@@ -40,9 +40,9 @@ LEGACY = {"hosts": {"a": {"url": "https://a.example", "weight": 2, "prime": True
 
 FAULTY = "timeouts: {connect: soon}\nmebers: 3\nmembers:\n  a: {url: 'ftp://x'}\n"
 FAULTS = [
-    "timeouts.connect: is 'soon', expected a duration above 0, such as 250ms, 15s or 4h",
-    "mebers: is not a known key, did you mean 'members'?",
-    "members.a.url: is 'ftp://x', expected an http:// or https:// URL with no path, or unix:/PATH",
+    "1:21: timeouts.connect: is 'soon', expected a duration above 0, such as 250ms, 15s or 4h",
+    "2:1: mebers: is not a known key, did you mean 'members'?",
+    "4:12: members.a.url: is 'ftp://x', expected an http:// or https:// URL with no path, or unix:/PATH",
 ]
 
 
@@ -81,7 +81,7 @@ def test_check_of_a_faulty_file_says_every_fault(write: Write) -> None:
     file = write(FAULTY)
     result = run("check", file)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.splitlines() == [f"{file}: {fault}" for fault in FAULTS]
+    assert result.stderr.splitlines() == [f"{file}:{fault}" for fault in FAULTS]
 
 
 @pytest.mark.parametrize("command", [("check",), ("import",), ("page", "--config"), ("serve", "--config")])
@@ -122,7 +122,7 @@ def test_import_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b'{"hosts": "\xff"}')
     result = run("import", file)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"{file}: is not UTF-8: invalid start byte at byte 11\n"
+    assert result.stderr == f"{file}:1:12: is not UTF-8: invalid start byte at byte 11\n"
 
 
 def test_page_is_html_unless_markdown_is_asked_for(write: Write) -> None:
@@ -580,7 +580,7 @@ async def test_hangup_with_a_broken_file_keeps_the_old_config(file: Path) -> Non
         file.write_text(FAULTY)
         edge.program.signal(signal.SIGHUP)
         await edge.program.line("the config in force is kept")
-        assert edge.program.lines[-4:-1] == [f"{file}: {fault}" for fault in FAULTS]
+        assert edge.program.lines[-4:-1] == [f"{file}:{fault}" for fault in FAULTS]
         assert await edge.weight() == 1
         client = await RawClient.connect(edge.public)
         assert (await client.ask(GET)).body == b"ok"
@@ -639,7 +639,7 @@ async def test_serve_of_a_faulty_file_says_every_fault(write: Write) -> None:
     file = write(FAULTY)
     async with fedproxy("serve", "--config", file) as program:
         assert await program.ended() == 2
-    assert program.lines == [f"{file}: {fault}" for fault in FAULTS]
+    assert program.lines == [f"{file}:{fault}" for fault in FAULTS]
 
 
 async def test_serve_on_unix_sockets_says_where(tmp_path: Path, write: Write) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from os.path import realpath
 
 from fedproxy.config.units import Kind
 
@@ -33,6 +34,27 @@ class Address:
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def overlap(one: Address, other: Address) -> bool:
+    """Whether both cannot be listened on: a port, of one address or of all that the machine has; a socket.
+
+    `[::]` is for IPv4 too. A name is its own address, because nothing is asked here; `localhost` is known.
+    """
+    if one.path or other.path:
+        return bool(one.path and other.path) and realpath(one.path) == realpath(other.path)
+    if one.port != other.port or one.port == 0:
+        return False
+    first, second = _bound_host(one), _bound_host(other)
+    if first == second or "::" in (first, second):
+        return True
+    return "0.0.0.0" in (first, second) and ":" not in first + second
+
+
+def _bound_host(address: Address) -> str:
+    """The host as it is compared. Names are looked up as IPv4."""
+    host = address.host.removesuffix(".")
+    return "127.0.0.1" if host == "localhost" else host
 
 
 @dataclass(frozen=True)

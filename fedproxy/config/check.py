@@ -5,15 +5,25 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedproxy.config.document import Document, Finding, Location
-from fedproxy.config.model import Config, ListenerSettings, MemberSettings, RouteSettings
+from fedproxy.config.address import Address, overlap
+from fedproxy.config.document import Document
+from fedproxy.config.model import (
+    AdminSettings,
+    Config,
+    ListenerSettings,
+    MemberSettings,
+    RouteSettings,
+    default_listen,
+)
+from fedproxy.config.places import Finding, Location
 from fedproxy.config.units import MASK, SECRET, Kind, flag
 from fedproxy.errors import ConfigError, Fault
 
@@ -25,22 +35,39 @@ _MAX_ERRORS = 5 * MAX_FAULTS
 _USER = re.compile(r"(//[^/@\s]*:)[^/@\s]*@")
 
 
+@dataclass(frozen=True)
+class ValidParts:
+    """The listeners and members that are valid by themselves, by number and by name."""
+
+    listen: Mapping[int, ListenerSettings] = field(default_factory=dict)
+    members: Mapping[str, MemberSettings] = field(default_factory=dict)
+
+
+def valid_parts(data: object) -> ValidParts:
+    """What of a config's data can be checked further, although other parts are not valid."""
+    source = data if isinstance(data, dict) else {}
+    return ValidParts(
+        _valid_parts(ListenerSettings, source.get("listen")),
+        _valid_parts(MemberSettings, source.get("members")),
+    )
+
+
 def config_from(data: object) -> tuple[Config | None, list[Finding]]:
     """The config in `data`, or None and all findings."""
     config, findings = model_from(Config, data)
     # If a part of the file is invalid, the rules between the valid parts are checked all the same.
     source = data if isinstance(data, dict) else {}
-    listen = _valid_parts(ListenerSettings, source.get("listen"))
-    members = _valid_parts(MemberSettings, source.get("members"))
+    parts = valid_parts(data)
+    members = parts.members
     routes = _valid_parts(RouteSettings, source.get("routes"))
     names = _names(source)
     findings += _between_members(members)
     findings += _between_routes(routes, members, names)
-    findings += _between_listeners(listen, config.admin.address if config else None)
+    findings += _between_listeners(_addresses(source, parts.listen))
     if source.get("listen") == []:
-        findings.append((("listen",), "is empty, expected at least one"))
+        findings.append(Finding(("listen",), "is empty, expected at least one"))
     if isinstance(source.get("members"), dict) and not any(map(_may_be_active, source["members"].values())):
-        findings.append((("members",), "has no active member, expected at least one"))
+        findings.append(Finding(("members",), "has no active member, expected at least one"))
     return (None if findings else config), findings
 
 
@@ -55,33 +82,31 @@ def model_from(model: type[M], data: object) -> tuple[M | None, list[Finding]]:
 
 def config_error(document: Document, findings: Sequence[Finding]) -> ConfigError:
     """The findings of the document and of its content as faults, in the order of the file."""
-    broken = {where for where, _ in document.findings}
+    broken = {finding.where for finding in document.findings}
     # A value that could not be parsed is not also reported as missing or of the wrong type.
     secondary = (
         finding
         for finding in findings
-        if not any(finding[0][:end] in broken for end in range(1, len(finding[0]) + 1))
+        if not any(finding.where[:end] in broken for end in range(1, len(finding.where) + 1))
     )
-    everything = dict.fromkeys([*document.findings, *secondary])
-    faults = [
-        Fault(path_of(where), text)
-        for where, text in sorted(everything, key=lambda f: _place(document, f[0]))
-    ]
+    faults = faults_of(document, dict.fromkeys([*document.findings, *secondary]))
     if len(faults) > MAX_FAULTS:
         faults[MAX_FAULTS:] = [Fault("", f"{len(faults) - MAX_FAULTS} more faults")]
     return ConfigError(faults)
+
+
+def faults_of(document: Document, findings: Iterable[Finding]) -> list[Fault]:
+    """The findings with their places, in the order of the file; first what is about the whole of it."""
+    places = document.places
+    found = [(places.find(finding), finding) for finding in findings]
+    found.sort(key=lambda each: -1 if each[0] is None else each[0])
+    return [Fault(path_of(finding.where), finding.text, places.place(at)) for at, finding in found]
 
 
 def path_of(where: Location) -> str:
     """The location as a key path: `members.gesis.url`, `routes.1.to`."""
     parts = (str(part)[:100] for part in where)
     return ".".join(part if part.isprintable() else repr(part)[1:-1] for part in parts)
-
-
-def _place(document: Document, where: Location) -> int:
-    while where and where not in document.order:
-        where = where[:-1]
-    return document.order.get(where, 0)
 
 
 # -- within a section
@@ -93,19 +118,19 @@ def _translate(model: type[BaseModel], details: ErrorDetails) -> Iterator[Findin
     value, context = details["input"], details.get("ctx", {})
     match details["type"]:
         case "missing":
-            yield where, f"is missing, expected {_expected(model, where)}"
+            yield Finding(where, f"is missing, expected {_expected(model, where)}")
         case "extra_forbidden":
-            yield where, _unknown(str(where[-1]), list(_fields(model, where[:-1])))
+            yield Finding(where, _unknown(str(where[-1]), list(_fields(model, where[:-1]))), of_key=True)
         case "between":
-            yield from (((*where, key), message) for key, message in context["faults"])
+            yield from (Finding((*where, key), message) for key, message in context["faults"])
         case "value_error" if details["loc"][-1:] == ("[key]",):
-            yield where, f"is not a member's name, {context['error']}"
+            yield Finding(where, f"is not a member's name, {context['error']}", of_key=True)
         case "value_error" if kind_of(*annotation_at(model, where)) is SECRET:
-            yield where, f"is {MASK}, {context['error']}"
+            yield Finding(where, f"is {MASK}, {context['error']}")
         case "value_error":
-            yield where, f"is {show(value)}, {context['error']}"
+            yield Finding(where, f"is {show(value)}, {context['error']}")
         case _:
-            yield where, f"is {show(value)}, expected {_expected(model, where)}"
+            yield Finding(where, f"is {show(value)}, expected {_expected(model, where)}")
 
 
 def show(value: object) -> str:
@@ -216,16 +241,14 @@ def _may_be_active(member: object) -> bool:
 def _between_members(members: Mapping[str, MemberSettings]) -> Iterator[Finding]:
     primes = [name for name, member in members.items() if member.prime]
     for name in primes[1:]:
-        yield (
-            ("members", name, "prime"),
-            f"is true, but {primes[0]} is prime already, expected at most one prime member",
-        )
+        message = f"is true, but {primes[0]} is prime already, expected at most one prime member"
+        yield Finding(("members", name, "prime"), message)
     owners: dict[str, str] = {}
     for name, member in members.items():
         for index, host in enumerate(member.hosts):
             if host in owners:
                 where = ("members", name, "hosts", index)
-                yield where, f"is {host!r}, which {owners[host]} already has"
+                yield Finding(where, f"is {host!r}, which {owners[host]} already has")
             owners.setdefault(host, name)
 
 
@@ -241,14 +264,15 @@ def _between_routes(
         if route.to == "prime":
             # The prime member may be among those with faults of their own.
             if len(members) == len(names) and not any(member.prime for member in members.values()):
-                yield where, "is 'prime', and no member is prime"
+                yield Finding(where, "is 'prime', and no member is prime")
         elif route.to not in names:
             known = ["members", "prime", *names]
             close = difflib.get_close_matches(route.to[:100], known, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""
-            yield where, f"is {show(route.to)}, expected members, prime or a member's name{hint}"
+            message = f"is {show(route.to)}, expected members, prime or a member's name{hint}"
+            yield Finding(where, message)
         elif route.to in members and not members[route.to].active:
-            yield where, f"is {show(route.to)}, a past member, expected an active one"
+            yield Finding(where, f"is {show(route.to)}, a past member, expected an active one")
 
 
 def _away(index: int, to: str | None, members: Mapping[str, MemberSettings]) -> Iterator[Finding]:
@@ -256,18 +280,37 @@ def _away(index: int, to: str | None, members: Mapping[str, MemberSettings]) -> 
     for name, member in members.items():
         meant = to in (None, "members", name) or (to == "prime" and member.prime)
         if meant and member.active and member.url.startswith("unix:"):
-            yield (
-                ("routes", index, "mode"),
-                f"is 'redirect' to {name}, whose url is {member.url!r}, expected a URL",
-            )
+            message = f"is 'redirect' to {name}, whose url is {member.url!r}, expected a URL"
+            yield Finding(("routes", index, "mode"), message)
 
 
-def _between_listeners(listen: Mapping[int, ListenerSettings], admin: object) -> Iterator[Finding]:
-    seen: dict[object, str] = {admin: "admin.address"} if admin else {}
-    for index, listener in listen.items():
-        address = listener.address
-        if not address.path and address.port == 0:
-            continue
-        if address in seen:
-            yield ("listen", index, "address"), f"is {str(address)!r}, which {seen[address]} already uses"
-        seen.setdefault(address, f"listen.{index}.address")
+def _addresses(
+    source: Mapping[str, Any], listen: Mapping[int, ListenerSettings]
+) -> list[tuple[Location, Address, bool]]:
+    """The addresses that will be listened on: key path, address, whether it is a default. Only valid ones."""
+    admin, _ = model_from(AdminSettings, {} if source.get("admin") is None else source["admin"])
+    found: list[tuple[Location, Address, bool]] = []
+    if admin is not None:
+        found.append((("admin", "address"), admin.address, "address" not in admin.model_fields_set))
+    if source.get("listen") is None:
+        found += [(("listen", at, "address"), each.address, True) for at, each in enumerate(default_listen())]
+    else:
+        found += [(("listen", at, "address"), each.address, False) for at, each in listen.items()]
+    return found
+
+
+def _between_listeners(addresses: Sequence[tuple[Location, Address, bool]]) -> Iterator[Finding]:
+    """Sockets of workers share a port (SO_REUSEPORT), so the kernel would not refuse what collides."""
+    for at, (where, address, is_default) in enumerate(addresses):
+        for other_where, other, other_is_default in addresses[:at]:
+            if not overlap(address, other):
+                continue
+            # What the file does not say is not what can be changed in it.
+            if is_default and not other_is_default:
+                where, address, other_where, other = other_where, other, where, address
+                is_default, other_is_default = other_is_default, is_default
+            shown = "" if other == address else f" ({other})"
+            uses = "uses by default" if other_is_default else "already uses"
+            expected = f"is {str(address)!r}, which {path_of(other_where)}{shown} {uses}"
+            yield Finding(where, f"{expected}, expected an address of its own")
+            break

@@ -1,4 +1,4 @@
-"""A file's text -> plain data, and the position of each key in the file. Nothing here knows what a key means.
+"""A file's text -> plain data, and the place of each key in the file. Nothing here knows what a key means.
 
 YAML features that a config does not need are refused, so that a file means what it looks like: a duplicate
 key, a tag, a date, a number to base 60. The work is bounded for any text.
@@ -13,10 +13,7 @@ from typing import Any
 
 import yaml
 
-#: A position in the data: the keys and list positions that lead there.
-Location = tuple[str | int, ...]
-#: A fault and its position: what is wrong, and where.
-Finding = tuple[Location, str]
+from fedproxy.config.places import Finding, Location, Places, Spot
 
 MAX_BYTES = 1 << 20
 _MAX_DEPTH = 32
@@ -26,10 +23,10 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class Document:
-    """`data`: dictionaries with text keys, lists and scalars. `order`: the place of each location."""
+    """`data`: dictionaries with text keys, lists and scalars. `places`: where each of them is in the text."""
 
     data: Any = None
-    order: dict[Location, int] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -43,13 +40,26 @@ class _Composer(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own way to say it
     depth = 0
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        # Where each alias is, by the collection and the key or number below which it is used: the node of an
+        # alias is that of its anchor.
+        self.aliases: dict[tuple[int, int], int] = {}
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
+        if parent is not None and self.check_event(yaml.AliasEvent):
+            self.aliases[id(parent), _number(index)] = self.current_event.start_mark.index
         if self.depth > _MAX_DEPTH and parent:
             raise _TooDeep(problem=f"more than {_MAX_DEPTH} levels", problem_mark=parent.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+def _number(index: yaml.Node | int | None) -> int:
+    """What tells the parts of a collection apart: a list's numbers, a mapping's key nodes."""
+    return index if isinstance(index, int) else id(index)
 
 
 # What YAML 1.1 and JSON agree on; in addition YAML's booleans and JSON's numbers.
@@ -86,56 +96,77 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 def read(text: str) -> Document:
     """The document in `text`; its faults are in its findings."""
     if len(text.encode(errors="replace")) > MAX_BYTES:
-        return Document(findings=[((), f"is larger than {MAX_BYTES >> 20} MiB")])
+        return Document(findings=[Finding((), f"is larger than {MAX_BYTES >> 20} MiB")])
     # JSON allows tabs between tokens, YAML does not; JSON strings contain no raw tabs.
-    text = text.replace("\t", " ") if text.lstrip("\ufeff \t\r\n").startswith("{") else text
+    spaced = text.replace("\t", " ") if text.lstrip("\ufeff \t\r\n").startswith("{") else text
+    places = Places(text)
     try:
-        node = _Composer(text).get_single_node()
+        composer = _Composer(spaced)
+        node = composer.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        return Document(findings=[((), f"{where}not valid YAML: {error.problem or error.context}")])
+        at = mark.index if mark else None
+        tab = mark is not None and spaced[mark.index : mark.index + 1] == "\t"
+        problem = "a tab, expected spaces" if tab else error.problem or error.context
+        return Document(None, places, [Finding((), f"not valid YAML: {problem}", at)])
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        return Document(
-            findings=[((), f"line {line}: not valid YAML: character U+{error.character:04X} is not allowed")]
-        )
+        message = f"not valid YAML: character U+{error.character:04X} is not allowed"
+        return Document(None, places, [Finding((), message, error.position)])
     except (ValueError, OverflowError):
-        return Document(findings=[((), "not valid YAML: an escape in a string is not a character")])
+        return Document(
+            None, places, [Finding((), "not valid YAML: an escape in a string is not a character")]
+        )
     if node is None:
-        return Document(findings=[((), "is empty, expected at least `members`")])
-    walk = _Walk()
-    walk.document.data = walk.value(node, ())
+        return Document(None, places, [Finding((), "is empty, expected at least `members`")])
+    walk = _Walk(Document(None, places), composer.aliases)
+    walk.document.data, places.root = walk.value(node, (), Spot.of(node))
     return walk.document
 
 
 class _Walk:
-    """Nodes -> data. Aliases are expanded each time they are used, and every step counts."""
+    """Nodes -> data. Aliases are expanded each time they are used, and every step counts.
 
-    def __init__(self) -> None:
-        self.document = Document()
+    What an alias brings in is at the alias: what is wrong with it is also found at its anchor, and a fault
+    that only this use of it has would not be understood there.
+    """
+
+    def __init__(self, document: Document, aliases: Mapping[tuple[int, int], int]) -> None:
+        self.document = document
+        self.aliases = aliases
         self.steps = 0
 
-    def find(self, where: Location, message: str) -> None:
-        self.document.findings.append((where, message))
+    def find(self, where: Location, message: str, at: int | None = None) -> None:
+        self.document.findings.append(Finding(where, message, at))
 
-    def value(self, node: yaml.Node, where: Location) -> Any:
+    def spot(self, parent: yaml.Node, key: yaml.Node | int, node: yaml.Node, outer: Spot) -> Spot:
+        """Where a part of a collection is."""
+        if outer.alias:
+            return Spot(outer.value, outer.value, outer.value, alias=True)
+        begins = key.start_mark.index if isinstance(key, yaml.Node) else node.start_mark.index
+        alias = self.aliases.get((id(parent), _number(key)))
+        if alias is not None:
+            return Spot(alias if isinstance(key, int) else begins, alias, alias, alias=True)
+        return Spot(begins, node.start_mark.index, node.end_mark.index)
+
+    def value(self, node: yaml.Node, where: Location, spot: Spot) -> tuple[Any, Spot]:
+        """The data of a node that is at `spot`, and that spot with all below it."""
         self.steps += 1
         if self.steps > _MAX_NODES:
             if self.steps == _MAX_NODES + 1:
                 self.find((), f"holds more than {_MAX_NODES} values with its aliases expanded")
-            return None
-        self.document.order.setdefault(where, len(self.document.order))
+            return None, spot
         if len(where) > _MAX_DEPTH:
-            self.find(where[:1], "contains itself, or is nested too deeply")
-            return None
+            self.find(where[:1], "contains itself, or is nested too deeply", spot.value)
+            return None, spot
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
-            return self.mapping(node, where)
+            return self.mapping(node, where, spot), spot
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
-            return [self.value(item, (*where, index)) for index, item in enumerate(node.value)]
-        return self.scalar(node, where)
+            return self.sequence(node, where, spot), spot
+        if not spot.alias:
+            self.document.places.texts.append((where, spot.value, spot.end))
+        return self.scalar(node, where, spot), spot
 
-    def scalar(self, node: yaml.Node, where: Location) -> Any:
+    def scalar(self, node: yaml.Node, where: Location, spot: Spot) -> Any:
         construct = _SCALARS.get(node.tag)
         try:
             if construct and isinstance(node, yaml.ScalarNode):
@@ -143,34 +174,48 @@ class _Walk:
         except ValueError:
             pass
         tag = node.tag.replace(_TAG, "!!")
-        self.find(where, f"has the tag {tag[:40]} on line {node.start_mark.line + 1}, expected a plain value")
+        self.find(where, f"has the tag {tag[:40]}, expected a plain value", spot.value)
         return None
 
-    def mapping(self, node: yaml.MappingNode, where: Location) -> dict[str, Any]:
+    def sequence(self, node: yaml.SequenceNode, where: Location, spot: Spot) -> list[Any]:
+        data = []
+        for index, item in enumerate(node.value):
+            value, inner = self.value(item, (*where, index), self.spot(node, index, item, spot))
+            spot.items[index] = inner
+            data.append(value)
+        return data
+
+    def mapping(self, node: yaml.MappingNode, where: Location, spot: Spot) -> dict[str, Any]:
         data: dict[str, Any] = {}
         lines: dict[str, int] = {}
         merged: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
+            at = self.spot(node, key_node, value_node, spot)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.find(where, f"has a key on line {line} that is a list or a mapping, expected text")
+                self.find(where, "has a key that is a list or a mapping, expected text", at.key)
             elif key_node.tag == f"{_TAG}merge":
-                self.merge(value_node, where, merged)
+                self.merge(value_node, where, merged, spot, at)
             elif (key := key_node.value) in data:
-                self.find((*where, key), f"is given twice, on line {lines[key]} and line {line}")
+                self.document.places.texts.append(((*where, key), at.value, at.end))
+                self.find((*where, key), f"is given twice, on line {lines[key]} and line {line}", at.key)
             else:
                 lines[key] = line
-                data[key] = self.value(value_node, (*where, key))
+                data[key], spot.items[key] = self.value(value_node, (*where, key), at)
         return {**merged, **data}
 
-    def merge(self, node: yaml.Node, where: Location, merged: dict[str, Any]) -> None:
+    def merge(self, node: yaml.Node, where: Location, merged: dict[str, Any], spot: Spot, at: Spot) -> None:
         """Merge the sources of `<<`: the first source that has a key wins."""
-        for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-            taken = self.value(source, (*where, "<<"))
+        is_list = isinstance(node, yaml.SequenceNode)
+        for index, source in enumerate(node.value if is_list else [node]):
+            inner = self.spot(node, index, source, at) if is_list else at
+            taken, inner = self.value(source, (*where, "<<"), inner)
             if not isinstance(taken, dict):
-                self.find((*where, "<<"), "merges something that is not a mapping")
+                self.find((*where, "<<"), "merges something that is not a mapping", inner.value)
                 continue
             for key, value in taken.items():
+                if key not in merged and key not in spot.items:
+                    spot.items[key] = inner.items.get(key, inner)
                 merged.setdefault(key, value)
 
 
@@ -192,7 +237,7 @@ def interpolate(document: Document, env: Mapping[str, str]) -> None:
         if value not in seen:
             seen[value] = _expand(value, env)
         expanded, messages = seen[value]
-        document.findings += [(where, message) for message in messages]
+        document.findings += [Finding(where, message) for message in messages]
         return expanded
 
     document.data = visit(document.data, ())

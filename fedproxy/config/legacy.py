@@ -16,7 +16,6 @@ from pydantic import ConfigDict
 from fedproxy.config import address as addr
 from fedproxy.config import units
 from fedproxy.config.check import model_from
-from fedproxy.config.document import Finding
 from fedproxy.config.model import (
     AdminSettings,
     Amount,
@@ -29,6 +28,7 @@ from fedproxy.config.model import (
     Seconds,
     Section,
 )
+from fedproxy.config.places import Finding
 from fedproxy.config.units import Kind, Network
 
 _BADGES = {
@@ -81,10 +81,7 @@ def is_legacy(data: object) -> bool:
 def convert_data(data: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     """The old format as data of the new one, and its faults with key paths of the old one."""
     findings: list[Finding] = [
-        (
-            (key,),
-            "is not a key of the old format, expected `members` instead of `hosts`",
-        )
+        Finding((key,), "is not a key of the old format, expected `members` instead of `hosts`", of_key=True)
         for key in Config.model_fields
         if key in data and key not in _BESIDE
     ]
@@ -97,7 +94,7 @@ def convert_data(data: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
         return {}, findings
     primes = [name for name, host in legacy.hosts.items() if host.prime]
     if not primes:
-        findings.append((("hosts",), "has no host with `prime`, expected one"))
+        findings.append(Finding(("hosts",), "has no host with `prime`, expected one"))
         return {}, findings
     beside = {key: data[key] for key in _BESIDE if data.get(key) is not None}
     return beside | _converted(legacy, primes[0]), findings

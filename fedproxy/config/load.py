@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fedproxy.config.address import MEMBER_NAME
-from fedproxy.config.check import config_error, config_from, model_from, show
+from fedproxy.config.check import ValidParts, config_error, config_from, model_from, show, valid_parts
 from fedproxy.config.document import MAX_BYTES, Document, escape, interpolate, read
 from fedproxy.config.legacy import convert_data, is_legacy
 from fedproxy.config.model import Config, MemberSettings
+from fedproxy.config.places import Finding, Places
 from fedproxy.errors import ConfigError, Fault
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file says. `config` is None if it is not valid; `findings` are then what is wrong with it.
+
+    parts: what can be checked further in any case, valid or not.
+    """
+
+    document: Document
+    config: Config | None
+    findings: Sequence[Finding]
+    parts: ValidParts
+
+    def error(self, more: Sequence[Finding] = ()) -> ConfigError | None:
+        """What is wrong, with `more` that was found since; None if nothing is."""
+        if self.config is not None and not self.document.findings and not more:
+            return None
+        return config_error(self.document, [*self.findings, *more])
 
 
 def load(path: Path, env: Mapping[str, str]) -> Config:
@@ -30,7 +51,12 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise ConfigError([Fault("", f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([Fault("", f"is not UTF-8: {error.reason} at byte {error.start}")]) from error
+        # The error does not count a byte order mark.
+        start = len(content[:MAX_BYTES]) - len(error.object) + error.start
+        before = error.object[: error.start].decode()
+        place = Places(before).place(len(before))
+        message = f"is not UTF-8: {error.reason} at byte {start}"
+        raise ConfigError([Fault("", message, place)]) from error
     except ValueError as error:  # a NUL in the path
         raise ConfigError([Fault("", f"cannot be read: {error}")]) from error
     if len(content) > MAX_BYTES:
@@ -40,28 +66,37 @@ def read_text(path: Path) -> str:
 
 def parse(text: str, env: Mapping[str, str]) -> Config:
     """The config in `text`, in fedproxy's or federation-redirect's format. Raises ConfigError."""
+    return _config_in(examine(text, env))
+
+
+def examine(text: str, env: Mapping[str, str]) -> Reading:
+    """All that there is to know about the config in `text`."""
     document = read(text)
     if is_legacy(document.data):
-        return _build(document, _from_legacy(document))
+        return _examine_legacy(document)
     interpolate(document, env)
-    return _build(document, document.data)
+    if document.data is None and document.findings:
+        return Reading(document, None, [], ValidParts())
+    config, findings = config_from(document.data)
+    return Reading(document, config, findings, valid_parts(document.data))
 
 
 def convert(text: str) -> str:
     """A federation-redirect config as YAML in fedproxy's format. Raises ConfigError."""
     document = read(text)
     if not is_legacy(document.data):
-        raise config_error(document, [((), "is not in federation-redirect's format, expected `hosts`")])
-    data = _from_legacy(document)
-    _build(document, data)
-    return to_yaml(data)
+        message = "is not in federation-redirect's format, expected `hosts`"
+        raise config_error(document, [Finding((), message)])
+    _config_in(_examine_legacy(document))
+    return to_yaml(convert_data(document.data)[0])
 
 
 def member_from(name: str, data: object) -> MemberSettings:
     """One member, as sent to the admin API. Raises ConfigError with key paths under the member."""
     member, findings = model_from(MemberSettings, data)
     if MEMBER_NAME.parse(name) is None:
-        findings.insert(0, ((), f"{show(name)} is not a member's name, expected {MEMBER_NAME.expected}"))
+        message = f"{show(name)} is not a member's name, expected {MEMBER_NAME.expected}"
+        findings.insert(0, Finding((), message))
     if member is None or findings:
         raise config_error(Document(), findings)
     return member
@@ -79,17 +114,20 @@ def _section(key: str, value: object) -> str:
     )
 
 
-def _from_legacy(document: Document) -> dict[str, Any]:
+def _examine_legacy(document: Document) -> Reading:
     data, findings = convert_data(document.data)
     if findings:
-        raise config_error(document, findings)
-    return data
-
-
-def _build(document: Document, data: object) -> Config:
-    if data is None and document.findings:
-        raise config_error(document, [])
+        return Reading(document, None, findings, ValidParts())
+    root = document.places.root
+    if root is not None:
+        # Members are hosts there, and a member's keys are a host's.
+        root.items["members"] = root.items["hosts"]
     config, findings = config_from(data)
-    if config is None or document.findings:
-        raise config_error(document, findings)
-    return config
+    return Reading(document, config, findings, valid_parts(data))
+
+
+def _config_in(reading: Reading) -> Config:
+    error = reading.error()
+    if error is not None or reading.config is None:
+        raise error or config_error(reading.document, reading.findings)
+    return reading.config

@@ -136,6 +136,11 @@ class ListenerSettings(Section):
             yield "redirect_to_https", "is true on a listener that has tls, expected it on a plain one"
 
 
+def default_listen() -> tuple[ListenerSettings, ...]:
+    """What is listened on without `listen`."""
+    return (ListenerSettings(address=Address("0.0.0.0", 8080)),)
+
+
 class AdminSettings(Section):
     """The listener for operators, Prometheus and Kubernetes' probes."""
 
@@ -586,7 +591,7 @@ class Config(Section):
         default=None, description="What visitors type, `https://mybinder.org`: the Origin that members see."
     )
     listen: tuple[ListenerSettings, ...] = Field(
-        default_factory=lambda: (ListenerSettings(address=Address("0.0.0.0", 8080)),),
+        default_factory=default_listen,
         description="The addresses on which visitors are accepted.",
     )
     admin: AdminSettings = Field(

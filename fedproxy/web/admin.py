@@ -314,9 +314,13 @@ def _refuse(request: web.Request, faults: Sequence[Fault]) -> web.Response:
     """422 with every fault."""
     answer = {
         "error": "Unprocessable Content",
-        "detail": "; ".join(map(str, faults)),
+        "detail": "; ".join(f"{fault.place}: {fault}" if fault.place else str(fault) for fault in faults),
         "request_id": request_id(request),
-        "faults": [{"path": fault.path, "message": fault.message} for fault in faults],
+        "faults": [
+            {"path": fault.path, "message": fault.message}
+            | ({"line": fault.place.line, "column": fault.place.column} if fault.place else {})
+            for fault in faults
+        ],
     }
     return web.json_response(answer, status=422)
 

@@ -11,11 +11,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedproxy.config.check import faults_of
 from fedproxy.config.document import Document, escape, interpolate, read
+from fedproxy.config.places import Finding
 
 
 def messages(text: str) -> list[str]:
-    return [f"{'.'.join(map(str, where))}|{message}" for where, message in read(text).findings]
+    return [f"{'.'.join(map(str, finding.where))}|{finding.text}" for finding in read(text).findings]
+
+
+def placed(text: str) -> list[str]:
+    """The messages, each behind its line and column."""
+    document = read(text)
+    return [f"{fault.place or ''}|{fault.message}" for fault in faults_of(document, document.findings)]
 
 
 @pytest.mark.parametrize(
@@ -50,36 +58,40 @@ def test_json_is_read_as_json() -> None:
     ("text", "message"),
     [
         ("", "|is empty, expected at least `members`"),
-        ("a: b: c", "|line 1, column 5: not valid YAML: mapping values are not allowed here"),
-        ("a:\n  - [1", "|line 2, column 7: not valid YAML: expected ',' or ']', but got '<stream end>'"),
-        ("a: *b", "|line 1, column 4: not valid YAML: found undefined alias 'b'"),
-        ("a\n---\nb", "|line 2, column 1: not valid YAML: but found another document"),
-        ("a: \x07", "|line 1: not valid YAML: character U+0007 is not allowed"),
+        ("a: b: c", "1:5|not valid YAML: mapping values are not allowed here"),
+        ("a:\n  - [1", "2:7|not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a: *b", "1:4|not valid YAML: found undefined alias 'b'"),
+        ("a\n---\nb", "2:1|not valid YAML: but found another document"),
+        ("a: \x07", "1:4|not valid YAML: character U+0007 is not allowed"),
+        ("a: b\r\nc:\r\n\td: 1", "3:1|not valid YAML: a tab, expected spaces"),
+        ("# \u2028\x85\r\x85a: b: c", "2:6|not valid YAML: mapping values are not allowed here"),
         ('a: "\\UFFFFFFFF"', "|not valid YAML: an escape in a string is not a character"),
         ('a: "\\U00110000"', "|not valid YAML: an escape in a string is not a character"),
-        ("[" * 5000, "|line 1, column 32: not valid YAML: more than 32 levels"),
+        ("[" * 5000, "1:32|not valid YAML: more than 32 levels"),
         ("x" * (1 << 20) + "y", "|is larger than 1 MiB"),
     ],
 )
 def test_text_that_is_no_yaml_says_where(text: str, message: str) -> None:
-    assert messages(text) == [message]
+    assert placed(text) == [message]
     assert read(text).data is None
 
 
 def test_key_that_is_there_twice_is_named_with_its_lines() -> None:
-    assert messages("a:\n  b: 1\n  c: 2\n  b: 3\n") == ["a.b|is given twice, on line 2 and line 4"]
+    text = "a:\n  b: 1\n  c: 2\n  b: 3\n"
+    assert messages(text) == ["a.b|is given twice, on line 2 and line 4"]
+    assert placed(text) == ["4:3|is given twice, on line 2 and line 4"]
 
 
 def test_tag_is_refused_with_its_line() -> None:
-    assert messages("a: 1\nb: !!python/object:os.system {}\nc: !x y\nd: !!int abc") == [
-        "b|has the tag !!python/object:os.system on line 2, expected a plain value",
-        "c|has the tag !x on line 3, expected a plain value",
-        "d|has the tag !!int on line 4, expected a plain value",
+    assert placed("a: 1\nb: !!python/object:os.system {}\nc: !x y\nd: !!int abc") == [
+        "2:4|has the tag !!python/object:os.system, expected a plain value",
+        "3:4|has the tag !x, expected a plain value",
+        "4:4|has the tag !!int, expected a plain value",
     ]
 
 
 def test_key_that_is_no_text_is_refused() -> None:
-    assert messages("a: {[1]: 2}") == ["a|has a key on line 1 that is a list or a mapping, expected text"]
+    assert placed("a: {[1]: 2}") == ["1:5|has a key that is a list or a mapping, expected text"]
 
 
 def test_alias_and_merge_take_over() -> None:
@@ -125,9 +137,9 @@ def test_variable_that_is_not_set_is_named_at_each_place() -> None:
     document = read("a: ${ONE}\nb: [x, '${ONE}${TWO}']")
     interpolate(document, {})
     assert document.findings == [
-        (("a",), "needs the environment variable ONE, which is not set"),
-        (("b", 1), "needs the environment variable ONE, which is not set"),
-        (("b", 1), "needs the environment variable TWO, which is not set"),
+        Finding(("a",), "needs the environment variable ONE, which is not set"),
+        Finding(("b", 1), "needs the environment variable ONE, which is not set"),
+        Finding(("b", 1), "needs the environment variable TWO, which is not set"),
     ]
 
 
@@ -135,7 +147,7 @@ def test_variable_that_is_not_set_is_named_at_each_place() -> None:
 def test_variable_that_has_no_name_is_refused(text: str) -> None:
     document = Document(data={"a": text})
     interpolate(document, {"A": "x"})
-    assert [message.split(",")[1] for _, message in document.findings] == [
+    assert [finding.text.split(",")[1] for finding in document.findings] == [
         " expected ${NAME} with the name of an environment variable"
     ]
 

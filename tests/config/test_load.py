@@ -269,11 +269,17 @@ def test_fault_says_what_is_wrong_and_what_was_expected(path: str, value: object
         ),
         (
             "listen: [{address: 'a:1'}, {address: 'a:1'}]",
-            ["listen.1.address: is 'a:1', which listen.0.address already uses"],
+            [
+                "listen.1.address: is 'a:1', which listen.0.address already uses, "
+                "expected an address of its own"
+            ],
         ),
         (
             "listen: [{address: '127.0.0.1:8081'}]",
-            ["listen.0.address: is '127.0.0.1:8081', which admin.address already uses"],
+            [
+                "listen.0.address: is '127.0.0.1:8081', which admin.address uses by default, "
+                "expected an address of its own"
+            ],
         ),
         ("routes: [{path: /, to: prime}]", ["routes.0.to: is 'prime', and no member is prime"]),
         (
@@ -447,9 +453,11 @@ def test_file_is_loaded_with_or_without_byte_order_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"a: \xff", "is not UTF-8: invalid start byte at byte 3"),
-        (b"#" * (1 << 20) + b"#", "is larger than 1 MiB"),
-        (None, "cannot be read: No such file or directory"),
+        (b"a: \xff", ":1:4: is not UTF-8: invalid start byte at byte 3"),
+        (b"\xef\xbb\xbfa: b\r\n\xc3\xa9\xe9c", ":2:2: is not UTF-8: invalid continuation byte at byte 11"),
+        (b"a: b\n\xff\xfe", ":2:1: is not UTF-8: invalid start byte at byte 5"),
+        (b"#" * (1 << 20) + b"#", ": is larger than 1 MiB"),
+        (None, ": cannot be read: No such file or directory"),
     ],
 )
 def test_file_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | None, expected: str) -> None:
@@ -458,7 +466,7 @@ def test_file_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | None
         path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load(path, {})
-    assert fault_lines("f.yaml", caught.value) == [f"f.yaml: {expected}"]
+    assert fault_lines("f.yaml", caught.value) == [f"f.yaml{expected}"]
 
 
 def test_directory_and_impossible_name_are_faults(tmp_path: Path) -> None:
@@ -472,7 +480,7 @@ def test_fault_lines_name_file_and_key() -> None:
     with pytest.raises(ConfigError) as caught:
         parse("members: {a: {url: ftp://x}}", {})
     assert fault_lines("conf/f.yaml", caught.value) == [
-        "conf/f.yaml: members.a.url: is 'ftp://x', "
+        "conf/f.yaml:1:20: members.a.url: is 'ftp://x', "
         "expected an http:// or https:// URL with no path, or unix:/PATH"
     ]
 

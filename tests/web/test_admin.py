@@ -19,7 +19,7 @@ from yarl import URL
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
-from fedproxy.errors import ConfigError, Fault
+from fedproxy.errors import ConfigError, Fault, Place
 from fedproxy.serve.fleet import Stuck
 from fedproxy.web.admin import create_admin_app
 from tests.rig.build import federation
@@ -615,10 +615,13 @@ async def test_reload_puts_the_config_in_force(client: Client) -> None:
 
 
 async def test_reload_of_a_bad_config_gives_every_fault(client: Client, state: State) -> None:
-    state.faults = [Fault("members.a.url", "is missing"), Fault("", "cannot be read")]
+    state.faults = [Fault("members.a.url", "is missing", Place(3, 5)), Fault("", "cannot be read")]
     response = await client.post("/reload", headers=TOKEN)
-    assert await error_of(response, 422) == "members.a.url: is missing; cannot be read"
-    assert (await response.json())["faults"][0] == {"path": "members.a.url", "message": "is missing"}
+    assert await error_of(response, 422) == "3:5: members.a.url: is missing; cannot be read"
+    assert (await response.json())["faults"] == [
+        {"path": "members.a.url", "message": "is missing", "line": 3, "column": 5},
+        {"path": "", "message": "cannot be read"},
+    ]
 
 
 # What is not even HTTP
