@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fedproxy.control.candidate import Check
     from fedproxy.observe.events import Events
     from fedproxy.serve.service import Service
+    from fedproxy.serve.verify import CheckedFile, Reader
 
 # A command imports by itself what only it needs: those that ask a running edge, and the completion of their
 # arguments, would else wait for aiohttp, pydantic and the templates, most of what a start takes.
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 # Where packages and images put it; the other is that of an image of federation-redirect, which this replaces.
 _USUAL = (Path("/etc/fedproxy/config.yaml"), Path("/etc/federation-redirect/config.json"))
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _LONG_WORD = 30  # characters; a longer one may be folded within
 _UNFOLDED = 10_000  # columns
 
@@ -90,10 +92,13 @@ def serve(file: Path | None, workers: int | None) -> None:
     if os.getpid() == 1:
         # PID 1 is not terminated by a signal that it does not handle.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    config = _with_workers(_load(file), workers)
-    events.say(f"fedproxy {__version__}: {_members(config)} from {file}")
+    from fedproxy.serve.verify import Reader
+
+    reader = Reader(file, os.environ, lambda config: _with_workers(config, workers))
     try:
-        uvloop.run(_serve(file, config, workers, events))
+        config = reader.read()
+        events.say(f"fedproxy {__version__}: {_members(config)} from {file}")
+        uvloop.run(_serve(file, config, reader, events))
     except ConfigError as error:
         raise _wrong(file, error) from None
     except OSError as error:
@@ -104,9 +109,8 @@ def _with_workers(config: Config, workers: int | None) -> Config:
     return config if workers is None else config.model_copy(update={"workers": workers})
 
 
-async def _serve(file: Path, config: Config, workers: int | None, events: Events) -> None:
+async def _serve(file: Path, config: Config, reader: Reader, events: Events) -> None:
     gc.disable()  # as a worker does, until `freeze`
-    from fedproxy.config.load import load
     from fedproxy.serve import descriptors, systemd
     from fedproxy.serve.service import Service
     from fedproxy.serve.starting import StartError
@@ -117,7 +121,8 @@ async def _serve(file: Path, config: Config, workers: int | None, events: Events
     descriptors.raise_limit()
     service = Service(
         config,
-        reread=lambda: _with_workers(load(file, os.environ), workers),
+        reread=reader.read,
+        warnings=reader.warnings,
         file=file,
         say=events.say,
         unsaid=lambda: events.dropped,
@@ -203,10 +208,56 @@ def demo(port: int, members: int) -> None:
 
 @main.command()
 @click.argument("file", type=_FILE)
-def check(file: Path) -> None:
-    """Validate a config: exit 0 if it is valid, else 2 after listing every fault."""
-    config = _load(file)
-    click.echo(f"{file}: valid, {_members(config)}")
+@_JSON
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Also try the addresses to listen on, look up names, and ask the members how they are.",
+)
+def check(file: Path, as_json: bool, live: bool) -> None:
+    """Validate a config: exit 0 if `serve` would take it, else 2 after listing every fault.
+
+    Warnings are about what is valid and unwise; `silence: [NAME]` in the config ends one.
+    """
+    from fedproxy.serve.verify import verify
+
+    checked = verify(file, os.environ)
+    if live and not checked.faults:
+        from fedproxy.serve.live import look
+
+        checked = uvloop.run(look(checked))
+    if as_json:
+        from fedproxy.config import report
+
+        click.echo(json.dumps(report.as_json(str(file), checked.faults, checked.warnings), indent=2))
+    else:
+        _print_checked(file, checked)
+    if checked.faults:
+        raise SystemExit(2)
+
+
+def _print_checked(file: Path, checked: CheckedFile) -> None:
+    from fedproxy.config.report import warning_lines
+
+    # Whatever parses this wants one line for each; people also want to see which line that is.
+    places = checked.reading.document.places if checked.reading is not None and _is_terminal() else None
+    faults = zip(fault_lines(str(file), ConfigError([*checked.faults])), checked.faults, strict=True)
+    concerns = [each.what for each in checked.warnings]
+    for line, fault in (*faults, *zip(warning_lines(str(file), checked.warnings), concerns, strict=True)):
+        _say(line)
+        shown = places.shown(fault.place) if places is not None and fault.place is not None else None
+        if shown is not None:
+            _say(f"    {shown.text}\n    {' ' * shown.column}^")
+    if not checked.faults:
+        click.echo(f"{file}: valid, {_members(checked.config)}")
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        # There is none, or it is closed.
+        return False
 
 
 @main.command("import")
@@ -253,7 +304,6 @@ _ADMIN = click.option(
     type=_Kind(LINK),
     help="The admin listener's URL (FEDPROXY_ADMIN).",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class _Failed(click.ClickException):

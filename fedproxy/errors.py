@@ -26,8 +26,8 @@ class FedproxyError(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A place in a file: line and column in characters, both from 1."""
+class Position:
+    """A place in a file: its line, and its column in characters, both from 1."""
 
     line: int
     column: int
@@ -45,7 +45,7 @@ class Fault:
 
     path: str
     message: str
-    place: Place | None = None
+    place: Position | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message

@@ -44,6 +44,11 @@ FAULTS = [
     "2:1: mebers: is not a known key, did you mean 'members'?",
     "4:12: members.a.url: is 'ftp://x', expected an http:// or https:// URL with no path, or unix:/PATH",
 ]
+UNWISE = "members: {a: {url: 'https://a'}}\ntimeouts: {response_head: 1s}\n"
+WARNING = (
+    "2:27: warning: response-head-short: timeouts.response_head: is 1s, "
+    "expected more than the 25s that the first event of a build can take"
+)
 
 
 def run(*arguments: object, **env: str) -> Result:
@@ -82,6 +87,74 @@ def test_check_of_a_faulty_file_says_every_fault(write: Write) -> None:
     result = run("check", file)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [f"{file}:{fault}" for fault in FAULTS]
+
+
+def test_check_of_an_unwise_file_warns_and_is_status_0(write: Write) -> None:
+    file = write(UNWISE)
+    result = run("check", file)
+    assert (result.exit_code, result.stdout) == (0, f"{file}: valid, 1 member\n")
+    assert result.stderr == f"{file}:{WARNING}\n"
+    assert run("check", write(f"silence: [response-head-short]\n{UNWISE}")).stderr == ""
+
+
+def test_check_is_json_for_programs(write: Write) -> None:
+    for text, status, rows in (
+        (FAULTY, 2, [("error", None, 1, 21), ("error", None, 2, 1), ("error", None, 4, 12)]),
+        (UNWISE, 0, [("warning", "response-head-short", 2, 27)]),
+        (yaml.safe_dump({"members": MEMBERS}), 0, []),
+    ):
+        file = write(text)
+        result = run("check", file, "--json")
+        assert (result.exit_code, result.stderr) == (status, "")
+        found = json.loads(result.stdout)
+        assert [(row["level"], row["name"], row["line"], row["column"]) for row in found] == rows
+        assert all(row["file"] == str(file) for row in found)
+    result = run("check", file.with_name("none"), "--json")
+    assert (result.exit_code, json.loads(result.stdout)[0]["line"]) == (2, None)
+
+
+def test_people_are_shown_the_line_itself_without_its_secrets(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write("admin: {token: hunter2, adress: x}\nmembers:\n  a: {url: https://a, hosts: ['日本']}\nx: [")
+    monkeypatch.setattr(cli, "_is_terminal", lambda: True)
+    result = run("check", file)
+    assert result.stderr.splitlines()[0].startswith(f"{file}:4:5: not valid YAML")
+    assert result.stderr.splitlines()[1:] == ["    x: [", "        ^"]
+    file.write_text(file.read_text().removesuffix("x: ["))
+    assert run("check", file).stderr.splitlines() == [
+        f"{file}:1:25: admin.adress: is not a known key, did you mean 'address'?",
+        "    admin: {token: ***, adress: x}",
+        "                        ^",
+        f"{file}:3:31: members.a.hosts.0: is '日本', expected a host name or IP address, no port",
+        "      a: {url: https://a, hosts: ['日本']}",
+        "                                  ^",
+    ]
+    missing = run("check", file.with_name("none"))
+    assert missing.stderr == f"{file.with_name('none')}: cannot be read: No such file or directory\n"
+
+
+def test_check_says_what_serve_would_refuse(write: Write) -> None:
+    file = write(f"admin: {{address: '0.0.0.0:8080'}}\n{UNWISE}")
+    expected = (
+        f"{file}:1:18: admin.address: is '0.0.0.0:8080', which listen.0.address uses by default, "
+        "expected an address of its own"
+    )
+    assert run("check", file).stderr.splitlines()[0] == expected
+    done = run("serve", "--config", file)
+    assert (done.exit_code, done.stdout, done.stderr.splitlines()) == (2, "", [expected])
+
+
+def test_check_looks_at_the_world_if_it_is_told_to(write: Write) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        file = write({**LOOPBACK, "listen": [{"address": address}], "members": MEMBERS})
+        assert run("check", file).exit_code == 0
+        result = run("check", file, "--live")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"listen.0.address: cannot listen on {address}: Address already in use" in result.stderr
+    assert "warning: member-unhealthy: members.oxford: is unhealthy: no connection" in result.stderr
+    assert run("check", write(FAULTY), "--live").stderr.splitlines() == [f"{file}:{each}" for each in FAULTS]
 
 
 @pytest.mark.parametrize("command", [("check",), ("import",), ("page", "--config"), ("serve", "--config")])
@@ -585,6 +658,28 @@ async def test_hangup_with_a_broken_file_keeps_the_old_config(file: Path) -> Non
         client = await RawClient.connect(edge.public)
         assert (await client.ask(GET)).body == b"ok"
         await client.leave()
+
+
+async def test_warnings_are_said_at_the_start_and_new_ones_after_a_reload(file: Path) -> None:
+    member = Scripted(answer(OK))
+    await member.start()
+    short, many = {"timeouts": {"response_head": "1s"}}, {"retry": {"budget": 2}}
+    try:
+        write_config(file, member.url, weight=1, **short)
+        async with fedproxy("serve", "--config", file) as program:
+            await program.address("admin on ")
+            assert [line.split(": ")[2] for line in program.lines if ": warning: " in line] == [
+                "response-head-short"
+            ]
+            for changes, expected in ((short | many, ["retries-multiply"]), (many, [])):
+                before = len(program.lines)
+                write_config(file, member.url, weight=1, **changes)
+                program.signal(signal.SIGHUP)
+                await program.line("reloaded ")
+                warned = [line for line in program.lines[before:] if ": warning: " in line]
+                assert [line.split(": ")[2] for line in warned] == expected
+    finally:
+        await member.stop()
 
 
 async def test_request_under_way_at_sigterm_is_finished(file: Path) -> None:

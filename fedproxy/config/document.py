@@ -146,7 +146,9 @@ class _Walk:
         alias = self.aliases.get((id(parent), _number(key)))
         if alias is not None:
             return Spot(alias if isinstance(key, int) else begins, alias, alias, alias=True)
-        return Spot(begins, node.start_mark.index, node.end_mark.index)
+        # A block has no sign of its own where it begins: its first key would look as if it were meant.
+        is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
+        return Spot(begins, begins if is_block else node.start_mark.index, node.end_mark.index)
 
     def value(self, node: yaml.Node, where: Location, spot: Spot) -> tuple[Any, Spot]:
         """The data of a node that is at `spot`, and that spot with all below it."""

@@ -2,8 +2,8 @@
 
 That program redirected `/build/` to a member with a 307 and badges to static.mybinder.org with a 301,
 answered `/metrics` itself, and forwarded everything else to the prime member. A host that is null, or has no
-weight, takes no part. `admin` and `trusted_proxies` may be added to its keys, so that the same file sets the
-address for Kubernetes and Prometheus, and whom to trust about addresses.
+weight, takes no part. `admin`, `trusted_proxies` and `silence` may be added to its keys, so that the same
+file sets the address for Kubernetes and Prometheus, whom to trust about addresses, and what needs no warning.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 
 from fedproxy.config import address as addr
 from fedproxy.config import units
+from fedproxy.config.advice import WARNING
 from fedproxy.config.check import model_from
 from fedproxy.config.model import (
     AdminSettings,
@@ -37,7 +38,7 @@ _BADGES = {
     "/assets/images/badge.svg": "https://static.mybinder.org/badge.svg",
 }
 _HEALTH = HealthSettings()
-_BESIDE = ("admin", "trusted_proxies")
+_BESIDE = ("admin", "trusted_proxies", "silence")
 _HOURS = Kind("number", "a number of hours above 0", units.within(units.number, 0, 87_600, above=True))
 
 
@@ -71,6 +72,7 @@ class _Legacy(_Lenient):
     host_cookie_age_hours: Annotated[float, _HOURS] | None = None
     admin: AdminSettings = AdminSettings()
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = ()
+    silence: tuple[Annotated[str, WARNING], ...] = ()
 
 
 def is_legacy(data: object) -> bool:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from fedproxy.config import address as addr
 from fedproxy.config import units
 from fedproxy.config.address import Address, MemberAddress, member_address
+from fedproxy.config.advice import WARNING
 from fedproxy.config.units import Network
 from fedproxy.decide.breaker import BreakerPolicy
 from fedproxy.decide.federation import FederationPolicy
@@ -651,6 +652,10 @@ class Config(Section):
     routes: tuple[RouteSettings, ...] = Field(
         default_factory=lambda: (RouteSettings(path="/metrics", status=404),),
         description="The first match wins; a path without a match goes to a member with affinity.",
+    )
+    silence: tuple[Annotated[str, WARNING], ...] = Field(
+        default=(),
+        description="Warnings that are not to be given, by name: see [Warnings](#warnings).",
     )
 
     @model_validator(mode="before")

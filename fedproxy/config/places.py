@@ -8,12 +8,13 @@ import unicodedata
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import NamedTuple
-
-import yaml
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedproxy.config.units import MASK
-from fedproxy.errors import Place
+from fedproxy.errors import Position
+
+if TYPE_CHECKING:
+    import yaml
 
 #: A position in the data: the keys and list positions that lead there.
 Location = tuple[str | int, ...]
@@ -91,18 +92,18 @@ class Places:
             spot = inner
         return spot.key if finding.of_key else spot.value
 
-    def place(self, at: int | None) -> Place | None:
+    def place(self, at: int | None) -> Position | None:
         """The line and column of a character."""
         if at is None:
             return None
         line = bisect_right(self._starts, at)
-        return Place(line, at - self._starts[line - 1] + 1)
+        return Position(line, at - self._starts[line - 1] + 1)
 
-    def index(self, place: Place) -> int:
+    def index(self, place: Position) -> int:
         """The character at a line and column."""
         return self._starts[place.line - 1] + place.column - 1
 
-    def shown(self, place: Place) -> Shown | None:
+    def shown(self, place: Position) -> Shown | None:
         """The line of a place. None if a secret might be in it that cannot be told from the rest."""
         at, begin = self.index(place), self._starts[place.line - 1]
         ending = _LINE_END.search(self.text, begin)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fedproxy.config.advice import NAMES
 from fedproxy.config.check import kind_of, one_of, optional
 from fedproxy.config.model import Config
 from fedproxy.config.units import format_duration, format_size
@@ -30,10 +31,19 @@ members:
 - `${NAME}` in any text takes the environment variable `NAME`, which must be set; `$${` stands for `${`.
 - An unknown key is an error, and so is a duplicate key. A key without a value is ignored.
 - Relative paths of files are relative to fedproxy's working directory.
-- `fedproxy check FILE` reports all faults of a file, one per line.
+- `fedproxy check FILE` reports all faults of a file, one per line, with line and column, and what is valid
+  and unwise ([warnings](#warnings)).
 - `config.json` of federation-redirect is accepted as it is; `fedproxy import FILE` converts it.
 
 `conf/mybinder.yaml` has every key, with comments.
+"""
+
+_WARNINGS = """\
+## Warnings
+
+What is valid and unwise. `fedproxy check` reports it, and `fedproxy serve` does on stderr when it starts;
+after a reload, only what is new. None of it is a fault: the exit status is 0. A name in `silence` ends a
+warning about what is meant to be so.
 """
 
 
@@ -45,6 +55,8 @@ def render() -> str:
         if section:
             model, prefix = section
             parts += [f"## {name}\n", f"{field.description}\n", _table(model, f"{name}{prefix}.")]
+    rows = "".join(f"| `{name}` | {meaning} |\n" for name, meaning in NAMES.items())
+    parts.append(f"{_WARNINGS}\n| name | what is unwise |\n| --- | --- |\n{rows}")
     return "\n".join(parts)
 
 

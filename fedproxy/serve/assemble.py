@@ -197,11 +197,14 @@ def _action(route: config.RouteSettings) -> Action:
 
 def find_endpoints(settings: config.Config) -> dict[str, Endpoint]:
     """The endpoint of each member. Raises ConfigError for a `ca` that is not a certificate."""
-    return {name: _endpoint(name, member) for name, member in settings.members.items() if member.active}
+    return {name: endpoint_of(name, member) for name, member in settings.members.items() if member.active}
 
 
-def _endpoint(name: str, member: config.MemberSettings) -> Endpoint:
-    """The endpoint of a member's URL. An https member's certificate is verified, with its `ca` if set."""
+def endpoint_of(name: str, member: config.MemberSettings) -> Endpoint:
+    """The endpoint of a member's URL. An https member's certificate is verified, with its `ca` if set.
+
+    Raises ConfigError for a `ca` that is not a certificate.
+    """
     address = member_address(member.url)
     tls = None
     if address.tls:

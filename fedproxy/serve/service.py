@@ -78,9 +78,10 @@ class Service:
     """The edge for one config, in this loop.
 
     log: takes each line of the access log of a data plane in this process; without it they go to standard
-    output. reread: reads the config again for a reload, and raises ConfigError. file: where the config is; it
-    is watched, and what operators set is kept beside it. probe: whether members are asked how they are,
-    and logos fetched. say: takes lines for operators, and never raises. unsaid: how many of them were lost.
+    output. reread: reads the config again for a reload, and raises ConfigError. warnings: lines about the
+    config that was read last, which are new. file: where the config is; it is watched, and what operators set
+    is kept beside it. probe: whether members are asked how they are, and logos fetched. say: takes lines for
+    operators, and never raises. unsaid: how many of them were lost.
     inherited: listening sockets that were given to this process.
     """
 
@@ -90,6 +91,7 @@ class Service:
         *,
         log: Callable[[str], None] | None = None,
         reread: Callable[[], Config] | None = None,
+        warnings: Callable[[], Sequence[str]] = list,
         file: Path | None = None,
         probe: bool = True,
         say: Callable[[str], None] = lambda line: None,
@@ -101,6 +103,7 @@ class Service:
         self._own = config  # what the file says, without what operators set
         self._log = log
         self._reread = reread
+        self._warnings = warnings
         self._file = file
         self._probe = probe
         self._aside = say
@@ -196,6 +199,8 @@ class Service:
         for line in (*complaints, *dropped):
             self._say(line)
         self.config = operators.overlay(self._own, self._state)
+        for line in self._warnings():
+            self._say(line)
         await self._load_sessions()
         try:
             find_targets(self.config)
@@ -541,6 +546,8 @@ class Service:
         else:
             self.reloads["success"] += 1
             self.reloaded_at = time.time()
+            for line in self._warnings():
+                self._say(line)
             self._say(f"reloaded {self._file or 'the config'}")
         return faults
 

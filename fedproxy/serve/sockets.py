@@ -352,12 +352,36 @@ def _unix(address: Address) -> socket.socket:
     return sock
 
 
+def try_address(address: Address) -> None:
+    """Raises OSError as `listen_on` would, and listens on nothing."""
+    if not address.path:
+        _tcp(address, address.port, in_group=False).close()
+        return
+    try:
+        _is_stale(address.path)
+        _takes_files(Path(address.path).parent)
+    except OSError as error:
+        raise _cannot(address, error) from error
+
+
+def _takes_files(folder: Path) -> None:
+    number = errno.EACCES if folder.is_dir() else errno.ENOENT
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(number, os.strerror(number))
+
+
 def _remove_stale(path: str) -> None:
     """Removes the socket that a program left behind. Raises OSError if somebody listens on it."""
+    if _is_stale(path):
+        Path(path).unlink(missing_ok=True)
+
+
+def _is_stale(path: str) -> bool:
+    """Whether a program left a socket behind. Raises OSError if somebody listens on it."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EEXIST, "a file with that name exists")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -365,8 +389,7 @@ def _remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            Path(path).unlink(missing_ok=True)
-            return
+            return True
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 

@@ -72,6 +72,7 @@ class _Loaded:
     context: ssl.SSLContext
     hosts: tuple[str, ...]
     addresses: tuple[str, ...]
+    begins: float
     expires: float
 
 
@@ -110,7 +111,7 @@ class _Source:
         context = _context(self.version, http2=self.http2)
         where, files = f"{self.where}.certificate", self.files
         try:
-            hosts, addresses, expires = _leaf(seen.chain)
+            hosts, addresses, begins, expires = _leaf(seen.chain)
         except ValueError:
             return [Fault(where, f"{files.certificate} holds no certificate, expected a PEM chain")]
         try:
@@ -125,7 +126,7 @@ class _Source:
         if self.chosen_by_name and not hosts:
             message = f"{files.certificate} names no host, expected one in its subject alternative names"
             return [Fault(where, message)]
-        return _Loaded(seen, context, hosts, addresses, expires)
+        return _Loaded(seen, context, hosts, addresses, begins, expires)
 
     def _refused(self, error: ssl.SSLError) -> Fault:
         chain, key = self.files.certificate, self.files.private_key
@@ -231,6 +232,13 @@ class Certificates:
                 ends.setdefault(name, loaded.expires)
         return ends
 
+    def validity(self) -> dict[str, tuple[float, float]]:
+        """For each certificate, by key path, when it begins and ends (Unix time)."""
+        return {
+            f"{pair.source.where}.certificate": (pair.loaded.begins, pair.loaded.expires)
+            for pair in self._pairs
+        }
+
     def set_ticket_key(self, secret: bytes) -> str | None:
         """Derives the keys of session tickets from a secret, the same in every process that has the secret.
 
@@ -307,19 +315,19 @@ def _read(where: str, path: Path) -> bytes | Fault:
     return data
 
 
-def _leaf(chain: bytes) -> tuple[tuple[str, ...], tuple[str, ...], float]:
-    """Host names, addresses and the expiry of the first certificate. Raises ValueError if there is none."""
+def _leaf(chain: bytes) -> tuple[tuple[str, ...], tuple[str, ...], float, float]:
+    """Host names, addresses, begin and end of the first certificate. Raises ValueError if there is none."""
     # Imported here, because it takes several MiB, which a worker without TLS does not need.
     from cryptography import x509
 
     leaf = x509.load_pem_x509_certificates(chain)[0]
-    expires = leaf.not_valid_after_utc.timestamp()
+    begins, expires = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return (), (), expires
+        return (), (), begins, expires
     hosts = tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
-    return hosts, tuple(map(str, names.get_values_for_type(x509.IPAddress))), expires
+    return hosts, tuple(map(str, names.get_values_for_type(x509.IPAddress))), begins, expires
 
 
 class _EncryptedError(Exception):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedproxy.config.document import read
 from fedproxy.config.load import examine, parse
 from fedproxy.config.places import Finding
-from fedproxy.errors import ConfigError, Place
+from fedproxy.errors import ConfigError, Position
 
 MINIMAL = "members: {gesis: {url: https://gesis.mybinder.org}}\n"
 
@@ -116,7 +116,7 @@ def test_whole_file_has_no_place() -> None:
 
 
 def shown(text: str, line: int, column: int) -> tuple[str, int] | None:
-    return examine(text, {}).document.places.shown(Place(line, column))
+    return examine(text, {}).document.places.shown(Position(line, column))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from yarl import URL
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
-from fedproxy.errors import ConfigError, Fault, Place
+from fedproxy.errors import ConfigError, Fault, Position
 from fedproxy.serve.fleet import Stuck
 from fedproxy.web.admin import create_admin_app
 from tests.rig.build import federation
@@ -615,7 +615,7 @@ async def test_reload_puts_the_config_in_force(client: Client) -> None:
 
 
 async def test_reload_of_a_bad_config_gives_every_fault(client: Client, state: State) -> None:
-    state.faults = [Fault("members.a.url", "is missing", Place(3, 5)), Fault("", "cannot be read")]
+    state.faults = [Fault("members.a.url", "is missing", Position(3, 5)), Fault("", "cannot be read")]
     response = await client.post("/reload", headers=TOKEN)
     assert await error_of(response, 422) == "3:5: members.a.url: is missing; cannot be read"
     assert (await response.json())["faults"] == [

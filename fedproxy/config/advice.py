@@ -1,0 +1,282 @@
+"""What is valid in a config and unwise all the same. Each such thing has a name, by which it is silenced."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fedproxy.config.address import member_address
+from fedproxy.config.units import Kind, format_duration
+
+if TYPE_CHECKING:
+    from fedproxy.config.model import Config, MemberSettings, RouteSettings
+    from fedproxy.config.places import Location
+
+_FIRST_FLUSH = 25.0  # seconds that BinderHub may take for the first event of a build
+_HEARTBEAT = 30.0  # seconds between two of the comments by which BinderHub keeps a stream open
+_GRACE = 30.0  # seconds: Kubernetes' terminationGracePeriodSeconds, if a pod does not say its own
+_GUESSED = 16  # characters; shorter secrets are guessed, or are words
+_DAY = 86400.0  # seconds
+_ROUTES = 300  # compared with each other; nobody writes more
+
+#: Each name, and what it warns about.
+NAMES: Mapping[str, str] = {
+    "admin-reachable": "the admin listener can be reached from other machines; reading there needs no token",
+    "ban-everybody": "a ban that everybody falls under",
+    "certificate-ends": "a certificate of a listener has ended or ends soon: within 14 days, or within the "
+    "last third of its time if that is shorter",
+    "drain-cut-off": "in Kubernetes: `timeouts.drain` is longer than a pod is given to end, unless its "
+    "`terminationGracePeriodSeconds` says more than 30",
+    "eject-all": "breakers may eject all members at once",
+    "host-of-one": "one member has the host of `public_url` for itself",
+    "key-readable": "every user can read the private key of a listener (not in Kubernetes, where a volume is "
+    "the pod's own)",
+    "loop": "a member's URL is `public_url`: the edge would ask itself",
+    "member-plain": "a member is asked over the network without TLS",
+    "member-unhealthy": "with `--live`: a member's name, certificate, health or versions are not as they "
+    "should be",
+    "no-limit": "a limit for a single client is off, and a listener can be reached from other machines",
+    "no-prime": "versions are to be compared, and no member is prime, so they are not",
+    "no-visitors": "no member takes new visitors",
+    "probes-overlap": "a probe may take longer than the interval between two",
+    "proxy-protocol-open": "any peer of a listener may name any client address by the PROXY protocol",
+    "response-head-short": "members get less time to answer than the 25 s that BinderHub may take for its "
+    "first event",
+    "response-idle-short": "streams are cut after less than the 30 s between two signs of life of BinderHub",
+    "retries-multiply": "more than one retry per request: an overloaded federation gets more load",
+    "route-unreachable": "a route that an earlier one hides",
+    "same-url": "two members at one URL",
+    "secret-short": "a token or secret of less than 16 characters",
+    "trust-everybody": "`trusted_proxies` has everybody's address: any visitor may name any client address",
+}
+WARNING = Kind(
+    "warning",
+    "the name of a warning, as `fedproxy check` says it",
+    lambda value: value if isinstance(value, str) and value in NAMES else None,
+)
+
+
+class Advice(NamedTuple):
+    """Something unwise. name: one of `NAMES`. where, text: as those of a `Finding`."""
+
+    name: str
+    where: Location
+    text: str
+
+
+def advise(config: Config, env: Mapping[str, str]) -> list[Advice]:
+    """What is unwise in a valid config, as far as it can be told from the config itself.
+
+    env: the environment, which tells whether this is Kubernetes.
+    """
+    return [
+        *_listeners(config),
+        *_times(config, in_kubernetes=in_kubernetes(env)),
+        *_visitors(config),
+        *_members(config),
+        *_routes(config.routes),
+    ]
+
+
+def in_kubernetes(env: Mapping[str, str]) -> bool:
+    """Whether this process runs in a pod."""
+    return "KUBERNETES_SERVICE_HOST" in env
+
+
+def certificate_ends(where: Location, begins: float, ends: float, now: float) -> Iterator[Advice]:
+    """Of a certificate: it has ended, or ends soon. Times are Unix times."""
+    left = ends - now
+    if left <= 0:
+        yield Advice(
+            "certificate-ends", where, f"has ended {_days(abs(left))} ago, expected one that is valid"
+        )
+    elif left < min(14 * _DAY, (ends - begins) / 3):
+        yield Advice("certificate-ends", where, f"ends in {_days(left)}, expected to be renewed by now")
+
+
+def _days(seconds: float) -> str:
+    count, unit = (seconds / _DAY, "day") if seconds >= _DAY else (seconds / 3600, "hour")
+    return f"{count:.0f} {unit}{'' if round(count) == 1 else 's'}"
+
+
+def _is_own(host: str) -> bool:
+    """Whether only this machine can reach an address with this host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.removesuffix(".").rpartition(".")[2] == "localhost"
+
+
+def _listeners(config: Config) -> Iterator[Advice]:
+    admin = config.admin
+    if not admin.address.path and not _is_own(admin.address.host):
+        shown = str(admin.address)
+        text = f"is {shown!r}, where everybody who can connect may read, expected a loopback address"
+        yield Advice("admin-reachable", ("admin", "address"), text)
+    for where, secret in (
+        (("admin", "token"), admin.token),
+        (("affinity", "secret"), config.affinity.secret),
+    ):
+        if secret is not None and len(secret.get_secret_value()) < _GUESSED:
+            text = f"is shorter than {_GUESSED} characters, expected more, chosen by chance"
+            yield Advice("secret-short", where, text)
+    for at, listener in enumerate(config.listen):
+        address = listener.address
+        if listener.proxy_protocol and not (config.trusted_proxies or address.path or _is_own(address.host)):
+            text = "is true for any peer, expected `trusted_proxies` with the balancers that send the headers"
+            yield Advice("proxy-protocol-open", ("listen", at, "proxy_protocol"), text)
+    if all(each.address.path or _is_own(each.address.host) for each in config.listen):
+        return
+    limits = config.limits
+    for key, limit in (
+        ("connections_per_address", limits.connections_per_address),
+        ("uploads_per_address", limits.uploads_per_address),
+    ):
+        if limit == 0:
+            text = "is 0, which lets one client take all that the edge has, expected a limit"
+            yield Advice("no-limit", ("limits", key), text)
+
+
+def _times(config: Config, *, in_kubernetes: bool) -> Iterator[Advice]:
+    times, health = config.timeouts, config.health
+    for key, value, least, name, why in (
+        (
+            "response_head",
+            times.response_head,
+            _FIRST_FLUSH,
+            "response-head-short",
+            "the first event of a build",
+        ),
+        (
+            "response_idle",
+            times.response_idle,
+            _HEARTBEAT,
+            "response-idle-short",
+            "BinderHub's signs of life",
+        ),
+    ):
+        if value < least:
+            text = f"is {_shown(value)}, expected more than the {_shown(least)} that {why} can take"
+            yield Advice(name, ("timeouts", key), text)
+    if in_kubernetes and times.drain > _GRACE:
+        text = (
+            f"is {_shown(times.drain)}, and a pod is killed after {_shown(_GRACE)} if it does not say "
+            "otherwise, expected a terminationGracePeriodSeconds above it"
+        )
+        yield Advice("drain-cut-off", ("timeouts", "drain"), text)
+    if health.timeout > health.interval:
+        text = f"is {_shown(health.timeout)}, expected at most `interval`, which is {_shown(health.interval)}"
+        yield Advice("probes-overlap", ("health", "timeout"), text)
+    if config.retry.budget > 1:
+        text = f"is {config.retry.budget:g} retries per request, expected at most 1"
+        yield Advice("retries-multiply", ("retry", "budget"), text)
+
+
+def _shown(seconds: float) -> str:
+    return str(format_duration(seconds))
+
+
+def _visitors(config: Config) -> Iterator[Advice]:
+    for where, networks, name, text in (
+        (
+            ("trusted_proxies",),
+            config.trusted_proxies,
+            "trust-everybody",
+            "has every address, expected those of the proxies in front",
+        ),
+        (
+            ("ban", "networks"),
+            config.ban.networks,
+            "ban-everybody",
+            "has every address, expected those of a few",
+        ),
+    ):
+        if _has_everybody(networks):
+            yield Advice(name, where, text)
+    for key, patterns in (
+        ("repositories", config.ban.repositories),
+        ("user_agents", config.ban.user_agents),
+    ):
+        for at, pattern in enumerate(patterns):
+            if pattern.search(""):
+                text = f"is {pattern.pattern[:60]!r}, which is found in any text, expected something more"
+                yield Advice("ban-everybody", ("ban", key, at), text)
+
+
+def _has_everybody(networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Whether all of IPv4 or of IPv6 is in them, in one piece or in several."""
+    networks = [*networks]
+    four = [each for each in networks if isinstance(each, ipaddress.IPv4Network)]
+    six = [each for each in networks if isinstance(each, ipaddress.IPv6Network)]
+    return any(each.prefixlen == 0 for each in ipaddress.collapse_addresses(four)) or any(
+        each.prefixlen == 0 for each in ipaddress.collapse_addresses(six)
+    )
+
+
+def _members(config: Config) -> Iterator[Advice]:
+    active = config.active_members
+    if not any(member.weight for member in active.values()):
+        text = "has no active member with a weight above 0, expected one that takes new visitors"
+        yield Advice("no-visitors", ("members",), text)
+    if len(active) > 1:
+        if config.health.versions and config.prime is None:
+            text = "has no prime member, expected one whose versions the others must run"
+            yield Advice("no-prime", ("members",), text)
+        if config.breaker.max_ejected == 1:
+            text = f"is 1, so that all {len(active)} members may be ejected at once, expected less"
+            yield Advice("eject-all", ("breaker", "max_ejected"), text)
+    public_host = member_address(config.public_url).host if config.public_url is not None else None
+    owners: dict[str, str] = {}
+    for name, member in active.items():
+        if member.url in owners:
+            text = f"is {member.url!r}, as that of {owners[member.url]}, expected one of its own"
+            yield Advice("same-url", ("members", name, "url"), text)
+        owners.setdefault(member.url, name)
+        if member.url == config.public_url:
+            text = f"is {member.url!r}, which is `public_url`, expected where the BinderHub is"
+            yield Advice("loop", ("members", name, "url"), text)
+        if _goes_plainly(member):
+            text = f"is {member.url!r}, which can be read on its way, expected an https:// URL"
+            yield Advice("member-plain", ("members", name, "url"), text)
+        if public_host is not None and public_host in member.hosts:
+            text = f"is {public_host!r}, where all visitors come, expected a host that only this member has"
+            yield Advice("host-of-one", ("members", name, "hosts", member.hosts.index(public_host)), text)
+
+
+def _goes_plainly(member: MemberSettings) -> bool:
+    """Whether requests leave the site without TLS: to a public address, or to a name of the public DNS."""
+    address = member.address
+    if address.tls or address.path or _is_own(address.host):
+        return False
+    try:
+        return ipaddress.ip_address(address.host).is_global
+    except ValueError:
+        labels = address.host.removesuffix(".").split(".")
+        # A name within a cluster or a site; RFC 6762, RFC 6761, and the names that are kept for this.
+        return len(labels) > 1 and not (
+            labels[-1] in ("local", "internal", "test", "lan", "intranet") or "svc" in labels[1:]
+        )
+
+
+def _routes(routes: Sequence[RouteSettings]) -> Iterator[Advice]:
+    for at, route in enumerate(routes[:_ROUTES]):
+        for earlier in routes[:at]:
+            if _hides(earlier.path, route.path):
+                text = f"is {route.path!r}, which {earlier.path!r} above has already, expected it before that"
+                yield Advice("route-unreachable", ("routes", at, "path"), text)
+                break
+
+
+def _hides(earlier: str, later: str) -> bool:
+    """Whether every path that the later one matches is matched by the earlier one.
+
+    Not found for every pair: a star of the later one is only compared with a star.
+    """
+    expression = ".*".join(map(re.escape, re.split(r"\*+", earlier)))
+    return (
+        earlier.count("*") <= 3
+        and len(later) <= 200
+        and re.fullmatch(expression, later, re.DOTALL) is not None
+    )

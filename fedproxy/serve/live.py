@@ -1,0 +1,117 @@
+"""What only a look at the world tells of a config: addresses that are taken, members that are unhealthy."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from fedproxy.config.address import Address
+from fedproxy.config.advice import Advice
+from fedproxy.config.places import Finding, Location
+from fedproxy.control.prober import Prober, Report
+from fedproxy.serve.probes import find_targets, probe_policy
+from fedproxy.serve.sockets import try_address
+
+if TYPE_CHECKING:
+    from fedproxy.config.model import Config
+    from fedproxy.serve.verify import CheckedFile
+
+_ASKED = 3.0  # seconds for the admin listener of the edge that may be running
+_LARGEST = 1 << 24  # bytes of its config
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+async def look(checked: CheckedFile) -> CheckedFile:
+    """The same of a config without faults, with what the addresses and the members say.
+
+    Addresses that a running edge of this config listens on are not taken.
+    """
+    config = checked.config
+    findings, advice = await asyncio.gather(_try_addresses(config), _probe(config))
+    return checked.with_more(findings, advice)
+
+
+async def _try_addresses(config: Config) -> list[Finding]:
+    wanted: list[tuple[Location, Address]] = [
+        (("listen", at, "address"), each.address) for at, each in enumerate(config.listen)
+    ]
+    wanted.append((("admin", "address"), config.admin.address))
+    refused: list[tuple[Location, Address, OSError]] = []
+    for where, address in wanted:
+        try:
+            # A name is looked up, and that may take its time.
+            await asyncio.to_thread(try_address, address)
+        except OSError as error:
+            refused.append((where, address, error))
+    own = set()
+    if any(error.errno == errno.EADDRINUSE for _, _, error in refused):
+        own = _addresses_of(await _ask_running(config.admin.address))
+    return [
+        Finding(where, f"{error.strerror}, expected an address of this machine that is free")
+        for where, address, error in refused
+        if not (error.errno == errno.EADDRINUSE and str(address) in own)
+    ]
+
+
+async def _ask_running(admin: Address) -> Any:
+    """The config that is in force in an edge with this admin listener; None if nobody there says one."""
+    connector = aiohttp.UnixConnector(admin.path) if admin.path else None
+    host = _WILDCARDS.get(admin.host, admin.host)
+    authority = f"[{host}]:{admin.port}" if ":" in host else f"{host}:{admin.port}"
+    url = "http://localhost/config" if admin.path else f"http://{authority}/config"
+    time = aiohttp.ClientTimeout(total=_ASKED)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=time) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            content = await response.content.read(_LARGEST) if response.status == 200 else b""
+            return json.loads(content)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
+        return None
+
+
+def _addresses_of(running: Any) -> set[str]:
+    """The addresses in a config as the admin listener shows it; none if it is something else."""
+    try:
+        found = {each["address"] for each in running["listen"]} | {running["admin"]["address"]}
+    except (TypeError, KeyError):
+        return set()
+    return {each for each in found if isinstance(each, str)}
+
+
+async def _probe(config: Config) -> list[Advice]:
+    """One round of each member's probes, which are as those of an edge that serves."""
+    # Every failure counts, and is shown.
+    policy = replace(probe_policy(config), rise=1, fall=1)
+    targets = find_targets(config)
+    reports: dict[str, Report] = {}
+    complete = asyncio.Event()
+
+    def note(report: Report) -> None:
+        reports.setdefault(report.name, report)
+        if len(reports) == len(targets):
+            complete.set()
+
+    prober = Prober(note)
+    try:
+        prober.apply(policy, targets)
+        # Two requests and a page, after prime's.
+        async with asyncio.timeout(6 * policy.timeout):
+            await complete.wait()
+    except TimeoutError:
+        pass  # said below
+    finally:
+        await prober.close()
+    advice = []
+    for target in targets:
+        report = reports.get(target.name)
+        why = "; ".join(report.details or report.reasons) if report is not None else "did not answer in time"
+        if report is None or not report.healthy:
+            advice.append(Advice("member-unhealthy", ("members", target.name), f"is unhealthy: {why}"))
+    return advice

@@ -1,0 +1,152 @@
+"""All that is wrong or unwise with a config's file: what `check` reports is what `serve` refuses.
+
+The files that a config names are read as they are to serve. Nothing is changed, and nothing is listened on.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedproxy.config.advice import Advice, advise, certificate_ends, in_kubernetes
+from fedproxy.config.check import ValidParts, faults_of
+from fedproxy.config.load import Reading, examine, read_text
+from fedproxy.config.model import Config, TlsSettings
+from fedproxy.config.places import Finding, Location
+from fedproxy.config.report import Warned, warning_lines
+from fedproxy.errors import ConfigError, Fault
+from fedproxy.serve.assemble import endpoint_of
+from fedproxy.serve.tls import Certificates
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """What there is to say of a file. Without faults `config` can be served.
+
+    reading: what was read, None if the file could not be.
+    """
+
+    reading: Reading | None
+    faults: Sequence[Fault]
+    warnings: Sequence[Warned] = ()
+
+    @property
+    def config(self) -> Config:
+        """The config. Raises ConfigError with every fault."""
+        if self.reading is None or self.reading.config is None or self.faults:
+            raise ConfigError(list(self.faults))
+        return self.reading.config
+
+    def with_more(self, findings: Sequence[Finding], advice: Sequence[Advice]) -> CheckedFile:
+        """The same, with what was found since in a config that was read."""
+        if self.reading is None:
+            return self
+        return replace(
+            self,
+            faults=[*self.faults, *faults_of(self.reading.document, findings)],
+            warnings=[*self.warnings, *_warnings(self.reading, advice)],
+        )
+
+
+def verify(file: Path, env: Mapping[str, str]) -> CheckedFile:
+    """Reads a config, with `${NAME}` from `env`, and all files that it names."""
+    try:
+        reading = examine(read_text(file), env)
+    except ConfigError as error:
+        return CheckedFile(None, error.faults)
+    findings, advice = _look_at_files(reading.parts, env)
+    wrong = reading.error(findings)
+    if reading.config is not None:
+        advice += advise(reading.config, env)
+    return CheckedFile(reading, wrong.faults if wrong is not None else [], _warnings(reading, advice))
+
+
+def _warnings(reading: Reading, advice: Sequence[Advice]) -> list[Warned]:
+    """Those that are not silenced, in the order of the file."""
+    silent = _silenced(reading.document.data)
+    names = {Finding(each.where, each.text): each.name for each in advice if each.name not in silent}
+    places = reading.document.places
+    found = sorted(names, key=lambda finding: places.find(finding) or 0)
+    return [Warned(names[finding], *faults_of(reading.document, [finding])) for finding in found]
+
+
+def _silenced(data: object) -> list[object]:
+    """What the file silences, even if other parts of it are not valid."""
+    silent = data.get("silence") if isinstance(data, dict) else None
+    return silent if isinstance(silent, list) else []
+
+
+def _look_at_files(parts: ValidParts, env: Mapping[str, str]) -> tuple[list[Finding], list[Advice]]:
+    """Of the listeners and members that are valid by themselves."""
+    findings: list[Finding] = []
+    advice: list[Advice] = []
+    for at, listener in parts.listen.items():
+        if listener.tls is not None:
+            _look_at_certificates(listener.tls, at, env, findings, advice)
+    for name, member in parts.members.items():
+        if member.active and member.ca is not None:
+            try:
+                endpoint_of(name, member)
+            except ConfigError as error:
+                findings += [Finding(("members", name, "ca"), fault.message) for fault in error.faults]
+    return findings, advice
+
+
+def _look_at_certificates(
+    tls: TlsSettings, at: int, env: Mapping[str, str], findings: list[Finding], advice: list[Advice]
+) -> None:
+    try:
+        certificates = Certificates(tls, f"listen.{at}.tls")
+    except ConfigError as error:
+        findings += [Finding(_location(fault.path), fault.message) for fault in error.faults]
+        return
+    for path, (begins, ends) in certificates.validity().items():
+        advice += certificate_ends(_location(path), begins, ends, time.time())
+    if in_kubernetes(env):
+        return
+    where: Location = ("listen", at, "tls")
+    pairs = [(where, tls), *(((*where, "certificates", i), each) for i, each in enumerate(tls.certificates))]
+    for above, pair in pairs:
+        if _anybody_reads(pair.private_key):
+            text = f"{pair.private_key} can be read by every user, expected one that only its owner can read"
+            advice.append(Advice("key-readable", (*above, "private_key"), text))
+
+
+def _location(path: str) -> Location:
+    """The location of a key path in which no key is a name."""
+    return tuple(int(part) if part.isdecimal() else part for part in path.split("."))
+
+
+def _anybody_reads(file: Path) -> bool:
+    with suppress(OSError):
+        return bool(file.stat().st_mode & stat.S_IROTH)
+    return False
+
+
+class Reader:
+    """Reads a config's file for those who serve it: first, and again for each reload.
+
+    change: what the command line says instead of the file.
+    """
+
+    def __init__(self, file: Path, env: Mapping[str, str], change: Callable[[Config], Config]) -> None:
+        self._file, self._env, self._change = file, env, change
+        self._warnings: Sequence[Warned] = ()
+        self._said: frozenset[tuple[str, str, str]] = frozenset()
+
+    def read(self) -> Config:
+        """The config. Raises ConfigError with every fault."""
+        checked = verify(self._file, self._env)
+        config = self._change(checked.config)
+        self._warnings = checked.warnings
+        return config
+
+    def warnings(self) -> list[str]:
+        """A line for each warning about what was read last that is not one of those before."""
+        new = [each for each in self._warnings if each.key not in self._said]
+        self._said = frozenset(each.key for each in self._warnings)
+        return warning_lines(str(self._file), new)
