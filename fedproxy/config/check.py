@@ -299,6 +299,21 @@ def _addresses(
     return found
 
 
+def collisions(config: Config, resolved: Sequence[Address]) -> Iterator[Finding]:
+    """What collides of a config's listeners and its admin listener, in this order, where its names lead."""
+    wanted: list[tuple[Location, Address]] = [
+        (("listen", at, "address"), each.address) for at, each in enumerate(config.listen)
+    ]
+    wanted.append((("admin", "address"), config.admin.address))
+    for at, (where, address) in enumerate(wanted):
+        for (other_where, _), other in zip(wanted[:at], resolved[:at], strict=True):
+            if overlap(resolved[at], other):
+                shown = f"{str(address)!r}, which is {resolved[at]} here"
+                text = f"is {shown}, and {path_of(other_where)} already uses {other}"
+                yield Finding(where, f"{text}, expected an address of its own")
+                break
+
+
 def _between_listeners(addresses: Sequence[tuple[Location, Address, bool]]) -> Iterator[Finding]:
     """Sockets of workers share a port (SO_REUSEPORT), so the kernel would not refuse what collides."""
     for at, (where, address, is_default) in enumerate(addresses):

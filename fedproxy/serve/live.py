@@ -12,6 +12,7 @@ import aiohttp
 
 from fedproxy.config.address import Address
 from fedproxy.config.advice import Advice
+from fedproxy.config.check import collisions
 from fedproxy.config.places import Finding, Location
 from fedproxy.control.prober import Prober, Report
 from fedproxy.serve.probes import find_targets, probe_policy
@@ -42,20 +43,23 @@ async def _try_addresses(config: Config) -> list[Finding]:
     ]
     wanted.append((("admin", "address"), config.admin.address))
     refused: list[tuple[Location, Address, OSError]] = []
+    resolved = []
     for where, address in wanted:
         try:
             # A name is looked up, and that may take its time.
-            await asyncio.to_thread(try_address, address)
+            resolved.append(await asyncio.to_thread(try_address, address))
         except OSError as error:
+            resolved.append(address)
             refused.append((where, address, error))
     own = set()
     if any(error.errno == errno.EADDRINUSE for _, _, error in refused):
         own = _addresses_of(await _ask_running(config.admin.address))
-    return [
+    taken = [
         Finding(where, f"{error.strerror}, expected an address of this machine that is free")
         for where, address, error in refused
         if not (error.errno == errno.EADDRINUSE and str(address) in own)
     ]
+    return [*taken, *collisions(config, resolved)]
 
 
 async def _ask_running(admin: Address) -> Any:

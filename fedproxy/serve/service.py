@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedproxy.config.address import Address
+from fedproxy.config.check import collisions, path_of
 from fedproxy.config.model import Config
 from fedproxy.config.report import fault_lines, masked
 from fedproxy.control import state as operators
@@ -211,6 +213,7 @@ class Service:
             self._sockets.inherit(self._orphans.sockets)
             self._sockets.open(self.config.listen, workers)
             self._admin = await self._listen_admin(self.config)
+            self._refuse_collisions(self.config)
             self._fleet = self._fleet_of(workers)
             await self._fleet.start(self._to_apply(), (), self._tickets)
         except BaseException:
@@ -324,6 +327,19 @@ class Service:
         if not config.admin.address.path:
             self.admin_address = address[:2]
         return admin
+
+    def _refuse_collisions(self, config: Config) -> None:
+        """Raises ConfigError if names of opened addresses turn out to stand for the same."""
+        bound = iter(self._sockets.bound(config.listen))
+        resolved = [
+            each.address if each.address.path else Address(next(bound)[0], each.address.port)
+            for each in config.listen
+        ]
+        admin = config.admin.address
+        resolved.append(admin if admin.path else Address(self.admin_address[0], admin.port))
+        faults = [Fault(path_of(finding.where), finding.text) for finding in collisions(config, resolved)]
+        if faults:
+            raise ConfigError(faults)
 
     async def stop(self, drain: float = 0.0) -> None:
         """Stops accepting, gives what is under way `drain` seconds to end, cuts what is left."""
@@ -591,6 +607,7 @@ class Service:
                     undo.callback(self._sockets.open(config.listen, max(workers, old_workers)))
                 if config.admin.address != old.admin.address:
                     admin = await self._listen_admin(config)
+                self._refuse_collisions(config)
                 self.config, self._own, self._state, self._workers = config, own, state, workers
                 await self._tell_fleet(workers, moved)
                 undo.pop_all()

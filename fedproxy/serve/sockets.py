@@ -352,16 +352,17 @@ def _unix(address: Address) -> socket.socket:
     return sock
 
 
-def try_address(address: Address) -> None:
-    """Raises OSError as `listen_on` would, and listens on nothing."""
+def try_address(address: Address) -> Address:
+    """The address that a name stands for. Raises OSError as `listen_on` would, and listens on nothing."""
     if not address.path:
-        _tcp(address, address.port, in_group=False).close()
-        return
+        with _tcp(address, address.port, in_group=False) as sock:
+            return Address(sock.getsockname()[0], address.port)
     try:
         _is_stale(address.path)
         _takes_files(Path(address.path).parent)
     except OSError as error:
         raise _cannot(address, error) from error
+    return address
 
 
 def _takes_files(folder: Path) -> None:

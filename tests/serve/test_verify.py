@@ -19,6 +19,7 @@ from fedproxy.config.report import as_json, fault_lines, warning_lines
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.errors import ConfigError
 from fedproxy.serve.live import look
+from fedproxy.serve.service import Service
 from fedproxy.serve.verify import CheckedFile, Reader, verify
 from tests.rig import guard
 from tests.rig.visitor import END, pair
@@ -254,6 +255,34 @@ async def test_addresses_that_cannot_be_listened_on_are_faults(tmp_path: Path, w
     ]
     assert all(fault.place for fault in checked.faults)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edge.yaml", "file", "taken"]
+
+
+@pytest.mark.parametrize("name", ["0x7f000001", "127.0.0.0x1"])
+async def test_names_of_one_address_collide_once_they_are_looked_up(name: str, write: Write) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    first, second = f"127.0.0.1:{port}", f"{name}:{port}"
+    members = {"a": {"url": "http://127.0.0.1:1"}}
+    for listen, admin in ([first, second], "127.0.0.1:0"), ([first], second):
+        file = write(
+            {
+                "listen": [{"address": address} for address in listen],
+                "admin": {"address": admin, "state": "off"},
+                "members": members,
+            }
+        )
+        path = "admin.address" if admin == second else "listen.1.address"
+        expected = (
+            f"is '{second}', which is 127.0.0.1:{port} here, and listen.0.address already uses "
+            f"127.0.0.1:{port}, expected an address of its own"
+        )
+        async with guard():
+            checked = await look(verify(file, {}))
+            assert [(fault.path, fault.message) for fault in checked.faults] == [(path, expected)]
+            service = Service(verify(file, {}).config, probe=False)
+            with pytest.raises(ConfigError) as caught:
+                await service.start()
+        assert [(fault.path, fault.message) for fault in caught.value.faults] == [(path, expected)]
 
 
 async def test_addresses_of_the_running_edge_are_not_taken(write: Write) -> None:
