@@ -260,6 +260,14 @@ def _is_terminal() -> bool:
         return False
 
 
+@main.command()
+def schema() -> None:
+    """Print the config's JSON Schema, for editors."""
+    from fedproxy.config.schema import render
+
+    click.echo(render(), nl=False)
+
+
 @main.command("import")
 @click.argument("file", type=_FILE)
 def import_(file: Path) -> None:

@@ -134,6 +134,12 @@ def test_people_are_shown_the_line_itself_without_its_secrets(
     assert missing.stderr == f"{file.with_name('none')}: cannot be read: No such file or directory\n"
 
 
+def test_schema_is_printed_for_editors() -> None:
+    result = run("schema")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert set(json.loads(result.stdout)["properties"]) >= {"members", "silence"}
+
+
 def test_check_says_what_serve_would_refuse(write: Write) -> None:
     file = write(f"admin: {{address: '0.0.0.0:8080'}}\n{UNWISE}")
     expected = (

@@ -33,6 +33,8 @@ members:
 - Relative paths of files are relative to fedproxy's working directory.
 - `fedproxy check FILE` reports all faults of a file, one per line, with line and column, and what is valid
   and unwise ([warnings](#warnings)).
+- `fedproxy schema` prints a JSON Schema of all this, also in `conf/schema.json`. Editors with YAML support
+  use it if the first line is `# yaml-language-server: $schema=` with its path or URL.
 - `config.json` of federation-redirect is accepted as it is; `fedproxy import FILE` converts it.
 
 `conf/mybinder.yaml` has every key, with comments.
