@@ -766,5 +766,5 @@ def test_serve_without_a_config_takes_the_usual_one_or_says_where_it_looked(
         file.write_text("{}")
         result = run("serve")
         assert result.exit_code == 2
-        assert re.search(f"^{re.escape(str(file))}: ", result.stderr, re.MULTILINE)
+        assert re.search(f"^{re.escape(str(file))}:1:1: members: ", result.stderr, re.MULTILINE)
         assert result.stderr.count(str(tmp_path)) == 1
