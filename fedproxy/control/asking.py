@@ -73,7 +73,7 @@ class Asker:
     """Asks one member, one request after the other. Create it in a running loop, and close it.
 
     path: of the Unix socket that all requests go to, if the member has one. clock: seconds, for the age of
-    connections.
+    connections. relied: in this round a response came on a connection of an earlier one.
     """
 
     def __init__(self, names: Resolver, path: str | None, clock: Callable[[], float]) -> None:
@@ -97,9 +97,16 @@ class Asker:
                 use_dns_cache=False,
             )
         self._session = open_session(_HEADERS, connector, middlewares=(_sent_once,))
+        self.relied = False
+        self._began = clock()
 
     def __repr__(self) -> str:
         return f"<Asker {len(self._open)} open>"
+
+    def begin_round(self) -> None:
+        """What is asked from now on belongs to another round."""
+        self.relied = False
+        self._began = self._clock()
 
     async def ask(
         self, address: str, *, timeout: float, tls: ssl.SSLContext | None = None, age: float = 0.0
@@ -118,6 +125,7 @@ class Asker:
         if await self._has_fit(url, tls, age):
             found = await self._try(url, tls, part)
             if isinstance(found, Fetched) and found.status == 200:
+                self.relied = self.relied or any(each.since < self._began for each in self._open.values())
                 return found
             self.drop()
         found = await self._try(url, tls, timeout)

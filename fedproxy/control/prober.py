@@ -264,7 +264,12 @@ class Prober:
         for _ in range(_AGAIN):
             lost = self._lost()
             try:
+                watch.asker.begin_round()
                 verdict = await self._once(watch, target, policy)
+                if not verdict.ok and watch.asker.relied:
+                    # On a new connection somebody else may answer, such as the successor of a member.
+                    watch.asker.drop()
+                    verdict = await self._once(watch, target, policy)
             except OwnFault:
                 return None
             if verdict.ok or self._lost() - lost < max(_SLEPT, policy.timeout / 4):

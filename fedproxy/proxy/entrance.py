@@ -69,10 +69,18 @@ class Negotiated(Handshake):
         self.options = options
         self.waiter = waiter
         self.counted = False
+        self.address_key: bytes | None = None
 
-    def begins(self) -> bool:
+    def begins(self, wire: asyncio.Transport) -> bool:
         self.counted = True
-        return self.context.admission.enter()
+        admission = self.context.admission
+        if not admission.enter():
+            return False
+        address = None if self.options.unix else address_of(wire)
+        if address is None or not admission.counts_addresses or admission.believes(address):
+            return True
+        self.address_key = admission.enter_address(address)
+        return self.address_key is not None
 
     def ready(self, transport: TLSTransport) -> None:
         self._leave()
@@ -87,6 +95,10 @@ class Negotiated(Handshake):
         if self.counted:
             self.counted = False
             self.context.admission.leave()
+            key, self.address_key = self.address_key, None
+            if key is not None:
+                # `ready` counts it again in the same turn.
+                self.context.admission.leave_address(key)
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -164,6 +176,7 @@ class Entrance(Flow):
     standing: bool | None = None
     arrived = False  # the header is read
     over = False
+    address_key: bytes | None = None  # while it is encrypted
 
     def __init__(self, context: Context, options: ListenerOptions, tls: ssl.SSLContext | None) -> None:
         super().__init__()
@@ -214,6 +227,13 @@ class Entrance(Flow):
             self._encrypt(self.tls)
 
     def _encrypt(self, tls: ssl.SSLContext) -> None:
+        admission = self.context.admission
+        trusted = admission.believes(self.address) if self.standing is None else self.standing
+        if admission.counts_addresses and not trusted:
+            self.address_key = admission.enter_address(self.address)
+            if self.address_key is None:
+                self.transport.abort()
+                return
         secure = TLSTransport(tls, _Introduced(self), _time_for_handshake(self.context))
         self.wire.set_protocol(cast(asyncio.Protocol, secure))
         # What followed the header belongs to the handshake.
@@ -225,6 +245,7 @@ class Entrance(Flow):
     def become_downstream(self, transport: asyncio.Transport) -> None:
         """What follows is HTTP, and no longer this protocol's."""
         self.over = True
+        self._leave_address()
         context, options = self.context, self.options
         context.connections.discard(self)
         if self.tls is not None:
@@ -264,6 +285,12 @@ class Entrance(Flow):
             self.over = True
             self.context.connections.discard(self)
             self.context.admission.leave()
+            self._leave_address()
+
+    def _leave_address(self) -> None:
+        key, self.address_key = self.address_key, None
+        if key is not None:
+            self.context.admission.leave_address(key)
 
     def refresh(self) -> None:
         """Closes the connection of a proxy that may not, or no longer, send a PROXY header."""

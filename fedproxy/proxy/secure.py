@@ -20,13 +20,15 @@ _RECORD: Final = 1 << 14  # bytes: the most in one record (RFC 8446 section 5.1)
 _MOST_ANSWERS: Final = 1 << 16  # bytes that OpenSSL may answer by itself to who reads nothing
 _GOODBYE: Final = 5.0  # seconds that a member has to close, too
 
+_SLEPT: Final = 0.25  # seconds that a timer may be late without the process having slept
+
 _AGAIN: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Handshake:
     """Who waits for a handshake, and is told once how it ended."""
 
-    def begins(self) -> bool:
+    def begins(self, wire: asyncio.Transport) -> bool:
         """The connection is there. False to drop it before anything is computed."""
         return True
 
@@ -50,6 +52,8 @@ class TLSTransport(asyncio.Transport):
         "_answers",
         "_closing",
         "_deliver",
+        "_due",
+        "_ended",
         "_ending",
         "_goodbye",
         "_handshake",
@@ -89,8 +93,10 @@ class TLSTransport(asyncio.Transport):
         self._protocol: Flow | None = None
         self._deliver: Callable[[bytes], None] = _drop
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._closing = False  # the protocol, or a fault, has ended the connection
-        self._ending = False  # the other side has sent close_notify
+        self._ending = False  # the other side has sent close_notify, ...
+        self._ended = False  # ... and the protocol knows it
         self._paused = False  # the protocol reads nothing at the moment
         self._told = False  # the protocol was told to pause writing
         self._lost: Exception | None = None
@@ -105,10 +111,10 @@ class TLSTransport(asyncio.Transport):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins the handshake."""
         self.wire = cast(asyncio.Transport, transport)
-        if self._handshake is not None and not self._handshake.begins():
+        if self._handshake is not None and not self._handshake.begins(self.wire):
             self.abort()
             return
-        self._timer = asyncio.get_running_loop().call_later(self._limit, self._time_is_up)
+        self._allow(self._limit)
         if not self.tls.server_side:
             self._shake()
 
@@ -204,8 +210,10 @@ class TLSTransport(asyncio.Transport):
     def _end(self) -> None:
         """The other side has sent close_notify: it sends nothing more."""
         protocol = self._protocol
-        if protocol is not None and not self._closing and not protocol.eof_received():
-            self.close()
+        if protocol is not None and not self._closing and not self._ended:
+            self._ended = True
+            if not protocol.eof_received():
+                self.close()
 
     def eof_received(self) -> None:
         """Without close_notify, anybody on the way may have ended the connection. It is closed."""
@@ -214,7 +222,7 @@ class TLSTransport(asyncio.Transport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the protocol, or who waits for the handshake."""
-        self._closing = True
+        closed, self._closing = self._closing, True
         self._stop_timer()
         exc = self._lost or exc
         protocol, handshake = self._protocol, self._handshake
@@ -223,6 +231,10 @@ class TLSTransport(asyncio.Transport):
         if handshake is not None:
             handshake.failed(exc)
         elif protocol is not None:
+            if self._ending and not self._ended and not closed:
+                # It came while the protocol read nothing.
+                self._ended = True
+                protocol.eof_received()
             protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -259,8 +271,19 @@ class TLSTransport(asyncio.Transport):
             handshake.ready(self)
         return not self._closing
 
+    def _allow(self, seconds: float) -> None:
+        """Drops the connection when they are over."""
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + seconds
+        self._timer = loop.call_later(seconds, self._time_is_up)
+
     def _time_is_up(self) -> None:
         self._timer = None
+        late = asyncio.get_running_loop().time() - self._due
+        if late > _SLEPT:
+            # The process did not run. What has arrived meanwhile is read first.
+            self._allow(min(late, self._limit))
+            return
         if self._handshake is not None:
             self._lost = ConnectionAbortedError("the TLS handshake took too long")
         self.wire.abort()
@@ -369,7 +392,7 @@ class TLSTransport(asyncio.Transport):
             self._paused = False
             wire.resume_reading()
         if self._goodbye is not None:
-            self._timer = asyncio.get_running_loop().call_later(self._goodbye, self._time_is_up)
+            self._allow(self._goodbye)
 
     def abort(self) -> None:
         """Drops the connection at once."""

@@ -331,6 +331,23 @@ async def test_kept_connection_that_fails_is_no_verdict(fault: str) -> None:
         assert all_healthy(running)
 
 
+@pytest.mark.parametrize("target_path", [b"/versions", b"/health"])
+async def test_answer_on_a_kept_connection_that_is_bad_news_is_no_verdict(target_path: bytes) -> None:
+    async def outdated(conn: Conn, request: Message, number: int) -> None:
+        # What a member that is being replaced says on its last connections.
+        if number > 1 and request.target == target_path:
+            conn.send(reply(b"old"))
+        else:
+            await good(conn, request, number)
+
+    hub = Counting(outdated)
+    async with probing(hub) as running:
+        running.prober.apply(replace(KEEPING, fall=1), [target("a", hub)])
+        await until(lambda: len(hub.asked) >= 4, lambda: hub.asked)
+        assert all_healthy(running)
+        assert max(hub.asked) > 1
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_new_connection_that_fails_as_the_kept_one_did_is_a_verdict_after_one_request(
     fault: str,

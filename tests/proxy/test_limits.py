@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import trustme
 
 from fedproxy.proxy.local import LocalPool
 from tests.rig import Conn, Edge, RawClient, answer, edge, guard, until
@@ -112,6 +114,30 @@ async def test_own_page_counts_for_its_address_until_it_is_over() -> None:
         for _ in range(3):
             assert (await running.ask(PAGE)).status == 200
             await until(lambda: count(running) == 0, "the page is over")
+        assert running.service.edge.admission.addresses == {}
+
+
+@pytest.mark.parametrize("trusted", [[], ["127.0.0.1"]])
+async def test_handshakes_count_for_their_address(tmp_path: Path, trusted: list[str]) -> None:
+    file = str(tmp_path / "both.pem")
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(file)
+    listen = [{"address": "127.0.0.1:0", "tls": {"certificate": file, "private_key": file}}]
+    async with edge(
+        answer(), listen=listen, limits={"connections_per_address": 2}, trusted_proxies=trusted
+    ) as running:
+        counts = running.service.edge.counts
+        clients = [await running.client() for _ in range(3)]
+        for client in clients:
+            await client.send(b"\x16")
+        if trusted:
+            await until(lambda: counts.connections == 3, "all are there")
+        else:
+            await clients[2].closed()
+            assert counts.connections == 2
+        assert counts.rejected == ({} if trusted else {"address": 1})
+        for client in clients:
+            await client.leave()
+        await until(lambda: counts.connections == 0, "all are gone")
         assert running.service.edge.admission.addresses == {}
 
 

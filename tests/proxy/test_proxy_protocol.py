@@ -164,6 +164,21 @@ async def test_connections_of_one_address_are_those_of_the_header() -> None:
         assert (await other.ask(BINARY + GET)).body == b"ok"
 
 
+async def test_handshakes_count_for_the_address_of_the_header(listen: list[dict[str, Any]]) -> None:
+    async with behind(listen, limits={"connections_per_address": 1}) as running:
+        admission = running.service.edge.admission
+        first = await running.client()
+        await first.send(LINE)
+        await until(lambda: admission.addresses, "it is counted")
+        second = await running.client()
+        await second.send(LINE)
+        await second.closed()
+        assert running.service.edge.counts.rejected == {"address": 1}
+        await first.leave()
+        await until(lambda: not admission.addresses, "it is counted no longer")
+        assert running.service.edge.counts.connections == 0
+
+
 async def test_unix_listener_with_a_header(tmp_path: Path) -> None:
     path = tmp_path / "edge.sock"
     listen: list[dict[str, Any]] = [

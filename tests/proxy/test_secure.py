@@ -117,7 +117,7 @@ class Begun(Handshake):
         self.told: list[str] = []
         self.error: Exception | None = None
 
-    def begins(self) -> bool:
+    def begins(self, wire: asyncio.Transport) -> bool:
         self.told.append("begins")
         return self.welcome
 
@@ -421,6 +421,32 @@ async def test_handshake_that_takes_too_long_is_dropped() -> None:
     assert wire.told == ["abort"]
     edge.connection_lost(None)
     assert isinstance(handshake.error, ConnectionAbortedError)
+
+
+async def test_time_in_which_the_process_did_not_run_is_not_the_visitors() -> None:
+    pair = Pair()
+    edge, loop = cast(Any, pair.edge), asyncio.get_running_loop()
+    edge._timer.cancel()
+    edge._due = loop.time() - 5
+    edge._time_is_up()
+    assert pair.wire.told == []
+    assert edge._due > loop.time()
+    pair.shake()
+    assert edge._timer is None
+
+
+async def test_end_that_came_while_nothing_was_read_is_told_when_the_connection_is_lost(pair: Pair) -> None:
+    class Pausing(Noting):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            pair.edge.pause_reading()
+
+    above = Pausing()
+    pair.edge.set_protocol(above)
+    pair.deliver(pair.say(b"all of it") + pair.bye())
+    pair.edge.connection_lost(ConnectionResetError())
+    assert above.told == ["eof", "lost"]
+    assert isinstance(above.error, ConnectionResetError)
 
 
 async def test_what_is_no_record_is_answered_by_an_alert(pair: Pair) -> None:

@@ -184,7 +184,8 @@ class Upstream(PooledConnection):
         receiver, self.receiver = self.receiver, None
         if receiver is None:
             return
-        if machine.ended(clean=exc is None and self.ended):
+        # With a close_notify all has come, whatever becomes of the connection (RFC 8446 section 6.1).
+        if machine.ended(clean=self.ended and (exc is None or self.wire is not self.transport)):
             receiver.on_body(b"", True)
         elif machine.waiting:
             receiver.on_failure(StaleConnection() if self.reused and machine.silent else ResponseLost())
