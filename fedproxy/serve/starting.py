@@ -175,6 +175,9 @@ class Starter:
         forker, self._forker = self._forker, None
         if forker is not None:
             await forker.close()
+            # From now on nobody is left behind who would have to be waited for here.
+            _set_adopting(False)
+            self._can_fork = None
 
 
 class _Forker:
@@ -294,7 +297,13 @@ def _adopt() -> bool:
     except (AttributeError, OSError):
         # Before Linux 5.3, or a Python that was built there.
         return False
-    return bool(ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    return _set_adopting(True)
+
+
+def _set_adopting(adopting: bool) -> bool:
+    """Sets whether this process becomes the parent of what its children leave behind. False if it cannot."""
+    done: int = ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(adopting), 0, 0, 0)
+    return done == 0
 
 
 def said(status: int | None) -> str:

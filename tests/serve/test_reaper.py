@@ -94,6 +94,8 @@ async def test_signal_before_it_listens_ends_the_first_process(tmp_path: Path) -
 async def test_child_that_somebody_waits_for_is_left_to_them() -> None:
     mine = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)
+    # Other tests may have left some behind.
+    reaper.reap({mine.pid})
     assert reaper.reap({mine.pid}) == 0
     assert mine.wait() == 0
 

@@ -247,7 +247,8 @@ async def test_reloads_at_once_come_one_after_the_other(tmp_path: Path) -> None:
 async def test_worker_that_dies_as_it_is_replaced_is_not_missed(tmp_path: Path) -> None:
     async with running(tmp_path) as edge:
         old = edge.program.workers()
-        edge.write(workers=3, **TEAPOT)
+        # To import what makes spans takes a worker so long that it does not serve yet when it is killed.
+        edge.write(workers=3, tracing={"endpoint": "http://127.0.0.1:9"}, **TEAPOT)
         edge.program.signal(HUP)
         await until(lambda: set(edge.program.workers()) - set(old), "new workers come")
         for worker in old:
@@ -262,7 +263,8 @@ async def test_worker_that_dies_as_it_is_replaced_is_not_missed(tmp_path: Path) 
 async def test_new_worker_that_dies_leaves_the_old_ones_in_force(tmp_path: Path) -> None:
     async with running(tmp_path) as edge:
         old = edge.program.workers()
-        edge.write(workers=3, **TEAPOT)
+        # To import what makes spans takes a worker so long that it does not serve yet when it is killed.
+        edge.write(workers=3, tracing={"endpoint": "http://127.0.0.1:9"}, **TEAPOT)
         edge.program.signal(HUP)
         await until(lambda: set(edge.program.workers()) - set(old), "new workers come")
         os.kill(max(set(edge.program.workers()) - set(old)), signal.SIGKILL)
