@@ -82,6 +82,7 @@ def serve(file: Path | None, workers: int | None) -> None:
         raise click.UsageError(f"There is no --config, and neither {' nor '.join(map(str, _USUAL))}.")
     from fedproxy.observe.events import take_over
 
+    # The form is known once the config is read.
     events = take_over()
     # A terminal may stop a background process that writes to it (stty tostop).
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
@@ -92,17 +93,21 @@ def serve(file: Path | None, workers: int | None) -> None:
     if os.getpid() == 1:
         # PID 1 is not terminated by a signal that it does not handle.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    from fedproxy.event import Event, EventName
     from fedproxy.serve.verify import Reader
 
     reader = Reader(file, os.environ, lambda config: _with_workers(config, workers))
     try:
         config = reader.read()
-        events.say(f"fedproxy {__version__}: {_members(config)} from {file}")
+        events.form = config.log
         uvloop.run(_serve(file, config, reader, events))
     except ConfigError as error:
-        raise _wrong(file, error) from None
+        for line in fault_lines(str(file), error):
+            events.emit(Event(EventName.CONFIG_REFUSED, line))
+        raise SystemExit(2) from None
     except OSError as error:
-        raise SystemExit(f"fedproxy: {error.strerror or error}") from None
+        events.emit(Event(EventName.EDGE_FAILED, error.strerror or str(error)))
+        raise SystemExit(1) from None
 
 
 def _with_workers(config: Config, workers: int | None) -> Config:
@@ -111,6 +116,7 @@ def _with_workers(config: Config, workers: int | None) -> Config:
 
 async def _serve(file: Path, config: Config, reader: Reader, events: Events) -> None:
     gc.disable()  # as a worker does, until `freeze`
+    from fedproxy.event import EventName
     from fedproxy.serve import descriptors, systemd
     from fedproxy.serve.service import Service
     from fedproxy.serve.starting import StartError
@@ -124,29 +130,31 @@ async def _serve(file: Path, config: Config, reader: Reader, events: Events) -> 
         reread=reader.read,
         warnings=reader.warnings,
         file=file,
-        say=events.say,
-        unsaid=lambda: events.dropped,
+        events=events,
         inherited=systemd.inherited(os.environ),
         notifier=systemd.Notifier(os.environ),
     )
+    service.note(EventName.EDGE_START, f"fedproxy {__version__}: {_members(config)} from {file}")
     stop = _until_told_to_stop()
     _reload_when_told(service)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, service.reopen_log)
     try:
         await service.start()
     except StartError as error:
-        raise SystemExit(f"fedproxy: {error}") from None
+        service.note(EventName.EDGE_FAILED, str(error))
+        raise SystemExit(1) from None
     freeze()
     for line in _listening(service):
-        events.say(line)
+        service.note(EventName.EDGE_LISTENING, line)
     shortage = descriptors.shortage(config.limits.connections)
     if shortage is not None:
-        events.say(shortage)
+        service.note(EventName.EDGE_LIMITED, shortage)
     try:
         await stop.wait()
         stop.clear()
         drain = service.config.timeouts.drain
-        events.say(f"draining for at most {drain:g} s; a second signal ends it at once")
+        text = f"draining for at most {drain:g} s; a second signal ends it at once"
+        service.note(EventName.EDGE_DRAIN, text, "signal")
         draining = asyncio.ensure_future(service.stop(drain))
         again = asyncio.ensure_future(stop.wait())
         await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)

@@ -212,6 +212,11 @@ HOSTNAME = Kind("host", "a host name or IP address, no port", _host_of_requests)
 COOKIE_NAME = Kind(
     "text", "a cookie's name: letters, digits and - _ . (RFC 6265)", lambda v: _matches(_COOKIE, v)
 )
+TOKEN_NAME = Kind(
+    "text",
+    "a name of up to 64 letters, digits and - . _ ~ + @ :, a letter or digit first",
+    lambda v: _matches(_NAME, v),
+)
 MEMBER_NAME = Kind(
     "text",
     "a name of up to 64 letters, digits and - . _ ~ + @ :, a letter or digit first",

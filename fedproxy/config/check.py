@@ -124,7 +124,8 @@ def _translate(model: type[BaseModel], details: ErrorDetails) -> Iterator[Findin
         case "between":
             yield from (Finding((*where, key), message) for key, message in context["faults"])
         case "value_error" if details["loc"][-1:] == ("[key]",):
-            yield Finding(where, f"is not a member's name, {context['error']}", of_key=True)
+            whose = "token" if "tokens" in where else "member"
+            yield Finding(where, f"is not a {whose}'s name, {context['error']}", of_key=True)
         case "value_error" if kind_of(*annotation_at(model, where)) is SECRET:
             yield Finding(where, f"is {MASK}, {context['error']}")
         case "value_error":

@@ -46,6 +46,7 @@ ListenAddress = Annotated[Address, addr.ADDRESS]
 # Decisions have defaults of their own; they are not written a second time.
 _BREAKER: Final = BreakerPolicy()
 _ALLOWANCE: Final = Allowance()
+_ADMIN: Final = "admin"  # the name of `admin.token`
 _FEDERATION: Final = FederationPolicy(balancer="rendezvous")
 
 
@@ -142,6 +143,16 @@ def default_listen() -> tuple[ListenerSettings, ...]:
     return (ListenerSettings(address=Address("0.0.0.0", 8080)),)
 
 
+class TokenSettings(Section):
+    """A token of the admin listener."""
+
+    token: Secret = Field(description="The bearer token; no two may be the same.")
+    rights: Literal["read", "write"] = Field(
+        default="read",
+        description="What it is for: `read`, or `write`, which includes reading.",
+    )
+
+
 class AdminSettings(Section):
     """The listener for operators, Prometheus and Kubernetes' probes."""
 
@@ -150,13 +161,42 @@ class AdminSettings(Section):
         description="The address of the admin listener. Keep it from the public.",
     )
     token: Secret | None = Field(
-        default=None, description="The bearer token for writes; without one every write is refused."
+        default=None,
+        description="A bearer token for writes, of the name `admin`; without any such token every write is "
+        "refused.",
+    )
+    tokens: Mapping[Annotated[str, addr.TOKEN_NAME], TokenSettings] = Field(
+        default={},
+        description="More tokens, each with its own name and rights. The name is in the log of what is done "
+        "with it.",
+    )
+    read: Literal["open", "token"] = Field(
+        default="open",
+        description="Who may read: anybody who can reach the listener, or only who has a token. "
+        "`/health/live` and `/health/ready` are always open.",
     )
     state: Annotated[Path | Literal["off"], units.FILE_OR_OFF] | None = Field(
         default=None,
         description="The file that keeps operators' changes at run time, or `off`. By default `state.json` "
         "in systemd's `$STATE_DIRECTORY`, or else next to the config: `edge.state.json` for `edge.yaml`.",
     )
+
+    @property
+    def named_tokens(self) -> dict[str, TokenSettings]:
+        """All tokens, by name."""
+        own = {} if self.token is None else {_ADMIN: TokenSettings(token=self.token, rights="write")}
+        return {**own, **self.tokens}
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        if self.token is not None and _ADMIN in self.tokens:
+            yield "tokens", f"has {_ADMIN!r}, which is the name of admin.token, expected another name"
+        owners = {} if self.token is None else {self.token.get_secret_value(): "admin.token"}
+        for name, settings in self.tokens.items():
+            owner = owners.setdefault(settings.token.get_secret_value(), f"admin.tokens.{name}")
+            if owner != f"admin.tokens.{name}":
+                yield "tokens", f"has the same token in {name} as {owner} is, expected another"
+        if self.read == "token" and not owners:
+            yield "read", "is 'token', and there is none, expected admin.token or admin.tokens"
 
 
 class AffinitySettings(Section):
@@ -600,6 +640,10 @@ class Config(Section):
     )
     workers: Annotated[int | Literal["auto"], units.WORKERS] = Field(
         default="auto", description="Worker processes: a number, or `auto` for one per processor."
+    )
+    log: Literal["text", "json"] = Field(
+        default="text",
+        description="The edge's own events on stderr, one per line: text for people, or JSON for programs.",
     )
     access_log: Annotated[Literal["json", "combined", "off"], units.ACCESS_LOG] = Field(
         default="json", description="One line per request: JSON, Apache's combined format, or none."

@@ -17,6 +17,7 @@ from yarl import URL
 from fedproxy import __version__
 from fedproxy.control.fetch import FAULTS, fetch, open_session
 from fedproxy.control.messages import Logo
+from fedproxy.event import Event, EventName
 from fedproxy.observe.access_log import mask_target
 from fedproxy.tasks import cancel
 
@@ -36,12 +37,14 @@ _MARKS: Final = (
 class Logos:
     """Fetches the logos last given to `apply`, until `close`. Create it in a running loop.
 
-    tell: called with each logo that is new or has changed. say: takes a line for each URL without a logo.
+    tell: called with each logo that is new or has changed. report: takes an event for each URL without one.
     """
 
-    def __init__(self, tell: Callable[[Logo], None], say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self, tell: Callable[[Logo], None], report: Callable[[Event], None] = lambda event: None
+    ) -> None:
         self._tell = tell
-        self._say = say
+        self._report = report
         self._due: dict[str, float] = {}  # by URL, in seconds of the loop's clock
         self._known: dict[str, Logo] = {}
         self._complained: set[str] = set()
@@ -90,7 +93,8 @@ class Logos:
             self._tell(logo)
         if logo is None and url not in self._known and url not in self._complained:
             self._complained.add(url)
-            self._say(f"no logo at {mask_target(url)}: initials are shown instead")
+            message = f"no logo at {mask_target(url)}: initials are shown instead"
+            self._report(Event(EventName.MEMBER_LOGO, message))
 
     async def _fetch(self, url: str) -> Logo | None:
         """None if there is no image, or it is too large."""

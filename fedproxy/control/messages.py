@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.sessions import SessionRecord
     from fedproxy.decide.snapshot import Snapshot, Survey
     from fedproxy.errors import Fault
+    from fedproxy.event import Event
 
 # From the control process
 
@@ -194,6 +195,13 @@ class TokenRefused:
 
 
 @dataclass(frozen=True)
+class Happened:
+    """Something that operators should know, and that other workers may notice too."""
+
+    event: Event
+
+
+@dataclass(frozen=True)
 class LaunchRequested:
     """A client, or its network, asked for a launch."""
 
@@ -232,6 +240,7 @@ Fact = (
     | LaunchesInFlight
     | SessionsKnown
     | TokenRefused
+    | Happened
 )
 
 #: What every worker is told, besides configs.

@@ -59,11 +59,15 @@ class Change(Section):
 
 
 class State(Section):
-    """Operators' changes, by member name. Frozen: the functions of this module return the next state."""
+    """Operators' changes, by member name. Frozen: the functions of this module return the next state.
+
+    by: who changed a member last, as long as any change of it applies. An older file has none.
+    """
 
     intents: Mapping[_Name, Literal["drain", "maint"]] = Field(default={})
     weights: Mapping[_Name, Weight] = Field(default={})
     members: Mapping[_Name, Change] = Field(default={})
+    by: Mapping[_Name, Annotated[str, units.TEXT]] = Field(default={})
 
     def intent(self, name: str) -> Intent:
         """The operator's intent for a member."""
@@ -79,6 +83,17 @@ def set_intent(state: State, name: str, intent: Intent) -> State:
     return state.model_copy(
         update={"intents": rest if intent is Intent.READY else {**rest, name: intent.value}}
     )
+
+
+def sign(state: State, name: str, who: str) -> State:
+    """The state with who changed a member last."""
+    return _with_signers(state, {**state.by, name: who})
+
+
+def _with_signers(state: State, by: Mapping[str, str]) -> State:
+    """Forgets who changed members of which no change is left."""
+    changed = {*state.intents, *state.weights, *state.members}
+    return state.model_copy(update={"by": {name: who for name, who in by.items() if name in changed}})
 
 
 def set_weight(config: Config, state: State, name: str, weight: float) -> State:
@@ -159,7 +174,8 @@ def reconcile(config: Config, state: State) -> tuple[State, list[str]]:
             )
         else:
             weights[name] = weight
-    return state.model_copy(update={"members": members, "weights": weights}), lines
+    kept = state.model_copy(update={"members": members, "weights": weights})
+    return _with_signers(kept, state.by), lines
 
 
 def _fitting(config: Config, changes: Mapping[str, Change]) -> tuple[dict[str, Change], list[str]]:

@@ -1,4 +1,4 @@
-"""The last hour of the federation, kept in memory: charts of rates and times, and events as sentences.
+"""The last hour of the federation, kept in memory: charts of rates and times, and events.
 
 `History.see` is given a survey regularly, and works out what changed since the previous one. Everything it
 keeps is bounded: an hour of steps for each member in force, and the last few hundred events.
@@ -7,18 +7,17 @@ keeps is bounded: an hour of steps for each member in force, and the last few hu
 from __future__ import annotations
 
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, MemberCounts
 from fedproxy.decide.launch import End
-from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
+from fedproxy.event import Event, EventName
 
 STEP: Final = 10.0
 """Seconds between two points of a chart."""
@@ -35,33 +34,23 @@ points, and integers are fast to serialise.
 
 _MINUTE: Final = 6  # steps
 _EVENTS: Final = 500
-_LONGEST: Final = 400  # characters of a sentence
-_SAME: Final = 60.0  # seconds within which a repeated event counts as the same
+_LONGEST: Final = 400  # characters of a message
+_BULK: Final = 60.0  # seconds between two events of what is told in bulk
+_REASONS: Final = 8  # that such an event names
 _NEW: Final = (Source.KEY, Source.RANDOM)
 _SPOILT: Final = (End.FAILED, End.LOST)
-_INTENTS: Final = {
-    Intent.READY: "was set to ready by an operator: it takes visitors again",
-    Intent.DRAIN: "was set to drain by an operator: no new visitors, current ones stay",
-    Intent.MAINT: "was set to maintenance by an operator: no visitors",
-}
 
 
-class Level(StrEnum):
-    """Whether an event is good news."""
+@dataclass
+class _Bulk:
+    """What is told in bulk: the first at once, and then what came until `until`, by reason."""
 
-    GOOD = "good"
-    BAD = "bad"
-    NOTE = "note"
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened: `time` in seconds since the epoch, `text` a sentence for people."""
-
-    time: float
-    text: str
-    level: Level = Level.NOTE
-    member: str | None = None
+    until: float
+    say: Callable[[Mapping[str, int]], str]
+    name: EventName
+    member: str | None
+    who: str | None = None
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -165,11 +154,13 @@ class _MemberState:
 class History:
     """The charts and events of the last hour, from the surveys given to `see` and the events given to `note`.
 
-    survey: the last one; time: when it was taken, in seconds since the epoch. looks, steps, changes: the
-    number of surveys, of chart points and of changes to the events so far.
+    on_event: called with each event, those that it found itself too. survey: the last one; time: when it was
+    taken, in seconds since the epoch. looks, steps, changes: the number of surveys, of chart points and of
+    events so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_event: Callable[[Event], None] = lambda event: None) -> None:
+        self._on_event = on_event
         self.survey: Survey | None = None
         self.time = 0.0
         self.looks = 0
@@ -177,10 +168,12 @@ class History:
         self.changes = 0
         self._watches: dict[str, _MemberState] = {}
         self._events: deque[Event] = deque(maxlen=_EVENTS)
-        self._counted: dict[tuple[str, ...], tuple[Event, int]] = {}
+        self._bulk: dict[tuple[EventName, str], _Bulk] = {}
         self._step_began = 0.0
         self._available = True
-        self._refused = 0
+        self._unretried = 0
+        self._refused: Mapping[str, int] = {}
+        self._dropped: Mapping[str, int] = {}
 
     @property
     def events(self) -> Sequence[Event]:
@@ -211,16 +204,58 @@ class History:
             if watch.lines["requests"]
         }
 
-    def note(self, time: float, text: str, level: Level = Level.NOTE, member: str | None = None) -> None:
-        """Adds an event."""
-        self._add(Event(time, text, level, member))
+    def note(self, event: Event) -> None:
+        """Adds an event, and hands it on. It has to have its time."""
+        self._on_event(event)
+        if len(event.message) > _LONGEST:
+            event = replace(event, message=f"{event.message[: _LONGEST - 1]}…")
+        self._events.append(event)
+        self.changes += 1
+
+    def count(
+        self,
+        name: EventName,
+        counts: Mapping[str, int],
+        time: float,
+        say: Callable[[Mapping[str, int]], str],
+        member: str | None = None,
+        who: str | None = None,
+        key: str = "",
+    ) -> None:
+        """Adds what may come in floods: an event at once, and at most one a minute of all that follows.
+
+        counts: how many, by reason. say: makes the message of the sums. who: the last one is named. key:
+        tells floods of one name apart.
+        """
+        bulk = self._bulk.get((name, key))
+        if bulk is None:
+            self._bulk[name, key] = _Bulk(time + _BULK, say, name, member, who)
+            self.note(Event(name, say(counts), member, who, time))
+        else:
+            bulk.counts.update(counts)
+            bulk.say, bulk.who = say, who
+
+    def flush(self, time: float) -> None:
+        """Adds the events of what came in bulk and is due."""
+        for key, bulk in list(self._bulk.items()):
+            # The wall clock may have been set back.
+            if bulk.until - _BULK <= time < bulk.until:
+                continue
+            if bulk.counts:
+                self.note(Event(bulk.name, bulk.say(bulk.counts), bulk.member, bulk.who, time))
+                self._bulk[key] = _Bulk(time + _BULK, bulk.say, bulk.name, bulk.member, bulk.who)
+            else:
+                del self._bulk[key]
 
     def see(self, survey: Survey, now: float, time: float) -> None:
         """Takes a survey; `now` is monotonic time, `time` wall-clock time, both in seconds."""
         first = self.survey is None
         if first:
             self._step_began = now
-            self._refused = survey.edge.budget_exhausted
+            self._unretried = survey.edge.budget_exhausted
+            self._refused = dict(survey.edge.rejected)
+            self._dropped = dict(survey.edge.lines_dropped)
+        self.flush(time)
         old, self._watches = self._watches, {}
         for snapshot in survey.members:
             totals = _Totals.of(snapshot.counts, now)
@@ -228,15 +263,11 @@ class History:
             if watch is None:
                 watch = _MemberState(snapshot, totals)
                 watch.marks.append(totals)
-                if not first:
-                    self.note(time, f"{snapshot.name} joined the federation", Level.GOOD, snapshot.name)
             else:
                 before, watch.snapshot = watch.snapshot, snapshot
                 counted, watch.totals = watch.totals, totals
                 self._compare(watch, before, counted, time)
             self._watches[snapshot.name] = watch
-        for name in old:
-            self.note(time, f"{name} left the federation", Level.NOTE, name)
         self._compare_edge(survey, time)
         self.survey, self.time = survey, time
         self.looks += 1
@@ -249,16 +280,11 @@ class History:
     # What changed
 
     def _compare(self, watch: _MemberState, before: Snapshot, counted: _Totals, time: float) -> None:
-        after, name = watch.snapshot, watch.snapshot.name
-        if after.intent is not before.intent:
-            level = Level.GOOD if after.intent is Intent.READY else Level.NOTE
-            self.note(time, f"{name} {_INTENTS[after.intent]}", level, name)
-        if after.weight != before.weight:
-            text = f"the weight of {name} changed from {before.weight:g} to {after.weight:g}"
-            self.note(time, text, member=name)
+        name = watch.snapshot.name
         self._compare_breaker(watch, before.breaker, counted, time)
         for other, more in _more(watch.totals.failovers, counted.failovers).items():
-            self._count(("failover", name, other), more, time, _went_on(name, other), Level.NOTE, name)
+            say = _went_on(name, other)
+            self.count(EventName.LAUNCH_MOVED, {other: more}, time, say, name, key=f"{name} {other}")
 
     def _compare_breaker(
         self, watch: _MemberState, before: BreakerState, counted: _Totals, time: float
@@ -270,55 +296,48 @@ class History:
         opened, tried = BreakerState.OPEN.value in passed, BreakerState.HALF_OPEN.value in passed
         if after is BreakerState.OPEN:
             if before is BreakerState.CLOSED:
-                self.note(time, f"{name} was ejected: its breaker opened{because}", Level.BAD, name)
+                self._tell(
+                    EventName.BREAKER_OPEN, f"{name} was ejected: its breaker opened{because}", time, name
+                )
             elif opened and (tried or before is BreakerState.HALF_OPEN):
-                self._count(("trial", name), 1, time, _failed(name, because), Level.BAD, name)
+                say = _failed(name, because)
+                self.count(EventName.BREAKER_TRIAL, {"": 1}, time, say, name, key=name)
         elif after is not before and after is BreakerState.HALF_OPEN:
             if before is BreakerState.CLOSED and opened:
-                self.note(time, f"{name} was ejected: its breaker opened{because}", Level.BAD, name)
-            self.note(time, f"{name} gets trial requests: its breaker is half-open", Level.NOTE, name)
+                self._tell(
+                    EventName.BREAKER_OPEN, f"{name} was ejected: its breaker opened{because}", time, name
+                )
+            text = f"{name} gets trial requests: its breaker is half-open"
+            self._tell(EventName.BREAKER_HALF_OPEN, text, time, name)
         elif after is not before:
-            self.note(time, f"{name} is no longer ejected: its breaker closed", Level.GOOD, name)
+            self._tell(
+                EventName.BREAKER_CLOSED, f"{name} is no longer ejected: its breaker closed", time, name
+            )
         elif after is BreakerState.CLOSED and opened:
             text = f"{name} was ejected briefly: its breaker opened{because} and closed"
-            self.note(time, text, Level.BAD, name)
+            self._tell(EventName.BREAKER_OPEN, text, time, name)
+
+    def _tell(self, name: EventName, message: str, time: float, member: str | None = None) -> None:
+        self.note(Event(name, message, member, time=time))
 
     def _compare_edge(self, survey: Survey, time: float) -> None:
         could, self._available = self._available, any(member.available for member in survey.members)
         if could and not self._available:
-            self.note(time, "no member is available", Level.BAD)
+            self._tell(EventName.FEDERATION_UNAVAILABLE, "no member is available", time)
         elif self._available and not could:
-            self.note(time, "a member is available again", Level.GOOD)
-        more, self._refused = survey.edge.budget_exhausted - self._refused, survey.edge.budget_exhausted
+            self._tell(EventName.FEDERATION_AVAILABLE, "a member is available again", time)
+        edge = survey.edge
+        more, self._unretried = edge.budget_exhausted - self._unretried, edge.budget_exhausted
         if more > 0:
-            self._count(("budget",), more, time, _used_up, Level.BAD)
-
-    # Events
-
-    def _count(
-        self,
-        key: tuple[str, ...],
-        more: int,
-        time: float,
-        say: Callable[[int], str],
-        level: Level,
-        member: str | None = None,
-    ) -> None:
-        """Adds a counted event; one that repeats soon replaces the previous one, with the total count."""
-        last, times = self._counted.get(key, (None, 0))
-        if last is not None and time - last.time < _SAME and last in self._events:
-            self._events.remove(last)
-            more += times
-        event = self._add(Event(time, say(more), level, member))
-        self._counted = {key: kept for key, kept in self._counted.items() if time - kept[0].time < _SAME}
-        self._counted[key] = event, more
-
-    def _add(self, event: Event) -> Event:
-        if len(event.text) > _LONGEST:
-            event = Event(event.time, event.text[: _LONGEST - 1] + "…", event.level, event.member)
-        self._events.append(event)
-        self.changes += 1
-        return event
+            self.count(EventName.RETRY_EXHAUSTED, {"": more}, time, _used_up)
+        for name, before, now, say in (
+            (EventName.VISITOR_REFUSED, self._refused, edge.rejected, _refused),
+            (EventName.LOG_DROPPED, self._dropped, edge.lines_dropped, _lost),
+        ):
+            grown = _more(now, before)
+            if grown:
+                self.count(name, grown, time, say)
+        self._refused, self._dropped = dict(edge.rejected), dict(edge.lines_dropped)
 
 
 def quantile(counts: Sequence[int], part: float) -> float | None:
@@ -343,16 +362,41 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _failed(name: str, because: str) -> Callable[[int], str]:
-    return lambda n: f"{name} remains ejected: it failed {'its trial' if n == 1 else f'{n} trials'}{because}"
+def _failed(name: str, because: str) -> Callable[[Mapping[str, int]], str]:
+    def say(counts: Mapping[str, int]) -> str:
+        count = sum(counts.values())
+        return (
+            f"{name} remains ejected: it failed {'its trial' if count == 1 else f'{count} trials'}{because}"
+        )
+
+    return say
 
 
-def _went_on(name: str, other: str) -> Callable[[int], str]:
-    return lambda n: f"{n} launch{'es' * (n > 1)} that {name} could not serve moved to {other}"
+def _went_on(name: str, other: str) -> Callable[[Mapping[str, int]], str]:
+    def say(counts: Mapping[str, int]) -> str:
+        count = sum(counts.values())
+        return f"{count} launch{'es' * (count > 1)} that {name} could not serve moved to {other}"
+
+    return say
 
 
-def _used_up(times: int) -> str:
-    return f"the retry budget was used up: {times} {'retries were' if times > 1 else 'retry was'} not made"
+def _used_up(counts: Mapping[str, int]) -> str:
+    count = sum(counts.values())
+    return f"the retry budget was used up: {count} {'retries were' if count > 1 else 'retry was'} not made"
+
+
+def _refused(counts: Mapping[str, int]) -> str:
+    found = sorted(counts.items(), key=lambda item: -item[1])
+    reasons = ", ".join(f"{reason.replace('_', ' ')} {_times(count)}" for reason, count in found[:_REASONS])
+    more = f", and {len(found) - _REASONS} more reasons" if len(found) > _REASONS else ""
+    return f"visitors were refused: {reasons}{more}"
+
+
+def _lost(counts: Mapping[str, int]) -> str:
+    return "; ".join(
+        f"{count} line{'s' * (count > 1)} of the log of {log} {'were' if count > 1 else 'was'} lost"
+        for log, count in counts.items()
+    )
 
 
 def _between(now: _Totals, before: _Totals) -> list[int]:

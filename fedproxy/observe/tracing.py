@@ -51,7 +51,6 @@ _LONGEST: Final = 500  # characters of such a line
 _LONGEST_VALUE: Final = 2048  # characters
 
 Value = str | bool | int | float
-_log = logging.getLogger("fedproxy.tracing")
 _NOWHERE: Final = logging.NullHandler()
 
 
@@ -121,13 +120,18 @@ class _Ids(IdGenerator):
 
 
 class Tracing:
-    """Builds spans and sends them to a collector by OTLP over HTTP; `samples` selects the requests."""
+    """Builds spans and sends them to a collector by OTLP over HTTP; `samples` selects the requests.
 
-    def __init__(self, endpoint: str, service_name: str, sampler: Sampler) -> None:
+    report: called, in any thread, with a sentence when the collector takes none, at most once a minute.
+    """
+
+    def __init__(
+        self, endpoint: str, service_name: str, sampler: Sampler, report: Callable[[str], None]
+    ) -> None:
         self.samples = sampler.samples
         # The loop must not wait for as long as Python lets another thread keep the GIL.
         sys.setswitchinterval(_SWITCH)
-        self._complaints = _Complaints(endpoint)
+        self._complaints = _Complaints(endpoint, report)
         self._ids = _Ids()
         self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT)
         resource = Resource.create(
@@ -294,9 +298,10 @@ def _server(url: str) -> dict[str, Value | None]:
 class _Complaints(logging.Handler):
     """The SDK's log records about a collector that accepts no spans: one line, then none for a while."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, report: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self._endpoint = endpoint
+        self._report = report
         self._quiet_until = -math.inf
         self._logger = logging.getLogger("opentelemetry")
         self._logger.addHandler(self)
@@ -315,7 +320,7 @@ class _Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging for what is not filtered out."""
         said = record.getMessage().partition("\n")[0][:_LONGEST]
-        _log.warning("tracing: spans cannot be sent to %s: %s", self._endpoint, said)
+        self._report(f"spans cannot be sent to {self._endpoint}: {said}")
 
     def close(self) -> None:
         """As logging's; later records are discarded."""

@@ -5,13 +5,13 @@ Every protocol asks here. Nothing waits, and time is an argument.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fedproxy.bounded import Memo
 from fedproxy.decide.limit import LaunchRate, known_client
 from fedproxy.errors import BadRequest, Banned, BannedAddress, TooManyLaunches, TooManyUploads, UploadsFull
+from fedproxy.event import Event, EventName
 from fedproxy.http.request import Origin, host_name
 from fedproxy.wire.events import asked_for
 from fedproxy.wire.visitor import find_visitor
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from fedproxy.proxy.policy import Policy, Rate
     from fedproxy.proxy.routing import RoutedRequest
 
-_log = logging.getLogger(__name__)
 _UNREAD: Final = 64  # warnings about proxies that name no address, one for each proxy and field
 _Key = TypeVar("_Key")
 _UNREADABLE: Final = b"-"  # stands for a client whose address is not known
@@ -35,11 +34,13 @@ class Admission:
     room: visitors' connections that this process has files for, whatever the policy says. careful: requests
     have to be looked at, as `check` does. addresses: connections of each client. uploads: those under way of
     each client at each member; under_way: of all clients. on_launched: called with the client's key for each
-    launch that counts against its rate, so that other workers can be told.
+    launch that counts against its rate, so that other workers can be told. report: takes what operators
+    should know.
     """
 
-    def __init__(self, counts: EdgeCounts) -> None:
+    def __init__(self, counts: EdgeCounts, report: Callable[[Event], None] = lambda event: None) -> None:
         self.counts = counts
+        self._report = report
         self.room = 1 << 30
         self.careful = False
         self.addresses: dict[bytes, int] = {}
@@ -132,13 +133,13 @@ class Admission:
         """Warns that a trusted proxy named a visitor by something other than an address."""
         if len(self._unread) < _UNREAD and (peer, field) not in self._unread:
             self._unread.add((peer, field))
-            _log.warning(
-                "trusted proxy %s: %s names a visitor as %s, which is not an IP address; such clients are "
-                'unknown, "-" in the log (not repeated for this proxy and header)',
-                peer.decode("ascii"),
-                field.decode("ascii"),
-                ascii(address[:64].decode("latin-1")),
+            named = ascii(address[:64].decode("latin-1"))
+            message = (
+                f"trusted proxy {peer.decode('ascii')}: {field.decode('ascii')} names a visitor as {named}, "
+                'which is not an IP address; such clients are unknown, "-" in the access log '
+                "(not repeated for this proxy and header)"
             )
+            self._report(Event(EventName.PROXY_ADDRESS, message))
 
     # Requests
 

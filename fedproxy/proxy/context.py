@@ -21,6 +21,7 @@ from fedproxy.proxy.runtime import empty
 from fedproxy.tasks import Tasks
 
 if TYPE_CHECKING:
+    from fedproxy.event import Event
     from fedproxy.proxy.ports import Connection, OpenTunnel, Tracer
     from fedproxy.proxy.runtime import Runtime
     from fedproxy.record import Record
@@ -36,7 +37,8 @@ class Context:
     runtime: what is in force. log: takes the record of each finished request. tracer: makes spans of
     requests, if tracing is on. on_moved: called with the key of a launch and the name of the member that it
     moved to, so that other workers can be told. on_foreign_token: called with the name of a member that did
-    not accept the build token of another one, the second name. synchronize: calls back once all other workers
+    not accept the build token of another one, the second name. on_event: called with what operators should
+    know. synchronize: calls back once all other workers
     have taken what they were told before; None without others. careful: every request has to be checked,
     because of the policy or because the edge drains.
     """
@@ -51,6 +53,7 @@ class Context:
         self.clock = clock
         self.on_moved: Callable[[bytes, str], None] | None = None
         self.on_foreign_token: Callable[[str, str], None] | None = None
+        self.on_event: Callable[[Event], None] | None = None
         self.synchronize: Callable[[Callable[[], None]], None] | None = None
         self.tracer: Tracer | None = None
         # For ids, which have to differ and guard nothing, and for balancing.
@@ -59,7 +62,7 @@ class Context:
         self.ids: list[tuple[bytes, bytes]] = []
         self.counts = EdgeCounts()
         self.connections: set[Connection] = set()
-        self.admission = Admission(self.counts)
+        self.admission = Admission(self.counts, self.report)
         self.tunnels: set[OpenTunnel] = set()
         self.tasks = Tasks()
         self.moved = MovedKeys()
@@ -67,7 +70,7 @@ class Context:
         self.wall: Callable[[], float] = time.time
         # The edge's own pages, as the member that has them.
         self.own = Member("", "", Breaker(BreakerPolicy()))
-        self.resolver = Resolver(clock)
+        self.resolver = Resolver(clock, report=self.report)
         self.careful = False
         self.runtime: Runtime = empty(self.own, self.moved, self.sessions, chance, self.wall)
         self._pulse = Pulse()
@@ -89,6 +92,11 @@ class Context:
         self.careful = self._draining or self.admission.careful
         for connection in list(self.connections):
             connection.refresh()
+
+    def report(self, event: Event) -> None:
+        """Tells the operators, if anybody wants to know."""
+        if self.on_event is not None:
+            self.on_event(event)
 
     def draw_ids(self) -> list[tuple[bytes, bytes]]:
         """Some more trace ids for `ids`, each with a traceparent that has it and is not sampled.

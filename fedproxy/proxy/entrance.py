@@ -10,11 +10,11 @@ is a plain one for the loop, and the TLS is begun here.
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from typing import TYPE_CHECKING, cast
 
 from fedproxy.errors import BadProxyHeader
+from fedproxy.event import Event, EventName
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
 from fedproxy.proxy.h1.downstream import Downstream
 from fedproxy.proxy.h2.connection import H2Downstream
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from fedproxy.errors import ExchangeError
     from fedproxy.proxy.context import Context
     from fedproxy.proxy.policy import ListenerOptions
-
-_log = logging.getLogger(__name__)
 
 
 def enter(
@@ -271,11 +269,12 @@ class Entrance(Flow):
     def _refuse(self) -> None:
         rejected = self.context.counts.rejected
         if not rejected[BadProxyHeader.reason]:
-            _log.warning(
-                "a connection from %s does not begin with a PROXY protocol header, or may not send one; "
-                "it is closed, and so are others, which are only counted",
-                (self.peer or LOCAL).decode("latin-1"),
+            peer = (self.peer or LOCAL).decode("latin-1")
+            message = (
+                f"a connection from {peer} does not begin with a PROXY protocol header, or may not send one; "
+                "it is closed, and so are others, which are only counted"
             )
+            self.context.report(Event(EventName.PROXY_HEADER, message))
         rejected[BadProxyHeader.reason] += 1
         self.transport.abort()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import pycares
 
 from fedproxy.decide.addresses import Addresses
 from fedproxy.errors import ExchangeError, NameFailed, NoResolver, own_fault
+from fedproxy.event import Event, EventName
 from fedproxy.tasks import Tasks, cancel
 
 AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
@@ -34,7 +34,6 @@ _BROKEN = (aiodns.error.ARES_EFILE, aiodns.error.ARES_ENOMEM, aiodns.error.ARES_
 _LONGEST_CHANNEL = 1.0
 _FRESHEN = 0.5  # seconds to wait for a new answer if the last one can be used
 _PATIENCE = 1.0  # seconds for a name server's answer; twice that the second time
-_log = logging.getLogger(__name__)
 
 
 class Name:
@@ -67,11 +66,18 @@ class Resolver:
     """Resolves with c-ares, which reads /etc/hosts and /etc/resolv.conf.
 
     nameservers: used in place of those in /etc/resolv.conf, as `ADDRESS:PORT`. The default is the environment
-    variable FEDPROXY_NAMESERVERS, separated by commas, if it is set.
+    variable FEDPROXY_NAMESERVERS, separated by commas, if it is set. report: takes what operators should
+    know.
     """
 
-    def __init__(self, clock: Callable[[], float], nameservers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        nameservers: Sequence[str] = (),
+        report: Callable[[Event], None] = lambda event: None,
+    ) -> None:
         self._clock = clock
+        self._report = report
         self._nameservers = (
             nameservers or os.environ.get("FEDPROXY_NAMESERVERS", "").replace(",", " ").split()
         )
@@ -168,11 +174,11 @@ class Resolver:
 
     def _failed(self, name: Name, error: Exception) -> None:
         if name.found and name.error is None:
-            _log.warning(
-                "%s does not resolve any more (%s); its last addresses stay in use until it does",
-                name.host,
-                error.args[-1] if error.args else error,
+            why = error.args[-1] if error.args else error
+            message = (
+                f"{name.host} does not resolve any more ({why}); its last addresses stay in use until it does"
             )
+            self._report(Event(EventName.MEMBER_UNRESOLVED, message))
         name.error = error
         name.expires = self._clock() + _SHORTEST
 

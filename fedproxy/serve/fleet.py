@@ -26,6 +26,7 @@ from fedproxy.control.messages import (
     Fact,
     FromWorker,
     GetAccount,
+    Happened,
     LaunchesInFlight,
     LaunchMoved,
     LaunchRequested,
@@ -48,6 +49,7 @@ from fedproxy.control.messages import (
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ChannelError
+from fedproxy.event import Event, EventName
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sharing import Sharing, SharingPeer
 from fedproxy.serve.sockets import Sockets
@@ -72,11 +74,12 @@ class Common:
     members, edge: what was counted by those who are gone, as counters do not fall when a worker ends.
     listeners: called when launches in flight have changed. sharing: what they tell each other of sessions.
     on_trip: called when a breaker has opened. on_token: called when a member did not accept a build token of
-    another.
+    another. on_event: called with what operators should know; others may notice the same.
     """
 
     on_trip: Callable[[], None] | None = None
     on_token: Callable[[TokenRefused], None] | None = None
+    on_event: Callable[[Event], None] | None = None
 
     def __init__(self) -> None:
         self.sharing = Sharing(time.time)
@@ -110,6 +113,11 @@ class Common:
         """Two members do not share the secret of their build tokens."""
         if self.on_token is not None:
             self.on_token(token)
+
+    def happened(self, event: Event) -> None:
+        """Something that operators should know."""
+        if self.on_event is not None:
+            self.on_event(event)
 
     def forget(self, known: Container[str]) -> None:
         """Drops what was counted of members that are not known any more."""
@@ -203,6 +211,8 @@ class Inside:
                 self._common.sharing.tell(self, fact)
             case TokenRefused():
                 self._common.refused(fact)
+            case Happened(event):
+                self._common.happened(event)
             case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
                 pass  # for other workers, and there are none
             case _:
@@ -321,16 +331,21 @@ class _Process:
 
 
 class Workers:
-    """So many worker processes, one for each slot of the sockets. `say` takes lines for whoever runs this."""
+    """So many worker processes, one for each slot of the sockets. `note` takes what operators should know."""
 
     def __init__(
-        self, number: int, sockets: Sockets, common: Common, say: Callable[[str], None], starter: Starter
+        self,
+        number: int,
+        sockets: Sockets,
+        common: Common,
+        note: Callable[[EventName, str], None],
+        starter: Starter,
     ) -> None:
         self.number = number
         self._starter = starter
         self._sockets = sockets
         self._common = common
-        self._say = say
+        self._note = note
         self._processes: set[_Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._watchers = Tasks()
@@ -411,7 +426,10 @@ class Workers:
             )
             try:
                 worker.process = await self._starter.start(
-                    theirs.fileno(), their_hand.fileno(), [*chain.from_iterable(descriptors)]
+                    theirs.fileno(),
+                    their_hand.fileno(),
+                    [*chain.from_iterable(descriptors)],
+                    self._start.config.log,
                 )
             except BaseException:
                 worker.channel.close()
@@ -506,7 +524,8 @@ class Workers:
             old = worker
             quick = quick + 1 if old.gone.is_set() and time.monotonic() - old.started < _LONG_LIVED else 0
             if old.gone.is_set():
-                self._say(f"worker {old.pid} ended with {said(old.process.returncode)}")
+                text = f"worker {old.pid} ended with {said(old.process.returncode)}"
+                self._note(EventName.WORKER_END, text)
             worker = await self._successor(old.slot, quick)
             if not old.gone.is_set():
                 old.draining = True
@@ -530,18 +549,19 @@ class Workers:
                         seconds, each.silent, each.excused = each.silent, 0.0, 0.0
                         with suppress(ProcessLookupError):
                             each.process.kill()
-                        self._say(f"worker {each.pid} has not turned for {seconds:.0f} s and is killed")
+                        text = f"worker {each.pid} has not turned for {seconds:.0f} s and is killed"
+                        self._note(EventName.WORKER_KILLED, text)
 
     async def _successor(self, slot: int, quick: int) -> _Process:
         while True:
             if quick > 1:
                 delay = min(_BACK_OFF * 2 ** min(quick - 2, 10), _BACK_OFF_MAX)
-                self._say(f"starting the worker again in {delay:g} s")
+                self._note(EventName.WORKER_RETRY, f"starting the worker again in {delay:g} s")
                 await asyncio.sleep(delay)
             try:
                 return await self._spawn(slot)
             except (StartError, OSError) as error:
-                self._say(str(error))
+                self._note(EventName.WORKER_FAILED, str(error))
                 quick += 1
 
     # Messages
@@ -568,9 +588,12 @@ class Workers:
                 self._common.sharing.answered(worker, message)
             case TokenRefused():
                 self._common.refused(message)
+            case Happened(event):
+                self._common.happened(event)
             case Ready():
                 self._take_back(worker.slot)
                 worker.ready.set()
+                self._note(EventName.WORKER_START, f"worker {worker.pid} serves")
                 for slot in self._lent:
                     self._hand(worker, slot)
                 self._share_launches()
@@ -578,7 +601,8 @@ class Workers:
                 worker.leaving.set()
             case ConfigRefused(faults):
                 for fault in faults:
-                    self._say(f"worker {worker.pid} keeps its config: {fault}")
+                    text = f"worker {worker.pid} keeps its config: {fault}"
+                    self._note(EventName.WORKER_REFUSED, text)
             case _:
                 assert_never(message)
 
@@ -594,7 +618,7 @@ class Workers:
         worker.error = error
         worker.refused.set()
         if worker.ready.is_set():
-            self._say(f"worker {worker.pid} has to end: {error}")
+            self._note(EventName.WORKER_REPLACED, f"worker {worker.pid} has to end: {error}")
             worker.leaving.set()
 
     def _pass_on(self, fact: Fact, sender: _Process) -> None:
@@ -658,7 +682,7 @@ class Workers:
         await self._watchers.wait(5.0)
         for each in list(self._processes):
             each.process.kill()
-            self._say(f"worker {each.pid} did not end and is killed")
+            self._note(EventName.WORKER_KILLED, f"worker {each.pid} did not end and is killed")
         # One that is blocked in a disk operation cannot even be killed.
         await self._watchers.wait(5.0)
         self._common.listeners.discard(self._share_launches)

@@ -7,8 +7,8 @@ program's file, and whoever waits for it needs nobody in between.
 
 Standard input is one end of a SEQPACKET pair. A request is one message or several, with descriptors
 (SCM_RIGHTS) and JSON: `numbers`, their numbers in the control process, the control channel's and the hand's
-first, and `more`, whether another message belongs to it. The answer is `pid` or `errno`. At the end of the
-pair this process ends.
+first, `log`, the form of the worker's own log, and `more`, whether another message belongs to it. The answer
+is `pid` or `errno`. At the end of the pair this process ends.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ def main() -> None:
     gaps = _fill_gaps()
     gc.freeze()
     parent = os.getppid()
-    given = _serve(socket.socket(fileno=_CONTROL))
-    if given is not None:
+    asked = _serve(socket.socket(fileno=_CONTROL))
+    if asked is not None:
+        given, log = asked
         channel, hand, *_ = given.values()
-        worker.serve(channel, hand, given, parent)
+        worker.serve(channel, hand, log, given, parent)
     del gaps
 
 
@@ -76,12 +77,13 @@ def _fill_gaps() -> list[bytes]:
     return [bytes(size - head) for size in _SIZES for _ in range(_GAPS // size)]
 
 
-def _serve(control: socket.socket) -> dict[int, int] | None:
+def _serve(control: socket.socket) -> tuple[dict[int, int], str] | None:
     """Forks what is asked for. Returns None at the end, and in a worker what it was given.
 
-    That is its descriptors, by their numbers in the control process.
+    That is its descriptors, by their numbers in the control process, and the form of its log.
     """
-    while (given := _take(control)) is not None:
+    while (asked := _take(control)) is not None:
+        given, log = asked
         try:
             pid = _fork()
         except OSError as error:
@@ -90,7 +92,7 @@ def _serve(control: socket.socket) -> dict[int, int] | None:
             if pid == 0:
                 control.detach()
                 _become_worker(set(given.values()))
-                return given
+                return given, log
             answer = {"pid": pid}
         for number in given.values():
             os.close(number)
@@ -99,8 +101,8 @@ def _serve(control: socket.socket) -> dict[int, int] | None:
     return None
 
 
-def _take(control: socket.socket) -> dict[int, int] | None:
-    """The descriptors of the next request; None if the control process is gone."""
+def _take(control: socket.socket) -> tuple[dict[int, int], str] | None:
+    """The descriptors of the next request, and the form of the log; None if the control process is gone."""
     given: dict[int, int] = {}
     complete = True
     while True:
@@ -116,7 +118,7 @@ def _take(control: socket.socket) -> dict[int, int] | None:
         if message["more"]:
             continue
         if complete:
-            return given
+            return given, message["log"]
         # The limit of descriptors leaves no room for them.
         for number in given.values():
             os.close(number)

@@ -17,6 +17,7 @@ from fedproxy.control.messages import (
     BreakerInDoubt,
     BreakerOpened,
     Fact,
+    Happened,
     LaunchesInFlight,
     LaunchMoved,
     LaunchRequested,
@@ -124,6 +125,7 @@ class Plane:
         if tell is not None:
             self.edge.admission.on_launched = lambda client: tell(LaunchRequested(client))
             self.edge.on_moved = lambda key, name: tell(LaunchMoved(key, name))
+            self.edge.on_event = lambda event: tell(Happened(event))
             self.edge.on_foreign_token = lambda name, other: tell(TokenRefused(name, other))
             self.edge.sessions.on_change = self._on_session
 
@@ -267,7 +269,7 @@ class Plane:
             case SessionsKnown(records):
                 for each in records:
                     edge.sessions.take(each[0], KnownSession.from_record(each), edge.wall())
-            case TokenRefused():
+            case TokenRefused() | Happened():
                 pass  # for the operators
             case _:
                 assert_never(fact)

@@ -42,7 +42,8 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.sessions import KnownSession, SessionRecord
 from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
-from fedproxy.observe.history import History, Level
+from fedproxy.event import Event, EventName
+from fedproxy.observe.history import History
 from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.disk import DiskThread
 from fedproxy.serve.fleet import Common, Fleet, Inside, Stuck, Workers
@@ -59,6 +60,7 @@ from fedproxy.web.guard import Guarded
 
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
+    from fedproxy.observe.events import Events
     from fedproxy.proxy.edge import Edge
 
 _LOOK = 0.4  # seconds between two looks at the config's file
@@ -71,9 +73,16 @@ _SESSIONS_AT_A_TIME = 1000
 _LAST_SAVE = 5.0  # seconds that the last write may take
 _EXPIRE = 60.0  # seconds between two looks for sessions that are over
 _TOKEN_AGAIN = 3600.0  # seconds until it is said again that two members do not share a secret
+_SAME = 60.0  # seconds in which what several workers tell is one event
+_MOST_HEARD = 50  # events that workers tell in that time; more are passed over
 _GLANCE = 0.5  # seconds that a health check waits for workers: its own limit may be one second
 _OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
 _SELDOM = 5  # ... and so many times as long while nobody does
+_INTENTS = {
+    Intent.READY: (EventName.OPERATOR_READY, "ready: it takes visitors"),
+    Intent.DRAIN: (EventName.OPERATOR_DRAIN, "drain: no new visitors, current ones stay"),
+    Intent.MAINT: (EventName.OPERATOR_MAINT, "maintenance: no visitors"),
+}
 
 
 class Service:
@@ -82,9 +91,9 @@ class Service:
     log: takes each line of the access log of a data plane in this process; without it they go to standard
     output. reread: reads the config again for a reload, and raises ConfigError. warnings: lines about the
     config that was read last, which are new. file: where the config is; it is watched, and what operators set
-    is kept beside it. probe: whether members are asked how they are, and logos fetched. say: takes lines for
-    operators, and never raises. unsaid: how many of them were lost.
-    inherited: listening sockets that were given to this process.
+    is kept beside it. probe: whether members are asked how they are, and logos fetched. events: the log of
+    what happens; without it that is only in the history. inherited: listening sockets that were given to this
+    process.
     """
 
     def __init__(
@@ -96,8 +105,7 @@ class Service:
         warnings: Callable[[], Sequence[str]] = list,
         file: Path | None = None,
         probe: bool = True,
-        say: Callable[[str], None] = lambda line: None,
-        unsaid: Callable[[], int] = lambda: 0,
+        events: Events | None = None,
         inherited: Sequence[socket.socket] = (),
         notifier: Notifier | None = None,
     ) -> None:
@@ -108,20 +116,21 @@ class Service:
         self._warnings = warnings
         self._file = file
         self._probe = probe
-        self._aside = say
-        self._unsaid = unsaid
-        self.history = History()
+        self._events = events
+        self.history = History(events.emit if events is not None else lambda event: None)
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
-        self._starter = Starter(self._say)
+        self._starter = Starter(self._note)
         self._common = Common()
         self._common.on_trip = self._hear_news
         self._common.on_token = self._on_token
+        self._common.on_event = self._on_event
         self._sharing = self._common.sharing
         self._session_store: SessionStore = SessionFile(None)
         self._disk = DiskThread("sessions")
         self._keeper: asyncio.Task[None] | None = None
         self._token_said: dict[tuple[str, str], float] = {}
+        self._heard: dict[tuple[EventName, str], float] = {}
         self._has_news = asyncio.Event()
         self._leaving: dict[Fleet, asyncio.Task[None]] = {}
         self._certificates: dict[Shape, Certificates] = {}
@@ -198,11 +207,13 @@ class Service:
         self._state_file = StateFile(state_path(self._own, self._file, os.environ))
         self._state, complaints = self._state_file.load()
         self._state, dropped = operators.reconcile(self._own, self._state)
-        for line in (*complaints, *dropped):
-            self._say(line)
+        for line in complaints:
+            self._note(EventName.STATE_UNUSABLE, line)
+        for line in dropped:
+            self._note(EventName.STATE_DROPPED, line)
         self.config = operators.overlay(self._own, self._state)
         for line in self._warnings():
-            self._say(line)
+            self._note(EventName.CONFIG_WARNING, line)
         await self._load_sessions()
         try:
             find_targets(self.config)
@@ -222,12 +233,13 @@ class Service:
         relieved = self._orphans.relieve()
         self._sockets.relieve()
         if relieved:
-            self._say(f"took over from {relieved} workers whose control process is gone; they drain")
+            text = f"took over from {relieved} workers whose control process is gone; they drain"
+            self._note(EventName.EDGE_TAKEOVER, text)
         self.reloaded_at = time.time()
         if self._probe:
             self._prober = Prober(self._on_report, room=descriptors.probe_room())
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
-            self._logos = Logos(lambda logo: self._fleet.tell(logo), self._aside)
+            self._logos = Logos(lambda logo: self._fleet.tell(logo), self._on_event)
             self._logos.apply(self.config.logos)
         self._serving = True
 
@@ -248,7 +260,7 @@ class Service:
         for told in known:
             sessions.take(told[0], KnownSession.from_record(told), now)
         for line in complaints:
-            self._say(line)
+            self._note(EventName.SESSIONS_UNUSABLE, line)
 
     async def _keep_sessions(self) -> None:
         failing = False
@@ -263,7 +275,8 @@ class Service:
                 failing = False
             except OSError as error:
                 if not failing:
-                    self._say(f"{error.strerror}; sessions are found by cookies after a restart")
+                    text = f"{error.strerror}; sessions are found by cookies after a restart"
+                    self._note(EventName.SESSIONS_UNUSABLE, text)
                 failing = True
 
     async def _save_sessions(self) -> None:
@@ -297,16 +310,25 @@ class Service:
                 f"{refused.name} does not accept build tokens of {refused.other}: launches cannot move "
                 "between them until their BinderHubs have the same BINDERHUB_BUILD_TOKEN_SECRET"
             )
-            self.history.note(time.time(), line, Level.BAD, refused.name)
-            self._aside(line)
+            self._note(EventName.MEMBER_TOKEN, line, refused.name)
             self._hear_news()
+
+    def _on_event(self, event: Event) -> None:
+        """What the data planes tell; several may notice the same, which is one event."""
+        now = time.monotonic()
+        # Of these each worker tells one, and each about another peer.
+        said = "" if event.name is EventName.PROXY_HEADER else event.message
+        self._heard = {key: at for key, at in self._heard.items() if now - at < _SAME}
+        if (event.name, said) not in self._heard and len(self._heard) < _MOST_HEARD:
+            self._heard[event.name, said] = now
+            self._note(event.name, event.message, event.member, event.who)
 
     def _fleet_of(self, workers: int) -> Fleet:
         if workers == 1:
             return Inside(
                 lambda: self._sockets.of(self.config.listen, 0, 1), self._left_over, self._common, self._log
             )
-        return Workers(workers, self._sockets, self._common, self._say, self._starter)
+        return Workers(workers, self._sockets, self._common, self._note, self._starter)
 
     def _left_over(self) -> list[tuple[int, int, socket.socket]]:
         listeners = self.config.listen
@@ -411,7 +433,7 @@ class Service:
                     parts[member.name].append(member)
         members = [self._merged(name, found) for name, found in parts.items()]
         edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
-        edge.lines_dropped["events"] += self._unsaid()
+        edge.lines_dropped["events"] += self._events.dropped if self._events is not None else 0
         return Survey(members, edge, self._fleet.alive)
 
     def _merged(self, name: str, parts: Sequence[Snapshot]) -> Snapshot:
@@ -463,8 +485,8 @@ class Service:
         """The config in force, without its secrets."""
         return masked(self.config)
 
-    async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
-        """The operator's intent for a member, in force when this returns, and kept.
+    async def change(self, name: str, intent: Intent | None, weight: float | None, who: str) -> None:
+        """The operator's intent for a member, in force when this returns, and kept. who: whose it is.
 
         Raises KeyError for a name that is no member's; OSError, with nothing changed, if it cannot be kept.
         """
@@ -472,21 +494,40 @@ class Service:
             state = self._state
             if name not in self.config.active_members:
                 raise KeyError(name)
+            before = self.config.members[name].weight
             if intent is not None:
                 state = operators.set_intent(state, name, intent)
             if weight is not None:
                 state = operators.set_weight(self._own, state, name, weight)
-            await self._set(state)
+            await self._set(operators.sign(state, name, who))
+            if intent is not None:
+                event, meaning = _INTENTS[intent]
+                self._note(event, f"{name} was set to {meaning}", name, who)
+            if weight is not None:
+                text = f"the weight of {name} was set to {weight:g}, from {before:g}"
+                self._note(EventName.OPERATOR_WEIGHT, text, name, who)
 
-    async def join(self, name: str, settings: object) -> None:
+    async def join(self, name: str, settings: object, who: str) -> None:
         """A member joins, or takes the place of the one of that name. Raises ConfigError and OSError."""
         async with self._changing:
-            await self._set(operators.join(self._own, self._state, name, settings))
+            known = name in self.config.members
+            await self._set(operators.sign(operators.join(self._own, self._state, name, settings), name, who))
+            text = f"the settings of {name} were replaced" if known else f"{name} joined the federation"
+            self._note(EventName.OPERATOR_JOIN, text, name, who)
 
-    async def leave(self, name: str) -> None:
+    async def leave(self, name: str, who: str) -> None:
         """A member leaves. Raises KeyError, ConfigError if there must be one, and OSError."""
         async with self._changing:
-            await self._set(operators.leave(self._own, self._state, name))
+            await self._set(operators.sign(operators.leave(self._own, self._state, name), name, who))
+            self._note(EventName.OPERATOR_LEAVE, f"{name} left the federation", name, who)
+
+    def set_by(self, name: str) -> str | None:
+        """Who set last what an operator set of a member; None if nobody did, or it is not known."""
+        return self._state.by.get(name)
+
+    def note_refusal(self, client: str) -> None:
+        """An admin request had a wrong token, or one with too few rights."""
+        self.history.count(EventName.OPERATOR_REFUSED, {"": 1}, time.time(), _refusals, who=client)
 
     async def _set(self, state: State) -> None:
         config = operators.overlay(self._own, state)
@@ -516,14 +557,17 @@ class Service:
         if (before.healthy if before else True) != report.healthy:
             why = "; ".join(report.details or report.reasons)
             line = f"{report.name} is " + ("healthy again" if report.healthy else f"unhealthy: {why}")
-            self.history.note(time.time(), line, Level.GOOD if report.healthy else Level.BAD, report.name)
-            self._aside(line)
+            event = EventName.MEMBER_HEALTHY if report.healthy else EventName.MEMBER_UNHEALTHY
+            self._note(event, line, report.name)
             self._hear_news()
 
-    def _say(self, line: str) -> None:
-        """To whoever runs this, and to whoever looks at what happened."""
-        self.history.note(time.time(), line)
-        self._aside(line)
+    def note(self, name: EventName, message: str, who: str | None = None) -> None:
+        """Logs an event about the edge as a whole."""
+        self._note(name, message, None, who)
+
+    def _note(self, name: EventName, message: str, member: str | None = None, who: str | None = None) -> None:
+        """To the log, and to whoever looks at what happened."""
+        self.history.note(Event(name, message, member, who, time.time()))
 
     def reopen_log(self) -> None:
         """Opens the access log's file anew, everywhere, as whoever moved it away expects.
@@ -535,42 +579,46 @@ class Service:
             check_log(self.config)
             for fleet in fleets:
                 fleet.tell(ReopenLog())
+            if self.config.access_log != "off" and self.config.access_log_file != "stdout":
+                text = f"{self.config.access_log_file} was reopened"
+                self._note(EventName.LOG_REOPENED, text, who="signal")
         except ConfigError as error:
             for line in fault_lines(str(self._file or "config"), error):
-                self._say(f"{line}; the one in use is kept")
+                self._note(EventName.LOG_UNUSABLE, f"{line}; the one in use is kept", who="signal")
 
     # Reload
 
-    async def reload(self) -> list[Fault]:
+    async def reload(self, who: str = "signal") -> list[Fault]:
         """Reads the config again and puts it in force, or changes nothing and says what is wrong with it.
 
-        All but new listeners and another number of workers is taken over in place. For those, new workers
-        take over while the old ones drain.
+        who: asked for it. All but new listeners and another number of workers is taken over in place. For
+        those, new workers take over while the old ones drain.
         """
-        return await asyncio.shield(self._do(self._reload_in_turn()))
+        return await asyncio.shield(self._do(self._reload_in_turn(who)))
 
-    async def _reload_in_turn(self) -> list[Fault]:
+    async def _reload_in_turn(self, who: str) -> list[Fault]:
         async with self._changing:
             self._notifier.reloading()
-            faults = await self._reload()
+            faults = await self._reload(who)
             self._notifier.ready()
         for line in fault_lines(str(self._file or "reload"), ConfigError(faults)):
-            self._say(line)
+            self._note(EventName.CONFIG_REFUSED, line, who=who)
         if faults:
             self.reloads["failure"] += 1
-            self._say("the config in force is kept")
+            self._note(EventName.CONFIG_REFUSED, "the config in force is kept", who=who)
         else:
             self.reloads["success"] += 1
             self.reloaded_at = time.time()
             for line in self._warnings():
-                self._say(line)
-            self._say(f"reloaded {self._file or 'the config'}")
+                self._note(EventName.CONFIG_WARNING, line, who=who)
+            self._note(EventName.CONFIG_RELOAD, f"reloaded {self._file or 'the config'}", who=who)
         return faults
 
-    async def _reload(self) -> list[Fault]:
+    async def _reload(self, who: str) -> list[Fault]:
         if self._reread is None:
             return [Fault("", "was not read from a file, so there is nothing to read again")]
         self._read = _signature(self._file)
+        before = self.config
         try:
             own = self._reread()
             state, dropped = operators.reconcile(own, self._state)
@@ -582,11 +630,25 @@ class Service:
         except StartError as error:
             return [Fault("", str(error))]
         for line in dropped:
-            self._say(line)
+            self._note(EventName.STATE_DROPPED, line, who=who)
+        self._compare(before, self.config, who)
         if dropped:
             with suppress(OSError):
                 await self._disk.run(partial(self._state_file.save, state))
         return []
+
+    def _compare(self, before: Config, after: Config, who: str) -> None:
+        """Tells what a reload has changed of the members."""
+        old, new = before.active_members, after.active_members
+        for name in old:
+            if name not in new:
+                self._note(EventName.MEMBER_LEFT, f"{name} left the federation", name, who)
+        for name, settings in new.items():
+            if name not in old:
+                self._note(EventName.MEMBER_JOINED, f"{name} joined the federation", name, who)
+            elif (weight := old[name].weight) != settings.weight:
+                text = f"the weight of {name} changed from {weight:g} to {settings.weight:g}"
+                self._note(EventName.MEMBER_WEIGHT, text, name, who)
 
     async def _take_over(self, config: Config, own: Config, state: State) -> None:
         """Raises ConfigError, OSError or StartError, with nothing changed."""
@@ -625,6 +687,8 @@ class Service:
             self._admin, gone = admin, self._admin
             self._do(_close_admin(gone))
         self._certificates = certificates
+        if self._events is not None:
+            self._events.form = config.log
         self._sharing.sessions.shrink(config.limits.sessions)
         self._probe_again()
 
@@ -689,6 +753,11 @@ class Service:
 
     async def _look(self) -> None:
         """Shows the history what there is: often while somebody looks on, else now and then, and on news."""
+        await self.survey()
+        while not any(fleet.surveys() for fleet in (self._fleet, *self._leaving)):
+            # Nobody has told how the members are, which is not that none is available.
+            await asyncio.sleep(_AT_ONCE)
+            await self.survey()
         while True:
             # Who serves is only asked when something happened: they tell what they counted anyway.
             news, self._has_news = self._has_news.is_set(), asyncio.Event()
@@ -730,7 +799,7 @@ class Service:
                 # Twice the same: whoever writes it has finished.
                 if now != self._read and now == seen and not self._changing.locked():
                     self._read = now
-                    self._do(self._reload_in_turn())
+                    self._do(self._reload_in_turn("file"))
                 seen = now
 
     def _renew_certificates(self) -> None:
@@ -739,9 +808,16 @@ class Service:
             self._fleet.tell(RenewCertificates())
         for refreshed in found:
             for line in fault_lines(str(self._file or "config"), ConfigError(refreshed.faults)):
-                self._say(f"{line}; the one in force is kept")
+                text = f"{line}; the one in force is kept"
+                self._note(EventName.CERTIFICATE_REFUSED, text, who="file")
             for path in refreshed.renewed:
-                self._say(f"{path}: renewed")
+                self._note(EventName.CERTIFICATE_RENEWED, f"{path}: renewed", who="file")
+
+
+def _refusals(counts: Mapping[str, int]) -> str:
+    count = sum(counts.values())
+    requests = "an admin request was" if count == 1 else f"{count} admin requests were"
+    return f"{requests} refused: a wrong token, or one with too few rights"
 
 
 def _health(report: Report) -> MemberHealth:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from fedproxy.event import EventName
+
 _TO_FORK = 30.0  # seconds that the process may take to start, and to fork
 _TO_END = 2.0  # seconds that it may take to end
 _AT_A_TIME = 250  # descriptors with one message; the kernel takes a few more
@@ -85,10 +87,10 @@ class Forked:
 
 
 class Starter:
-    """Starts worker processes. `say` takes lines for whoever runs this. Usable in a running loop."""
+    """Starts worker processes. `note` takes what operators should know. Usable in a running loop."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, note: Callable[[EventName, str], None]) -> None:
+        self._note = note
         self._can_fork: bool | None = None
         self._forker: _Forker | None = None
         self._beginning = asyncio.Lock()
@@ -102,9 +104,10 @@ class Starter:
         self._children = {each for each in self._children if each.returncode is None}
         return {each.pid for each in self._children}
 
-    async def start(self, channel: int, hand: int, sockets: Sequence[int]) -> Child:
+    async def start(self, channel: int, hand: int, sockets: Sequence[int], log: str = "text") -> Child:
         """A worker with copies of these descriptors: of the control channel, of the hand, of its sockets.
 
+        log: the form of its own log.
         Raises StartError, and OSError if there is no room for another process.
         """
         if self._can_fork is None:
@@ -112,21 +115,21 @@ class Starter:
         self._starting += 1
         try:
             if self._can_fork:
-                return await self._fork([channel, hand, *sockets])
-            return await self._execute(channel, hand, sockets)
+                return await self._fork([channel, hand, *sockets], log)
+            return await self._execute(channel, hand, sockets, log)
         finally:
             self._starting -= 1
 
-    async def _fork(self, descriptors: Sequence[int]) -> Child:
+    async def _fork(self, descriptors: Sequence[int], log: str) -> Child:
         forker = await self._begin()
         try:
-            forked = forker.ask(descriptors)
+            forked = forker.ask(descriptors, log)
         except BrokenPipeError:
             # It has ended since.
             await forker.ended()
             forker = await self._begin()
             try:
-                forked = forker.ask(descriptors)
+                forked = forker.ask(descriptors, log)
             except BrokenPipeError:
                 raise StartError("the process that forks workers ends at once") from None
         try:
@@ -157,11 +160,12 @@ class Starter:
     def _on_end(self, forker: _Forker, status: int) -> None:
         if self._forker is forker:
             self._forker = None
-            self._say(f"process {forker.pid}, which forks workers, ended with {said(status)}")
+            text = f"process {forker.pid}, which forks workers, ended with {said(status)}"
+            self._note(EventName.FORKER_END, text)
 
-    async def _execute(self, channel: int, hand: int, sockets: Sequence[int]) -> Child:
+    async def _execute(self, channel: int, hand: int, sockets: Sequence[int], log: str) -> Child:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fedproxy.serve.worker", str(channel), str(hand)),
+            *(sys.executable, "-m", "fedproxy.serve.worker", str(channel), str(hand), log),
             pass_fds=[channel, hand, *sockets],
             stdin=subprocess.DEVNULL,
             # Ctrl-C in a terminal is for the control process, which says what it means for a worker.
@@ -208,11 +212,11 @@ class _Forker:
         """Whether it has been asked for a worker and has not answered."""
         return bool(self._asked)
 
-    def ask(self, descriptors: Sequence[int]) -> asyncio.Future[Child]:
+    def ask(self, descriptors: Sequence[int], log: str) -> asyncio.Future[Child]:
         """Asks for a worker. Raises BrokenPipeError if the process has ended before, and OSError."""
         for at in range(0, len(descriptors), _AT_A_TIME):
             numbers = descriptors[at : at + _AT_A_TIME]
-            note = {"numbers": numbers, "more": at + _AT_A_TIME < len(descriptors)}
+            note = {"numbers": numbers, "log": log, "more": at + _AT_A_TIME < len(descriptors)}
             try:
                 socket.send_fds(self._control, [json.dumps(note).encode()], numbers)
             except OSError as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from fedproxy.event import Event, EventName
 from fedproxy.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ class Traces:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
+        self._loop = asyncio.get_running_loop()
         self._settings: TracingSettings | None = None
         self._tracing: Tracing | None = None
         self._closing = Tasks()
@@ -34,8 +38,14 @@ class Traces:
             from fedproxy.observe.tracing import Sampler, Tracing
 
             sampler = Sampler(settings.sample, settings.follow, settings.limit)
-            self._tracing = Tracing(settings.endpoint, settings.service_name, sampler)
+            self._tracing = Tracing(settings.endpoint, settings.service_name, sampler, self._report)
         self._edge.tracer = self._tracing
+
+    def _report(self, message: str) -> None:
+        """Called in the thread that sends spans."""
+        event = Event(EventName.TRACE_UNSENT, message)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._edge.report, event)
 
     def _end(self) -> None:
         if self._tracing is not None:

@@ -39,6 +39,7 @@ from fedproxy.control.messages import (
     Fact,
     FromWorker,
     GetAccount,
+    Happened,
     LaunchesInFlight,
     LaunchMoved,
     LaunchRequested,
@@ -58,6 +59,7 @@ from fedproxy.control.messages import (
     ToWorker,
 )
 from fedproxy.errors import ChannelError, ConfigError
+from fedproxy.event import Event, EventName
 from fedproxy.observe.events import Events, take_over
 from fedproxy.serve.orphans import Bell
 from fedproxy.serve.plane import Plane
@@ -216,10 +218,15 @@ class Worker:
                 | LaunchesInFlight()
                 | SessionsKnown()
                 | TokenRefused()
+                | Happened()
             ):
                 self.plane.hear(message)
             case _:
                 assert_never(message)
+
+    def _emit(self, message: str) -> None:
+        """Something is wrong between this process and the one that would usually tell of it."""
+        self._events.emit(Event(EventName.WORKER_REPLACED, message))
 
     def _start(self, start: Start) -> None:
         if not self._started.done():
@@ -230,7 +237,7 @@ class Worker:
         if not self._started.done():
             self._started.set_exception(error)
         else:
-            self._events.say(f"worker {os.getpid()} is to be replaced: {error}")
+            self._emit(f"worker {os.getpid()} is to be replaced: {error}")
             self._leave()
 
     def _on_lost(self) -> None:
@@ -264,7 +271,7 @@ class Worker:
                 case _:
                     for sock in sockets:
                         sock.close()
-                    self._events.say(f"worker {os.getpid()} cannot read a note: {note!r}")
+                    self._emit(f"worker {os.getpid()} cannot read a note: {note!r}")
 
     # Without a control process
 
@@ -289,6 +296,7 @@ class Worker:
     def _apply(self, update: ApplyConfig) -> None:
         try:
             self.plane.apply(update)
+            self._events.form = update.config.log
         except ConfigError as error:
             self.channel.send(ConfigRefused(tuple(error.faults)))
 
@@ -396,15 +404,24 @@ def prepare() -> None:
     create_public_app(Plane())
 
 
+def _failed(events: Events, *reasons: str) -> SystemExit:
+    for reason in reasons:
+        events.emit(Event(EventName.WORKER_FAILED, f"worker {os.getpid()}: {reason}"))
+    return SystemExit(1)
+
+
 def serve(
-    channel: int, hand_descriptor: int, numbers: Mapping[int, int] | None = None, parent: int | None = None
+    channel: int,
+    hand_descriptor: int,
+    log: str,
+    numbers: Mapping[int, int] | None = None,
+    parent: int | None = None,
 ) -> None:
     """Runs a worker with these descriptors of the control channel and of the hand.
 
-    The rest is as `Worker` says.
-    Raises SystemExit, with what is to be said if it cannot serve.
+    log: the form of its own log. The rest is as `Worker` says. Raises SystemExit if it cannot serve.
     """
-    events = take_over()
+    events = take_over("json" if log == "json" else "text", f"worker {os.getpid()}")
     ignore_unreadable_names()
 
     async def run() -> None:
@@ -415,16 +432,19 @@ def serve(
     except asyncio.CancelledError:
         raise SystemExit(0) from None
     except ChannelError as error:
-        raise SystemExit(f"fedproxy: worker: {error}") from None
+        raise _failed(events, str(error)) from None
     except ConfigError as error:
-        raise SystemExit("\n".join(f"fedproxy: worker: {fault}" for fault in error.faults)) from None
+        raise _failed(events, *map(str, error.faults)) from None
     except OSError as error:
-        raise SystemExit(f"fedproxy: worker: {error.strerror or error}") from None
+        raise _failed(events, error.strerror or str(error)) from None
 
 
 def main() -> None:
-    """Runs a worker; the arguments are the descriptors of the control channel and of the hand."""
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    """Runs a worker.
+
+    The arguments are the descriptors of the control channel and of the hand, and the form of the log.
+    """
+    serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
 
 
 if __name__ == "__main__":

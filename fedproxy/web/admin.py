@@ -1,14 +1,14 @@
 """The admin listener: a page for operators, the admin API, health and metrics.
 
-Reading is open to anyone who can reach the listener; every write needs the token. A write is validated as a
-whole before any of it is applied, and it is answered when every worker has it.
+Reading is open to anyone who can reach the listener, unless `admin.read` asks for a token; every write needs
+a token with that right. A write is validated as a whole before any of it is applied, and it is answered when
+every worker has it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -24,6 +24,7 @@ from fedproxy.errors import ConfigError
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id, takes_gzip
+from fedproxy.web.gate import CHALLENGE, Gate
 from fedproxy.web.live import MOST_STREAMS, Live, log
 from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
@@ -101,30 +102,38 @@ class AdminState(Protocol):
     def config_masked(self) -> dict[str, Any]:
         """The config in force, without its secrets."""
 
-    async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
-        """Sets the operator's intent for a member: saves it and sends it to all workers.
+    def set_by(self, name: str) -> str | None:
+        """Who set last what an operator set of a member; None if nobody did, or it is not known."""
+
+    def note_refusal(self, client: str) -> None:
+        """A request of this client had a wrong token, or one with too few rights."""
+
+    async def change(self, name: str, intent: Intent | None, weight: float | None, who: str) -> None:
+        """Sets the operator's intent for a member: saves it and sends it to all workers. who: does it.
 
         Raises KeyError if no member has this name, ConfigError, and OSError, with a sentence as its strerror,
         if it cannot be saved. In each case nothing has changed.
         """
 
-    async def join(self, name: str, settings: object) -> None:
+    async def join(self, name: str, settings: object, who: str) -> None:
         """Adds a member, or replaces the one with that name. Raises ConfigError and OSError."""
 
-    async def leave(self, name: str) -> None:
+    async def leave(self, name: str, who: str) -> None:
         """Removes a member. Raises as `change` does; ConfigError if the federation needs it."""
 
-    async def reload(self) -> list[Fault]:
+    async def reload(self, who: str) -> list[Fault]:
         """Reloads the config; returns its faults, or an empty list if it is now in force."""
 
 
 def create_admin_app(state: AdminState, streams: int = MOST_STREAMS) -> web.Application:
     """The admin listener's application. streams: the most live pages open at once."""
+    gate = Gate(state)
     app = create_app(answer_errors(b"application/json"), _POLICY)
+    app.middlewares.append(gate.guard_reading)
     templates = app[aiohttp_jinja2.APP_KEY] = environment()
     live = Live(state, templates.get_template("live.html"), streams)
     app.on_shutdown.append(live.close)
-    admin = _Admin(state, live)
+    admin = _Admin(state, live, gate)
     app.router.add_get("/", admin.page)
     app.router.add_get("/events", live.stream, allow_head=False)
     app.router.add_get("/log", admin.log)
@@ -144,9 +153,10 @@ def create_admin_app(state: AdminState, streams: int = MOST_STREAMS) -> web.Appl
 
 
 class _Admin:
-    def __init__(self, state: AdminState, live: Live) -> None:
+    def __init__(self, state: AdminState, live: Live, gate: Gate) -> None:
         self._state = state
         self._live = live
+        self._gate = gate
         self.style = stylesheet("/style.css")
         self.icon = icon("/icon.svg")
         self.script = Asset("live.js", "text/javascript", "/live.js")
@@ -154,15 +164,22 @@ class _Admin:
     # Reading
 
     async def page(self, request: web.Request) -> web.Response:
+        # Without the token that it needs, a browser gets the page without content, and asks for the token.
+        may_read = self._gate.may_read(request)
         context = {
             "css": None,
             "style": self.style.url,
             "icon": self.icon.url,
             "script": self.script.url,
             "version": __version__,
-            "live": Markup(await self._live.page()),  # noqa: S704 -- a template made it
+            "locked": self._state.config.admin.read == "token",
+            "live": Markup(await self._live.page() if may_read else ""),  # noqa: S704 -- a template made it
         }
-        return aiohttp_jinja2.render_template("members.html", request, context)
+        status = 200 if may_read else 401
+        response = aiohttp_jinja2.render_template("members.html", request, context, status=status)
+        if not may_read:
+            response.headers.update(CHALLENGE)
+        return response
 
     async def log(self, request: web.Request) -> web.Response:
         return web.json_response(log(self._state.history.events))
@@ -213,21 +230,21 @@ class _Admin:
     # Writing
 
     async def change(self, request: web.Request) -> web.Response:
-        self._authorize(request)
+        who = self._gate.writer(request)
         name = _name(request)
         if name not in self._state.config.active_members:
             raise _unknown()
         intent, weight = _read_change(await _body(request))
-        faults = await _write(self._state.change(name, intent, weight))
+        faults = await _write(self._state.change(name, intent, weight, who))
         if faults:
             return _refuse(request, faults)
         return web.json_response(self._described_one(await self._state.survey(), name))
 
     async def join(self, request: web.Request) -> web.Response:
-        self._authorize(request)
+        who = self._gate.writer(request)
         name, settings = _name(request), await _body(request)
         known = name in self._state.config.active_members
-        faults = await _write(self._state.join(name, settings))
+        faults = await _write(self._state.join(name, settings, who))
         if faults:
             return _refuse(request, faults)
         # A worker that answers the survey has already applied the change: messages arrive in order.
@@ -238,30 +255,16 @@ class _Admin:
         return web.json_response(self._described_one(survey, name), status=200 if known else 201)
 
     async def leave(self, request: web.Request) -> web.Response:
-        self._authorize(request)
-        faults = await _write(self._state.leave(_name(request)))
+        who = self._gate.writer(request)
+        faults = await _write(self._state.leave(_name(request), who))
         if faults:
             return _refuse(request, faults)
         await self._state.survey()
         return web.Response(status=204)
 
     async def reload(self, request: web.Request) -> web.Response:
-        self._authorize(request)
-        faults = await self._state.reload()
+        faults = await self._state.reload(self._gate.writer(request))
         return _refuse(request, faults) if faults else web.json_response({"reloaded": True})
-
-    def _authorize(self, request: web.Request) -> None:
-        token = self._state.config.admin.token
-        if token is None:
-            raise RefusedError(403, "Writes are off: the config has no admin.token.")
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        expected = token.get_secret_value().encode()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            given.strip(" ").encode("utf-8", "surrogateescape"), expected
-        ):
-            raise RefusedError(
-                401, "This needs the admin token.", {"WWW-Authenticate": 'Bearer realm="fedproxy"'}
-            )
 
     # Shared
 
@@ -283,7 +286,11 @@ class _Admin:
         parts = shares(survey.members)
         members = self._state.config.members
         return [
-            {**describe(member, parts[member.name]), **probed(member, members.get(member.name))}
+            {
+                **describe(member, parts[member.name]),
+                "set_by": self._state.set_by(member.name),
+                **probed(member, members.get(member.name)),
+            }
             for member in survey.members
         ]
 

@@ -25,7 +25,8 @@ from aiohttp import web
 
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
-from fedproxy.observe.history import LINES, STEP, Event, Figures, History, Level
+from fedproxy.event import Event, EventName, Level
+from fedproxy.observe.history import LINES, STEP, Figures, History
 from fedproxy.web.answers import RefusedError, takes_gzip
 from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, shares
@@ -40,6 +41,10 @@ _PATIENCE: Final = 10.0  # seconds for a reader to take what it was sent
 _REST: Final = 9.0  # pause between two pages, as a multiple of the time that rendering one takes
 _ABOUT_ONE: Final = 4  # events shown with a member
 _SHOWN: Final = 40  # events that the page lists
+_GOOD: Final = (
+    *(EventName.MEMBER_HEALTHY, EventName.MEMBER_JOINED, EventName.BREAKER_CLOSED),
+    *(EventName.FEDERATION_AVAILABLE, EventName.OPERATOR_READY, EventName.OPERATOR_JOIN),
+)
 _GZIP: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: a header without optional fields
 _HEAD: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -107,7 +112,7 @@ class Live:
                 **describe(member, parts[member.name]),
                 "trouble": _trouble(member, events[member.name]),
                 "lately": figures.get(member.name, Figures()),
-                "events": [told(event) for event in events[member.name]],
+                "events": [_shown(event) for event in events[member.name]],
             }
             for member in survey.members
         ]
@@ -120,7 +125,7 @@ class Live:
             "time": _written(history.time) if history.time else None,
             "requests": sum(member["lately"].requests for member in members),
             "errors": sum(member["lately"].errors for member in members),
-            "events": [told(event) for event in history.events[: -_SHOWN - 1 : -1]],
+            "events": [_shown(event) for event in history.events[: -_SHOWN - 1 : -1]],
         }
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -212,13 +217,21 @@ def log(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def told(event: Event) -> dict[str, Any]:
-    """An event as plain data."""
+    """An event as plain data, with the keys of the log."""
     return {
         "time": _written(event.time),
         "level": event.level.value,
+        "event": event.name.value,
         "member": event.member,
-        "text": event.text,
+        "who": event.who,
+        "message": event.message,
     }
+
+
+def _shown(event: Event) -> dict[str, Any]:
+    """An event for the page. tone: the class of its line."""
+    tone = "bad" if event.level is not Level.INFO else "good" if event.name in _GOOD else "note"
+    return {**told(event), "tone": tone}
 
 
 def _written(time: float) -> str:
@@ -233,8 +246,8 @@ def _trouble(member: Snapshot, events: Iterable[Event]) -> str | None:
     if not member.healthy:
         return "; ".join(member.details or member.reasons) or "unhealthy, for no known reason"
     if member.breaker is not BreakerState.CLOSED:
-        bad = next((event for event in events if event.level is Level.BAD), None)
-        last = f"; {_written(bad.time)[11:19]} {bad.text}" if bad else ""
+        bad = next((event for event in events if event.level is not Level.INFO), None)
+        last = f"; {_written(bad.time)[11:19]} {bad.message}" if bad else ""
         return f"breaker {member.breaker.value}{last}"
     if member.intent is Intent.READY and not member.available:
         return f"full, with {member.in_flight} requests and {member.launches} launches in flight"

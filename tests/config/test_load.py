@@ -226,6 +226,12 @@ def test_value_of_the_wrong_kind_says_what_was_expected(path: str, expected: str
         ("access_log_file", "/no/log", "is '/no/log', expected the path of a file that can be written"),
         ("access_log_file", "y" * 300, "is 'yyy"),
         ("access_log_file", False, "is false, expected the path of a file that can be written, or stdout"),
+        ("log", "xml", "is 'xml', expected text or json"),
+        ("admin.read", "nobody", "is 'nobody', expected open or token"),
+        ("admin.read", "token", "is 'token', and there is none, expected admin.token or admin.tokens"),
+        ("admin.tokens.k.token", None, "is missing, expected text"),
+        ("admin.tokens.k.token", 5, "is ***, expected text"),
+        ("admin.tokens.a b", {"token": "x"}, "is not a token's name, expected a name of up to 64 letters"),
         ("admin.state", "", "is '', expected the path of a file, or off"),
         ("admin.state", "..", "is '..', expected the path of a file, or off"),
         ("admin.state", True, "is true, expected the path of a file, or off"),
@@ -535,6 +541,42 @@ def _sections(model: Any) -> list[dict[str, Any]]:
     ]
     assert model in sections
     return [section.model_fields for section in sections]
+
+
+@pytest.mark.parametrize(
+    ("admin", "fault"),
+    [
+        (
+            "{token: a, tokens: {admin: {token: b}}}",
+            "admin.tokens: has 'admin', which is the name of admin.token, expected another name",
+        ),
+        (
+            "{token: same, tokens: {k: {token: same}}}",
+            "admin.tokens: has the same token in k as admin.token is, expected another",
+        ),
+        (
+            "{tokens: {k: {token: same}, l: {token: same}}}",
+            "admin.tokens: has the same token in l as admin.tokens.k is, expected another",
+        ),
+        ("{tokens: {k: {token: s, rights: all}}}", "admin.tokens.k.rights: is 'all', expected read or write"),
+    ],
+)
+def test_tokens_that_cannot_be_told_apart_are_faults(admin: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{{admin: {admin}, members: {{a: {{url: 'http://a.test'}}}}}}", {})
+    assert [str(each) for each in caught.value.faults] == [fault]
+
+
+def test_tokens_have_names_and_rights() -> None:
+    tokens = "{k: {token: s}, l: {token: u, rights: write}}"
+    text = f"{{admin: {{token: t, tokens: {tokens}}}, members: {{a: {{url: 'http://a'}}}}}}"
+    found = parse(text, {}).admin.named_tokens
+    assert {name: (each.token.get_secret_value(), each.rights) for name, each in found.items()} == {
+        "admin": ("t", "write"),
+        "k": ("s", "read"),
+        "l": ("u", "write"),
+    }
+    assert parse("members: {a: {url: 'http://a'}}", {}).admin.named_tokens == {}
 
 
 def test_reference_is_what_the_models_say() -> None:

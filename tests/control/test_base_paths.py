@@ -128,7 +128,7 @@ async def test_what_a_member_said_goes_with_it() -> None:
         router = running.service.edge.runtime.router
         plane.health(MemberHealth("b", True, base_path="/services/binder/"))
         assert running.service.edge.runtime.router is router
-        await running.service.change("a", None, 2.0)
+        await running.service.change("a", None, 2.0, "ops 127.0.0.1")
         assert not running.service.edge.runtime.router.is_session(b"/services/binder/x")
         for name in ("a", "b"):
             plane.health(MemberHealth(name, True))

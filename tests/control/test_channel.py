@@ -265,7 +265,7 @@ def test_protocol_is_another_when_messages_are() -> None:
     classes = sorted({*get_args(ToWorker), *get_args(FromWorker)}, key=lambda each: each.__name__)
     shapes = [f"{each.__name__}({', '.join(f.name for f in fields(each))})" for each in classes]
     assert (PROTOCOL, shapes) == (
-        3,
+        4,
         [
             "Account(number, survey, after)",
             "AccountPart(at, members)",
@@ -275,6 +275,7 @@ def test_protocol_is_another_when_messages_are() -> None:
             "ConfigRefused(faults)",
             "Drain(seconds)",
             "GetAccount(number)",
+            "Happened(event)",
             "LaunchMoved(key, name)",
             "LaunchRequested(client)",
             "LaunchesInFlight(running)",

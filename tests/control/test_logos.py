@@ -50,7 +50,7 @@ async def test_logos_are_told_by_what_they_are_and_the_rest_is_said() -> None:
     told: list[Logo] = []
     said: list[str] = []
     async with museum() as (held, url):
-        fetching = Logos(told.append, said.append)
+        fetching = Logos(told.append, lambda event: said.append(event.message))
         fetching.apply(
             f"{url}{path}" for path in ("/a.png", "/moved", "/big", "/page", "/none?key=s", "/round")
         )
@@ -87,7 +87,7 @@ async def test_logo_that_is_not_there_is_tried_again(monkeypatch: pytest.MonkeyP
     told: list[Logo] = []
     said: list[str] = []
     async with museum() as (held, url):
-        fetching = Logos(told.append, said.append)
+        fetching = Logos(told.append, lambda event: said.append(event.message))
         fetching.apply([f"{url}/late"])
         await until(lambda: held.asked.count("/late") > 2, "it was asked for again")
         held.images["/late"] = PNG
@@ -101,7 +101,7 @@ async def test_host_that_hangs_holds_up_nobody_for_long(monkeypatch: pytest.Monk
     told: list[Logo] = []
     said: list[str] = []
     async with museum() as (_, url):
-        fetching = Logos(told.append, said.append)
+        fetching = Logos(told.append, lambda event: said.append(event.message))
         fetching.apply([f"{url}/a.png", f"{url}/hang", "http://127.0.0.1:1/refused"])
         await until(lambda: told and len(said) == 2, "all were tried")
         await fetching.close()

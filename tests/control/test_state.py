@@ -25,6 +25,7 @@ from fedproxy.control.state import (
     reconcile,
     set_intent,
     set_weight,
+    sign,
     state_path,
 )
 from fedproxy.decide.member import Intent
@@ -406,7 +407,7 @@ WHOLE = json.dumps({"version": 1, **FULL.model_dump()}).encode()
             b'{"version": 1, "members": {"a b": {}}}',
             "members.a b: is not a member's name, expected a name of ",
         ),
-        (b'{"version": 1, "more": 1}', "more: is not a known key, expected intents, weights or members"),
+        (b'{"version": 1, "more": 1}', "more: is not a known key, expected intents, weights, members or by"),
         (b'{"version": 1}' + b" " * (4 << 20), "is larger than 4 MiB"),
     ],
 )
@@ -533,3 +534,20 @@ def test_state_is_kept_where_the_config_the_service_or_the_file_says(
 ) -> None:
     found = state_path(config(admin={"state": said}), Path(file) if file else None, env)
     assert found == (Path(expected) if expected else None)
+
+
+def test_who_changed_a_member_is_kept_as_long_as_a_change_applies(file: Path) -> None:
+    state = sign(set_intent(State(), "a", Intent.DRAIN), "a", "kim 192.0.2.7")
+    StateFile(file).save(state)
+    again, lines = StateFile(file).load()
+    assert (again, lines) == (state, [])
+    assert again.by == {"a": "kim 192.0.2.7"}
+    assert reconcile(config(), again)[0].by == again.by
+    assert sign(set_intent(again, "a", Intent.READY), "a", "lee 192.0.2.8").by == {}
+    weighed = sign(set_weight(config(), State(), "a", 5.0), "a", "kim 192.0.2.7")
+    assert reconcile(config({"a": A | {"weight": 7}}), weighed)[0].by == {}
+
+
+def test_file_from_before_it_was_kept_who_changed_a_member_is_read(file: Path) -> None:
+    file.write_text('{"version": 1, "intents": {"a": "drain"}, "weights": {}, "members": {}}')
+    assert StateFile(file).load() == (State(intents={"a": "drain"}), [])

@@ -6,7 +6,8 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, EdgeCounts, Histogram
 from fedproxy.decide.member import Intent, Member
 from fedproxy.decide.snapshot import Survey, merge, snapshot
-from fedproxy.observe.history import KEPT, LINES, STEP, History, Level, quantile
+from fedproxy.event import Event, EventName, Level
+from fedproxy.observe.history import KEPT, LINES, STEP, History, quantile
 from tests.rig.build import member
 
 
@@ -16,7 +17,8 @@ class Watched:
     def __init__(self, *members: Member) -> None:
         self.members = list(members)
         self.edge = EdgeCounts()
-        self.history = History()
+        self.logged: list[Event] = []
+        self.history = History(self.logged.append)
         self.now = 0.0
 
     def look(self, seconds: float = 1.0) -> list[str]:
@@ -30,7 +32,10 @@ class Watched:
         edge = EdgeCounts()
         edge.add(self.edge)
         self.history.see(Survey(parts, edge), self.now, 1000.0 + self.now)
-        return [event.text for event in self.history.events if event not in before]
+        added = [event for event in self.history.events if event not in before]
+        # What is on the page is what is in the log.
+        assert self.logged[len(self.logged) - len(added) :] == added
+        return [event.message for event in added]
 
 
 @pytest.fixture
@@ -137,7 +142,8 @@ def test_breaker_that_opens_is_told_with_what_went_wrong(watched: Watched, a: Me
         "answered 500 once)"
     ]
     (event,) = watched.history.about("a", 5)
-    assert (event.level, event.member, event.time) == (Level.BAD, "a", 1002.0)
+    assert (event.name, event.level) == (EventName.BREAKER_OPEN, Level.WARNING)
+    assert (event.member, event.who, event.time) == ("a", None, 1002.0)
 
 
 def test_breaker_is_followed_until_it_closes(watched: Watched, a: Member) -> None:
@@ -152,13 +158,14 @@ def test_breaker_is_followed_until_it_closes(watched: Watched, a: Member) -> Non
     assert watched.look(10.0) == ["a gets trial requests: its breaker is half-open"]
     a.breaker.acquire(watched.now)
     a.breaker.trip(watched.now, 0.0)
-    assert watched.look() == ["a remains ejected: it failed 2 trials"]
+    assert watched.look() == []
+    assert watched.look(60.0)[0] == "a remains ejected: it failed its trial"
     generation = a.breaker.acquire(99.0)
     watched.look()
     a.breaker._become(BreakerState.CLOSED, 99.0)
     assert a.breaker.generation != generation
     assert watched.look() == ["a is no longer ejected: its breaker closed"]
-    assert [event.level for event in watched.history.about("a", 2)] == [Level.GOOD, Level.NOTE]
+    assert watched.history.about("a", 1)[0].name is EventName.BREAKER_CLOSED
 
 
 def test_breaker_that_opens_in_another_worker_too_is_told_once(watched: Watched, a: Member) -> None:
@@ -174,21 +181,11 @@ def test_breaker_that_opened_and_closed_between_two_looks_is_told(watched: Watch
     assert watched.look() == ["a was ejected briefly: its breaker opened and closed"]
 
 
-def test_operator_s_changes_are_reported(watched: Watched, a: Member) -> None:
-    a.set_intent(Intent.DRAIN)
-    a.weight = 2.5
-    assert watched.look() == [
-        "a was set to drain by an operator: no new visitors, current ones stay",
-        "the weight of a changed from 1 to 2.5",
-    ]
-    a.set_intent(Intent.READY)
-    assert watched.look() == ["a was set to ready by an operator: it takes visitors again"]
-
-
-def test_members_that_come_and_go_are_told_and_forgotten(watched: Watched, b: Member) -> None:
+def test_members_that_come_and_go_are_forgotten(watched: Watched, b: Member) -> None:
     watched.members.remove(b)
     watched.members.append(member("c"))
-    assert watched.look() == ["c joined the federation", "b left the federation"]
+    # Who let them tells of it.
+    assert watched.look() == []
     assert set(watched.history.charts()) == {"a", "c"}
 
 
@@ -200,32 +197,68 @@ def test_nobody_available_is_told(watched: Watched, a: Member, b: Member) -> Non
     assert watched.look() == ["a member is available again"]
 
 
-def test_what_happens_again_soon_is_one_event(watched: Watched, a: Member) -> None:
+def test_what_happens_in_bulk_is_told_at_once_and_then_once_a_minute(watched: Watched, a: Member) -> None:
     a.counts.failovers["b"] += 1
     watched.edge.budget_exhausted += 1
     assert watched.look() == [
         "1 launch that a could not serve moved to b",
         "the retry budget was used up: 1 retry was not made",
     ]
-    a.counts.failovers["b"] += 2
-    watched.edge.budget_exhausted += 4
-    assert watched.look(30.0) == [
-        "3 launches that a could not serve moved to b",
+    for _ in range(5):
+        a.counts.failovers["b"] += 2
+        watched.edge.budget_exhausted += 1
+        assert watched.look(10.0) == []
+    assert watched.look(10.0) == [
+        "10 launches that a could not serve moved to b",
         "the retry budget was used up: 5 retries were not made",
     ]
-    assert len(watched.history.events) == 2
     a.counts.failovers["b"] += 1
-    assert watched.look(90.0) == ["1 launch that a could not serve moved to b"]
-    assert len(watched.history.events) == 3
+    assert watched.look(30.0) == []
+    assert watched.look(30.0) == ["1 launch that a could not serve moved to b"]
+    assert watched.look(60.0) == []
+    a.counts.failovers["b"] += 3
+    assert watched.look() == ["3 launches that a could not serve moved to b"]
 
 
-def test_events_and_their_words_are_bounded() -> None:
-    history = History()
+def test_refused_visitors_are_one_event_with_their_reasons(watched: Watched) -> None:
+    watched.edge.rejected |= {"malformed": 30, "head_timeout": 1}
+    watched.edge.lines_dropped["access"] += 2
+    assert watched.look() == [
+        "visitors were refused: malformed 30 times, head timeout once",
+        "2 lines of the log of access were lost",
+    ]
+    watched.edge.rejected |= {f"r{number}": 12 - number for number in range(10)}
+    assert watched.look() == []
+    (text,) = watched.look(60.0)
+    assert text.startswith("visitors were refused: r0 12 times, r1 11 times, ")
+    assert text.endswith(", r7 5 times, and 2 more reasons")
+
+
+def test_what_was_refused_before_the_first_look_is_no_event() -> None:
+    watched = Watched(member("a"))
+    watched.edge.rejected["malformed"] += 3
+    assert watched.look() == []
+
+
+def test_bulk_is_told_though_the_clock_was_set_back(watched: Watched) -> None:
+    history = watched.history
+    for at in (5000.0, 5001.0):
+        history.count(
+            EventName.OPERATOR_REFUSED, {"": 1}, at, lambda counts: str(sum(counts.values())), who=f"{at}"
+        )
+    history.flush(4000.0)
+    assert [(event.message, event.who) for event in history.events] == [("1", "5000.0"), ("1", "5001.0")]
+
+
+def test_events_and_their_words_are_bounded_where_they_are_kept() -> None:
+    logged: list[Event] = []
+    history = History(logged.append)
     for number in range(2000):
-        history.note(float(number), f"{number} " + "x" * 5000)
+        history.note(Event(EventName.EDGE_START, f"{number} " + "x" * 5000, time=float(number)))
     assert (len(history.events), history.changes) == (500, 2000)
-    assert {len(event.text) for event in history.events} == {400}
+    assert {len(event.message) for event in history.events} == {400}
     assert history.events[-1].time == 1999.0
+    assert {len(event.message) for event in logged} > {5005}
 
 
 @pytest.mark.parametrize(

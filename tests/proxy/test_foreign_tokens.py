@@ -22,9 +22,9 @@ async def test_launch_that_moved_tries_the_next_member_and_operators_are_told_on
             assert response.body == b"".join(CACHED)
             assert cookie_of(response) == (b"c", False)
         said = [
-            event.text
+            event.message
             for event in running.service.history.events
-            if "BINDERHUB_BUILD_TOKEN_SECRET" in event.text
+            if "BINDERHUB_BUILD_TOKEN_SECRET" in event.message
         ]
         assert len(said) == 1
         assert said[0].startswith("b does not accept build tokens of a: ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 import struct
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import trustme
 
+from fedproxy.event import EventName
 from tests.rig import Conn, Edge, RawClient, answer, edge, guard, until
 
 LINE = b"PROXY TCP4 203.0.113.7 192.0.2.1 56324 443\r\n"
@@ -88,15 +88,15 @@ async def test_what_is_no_header_is_closed_unanswered_and_counted(start: bytes) 
         assert running.service.edge.counts.connections == 0
 
 
-async def test_operator_is_told_of_the_first_only(caplog: pytest.LogCaptureFixture) -> None:
+async def test_operator_is_told_of_the_first_only() -> None:
     async with behind() as running:
-        with caplog.at_level(logging.WARNING):
-            for _ in range(3):
-                visitor = await running.client()
-                await visitor.send(GET)
-                await visitor.closed()
-        assert len(caplog.records) == 1
-        assert "127.0.0.1" in caplog.records[0].getMessage()
+        for _ in range(3):
+            visitor = await running.client()
+            await visitor.send(GET)
+            await visitor.closed()
+        events = running.service.history.events
+        (event,) = [each for each in events if each.name is EventName.PROXY_HEADER]
+        assert "127.0.0.1" in event.message
 
 
 async def test_header_cut_short_is_counted_and_a_connection_without_a_word_is_not() -> None:

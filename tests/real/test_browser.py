@@ -20,6 +20,7 @@ from yarl import URL
 from fedproxy.config.load import parse
 from fedproxy.demo.federation import DemoFederation
 from fedproxy.demo.toy import Mode, ToyBinderHub
+from fedproxy.event import EventName
 from fedproxy.serve.service import Service
 from tests.rig import programs
 
@@ -244,7 +245,7 @@ async def test_number_that_is_typed_stays_while_the_page_is_kept_up_to_date(edge
         looks = edge.service.history.looks
         while edge.service.history.looks < looks + 3:
             await asyncio.shield(edge.service.next_look())
-        edge.service.history.note(0.0, "something happened")
+        edge.service.note(EventName.EDGE_START, "something happened")
         await expect(page.locator("ol.events")).to_contain_text("something happened")
         assert await weight.input_value() == "77"
         assert await weight.evaluate("each => each === document.activeElement")

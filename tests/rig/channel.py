@@ -14,6 +14,7 @@ from fedproxy.control.messages import (
     Fact,
     FromWorker,
     GetAccount,
+    Happened,
     LaunchesInFlight,
     LaunchMoved,
     LaunchRequested,
@@ -36,6 +37,7 @@ from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Survey
 from fedproxy.errors import Fault
+from fedproxy.event import Event, EventName
 
 _UPDATE = ApplyConfig(parse("members: {a: {url: 'https://a'}}", {}), {"a": Intent.DRAIN}, 2)
 _HEALTH = MemberHealth("a", False, ("x" * 300,))
@@ -49,6 +51,7 @@ FACTS: list[Fact] = [
     LaunchesInFlight({"a": 3}),
     SessionsKnown(((b"/user/x", 2, "https://a.test", "a", 1.0, 2.0, b"/v2/gh/a/b/HEAD"),)),
     TokenRefused("a", "b"),
+    Happened(Event(EventName.MEMBER_UNRESOLVED, "a.test does not resolve any more", who="x")),
 ]
 TO_WORKER: list[ToWorker] = [
     Start(_UPDATE, (_HEALTH,), b"x" * 32, ((3, 4),), (False,)),

@@ -58,7 +58,8 @@ class Program:
     async def address(self, part: str) -> tuple[str, int]:
         """The HOST:PORT that follows `part` in a line."""
         host, _, port = (await self.line(part)).rpartition(":")
-        return host, int(port)
+        # In JSON the message ends the line, but for these.
+        return host, int(port.rstrip('"}'))
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)

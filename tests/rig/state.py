@@ -52,6 +52,7 @@ members:
 class State:
     """Does what it is told, or raises `error`; `asked` is what it was asked for, in that order.
 
+    signed: who changed which member. refused: the clients of requests that were refused.
     `look` shows the history how the members are, `waiting` is how many wait for that.
     """
 
@@ -67,6 +68,8 @@ class State:
         self.faults: list[Fault] = []
         self.error: Exception | None = None
         self.asked: list[str] = []
+        self.signed: dict[str, str] = {}
+        self.refused: list[str] = []
         self.history = History()
         self.now = 0.0
         self.waiting = 0
@@ -128,23 +131,30 @@ class State:
     def config_masked(self) -> dict[str, Any]:
         return masked(self.config)
 
-    async def change(self, name: str, intent: Intent | None, weight: float | None) -> None:
+    def set_by(self, name: str) -> str | None:
+        return self.signed.get(name)
+
+    def note_refusal(self, client: str) -> None:
+        self.refused.append(client)
+
+    async def change(self, name: str, intent: Intent | None, weight: float | None, who: str) -> None:
         self._asked(f"change {name}")
+        self.signed[name] = who
         member = self.federation.by_name[name]
         if intent is not None:
             member.set_intent(intent)
         if weight is not None:
             member.weight = weight
 
-    async def join(self, name: str, settings: object) -> None:
+    async def join(self, name: str, settings: object, who: str) -> None:
         self._asked(f"join {name}")
         self._set(operators.join(self.config, operators.State(), name, settings))
 
-    async def leave(self, name: str) -> None:
+    async def leave(self, name: str, who: str) -> None:
         self._asked(f"leave {name}")
         self._set(operators.leave(self.config, operators.State(), name))
 
-    async def reload(self) -> list[Fault]:
+    async def reload(self, who: str) -> list[Fault]:
         self.asked.append("reload")
         return self.faults
 

@@ -22,25 +22,27 @@ from fedproxy.control.messages import (
     Stopping,
 )
 from fedproxy.errors import ChannelError, Fault
+from fedproxy.event import EventName
 from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
 from fedproxy.serve.service import Service
 from fedproxy.serve.sockets import Sockets
 from fedproxy.serve.starting import Starter
 from tests.rig import RawClient
 from tests.rig.channel import FROM_WORKER
+from tests.rig.heard import Heard
 from tests.rig.running import patience, until
 from tests.rig.service import config_of
 
 
 @pytest.fixture
-async def said() -> list[str]:
-    return []
+async def heard() -> Heard:
+    return Heard()
 
 
 @pytest.fixture
-async def service(said: list[str]) -> AsyncIterator[Service]:
+async def service(heard: Heard) -> AsyncIterator[Service]:
     config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
-    made = Service(config, probe=False, say=said.append)
+    made = Service(config, probe=False, events=heard)
     await made.start()
     yield made
     await made.stop()
@@ -51,9 +53,9 @@ def processes(service: Service) -> dict[int, _Process]:
     return {each.pid: each for each in service._fleet._processes}
 
 
-def fleet_of(say: Callable[[str], None], common: Common | None = None) -> Workers:
+def fleet_of(note: Callable[[EventName, str], None], common: Common | None = None) -> Workers:
     """Two workers that were not started."""
-    return Workers(2, Sockets(()), common or Common(), say, Starter(say))
+    return Workers(2, Sockets(()), common or Common(), note, Starter(note))
 
 
 async def silent(service: Service, pid: int, seconds: float) -> None:
@@ -66,7 +68,7 @@ async def silent(service: Service, pid: int, seconds: float) -> None:
 
 @pytest.mark.parametrize(("stopped", "seconds"), [(True, 120), (False, 30)])
 async def test_worker_that_has_not_turned_for_too_long_is_replaced(
-    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch, stopped: bool, seconds: int
+    service: Service, heard: Heard, monkeypatch: pytest.MonkeyPatch, stopped: bool, seconds: int
 ) -> None:
     hung, kept = processes(service)
     os.kill(hung, signal.SIGSTOP)
@@ -77,8 +79,8 @@ async def test_worker_that_has_not_turned_for_too_long_is_replaced(
         lambda: hung not in processes(service) and service._fleet.alive == 2, "another one in its place"
     )
     assert kept in processes(service)
-    assert f"worker {hung} has not turned for {seconds} s and is killed" in said
-    assert f"worker {hung} ended with signal 9" in said
+    assert f"worker {hung} has not turned for {seconds} s and is killed" in heard.said
+    assert f"worker {hung} ended with signal 9" in heard.said
     assert service.stuck() == []
 
 
@@ -110,7 +112,7 @@ async def test_worker_that_is_let_go_on_has_time_to_report(
 
 
 async def test_machine_that_slept_charges_no_worker(
-    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch
+    service: Service, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(processes(service))
     asked = 0
@@ -123,12 +125,12 @@ async def test_machine_that_slept_charges_no_worker(
     monkeypatch.setattr("fedproxy.serve.fleet.time", SimpleNamespace(monotonic=clock))
     await until(lambda: asked > 2, "two looks after the sleep")
     assert set(processes(service)) == before
-    assert said == []
+    assert heard.said == []
 
 
 @pytest.mark.parametrize("message", FROM_WORKER, ids=lambda message: type(message).__name__)
 def test_every_message_of_a_worker_is_a_sign_of_life(message: FromWorker) -> None:
-    fleet = fleet_of(lambda line: None)
+    fleet = fleet_of(lambda name, text: None)
     worker = _Process(0)
     worker.silent = 5.0
     fleet._on_message(worker, message)
@@ -136,24 +138,25 @@ def test_every_message_of_a_worker_is_a_sign_of_life(message: FromWorker) -> Non
 
 
 def test_what_a_worker_says_is_done() -> None:
-    said: list[str] = []
+    said: list[tuple[EventName, str]] = []
     common = Common()
-    fleet = fleet_of(said.append, common)
+    fleet = fleet_of(lambda name, text: said.append((name, text)), common)
     worker = _Process(0)
     fleet._on_message(worker, LaunchesInFlight({"a": 3}))
     assert common.elsewhere("another") == LaunchesInFlight({"a": 3})
     fleet._on_message(worker, ConfigRefused((Fault("access_log", "is a folder"),)))
-    assert said == ["worker 0 keeps its config: access_log: is a folder"]
+    assert said == [(EventName.WORKER_REFUSED, "worker 0 keeps its config: access_log: is a folder")]
     fleet._on_message(worker, AccountPart(0, []))
     assert not (worker.ready.is_set() or worker.leaving.is_set())
     fleet._on_message(worker, Ready())
     assert worker.ready.is_set()
+    assert said[1:] == [(EventName.WORKER_START, "worker 0 serves")]
     fleet._on_message(worker, Stopping())
     assert worker.leaving.is_set()
 
 
 async def test_worker_that_is_not_understood_is_replaced_and_not_killed(
-    service: Service, said: list[str]
+    service: Service, heard: Heard
 ) -> None:
     broken, kept = processes(service)
     worker = processes(service)[broken]
@@ -163,15 +166,15 @@ async def test_worker_that_is_not_understood_is_replaced_and_not_killed(
     assert worker.process.returncode == 0
     assert kept in processes(service)
     assert service._fleet.alive == 2
-    (line,) = said
+    (line,) = heard.said
     assert line.startswith(
         f"worker {broken} has to end: the worker sent a message that cannot be read: UnpicklingError"
     )
 
 
 async def test_worker_that_is_not_understood_is_neither_silent_nor_asked() -> None:
-    said: list[str] = []
-    fleet = fleet_of(said.append)
+    said: list[tuple[EventName, str]] = []
+    fleet = fleet_of(lambda name, text: said.append((name, text)))
     worker, other = _Process(0), _Process(1)
     for each in (worker, other):
         each.ready.set()
@@ -179,7 +182,7 @@ async def test_worker_that_is_not_understood_is_neither_silent_nor_asked() -> No
     worker.pid = 12
     fleet._on_refused(worker, ChannelError("why"))
     assert worker.leaving.is_set()
-    assert said == ["worker 12 has to end: why"]
+    assert said == [(EventName.WORKER_REPLACED, "worker 12 has to end: why")]
     listening = asyncio.create_task(fleet._listen())
     await until(lambda: other.silent > 0, "a look at who is silent")
     listening.cancel()
@@ -201,18 +204,18 @@ def cannot_serve(line: str) -> bool:
 
 
 async def test_worker_of_another_release_is_tried_ever_more_seldom_while_the_others_serve(
-    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch
+    service: Service, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed, kept = processes(service)
     with monkeypatch.context() as patch:
         patch.setattr("fedproxy.control.channel.OURS", BEFORE)
         os.kill(killed, signal.SIGKILL)
-        await until(lambda: "starting the worker again in 1 s" in said, "two starts that failed")
+        await until(lambda: "starting the worker again in 1 s" in heard.said, "two starts that failed")
         for _ in range(10):
             client = await RawClient.connect(service.addresses[0])
             assert (await client.ask(b"GET /active_hosts HTTP/1.1\r\nHost: h\r\n\r\n")).status == 200
             await client.leave()
-    ended, first, short, second, longer = said[:5]
+    ended, first, short, second, longer = heard.said[:5]
     assert ended == f"worker {killed} ended with signal 9"
     assert cannot_serve(first) and cannot_serve(second)
     assert (short, longer) == ("starting the worker again in 0.5 s", "starting the worker again in 1 s")
@@ -221,11 +224,11 @@ async def test_worker_of_another_release_is_tried_ever_more_seldom_while_the_oth
 
 
 async def test_reload_that_needs_workers_of_another_release_changes_nothing(
-    said: list[str], monkeypatch: pytest.MonkeyPatch
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
     service = Service(
-        config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, say=said.append
+        config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, events=heard
     )
     await service.start()
     before = set(processes(service))
@@ -238,7 +241,7 @@ async def test_reload_that_needs_workers_of_another_release_changes_nothing(
 
 
 def test_worker_that_starts_or_drains_is_not_said_to_be_stuck() -> None:
-    fleet = fleet_of(lambda line: None)
+    fleet = fleet_of(lambda name, text: None)
     starting, serving, well, draining = (_Process(slot) for slot in range(4))
     for pid, each in enumerate((starting, serving, well, draining)):
         each.pid, each.silent = pid, 0.5 if each is well else 50.0

@@ -21,6 +21,7 @@ from fedproxy.serve import starting
 from fedproxy.serve.fleet import Workers
 from fedproxy.serve.service import Service
 from fedproxy.serve.starting import Child, Forked, Starter, StartError
+from tests.rig.heard import Heard
 from tests.rig.running import GET, Running, patience, running, until
 from tests.rig.service import config_of
 
@@ -134,7 +135,7 @@ async def said() -> list[str]:
 
 @pytest.fixture
 async def starter(said: list[str]) -> AsyncIterator[Starter]:
-    made = Starter(said.append)
+    made = Starter(lambda name, text: said.append(f"{name}: {text}"))
     yield made
     await made.close()
     async with patience():
@@ -269,7 +270,7 @@ async def test_forker_killed_before_it_answers_is_an_error_and_the_next_start_ta
         os.kill(forker, KILL)
         with pytest.raises(StartError, match="the process that forks workers ended with signal 9"):
             await start
-    assert said == [f"process {forker}, which forks workers, ended with signal 9"]
+    assert said == [f"forker.end: process {forker}, which forks workers, ended with signal 9"]
     assert await forker_for(starter) != forker
 
 
@@ -305,11 +306,12 @@ async def test_forker_that_cannot_run_is_an_error(
 
 
 async def test_workers_are_programs_where_they_cannot_be_forked(
-    said: list[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    heard = Heard()
     monkeypatch.delattr(os, "pidfd_open")
     config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
-    service = Service(config, probe=False, say=said.append)
+    service = Service(config, probe=False, events=heard)
     await service.start()
     assert isinstance(service._fleet, Workers)
     processes = {each.pid: each.process for each in service._fleet._processes}
@@ -317,7 +319,7 @@ async def test_workers_are_programs_where_they_cannot_be_forked(
     assert not any(isinstance(each, Forked) for each in processes.values())
     killed = min(processes)
     os.kill(killed, KILL)
-    await until(lambda: f"worker {killed} ended with signal 9" in said, "its end")
+    await until(lambda: f"worker {killed} ended with signal 9" in heard.said, "its end")
     await until(lambda: service._fleet.alive == 2, "another one")
     await service.stop()
     assert service._starter.children() == set()

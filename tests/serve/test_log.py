@@ -148,7 +148,7 @@ async def test_file_that_cannot_be_written_is_a_fault_at_the_start(tmp_path: Pat
         assert await program.ended() == 2
     expected = "expected the path of a file that can be written, or stdout"
     (line,) = program.lines
-    assert line.startswith(f"{config}:1:18: access_log_file: is '/")
+    assert f" config.refused {config}:1:18: access_log_file: is '/" in line
     assert line.endswith(expected)
 
 

@@ -277,7 +277,8 @@ async def test_port_of_another_fedproxy_is_in_use(tmp_path: Path) -> None:
         write(file, edge.hub, listen=[{"address": f"{host}:{port}"}])
         async with fedproxy("serve", "--config", file) as second:
             assert await second.ended() == 1
-        assert second.lines[-1] == f"fedproxy: cannot listen on {host}:{port}: Address already in use"
+        text = f"edge.failed cannot listen on {host}:{port}: Address already in use"
+        assert second.lines[-1].endswith(text)
         assert (await edge.ask()).body == b"ok"
 
 

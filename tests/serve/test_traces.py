@@ -49,7 +49,7 @@ async def test_visitors_and_the_end_do_not_wait_for_a_collector(
             assert await edge.program.ended() == 0
     lines = [line for line in edge.program.lines if "span" in line.lower()]
     assert len(lines) <= workers
-    assert all("tracing: spans cannot be sent to " in line for line in lines)
+    assert all(" trace.unsent spans cannot be sent to " in line for line in lines)
     assert not [line for line in edge.program.lines if "killed" in line]
 
 

@@ -135,7 +135,7 @@ async def test_control_process_that_is_not_understood_later_is_asked_for_another
     worker._on_message(start)
     worker._on_refused(ChannelError("why"))
     assert [type(message).__name__ for message in sent] == ["Stopping"]
-    assert output.text == f"worker {os.getpid()} is to be replaced: why\n"
+    assert output.text.endswith(f" worker.replaced worker {os.getpid()} is to be replaced: why\n")
     assert not worker._told.done()
 
 
@@ -171,8 +171,8 @@ async def test_worker_of_another_release_than_its_control_process_says_so_and_en
         ours.settimeout(10)
         assert Preamble.read(ours.recv(1000)) == (OURS, b"")
     assert process.returncode == 1
-    assert said.decode() == (
-        f"fedproxy: worker: the control process is {before}, the worker is {OURS}: "
+    assert said.decode().partition(" error   worker.failed ")[2] == (
+        f"worker {process.pid}: the control process is {before}, the worker is {OURS}: "
         "fedproxy was changed while it ran; restart it\n"
     )
 

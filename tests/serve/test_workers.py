@@ -383,7 +383,7 @@ async def test_whoever_got_a_connection_is_served_however_the_address_is_given_u
     both = [{"address": "{}:{}".format(*given_up)}, staying]
     async with running(tmp_path, workers=workers, listen=both) as edge:
         assert edge.public == given_up
-        host, _, port = edge.program.lines[-2].removeprefix("listening on ").rpartition(":")
+        host, _, port = edge.program.lines[-2].rpartition("listening on ")[2].rpartition(":")
         edge.public = host, int(port)
 
         def reload() -> None:

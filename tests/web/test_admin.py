@@ -75,6 +75,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "prime": True,
         "state": "ready",
         "status": "available",
+        "set_by": None,
         "healthy": True,
         "reasons": [],
         "details": [],

@@ -15,7 +15,8 @@ from aiohttp import ClientResponse
 from pytest_aiohttp import AiohttpClient
 
 from fedproxy.decide.member import Intent
-from fedproxy.observe.history import STEP, Level
+from fedproxy.event import Event, EventName
+from fedproxy.observe.history import STEP
 from fedproxy.web import live
 from fedproxy.web.admin import create_admin_app
 from tests.rig import RawClient, guard, until
@@ -81,10 +82,13 @@ async def test_open_page_is_sent_what_a_new_one_is(client: Client, state: State)
     async with stream(client) as reader:
         first = await reader.page()
         assert first in await (await client.get("/")).text()
-        state.federation.by_name["ovh"].set_intent(Intent.DRAIN)
-        await look(state)
+        await until(lambda: state.waiting, "the stream waits")
+        state.history.note(
+            Event(EventName.OPERATOR_DRAIN, "ovh was set to drain", "ovh", "kim 192.0.2.7", 1_800_000_000.0)
+        )
+        state.look()
         text = await reader.page()
-        assert "ovh was set to drain by an operator" in text
+        assert "ovh was set to drain <small>(kim 192.0.2.7)</small>" in text
         assert text in await (await client.get("/")).text()
 
 
@@ -219,14 +223,18 @@ async def test_pages_that_take_long_are_made_less_often(
 
 
 async def test_log_is_shown_to_programs(client: Client, state: State) -> None:
-    state.history.note(1_800_000_000.0, "reloaded edge.yaml", Level.GOOD)
+    state.history.note(
+        Event(EventName.CONFIG_RELOAD, "reloaded edge.yaml", who="signal", time=1_800_000_000.0)
+    )
     assert await (await client.get("/log")).json() == {
         "events": [
             {
                 "time": "2027-01-15T08:00:00+00:00",
-                "level": "good",
+                "level": "info",
+                "event": "config.reload",
                 "member": None,
-                "text": "reloaded edge.yaml",
+                "who": "signal",
+                "message": "reloaded edge.yaml",
             }
         ]
     }
@@ -235,7 +243,7 @@ async def test_log_is_shown_to_programs(client: Client, state: State) -> None:
 async def test_markup_stays_text_on_the_page_and_in_the_stream(
     client: Client, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state.history.note(0.0, MARKUP, Level.BAD, "gesis")
+    state.history.note(Event(EventName.MEMBER_UNHEALTHY, MARKUP, "gesis", MARKUP))
     found = replace(
         state.members()[0],
         name=MARKUP,
@@ -300,7 +308,7 @@ async def test_reader_that_reads_nothing_is_dropped(
     # Pages of half a megabyte: the system keeps some megabytes of what nobody reads.
     monkeypatch.setattr(live, "_SHOWN", 200)
     for number in range(200):
-        state.history.note(float(number), "'" * 400)
+        state.history.note(Event(EventName.EDGE_START, "'" * 400, time=float(number)))
     reader = await RawClient.connect((client.host, client.port or 0), receive_buffer=4096)
     try:
         reader.write(b"GET /events HTTP/1.1\r\nHost: h\r\n\r\n")

@@ -69,7 +69,7 @@ async def test_what_happens_is_in_the_log(hub: Hub, tmp_path: Path) -> None:
 
         async def log() -> str:
             async with admin.get("/log") as response:
-                return "\n".join(event["text"] for event in (await response.json())["events"])
+                return "\n".join(event["message"] for event in (await response.json())["events"])
 
         why = "37 pods and a headroom of 10 reach the quota of 40; reports that Docker registry is not ok"
         await comes(log, lambda text: f"old is unhealthy: {why}" in text)
@@ -77,8 +77,8 @@ async def test_what_happens_is_in_the_log(hub: Hub, tmp_path: Path) -> None:
             assert response.status == 200
         async with admin.get("/events"):
             # Somebody looks on, so that it does not take long.
-            await comes(log, lambda text: "old was set to drain by an operator" in text)
-        assert [event.level for event in service.history.about("old", 9)][-1] == "bad"
+            await comes(log, lambda text: "old was set to drain: no new visitors" in text)
+        assert [event.level for event in service.history.about("old", 9)][-1] == "warning"
 
 
 async def _serve(conn: Conn, request: Message) -> None:

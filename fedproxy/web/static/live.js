@@ -129,19 +129,68 @@ const heard = {
   },
 };
 
+function connected() {
+  delete root.dataset.stale;
+  stale.textContent = "";
+}
+
+function disconnected() {
+  if (!("stale" in root.dataset)) {
+    const since = new Date().toISOString().slice(11, 19);
+    stale.textContent = `This page is out of date: no connection to the edge since ${since} UTC.`;
+    document.title = "No connection - fedproxy";
+  }
+  root.dataset.stale = "";
+}
+
+// Where reading needs a token: an EventSource cannot send one.
+
+const locked = "locked" in live.dataset;
+let following = new AbortController();
+
+async function follow() {
+  following.abort();
+  const { signal } = (following = new AbortController());
+  const token = sessionStorage.getItem("token");
+  if (!token) {
+    live.replaceChildren();
+    stale.textContent = "Reading needs a token here.";
+    return;
+  }
+  try {
+    const answer = await fetch("/events", { headers: { Authorization: `Bearer ${token}` }, signal });
+    if (answer.status === 401) {
+      useToken("");
+      say("This token is not valid.");
+      follow();
+      return;
+    }
+    if (answer.ok) {
+      connected();
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let held = ""; ; ) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        const events = (held + value).split("\n\n");
+        held = events.pop();
+        for (const event of events) {
+          const [name, data] = event.split("\n");
+          heard[name.slice("event: ".length)](JSON.parse(data.slice("data: ".length)));
+        }
+      }
+    }
+  } catch (error) {
+    if (signal.aborted) return;
+  }
+  disconnected();
+  setTimeout(() => signal.aborted || follow(), 5000);
+}
+
 function listen() {
   const events = new EventSource("/events");
-  events.onopen = () => {
-    delete root.dataset.stale;
-    stale.textContent = "";
-  };
+  events.onopen = connected;
   events.onerror = () => {
-    if (!("stale" in root.dataset)) {
-      const since = new Date().toISOString().slice(11, 19);
-      stale.textContent = `This page is out of date: no connection to the edge since ${since} UTC.`;
-      document.title = "No connection - fedproxy";
-    }
-    root.dataset.stale = "";
+    disconnected();
     // A browser reconnects by itself, but not after an error status.
     if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
   };
@@ -194,12 +243,15 @@ document.getElementById("token").addEventListener("submit", (event) => {
   event.preventDefault();
   useToken(tokenInput.value);
   say("The token is kept in this tab.");
+  if (locked) follow();
 });
 forget.addEventListener("click", () => {
   useToken("");
   say("The token is forgotten.");
+  if (locked) follow();
 });
 
 root.dataset.scripted = "";
 useToken(sessionStorage.getItem("token"));
-listen();
+if (locked) follow();
+else listen();
