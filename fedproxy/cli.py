@@ -335,13 +335,12 @@ class _Refused(_Failed):
 
 def _ask(admin: str, path: str, change: dict[str, Any] | None = None, timeout: float = 10.0) -> Any:
     """Asks the admin API. Raises `_Failed` with a message that says what to do."""
-    body, headers = None, {}
     token = os.environ.get("FEDPROXY_ADMIN_TOKEN")
+    # Reading may need it, too.
+    body, headers = None, {"Authorization": f"Bearer {token}"} if token else {}
     if change is not None:
         body = json.dumps(change).encode()
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {token}"} if token else {}
-        )
+        headers["Content-Type"] = "application/json"
     request = urllib.request.Request(  # noqa: S310 -- it is an http URL: `LINK`
         admin.rstrip("/") + path, data=body, headers=headers, method="GET" if change is None else "PATCH"
     )

@@ -219,12 +219,13 @@ def test_page_is_html_unless_markdown_is_asked_for(write: Write) -> None:
 
 
 @pytest.fixture
-def admin() -> Iterator[str]:
-    """The URL of an admin listener that runs in another thread."""
+def admin(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an admin listener that runs in another thread; its section of the config may be given."""
+    settings = getattr(request, "param", {"token": TOKEN})
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    state = State(yaml.safe_dump({"admin": {"token": TOKEN}, "members": MEMBERS}, sort_keys=False))
+    state = State(yaml.safe_dump({"admin": settings, "members": MEMBERS}, sort_keys=False))
     runner = web.AppRunner(create_admin_app(state), handle_signals=False)
 
     async def start() -> str:
@@ -284,6 +285,15 @@ def test_members_are_shown_as_json(admin: str) -> None:
     assert list(members) == ["leuven", "oxford"]
     assert members["leuven"]["prime"] is True
     assert (members["oxford"]["state"], members["oxford"]["weight"]) == ("ready", 1)
+
+
+@pytest.mark.parametrize("admin", [{"token": TOKEN, "read": "token"}], indirect=True)
+def test_members_are_read_with_the_token_where_that_is_needed(admin: str) -> None:
+    result = run("members", "--json", "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
+    assert [row["name"] for row in json.loads(result.stdout)] == ["leuven", "oxford"]
+    result = run("members", "--admin", admin)
+    expected = f"{admin}: 401: Reading needs a token here. FEDPROXY_ADMIN_TOKEN is not set.\n"
+    assert (result.exit_code, result.stderr) == (1, expected)
 
 
 @pytest.mark.parametrize("state", ["drain", "maint"])

@@ -265,3 +265,24 @@ async def test_open_page_shows_that_it_is_stale_when_the_edge_is_gone(edge: Edge
         await page.locator("html[data-stale]").wait_for()
         await expect(page.get_by_role("alert")).to_contain_text("no connection to the edge since")
         await expect(page).to_have_title("No connection - fedproxy")
+
+
+async def test_page_that_needs_a_token_for_reading_asks_for_it(edge: Edge) -> None:
+    admin = edge.service.config.admin.model_copy(update={"read": "token"})
+    edge.service.config = edge.service.config.model_copy(update={"admin": admin})
+    async with edge.page("live") as (page, seen):
+        await expect(page.get_by_role("alert")).to_have_text("Reading needs a token here.")
+        await expect(page.locator("#live")).to_be_empty()
+        await _give(page, "wrong")
+        await expect(page.get_by_role("status")).to_have_text("This token is not valid.")
+        await _give(page, TOKEN)
+        await expect(page.locator("tr", has_text="toy-oxford")).to_contain_text("healthy")
+        await expect(page.get_by_role("alert")).to_be_empty()
+        await page.locator("figure svg").first.wait_for()
+        edge.service.note(EventName.EDGE_START, "something happened")
+        await expect(page.locator("ol.events")).to_contain_text("something happened")
+        await page.reload()
+        await expect(page.locator("tr", has_text="toy-oxford")).to_contain_text("healthy")
+        await page.get_by_role("button", name="Forget it").click()
+        await expect(page.locator("#live")).to_be_empty()
+        assert all("401" in said for said in seen.complaints), seen.complaints
