@@ -108,7 +108,8 @@ class Event:
 
     message: a sentence for people, which may quote anybody. who: who did it: a token's name and the client's
     address, `signal`, `file`; None for nobody in particular. time: in seconds since the epoch; 0: the time at
-    which it is logged.
+    which it is logged. key: equal for events of a name that are the same one, which several workers noticed;
+    None: the message.
     """
 
     name: EventName
@@ -116,6 +117,7 @@ class Event:
     member: str | None = None
     who: str | None = None
     time: float = 0.0
+    key: str | None = None
 
     @property
     def level(self) -> Level:

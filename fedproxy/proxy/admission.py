@@ -134,12 +134,13 @@ class Admission:
         if len(self._unread) < _UNREAD and (peer, field) not in self._unread:
             self._unread.add((peer, field))
             named = ascii(address[:64].decode("latin-1"))
+            where = f"trusted proxy {peer.decode('ascii')}: {field.decode('ascii')}"
             message = (
-                f"trusted proxy {peer.decode('ascii')}: {field.decode('ascii')} names a visitor as {named}, "
+                f"{where} names a visitor as {named}, "
                 'which is not an IP address; such clients are unknown, "-" in the access log '
                 "(not repeated for this proxy and header)"
             )
-            self._report(Event(EventName.PROXY_ADDRESS, message))
+            self._report(Event(EventName.PROXY_ADDRESS, message, key=where))
 
     # Requests
 

@@ -274,7 +274,7 @@ class Entrance(Flow):
                 f"a connection from {peer} does not begin with a PROXY protocol header, or may not send one; "
                 "it is closed, and so are others, which are only counted"
             )
-            self.context.report(Event(EventName.PROXY_HEADER, message))
+            self.context.report(Event(EventName.PROXY_HEADER, message, key=""))
         rejected[BadProxyHeader.reason] += 1
         self.transport.abort()
 

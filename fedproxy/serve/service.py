@@ -316,8 +316,7 @@ class Service:
     def _on_event(self, event: Event) -> None:
         """What the data planes tell; several may notice the same, which is one event."""
         now = time.monotonic()
-        # Of these each worker tells one, and each about another peer.
-        said = "" if event.name is EventName.PROXY_HEADER else event.message
+        said = event.message if event.key is None else event.key
         self._heard = {key: at for key, at in self._heard.items() if now - at < _SAME}
         if (event.name, said) not in self._heard and len(self._heard) < _MOST_HEARD:
             self._heard[event.name, said] = now

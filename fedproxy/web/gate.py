@@ -58,7 +58,7 @@ class Gate:
         """Who writes: the token's name and the client's address. Raises `RefusedError` for who may not."""
         tokens = self._state.config.admin.named_tokens
         if not any(settings.rights == "write" for settings in tokens.values()):
-            raise RefusedError(403, "Writes are off: the config has no token for them.")
+            raise RefusedError(403, "Writes are off: the config has no token for them, such as admin.token.")
         name = self._name_of(request)
         if name is None:
             raise self._refuse(request, 401, "This needs the admin token.")

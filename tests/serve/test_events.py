@@ -120,6 +120,14 @@ async def test_what_workers_tell_in_floods_is_bounded() -> None:
     assert heard.said == [str(number) for number in range(50)]
 
 
+async def test_what_differs_in_its_words_alone_is_told_once() -> None:
+    heard = Heard()
+    service = Service(config_of("http://127.0.0.1:1"), events=heard)
+    for number in range(4):
+        service._common.happened(Event(EventName.PROXY_ADDRESS, f"{number}", key=f"proxy {number // 2}"))
+    assert heard.said == ["0", "2"]
+
+
 async def test_refusals_of_the_admin_listener_are_told_in_bulk() -> None:
     heard = Heard()
     service = Service(config_of("http://127.0.0.1:1"), events=heard)
