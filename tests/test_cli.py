@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -140,7 +141,16 @@ def test_schema_is_printed_for_editors() -> None:
     assert set(json.loads(result.stdout)["properties"]) >= {"members", "silence"}
 
 
-def test_check_says_what_serve_would_refuse(write: Write) -> None:
+def logged(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines of the edge's own log, which a thread writes to the file that stands in for stderr."""
+    text, until = "", time.monotonic() + 10
+    while not text.endswith("\n") and time.monotonic() < until:
+        text += capfd.readouterr().err
+        time.sleep(0.005)
+    return text.splitlines()
+
+
+def test_check_says_what_serve_would_refuse(write: Write, capfd: pytest.CaptureFixture[str]) -> None:
     file = write(f"admin: {{address: '0.0.0.0:8080'}}\n{UNWISE}")
     expected = (
         f"{file}:1:18: admin.address: is '0.0.0.0:8080', which listen.0.address uses by default, "
@@ -148,7 +158,9 @@ def test_check_says_what_serve_would_refuse(write: Write) -> None:
     )
     assert run("check", file).stderr.splitlines()[0] == expected
     done = run("serve", "--config", file)
-    assert (done.exit_code, done.stdout, done.stderr.splitlines()) == (2, "", [expected])
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = logged(capfd)
+    assert line.endswith(f" error   config.refused {expected}")
 
 
 def test_check_looks_at_the_world_if_it_is_told_to(write: Write) -> None:
@@ -449,13 +461,13 @@ def test_refusal_that_breaks_off_is_said() -> None:
     assert (result.exit_code, result.output) == (1, f"{url}: 500: No\n")
 
 
-def test_token_is_not_sent_to_read() -> None:
-    for command, secret in (["members"], False), (["drain", "a"], True):
+def test_token_is_sent_to_read_too() -> None:
+    for command in ["members"], ["drain", "a"]:
         sent: list[bytes] = []
         with something_else(json_of([]), sent) as url:
             run(*command, "--admin", url, FEDPROXY_ADMIN_TOKEN=TOKEN)
         (request,) = sent
-        assert (TOKEN.encode() in request) is secret
+        assert TOKEN.encode() in request
 
 
 # Completion
@@ -767,7 +779,7 @@ async def test_serve_on_unix_sockets_says_where(tmp_path: Path, write: Write) ->
 
 
 def test_serve_without_a_config_takes_the_usual_one_or_says_where_it_looked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     usual = (tmp_path / "config.yaml", tmp_path / "config.json")
     monkeypatch.setattr(cli, "_USUAL", usual)
@@ -779,5 +791,5 @@ def test_serve_without_a_config_takes_the_usual_one_or_says_where_it_looked(
         file.write_text("{}")
         result = run("serve")
         assert result.exit_code == 2
-        assert re.search(f"^{re.escape(str(file))}:1:1: members: ", result.stderr, re.MULTILINE)
-        assert result.stderr.count(str(tmp_path)) == 1
+        (line,) = logged(capfd)
+        assert f" config.refused {file}:1:1: members: " in line

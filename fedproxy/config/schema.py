@@ -80,6 +80,7 @@ _KINDS: Final[Mapping[Kind, Schema]] = {
     addr.HOSTNAME: _text(r"^\S+$"),
     addr.COOKIE_NAME: _text(r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$"),
     addr.MEMBER_NAME: _text(r"^[A-Za-z0-9][A-Za-z0-9._~+@:-]{0,63}$"),
+    addr.TOKEN_NAME: _text(r"^[A-Za-z0-9][A-Za-z0-9._~+@:-]{0,63}$"),
     WARNING: {"enum": [*NAMES]},
 }
 

@@ -22,7 +22,7 @@ class Traces:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._settings: TracingSettings | None = None
         self._tracing: Tracing | None = None
         self._closing = Tasks()
@@ -37,6 +37,7 @@ class Traces:
             # Only now, as it is only there with the extra, and takes its time.
             from fedproxy.observe.tracing import Sampler, Tracing
 
+            self._loop = asyncio.get_running_loop()
             sampler = Sampler(settings.sample, settings.follow, settings.limit)
             self._tracing = Tracing(settings.endpoint, settings.service_name, sampler, self._report)
         self._edge.tracer = self._tracing
@@ -44,8 +45,9 @@ class Traces:
     def _report(self, message: str) -> None:
         """Called in the thread that sends spans."""
         event = Event(EventName.TRACE_UNSENT, message)
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._edge.report, event)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._edge.report, event)
 
     def _end(self) -> None:
         if self._tracing is not None:
