@@ -85,7 +85,7 @@ class Asker:
         # because `_is_fit` decides.
         if path is not None:
             connector: aiohttp.BaseConnector = _UnixConnector(
-                self._opened, path, limit=0, keepalive_timeout=None
+                self._opened, path=path, limit=0, keepalive_timeout=None
             )
         else:
             # Names are resolved as for visitors, so that the verdict is about the same addresses.
@@ -307,7 +307,7 @@ class _EdgeNames(AbstractResolver):
 _Told = Callable[[URL, Connection], None]
 
 
-class _TCPConnector(aiohttp.TCPConnector):
+class _Telling(aiohttp.BaseConnector):
     """Also tells which connection a request gets."""
 
     def __init__(self, told: _Told, **settings: Any) -> None:
@@ -323,20 +323,12 @@ class _TCPConnector(aiohttp.TCPConnector):
         return connection
 
 
-class _UnixConnector(aiohttp.UnixConnector):
-    """The same for a Unix socket."""
+class _TCPConnector(_Telling, aiohttp.TCPConnector):
+    """To a host and a port."""
 
-    def __init__(self, told: _Told, path: str, **settings: Any) -> None:
-        super().__init__(path, **settings)
-        self._told = told
 
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> Connection:
-        """Called by the session, in the task of the request."""
-        connection = await super().connect(req, traces, timeout)
-        self._told(req.url, connection)
-        return connection
+class _UnixConnector(_Telling, aiohttp.UnixConnector):
+    """To a Unix socket."""
 
 
 class _BrokenOff(aiohttp.ClientError):

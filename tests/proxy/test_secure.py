@@ -110,6 +110,18 @@ class Noting(Flow):
         self.error = exc
 
 
+class Pausing(Noting):
+    """Reads nothing more once something has come."""
+
+    def __init__(self, edge: TLSTransport) -> None:
+        super().__init__()
+        self.edge = edge
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.edge.pause_reading()
+
+
 class Begun(Handshake):
     def __init__(self, above: Flow, welcome: bool = True) -> None:
         self.above = above
@@ -436,12 +448,7 @@ async def test_time_in_which_the_process_did_not_run_is_not_the_visitors() -> No
 
 
 async def test_end_that_came_while_nothing_was_read_is_told_when_the_connection_is_lost(pair: Pair) -> None:
-    class Pausing(Noting):
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            pair.edge.pause_reading()
-
-    above = Pausing()
+    above = Pausing(pair.edge)
     pair.edge.set_protocol(above)
     pair.deliver(pair.say(b"all of it") + pair.bye())
     pair.edge.connection_lost(ConnectionResetError())
@@ -494,12 +501,7 @@ async def test_pausing_is_said_by_the_transport_below(pair: Pair) -> None:
 
 
 async def test_end_waits_until_reading_goes_on(pair: Pair) -> None:
-    class Pausing(Noting):
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            pair.edge.pause_reading()
-
-    above = Pausing()
+    above = Pausing(pair.edge)
     pair.edge.set_protocol(above)
     pair.deliver(pair.say(b"much") + pair.bye())
     assert above.told == []
