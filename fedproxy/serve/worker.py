@@ -413,7 +413,7 @@ def _failed(events: Events, *reasons: str) -> SystemExit:
 def serve(
     channel: int,
     hand_descriptor: int,
-    log: str,
+    log: str = "text",
     numbers: Mapping[int, int] | None = None,
     parent: int | None = None,
 ) -> None:
@@ -444,7 +444,7 @@ def main() -> None:
 
     The arguments are the descriptors of the control channel and of the hand, and the form of the log.
     """
-    serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
 
 
 if __name__ == "__main__":
