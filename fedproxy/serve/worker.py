@@ -444,7 +444,7 @@ def main() -> None:
 
     The arguments are the descriptors of the control channel and of the hand, and the form of the log.
     """
-    serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    serve(int(sys.argv[1]), int(sys.argv[2]), "json" if sys.argv[3:] == ["json"] else "text")
 
 
 if __name__ == "__main__":
