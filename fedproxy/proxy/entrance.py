@@ -18,7 +18,7 @@ from fedproxy.event import Event, EventName
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
 from fedproxy.proxy.h1.downstream import Downstream
 from fedproxy.proxy.h2.connection import H2Downstream
-from fedproxy.proxy.secure import Handshake, TLSTransport
+from fedproxy.proxy.secure import TLSTransport
 from fedproxy.wire import proxy_protocol
 from fedproxy.wire.h2.frame import PREFACE
 
@@ -57,7 +57,7 @@ def negotiated(
     return Downstream(context, options)
 
 
-class Negotiated(Handshake):
+class Negotiated:
     """An encrypted connection until its handshake is over. It is counted from the beginning."""
 
     def __init__(
@@ -145,11 +145,14 @@ class Sniffed(Flow):
         self._downstream.resume_writing()
 
 
-class _Introduced(Handshake):
+class _Introduced:
     """The handshake behind a PROXY header."""
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
+
+    def begins(self, _wire: asyncio.Transport) -> bool:
+        return True
 
     def ready(self, transport: TLSTransport) -> None:
         self._entrance.become_downstream(transport)

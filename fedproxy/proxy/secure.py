@@ -12,7 +12,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from fedproxy.proxy.flow import Flow
 
@@ -25,20 +25,17 @@ _SLEPT: Final = 0.25  # seconds that a timer may be late without the process hav
 _AGAIN: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Handshake:
+class Handshake(Protocol):
     """Who waits for a handshake, and is told once how it ended."""
 
     def begins(self, wire: asyncio.Transport) -> bool:
         """The connection is there. False to drop it before anything is computed."""
-        return True
 
     def ready(self, transport: TLSTransport) -> None:
         """It is encrypted. Sets the transport's protocol."""
-        raise NotImplementedError
 
     def failed(self, error: Exception | None) -> None:
         """It is lost, and why, if that is known."""
-        raise NotImplementedError
 
 
 class TLSTransport(asyncio.Transport):
@@ -456,12 +453,15 @@ def _drop(data: bytes) -> None:
     """Nobody reads any more."""
 
 
-class _Connecting(Handshake):
-    """A connection to a member, until `waiter` is done."""
+class _Connecting:
+    """A connection to a member, until `waiter` is done: a `Handshake`."""
 
     def __init__(self, protocol: Flow, waiter: asyncio.Future[None]) -> None:
         self._protocol = protocol
         self._waiter = waiter
+
+    def begins(self, _wire: asyncio.Transport) -> bool:
+        return True
 
     def ready(self, transport: TLSTransport) -> None:
         transport.set_protocol(self._protocol)

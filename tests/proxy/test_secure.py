@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedproxy.proxy.flow import Flow
-from fedproxy.proxy.secure import Handshake, TLSTransport, wire_of
+from fedproxy.proxy.secure import TLSTransport, wire_of
 
 RECORD = 1 << 14
 LONG = bytes(range(256)) * 1024  # 256 KiB
@@ -122,7 +122,7 @@ class Pausing(Noting):
         self.edge.pause_reading()
 
 
-class Begun(Handshake):
+class Begun:
     def __init__(self, above: Flow, welcome: bool = True) -> None:
         self.above = above
         self.welcome = welcome
