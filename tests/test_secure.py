@@ -1,4 +1,7 @@
-"""TLS between a transport that notes what it is told and a protocol, with OpenSSL's own client or server."""
+"""TLS between a transport that notes what it is told and a protocol, with OpenSSL's own client or server.
+
+Not among the tests of the compiled edge: classes of a test cannot inherit from compiled ones.
+"""
 
 from __future__ import annotations
 
