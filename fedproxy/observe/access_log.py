@@ -113,7 +113,7 @@ class JsonLines:
 def _seconds(duration: float) -> str:
     """With six decimal places."""
     whole, rest = divmod(int(duration * 1000000.0 + 0.5), 1000000)
-    return f"{whole!s}.{str(rest + 1000000)[1:]}"
+    return str(whole) + "." + str(rest + 1000000)[1:]
 
 
 class CombinedLines:

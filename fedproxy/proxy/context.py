@@ -38,9 +38,8 @@ class Context:
     requests, if tracing is on. on_moved: called with the key of a launch and the name of the member that it
     moved to, so that other workers can be told. on_foreign_token: called with the name of a member that did
     not accept the build token of another one, the second name. on_event: called with what operators should
-    know. synchronize: calls back once all other workers
-    have taken what they were told before; None without others. careful: every request has to be checked,
-    because of the policy or because the edge drains.
+    know. synchronize: calls back once all other workers have taken what they were told before; None without
+    others. careful: every request has to be checked, because of the policy or because the edge drains.
     """
 
     def __init__(

@@ -8,12 +8,15 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trustme
 
+from fedproxy.control import fetch
 from tests.rig import Conn, Message, Scripted, name_server, until
 from tests.rig.hub import (
     ONCE,
@@ -482,15 +485,13 @@ async def test_body_of_an_answer_that_has_none_is_never_the_next_answer(status: 
         assert member.asked == [1, 1]
 
 
-async def test_slow_member_is_asked_on_new_connections() -> None:
-    async def answer(conn: Conn, request: Message, number: int) -> None:
-        # More than a kept connection gets, however busy the machine is, and less than a new one.
-        await asyncio.sleep(0.6)
-        await good(conn, request, number)
-
-    member = Counting(answer)
+async def test_slow_member_is_asked_on_new_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each look at the clock is later by more than what a kept connection gets.
+    passed = count(step=PATIENT.timeout / 2)
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(monotonic=lambda: next(passed)))
+    member = Counting(good)
     async with probing(member) as running:
-        running.prober.apply(replace(PLAIN, timeout=2.0), [target("a", member)])
+        running.prober.apply(PLAIN, [target("a", member)])
         await until(lambda: len(member.asked) >= 3, lambda: member.asked)
         assert member.asked[:2] == [1, 1]
         assert all_healthy(running)
