@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvloop
 
@@ -255,13 +256,23 @@ def _seen(seen: Seen, used: Cpu, figure: float | None = None) -> Measured:
     return Measured(seen.count, seen.seconds, used, p50, p99, broken=seen.broken, figure=figure)
 
 
-def _events(contender: Contender, turn: Turn) -> Measured:
-    meter = _Meter(contender.process)
+_Visit = Callable[[Contender, Turn, _Meter], Coroutine[Any, Any, Seen]]
+
+
+def _visited(visit: _Visit) -> Drive:
+    """Visitors in this process, in a loop of their own."""
+
+    def drive(contender: Contender, turn: Turn) -> Measured:
+        meter = _Meter(contender.process)
+        seen = uvloop.run(visit(contender, turn, meter))
+        return _seen(seen, meter.used)
+
+    return drive
+
+
+def _events(contender: Contender, turn: Turn, meter: _Meter) -> Coroutine[Any, Any, Seen]:
     streams = 100 if turn.quick else 500
-    seen = uvloop.run(
-        visitors.events(contender.port, contender.cookies, streams, turn.seconds, meter.begin, meter.end)
-    )
-    return _seen(seen, meter.used)
+    return visitors.events(contender.port, contender.cookies, streams, turn.seconds, meter.begin, meter.end)
 
 
 def _h2load(path: str, size: int, *, tls: bool = False) -> Drive:
@@ -285,52 +296,26 @@ def _h2load(path: str, size: int, *, tls: bool = False) -> Drive:
     return drive
 
 
-def _h2_events(contender: Contender, turn: Turn) -> Measured:
-    meter = _Meter(contender.process)
+def _h2_events(contender: Contender, turn: Turn, meter: _Meter) -> Coroutine[Any, Any, Seen]:
     streams = 100 if turn.quick else 500
     port = contender.port + (0 if contender.label == DIRECT else H2_OFFSET)
-    seen = uvloop.run(
-        visitors.h2_events(port, contender.cookies, streams, turn.seconds, meter.begin, meter.end)
-    )
-    return _seen(seen, meter.used)
+    return visitors.h2_events(port, contender.cookies, streams, turn.seconds, meter.begin, meter.end)
 
 
 def _echo(size: int, connections: int) -> Drive:
-    def drive(contender: Contender, turn: Turn) -> Measured:
-        meter = _Meter(contender.process)
-        seen = uvloop.run(
-            visitors.echo(
-                contender.port,
-                contender.cookies,
-                connections,
-                size,
-                turn.seconds,
-                meter.begin,
-                meter.end,
-            )
+    return _visited(
+        lambda contender, turn, meter: visitors.echo(
+            contender.port, contender.cookies, connections, size, turn.seconds, meter.begin, meter.end
         )
-        return _seen(seen, meter.used)
-
-    return drive
+    )
 
 
 def _people(what: Callable[[Person], Coroutine[None, None, None]]) -> Drive:
-    def drive(contender: Contender, turn: Turn) -> Measured:
-        meter = _Meter(contender.process)
-        seen = uvloop.run(
-            visitors.people(
-                contender.port,
-                contender.cookies,
-                turn.connections,
-                what,
-                turn.seconds,
-                meter.begin,
-                meter.end,
-            )
+    return _visited(
+        lambda contender, turn, meter: visitors.people(
+            contender.port, contender.cookies, turn.connections, what, turn.seconds, meter.begin, meter.end
         )
-        return _seen(seen, meter.used)
-
-    return drive
+    )
 
 
 def _idle(*, tls: bool) -> Drive:
@@ -458,7 +443,7 @@ SCENARIOS = {
         Scenario(
             "h2-events",
             f"event streams over HTTP/2, 100 on each connection, {EVENTS:,} events per second in total",
-            _h2_events,
+            _visited(_h2_events),
             "http2 streams",
             frozenset({"stream", "http2"}),
             "CPU µs per event",
@@ -487,7 +472,7 @@ SCENARIOS = {
         Scenario(
             "events",
             f"event streams of launches, {EVENTS:,} events per second in total",
-            _events,
+            _visited(_events),
             "streams",
             frozenset({"stream"}),
             "CPU µs per event",
