@@ -173,13 +173,12 @@ class TLSTransport(asyncio.Transport):
                     self._ending = True
         except _AGAIN:
             pass
+        except ssl.SSLZeroReturnError:
+            self._ending = True
         except ssl.SSLError as error:
-            if isinstance(error, ssl.SSLZeroReturnError):
-                self._ending = True
-            else:
-                self._hand_over(pieces)
-                self._break(error)
-                return False
+            self._hand_over(pieces)
+            self._break(error)
+            return False
         return True
 
     def _hand_over(self, pieces: list[bytes]) -> None:
