@@ -1,10 +1,10 @@
 """Where a connection comes in, and what it has to say before it is known what speaks on it.
 
-    PROXY header ──► handshake ──► `Negotiated`, by ALPN ────────► `Downstream` or `H2Downstream`
+    PROXY header ──► handshake ──► `negotiated`, by ALPN ────────► `Downstream` or `H2Downstream`
          └──────────────┴────────► `Sniffed`, by its first bytes ──────┘
 
-Each step only where the listener has it. A PROXY header stands before the TLS handshake, so such a listener
-is a plain one for the loop, and the TLS is begun here.
+Each step only where the listener has it. For the loop every listener is a plain one: TLS is begun here, behind
+the PROXY header if there is one.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def enter(
     if options.proxy_protocol:
         return Entrance(context, options, tls)
     if tls is not None:
-        secure = TLSTransport(tls, Negotiated(context, options, waiter), _time_for_handshake(context))
-        return cast(asyncio.BaseProtocol, secure)
+        return cast(asyncio.BaseProtocol, Shaking(context, options, waiter).encrypt(tls))
     downstream = Downstream(context, options)
     return Sniffed(downstream) if options.http2 else downstream
 
@@ -57,48 +56,133 @@ def negotiated(
     return Downstream(context, options)
 
 
-class Negotiated:
-    """An encrypted connection until its handshake is over. It is counted from the beginning."""
+class Shaking:
+    """A connection until its handshake is over: a `Handshake` for its transport, a `Connection` for the edge.
+
+    It has `timeouts.request_head` from the beginning of the connection. waiter: done when it is over. behind:
+    what read a PROXY header before, and counted the connection.
+    """
+
+    __slots__ = (
+        "_address_key",
+        "_behind",
+        "_waiter",
+        "address",
+        "context",
+        "introducer",
+        "options",
+        "secure",
+        "since",
+        "standing",
+        "transport",
+    )
+
+    secure: TLSTransport
+    transport: asyncio.Transport  # next to the system
 
     def __init__(
-        self, context: Context, options: ListenerOptions, waiter: asyncio.Future[None] | None = None
+        self,
+        context: Context,
+        options: ListenerOptions,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        behind: Entrance | None = None,
     ) -> None:
         self.context = context
         self.options = options
-        self.waiter = waiter
-        self.counted = False
-        self.address_key: bytes | None = None
+        self.since = context.clock() if behind is None else behind.since
+        self.address = LOCAL if behind is None else behind.address
+        self.standing = None if behind is None else behind.standing
+        self.introducer = None if behind is None else behind.peer
+        self._behind = behind is not None
+        self._waiter = waiter
+        self._address_key: bytes | None = None
+
+    def encrypt(self, tls: ssl.SSLContext) -> TLSTransport:
+        """What encrypts the connection, and tells this how it goes."""
+        self.secure = TLSTransport(tls, self)
+        return self.secure
 
     def begins(self, wire: asyncio.Transport) -> bool:
-        self.counted = True
+        """Counts the connection. False if it is one too many."""
+        self.transport = wire
+        self.context.connections.add(self)
         admission = self.context.admission
-        if not admission.enter():
+        if not (self._behind or (admission.enter() and self._find_address())):
             return False
-        address = None if self.options.unix else address_of(wire)
-        if address is None or not admission.counts_addresses or admission.believes(address):
+        trusted = admission.believes(self.address) if self.standing is None else self.standing
+        if trusted or not admission.counts_addresses:
             return True
-        self.address_key = admission.enter_address(address)
-        return self.address_key is not None
+        self._address_key = admission.enter_address(self.address)
+        return self._address_key is not None
+
+    def _find_address(self) -> bool:
+        if self.options.unix:
+            self.standing = True
+            return True
+        address = address_of(self.transport)
+        self.address = address or LOCAL
+        # A TCP peer that has no address has reset the connection.
+        return address is not None
 
     def ready(self, transport: TLSTransport) -> None:
+        """The visitor is served from now on, by the protocol that was agreed on."""
         self._leave()
-        visiting = negotiated(self.context, self.options, transport)
+        context, options = self.context, self.options
+        visiting = negotiated(context, options, transport)
+        context.connections.add(visiting)
         transport.set_protocol(visiting)
-        visiting.connection_made(transport)
+        # It is counted for its address again in the same turn.
+        visiting.begin(transport, self.address, self.standing, self.introducer)
 
     def failed(self, _: Exception | None) -> None:
+        """The visitor has left, or cannot be understood."""
         self._leave()
+        self.context.admission.leave()
 
     def _leave(self) -> None:
-        if self.counted:
-            self.counted = False
-            self.context.admission.leave()
-            key, self.address_key = self.address_key, None
-            if key is not None:
-                # `ready` counts it again in the same turn.
-                self.context.admission.leave_address(key)
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        self.context.connections.discard(self)
+        key, self._address_key = self._address_key, None
+        if key is not None:
+            self.context.admission.leave_address(key)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def refresh(self) -> None:
+        """Closes the connection of a proxy that may no longer send a PROXY header."""
+        if self.introducer is not None and not self.context.admission.may_introduce(self.introducer):
+            _refuse(self.context, self.introducer)
+            self.transport.abort()
+
+    def close_if_idle(self, since: float) -> None:
+        """Closes a connection that has not said anything yet."""
+        if not self.secure.heard and self.since <= since:
+            self.transport.abort()
+
+    def cut(self, error: ExchangeError) -> None:
+        """Drops the connection at once."""
+        self.transport.abort()
+
+    def grant(self, lost: float, now: float) -> None:
+        """Puts the deadline off by the `lost` seconds in which the process did not run."""
+        self.since = min(now, self.since + lost)
+
+    def sweep(self, now: float) -> None:
+        """Drops who takes too long."""
+        if now - self.since > self.context.runtime.policy.timeouts.request_head:
+            self.transport.abort()
+
+
+def _refuse(context: Context, peer: bytes | None) -> None:
+    """Counts a connection without a PROXY header, or of somebody who may not send one; the first is told."""
+    rejected = context.counts.rejected
+    if not rejected[BadProxyHeader.reason]:
+        message = (
+            f"a connection from {(peer or LOCAL).decode('latin-1')} does not begin with a PROXY protocol "
+            "header, or may not send one; it is closed, and so are others, which are only counted"
+        )
+        context.report(Event(EventName.PROXY_HEADER, message, key=""))
+    rejected[BadProxyHeader.reason] += 1
 
 
 class Sniffed(Flow):
@@ -145,39 +229,15 @@ class Sniffed(Flow):
         self._downstream.resume_writing()
 
 
-class _Introduced:
-    """The handshake behind a PROXY header."""
-
-    def __init__(self, entrance: Entrance) -> None:
-        self._entrance = entrance
-
-    def begins(self, _wire: asyncio.Transport) -> bool:
-        return True
-
-    def ready(self, transport: TLSTransport) -> None:
-        self._entrance.become_downstream(transport)
-
-    def failed(self, error: Exception | None) -> None:
-        self._entrance.leave()
-
-
-def _time_for_handshake(context: Context) -> float:
-    return max(1.0, context.runtime.policy.timeouts.request_head)
-
-
 class Entrance(Flow):
-    """A connection until it is known whose it is, and, with `tls`, until it is encrypted.
-
-    All of that has `timeouts.request_head`.
-    """
+    """A connection until its PROXY header is read. That, and the handshake that may follow, have
+    `timeouts.request_head` together."""
 
     held = b""
     peer: bytes | None = None  # of a unix socket, none
     address = LOCAL  # the visitor's, as far as it is known
     standing: bool | None = None
-    arrived = False  # the header is read
-    over = False
-    address_key: bytes | None = None  # while it is encrypted
+    over = False  # the header is read, or the connection is gone
 
     def __init__(self, context: Context, options: ListenerOptions, tls: ssl.SSLContext | None) -> None:
         super().__init__()
@@ -204,7 +264,7 @@ class Entrance(Flow):
 
     def data_received(self, data: bytes) -> None:
         self.held += data
-        if self.arrived or self.over:
+        if self.over:
             return
         try:
             header = proxy_protocol.read(self.held)
@@ -213,8 +273,9 @@ class Entrance(Flow):
             return
         if header is None:
             return
-        self.arrived = True
-        self.held = self.held[header.size :]
+        self.over = True
+        self.context.connections.discard(self)
+        data = self.held[header.size :]
         if header.client is not None:
             self.address = header.client
         elif header.own:
@@ -222,86 +283,49 @@ class Entrance(Flow):
         else:
             # A visitor whom the proxy did not name. Their own headers must not count as the proxy's.
             self.standing = False
-        if self.tls is None:
-            self.become_downstream(self.transport)
-        else:
-            self._encrypt(self.tls)
+        protocol = self._become_downstream() if self.tls is None else self._become_secure(self.tls)
+        # What followed the header.
+        if data and not self.transport.is_closing():
+            protocol.data_received(data)
 
-    def _encrypt(self, tls: ssl.SSLContext) -> None:
-        admission = self.context.admission
-        trusted = admission.believes(self.address) if self.standing is None else self.standing
-        if admission.counts_addresses and not trusted:
-            self.address_key = admission.enter_address(self.address)
-            if self.address_key is None:
-                self.transport.abort()
-                return
-        secure = TLSTransport(tls, _Introduced(self), _time_for_handshake(self.context))
-        self.wire.set_protocol(cast(asyncio.Protocol, secure))
-        # What followed the header belongs to the handshake.
-        data, self.held = self.held, b""
-        secure.connection_made(self.wire)
-        if data:
-            secure.data_received(data)
+    def _become_secure(self, tls: ssl.SSLContext) -> asyncio.Protocol:
+        secure = Shaking(self.context, self.options, behind=self).encrypt(tls)
+        protocol = cast(asyncio.Protocol, secure)
+        self.transport.set_protocol(protocol)
+        secure.connection_made(self.transport)
+        return protocol
 
-    def become_downstream(self, transport: asyncio.Transport) -> None:
-        """What follows is HTTP, and no longer this protocol's."""
-        self.over = True
-        self._leave_address()
+    def _become_downstream(self) -> asyncio.Protocol:
         context, options = self.context, self.options
-        context.connections.discard(self)
-        if self.tls is not None:
-            visiting = negotiated(context, options, transport)
-        else:
-            visiting = Downstream(context, options)
+        visiting = Downstream(context, options)
         context.connections.add(visiting)
-        protocol: asyncio.Protocol = visiting
-        if self.tls is None and options.http2 and isinstance(visiting, Downstream):
-            protocol = Sniffed(visiting)
-        transport.set_protocol(protocol)
-        visiting.begin(transport, self.address, self.standing, self.peer)
-        if self.held and not transport.is_closing():
-            protocol.data_received(self.held)
+        protocol: asyncio.Protocol = Sniffed(visiting) if options.http2 else visiting
+        self.transport.set_protocol(protocol)
+        visiting.begin(self.transport, self.address, self.standing, self.peer)
+        return protocol
 
     def eof_received(self) -> None:
-        if self.held and not self.arrived:
+        if self.held:
             self._refuse()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.leave()
-
-    def _refuse(self) -> None:
-        rejected = self.context.counts.rejected
-        if not rejected[BadProxyHeader.reason]:
-            peer = (self.peer or LOCAL).decode("latin-1")
-            message = (
-                f"a connection from {peer} does not begin with a PROXY protocol header, or may not send one; "
-                "it is closed, and so are others, which are only counted"
-            )
-            self.context.report(Event(EventName.PROXY_HEADER, message, key=""))
-        rejected[BadProxyHeader.reason] += 1
-        self.transport.abort()
-
-    def leave(self) -> None:
-        """The connection is gone, and counts no longer."""
         if not self.over:
             self.over = True
             self.context.connections.discard(self)
             self.context.admission.leave()
-            self._leave_address()
 
-    def _leave_address(self) -> None:
-        key, self.address_key = self.address_key, None
-        if key is not None:
-            self.context.admission.leave_address(key)
+    def _refuse(self) -> None:
+        _refuse(self.context, self.peer)
+        self.transport.abort()
 
     def refresh(self) -> None:
         """Closes the connection of a proxy that may not, or no longer, send a PROXY header."""
-        if self.peer is not None and not self.over and not self.context.admission.may_introduce(self.peer):
+        if self.peer is not None and not self.context.admission.may_introduce(self.peer):
             self._refuse()
 
     def close_if_idle(self, since: float) -> None:
         """Closes a connection that has not said anything yet."""
-        if not self.held and not self.arrived and self.since <= since:
+        if not self.held and self.since <= since:
             self.transport.abort()
 
     def cut(self, error: ExchangeError) -> None:
@@ -315,7 +339,4 @@ class Entrance(Flow):
     def sweep(self, now: float) -> None:
         """Drops who takes too long."""
         if now - self.since > self.context.runtime.policy.timeouts.request_head:
-            if self.arrived:
-                self.transport.abort()
-            else:
-                self._refuse()
+            self._refuse()

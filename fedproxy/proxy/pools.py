@@ -282,9 +282,7 @@ class Pool(Generic[Connection]):
         if endpoint.tls is None:
             await loop.create_connection(lambda: upstream, sock=sock)
         else:
-            await connect(
-                upstream, endpoint.tls, endpoint.host, sock, self.context.runtime.policy.timeouts.connect
-            )
+            await connect(upstream, endpoint.tls, endpoint.host, sock)
         peer = upstream.transport.get_extra_info("peername")
         # A connection that is already lost has no peer, and is not used.
         upstream.address = plain(peer[0]) if peer else ""

@@ -20,8 +20,6 @@ _RECORD: Final = 1 << 14  # bytes: the most in one record (RFC 8446 section 5.1)
 _MOST_ANSWERS: Final = 1 << 16  # bytes that OpenSSL may answer by itself to who reads nothing
 _GOODBYE: Final = 5.0  # seconds that a member has to close, too
 
-_SLEPT: Final = 0.25  # seconds that a timer may be late without the process having slept
-
 _AGAIN: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -41,27 +39,26 @@ class Handshake(Protocol):
 class TLSTransport(asyncio.Transport):
     """What a protocol writes to, and what the transport below, `wire`, delivers to.
 
-    handshake: whom to tell of it. limit: the seconds that it may take. goodbye: seconds that the other side
-    has to close after `close`; without it, the protocol decides when to `abort`.
+    handshake: whom to tell of it, who also decides how long it may take. goodbye: seconds that the other side
+    has to close after `close`; without it, the protocol decides when to `abort`. heard: something has come.
     """
 
     __slots__ = (
         "_answers",
         "_closing",
         "_deliver",
-        "_due",
         "_ended",
         "_ending",
         "_goodbye",
         "_handshake",
         "_incoming",
-        "_limit",
         "_lost",
         "_outgoing",
         "_paused",
         "_protocol",
         "_timer",
         "_told",
+        "heard",
         "tls",
         "wire",
     )
@@ -72,7 +69,6 @@ class TLSTransport(asyncio.Transport):
         self,
         context: ssl.SSLContext,
         handshake: Handshake,
-        limit: float,
         *,
         goodbye: float | None = None,
         server_hostname: str | None = None,
@@ -85,12 +81,11 @@ class TLSTransport(asyncio.Transport):
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._handshake: Handshake | None = handshake  # until it is over
-        self._limit = limit
         self._goodbye = goodbye
+        self.heard = False
         self._protocol: Flow | None = None
         self._deliver: Callable[[bytes], None] = _drop
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
         self._closing = False  # the protocol, or a fault, has ended the connection
         self._ending = False  # the other side has sent close_notify, ...
         self._ended = False  # ... and the protocol knows it
@@ -111,7 +106,6 @@ class TLSTransport(asyncio.Transport):
         if self._handshake is not None and not self._handshake.begins(self.wire):
             self.abort()
             return
-        self._allow(self._limit)
         if not self.tls.server_side:
             self._shake()
 
@@ -147,6 +141,7 @@ class TLSTransport(asyncio.Transport):
         for at in range(0, len(data), _RECORD):
             self._incoming.write(view[at : at + _RECORD])
             if self._handshake is not None:
+                self.heard = True
                 if self._closing:
                     return
                 if not self._shake():
@@ -219,7 +214,9 @@ class TLSTransport(asyncio.Transport):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the protocol, or who waits for the handshake."""
         closed, self._closing = self._closing, True
-        self._stop_timer()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         exc = self._lost or exc
         protocol, handshake = self._protocol, self._handshake
         self._protocol = self._handshake = None
@@ -261,33 +258,10 @@ class TLSTransport(asyncio.Transport):
             return False
         if self._outgoing.pending:
             self.wire.write(self._outgoing.read())
-        self._stop_timer()
         handshake, self._handshake = self._handshake, None
         if handshake is not None:
             handshake.ready(self)
         return not self._closing
-
-    def _allow(self, seconds: float) -> None:
-        """Drops the connection when they are over."""
-        loop = asyncio.get_running_loop()
-        self._due = loop.time() + seconds
-        self._timer = loop.call_later(seconds, self._time_is_up)
-
-    def _time_is_up(self) -> None:
-        self._timer = None
-        late = asyncio.get_running_loop().time() - self._due
-        if late > _SLEPT:
-            # The process did not run. What has arrived meanwhile is read first.
-            self._allow(min(late, self._limit))
-            return
-        if self._handshake is not None:
-            self._lost = ConnectionAbortedError("the TLS handshake took too long")
-        self.wire.abort()
-
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
 
     def _break(self, error: Exception) -> None:
         """Says in an alert that the other side has broken the rules, and ends the connection."""
@@ -388,7 +362,7 @@ class TLSTransport(asyncio.Transport):
             self._paused = False
             wire.resume_reading()
         if self._goodbye is not None:
-            self._allow(self._goodbye)
+            self._timer = asyncio.get_running_loop().call_later(self._goodbye, self.wire.abort)
 
     def abort(self) -> None:
         """Drops the connection at once."""
@@ -473,14 +447,13 @@ class _Connecting:
             self._waiter.set_exception(error or ConnectionResetError())
 
 
-async def connect(protocol: Flow, context: ssl.SSLContext, host: str, sock: Any, limit: float) -> None:
-    """Encrypts a connection to a member. Raises `OSError`, of which `ssl.SSLError` is one."""
+async def connect(protocol: Flow, context: ssl.SSLContext, host: str, sock: Any) -> None:
+    """Encrypts a connection to a member, however long that takes. Raises OSError, also as SSLError."""
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
     secure = TLSTransport(
         context,
         _Connecting(protocol, waiter),
-        limit,
         goodbye=_GOODBYE,
         server_hostname=host,
         server_side=False,

@@ -15,6 +15,7 @@ import pytest
 import trustme
 
 from fedproxy.event import EventName
+from fedproxy.proxy.entrance import Shaking
 from tests.rig import Conn, Edge, RawClient, answer, edge, guard, until
 
 LINE = b"PROXY TCP4 203.0.113.7 192.0.2.1 56324 443\r\n"
@@ -360,7 +361,7 @@ async def test_stop_during_the_handshake_leaves_nothing_behind(listen: list[dict
         visitor = await running.client()
         await visitor.send(LINE)
         await until(
-            lambda: any(getattr(each, "arrived", False) for each in running.service.edge.connections),
+            lambda: any(isinstance(each, Shaking) for each in running.service.edge.connections),
             "the handshake is waited for",
         )
         await running.service.stop()

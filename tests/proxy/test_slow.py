@@ -9,7 +9,7 @@ import ssl
 import struct
 import termios
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
@@ -146,3 +146,35 @@ async def test_handshake_that_takes_too_long_is_counted_no_more(
         clients = [await begun(running, trusting) for _ in range(3)]
         await asyncio.gather(*(client.until_end() for client in clients))
         await until(lambda: count(running) == 0, "nobody is counted any more")
+
+
+async def test_handshake_is_not_charged_for_time_in_which_the_process_did_not_run(
+    listen: list[dict[str, Any]], trusting: ssl.SSLContext
+) -> None:
+    async with edge(answer(), listen=listen) as running:
+        client = await begun(running, trusting)
+        await until(lambda: count(running) == 1, "it is counted")
+        core = running.service.edge
+        now, limit = core.clock(), core.policy.timeouts.request_head
+        core.grant(100.0, now + 100)
+        core.sweep(now + 100 + limit / 2)
+        assert [each.transport.is_closing() for each in core.connections] == [False]
+        core.sweep(now + 100 + limit + 1)
+        await client.until_end()
+        await until(lambda: count(running) == 0, "it is counted no more")
+
+
+async def test_who_said_nothing_does_not_hold_up_a_drain_and_who_shakes_hands_may_go_on(
+    listen: list[dict[str, Any]], trusting: ssl.SSLContext
+) -> None:
+    async with edge(answer(), listen=listen) as running:
+        silent = await running.client()
+        shaking = await begun(running, trusting)
+        core = running.service.edge
+        await until(lambda: sum(cast(Any, each).secure.heard for each in core.connections) == 1, "one spoke")
+        await until(lambda: count(running) == 2, "both are there")
+        core.close_idle(core.clock())
+        await silent.closed()
+        await until(lambda: count(running) == 1, "the other one is left")
+        await shaking.leave()
+        await until(lambda: not core.connections, "nobody is left")

@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from fedproxy.event import EventName
+from fedproxy.proxy.entrance import Shaking
 from tests.rig import Conn, Edge, RawClient, answer, edge, guard, until
 
 SAID = b"X-Forwarded-For: 198.51.100.66"
@@ -281,7 +282,7 @@ async def test_handshake_behind_such_a_proxy_ends(tmp_path: Path) -> None:
         client = await running.client()
         await client.send(HEADER)
         await until(
-            lambda: any(getattr(each, "arrived", False) for each in running.service.edge.connections),
+            lambda: any(isinstance(each, Shaking) for each in running.service.edge.connections),
             "the handshake is waited for",
         )
         await reload(running, ["192.0.2.0/24"])
