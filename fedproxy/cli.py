@@ -154,7 +154,7 @@ async def _serve(file: Path, config: Config, reader: Reader, events: Events) -> 
         stop.clear()
         drain = service.config.timeouts.drain
         text = f"draining for at most {drain:g} s; a second signal ends it at once"
-        service.note(EventName.EDGE_DRAIN, text, "signal")
+        service.note(EventName.EDGE_DRAIN, text, who="signal")
         draining = asyncio.ensure_future(service.stop(drain))
         again = asyncio.ensure_future(stop.wait())
         await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)

@@ -43,7 +43,7 @@ class EventName(StrEnum):
 
     CONFIG_RELOAD = "config.reload", _I, "the config was reloaded and is in force"
     CONFIG_REFUSED = "config.refused", _E, "a fault of the config, which is not put in force"
-    CONFIG_WARNING = "config.warning", _W, "something in the config is valid and unwise"
+    CONFIG_WARNING = "config.warning", _W, "something in the config is valid but unwise"
 
     STATE_DROPPED = "state.dropped", _W, "something that operators had set no longer applies"
     STATE_UNUSABLE = "state.unusable", _W, "the file of what operators set cannot be read or written"
@@ -55,10 +55,14 @@ class EventName(StrEnum):
     OPERATOR_WEIGHT = "operator.weight", _I, "a member's weight was set"
     OPERATOR_JOIN = "operator.join", _I, "a member was added, or its settings were replaced"
     OPERATOR_LEAVE = "operator.leave", _I, "a member was removed"
-    OPERATOR_REFUSED = "operator.refused", _W, "admin requests had a wrong token or too few rights; in bulk"
+    OPERATOR_REFUSED = (
+        "operator.refused",
+        _W,
+        "admin requests had a wrong token or too few rights; at most once a minute",
+    )
 
-    MEMBER_JOINED = "member.joined", _I, "a reloaded config has another member"
-    MEMBER_LEFT = "member.left", _I, "a reloaded config has a member less"
+    MEMBER_JOINED = "member.joined", _I, "a reloaded config adds a member"
+    MEMBER_LEFT = "member.left", _I, "a reloaded config has one member fewer"
     MEMBER_WEIGHT = "member.weight", _I, "a reloaded config has another weight"
     MEMBER_HEALTHY = "member.healthy", _I, "the probes find a member healthy again"
     MEMBER_UNHEALTHY = "member.unhealthy", _W, "the probes find a member unhealthy, and why"
@@ -68,17 +72,17 @@ class EventName(StrEnum):
 
     BREAKER_OPEN = "breaker.open", _W, "a member was ejected: its breaker opened"
     BREAKER_HALF_OPEN = "breaker.half-open", _I, "a member gets trial requests"
-    BREAKER_TRIAL = "breaker.trial", _W, "a member failed trials, and remains ejected; in bulk"
+    BREAKER_TRIAL = "breaker.trial", _W, "a member failed trials, and remains ejected; at most once a minute"
     BREAKER_CLOSED = "breaker.closed", _I, "a member is no longer ejected"
 
     FEDERATION_UNAVAILABLE = "federation.unavailable", _E, "no member is available"
     FEDERATION_AVAILABLE = "federation.available", _I, "a member is available again"
 
-    LAUNCH_MOVED = "launch.moved", _I, "launches moved from one member to another; in bulk"
-    RETRY_EXHAUSTED = "retry.exhausted", _W, "the retry budget was used up; in bulk"
-    VISITOR_REFUSED = "visitor.refused", _I, "the edge refused visitors, by reason; in bulk"
+    LAUNCH_MOVED = "launch.moved", _I, "launches moved from one member to another; at most once a minute"
+    RETRY_EXHAUSTED = "retry.exhausted", _W, "the retry budget was used up; at most once a minute"
+    VISITOR_REFUSED = "visitor.refused", _I, "the edge refused visitors, by reason; at most once a minute"
     PROXY_HEADER = "proxy.header", _W, "a connection has no PROXY header, or may not send one; once"
-    PROXY_ADDRESS = "proxy.address", _W, "a trusted proxy names a visitor by something else than an address"
+    PROXY_ADDRESS = "proxy.address", _W, "a trusted proxy names a visitor by something other than an address"
 
     WORKER_START = "worker.start", _I, "a worker serves"
     WORKER_END = "worker.end", _W, "a worker ended unexpectedly"
@@ -94,7 +98,7 @@ class EventName(StrEnum):
 
     LOG_REOPENED = "log.reopened", _I, "the access log's file was reopened"
     LOG_UNUSABLE = "log.unusable", _E, "the access log's file cannot be reopened"
-    LOG_DROPPED = "log.dropped", _W, "lines of a log were lost; in bulk"
+    LOG_DROPPED = "log.dropped", _W, "lines of a log were lost; at most once a minute"
     TRACE_UNSENT = "trace.unsent", _W, "spans cannot be sent to the collector; at most once a minute"
 
     PYTHON_WARNING = "python.warning", _W, "a warning of Python or a library"

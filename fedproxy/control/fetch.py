@@ -72,13 +72,11 @@ async def fetch(
     redirects: int = 0,
     headers: Mapping[str, str] | None = None,
     tls: SSLContext | None = None,
-    context: object = None,
 ) -> Fetched:
     """One GET and its whole body.
 
     timeout: seconds for all of it. most: bytes of the body. redirects: 0 makes a redirect a result; otherwise
-    redirects are followed, and the last of so many is an error. tls: instead of the session's own. context:
-    for the session's trace.
+    redirects are followed, and the last of so many is an error. tls: instead of the session's own.
 
     Raises TimeoutError, TooLarge, and the rest of `FAULTS`.
     """
@@ -91,7 +89,6 @@ async def fetch(
             ssl=tls or True,
             allow_redirects=redirects > 0,
             max_redirects=redirects,
-            trace_request_ctx=context,
         ) as response,
     ):
         body = bytearray()

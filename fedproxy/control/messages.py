@@ -187,14 +187,6 @@ class SessionsKnown:
 
 
 @dataclass(frozen=True)
-class TokenRefused:
-    """A launch moved from `other` to `name`, which did not accept its build token."""
-
-    name: str
-    other: str
-
-
-@dataclass(frozen=True)
 class Happened:
     """Something that operators should know, and that other workers may notice too."""
 
@@ -239,7 +231,6 @@ Fact = (
     | LaunchRequested
     | LaunchesInFlight
     | SessionsKnown
-    | TokenRefused
     | Happened
 )
 

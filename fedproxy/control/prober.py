@@ -60,8 +60,8 @@ class ProbePolicy:
     unhealthy_interval: float
     pod_headroom: int
     versions: bool
+    connection_age: float
     pages: bool = False
-    connection_age: float = 60.0
 
     def delay(self, healthy: bool, chance: float) -> float:
         """Seconds until a member's next round. chance: from 0 to 1."""

@@ -47,7 +47,6 @@ class _Bulk:
 
     until: float
     say: Callable[[Mapping[str, int]], str]
-    name: EventName
     member: str | None
     who: str | None = None
     counts: Counter[str] = field(default_factory=Counter)
@@ -229,7 +228,7 @@ class History:
         """
         bulk = self._bulk.get((name, key))
         if bulk is None:
-            self._bulk[name, key] = _Bulk(time + _BULK, say, name, member, who)
+            self._bulk[name, key] = _Bulk(time + _BULK, say, member, who)
             self.note(Event(name, say(counts), member, who, time))
         else:
             bulk.counts.update(counts)
@@ -237,15 +236,15 @@ class History:
 
     def flush(self, time: float) -> None:
         """Adds the events of what came in bulk and is due."""
-        for key, bulk in list(self._bulk.items()):
+        for (name, key), bulk in list(self._bulk.items()):
             # The wall clock may have been set back.
             if bulk.until - _BULK <= time < bulk.until:
                 continue
             if bulk.counts:
-                self.note(Event(bulk.name, bulk.say(bulk.counts), bulk.member, bulk.who, time))
-                self._bulk[key] = _Bulk(time + _BULK, bulk.say, bulk.name, bulk.member, bulk.who)
+                self.note(Event(name, bulk.say(bulk.counts), bulk.member, bulk.who, time))
+                self._bulk[name, key] = _Bulk(time + _BULK, bulk.say, bulk.member, bulk.who)
             else:
-                del self._bulk[key]
+                del self._bulk[name, key]
 
     def see(self, survey: Survey, now: float, time: float) -> None:
         """Takes a survey; `now` is monotonic time, `time` wall-clock time, both in seconds."""

@@ -47,6 +47,7 @@ _OLD_REASONS: Final = {"quota": "Pod quota"}
 _SOURCES: Final = [source.value for source in COUNTED]
 _ENDS: Final = [end.value for end in End]
 _INTENTS: Final = [(intent, intent.value) for intent in Intent]
+_STATUSES: Final = tuple(Status)
 _BREAKERS: Final = [state.value for state in BreakerState]
 
 Row = tuple[Sequence[str], float]
@@ -321,9 +322,14 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
     )
     yield _gauge(
         "fedproxy_member_status",
-        f"1 for how a member is: {', '.join(Status)}.",
+        f"1 for how a member is: {', '.join(_STATUSES)}.",
         ("member", "status"),
-        (((m.name, status), int(m.status is status)) for m in members for status in Status),
+        (
+            ((m.name, status), int(now is status))
+            for m in members
+            for now in (m.status,)
+            for status in _STATUSES
+        ),
     )
     yield _gauge(
         "fedproxy_breaker_state",

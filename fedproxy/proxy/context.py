@@ -36,9 +36,8 @@ class Context:
 
     runtime: what is in force. log: takes the record of each finished request. tracer: makes spans of
     requests, if tracing is on. on_moved: called with the key of a launch and the name of the member that it
-    moved to, so that other workers can be told. on_foreign_token: called with the name of a member that did
-    not accept the build token of another one, the second name. on_event: called with what operators should
-    know. synchronize: calls back once all other workers have taken what they were told before; None without
+    moved to, so that other workers can be told. on_event: called with what operators should know.
+    synchronize: calls back once all other workers have taken what they were told before; None without
     others. careful: every request has to be checked, because of the policy or because the edge drains.
     """
 
@@ -51,7 +50,6 @@ class Context:
         self.log = log
         self.clock = clock
         self.on_moved: Callable[[bytes, str], None] | None = None
-        self.on_foreign_token: Callable[[str, str], None] | None = None
         self.on_event: Callable[[Event], None] | None = None
         self.synchronize: Callable[[Callable[[], None]], None] | None = None
         self.tracer: Tracer | None = None

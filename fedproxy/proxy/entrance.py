@@ -3,8 +3,8 @@
     PROXY header ──► handshake ──► `negotiated`, by ALPN ────────► `Downstream` or `H2Downstream`
          └──────────────┴────────► `Sniffed`, by its first bytes ──────┘
 
-Each step only where the listener has it. For the loop every listener is a plain one: TLS is begun here, behind
-the PROXY header if there is one.
+Each step only where the listener has it. For the loop every listener is a plain one: TLS is begun here,
+behind the PROXY header if there is one.
 """
 
 from __future__ import annotations

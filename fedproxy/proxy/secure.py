@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, cast
 from fedproxy.proxy.flow import Flow
 
 _RECORD: Final = 1 << 14  # bytes: the most in one record (RFC 8446 section 5.1)
-_MOST_ANSWERS: Final = 1 << 16  # bytes that OpenSSL may answer by itself to who reads nothing
+_MOST_ANSWERS: Final = 1 << 16  # bytes that OpenSSL may send by itself to a peer that reads nothing
 _GOODBYE: Final = 5.0  # seconds that a member has to close, too
 
 _AGAIN: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)

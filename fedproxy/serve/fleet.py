@@ -43,7 +43,6 @@ from fedproxy.control.messages import (
     Sync,
     SyncDone,
     TicketSecret,
-    TokenRefused,
     ToWorker,
 )
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
@@ -73,12 +72,11 @@ class Common:
 
     members, edge: what was counted by those who are gone, as counters do not fall when a worker ends.
     listeners: called when launches in flight have changed. sharing: what they tell each other of sessions.
-    on_trip: called when a breaker has opened. on_token: called when a member did not accept a build token of
-    another. on_event: called with what operators should know; others may notice the same.
+    on_trip: called when a breaker has opened. on_event: called with what operators should know; others may
+    notice the same.
     """
 
     on_trip: Callable[[], None] | None = None
-    on_token: Callable[[TokenRefused], None] | None = None
     on_event: Callable[[Event], None] | None = None
 
     def __init__(self) -> None:
@@ -108,11 +106,6 @@ class Common:
         """A breaker has opened, somewhere."""
         if self.on_trip is not None:
             self.on_trip()
-
-    def refused(self, token: TokenRefused) -> None:
-        """Two members do not share the secret of their build tokens."""
-        if self.on_token is not None:
-            self.on_token(token)
 
     def happened(self, event: Event) -> None:
         """Something that operators should know."""
@@ -209,8 +202,6 @@ class Inside:
                 self._common.tripped()
             case SessionsKnown():
                 self._common.sharing.tell(self, fact)
-            case TokenRefused():
-                self._common.refused(fact)
             case Happened(event):
                 self._common.happened(event)
             case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
@@ -586,8 +577,6 @@ class Workers:
                 self._common.sharing.ask(worker, message)
             case SyncDone():
                 self._common.sharing.answered(worker, message)
-            case TokenRefused():
-                self._common.refused(message)
             case Happened(event):
                 self._common.happened(event)
             case Ready():

@@ -31,6 +31,10 @@ import sys
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedproxy.observe.events import Form
 
 _CONTROL = 0
 _STANDARD = 3  # descriptors: input, output and errors
@@ -77,7 +81,7 @@ def _fill_gaps() -> list[bytes]:
     return [bytes(size - head) for size in _SIZES for _ in range(_GAPS // size)]
 
 
-def _serve(control: socket.socket) -> tuple[dict[int, int], str] | None:
+def _serve(control: socket.socket) -> tuple[dict[int, int], Form] | None:
     """Forks what is asked for. Returns None at the end, and in a worker what it was given.
 
     That is its descriptors, by their numbers in the control process, and the form of its log.
@@ -101,7 +105,7 @@ def _serve(control: socket.socket) -> tuple[dict[int, int], str] | None:
     return None
 
 
-def _take(control: socket.socket) -> tuple[dict[int, int], str] | None:
+def _take(control: socket.socket) -> tuple[dict[int, int], Form] | None:
     """The descriptors of the next request, and the form of the log; None if the control process is gone."""
     given: dict[int, int] = {}
     complete = True
@@ -118,7 +122,7 @@ def _take(control: socket.socket) -> tuple[dict[int, int], str] | None:
         if message["more"]:
             continue
         if complete:
-            return given, message["log"]
+            return given, "json" if message["log"] == "json" else "text"
         # The limit of descriptors leaves no room for them.
         for number in given.values():
             os.close(number)

@@ -25,7 +25,6 @@ from fedproxy.control.messages import (
     MemberHealth,
     MemberServes,
     SessionsKnown,
-    TokenRefused,
 )
 from fedproxy.decide.sessions import Ground, KnownSession, SessionRecord
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
@@ -126,7 +125,6 @@ class Plane:
             self.edge.admission.on_launched = lambda client: tell(LaunchRequested(client))
             self.edge.on_moved = lambda key, name: tell(LaunchMoved(key, name))
             self.edge.on_event = lambda event: tell(Happened(event))
-            self.edge.on_foreign_token = lambda name, other: tell(TokenRefused(name, other))
             self.edge.sessions.on_change = self._on_session
 
     config: Config
@@ -269,7 +267,7 @@ class Plane:
             case SessionsKnown(records):
                 for each in records:
                     edge.sessions.take(each[0], KnownSession.from_record(each), edge.wall())
-            case TokenRefused() | Happened():
+            case Happened():
                 pass  # for the operators
             case _:
                 assert_never(fact)

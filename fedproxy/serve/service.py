@@ -31,7 +31,6 @@ from fedproxy.control.messages import (
     RenewCertificates,
     ReopenLog,
     TicketSecret,
-    TokenRefused,
 )
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.sessions import SessionFile, SessionStore, sessions_path
@@ -72,8 +71,8 @@ _KEEP_AGAIN = 30.0  # seconds until that is tried again after it failed
 _SESSIONS_AT_A_TIME = 1000
 _LAST_SAVE = 5.0  # seconds that the last write may take
 _EXPIRE = 60.0  # seconds between two looks for sessions that are over
-_TOKEN_AGAIN = 3600.0  # seconds until it is said again that two members do not share a secret
-_SAME = 60.0  # seconds in which what several workers tell is one event
+_SAME = 60.0  # seconds in which what several workers tell is one event, ...
+_AGAIN = {EventName.MEMBER_TOKEN: 3600.0}  # ... where it is not longer
 _MOST_HEARD = 50  # events that workers tell in that time; more are passed over
 _GLANCE = 0.5  # seconds that a health check waits for workers: its own limit may be one second
 _OFTEN = 1.0  # seconds between two looks at the members while somebody watches them ...
@@ -120,16 +119,14 @@ class Service:
         self.history = History(events.emit if events is not None else lambda event: None)
         self._notifier = notifier or Notifier({})
         self._sockets = Sockets(inherited)
-        self._starter = Starter(self._note)
+        self._starter = Starter(self.note)
         self._common = Common()
         self._common.on_trip = self._hear_news
-        self._common.on_token = self._on_token
         self._common.on_event = self._on_event
         self._sharing = self._common.sharing
         self._session_store: SessionStore = SessionFile(None)
         self._disk = DiskThread("sessions")
         self._keeper: asyncio.Task[None] | None = None
-        self._token_said: dict[tuple[str, str], float] = {}
         self._heard: dict[tuple[EventName, str], float] = {}
         self._has_news = asyncio.Event()
         self._leaving: dict[Fleet, asyncio.Task[None]] = {}
@@ -208,12 +205,12 @@ class Service:
         self._state, complaints = self._state_file.load()
         self._state, dropped = operators.reconcile(self._own, self._state)
         for line in complaints:
-            self._note(EventName.STATE_UNUSABLE, line)
+            self.note(EventName.STATE_UNUSABLE, line)
         for line in dropped:
-            self._note(EventName.STATE_DROPPED, line)
+            self.note(EventName.STATE_DROPPED, line)
         self.config = operators.overlay(self._own, self._state)
         for line in self._warnings():
-            self._note(EventName.CONFIG_WARNING, line)
+            self.note(EventName.CONFIG_WARNING, line)
         await self._load_sessions()
         try:
             find_targets(self.config)
@@ -234,7 +231,7 @@ class Service:
         self._sockets.relieve()
         if relieved:
             text = f"took over from {relieved} workers whose control process is gone; they drain"
-            self._note(EventName.EDGE_TAKEOVER, text)
+            self.note(EventName.EDGE_TAKEOVER, text)
         self.reloaded_at = time.time()
         if self._probe:
             self._prober = Prober(self._on_report, room=descriptors.probe_room())
@@ -260,7 +257,7 @@ class Service:
         for told in known:
             sessions.take(told[0], KnownSession.from_record(told), now)
         for line in complaints:
-            self._note(EventName.SESSIONS_UNUSABLE, line)
+            self.note(EventName.SESSIONS_UNUSABLE, line)
 
     async def _keep_sessions(self) -> None:
         failing = False
@@ -276,7 +273,7 @@ class Service:
             except OSError as error:
                 if not failing:
                     text = f"{error.strerror}; sessions are found by cookies after a restart"
-                    self._note(EventName.SESSIONS_UNUSABLE, text)
+                    self.note(EventName.SESSIONS_UNUSABLE, text)
                 failing = True
 
     async def _save_sessions(self) -> None:
@@ -301,33 +298,22 @@ class Service:
             sharing.changed.update(changed)
             raise
 
-    def _on_token(self, refused: TokenRefused) -> None:
-        """Members have to share a secret, and these two do not. It is said once in a while."""
-        pair, now = (refused.name, refused.other), time.monotonic()
-        if now - self._token_said.get(pair, -_TOKEN_AGAIN) >= _TOKEN_AGAIN:
-            self._token_said[pair] = now
-            line = (
-                f"{refused.name} does not accept build tokens of {refused.other}: launches cannot move "
-                "between them until their BinderHubs have the same BINDERHUB_BUILD_TOKEN_SECRET"
-            )
-            self._note(EventName.MEMBER_TOKEN, line, refused.name)
-            self._hear_news()
-
     def _on_event(self, event: Event) -> None:
         """What the data planes tell; several may notice the same, which is one event."""
         now = time.monotonic()
-        said = event.message if event.key is None else event.key
-        self._heard = {key: at for key, at in self._heard.items() if now - at < _SAME}
-        if (event.name, said) not in self._heard and len(self._heard) < _MOST_HEARD:
-            self._heard[event.name, said] = now
-            self._note(event.name, event.message, event.member, event.who)
+        said = event.name, event.message if event.key is None else event.key
+        self._heard = {each: at for each, at in self._heard.items() if now - at < _AGAIN.get(each[0], _SAME)}
+        lately = sum(now - at < _SAME for at in self._heard.values())
+        if said not in self._heard and lately < _MOST_HEARD:
+            self._heard[said] = now
+            self.note(event.name, event.message, event.member, event.who)
 
     def _fleet_of(self, workers: int) -> Fleet:
         if workers == 1:
             return Inside(
                 lambda: self._sockets.of(self.config.listen, 0, 1), self._left_over, self._common, self._log
             )
-        return Workers(workers, self._sockets, self._common, self._note, self._starter)
+        return Workers(workers, self._sockets, self._common, self.note, self._starter)
 
     def _left_over(self) -> list[tuple[int, int, socket.socket]]:
         listeners = self.config.listen
@@ -501,10 +487,10 @@ class Service:
             await self._set(operators.sign(state, name, who))
             if intent is not None:
                 event, meaning = _INTENTS[intent]
-                self._note(event, f"{name} was set to {meaning}", name, who)
+                self.note(event, f"{name} was set to {meaning}", name, who)
             if weight is not None:
                 text = f"the weight of {name} was set to {weight:g}, from {before:g}"
-                self._note(EventName.OPERATOR_WEIGHT, text, name, who)
+                self.note(EventName.OPERATOR_WEIGHT, text, name, who)
 
     async def join(self, name: str, settings: object, who: str) -> None:
         """A member joins, or takes the place of the one of that name. Raises ConfigError and OSError."""
@@ -512,13 +498,13 @@ class Service:
             known = name in self.config.members
             await self._set(operators.sign(operators.join(self._own, self._state, name, settings), name, who))
             text = f"the settings of {name} were replaced" if known else f"{name} joined the federation"
-            self._note(EventName.OPERATOR_JOIN, text, name, who)
+            self.note(EventName.OPERATOR_JOIN, text, name, who)
 
     async def leave(self, name: str, who: str) -> None:
         """A member leaves. Raises KeyError, ConfigError if there must be one, and OSError."""
         async with self._changing:
             await self._set(operators.sign(operators.leave(self._own, self._state, name), name, who))
-            self._note(EventName.OPERATOR_LEAVE, f"{name} left the federation", name, who)
+            self.note(EventName.OPERATOR_LEAVE, f"{name} left the federation", name, who)
 
     def set_by(self, name: str) -> str | None:
         """Who set last what an operator set of a member; None if nobody did, or it is not known."""
@@ -557,15 +543,11 @@ class Service:
             why = "; ".join(report.details or report.reasons)
             line = f"{report.name} is " + ("healthy again" if report.healthy else f"unhealthy: {why}")
             event = EventName.MEMBER_HEALTHY if report.healthy else EventName.MEMBER_UNHEALTHY
-            self._note(event, line, report.name)
+            self.note(event, line, report.name)
             self._hear_news()
 
-    def note(self, name: EventName, message: str, who: str | None = None) -> None:
-        """Logs an event about the edge as a whole."""
-        self._note(name, message, None, who)
-
-    def _note(self, name: EventName, message: str, member: str | None = None, who: str | None = None) -> None:
-        """To the log, and to whoever looks at what happened."""
+    def note(self, name: EventName, message: str, member: str | None = None, who: str | None = None) -> None:
+        """Tells of an event, in the log and to whoever looks at what happened. member, who: as of `Event`."""
         self.history.note(Event(name, message, member, who, time.time()))
 
     def reopen_log(self) -> None:
@@ -580,10 +562,10 @@ class Service:
                 fleet.tell(ReopenLog())
             if self.config.access_log != "off" and self.config.access_log_file != "stdout":
                 text = f"{self.config.access_log_file} was reopened"
-                self._note(EventName.LOG_REOPENED, text, who="signal")
+                self.note(EventName.LOG_REOPENED, text, who="signal")
         except ConfigError as error:
             for line in fault_lines(str(self._file or "config"), error):
-                self._note(EventName.LOG_UNUSABLE, f"{line}; the one in use is kept", who="signal")
+                self.note(EventName.LOG_UNUSABLE, f"{line}; the one in use is kept", who="signal")
 
     # Reload
 
@@ -601,16 +583,16 @@ class Service:
             faults = await self._reload(who)
             self._notifier.ready()
         for line in fault_lines(str(self._file or "reload"), ConfigError(faults)):
-            self._note(EventName.CONFIG_REFUSED, line, who=who)
+            self.note(EventName.CONFIG_REFUSED, line, who=who)
         if faults:
             self.reloads["failure"] += 1
-            self._note(EventName.CONFIG_REFUSED, "the config in force is kept", who=who)
+            self.note(EventName.CONFIG_REFUSED, "the config in force is kept", who=who)
         else:
             self.reloads["success"] += 1
             self.reloaded_at = time.time()
             for line in self._warnings():
-                self._note(EventName.CONFIG_WARNING, line, who=who)
-            self._note(EventName.CONFIG_RELOAD, f"reloaded {self._file or 'the config'}", who=who)
+                self.note(EventName.CONFIG_WARNING, line, who=who)
+            self.note(EventName.CONFIG_RELOAD, f"reloaded {self._file or 'the config'}", who=who)
         return faults
 
     async def _reload(self, who: str) -> list[Fault]:
@@ -629,7 +611,7 @@ class Service:
         except StartError as error:
             return [Fault("", str(error))]
         for line in dropped:
-            self._note(EventName.STATE_DROPPED, line, who=who)
+            self.note(EventName.STATE_DROPPED, line, who=who)
         self._compare(before, self.config, who)
         if dropped:
             with suppress(OSError):
@@ -641,13 +623,13 @@ class Service:
         old, new = before.active_members, after.active_members
         for name in old:
             if name not in new:
-                self._note(EventName.MEMBER_LEFT, f"{name} left the federation", name, who)
+                self.note(EventName.MEMBER_LEFT, f"{name} left the federation", name, who)
         for name, settings in new.items():
             if name not in old:
-                self._note(EventName.MEMBER_JOINED, f"{name} joined the federation", name, who)
+                self.note(EventName.MEMBER_JOINED, f"{name} joined the federation", name, who)
             elif (weight := old[name].weight) != settings.weight:
                 text = f"the weight of {name} changed from {weight:g} to {settings.weight:g}"
-                self._note(EventName.MEMBER_WEIGHT, text, name, who)
+                self.note(EventName.MEMBER_WEIGHT, text, name, who)
 
     async def _take_over(self, config: Config, own: Config, state: State) -> None:
         """Raises ConfigError, OSError or StartError, with nothing changed."""
@@ -711,13 +693,13 @@ class Service:
             await self._let_go_of_forker()
             raise
         old, self._fleet = self._fleet, fleet
-        await self._let_go_of_forker()
         # What was probed meanwhile was told to those before.
         for each in self._reports.values():
             fleet.tell(_health(each))
         for logo in self._logos.known if self._logos is not None else ():
             fleet.tell(logo)
         self._leave(old)
+        await self._let_go_of_forker()
 
     async def _let_go_of_forker(self) -> None:
         """Frees its memory if this process serves alone."""
@@ -808,9 +790,9 @@ class Service:
         for refreshed in found:
             for line in fault_lines(str(self._file or "config"), ConfigError(refreshed.faults)):
                 text = f"{line}; the one in force is kept"
-                self._note(EventName.CERTIFICATE_REFUSED, text, who="file")
+                self.note(EventName.CERTIFICATE_REFUSED, text, who="file")
             for path in refreshed.renewed:
-                self._note(EventName.CERTIFICATE_RENEWED, f"{path}: renewed", who="file")
+                self.note(EventName.CERTIFICATE_RENEWED, f"{path}: renewed", who="file")
 
 
 def _refusals(counts: Mapping[str, int]) -> str:

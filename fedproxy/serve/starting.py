@@ -18,9 +18,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedproxy.event import EventName
+
+if TYPE_CHECKING:
+    from fedproxy.observe.events import Form
 
 _TO_FORK = 30.0  # seconds that the process may take to start, and to fork
 _TO_END = 2.0  # seconds that it may take to end
@@ -104,7 +107,7 @@ class Starter:
         self._children = {each for each in self._children if each.returncode is None}
         return {each.pid for each in self._children}
 
-    async def start(self, channel: int, hand: int, sockets: Sequence[int], log: str = "text") -> Child:
+    async def start(self, channel: int, hand: int, sockets: Sequence[int], log: Form) -> Child:
         """A worker with copies of these descriptors: of the control channel, of the hand, of its sockets.
 
         log: the form of its own log.
@@ -120,18 +123,17 @@ class Starter:
         finally:
             self._starting -= 1
 
-    async def _fork(self, descriptors: Sequence[int], log: str) -> Child:
-        forker = await self._begin()
-        try:
-            forked = forker.ask(descriptors, log)
-        except BrokenPipeError:
-            # It has ended since.
-            await forker.ended()
+    async def _fork(self, descriptors: Sequence[int], log: Form) -> Child:
+        for _ in range(2):
             forker = await self._begin()
             try:
                 forked = forker.ask(descriptors, log)
+                break
             except BrokenPipeError:
-                raise StartError("the process that forks workers ends at once") from None
+                # It has ended since it was used last.
+                await forker.ended()
+        else:
+            raise StartError("the process that forks workers ends at once")
         try:
             return await asyncio.wait_for(forked, _TO_FORK)
         except TimeoutError:
@@ -163,7 +165,7 @@ class Starter:
             text = f"process {forker.pid}, which forks workers, ended with {said(status)}"
             self._note(EventName.FORKER_END, text)
 
-    async def _execute(self, channel: int, hand: int, sockets: Sequence[int], log: str) -> Child:
+    async def _execute(self, channel: int, hand: int, sockets: Sequence[int], log: Form) -> Child:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "fedproxy.serve.worker", str(channel), str(hand), log),
             pass_fds=[channel, hand, *sockets],
@@ -179,9 +181,10 @@ class Starter:
         forker, self._forker = self._forker, None
         if forker is not None:
             await forker.close()
-            # From now on nobody is left behind who would have to be waited for here.
-            _set_adopting(False)
-            self._can_fork = None
+            if self._forker is None and not self._starting:
+                # From now on nobody is left behind who would have to be waited for here.
+                _set_adopting(False)
+                self._can_fork = None
 
 
 class _Forker:
@@ -212,7 +215,7 @@ class _Forker:
         """Whether it has been asked for a worker and has not answered."""
         return bool(self._asked)
 
-    def ask(self, descriptors: Sequence[int], log: str) -> asyncio.Future[Child]:
+    def ask(self, descriptors: Sequence[int], log: Form) -> asyncio.Future[Child]:
         """Asks for a worker. Raises BrokenPipeError if the process has ended before, and OSError."""
         for at in range(0, len(descriptors), _AT_A_TIME):
             numbers = descriptors[at : at + _AT_A_TIME]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fedproxy.event import Event, EventName
@@ -22,7 +23,6 @@ class Traces:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._settings: TracingSettings | None = None
         self._tracing: Tracing | None = None
         self._closing = Tasks()
@@ -37,17 +37,16 @@ class Traces:
             # Only now, as it is only there with the extra, and takes its time.
             from fedproxy.observe.tracing import Sampler, Tracing
 
-            self._loop = asyncio.get_running_loop()
             sampler = Sampler(settings.sample, settings.follow, settings.limit)
-            self._tracing = Tracing(settings.endpoint, settings.service_name, sampler, self._report)
+            report = partial(self._report, asyncio.get_running_loop())
+            self._tracing = Tracing(settings.endpoint, settings.service_name, sampler, report)
         self._edge.tracer = self._tracing
 
-    def _report(self, message: str) -> None:
+    def _report(self, loop: asyncio.AbstractEventLoop, message: str) -> None:
         """Called in the thread that sends spans."""
         event = Event(EventName.TRACE_UNSENT, message)
-        if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._edge.report, event)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._edge.report, event)
 
     def _end(self) -> None:
         if self._tracing is not None:

@@ -55,12 +55,11 @@ from fedproxy.control.messages import (
     Sync,
     SyncDone,
     TicketSecret,
-    TokenRefused,
     ToWorker,
 )
 from fedproxy.errors import ChannelError, ConfigError
 from fedproxy.event import Event, EventName
-from fedproxy.observe.events import Events, take_over
+from fedproxy.observe.events import Events, Form, take_over
 from fedproxy.serve.orphans import Bell
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Left, silence
@@ -217,7 +216,6 @@ class Worker:
                 | LaunchRequested()
                 | LaunchesInFlight()
                 | SessionsKnown()
-                | TokenRefused()
                 | Happened()
             ):
                 self.plane.hear(message)
@@ -413,7 +411,7 @@ def _failed(events: Events, *reasons: str) -> SystemExit:
 def serve(
     channel: int,
     hand_descriptor: int,
-    log: str = "text",
+    log: Form,
     numbers: Mapping[int, int] | None = None,
     parent: int | None = None,
 ) -> None:
@@ -421,7 +419,7 @@ def serve(
 
     log: the form of its own log. The rest is as `Worker` says. Raises SystemExit if it cannot serve.
     """
-    events = take_over("json" if log == "json" else "text", f"worker {os.getpid()}")
+    events = take_over(log, f"worker {os.getpid()}")
     ignore_unreadable_names()
 
     async def run() -> None:

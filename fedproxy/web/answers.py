@@ -13,11 +13,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from fedproxy.errors import FedproxyError
-from fedproxy.wire.answer import render
+from fedproxy.wire.answer import names, render
 
 _ID: Final = web.RequestKey("request_id", str)
 _IS_ID: Final = re.compile(r"[!-~]{1,128}").fullmatch
-_NO_WEIGHT: Final = re.compile(r"\s*q\s*=\s*0(?:\.0{0,3})?\s*").fullmatch
 _DETAILS: Final = {
     404: "There is nothing here.",
     405: "This method is not allowed here.",
@@ -110,8 +109,5 @@ def create_app(middleware: Middleware, policy: str) -> web.Application:
 
 def takes_gzip(request: web.BaseRequest) -> bool:
     """Whether the Accept-Encoding fields admit gzip (RFC 9110 section 12.5.3)."""
-    for each in ",".join(request.headers.getall("Accept-Encoding", ())).lower().split(","):
-        coding, _, weight = each.partition(";")
-        if coding.strip() in ("gzip", "x-gzip"):
-            return _NO_WEIGHT(weight) is None
-    return False
+    accepted = ",".join(request.headers.getall("Accept-Encoding", ())).encode("latin-1", "replace")
+    return names(accepted, b"gzip") or names(accepted, b"x-gzip")

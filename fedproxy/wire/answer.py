@@ -83,7 +83,10 @@ def render(
 
 
 def names(accept: bytes, kind: bytes) -> bool:
-    """Whether an Accept field names a media type, given in lower case, with any weight except 0."""
+    """Whether an Accept field names a media type, or Accept-Encoding a coding, with any weight except 0.
+
+    kind: in lower case.
+    """
     for part in accept.split(b","):
         if part.partition(b";")[0].strip(b" \t").lower() == kind and _REFUSED(part) is None:
             return True

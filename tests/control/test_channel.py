@@ -291,7 +291,6 @@ def test_protocol_is_another_when_messages_are() -> None:
             "Sync(number)",
             "SyncDone(number)",
             "TicketSecret(secret)",
-            "TokenRefused(name, other)",
         ],
     )
 

@@ -30,7 +30,6 @@ from fedproxy.control.messages import (
     Sync,
     SyncDone,
     TicketSecret,
-    TokenRefused,
     ToWorker,
 )
 from fedproxy.decide.counts import EdgeCounts
@@ -50,7 +49,6 @@ FACTS: list[Fact] = [
     LaunchRequested(b"c"),
     LaunchesInFlight({"a": 3}),
     SessionsKnown(((b"/user/x", 2, "https://a.test", "a", 1.0, 2.0, b"/v2/gh/a/b/HEAD"),)),
-    TokenRefused("a", "b"),
     Happened(Event(EventName.MEMBER_UNRESOLVED, "a.test does not resolve any more", who="x")),
 ]
 TO_WORKER: list[ToWorker] = [

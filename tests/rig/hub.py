@@ -27,6 +27,7 @@ QUICK = ProbePolicy(
     unhealthy_interval=0.005,
     pod_headroom=10,
     versions=True,
+    connection_age=60.0,
 )
 ONCE = replace(QUICK, interval=3600, unhealthy_interval=3600)
 

@@ -240,6 +240,34 @@ async def test_reload_that_needs_workers_of_another_release_changes_nothing(
     await service.stop()
 
 
+async def test_new_worker_that_dies_at_its_start_leaves_the_old_ones_in_force(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
+    service = Service(
+        config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, events=heard
+    )
+    await service.start()
+    fleet, before = service._fleet, set(service._starter.children() or ())
+    take = Workers._on_message
+
+    def held_back(self: Workers, worker: _Process, message: FromWorker) -> None:
+        if not isinstance(message, Ready):
+            take(self, worker, message)
+
+    monkeypatch.setattr(Workers, "_on_message", held_back)
+    reloading = asyncio.ensure_future(service.reload())
+    await until(lambda: len(service._starter.children() or ()) == len(before) + 3, "new workers come")
+    killed = max(set(service._starter.children() or ()) - before)
+    os.kill(killed, signal.SIGKILL)
+    (fault,) = await reloading
+    assert fault.message == f"worker {killed} ended with signal 9 at its start"
+    await until(lambda: service._starter.children() == before, "the other new workers end")
+    assert service._fleet is fleet
+    assert fleet.alive == 2
+    await service.stop()
+
+
 def test_worker_that_starts_or_drains_is_not_said_to_be_stuck() -> None:
     fleet = fleet_of(lambda name, text: None)
     starting, serving, well, draining = (_Process(slot) for slot in range(4))

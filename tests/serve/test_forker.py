@@ -173,7 +173,7 @@ async def status_of(child: Child) -> int:
 
 async def test_worker_that_ends_at_its_start_is_heard_of_with_its_status(starter: Starter) -> None:
     with ends() as each:
-        child = await starter.start(*each.numbers, [])
+        child = await starter.start(*each.numbers, [], "text")
         assert isinstance(child, Forked)
         each.theirs.close()
         each.ours.sendall(BEFORE.pack())
@@ -181,15 +181,15 @@ async def test_worker_that_ends_at_its_start_is_heard_of_with_its_status(starter
         with pytest.raises(ProcessLookupError):
             child.kill()
     with ends() as each:
-        child = await starter.start(*each.numbers, [])
+        child = await starter.start(*each.numbers, [], "text")
         each.cut()
         assert await status_of(child) == 0
     with ends() as each:
-        child = await starter.start(*each.numbers, [])
+        child = await starter.start(*each.numbers, [], "text")
         child.kill()
         assert await status_of(child) == -KILL
     with ends() as each:
-        child = await starter.start(*each.numbers, [])
+        child = await starter.start(*each.numbers, [], "text")
         child.kill()
         # As if something else in this process waited for all children.
         os.waitpid(child.pid, 0)
@@ -199,7 +199,7 @@ async def test_worker_that_ends_at_its_start_is_heard_of_with_its_status(starter
 async def test_worker_gets_more_descriptors_than_fit_into_a_message(starter: Starter) -> None:
     with ends() as each, socket.socket() as sock:
         copies = [sock.dup() for _ in range(300)]
-        child = await starter.start(*each.numbers, [copy.fileno() for copy in copies])
+        child = await starter.start(*each.numbers, [copy.fileno() for copy in copies], "text")
         link = Path(f"/proc/self/fd/{sock.fileno()}").readlink()
 
         def given() -> int:
@@ -220,7 +220,7 @@ async def test_worker_gets_more_descriptors_than_fit_into_a_message(starter: Sta
 async def forker_for(starter: Starter) -> int:
     """The forker, once it has forked one worker."""
     with ends() as each:
-        child = await starter.start(*each.numbers, [])
+        child = await starter.start(*each.numbers, [], "text")
         each.cut()
         await status_of(child)
     (forker,) = starter.children() or set()
@@ -235,10 +235,10 @@ async def test_forker_without_room_for_descriptors_says_so_and_goes_on(
     with ends() as each:
         resource.prlimit(forker, resource.RLIMIT_NOFILE, (4, limits[1]))
         with pytest.raises(OSError, match="no worker can be forked: Too many open files") as caught:
-            await starter.start(*each.numbers, [])
+            await starter.start(*each.numbers, [], "text")
         assert caught.value.errno == errno.EMFILE
         resource.prlimit(forker, resource.RLIMIT_NOFILE, limits)
-        child = await starter.start(*each.numbers, [])
+        child = await starter.start(*each.numbers, [], "text")
         each.cut()
         assert await status_of(child) == 0
     assert starter.children() == {forker}
@@ -249,7 +249,7 @@ async def test_worker_that_nobody_waits_for_any_more_is_waited_for(starter: Star
     forker = await forker_for(starter)
     os.kill(forker, STOP)
     with ends() as each:
-        start = asyncio.create_task(starter.start(*each.numbers, []))
+        start = asyncio.create_task(starter.start(*each.numbers, [], "text"))
         await until(lambda: starter._forker is not None and starter._forker.is_asked, "the question")
         start.cancel()
         await asyncio.wait([start])
@@ -265,7 +265,7 @@ async def test_forker_killed_before_it_answers_is_an_error_and_the_next_start_ta
     forker = await forker_for(starter)
     os.kill(forker, STOP)
     with ends() as each:
-        start = asyncio.create_task(starter.start(*each.numbers, []))
+        start = asyncio.create_task(starter.start(*each.numbers, [], "text"))
         await until(lambda: starter._forker is not None and starter._forker.is_asked, "the question")
         os.kill(forker, KILL)
         with pytest.raises(StartError, match="the process that forks workers ended with signal 9"):
@@ -281,8 +281,22 @@ async def test_forker_that_does_not_answer_is_ended(
     os.kill(forker, STOP)
     monkeypatch.setattr(starting, "_TO_FORK", 0.01)
     with ends() as each, pytest.raises(StartError, match="no worker was forked in"):
-        await starter.start(*each.numbers, [])
+        await starter.start(*each.numbers, [], "text")
     await until(lambda: starter.children() == set(), "its end")
+
+
+async def test_worker_that_starts_while_the_forker_is_ended_is_a_child_of_this_process(
+    starter: Starter,
+) -> None:
+    await forker_for(starter)
+    closing = asyncio.ensure_future(starter.close())
+    await asyncio.sleep(0)
+    with ends() as each:
+        child = await starter.start(*each.numbers, [], "text")
+        await closing
+        child.kill()
+        async with patience():
+            assert await child.wait() == -signal.SIGKILL
 
 
 async def test_stopped_forker_is_ended_with_the_starter(
@@ -302,7 +316,7 @@ async def test_forker_that_cannot_run_is_an_error(
 ) -> None:
     monkeypatch.setattr(sys, "executable", program)
     with ends() as each, pytest.raises(error):
-        await starter.start(*each.numbers, [])
+        await starter.start(*each.numbers, [], "text")
 
 
 async def test_workers_are_programs_where_they_cannot_be_forked(

@@ -247,8 +247,7 @@ async def test_reloads_at_once_come_one_after_the_other(tmp_path: Path) -> None:
 async def test_worker_that_dies_as_it_is_replaced_is_not_missed(tmp_path: Path) -> None:
     async with running(tmp_path) as edge:
         old = edge.program.workers()
-        # To import what makes spans takes a worker so long that it does not serve yet when it is killed.
-        edge.write(workers=3, tracing={"endpoint": "http://127.0.0.1:9"}, **TEAPOT)
+        edge.write(workers=3, **TEAPOT)
         edge.program.signal(HUP)
         await until(lambda: set(edge.program.workers()) - set(old), "new workers come")
         for worker in old:
@@ -258,20 +257,6 @@ async def test_worker_that_dies_as_it_is_replaced_is_not_missed(tmp_path: Path) 
         async with patience():
             while await edge.metric("fedproxy_workers") != 3 or len(edge.program.workers()) != 3:
                 await asyncio.sleep(0.02)
-
-
-async def test_new_worker_that_dies_leaves_the_old_ones_in_force(tmp_path: Path) -> None:
-    async with running(tmp_path) as edge:
-        old = edge.program.workers()
-        # To import what makes spans takes a worker so long that it does not serve yet when it is killed.
-        edge.write(workers=3, tracing={"endpoint": "http://127.0.0.1:9"}, **TEAPOT)
-        edge.program.signal(HUP)
-        await until(lambda: set(edge.program.workers()) - set(old), "new workers come")
-        os.kill(max(set(edge.program.workers()) - set(old)), signal.SIGKILL)
-        await edge.program.line("ended with signal 9 at its start")
-        await edge.program.line("the config in force is kept")
-        await in_force(edge, b"200")
-        await until(lambda: edge.program.workers() == old, "the other new workers end")
 
 
 async def test_counters_do_not_fall_when_everybody_is_replaced(tmp_path: Path) -> None:

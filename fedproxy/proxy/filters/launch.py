@@ -20,6 +20,7 @@ from fedproxy.decide.launch import Decision, End, Launch
 from fedproxy.decide.pulse import TOLERANCE
 from fedproxy.decide.sessions import announced_by
 from fedproxy.errors import StaleConnection
+from fedproxy.event import Event, EventName
 from fedproxy.proxy.filters.passing import PassThrough
 from fedproxy.wire.events import EventReader
 from fedproxy.wire.path import canonical
@@ -199,8 +200,15 @@ class LaunchFilter(PassThrough):
         session = announced_by(canonical(launch.session)) if launch.session else None
         if session is not None:
             self._announce(session)
-        elif launch.foreign and exchange.context.on_foreign_token is not None:
-            exchange.context.on_foreign_token(exchange.pool.member.name, exchange.tried[-1].name)
+        elif launch.foreign:
+            self._tell_of_token(exchange.pool.member.name, exchange.tried[-1].name)
+
+    def _tell_of_token(self, name: str, other: str) -> None:
+        message = (
+            f"{name} does not accept build tokens of {other}: launches cannot move between them until their "
+            "BinderHubs have the same BINDERHUB_BUILD_TOKEN_SECRET"
+        )
+        self.exchange.context.report(Event(EventName.MEMBER_TOKEN, message, name, key=f"{name} {other}"))
 
     def _announce(self, session: bytes) -> None:
         exchange = self.exchange
