@@ -251,17 +251,20 @@ async def test_new_worker_that_dies_at_its_start_leaves_the_old_ones_in_force(
     fleet, before = service._fleet, set(service._starter.children() or ())
     take = Workers._on_message
 
-    def held_back(self: Workers, worker: _Process, message: FromWorker) -> None:
-        if not isinstance(message, Ready):
+    doomed: list[_Process] = []
+
+    def hold_back(self: Workers, worker: _Process, message: FromWorker) -> None:
+        if isinstance(message, Ready) and worker.slot == 2:
+            doomed.append(worker)
+        else:
             take(self, worker, message)
 
-    monkeypatch.setattr(Workers, "_on_message", held_back)
+    monkeypatch.setattr(Workers, "_on_message", hold_back)
     reloading = asyncio.ensure_future(service.reload())
-    await until(lambda: len(service._starter.children() or ()) == len(before) + 3, "new workers come")
-    killed = max(set(service._starter.children() or ()) - before)
-    os.kill(killed, signal.SIGKILL)
+    await until(lambda: doomed, "the third new worker starts")
+    os.kill(doomed[0].pid, signal.SIGKILL)
     (fault,) = await reloading
-    assert fault.message == f"worker {killed} ended with signal 9 at its start"
+    assert fault.message == f"worker {doomed[0].pid} ended with signal 9 at its start"
     await until(lambda: service._starter.children() == before, "the other new workers end")
     assert service._fleet is fleet
     assert fleet.alive == 2
