@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _wrong(file: Path, error: ConfigError) -> SystemExit:
-    for line in fault_lines(str(file), error):
+    for line in fault_lines(str(file), error.faults):
         _say(line)
     return SystemExit(2)
 
@@ -79,7 +79,7 @@ def serve(file: Path | None, workers: int | None) -> None:
     """Run the edge until SIGTERM or SIGINT."""
     file = file or next((usual for usual in _USUAL if usual.exists()), None)
     if file is None:
-        raise click.UsageError(f"There is no --config, and neither {' nor '.join(map(str, _USUAL))}.")
+        raise click.UsageError(f"No --config was given, and neither {' nor '.join(map(str, _USUAL))} exists.")
     from fedproxy.observe.events import take_over
 
     # The form is known once the config is read.
@@ -102,7 +102,7 @@ def serve(file: Path | None, workers: int | None) -> None:
         events.form = config.log
         uvloop.run(_serve(file, config, reader, events))
     except ConfigError as error:
-        for line in fault_lines(str(file), error):
+        for line in fault_lines(str(file), error.faults):
             events.emit(Event(EventName.CONFIG_REFUSED, line))
         raise SystemExit(2) from None
     except OSError as error:
@@ -225,7 +225,7 @@ def demo(port: int, members: int) -> None:
 def check(file: Path, as_json: bool, live: bool) -> None:
     """Validate a config: exit 0 if `serve` would take it, else 2 after listing every fault.
 
-    Warnings are about what is valid and unwise; `silence: [NAME]` in the config ends one.
+    Warnings are about what is valid but unwise; `silence: [NAME]` in the config ends one.
     """
     from fedproxy.serve.verify import verify
 
@@ -245,17 +245,19 @@ def check(file: Path, as_json: bool, live: bool) -> None:
 
 
 def _print_checked(file: Path, checked: CheckedFile) -> None:
+    from rich.cells import cell_len
+
     from fedproxy.config.report import warning_lines
 
     # Whatever parses this wants one line for each; people also want to see which line that is.
     places = checked.reading.document.places if checked.reading is not None and _is_terminal() else None
-    faults = zip(fault_lines(str(file), ConfigError([*checked.faults])), checked.faults, strict=True)
+    faults = zip(fault_lines(str(file), checked.faults), checked.faults, strict=True)
     concerns = [each.what for each in checked.warnings]
     for line, fault in (*faults, *zip(warning_lines(str(file), checked.warnings), concerns, strict=True)):
         _say(line)
         shown = places.shown(fault.place) if places is not None and fault.place is not None else None
         if shown is not None:
-            _say(f"    {shown.text}\n    {' ' * shown.column}^")
+            _say(f"    {shown.text}\n    {' ' * cell_len(shown.before)}^")
     if not checked.faults:
         click.echo(f"{file}: valid, {_members(checked.config)}")
 
@@ -586,7 +588,7 @@ def _path(name: str) -> str:
 
 
 def _members(config: Config) -> str:
-    count = len(config.members)
+    count = len(config.active_members)
     return "1 member" if count == 1 else f"{count} members"
 
 

@@ -17,8 +17,9 @@ _URL_REST = re.compile(r"([/?#][!#$%&'()*+,./:;=?@A-Za-z0-9_~-]*)?")
 _PATH = re.compile(r"/[!$&'()*+,./:;=@%A-Za-z0-9_~-]*")
 _TARGET = re.compile(r"/[!$&'()*+,./:;=?@%A-Za-z0-9_~-]*")
 _MAILTO = re.compile(r"mailto:[A-Za-z0-9.!#$%&*+/=?^_{|}~-]+@[A-Za-z0-9.-]+")
-_COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+@:-]{0,63}")
+#: The names of cookies (RFC 6265 section 4.1.1), and of members and tokens.
+COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+@:-]{0,63}")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -210,15 +211,8 @@ ROUTE_PATH = Kind("path", "a path such as /badge.svg or /build/*", _route_path)
 BASE_PATH = Kind("path", "a path such as / or /services/binder/", base_path)
 HOSTNAME = Kind("host", "a host name or IP address, no port", _host_of_requests)
 COOKIE_NAME = Kind(
-    "text", "a cookie's name: letters, digits and - _ . (RFC 6265)", lambda v: _matches(_COOKIE, v)
+    "text", "a cookie's name: letters, digits and - _ . (RFC 6265)", lambda v: _matches(COOKIE, v)
 )
-TOKEN_NAME = Kind(
-    "text",
-    "a name of up to 64 letters, digits and - . _ ~ + @ :, a letter or digit first",
-    lambda v: _matches(_NAME, v),
-)
-MEMBER_NAME = Kind(
-    "text",
-    "a name of up to 64 letters, digits and - . _ ~ + @ :, a letter or digit first",
-    lambda v: _matches(_NAME, v),
-)
+_LETTERS = "of up to 64 letters, digits and - . _ ~ + @ :, a letter or digit first"
+TOKEN_NAME = Kind("text", f"a token's name {_LETTERS}", lambda v: _matches(NAME, v))
+MEMBER_NAME = Kind("text", f"a member's name {_LETTERS}", lambda v: _matches(NAME, v))

@@ -1,16 +1,19 @@
-"""What is valid in a config and unwise all the same. Each such thing has a name, by which it is silenced."""
+"""What is valid in a config but unwise. Each such thing has a name, by which it is silenced."""
 
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedproxy.config.address import member_address
 from fedproxy.config.units import Kind, format_duration
+from fedproxy.decide.route import Route, Router, ToMembers
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from fedproxy.config.model import Config, MemberSettings, RouteSettings
     from fedproxy.config.places import Location
 
@@ -19,14 +22,14 @@ _HEARTBEAT = 30.0  # seconds between two of the comments by which BinderHub keep
 _GRACE = 30.0  # seconds: Kubernetes' terminationGracePeriodSeconds, if a pod does not say its own
 _GUESSED = 16  # characters; shorter secrets are guessed, or are words
 _DAY = 86400.0  # seconds
-_ROUTES = 300  # compared with each other; nobody writes more
 
 #: Each name, and what it warns about.
 NAMES: Mapping[str, str] = {
-    "admin-reachable": "the admin listener can be reached from other machines; reading there needs no token",
+    "admin-reachable": "the admin listener can be reached from other machines, and reading there needs no "
+    "token",
     "ban-everybody": "a ban that everybody falls under",
-    "certificate-ends": "a certificate of a listener has ended or ends soon: within 14 days, or within the "
-    "last third of its time if that is shorter",
+    "certificate-ends": "a certificate of a listener has expired or expires soon: within 14 days, or within "
+    "the last third of its time if that is shorter",
     "drain-cut-off": "in Kubernetes: `timeouts.drain` is longer than a pod is given to end, unless its "
     "`terminationGracePeriodSeconds` says more than 30",
     "eject-all": "breakers may eject all members at once",
@@ -46,7 +49,7 @@ NAMES: Mapping[str, str] = {
     "first event",
     "response-idle-short": "streams are cut after less than the 30 s between two signs of life of BinderHub",
     "retries-multiply": "more than one retry per request: an overloaded federation gets more load",
-    "route-unreachable": "a route that an earlier one hides",
+    "route-unreachable": "a route that no path reaches: an earlier one, or a page of the edge's own, has all",
     "same-url": "two members at one URL",
     "secret-short": "a token or secret of less than 16 characters",
     "trust-everybody": "`trusted_proxies` has everybody's address: any visitor may name any client address",
@@ -59,7 +62,7 @@ WARNING = Kind(
 
 
 class Advice(NamedTuple):
-    """Something unwise. name: one of `NAMES`. where, text: as those of a `Finding`."""
+    """A warning. name: one of `NAMES`. where, text: as those of a `Finding`."""
 
     name: str
     where: Location
@@ -86,19 +89,13 @@ def in_kubernetes(env: Mapping[str, str]) -> bool:
 
 
 def certificate_ends(where: Location, begins: float, ends: float, now: float) -> Iterator[Advice]:
-    """Of a certificate: it has ended, or ends soon. Times are Unix times."""
-    left = ends - now
-    if left <= 0:
-        yield Advice(
-            "certificate-ends", where, f"has ended {_days(abs(left))} ago, expected one that is valid"
-        )
-    elif left < min(14 * _DAY, (ends - begins) / 3):
-        yield Advice("certificate-ends", where, f"ends in {_days(left)}, expected to be renewed by now")
-
-
-def _days(seconds: float) -> str:
-    count, unit = (seconds / _DAY, "day") if seconds >= _DAY else (seconds / 3600, "hour")
-    return f"{count:.0f} {unit}{'' if round(count) == 1 else 's'}"
+    """Of a certificate that has expired or expires soon. Times are Unix times."""
+    # The date and not the days: a warning that says the same is not repeated by each reload.
+    date = f"{datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M} UTC"
+    if ends <= now:
+        yield Advice("certificate-ends", where, f"expired on {date}, expected one that is valid")
+    elif ends - now < min(14 * _DAY, (ends - begins) / 3):
+        yield Advice("certificate-ends", where, f"expires on {date}, expected it to be renewed by now")
 
 
 def _is_own(host: str) -> bool:
@@ -111,16 +108,21 @@ def _is_own(host: str) -> bool:
 
 def _listeners(config: Config) -> Iterator[Advice]:
     admin = config.admin
-    if not admin.address.path and not _is_own(admin.address.host):
+    if admin.read == "open" and not admin.address.path and not _is_own(admin.address.host):
         shown = str(admin.address)
-        text = f"is {shown!r}, where everybody who can connect may read, expected a loopback address"
+        text = (
+            f"is {shown!r}, where everybody who can connect may read, expected a loopback address or "
+            "`read: token`"
+        )
         yield Advice("admin-reachable", ("admin", "address"), text)
-    for where, secret in (
+    secrets: list[tuple[Location, SecretStr | None]] = [
         (("admin", "token"), admin.token),
+        *((("admin", "tokens", name, "token"), each.token) for name, each in admin.tokens.items()),
         (("affinity", "secret"), config.affinity.secret),
-    ):
+    ]
+    for where, secret in secrets:
         if secret is not None and len(secret.get_secret_value()) < _GUESSED:
-            text = f"is shorter than {_GUESSED} characters, expected more, chosen by chance"
+            text = f"is shorter than {_GUESSED} characters, expected a longer, random one"
             yield Advice("secret-short", where, text)
     for at, listener in enumerate(config.listen):
         address = listener.address
@@ -261,22 +263,9 @@ def _goes_plainly(member: MemberSettings) -> bool:
 
 
 def _routes(routes: Sequence[RouteSettings]) -> Iterator[Advice]:
-    for at, route in enumerate(routes[:_ROUTES]):
-        for earlier in routes[:at]:
-            if _hides(earlier.path, route.path):
-                text = f"is {route.path!r}, which {earlier.path!r} above has already, expected it before that"
-                yield Advice("route-unreachable", ("routes", at, "path"), text)
-                break
-
-
-def _hides(earlier: str, later: str) -> bool:
-    """Whether every path that the later one matches is matched by the earlier one.
-
-    Not found for every pair: a star of the later one is only compared with a star.
-    """
-    expression = ".*".join(map(re.escape, re.split(r"\*+", earlier)))
-    return (
-        earlier.count("*") <= 3
-        and len(later) <= 200
-        and re.fullmatch(expression, later, re.DOTALL) is not None
-    )
+    router = Router([Route(route.path, ToMembers()) for route in routes])
+    for at, earlier in router.hidden():
+        shown = f"is {routes[at].path!r}, and {earlier.path!r} has all its paths"
+        is_own = all(route.path != earlier.path for route in routes[:at])
+        text = f"{shown}, a page of the edge's own" if is_own else f"{shown}, expected it before that one"
+        yield Advice("route-unreachable", ("routes", at, "path"), text)

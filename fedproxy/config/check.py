@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedproxy.config.address import Address, overlap
 from fedproxy.config.document import Document
+from fedproxy.config.fields import annotation_at, kind_of
 from fedproxy.config.model import (
     AdminSettings,
     Config,
@@ -24,7 +23,7 @@ from fedproxy.config.model import (
     default_listen,
 )
 from fedproxy.config.places import Finding, Location
-from fedproxy.config.units import MASK, SECRET, Kind, flag
+from fedproxy.config.units import MASK, SECRET, flag, without_password
 from fedproxy.errors import ConfigError, Fault
 
 M = TypeVar("M", bound=BaseModel)
@@ -32,7 +31,6 @@ M = TypeVar("M", bound=BaseModel)
 #: More than anybody reads; a file that is not a config at all has a fault in every line.
 MAX_FAULTS = 200
 _MAX_ERRORS = 5 * MAX_FAULTS
-_USER = re.compile(r"(//[^/@\s]*:)[^/@\s]*@")
 
 
 @dataclass(frozen=True)
@@ -43,21 +41,15 @@ class ValidParts:
     members: Mapping[str, MemberSettings] = field(default_factory=dict)
 
 
-def valid_parts(data: object) -> ValidParts:
-    """What of a config's data can be checked further, although other parts are not valid."""
-    source = data if isinstance(data, dict) else {}
-    return ValidParts(
-        _valid_parts(ListenerSettings, source.get("listen")),
-        _valid_parts(MemberSettings, source.get("members")),
-    )
-
-
-def config_from(data: object) -> tuple[Config | None, list[Finding]]:
-    """The config in `data`, or None and all findings."""
+def config_from(data: object) -> tuple[Config | None, list[Finding], ValidParts]:
+    """The config in `data`, or None and all findings; and what can be checked further in any case."""
     config, findings = model_from(Config, data)
     # If a part of the file is invalid, the rules between the valid parts are checked all the same.
     source = data if isinstance(data, dict) else {}
-    parts = valid_parts(data)
+    parts = ValidParts(
+        _valid_parts(ListenerSettings, source.get("listen")),
+        _valid_parts(MemberSettings, source.get("members")),
+    )
     members = parts.members
     routes = _valid_parts(RouteSettings, source.get("routes"))
     names = _names(source)
@@ -68,7 +60,7 @@ def config_from(data: object) -> tuple[Config | None, list[Finding]]:
         findings.append(Finding(("listen",), "is empty, expected at least one"))
     if isinstance(source.get("members"), dict) and not any(map(_may_be_active, source["members"].values())):
         findings.append(Finding(("members",), "has no active member, expected at least one"))
-    return (None if findings else config), findings
+    return (None if findings else config), findings, parts
 
 
 def model_from(model: type[M], data: object) -> tuple[M | None, list[Finding]]:
@@ -124,8 +116,7 @@ def _translate(model: type[BaseModel], details: ErrorDetails) -> Iterator[Findin
         case "between":
             yield from (Finding((*where, key), message) for key, message in context["faults"])
         case "value_error" if details["loc"][-1:] == ("[key]",):
-            whose = "token" if "tokens" in where else "member"
-            yield Finding(where, f"is not a {whose}'s name, {context['error']}", of_key=True)
+            yield Finding(where, f"cannot be a name, {context['error']}", of_key=True)
         case "value_error" if kind_of(*annotation_at(model, where)) is SECRET:
             yield Finding(where, f"is {MASK}, {context['error']}")
         case "value_error":
@@ -142,7 +133,7 @@ def show(value: object) -> str:
         case bool():
             return str(value).lower()
         case str():
-            quoted = repr(_USER.sub(rf"\1{MASK}@", value[:200]))
+            quoted = repr(without_password(value[:200]))
             return quoted if len(quoted) <= 80 else f"{quoted[:76]}...{quoted[0]}"
         case dict():
             return "a mapping"
@@ -166,43 +157,10 @@ def one_of(choices: Sequence[str]) -> str:
     return f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else "".join(choices)
 
 
-def annotation_at(model: type[BaseModel], where: Location) -> tuple[Any, Sequence[Any]]:
-    """The declaration at a location: the type, and its metadata."""
-    annotation: Any = model
-    metadata: Sequence[Any] = ()
-    for part in where:
-        annotation = optional(annotation)
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            field = annotation.model_fields[str(part)]
-            annotation, metadata = field.annotation, field.metadata
-        else:
-            annotation, metadata = _item(annotation), ()
-    return optional(annotation), metadata
-
-
-def optional(annotation: Any) -> Any:
-    """The type without the `None` that stands for an absent key."""
-    if get_origin(annotation) in (UnionType, Union) and type(None) in get_args(annotation):
-        return next(argument for argument in get_args(annotation) if argument is not type(None))
-    return annotation
-
-
-def _item(annotation: Any) -> Any:
-    """The type of a list's or mapping's items."""
-    arguments = get_args(annotation)
-    return arguments[0] if get_origin(annotation) is tuple else arguments[1]
-
-
 def _fields(model: type[BaseModel], where: Location) -> Mapping[str, Any]:
     annotation, _ = annotation_at(model, where)
     fields: Mapping[str, Any] = annotation.model_fields
     return fields
-
-
-def kind_of(annotation: Any, metadata: Sequence[Any] = ()) -> Kind | None:
-    """The kind of a value of this type, if it is not a list, a mapping or a fixed choice."""
-    declared = (*metadata, *getattr(optional(annotation), "__metadata__", ()))
-    return next((found for found in declared if isinstance(found, Kind)), None)
 
 
 def _expected(model: type[BaseModel], where: Location) -> str:
@@ -300,12 +258,17 @@ def _addresses(
     return found
 
 
-def collisions(config: Config, resolved: Sequence[Address]) -> Iterator[Finding]:
-    """What collides of a config's listeners and its admin listener, in this order, where its names lead."""
-    wanted: list[tuple[Location, Address]] = [
+def addresses_of(config: Config) -> list[tuple[Location, Address]]:
+    """Where the addresses that are listened on are in a config: the listeners', and the admin listener's."""
+    found: list[tuple[Location, Address]] = [
         (("listen", at, "address"), each.address) for at, each in enumerate(config.listen)
     ]
-    wanted.append((("admin", "address"), config.admin.address))
+    return [*found, (("admin", "address"), config.admin.address)]
+
+
+def collisions(config: Config, resolved: Sequence[Address]) -> Iterator[Finding]:
+    """What collides of `addresses_of` a config where their names lead to `resolved`, in the same order."""
+    wanted = addresses_of(config)
     for at, (where, address) in enumerate(wanted):
         for (other_where, _), other in zip(wanted[:at], resolved[:at], strict=True):
             if overlap(resolved[at], other):

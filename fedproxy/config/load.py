@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedproxy.config.address import MEMBER_NAME
-from fedproxy.config.check import ValidParts, config_error, config_from, model_from, show, valid_parts
+from fedproxy.config.check import ValidParts, config_error, config_from, model_from, show
 from fedproxy.config.document import MAX_BYTES, Document, escape, interpolate, read
 from fedproxy.config.legacy import convert_data, is_legacy
 from fedproxy.config.model import Config, MemberSettings
@@ -77,8 +77,7 @@ def examine(text: str, env: Mapping[str, str]) -> Reading:
     interpolate(document, env)
     if document.data is None and document.findings:
         return Reading(document, None, [], ValidParts())
-    config, findings = config_from(document.data)
-    return Reading(document, config, findings, valid_parts(document.data))
+    return Reading(document, *config_from(document.data))
 
 
 def convert(text: str) -> str:
@@ -95,8 +94,7 @@ def member_from(name: str, data: object) -> MemberSettings:
     """One member, as sent to the admin API. Raises ConfigError with key paths under the member."""
     member, findings = model_from(MemberSettings, data)
     if MEMBER_NAME.parse(name) is None:
-        message = f"{show(name)} is not a member's name, expected {MEMBER_NAME.expected}"
-        findings.insert(0, Finding((), message))
+        findings.insert(0, Finding((), f"{show(name)} cannot be a name, expected {MEMBER_NAME.expected}"))
     if member is None or findings:
         raise config_error(Document(), findings)
     return member
@@ -122,8 +120,7 @@ def _examine_legacy(document: Document) -> Reading:
     if root is not None:
         # Members are hosts there, and a member's keys are a host's.
         root.items["members"] = root.items["hosts"]
-    config, findings = config_from(data)
-    return Reading(document, config, findings, valid_parts(data))
+    return Reading(document, *config_from(data))
 
 
 def _config_in(reading: Reading) -> Config:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedproxy.config.units import MASK
+from fedproxy.config.units import MASK, without_password
 from fedproxy.errors import Position
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ _WIDTH = 100  # ... and altogether
 _SECRETS = ("token", "secret", "password", "passphrase", "authorization")
 _SECTION = re.compile(r"[^\s}\])#]")  # a line that is not indented
 _SECRETISH = re.compile("tok|sec|pass|auth|key", re.IGNORECASE)
-_PASSWORD = re.compile(r"(//[^/@\s]*:)[^/@\s]*@")
 
 
 class Finding(NamedTuple):
@@ -61,10 +59,13 @@ class Spot:
 
 
 class Shown(NamedTuple):
-    """A line of the file, shortened and without its secrets, and where in it something begins, in columns."""
+    """A line of the file, shortened and without its secrets.
+
+    before: what of it comes before the place that is meant.
+    """
 
     text: str
-    column: int
+    before: str
 
 
 class Places:
@@ -120,7 +121,7 @@ class Places:
             head = f"...{head[3 - _BEFORE :]}"
         if len(head) + len(rest) > _WIDTH:
             rest = f"{rest[: _WIDTH - 3 - len(head)]}..."
-        return Shown(head + rest, sum(map(_columns, head)))
+        return Shown(head + rest, head)
 
     def _public(self, begin: int, end: int) -> str:
         """The text from `begin` to `end` without what is secret in it, and without control characters."""
@@ -131,7 +132,7 @@ class Places:
                 parts.append(MASK)
                 begin = min(stop, end)
         parts.append(self.text[begin:end])
-        public = _PASSWORD.sub(rf"\1{MASK}@", "".join(parts))
+        public = without_password("".join(parts))
         return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in public)
 
     @cached_property
@@ -153,10 +154,3 @@ def _is_secret(key: str) -> bool:
     """Whether a key has a secret, also if it is misspelt."""
     key = key[:100].lower()
     return any(word in key for word in _SECRETS) or bool(difflib.get_close_matches(key, _SECRETS, 1, 0.7))
-
-
-def _columns(char: str) -> int:
-    """The columns of a terminal that a character takes."""
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterator
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedproxy.config.advice import NAMES
-from fedproxy.config.check import kind_of, one_of, optional
+from fedproxy.config.check import one_of
+from fedproxy.config.fields import default_of, kind_of, optional
 from fedproxy.config.model import Config
-from fedproxy.config.units import format_duration, format_size
 
 _INTRODUCTION = """\
 # Configuration
@@ -32,7 +32,7 @@ members:
 - An unknown key is an error, and so is a duplicate key. A key without a value is ignored.
 - Relative paths of files are relative to fedproxy's working directory.
 - `fedproxy check FILE` reports all faults of a file, one per line, with line and column, and what is valid
-  and unwise ([warnings](#warnings)).
+  but unwise ([warnings](#warnings)).
 - `fedproxy schema` prints a JSON Schema of all this, also in `conf/schema.json`. Editors with YAML support
   use it if the first line is `# yaml-language-server: $schema=` with its path or URL.
 - `config.json` of federation-redirect is accepted as it is; `fedproxy import FILE` converts it.
@@ -43,7 +43,7 @@ members:
 _WARNINGS = """\
 ## Warnings
 
-What is valid and unwise. `fedproxy check` reports it, and `fedproxy serve` does on stderr when it starts;
+What is valid but unwise. `fedproxy check` reports it, and `fedproxy serve` does on stderr when it starts;
 after a reload, only what is new. None of it is a fault: the exit status is 0. A name in `silence` ends a
 warning about what is meant to be so.
 """
@@ -104,25 +104,14 @@ def _type(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True)
-    kind = kind_of(optional(field.annotation), field.metadata)
     if field.is_required():
         return "**required**"
-    if value is None or value == ():
-        return "none"
-    if isinstance(value, BaseModel):
+    if isinstance(field.get_default(call_default_factory=True), BaseModel):
         return "see below"
-    if isinstance(value, tuple):
-        items = [
-            item.model_dump(mode="json", exclude_defaults=True) if isinstance(item, BaseModel) else item
-            for item in value
-        ]
-        return f"`{json.dumps(items)}`"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    formats: dict[str, Callable[[Any], object]] = {"duration": format_duration, "size": format_size}
-    shown: object = formats[kind.name](value) if kind and kind.name in formats else value
-    return f"`{f'{shown:g}' if isinstance(shown, float) else shown}`"
+    default = default_of(field)
+    if default in (None, [], {}):
+        return "none"
+    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 
 
 if __name__ == "__main__":  # pragma: no cover

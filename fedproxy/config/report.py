@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
-    from fedproxy.errors import ConfigError, Fault
+    from fedproxy.errors import Fault
 
 
-def fault_lines(file: str, error: ConfigError) -> list[str]:
+def fault_lines(file: str, faults: Iterable[Fault]) -> list[str]:
     """One line per fault: `FILE:LINE:COLUMN: key.path: what is wrong, what was expected`.
 
     Without line and column if the fault is in no line.
     """
-    return [f"{at(file, fault)}: {fault}" for fault in error.faults]
+    return [f"{at(file, fault)}: {fault}" for fault in faults]
 
 
 def at(file: str, fault: Fault) -> str:

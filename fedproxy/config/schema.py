@@ -17,9 +17,9 @@ from pydantic.fields import FieldInfo
 from fedproxy.config import address as addr
 from fedproxy.config import units
 from fedproxy.config.advice import NAMES, WARNING
-from fedproxy.config.check import kind_of, optional
+from fedproxy.config.fields import default_of, kind_of, optional
 from fedproxy.config.model import Config
-from fedproxy.config.units import Kind, format_duration, format_size
+from fedproxy.config.units import Kind
 
 Schema = dict[str, Any]
 
@@ -27,8 +27,9 @@ Schema = dict[str, Any]
 _VARIABLE: Final[Schema] = {"type": "string", "pattern": r"\$\{"}
 _DIGITS = r"[0-9]{1,18}(\.[0-9]{1,18})?"
 _NUMBER = rf"^[-+]?{_DIGITS}$"
-_DURATION = rf"^([-+]?{_DIGITS}|{_DIGITS} ?(ms|s|m|h|d))$"
-_SIZE = rf"^([-+]?{_DIGITS}|{_DIGITS} ?(B|KiB|MiB|GiB|TiB))$"
+_DURATION, _SIZE = (
+    rf"^([-+]?{_DIGITS}|{_DIGITS} ?({'|'.join(each)}))$" for each in (units.DURATION_UNITS, units.SIZE_UNITS)
+)
 _FLAG = "^([tT][rR][uU][eE]|[yY][eE][sS]|[oO][nN]|[fF][aA][lL][sS][eE]|[nN][oO]|[oO][fF]{2})$"
 _URL = r"^[hH][tT][tT][pP][sS]?://[^/\s]+/?$"
 _UNIX = r"unix:/\S"
@@ -78,9 +79,9 @@ _KINDS: Final[Mapping[Kind, Schema]] = {
     addr.ROUTE_PATH: _text("^/"),
     addr.BASE_PATH: _text(r"^/[^*]*$"),
     addr.HOSTNAME: _text(r"^\S+$"),
-    addr.COOKIE_NAME: _text(r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$"),
-    addr.MEMBER_NAME: _text(r"^[A-Za-z0-9][A-Za-z0-9._~+@:-]{0,63}$"),
-    addr.TOKEN_NAME: _text(r"^[A-Za-z0-9][A-Za-z0-9._~+@:-]{0,63}$"),
+    addr.COOKIE_NAME: _text(f"^{addr.COOKIE.pattern}$"),
+    addr.MEMBER_NAME: _text(f"^{addr.NAME.pattern}$"),
+    addr.TOKEN_NAME: _text(f"^{addr.NAME.pattern}$"),
     WARNING: {"enum": [*NAMES]},
 }
 
@@ -98,7 +99,7 @@ def config_schema() -> Schema:
 
 
 def render() -> str:
-    """It as text."""
+    """The schema as text."""
     return json.dumps(config_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -118,7 +119,7 @@ def _property(field: FieldInfo, definitions: dict[str, Schema]) -> Schema:
     schema = _value(annotation, field.metadata, definitions)
     if not field.is_required():
         schema = _or_empty(schema)
-    default = _default(field)
+    default = default_of(field)
     return {"description": field.description, **({} if default is None else {"default": default}), **schema}
 
 
@@ -152,28 +153,6 @@ def _value(annotation: Any, metadata: Any, definitions: dict[str, Schema]) -> Sc
         "additionalProperties": _value(value, (), definitions),
         **({"propertyNames": _KINDS[names]} if names is not None else {}),
     }
-
-
-def _default(field: FieldInfo) -> Any:
-    """The default as a file would have it; None if there is none, or if it is that of a section's keys."""
-    if field.is_required():
-        return None
-    value = field.get_default(call_default_factory=True)
-    kind = kind_of(optional(field.annotation), field.metadata)
-    if isinstance(value, BaseModel):
-        return None
-    if isinstance(value, tuple):
-        return [
-            item.model_dump(mode="json", exclude_defaults=True) if isinstance(item, BaseModel) else item
-            for item in value
-        ]
-    if kind is not None and kind.name == "duration" and value is not None:
-        return format_duration(value)
-    if kind is not None and kind.name == "size" and value is not None:
-        return format_size(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 if __name__ == "__main__":  # pragma: no cover

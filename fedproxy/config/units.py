@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 #: Replaces a secret wherever a config is shown.
 MASK = "***"
+_PASSWORD = re.compile(r"(//[^/@\s]*:)[^/@\s]*@")
 
 Network = IPv4Network | IPv6Network
 
 _NUMBER = re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]{1,18})?")
 _WITH_UNIT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]{1,3})")
-_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+#: What a number may be followed by, in seconds and in bytes.
+DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _LONGEST = 3650 * 86400.0
 _LARGEST = 1 << 50
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -64,6 +66,11 @@ class Kind:
         return core_schema.no_info_plain_validator_function(self.__call__, serialization=render)
 
 
+def without_password(shown: str) -> str:
+    """A text with the passwords of its URLs masked."""
+    return _PASSWORD.sub(rf"\1{MASK}@", shown)
+
+
 def number(value: object) -> float | None:
     """A finite number, or one as text, as environment variables are."""
     if isinstance(value, bool):
@@ -88,7 +95,7 @@ def duration(value: object) -> float | None:
     match = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return number(value)
-    unit = _DURATION_UNITS.get(match[2])
+    unit = DURATION_UNITS.get(match[2])
     if unit is None:
         return None
     # Division is exact where multiplication by 0.001 is not.
@@ -100,7 +107,7 @@ def size(value: object) -> int | None:
     match = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return count(value)
-    unit = _SIZE_UNITS.get(match[2])
+    unit = SIZE_UNITS.get(match[2])
     return count(float(match[1]) * unit) if unit is not None else None
 
 
@@ -116,7 +123,7 @@ def format_duration(seconds: float) -> str | float:
 
 def format_size(size_in_bytes: int) -> str | int:
     """Bytes as an operator would write them; `size` parses them to the same number."""
-    for unit, factor in reversed(_SIZE_UNITS.items()):
+    for unit, factor in reversed(SIZE_UNITS.items()):
         if factor > 1 and size_in_bytes >= factor and size_in_bytes % factor == 0:
             return f"{size_in_bytes // factor}{unit}"
     return size_in_bytes

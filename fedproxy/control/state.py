@@ -230,7 +230,7 @@ def _with_members(config: Config, changes: Mapping[str, Change]) -> Config:
             members.pop(name, None)
     data: dict[str, Any] = {key: getattr(config, key) for key in config.model_fields_set}
     data |= {key: list(data[key]) for key in ("listen", "routes") if key in data}
-    changed, findings = config_from(data | {"members": members})
+    changed, findings, _ = config_from(data | {"members": members})
     if changed is None:
         raise config_error(Document(), findings)
     return changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -121,6 +121,17 @@ class Router:
         found = self._match(path)
         return None if found is None or found.lastindex is None else self._routes[found.lastindex - 1]
 
+    def hidden(self) -> Iterator[tuple[int, Route]]:
+        """Routes that no path reaches, by number, each with an earlier one that matches all that it matches.
+
+        What only several earlier routes together hide is not found.
+        """
+        for at, route in enumerate(self._routes[len(_OWN) :], len(_OWN)):
+            # Only a star of an earlier route matches this character, and it matches any other text too.
+            found = self._match(b"\0".join(_pieces(route.path)))
+            if found is not None and found.lastindex is not None and found.lastindex <= at:
+                yield at - len(_OWN), self._routes[found.lastindex - 1]
+
     def below(self, path: bytes) -> bytes | None:
         """The path as a BinderHub below one of the base paths sees it; None for a path of no BinderHub."""
         if self._at_root:
@@ -157,10 +168,14 @@ class Router:
         return self.match(raw) if actions[0] is _DEFAULT else actions[0]
 
 
+def _pieces(path: str) -> list[bytes]:
+    """What is between the stars of a route's path, as a request's path has it."""
+    return [unquote_to_bytes(piece) for piece in _SLASHES.sub("/", path).split("*")]
+
+
 def _pattern(path: str) -> bytes:
     """A regular expression that never backtracks into a matched piece, so that no path can make it slow."""
-    merged = _SLASHES.sub("/", path)
-    first, *rest = (re.escape(unquote_to_bytes(piece)) for piece in merged.split("*"))
+    first, *rest = map(re.escape, _pieces(path))
     if not rest:
         return first
     *middle, last = rest

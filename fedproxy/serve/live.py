@@ -9,17 +9,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from yarl import URL
 
 from fedproxy.config.address import Address
 from fedproxy.config.advice import Advice
-from fedproxy.config.check import collisions
+from fedproxy.config.check import addresses_of, collisions
 from fedproxy.config.places import Finding, Location
+from fedproxy.control.fetch import FAULTS, fetch, open_session
 from fedproxy.control.prober import Prober, Report
 from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import try_address
 
 if TYPE_CHECKING:
-    from fedproxy.config.model import Config
+    from fedproxy.config.model import AdminSettings, Config
     from fedproxy.serve.verify import CheckedFile
 
 _ASKED = 3.0  # seconds for the admin listener of the edge that may be running
@@ -38,13 +40,9 @@ async def look(checked: CheckedFile) -> CheckedFile:
 
 
 async def _try_addresses(config: Config) -> list[Finding]:
-    wanted: list[tuple[Location, Address]] = [
-        (("listen", at, "address"), each.address) for at, each in enumerate(config.listen)
-    ]
-    wanted.append((("admin", "address"), config.admin.address))
     refused: list[tuple[Location, Address, OSError]] = []
     resolved = []
-    for where, address in wanted:
+    for where, address in addresses_of(config):
         try:
             # A name is looked up, and that may take its time.
             resolved.append(await asyncio.to_thread(try_address, address))
@@ -53,7 +51,7 @@ async def _try_addresses(config: Config) -> list[Finding]:
             refused.append((where, address, error))
     own = set()
     if any(error.errno == errno.EADDRINUSE for _, _, error in refused):
-        own = _addresses_of(await _ask_running(config.admin.address))
+        own = _addresses_of(await _ask_running(config.admin))
     taken = [
         Finding(where, f"{error.strerror}, expected an address of this machine that is free")
         for where, address, error in refused
@@ -62,22 +60,21 @@ async def _try_addresses(config: Config) -> list[Finding]:
     return [*taken, *collisions(config, resolved)]
 
 
-async def _ask_running(admin: Address) -> Any:
+async def _ask_running(admin: AdminSettings) -> Any:
     """The config that is in force in an edge with this admin listener; None if nobody there says one."""
-    connector = aiohttp.UnixConnector(admin.path) if admin.path else None
-    host = _WILDCARDS.get(admin.host, admin.host)
-    authority = f"[{host}]:{admin.port}" if ":" in host else f"{host}:{admin.port}"
-    url = "http://localhost/config" if admin.path else f"http://{authority}/config"
-    time = aiohttp.ClientTimeout(total=_ASKED)
-    try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=time) as session,
-            session.get(url, allow_redirects=False) as response,
-        ):
-            content = await response.content.read(_LARGEST) if response.status == 200 else b""
-            return json.loads(content)
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
-        return None
+    address = admin.address
+    connector = aiohttp.UnixConnector(address.path) if address.path else None
+    host = "localhost" if address.path else _WILDCARDS.get(address.host, address.host)
+    url = URL.build(scheme="http", host=host, port=address.port or None, path="/config")
+    # Not sent where it is not asked for: who listens there is not known.
+    secret = next(iter(admin.named_tokens.values())).token if admin.read == "token" else None
+    headers = {} if secret is None else {"Authorization": f"Bearer {secret.get_secret_value()}"}
+    async with open_session(headers, connector, decompress=True) as session:
+        try:
+            found = await fetch(session, url, timeout=_ASKED, most=_LARGEST)
+            return json.loads(found.body) if found.status == 200 else None
+        except (*FAULTS, RecursionError):
+            return None
 
 
 def _addresses_of(running: Any) -> set[str]:

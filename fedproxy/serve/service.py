@@ -564,7 +564,7 @@ class Service:
                 text = f"{self.config.access_log_file} was reopened"
                 self.note(EventName.LOG_REOPENED, text, who="signal")
         except ConfigError as error:
-            for line in fault_lines(str(self._file or "config"), error):
+            for line in fault_lines(str(self._file or "config"), error.faults):
                 self.note(EventName.LOG_UNUSABLE, f"{line}; the one in use is kept", who="signal")
 
     # Reload
@@ -582,7 +582,7 @@ class Service:
             self._notifier.reloading()
             faults = await self._reload(who)
             self._notifier.ready()
-        for line in fault_lines(str(self._file or "reload"), ConfigError(faults)):
+        for line in fault_lines(str(self._file or "reload"), faults):
             self.note(EventName.CONFIG_REFUSED, line, who=who)
         if faults:
             self.reloads["failure"] += 1
@@ -788,7 +788,7 @@ class Service:
         if any(refreshed.renewed for refreshed in found):
             self._fleet.tell(RenewCertificates())
         for refreshed in found:
-            for line in fault_lines(str(self._file or "config"), ConfigError(refreshed.faults)):
+            for line in fault_lines(str(self._file or "config"), refreshed.faults):
                 text = f"{line}; the one in force is kept"
                 self.note(EventName.CERTIFICATE_REFUSED, text, who="file")
             for path in refreshed.renewed:

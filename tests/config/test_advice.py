@@ -45,6 +45,7 @@ UNWISE = [
     ("admin-reachable admin.address", {"admin": {"address": "10.0.0.1:8081"}}),
     ("admin-reachable admin.address", {"admin": {"address": "edge.example:8081"}}),
     ("secret-short admin.token", {"admin": {"token": GUESSED}}),
+    ("secret-short admin.tokens.a.token", {"admin": {"tokens": {"a": {"token": GUESSED}}}}),
     ("secret-short affinity.secret", {"affinity": {"secret": GUESSED}}),
     ("no-limit limits.connections_per_address", {"limits": {"connections_per_address": 0}}),
     ("no-limit limits.uploads_per_address", {"limits": {"uploads_per_address": 0}}),
@@ -74,12 +75,14 @@ UNWISE = [
     ("route-unreachable routes.1.path", {"routes": [{"path": "/*"}, {"path": "/a", "status": 404}]}),
     ("route-unreachable routes.2.path", {"routes": [{"path": p} for p in ("/a*", "/b*", "/a*")]}),
     ("route-unreachable routes.1.path", {"routes": [{"path": p} for p in ("/a*c", "/ab*c")]}),
+    ("route-unreachable routes.0.path", {"routes": [{"path": "/federation/x"}]}),
 ]
 WISE: list[dict[str, Any]] = [
     {"admin": {"address": "127.0.0.9:8081"}},
     {"admin": {"address": "[::1]:8081"}},
     {"admin": {"address": "localhost:8081"}},
     {"admin": {"address": "unix:/run/admin.sock"}},
+    {"admin": {"address": "0.0.0.0:8081", "read": "token", "token": CHOSEN}},
     {"admin": {"token": CHOSEN}, "affinity": {"secret": CHOSEN}},
     {"listen": LOOPBACK, "limits": {"connections_per_address": 0, "uploads_per_address": 0}},
     {"listen": [{"address": "127.0.0.1:8080", "proxy_protocol": True}]},
@@ -125,13 +128,13 @@ def test_time_to_drain_is_compared_with_what_a_pod_has() -> None:
     ("lasts", "left", "text"),
     [
         (90, 14.1, None),
-        (90, 13.9, "ends in 14 days, expected to be renewed by now"),
-        (90, 1.2, "ends in 1 day, expected to be renewed by now"),
-        (90, 0.5, "ends in 12 hours, expected to be renewed by now"),
+        (90, 13.9, "expires on 2027-01-29 05:36 UTC, expected it to be renewed by now"),
+        (90, 1.2, "expires on 2027-01-16 12:48 UTC, expected it to be renewed by now"),
+        (90, 0.5, "expires on 2027-01-15 20:00 UTC, expected it to be renewed by now"),
         (6, 2.1, None),
-        (6, 1.9, "ends in 2 days, expected to be renewed by now"),
-        (90, 0, "has ended 0 hours ago, expected one that is valid"),
-        (90, -3, "has ended 3 days ago, expected one that is valid"),
+        (6, 1.9, "expires on 2027-01-17 05:36 UTC, expected it to be renewed by now"),
+        (90, 0, "expired on 2027-01-15 08:00 UTC, expected one that is valid"),
+        (90, -3, "expired on 2027-01-12 08:00 UTC, expected one that is valid"),
     ],
 )
 def test_certificate_is_to_be_renewed_in_time(lasts: float, left: float, text: str | None) -> None:

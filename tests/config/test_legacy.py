@@ -140,7 +140,7 @@ def test_any_old_config_converts_to_an_equal_one(hosts: dict[str, Any], balancer
         (
             {"hosts": {"a b": {"url": "x", "weight": -1}}},
             [
-                "hosts.a b: is not a member's name, expected a name of up to 64 letters, digits and "
+                "hosts.a b: cannot be a name, expected a member's name of up to 64 letters, digits and "
                 "- . _ ~ + @ :, a letter or digit first",
                 "hosts.a b.url: is 'x', expected an http:// or https:// URL with no path, or unix:/PATH",
                 "hosts.a b.weight: is -1, expected a number of at least 0",

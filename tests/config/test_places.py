@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from fedproxy.config.document import read
 from fedproxy.config.load import examine, parse
@@ -116,7 +117,8 @@ def test_whole_file_has_no_place() -> None:
 
 
 def shown(text: str, line: int, column: int) -> tuple[str, int] | None:
-    return examine(text, {}).document.places.shown(Position(line, column))
+    found = examine(text, {}).document.places.shown(Position(line, column))
+    return None if found is None else (found.text, cell_len(found.before))
 
 
 @pytest.mark.parametrize(
@@ -192,4 +194,4 @@ def test_any_place_of_any_text_has_a_line_to_show(text: str, line: int, column: 
         if place is not None:
             assert 1 <= place.line <= text.count("\n") + text.count("\r") + 1
             found = document.places.shown(place)
-            assert found is None or (found.column <= 60 and "\n" not in found.text)
+            assert found is None or (len(found.before) <= 60 and "\n" not in found.text)

@@ -148,7 +148,7 @@ def test_secrets_are_still_there_when_a_member_joined() -> None:
             ["url: is 'ftp://x', expected an http:// or https:// URL with no path, "],
         ),
         ("new", {"weight": 1}, ["url: is missing, expected an http:// or https:// URL with no path, "]),
-        ("a b", A, ["'a b' is not a member's name"]),
+        ("a b", A, ["'a b' cannot be a name"]),
         ("new", [], ["is a list, expected a mapping"]),
         (
             "new",
@@ -405,7 +405,7 @@ WHOLE = json.dumps({"version": 1, **FULL.model_dump()}).encode()
         ),
         (
             b'{"version": 1, "members": {"a b": {}}}',
-            "members.a b: is not a member's name, expected a name of ",
+            "members.a b: cannot be a name, expected a member's name of ",
         ),
         (b'{"version": 1, "more": 1}', "more: is not a known key, expected intents, weights, members or by"),
         (b'{"version": 1}' + b" " * (4 << 20), "is larger than 4 MiB"),

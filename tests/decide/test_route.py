@@ -119,6 +119,24 @@ def test_routers_with_the_same_routes_are_equal() -> None:
     assert Router() != ()
 
 
+@pytest.mark.parametrize(
+    ("paths", "hidden"),
+    [
+        (["/a*", "/b*", "/a*"], [(2, "/a*")]),
+        (["/a*c", "/ab*c", "/ab*"], [(1, "/a*c")]),
+        (["/a", "/a/*", "/*", "/b"], [(3, "/*")]),
+        (["/a b", "//a%20b"], [(1, "/a b")]),
+        (["/a*b", "/a%2Ab", "/a%2A*", "/a*c"], [(1, "/a*b")]),
+        (["/federation*", "/federation", "/federation/*/x"], [(1, "/federation"), (2, "/federation/*")]),
+        (["/*a*", "/*"], []),
+        (["/x", "/*x*", "/*y*x*"], [(2, "/*x*")]),
+    ],
+)
+def test_route_without_a_path_of_its_own_is_hidden(paths: list[str], hidden: list[tuple[int, str]]) -> None:
+    router = Router([Route(path, Fixed(404)) for path in paths])
+    assert [(at, earlier.path) for at, earlier in router.hidden()] == hidden
+
+
 # BinderHub below a path, sessions, Host
 
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from fedproxy.config.report import as_json, fault_lines, warning_lines
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.errors import ConfigError
-from fedproxy.serve.live import look
+from fedproxy.serve.live import _try_addresses, look
 from fedproxy.serve.service import Service
 from fedproxy.serve.verify import CheckedFile, Reader, verify
 from tests.rig import guard
@@ -48,7 +48,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def faults(checked: CheckedFile) -> list[str]:
-    return fault_lines("f", ConfigError([*checked.faults]))
+    return fault_lines("f", checked.faults)
 
 
 def names(checked: CheckedFile) -> list[str]:
@@ -124,7 +124,7 @@ def test_warnings_are_in_the_order_of_the_file_and_can_be_silenced(write: Write)
         "f:6:18: warning: response-head-short: timeouts.response_head: is 1s, "
         "expected more than the 25s that the first event of a build can take",
         "f:8:12: warning: admin-reachable: admin.address: is '0.0.0.0:1', where everybody who can connect "
-        "may read, expected a loopback address",
+        "may read, expected a loopback address or `read: token`",
     ]
 
 
@@ -321,6 +321,42 @@ async def test_addresses_of_the_running_edge_are_not_taken(write: Write) -> None
                 assert [fault.path.removesuffix(".address") for fault in checked.faults] == faulty
     finally:
         await runner.cleanup()
+
+
+@pytest.mark.parametrize("admin", ["127.0.0.1:0", "unix:{}/admin.sock"])
+async def test_running_edge_is_asked_with_a_token_and_says_all_of_a_long_config(
+    admin: str, write: Write, tmp_path: Path
+) -> None:
+    token = "a-token-that-nobody-guesses"
+    # More than is read at once.
+    members = {
+        f"m{at}": {"url": f"http://127.0.0.1:{at}", "contact": f"https://x/{'x' * 200}"}
+        for at in range(1, 2000)
+    }
+    with socket.create_server(("127.0.0.1", 0)) as found, socket.create_server(("127.0.0.1", 0)) as other:
+        public, second = (f"127.0.0.1:{each.getsockname()[1]}" for each in (found, other))
+    address = admin.format(tmp_path) if "unix" in admin else second
+    file = write(
+        {
+            "listen": [{"address": public}],
+            "admin": {
+                "address": address,
+                "tokens": {"me": {"token": token}},
+                "read": "token",
+                "state": "off",
+            },
+            "members": members,
+        }
+    )
+    config = verify(file, {}).config
+    service = Service(config, probe=False)
+    await service.start()
+    try:
+        async with guard():
+            findings = await _try_addresses(config)
+    finally:
+        await service.stop()
+    assert findings == []
 
 
 async def test_members_are_asked_how_they_are(write: Write) -> None:
