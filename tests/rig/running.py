@@ -30,7 +30,7 @@ LAUNCH = (
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 _EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _EVENT = b'data: {"phase": "building", "message": "x"}\n\n'
-TOKEN = "a word"
+TOKEN = "not to be guessed"
 PATIENCE = 60.0
 GRACE = 0.9  # seconds, a little less than the edge has
 #: A program that is handed a listening socket as systemd does it: its descriptor, then fedproxy's arguments.
