@@ -27,13 +27,18 @@ class FedproxyError(Exception):
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a file: its line, and its column in characters, both from 1."""
+    """A place in a file: its line, and its column in characters, both from 1.
+
+    file: the name, if it is not that of the config itself but of one that it includes.
+    """
 
     line: int
     column: int
+    file: str = ""
 
     def __str__(self) -> str:
-        return f"{self.line}:{self.column}"
+        place = f"{self.line}:{self.column}"
+        return f"{self.file}:{place}" if self.file else place
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -94,7 +95,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def read(text: str) -> Document:
-    """The document in `text`; its faults are in its findings."""
+    """The document in `text`; its faults are in its findings. Without any value there is no root."""
     if len(text.encode(errors="replace")) > MAX_BYTES:
         return Document(findings=[Finding((), f"is larger than {MAX_BYTES >> 20} MiB")])
     # JSON allows tabs between tokens, YAML does not; JSON strings contain no raw tabs.
@@ -117,7 +118,7 @@ def read(text: str) -> Document:
             None, places, [Finding((), "not valid YAML: an escape in a string is not a character")]
         )
     if node is None:
-        return Document(None, places, [Finding((), "is empty, expected at least `members`")])
+        return Document(None, places)
     walk = _Walk(Document(None, places), composer.aliases)
     walk.document.data, places.root = walk.value(node, (), Spot.of(node))
     return walk.document
@@ -223,10 +224,15 @@ class _Walk:
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FILE = "file:"
+_MAX_SECRET = 64 << 10  # bytes of a file that is the value of a key
 
 
 def interpolate(document: Document, env: Mapping[str, str]) -> None:
-    """Replace `${NAME}` by environment variables in every text; `$${` stands for `${`."""
+    """Replace `${NAME}` by environment variables and `${file:PATH}` by what files hold, in every text.
+
+    `$${` stands for `${`.
+    """
     seen: dict[str, tuple[str, list[str]]] = {}
 
     def visit(value: Any, where: Location) -> Any:
@@ -252,15 +258,45 @@ def _expand(value: str, env: Mapping[str, str]) -> tuple[str, list[str]]:
         if match[0] == "$${":
             return "${"
         name = match[1]
+        if match[2] and name.startswith(_FILE):
+            try:
+                return _content(name.removeprefix(_FILE))
+            except ValueError as error:
+                messages.append(f"needs the file {name.removeprefix(_FILE)[:200]!r}, which {error}")
+                return ""
         if not match[2] or not _VARIABLE.fullmatch(name):
             messages.append(
-                f"has {match[0][:40]!r}, expected ${{NAME}} with the name of an environment variable"
+                f"has {match[0][:40]!r}, expected ${{NAME}} with the name of an environment variable, or "
+                "${file:PATH}"
             )
         elif name not in env:
             messages.append(f"needs the environment variable {name}, which is not set")
         return env.get(name, "")
 
     return _REFERENCE.sub(replace, value), messages
+
+
+def expand(value: str, env: Mapping[str, str]) -> str:
+    """A text with its variables replaced, those that cannot be by nothing."""
+    return _expand(value, env)[0]
+
+
+def _content(path: str) -> str:
+    """What a file holds, without the end of its last line. Raises ValueError with what is wrong."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_SECRET + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError("cannot be read") from None
+    if len(content) > _MAX_SECRET:
+        raise ValueError(f"is larger than {_MAX_SECRET >> 10} KiB")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def escape(data: Any) -> Any:

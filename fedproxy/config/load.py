@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import yaml
 
 from fedproxy.config.address import MEMBER_NAME
 from fedproxy.config.check import ValidParts, config_error, config_from, model_from, show
-from fedproxy.config.document import MAX_BYTES, Document, escape, interpolate, read
+from fedproxy.config.document import MAX_BYTES, Document, escape, expand, interpolate, read
+from fedproxy.config.include import include
 from fedproxy.config.legacy import convert_data, is_legacy
 from fedproxy.config.model import Config, MemberSettings
 from fedproxy.config.places import Finding, Places
@@ -39,7 +41,7 @@ class Reading:
 
 def load(path: Path, env: Mapping[str, str]) -> Config:
     """The config in the file at `path`, with `${NAME}` from `env`. Raises ConfigError with every fault."""
-    return parse(read_text(path), env)
+    return _config_in(examine(read_text(path), env, path))
 
 
 def read_text(path: Path) -> str:
@@ -69,13 +71,17 @@ def parse(text: str, env: Mapping[str, str]) -> Config:
     return _config_in(examine(text, env))
 
 
-def examine(text: str, env: Mapping[str, str]) -> Reading:
-    """All that there is to know about the config in `text`."""
+def examine(text: str, env: Mapping[str, str], file: Path | None = None) -> Reading:
+    """All that there is to know about the config in `text`, which is that of `file`, if of any."""
     document = read(text)
     if is_legacy(document.data):
         return _examine_legacy(document)
+    if document.places.root is None and not document.findings:
+        document.findings.append(Finding((), "is empty, expected at least `members`"))
+    is_complete = include(document, file or Path("config"), partial(expand, env=env), read_text)
     interpolate(document, env)
-    if document.data is None and document.findings:
+    if document.findings and (document.data is None or not is_complete):
+        # What is missing may be in what was not understood.
         return Reading(document, None, [], ValidParts())
     return Reading(document, *config_from(document.data))
 

@@ -697,6 +697,12 @@ class Config(Section):
         default_factory=lambda: (RouteSettings(path="/metrics", status=404),),
         description="The first match wins; a path without a match goes to a member with affinity.",
     )
+    include: tuple[Text, ...] = Field(
+        default=(),
+        description="Further files with keys of a config, relative to the folder of the file that names "
+        "them; with `*` and `?` in the last part of a path, all that match. Mappings such as `members` are "
+        "put together, and anything else may be given in one file only.",
+    )
     silence: tuple[Annotated[str, WARNING], ...] = Field(
         default=(),
         description="Warnings that are not to be given, by name: see [Warnings](#warnings).",

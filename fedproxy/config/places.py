@@ -52,6 +52,12 @@ class Spot:
     items: dict[str | int, Spot] = field(default_factory=dict)
     alias: bool = False
 
+    def shift(self, offset: int) -> None:
+        """Moves it and all its parts by so many characters."""
+        self.key, self.value, self.end = self.key + offset, self.value + offset, self.end + offset
+        for part in self.items.values():
+            part.shift(offset)
+
     @classmethod
     def of(cls, node: yaml.Node) -> Spot:
         """The spot of a whole document."""
@@ -68,13 +74,42 @@ class Shown(NamedTuple):
     before: str
 
 
+class _File(NamedTuple):
+    """A file in the text: its name, none of the config itself; where it begins; whether it was understood."""
+
+    name: str
+    begin: int
+    understood: bool
+
+
 class Places:
-    """The places of a text. `root`: of its data. `texts`: location, begin and end of each scalar in it."""
+    """The places of a text. `root`: of its data. `texts`: location, begin and end of each scalar in it.
+
+    What a config includes is added to its text.
+    """
 
     def __init__(self, text: str = "") -> None:
         self.text = text
         self.root: Spot | None = None
         self.texts: list[tuple[Location, int, int]] = []
+        self._more: list[_File] = []
+
+    def add(self, more: Places, name: str) -> int:
+        """Adds the text of a further file, whose spots become some of this one; returns where it begins."""
+        self.text += "\n"
+        offset = len(self.text)
+        self.text += more.text
+        self.texts += [(where, begin + offset, end + offset) for where, begin, end in more.texts]
+        self._more.append(_File(name, offset, more.root is not None))
+        if more.root is not None:
+            more.root.shift(offset)
+        for known in ("_starts", "_secrets"):
+            self.__dict__.pop(known, None)
+        return offset
+
+    def _file_at(self, at: int) -> _File:
+        number = bisect_right(self._more, at, key=lambda file: file.begin)
+        return self._more[number - 1] if number else _File("", 0, self.root is not None)
 
     def find(self, finding: Finding) -> int | None:
         """The character of the file that a finding is about; None if that is the whole file.
@@ -95,24 +130,33 @@ class Places:
 
     def place(self, at: int | None) -> Position | None:
         """The line and column of a character."""
-        if at is None:
-            return None
-        line = bisect_right(self._starts, at)
-        return Position(line, at - self._starts[line - 1] + 1)
+        return None if at is None else self.position(at)
+
+    def position(self, at: int) -> Position:
+        """The line and column of a character."""
+        file, line = self._file_at(at), bisect_right(self._starts, at)
+        first = bisect_right(self._starts, file.begin)
+        return Position(line - first + 1, at - self._starts[line - 1] + 1, file.name)
 
     def index(self, place: Position) -> int:
         """The character at a line and column."""
-        return self._starts[place.line - 1] + place.column - 1
+        return self._start(place) + place.column - 1
+
+    def _start(self, place: Position) -> int:
+        """Where the line of a place begins."""
+        begin = next((file.begin for file in self._more if file.name == place.file), 0)
+        return self._starts[bisect_right(self._starts, begin) + place.line - 2]
 
     def shown(self, place: Position) -> Shown | None:
         """The line of a place. None if a secret might be in it that cannot be told from the rest."""
-        at, begin = self.index(place), self._starts[place.line - 1]
+        at, begin = self.index(place), self._start(place)
         ending = _LINE_END.search(self.text, begin)
         end = ending.start() if ending else len(self.text)
-        if self.root is None:
+        file = self._file_at(begin)
+        if not file.understood:
             # What was not understood may be anything in its section.
-            line = place.line - 1
-            while line > 0 and not _SECTION.match(self.text, self._starts[line]):
+            line = bisect_right(self._starts, begin) - 1
+            while self._starts[line] > file.begin and not _SECTION.match(self.text, self._starts[line]):
                 line -= 1
             if _SECRETISH.search(self.text, self._starts[line], end):
                 return None

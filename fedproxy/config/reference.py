@@ -28,9 +28,12 @@ members:
 
 - A **duration** is a number of seconds or has a unit: `250ms`, `15s`, `10m`, `4h`, `1d`.
 - A **size** is a number of bytes or has a unit: `64KiB`, `2MiB`, `1GiB`.
-- `${NAME}` in any text takes the environment variable `NAME`, which must be set; `$${` stands for `${`.
+- `${NAME}` in any text takes the environment variable `NAME`, which must be set, and `${file:PATH}` what the
+  file holds, such as a secret in `/run/secrets`, without the end of its last line; `$${` stands for `${`.
+- `include` names further files. Each fault is reported with the name of the file that it is in.
 - An unknown key is an error, and so is a duplicate key. A key without a value is ignored.
-- Relative paths of files are relative to fedproxy's working directory.
+- Relative paths of files are relative to fedproxy's working directory, but those of `include` to the folder
+  of the file that names them.
 - `fedproxy check FILE` reports all faults of a file, one per line, with line and column, and what is valid
   but unwise ([warnings](#warnings)).
 - `fedproxy schema` prints a JSON Schema of all this, also in `conf/schema.json`. Editors with YAML support

@@ -21,7 +21,9 @@ def fault_lines(file: str, faults: Iterable[Fault]) -> list[str]:
 
 def at(file: str, fault: Fault) -> str:
     """The file, with the place of a fault in it, as editors read it."""
-    return file if fault.place is None else f"{file}:{fault.place}"
+    if fault.place is None:
+        return file
+    return str(fault.place) if fault.place.file else f"{file}:{fault.place}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def as_json(file: str, faults: Iterable[Fault], warnings: Iterable[Warned]) -> l
     rows += [("warning", each.name, each.what) for each in warnings]
     return [
         {
-            "file": file,
+            "file": what.place.file if what.place and what.place.file else file,
             "line": what.place.line if what.place else None,
             "column": what.place.column if what.place else None,
             "key": what.path,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedproxy.config.model import AdminSettings, Config
     from fedproxy.serve.verify import CheckedFile
 
-_ASKED = 3.0  # seconds for the admin listener of the edge that may be running
+_ASKED = 10.0  # seconds for the admin listener of the edge that may be running
 _LARGEST = 1 << 24  # bytes of its config
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 

@@ -55,7 +55,7 @@ class CheckedFile:
 def verify(file: Path, env: Mapping[str, str]) -> CheckedFile:
     """Reads a config, with `${NAME}` from `env`, and all files that it names."""
     try:
-        reading = examine(read_text(file), env)
+        reading = examine(read_text(file), env, file)
     except ConfigError as error:
         return CheckedFile(None, error.faults)
     findings, advice = _look_at_files(reading.parts, env)

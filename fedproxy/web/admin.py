@@ -326,6 +326,7 @@ def _refuse(request: web.Request, faults: Sequence[Fault]) -> web.Response:
         "faults": [
             {"path": fault.path, "message": fault.message}
             | ({"line": fault.place.line, "column": fault.place.column} if fault.place else {})
+            | ({"file": fault.place.file} if fault.place and fault.place.file else {})
             for fault in faults
         ],
     }

@@ -57,7 +57,6 @@ def test_json_is_read_as_json() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "|is empty, expected at least `members`"),
         ("a: b: c", "1:5|not valid YAML: mapping values are not allowed here"),
         ("a:\n  - [1", "2:7|not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("a: *b", "1:4|not valid YAML: found undefined alias 'b'"),
