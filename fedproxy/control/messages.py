@@ -90,6 +90,18 @@ class GetAccount:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Why would a request go where it goes? To be answered with `Explained`. The rest: as of a `Question`."""
+
+    number: int
+    target: str
+    host: str
+    cookie: str | None
+    accept: str
+    client: str
+
+
+@dataclass(frozen=True)
 class Drain:
     """Stop accepting, give what is under way so many seconds, and end."""
 
@@ -125,6 +137,14 @@ class Account:
     number: int | None
     survey: Survey
     after: int = 0
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The answer to an `Explain` of that number, as JSON; None for a request that no visitor could make."""
+
+    number: int
+    text: str | None
 
 
 @dataclass(frozen=True)
@@ -238,10 +258,10 @@ Fact = (
 Notice = MemberHealth | Logo | RenewCertificates | ReopenLog | TicketSecret
 
 #: Everything that the control process sends.
-ToWorker = Start | ApplyConfig | Notice | GetAccount | Drain | Sync | SyncDone | Fact
+ToWorker = Start | ApplyConfig | Notice | GetAccount | Explain | Drain | Sync | SyncDone | Fact
 
 #: Everything that a worker sends.
-FromWorker = Ready | AccountPart | Account | ConfigRefused | Stopping | Sync | SyncDone | Fact
+FromWorker = Ready | AccountPart | Account | Explained | ConfigRefused | Stopping | Sync | SyncDone | Fact
 
 
 def is_to_worker(message: object) -> TypeGuard[ToWorker]:

@@ -119,6 +119,28 @@ BALANCERS: Final[Mapping[str, Balancer]] = {
 """By their names in a config."""
 
 
+def scores(
+    balancer: str, key: bytes | None, members: Sequence[Member], shares: Sequence[float]
+) -> list[float]:
+    """What a balancer compares these members by, for people; the highest wins.
+
+    rendezvous: the share by the cost of the key. random, and rendezvous without a key: the chance.
+    least-requests: the share by what would be in flight.
+    """
+    if balancer == "least-requests":
+        return [share / (member.in_flight + 1) for member, share in zip(members, shares, strict=True)]
+    if balancer == "rendezvous" and key is not None:
+        return list(map(truediv, shares, _CACHE.costs(key, members)))
+    whole = sum(shares)
+    return [share / whole for share in shares]
+
+
+def capacities(bound: float, members: Sequence[Member], shares: Sequence[float]) -> list[float]:
+    """What each of these members must be below to get one more request from `bounded`."""
+    each = bound * (1 + sum(member.in_flight for member in members)) / sum(shares)
+    return [max(1.0, each * share) for share in shares]
+
+
 def bounded(
     pick: Balancer,
     bound: float,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from fedproxy.decide.affinity import Source
-from fedproxy.decide.balancer import BALANCERS, Chance, bounded
+from fedproxy.decide.balancer import BALANCERS, Chance, bounded, capacities, scores
 from fedproxy.decide.breaker import JUDGED, UNCOUNTED, Outcome
 from fedproxy.decide.limit import known_client
 from fedproxy.decide.member import Intent, Member
@@ -67,6 +67,18 @@ class FederationPolicy:
     load_bound: float = 1.5
     max_ejected: float = 0.67
     slow_start: float = 30.0
+
+
+class Ranked(NamedTuple):
+    """A member as the balancer sees it. share: its weight for new visitors now. score: the highest wins.
+
+    out: why it gets no new visitor, None if it does; then there may be no score.
+    """
+
+    member: Member
+    share: float
+    score: float | None
+    out: str | None
 
 
 class Federation:
@@ -148,6 +160,42 @@ class Federation:
         if self._keyed:
             return bounded(self._balancer, self.policy.load_bound, key, takers, shares, self._rng)
         return self._balancer(key, takers, shares, self._rng)
+
+    def rank(self, key: bytes | None, now: float, launch: bool = False, client: bytes = b"") -> list[Ranked]:
+        """All members, as `choose` compares them, the first choice first. For people: nothing is taken."""
+        takers: list[Member] = []
+        shares: list[float] = []
+        others: list[Ranked] = []
+        for member in self.members:
+            share = member.share(now)
+            out = _reason_out(member, share, now, launch, client)
+            if out is None:
+                takers.append(member)
+                shares.append(share)
+            else:
+                others.append(Ranked(member, share, None, out))
+        if not takers:
+            return others
+        rooms = (
+            capacities(self.policy.load_bound, takers, shares)
+            if self._keyed
+            else [float("inf")] * len(takers)
+        )
+        found: list[Ranked] = []
+        full: list[Ranked] = []
+        for member, share, score, room in zip(
+            takers, shares, scores(self.policy.balancer, key, takers, shares), rooms, strict=True
+        ):
+            if member.in_flight < room:
+                found.append(Ranked(member, share, score, None))
+            else:
+                out = f"is at its bound of the load: {member.in_flight} in flight, its share is {room:.1f}"
+                full.append(Ranked(member, share, score, out))
+        if not found:
+            # If all are, the bound counts for nobody.
+            found, full = [each._replace(out=None) for each in full], []
+        best = sorted(found, key=_by_score)
+        return [*best, *sorted(full, key=_by_score), *others]
 
     def acquire_member(
         self,
@@ -299,6 +347,28 @@ class Federation:
             if (fits and serves) or (member is self.prime and member.intent is not _MAINT):
                 return Refusal.FULL
         return Refusal.NO_MEMBER
+
+
+def _by_score(ranked: Ranked) -> float:
+    return -(ranked.score or 0.0)
+
+
+def _reason_out(member: Member, share: float, now: float, launch: bool, client: bytes) -> str | None:
+    """Why a member takes no new visitor; None if it does."""
+    if member.intent is _MAINT:
+        return "is in maintenance"
+    if not member.healthy:
+        reasons = ", ".join(member.reasons)
+        return f"is unhealthy: {reasons}" if reasons else "is unhealthy"
+    if not member.breaker.admits(now, client):
+        return "is ejected: its breaker is " + str(member.breaker.state.value)
+    if member.in_flight >= member.max_requests:
+        return f"is full: {member.in_flight} requests in flight"
+    if launch and member.full(launch=True):
+        return f"is full: {member.launches + member.launches_elsewhere} launches in flight"
+    if not share:
+        return "has weight 0" if member.intent is _READY else "is draining"
+    return None
 
 
 def _lease(member: Member, source: Source, now: float, launch: bool, client: bytes) -> Lease:

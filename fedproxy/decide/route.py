@@ -114,10 +114,11 @@ class Router:
 
     def match(self, path: bytes) -> Action:
         """The action for a path that has only one reading."""
-        route = self._route(path)
+        route = self.find(path)
         return _DEFAULT if route is None else route.action
 
-    def _route(self, path: bytes) -> Route | None:
+    def find(self, path: bytes) -> Route | None:
+        """The route of a path that has only one reading; None if none matches."""
         found = self._match(path)
         return None if found is None or found.lastindex is None else self._routes[found.lastindex - 1]
 
@@ -147,12 +148,12 @@ class Router:
             return path.startswith(_SESSIONS) and not path.startswith(self._not_sessions)
         if path.startswith(self._not_sessions):
             return False
-        route = self._route(path)
+        route = self.find(path)
         return route is not None and route.sessions
 
     def visitor_host(self, path: bytes) -> bool | None:
         """Whether the member is sent the visitor's Host; None if no route says so."""
-        route = self._route(path) if self.says_host else None
+        route = self.find(path) if self.says_host else None
         return None if route is None else route.visitor_host
 
     def judge(self, paths: Sequence[bytes], raw: bytes) -> Action:

@@ -88,7 +88,7 @@ class HeaderBlock:
     empty if the visitor sent one. host: as it was sent; visited: as the visitor typed it, as far as trusted
     proxies tell. chunked, length: how the end of the body is told. plain: there is no body, and nothing of
     this needs a closer look. mixed: it has several lines of a kind that could be cut out of it, or Connection
-    names one, so it is only read as a whole.
+    names one, so it is only read as a whole. explained: the visitor asks why the request goes where it goes.
     """
 
     __slots__ = (
@@ -100,6 +100,7 @@ class HeaderBlock:
         "close",
         "cookie",
         "expect",
+        "explained",
         "forwarded",
         "host",
         "keep_alive",
@@ -139,6 +140,7 @@ class HeaderBlock:
         self.lines = b""
         self.plain = False
         self.banned = False
+        self.explained = False
 
     def with_lines(self, raw: bytes, lines: bytes) -> HeaderBlock:
         """The same block with more field lines that change nothing else of it; `lines` are for the member."""

@@ -91,6 +91,15 @@ class ResponseHead:
         head.event_stream, head.encoded, head.public = self.event_stream, self.encoded, self.public
         return head
 
+    def with_more(self, field: Field) -> ResponseHead:
+        """The same answer with one more field; the end of its body is told as before."""
+        head = ResponseHead(self.status, self.reason)
+        head.length, head.whole, head.chunked = self.length, self.whole, self.chunked
+        head.close, head.upgrade, head.start = self.close, self.upgrade, self.start
+        head.event_stream, head.encoded, head.public = self.event_stream, self.encoded, self.public
+        head.lines = self.lines + b"%b: %b\r\n" % field
+        return head
+
     def with_fields(self, fields: Iterable[Field], length: int | None = None) -> ResponseHead:
         """The same answer with other fields, for another body: of `length` bytes, if that is known.
 

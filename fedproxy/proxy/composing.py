@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from fedproxy.proxy.explaining import may_ask
 from fedproxy.proxy.extras import Extras
+from fedproxy.proxy.filters.explain import Explainer
 from fedproxy.proxy.filters.launch import LaunchFilter
 from fedproxy.proxy.tracing import Notes, is_flagged
 from fedproxy.wire.events import asked_for
@@ -22,7 +24,13 @@ def _launch(exchange: Exchange) -> Filter | None:
     return LaunchFilter(exchange, extras_of(exchange))
 
 
-MAKERS: Final[list[Callable[[Exchange], Filter | None]]] = [_launch]
+def _explain(exchange: Exchange) -> Filter | None:
+    if not (exchange.block.explained and may_ask(exchange.context, exchange.block)):
+        return None
+    return Explainer(exchange, extras_of(exchange))
+
+
+MAKERS: Final[list[Callable[[Exchange], Filter | None]]] = [_launch, _explain]
 """Each makes a filter for the requests that need it. The first sees what the member sends, the last what the
 visitor gets. A request that takes the short path (`RoutedRequest.ordinary`) has none."""
 

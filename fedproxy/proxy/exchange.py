@@ -197,6 +197,8 @@ class Exchange(Sending):
         self.phase = _OVER
         self._leave_upload()
         common = answers.common(self.request_id, self.visitor.hsts)
+        if self.extras is not None:
+            common += self.extras.fields
         # Nothing that a bad request says may be trusted.
         block = None if isinstance(error, VisitorError) else self.block
         self.visitor.send_answer(answers.of_error(error, self.line, block, common, self.request_id))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedproxy.errors import MemberError
+    from fedproxy.http.response import Field
     from fedproxy.proxy.ports import Filter, Observer, Sink
 
 
@@ -14,10 +15,10 @@ class Extras:
 
     sink: where the response goes first. judged: a filter tells the breaker how the request ended; its status
     does not. outcome: how a launch ended, for the record. holds: a filter holds what the member has said, and
-    a failure waits for that (`failure`).
+    a failure waits for that (`failure`). fields: what an answer of the edge's own says besides.
     """
 
-    __slots__ = ("failure", "filters", "holds", "judged", "observer", "outcome", "sink")
+    __slots__ = ("failure", "fields", "filters", "holds", "judged", "observer", "outcome", "sink")
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
@@ -27,6 +28,7 @@ class Extras:
         self.outcome: str | None = None
         self.holds = False
         self.failure: MemberError | None = None
+        self.fields: tuple[Field, ...] = ()
 
     def step_in(self, passed: Filter) -> None:
         """The filter sees what follows again, where it was before `pass_by`."""

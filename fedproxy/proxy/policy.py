@@ -124,3 +124,4 @@ class Policy:
     bans: Bans
     rate: Rate | None
     failing: frozenset[int]
+    explainers: tuple[bytes, ...]  # SHA-256 of the tokens that may ask why a request goes where it goes

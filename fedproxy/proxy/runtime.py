@@ -263,6 +263,7 @@ def empty(
         bans=Bans(),
         rate=None,
         failing=frozenset(),
+        explainers=(),
     )
     federation = Federation((), FederationPolicy("random"), chance)
     budget = RetryBudget(0.0, 0.0)

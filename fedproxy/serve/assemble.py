@@ -173,6 +173,10 @@ def _policy(settings: config.Config) -> Policy:
             user_agents=settings.ban.user_agents,
         ),
         rate=Rate(settings.rate.launches, settings.rate.per) if settings.rate.launches else None,
+        explainers=tuple(
+            hashlib.sha256(each.token.get_secret_value().encode()).digest()
+            for each in settings.admin.named_tokens.values()
+        ),
         failing=frozenset((500, 502, 503, 504)) if settings.breaker.count_500 else frozenset((502, 503, 504)),
     )
 

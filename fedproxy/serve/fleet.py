@@ -23,6 +23,8 @@ from fedproxy.control.messages import (
     BreakerOpened,
     ConfigRefused,
     Drain,
+    Explain,
+    Explained,
     Fact,
     FromWorker,
     GetAccount,
@@ -49,6 +51,7 @@ from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ChannelError
 from fedproxy.event import Event, EventName
+from fedproxy.proxy.explaining import Question
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sharing import Sharing, SharingPeer
 from fedproxy.serve.sockets import Sockets
@@ -153,6 +156,12 @@ class Fleet(Protocol):
 
     async def ask(self) -> None:
         """Asks each of them what it sees, and waits for the answers, but not long."""
+
+    async def explain(self, question: Question) -> str | None:
+        """Why a request would go where it goes, as JSON; None for one that no visitor could make.
+
+        Raises TimeoutError if nobody is there who could say it.
+        """
 
     def surveys(self) -> list[Survey]:
         """What each of them saw when it was asked last."""
@@ -262,6 +271,12 @@ class Inside:
     async def ask(self) -> None:
         """As `Fleet` says; it is always up to date."""
 
+    async def explain(self, question: Question) -> str | None:
+        """As `Fleet` says."""
+        if not self.alive:
+            raise TimeoutError
+        return self.plane.explain(question)
+
     def surveys(self) -> list[Survey]:
         """As `Fleet` says."""
         return [] if self._counted else [self.plane.survey()]
@@ -305,6 +320,7 @@ class _Process:
         self.started = time.monotonic()
         self.parts: list[Snapshot] = []  # of the account that is being told
         self.answers: dict[int, asyncio.Future[None]] = {}
+        self.explained: dict[int, asyncio.Future[str | None]] = {}
         self.pid = 0
 
     process: Child
@@ -472,7 +488,7 @@ class Workers:
         self._processes.discard(worker)
         worker.leaving.set()
         worker.gone.set()
-        for answer in worker.answers.values():
+        for answer in (*worker.answers.values(), *worker.explained.values()):
             answer.cancel()
         self._common.run(worker, {})
         self._common.sharing.leave(worker)
@@ -564,6 +580,10 @@ class Workers:
                 worker.parts[at:] = members
             case Account():
                 self._on_account(worker, message)
+            case Explained(number, text):
+                explained = worker.explained.get(number)
+                if explained is not None and not explained.done():
+                    explained.set_result(text)
             case LaunchesInFlight(running):
                 self._common.run(worker, running)
             case BreakerOpened():
@@ -638,6 +658,23 @@ class Workers:
             await asyncio.wait(answers, timeout=_TO_ANSWER)
         for each in asked:
             each.answers.pop(number, None)
+
+    async def explain(self, question: Question) -> str | None:
+        """As `Fleet` says. The first worker that answers does: all have the same config."""
+        for each in self._serving():
+            if not each.turns:
+                continue
+            number = next(self._numbers)
+            asked = each.explained[number] = asyncio.get_running_loop().create_future()
+            told = Explain(
+                number, question.target, question.host, question.cookie, question.accept, question.client
+            )
+            each.channel.send(told)
+            await asyncio.wait([asked], timeout=_TO_ANSWER)
+            each.explained.pop(number, None)
+            if asked.done() and not asked.cancelled():
+                return asked.result()
+        raise TimeoutError
 
     def surveys(self) -> list[Survey]:
         """As `Fleet` says. A worker that did not answer in time is shown as it was before."""

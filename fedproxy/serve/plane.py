@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,8 +29,10 @@ from fedproxy.control.messages import (
 )
 from fedproxy.decide.sessions import Ground, KnownSession, SessionRecord
 from fedproxy.decide.snapshot import Snapshot, Survey, snapshot
+from fedproxy.errors import VisitorError
 from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
+from fedproxy.proxy.explaining import Question, answer
 from fedproxy.serve import descriptors
 from fedproxy.serve.assemble import assemble, options_of, router_of
 from fedproxy.serve.log import Log
@@ -188,6 +191,13 @@ class Plane:
         """The members, and what was counted."""
         self.edge.counts.lines_dropped["access"] = self._log.dropped
         return Survey(self._members(), self.edge.counts)
+
+    def explain(self, question: Question) -> str | None:
+        """Why a request would go where it goes, as JSON; None for one that no visitor could make."""
+        try:
+            return json.dumps(answer(self.edge, question))
+        except VisitorError:
+            return None
 
     # What is told
 

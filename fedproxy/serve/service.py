@@ -43,6 +43,7 @@ from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.event import Event, EventName
 from fedproxy.observe.history import History
+from fedproxy.proxy.explaining import Question
 from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.disk import DiskThread
 from fedproxy.serve.fleet import Common, Fleet, Inside, Stuck, Workers
@@ -509,6 +510,10 @@ class Service:
     def set_by(self, name: str) -> str | None:
         """Who set last what an operator set of a member; None if nobody did, or it is not known."""
         return self._state.by.get(name)
+
+    async def explain(self, question: Question) -> str | None:
+        """Why a request would go where it goes: see `Fleet`."""
+        return await self._fleet.explain(question)
 
     def note_refusal(self, client: str) -> None:
         """An admin request had a wrong token, or one with too few rights."""

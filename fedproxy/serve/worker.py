@@ -36,6 +36,8 @@ from fedproxy.control.messages import (
     BreakerOpened,
     ConfigRefused,
     Drain,
+    Explain,
+    Explained,
     Fact,
     FromWorker,
     GetAccount,
@@ -60,6 +62,7 @@ from fedproxy.control.messages import (
 from fedproxy.errors import ChannelError, ConfigError
 from fedproxy.event import Event, EventName
 from fedproxy.observe.events import Events, Form, take_over
+from fedproxy.proxy.explaining import Question
 from fedproxy.serve.orphans import Bell
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sockets import Left, silence
@@ -202,6 +205,11 @@ class Worker:
                 self.plane.set_tickets(secret)
             case GetAccount(number):
                 self._answer(number)
+            case Explain(number):
+                question = Question(
+                    message.target, message.host, message.cookie, message.accept, message.client
+                )
+                self.channel.send(Explained(number, self.plane.explain(question)))
             case Drain(seconds):
                 self._end(seconds)
             case Sync(number):

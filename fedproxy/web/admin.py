@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,6 +25,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View, content_type, expose
+from fedproxy.proxy.explaining import Question
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id, takes_gzip
 from fedproxy.web.gate import CHALLENGE, Gate
 from fedproxy.web.live import MOST_STREAMS, Live, log
@@ -105,6 +108,12 @@ class AdminState(Protocol):
     def set_by(self, name: str) -> str | None:
         """Who set last what an operator set of a member; None if nobody did, or it is not known."""
 
+    async def explain(self, question: Question) -> str | None:
+        """Why a request would go where it goes, as JSON; None for one that no visitor could make.
+
+        Raises TimeoutError if no worker is there who could say it.
+        """
+
     def note_refusal(self, client: str) -> None:
         """A request of this client had a wrong token, or one with too few rights."""
 
@@ -149,6 +158,7 @@ def create_admin_app(state: AdminState, streams: int = MOST_STREAMS) -> web.Appl
     app.router.add_delete(_MEMBER, admin.leave)
     app.router.add_get("/config", admin.config)
     app.router.add_post("/reload", admin.reload)
+    app.router.add_post("/explain", admin.explain)
     return app
 
 
@@ -226,6 +236,17 @@ class _Admin:
 
     async def config(self, request: web.Request) -> web.Response:
         return web.json_response(self._state.config_masked(), dumps=_indented)
+
+    async def explain(self, request: web.Request) -> web.Response:
+        self._gate.reader(request)
+        question = _read_question(await _body(request))
+        try:
+            text = await self._state.explain(question)
+        except TimeoutError:
+            raise RefusedError(503, "No worker is there who could say it.") from None
+        if text is None:
+            raise RefusedError(422, f"url: no visitor can ask for {question.target[:200]!r}.")
+        return web.Response(text=text, content_type="application/json")
 
     # Writing
 
@@ -367,6 +388,36 @@ def _read_change(change: object) -> tuple[Intent | None, float | None]:
             raise RefusedError(422, "weight: expected a number of at least 0.")
         weight = float(given)
     return intent, weight
+
+
+_URL: Final = re.compile(r"https?://([^/?#\s]+)(/.*|)", re.IGNORECASE)
+_COOKIE: Final = re.compile(r"[!#-+\--:<-\[\]-~]+").fullmatch  # RFC 6265 section 4.1.1
+_QUESTION: Final = ("url", "cookie", "accept", "client")
+
+
+def _read_question(body: object) -> Question:
+    """A question as `POST /explain` has it. Raises `RefusedError`."""
+    if not isinstance(body, dict) or not isinstance(body.get("url"), str):
+        raise RefusedError(422, 'Expected an object with "url", and perhaps "cookie", "accept" and "client".')
+    for key, value in body.items():
+        if key not in _QUESTION:
+            raise RefusedError(422, f"Unknown key: expected {', '.join(_QUESTION)}.")
+        if not isinstance(value, str) or not value.isprintable() or not value.isascii():
+            raise RefusedError(422, f"{key}: expected printable ASCII text.")
+    url = body["url"]
+    host = ""
+    whole = _URL.fullmatch(url)
+    if whole is not None:
+        host, url = whole[1], whole[2] or "/"
+    client = body.get("client", "127.0.0.1")
+    try:
+        ipaddress.ip_address(client)
+    except ValueError:
+        raise RefusedError(422, "client: expected an IP address.") from None
+    cookie = body.get("cookie")
+    if cookie is not None and _COOKIE(cookie) is None:
+        raise RefusedError(422, "cookie: expected the value of the affinity cookie.")
+    return Question(url, host, cookie, body.get("accept", "*/*"), client)
 
 
 _indented: Final[Callable[[object], str]] = json.JSONEncoder(indent=2).encode

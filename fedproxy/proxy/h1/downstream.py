@@ -15,6 +15,7 @@ from fedproxy.errors import (
 from fedproxy.proxy import answers, recording
 from fedproxy.proxy.composing import compose, follow
 from fedproxy.proxy.exchange import Exchange
+from fedproxy.proxy.explaining import explained
 from fedproxy.proxy.h1.ending import Ending
 from fedproxy.wire.h1.server import ServerEvent, ServerState
 
@@ -165,6 +166,8 @@ class Downstream(Ending):
         if not line.proxied:
             request = self.answered(line, block, origin)
             common = answers.common(request.request_id, self.hsts)
+            if block.explained:
+                common += explained(context, line, block, origin)
             self._answer(request, answers.of_route(context, request, common))
             return
         request_id, traceparent = self.identify(block)

@@ -39,7 +39,7 @@ _OWN = frozenset(
     b"host connection content-length transfer-encoding cookie expect upgrade via origin x-request-id"
     b" traceparent x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port x-forwarded-scheme"
     b" x-forwarded-server x-forwarded-ssl x-scheme x-real-ip forwarded keep-alive te trailer"
-    b" http2-settings".split()
+    b" http2-settings x-fedproxy-explain".split()
 )
 
 # What differs from request to request, and means nothing to the edge but for its cookie.
@@ -287,6 +287,8 @@ class BlockReader:
         elif self._trusted and name == b"forwarded":
             hops = forwarded.read(value) or forwarded.read_end(value)
             block.forwarded = replace(said, hops=said.hops + hops)
+        elif name == b"x-fedproxy-explain":
+            block.explained = block.mixed = True
         elif b"_" in name and name.replace(b"_", b"-") not in _OWN:
             lines.append(line)
 
@@ -329,6 +331,7 @@ class BlockReader:
             and block.upgrade is None
             and block.request_id is None
             and block.traceparent is None
+            and not block.explained
         )
 
 
