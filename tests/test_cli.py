@@ -20,8 +20,8 @@ import yaml
 from aiohttp import web
 from click.testing import CliRunner, Result
 
-from fedproxy import cli
-from fedproxy.cli import main
+from fedproxy.cli import base, files, main
+from fedproxy.cli import serving as running_commands
 from fedproxy.config.load import parse
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.web.admin import create_admin_app
@@ -118,7 +118,7 @@ def test_people_are_shown_the_line_itself_without_its_secrets(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write("admin: {token: hunter2, adress: x}\nmembers:\n  a: {url: https://a, hosts: ['日本']}\nx: [")
-    monkeypatch.setattr(cli, "_is_terminal", lambda: True)
+    monkeypatch.setattr(files, "_is_terminal", lambda: True)
     result = run("check", file)
     assert result.stderr.splitlines()[0].startswith(f"{file}:4:5: not valid YAML")
     assert result.stderr.splitlines()[1:] == ["    x: [", "        ^"]
@@ -281,14 +281,14 @@ def test_narrow_terminal_folds_no_word_of_the_table(capsys: pytest.CaptureFixtur
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
         patch.setenv("TTY_COMPATIBLE", "1")
-        cli._table(headings, rows, "name", "health")
+        base.table(headings, rows, "name", "health")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     words = {word for row in (headings, *rows) for cell in row for word in cell.split()}
     assert set(shown.split()) == words
     assert max(map(len, shown.splitlines())) <= 80
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COLUMNS", raising=False)
-        cli._table(headings, rows, "name", "health")
+        base.table(headings, rows, "name", "health")
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
@@ -782,7 +782,7 @@ def test_serve_without_a_config_takes_the_usual_one_or_says_where_it_looked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     usual = (tmp_path / "config.yaml", tmp_path / "config.json")
-    monkeypatch.setattr(cli, "_USUAL", usual)
+    monkeypatch.setattr(running_commands, "_USUAL", usual)
     result = run("serve")
     assert result.exit_code == 2
     assert all(str(file) in result.stderr for file in usual)

@@ -728,6 +728,16 @@ class Config(Section):
         return frozenset(each.logo for each in shown if each is not None and each.logo is not None)
 
     @property
+    def secrets(self) -> dict[str, SecretStr]:
+        """Every secret in the config, by its key path."""
+        found = {
+            "admin.token": self.admin.token,
+            **{f"admin.tokens.{name}.token": each.token for name, each in self.admin.tokens.items()},
+            "affinity.secret": self.affinity.secret,
+        }
+        return {key: secret for key, secret in found.items() if secret is not None}
+
+    @property
     def prime(self) -> str | None:
         """The prime member's name."""
         return next((name for name, member in self.members.items() if member.prime), None)

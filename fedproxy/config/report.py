@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from fedproxy.config.units import MASK
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
@@ -59,6 +62,60 @@ def as_json(file: str, faults: Iterable[Fault], warnings: Iterable[Warned]) -> l
             "message": what.message,
         }
         for level, name, what in rows
+    ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value that differs between two configs, in the types of JSON. None: it is not there.
+
+    key: the key path. before, after: secrets are masked in both, and so differ by the text.
+    """
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        if self.before is None and isinstance(self.after, dict):
+            return f"{self.key}: added"
+        if self.after is None and isinstance(self.before, dict):
+            return f"{self.key}: removed"
+        return f"{self.key}: {_as_text(self.before)} -> {_as_text(self.after)}"
+
+
+def _as_text(value: Any) -> str:
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "") -> list[Difference]:
+    """What differs between two configs, each as `masked` has it, in their order."""
+    found: list[Difference] = []
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key), after.get(key)
+        where = f"{above}{key}"
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += compare(old, new, f"{where}.")
+        elif isinstance(old, list) and isinstance(new, list) and any(isinstance(e, dict) for e in old + new):
+            found += compare(_numbered(old), _numbered(new), f"{where}.")
+        else:
+            found.append(Difference(where, old, new))
+    return found
+
+
+def _numbered(items: Sequence[Any]) -> dict[str, Any]:
+    return {str(number): item for number, item in enumerate(items)}
+
+
+def changed_secrets(before: Config, after: Config) -> list[Difference]:
+    """The secrets that differ; their values are not told."""
+    old, new = before.secrets, after.secrets
+    return [
+        Difference(key, MASK if key in old else None, MASK if key in new else None)
+        for key in dict.fromkeys([*old, *new])
+        if key in old and key in new and old[key] != new[key]
     ]
 
 

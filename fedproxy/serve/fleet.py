@@ -488,8 +488,10 @@ class Workers:
         self._processes.discard(worker)
         worker.leaving.set()
         worker.gone.set()
-        for answer in (*worker.answers.values(), *worker.explained.values()):
+        for answer in worker.answers.values():
             answer.cancel()
+        for explained in worker.explained.values():
+            explained.cancel()
         self._common.run(worker, {})
         self._common.sharing.leave(worker)
         worker.hand.close()
@@ -665,7 +667,8 @@ class Workers:
             if not each.turns:
                 continue
             number = next(self._numbers)
-            asked = each.explained[number] = asyncio.get_running_loop().create_future()
+            asked: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+            each.explained[number] = asked
             told = Explain(
                 number, question.target, question.host, question.cookie, question.accept, question.client
             )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fedproxy.config.address import Address
 from fedproxy.config.check import collisions, path_of
 from fedproxy.config.model import Config
-from fedproxy.config.report import fault_lines, masked
+from fedproxy.config.report import Difference, changed_secrets, compare, fault_lines, masked
 from fedproxy.control import state as operators
 from fedproxy.control.logos import Logos
 from fedproxy.control.messages import (
@@ -73,6 +73,7 @@ _SESSIONS_AT_A_TIME = 1000
 _LAST_SAVE = 5.0  # seconds that the last write may take
 _EXPIRE = 60.0  # seconds between two looks for sessions that are over
 _SAME = 60.0  # seconds in which what several workers tell is one event, ...
+_NO_FILE = Fault("", "was not read from a file, so there is nothing to read again")
 _AGAIN = {EventName.MEMBER_TOKEN: 3600.0}  # ... where it is not longer
 _MOST_HEARD = 50  # events that workers tell in that time; more are passed over
 _GLANCE = 0.5  # seconds that a health check waits for workers: its own limit may be one second
@@ -467,9 +468,9 @@ class Service:
                 ends[name] = min(end, ends.get(name, end))
         return ends
 
-    def config_masked(self) -> dict[str, Any]:
-        """The config in force, without its secrets."""
-        return masked(self.config)
+    def config_masked(self, *, own: bool = False) -> dict[str, Any]:
+        """The config in force, without its secrets; own: without what operators changed at run time."""
+        return masked(self._own if own else self.config)
 
     async def change(self, name: str, intent: Intent | None, weight: float | None, who: str) -> None:
         """The operator's intent for a member, in force when this returns, and kept. who: whose it is.
@@ -477,14 +478,8 @@ class Service:
         Raises KeyError for a name that is no member's; OSError, with nothing changed, if it cannot be kept.
         """
         async with self._changing:
-            state = self._state
-            if name not in self.config.active_members:
-                raise KeyError(name)
+            state = self._intended(name, intent, weight)
             before = self.config.members[name].weight
-            if intent is not None:
-                state = operators.set_intent(state, name, intent)
-            if weight is not None:
-                state = operators.set_weight(self._own, state, name, weight)
             await self._set(operators.sign(state, name, who))
             if intent is not None:
                 event, meaning = _INTENTS[intent]
@@ -492,6 +487,16 @@ class Service:
             if weight is not None:
                 text = f"the weight of {name} was set to {weight:g}, from {before:g}"
                 self.note(EventName.OPERATOR_WEIGHT, text, name, who)
+
+    def _intended(self, name: str, intent: Intent | None, weight: float | None) -> State:
+        if name not in self.config.active_members:
+            raise KeyError(name)
+        state = self._state
+        if intent is not None:
+            state = operators.set_intent(state, name, intent)
+        if weight is not None:
+            state = operators.set_weight(self._own, state, name, weight)
+        return state
 
     async def join(self, name: str, settings: object, who: str) -> None:
         """A member joins, or takes the place of the one of that name. Raises ConfigError and OSError."""
@@ -506,6 +511,50 @@ class Service:
         async with self._changing:
             await self._set(operators.sign(operators.leave(self._own, self._state, name), name, who))
             self.note(EventName.OPERATOR_LEAVE, f"{name} left the federation", name, who)
+
+    # The same without doing it
+
+    async def preview_change(
+        self, name: str, intent: Intent | None, weight: float | None
+    ) -> list[Difference]:
+        """What `change` would change. Raises as it does."""
+        async with self._changing:
+            return self._differences(self._own, self._intended(name, intent, weight))
+
+    async def preview_join(self, name: str, settings: object) -> list[Difference]:
+        """What `join` would change. Raises as it does."""
+        async with self._changing:
+            return self._differences(self._own, operators.join(self._own, self._state, name, settings))
+
+    async def preview_leave(self, name: str) -> list[Difference]:
+        """What `leave` would change. Raises as it does."""
+        async with self._changing:
+            return self._differences(self._own, operators.leave(self._own, self._state, name))
+
+    async def preview_reload(self) -> list[Difference]:
+        """What `reload` would change. Raises ConfigError, as far as it can be told without doing it."""
+        async with self._changing:
+            if self._reread is None:
+                raise ConfigError([_NO_FILE])
+            own = self._reread()
+            state, _ = operators.reconcile(own, self._state)
+            config = operators.overlay(own, state)
+            check_log(config)
+            self._open_certificates(config)
+            return self._differences(own, state)
+
+    def _differences(self, own: Config, state: State) -> list[Difference]:
+        """What would differ with this config and state. Raises ConfigError."""
+        config = operators.overlay(own, state)
+        find_targets(config)
+        before, after = self._state, state
+        intents = [
+            Difference(f"members.{name}.state", before.intent(name).value, after.intent(name).value)
+            for name in dict.fromkeys([*before.intents, *after.intents])
+            if name in config.members and before.intent(name) != after.intent(name)
+        ]
+        secrets = changed_secrets(self.config, config)
+        return [*compare(masked(self.config), masked(config)), *secrets, *intents]
 
     def set_by(self, name: str) -> str | None:
         """Who set last what an operator set of a member; None if nobody did, or it is not known."""
@@ -602,7 +651,7 @@ class Service:
 
     async def _reload(self, who: str) -> list[Fault]:
         if self._reread is None:
-            return [Fault("", "was not read from a file, so there is nothing to read again")]
+            return [_NO_FILE]
         self._read = _signature(self._file)
         before = self.config
         try:

@@ -13,6 +13,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp_jinja2
@@ -29,12 +30,14 @@ from fedproxy.proxy.explaining import Question
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id, takes_gzip
 from fedproxy.web.gate import CHALLENGE, Gate
 from fedproxy.web.live import MOST_STREAMS, Live, log
+from fedproxy.web.openapi import description
 from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
 from fedproxy.web.view import describe, probed, shares
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
+    from fedproxy.config.report import Difference
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
 
@@ -102,8 +105,8 @@ class AdminState(Protocol):
     def certificates(self) -> Mapping[str, float]:
         """When each certificate expires, in seconds since the epoch, by its name."""
 
-    def config_masked(self) -> dict[str, Any]:
-        """The config in force, without its secrets."""
+    def config_masked(self, *, own: bool = False) -> dict[str, Any]:
+        """The config in force, without its secrets; own: without what operators changed at run time."""
 
     def set_by(self, name: str) -> str | None:
         """Who set last what an operator set of a member; None if nobody did, or it is not known."""
@@ -129,6 +132,20 @@ class AdminState(Protocol):
 
     async def leave(self, name: str, who: str) -> None:
         """Removes a member. Raises as `change` does; ConfigError if the federation needs it."""
+
+    async def preview_change(
+        self, name: str, intent: Intent | None, weight: float | None
+    ) -> list[Difference]:
+        """What `change` would change. Raises as it does, and so do the other three."""
+
+    async def preview_join(self, name: str, settings: object) -> list[Difference]:
+        """What `join` would change."""
+
+    async def preview_leave(self, name: str) -> list[Difference]:
+        """What `leave` would change."""
+
+    async def preview_reload(self) -> list[Difference]:
+        """What `reload` would change."""
 
     async def reload(self, who: str) -> list[Fault]:
         """Reloads the config; returns its faults, or an empty list if it is now in force."""
@@ -157,6 +174,8 @@ def create_admin_app(state: AdminState, streams: int = MOST_STREAMS) -> web.Appl
     app.router.add_put(_MEMBER, admin.join)
     app.router.add_delete(_MEMBER, admin.leave)
     app.router.add_get("/config", admin.config)
+    app.router.add_get("/certificates", admin.certificates)
+    app.router.add_get("/openapi.json", admin.openapi)
     app.router.add_post("/reload", admin.reload)
     app.router.add_post("/explain", admin.explain)
     return app
@@ -235,7 +254,18 @@ class _Admin:
         return web.json_response(self._described_one(await self._state.survey(), _name(request)))
 
     async def config(self, request: web.Request) -> web.Response:
-        return web.json_response(self._state.config_masked(), dumps=_indented)
+        own = _flag(request, "own")
+        return web.json_response(self._state.config_masked(own=own), dumps=_indented)
+
+    async def certificates(self, request: web.Request) -> web.Response:
+        found = [
+            {"name": name, "expires": datetime.fromtimestamp(ends, UTC).isoformat(timespec="seconds")}
+            for name, ends in sorted(self._state.certificates().items())
+        ]
+        return web.json_response({"certificates": found})
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        return web.json_response(description(), dumps=_indented)
 
     async def explain(self, request: web.Request) -> web.Response:
         self._gate.reader(request)
@@ -256,6 +286,8 @@ class _Admin:
         if name not in self._state.config.active_members:
             raise _unknown()
         intent, weight = _read_change(await _body(request))
+        if _is_dry(request):
+            return await _preview(request, self._state.preview_change(name, intent, weight))
         faults = await _write(self._state.change(name, intent, weight, who))
         if faults:
             return _refuse(request, faults)
@@ -264,6 +296,8 @@ class _Admin:
     async def join(self, request: web.Request) -> web.Response:
         who = self._gate.writer(request)
         name, settings = _name(request), await _body(request)
+        if _is_dry(request):
+            return await _preview(request, self._state.preview_join(name, settings))
         known = name in self._state.config.active_members
         faults = await _write(self._state.join(name, settings, who))
         if faults:
@@ -277,6 +311,8 @@ class _Admin:
 
     async def leave(self, request: web.Request) -> web.Response:
         who = self._gate.writer(request)
+        if _is_dry(request):
+            return await _preview(request, self._state.preview_leave(_name(request)))
         faults = await _write(self._state.leave(_name(request), who))
         if faults:
             return _refuse(request, faults)
@@ -284,7 +320,10 @@ class _Admin:
         return web.Response(status=204)
 
     async def reload(self, request: web.Request) -> web.Response:
-        faults = await self._state.reload(self._gate.writer(request))
+        who = self._gate.writer(request)
+        if _is_dry(request):
+            return await _preview(request, self._state.preview_reload())
+        faults = await self._state.reload(who)
         return _refuse(request, faults) if faults else web.json_response({"reloaded": True})
 
     # Shared
@@ -322,6 +361,34 @@ def _name(request: web.Request) -> str:
 
 def _unknown() -> RefusedError:
     return RefusedError(404, "There is no member with that name.")
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    """A parameter of the query that is true or false. Raises `RefusedError` for anything else."""
+    given = request.query.getall(name, [])
+    if not given:
+        return False
+    if given not in (["true"], ["false"]):
+        raise RefusedError(422, f"{name}: expected true or false.")
+    return given == ["true"]
+
+
+def _is_dry(request: web.Request) -> bool:
+    return _flag(request, "dry_run")
+
+
+async def _preview(request: web.Request, found: Awaitable[list[Difference]]) -> web.Response:
+    """What a change would change, or why it would be refused. Raises `RefusedError`."""
+    differences: list[Difference] = []
+
+    async def look() -> None:
+        differences.extend(await found)
+
+    faults = await _write(look())
+    if faults:
+        return _refuse(request, faults)
+    changes = [{"key": each.key, "before": each.before, "after": each.after} for each in differences]
+    return web.json_response({"dry_run": True, "changes": changes})
 
 
 async def _write(change: Awaitable[None]) -> list[Fault]:

@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestClient
 
 from fedproxy.config.load import parse
 from fedproxy.config.model import Config
-from fedproxy.config.report import masked
+from fedproxy.config.report import Difference, compare, masked
 from fedproxy.control import state as operators
 from fedproxy.control.messages import Logo
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
@@ -18,8 +18,9 @@ from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation
 from fedproxy.decide.member import Intent, Member
 from fedproxy.decide.snapshot import Snapshot, Survey, merge, snapshot
-from fedproxy.errors import Fault
+from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History
+from fedproxy.proxy.explaining import Question
 from fedproxy.serve.fleet import Stuck
 from tests.rig.build import federation
 
@@ -66,6 +67,8 @@ class State:
         self.reloads = {"success": 0, "failure": 0}
         self.reloaded_at: float | None = None
         self.faults: list[Fault] = []
+        self.questions: list[Question] = []
+        self.answer: str | None = "{}"
         self.error: Exception | None = None
         self.asked: list[str] = []
         self.signed: dict[str, str] = {}
@@ -128,8 +131,36 @@ class State:
             return None
         return f"{self.config.affinity.cookie}={name}; Path=/{'; Secure' if secure else ''}"
 
-    def config_masked(self) -> dict[str, Any]:
+    def config_masked(self, *, own: bool = False) -> dict[str, Any]:
         return masked(self.config)
+
+    async def explain(self, question: Question) -> str | None:
+        self.questions.append(question)
+        if self.answer == "nobody":
+            raise TimeoutError
+        return self.answer
+
+    async def preview_change(
+        self, name: str, intent: Intent | None, weight: float | None
+    ) -> list[Difference]:
+        self._asked(f"preview {name}")
+        return [Difference(f"members.{name}.weight", 50.0, weight)]
+
+    async def preview_join(self, name: str, settings: object) -> list[Difference]:
+        self._asked(f"preview {name}")
+        after = operators.overlay(self.config, operators.join(self.config, operators.State(), name, settings))
+        return compare(masked(self.config), masked(after))
+
+    async def preview_leave(self, name: str) -> list[Difference]:
+        self._asked(f"preview {name}")
+        after = operators.overlay(self.config, operators.leave(self.config, operators.State(), name))
+        return compare(masked(self.config), masked(after))
+
+    async def preview_reload(self) -> list[Difference]:
+        self._asked("preview reload")
+        if self.faults:
+            raise ConfigError(self.faults)
+        return [Difference("workers", "auto", 3)]
 
     def set_by(self, name: str) -> str | None:
         return self.signed.get(name)

@@ -33,7 +33,11 @@ class Explainer(PassThrough):
 
     def begin(self, lease: Lease) -> None:
         source = COUNTED.get(self._exchange.source, self._exchange.source)
-        self._found["member"], self._found["source"] = lease.member.name, source.value
+        name = lease.member.name
+        self._found["member"], self._found["source"] = name, source.value
+        others = self._found.get("next")
+        if isinstance(others, list):
+            self._found["next"] = [each for each in others if each != name]
         self._found["asked"] = [each.lease.member.name for each in self._exchange.attempts]
         self._extras.fields = (field(self._found),)
 

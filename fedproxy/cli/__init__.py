@@ -1,0 +1,8 @@
+"""The `fedproxy` command."""
+
+from __future__ import annotations
+
+from fedproxy.cli import candidates, files, operating, serving, watching
+from fedproxy.cli.base import main
+
+__all__ = ["candidates", "files", "main", "operating", "serving", "watching"]

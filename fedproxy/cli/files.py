@@ -1,0 +1,105 @@
+"""The commands about a config's file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import uvloop
+
+from fedproxy.cli.base import FILE_ARGUMENT, JSON, count_members, load_config, main, say, wrong
+from fedproxy.config.report import fault_lines
+from fedproxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedproxy.serve.verify import CheckedFile
+
+
+@main.command()
+@click.argument("file", type=FILE_ARGUMENT)
+@JSON
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Also try the addresses to listen on, look up names, and ask the members how they are.",
+)
+def check(file: Path, as_json: bool, live: bool) -> None:
+    """Validate a config: exit 0 if `serve` would take it, else 2 after listing every fault.
+
+    Warnings are about what is valid but unwise; `silence: [NAME]` in the config ends one.
+    """
+    from fedproxy.serve.verify import verify
+
+    checked = verify(file, os.environ)
+    if live and not checked.faults:
+        from fedproxy.serve.live import look
+
+        checked = uvloop.run(look(checked))
+    if as_json:
+        from fedproxy.config import report
+
+        click.echo(json.dumps(report.as_json(str(file), checked.faults, checked.warnings), indent=2))
+    else:
+        _print_checked(file, checked)
+    if checked.faults:
+        raise SystemExit(2)
+
+
+def _print_checked(file: Path, checked: CheckedFile) -> None:
+    from rich.cells import cell_len
+
+    from fedproxy.config.report import warning_lines
+
+    # Whatever parses this wants one line for each; people also want to see which line that is.
+    places = checked.reading.document.places if checked.reading is not None and _is_terminal() else None
+    faults = zip(fault_lines(str(file), checked.faults), checked.faults, strict=True)
+    concerns = [each.what for each in checked.warnings]
+    for line, fault in (*faults, *zip(warning_lines(str(file), checked.warnings), concerns, strict=True)):
+        say(line)
+        shown = places.shown(fault.place) if places is not None and fault.place is not None else None
+        if shown is not None:
+            say(f"    {shown.text}\n    {' ' * cell_len(shown.before)}^")
+    if not checked.faults:
+        click.echo(f"{file}: valid, {count_members(checked.config)}")
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        # There is none, or it is closed.
+        return False
+
+
+@main.command()
+def schema() -> None:
+    """Print the config's JSON Schema, for editors."""
+    from fedproxy.config.schema import render
+
+    click.echo(render(), nl=False)
+
+
+@main.command("import")
+@click.argument("file", type=FILE_ARGUMENT)
+def import_(file: Path) -> None:
+    """Print a federation-redirect config.json as a fedproxy config."""
+    from fedproxy.config.load import convert, read_text
+
+    try:
+        click.echo(convert(read_text(file)), nl=False)
+    except ConfigError as error:
+        raise wrong(file, error) from None
+
+
+@main.command()
+@click.option("--config", "file", required=True, type=FILE_ARGUMENT, help="The config, YAML or JSON.")
+@click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
+def page(file: Path, form: str) -> None:
+    """Print the federation's member page."""
+    from fedproxy.web.page import render_page
+
+    click.echo(render_page(load_config(file), form), nl=False)

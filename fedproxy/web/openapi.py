@@ -1,0 +1,305 @@
+"""The OpenAPI description of the admin API (OpenAPI 3.1, which is JSON Schema 2020-12)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fedproxy import __version__
+from fedproxy.decide.breaker import BreakerState
+from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import Status
+
+Schema = dict[str, Any]
+
+_TEXT: Final[Schema] = {"type": "string"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_FLAG: Final[Schema] = {"type": "boolean"}
+_COUNTS: Final[Schema] = {"type": "object", "additionalProperties": _COUNT}
+_TEXTS: Final[Schema] = {"type": "array", "items": _TEXT}
+_MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
+_MAYBE_COUNT: Final[Schema] = {"type": ["integer", "null"], "minimum": 0}
+
+
+def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": [*required],
+        "additionalProperties": False,
+    }
+
+
+def _list(name: str, item: Schema) -> Schema:
+    return _object({name: {"type": "array", "items": item}})
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_MEMBER: Final = _object(
+    {
+        "name": _TEXT,
+        "url": _TEXT,
+        "weight": {"type": "number", "minimum": 0},
+        "share": {"type": "number", "minimum": 0, "maximum": 1},
+        "prime": _FLAG,
+        "state": {"enum": [each.value for each in Intent], "description": "What operators set."},
+        "status": {"enum": [each.value for each in Status], "description": "How it is, in one word."},
+        "set_by": _MAYBE_TEXT,
+        "healthy": _FLAG,
+        "reasons": _TEXTS,
+        "details": _TEXTS,
+        "checks": {"type": "object", "additionalProperties": _FLAG},
+        "pods": _COUNTS,
+        "quota": _MAYBE_COUNT,
+        "breaker": {"enum": [each.value for each in BreakerState]},
+        "available": _FLAG,
+        "in_flight": _COUNT,
+        "max_requests": _COUNT,
+        "launches": _COUNT,
+        "max_launches": _MAYBE_COUNT,
+        "requests": _COUNT,
+        "errors": _COUNTS,
+        "retries": _COUNTS,
+        "outcomes": _COUNTS,
+        "failovers": _COUNTS,
+        "connections": _object({"idle": _COUNT, "active": _COUNT}),
+        "bytes_in": _COUNT,
+        "bytes_out": _COUNT,
+        "health": _TEXT,
+        "versions": _TEXT,
+    }
+)
+_EVENT: Final = _object(
+    {
+        "time": {"type": "string", "format": "date-time"},
+        "level": {"enum": ["info", "warning", "error"]},
+        "event": _TEXT,
+        "member": _MAYBE_TEXT,
+        "who": _MAYBE_TEXT,
+        "message": _TEXT,
+    }
+)
+_RANKED: Final = _object(
+    {
+        "member": _TEXT,
+        "score": {"type": ["number", "null"], "description": "The highest wins."},
+        "share": {"type": "number", "minimum": 0},
+        "in_flight": _COUNT,
+        "out": {"type": ["string", "null"], "description": "Why it gets no new visitor; null if it does."},
+    }
+)
+_EXPLANATION: Final = _object(
+    {
+        "kind": {"enum": ["page", "launch", "session"]},
+        "route": {**_MAYBE_TEXT, "description": "The path of the route that matched; null for none."},
+        "action": _TEXT,
+    },
+    {
+        "refused": {**_TEXT, "description": "Why it would be refused: as in `fedproxy_rejected_total`."},
+        "balancer": _TEXT,
+        "key": {**_MAYBE_TEXT, "description": "What ranks the members."},
+        "cookie": {**_MAYBE_TEXT, "description": "The member that the cookie names."},
+        "session": {**_MAYBE_TEXT, "description": "Where the session is known to run."},
+        "member": {**_MAYBE_TEXT, "description": "Who would be asked."},
+        "source": {**_TEXT, "description": "What chose it: as in `fedproxy_affinity_total`."},
+        "last_resort": _FLAG,
+        "next": {**_TEXTS, "description": "Who would be asked after it, if each fails."},
+        "ranking": {"type": "array", "items": _RANKED},
+    },
+)
+_DIFFERENCE: Final = _object({"key": _TEXT, "before": {}, "after": {}})
+_FAULT: Final = _object({"path": _TEXT, "message": _TEXT}, {"line": _COUNT, "column": _COUNT, "file": _TEXT})
+_SCHEMAS: Final[dict[str, Schema]] = {
+    "Member": _MEMBER,
+    "Event": _EVENT,
+    "Explanation": _EXPLANATION,
+    "Preview": _object({"dry_run": {"const": True}, "changes": {"type": "array", "items": _DIFFERENCE}}),
+    "Error": _object(
+        {"error": _TEXT, "detail": _TEXT, "request_id": _TEXT},
+        {"faults": {"type": "array", "items": _FAULT}},
+    ),
+    "Change": {
+        "type": "object",
+        "properties": {
+            "state": {"enum": [each.value for each in Intent]},
+            "weight": {"type": "number", "minimum": 0, "exclusiveMaximum": 1e18},
+        },
+        "additionalProperties": False,
+        "minProperties": 1,
+    },
+    "Settings": {
+        "type": "object",
+        "description": "A member as in the config: see docs/configuration.md.",
+        "properties": {"url": _TEXT},
+        "required": ["url"],
+    },
+    "Question": _object(
+        {"url": {**_TEXT, "description": "A path, or a URL whose host counts too."}},
+        {
+            "cookie": {**_TEXT, "description": "The value of the affinity cookie."},
+            "accept": _TEXT,
+            "client": {**_TEXT, "description": "The visitor's address."},
+        },
+    ),
+    "Ready": _object(
+        {"ready": _FLAG, "listening": _FLAG, "available": _TEXTS},
+        {"not_turning": {"type": "array", "items": _object({"pid": _COUNT, "seconds": {"type": "number"}})}},
+    ),
+    "Live": _object(
+        {"live": _FLAG},
+        {"not_turning": {"type": "array", "items": _object({"pid": _COUNT, "seconds": {"type": "number"}})}},
+    ),
+}
+
+_NAME: Final = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "The member's name.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._~+@:-]{0,63}$"},
+}
+_DRY: Final = {
+    "name": "dry_run",
+    "in": "query",
+    "description": "Only say what would change.",
+    "schema": {"type": "boolean"},
+}
+_WRITES: Final[list[dict[str, list[str]]]] = [{"token": []}]
+_OPEN: Final[list[dict[str, list[str]]]] = [{}]
+
+
+def _answers(**answers: Schema | None) -> dict[str, Any]:
+    """Responses by status: `ok` is 200, and every other one is an error of the API."""
+    found: dict[str, Any] = {}
+    for name, schema in answers.items():
+        status = name.removeprefix("s")
+        content = {} if schema is None else {"content": {"application/json": {"schema": schema}}}
+        found[status] = {"description": _MEANS[status], **content}
+    return found
+
+
+_MEANS: Final = {
+    "200": "Done, or what was asked for.",
+    "201": "The member joined.",
+    "204": "Done; there is nothing to tell.",
+    "401": "The token is missing or wrong.",
+    "403": "The token may not do this, or the config has none that may.",
+    "404": "No member has this name.",
+    "408": "The body stopped arriving.",
+    "413": "The body is too large.",
+    "422": "The input is wrong; nothing changed.",
+    "500": "It cannot be saved; nothing changed.",
+    "503": "Not at the moment.",
+    "507": "There is no room to save it; nothing changed.",
+}
+_ERROR: Final = _ref("Error")
+
+
+def _get(summary: str, schema: Schema, *more: dict[str, Any], **answers: Schema | None) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "parameters": [*more],
+        "responses": _answers(s200=schema, s401=_ERROR, s422=_ERROR, **answers),
+    }
+
+
+def _write(
+    summary: str, body: str | None, *parameters: dict[str, Any], **answers: Schema | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "summary": summary,
+        "security": _WRITES,
+        "parameters": [*parameters, _DRY],
+        "responses": _answers(**answers, s401=_ERROR, s403=_ERROR, s422=_ERROR, s500=_ERROR, s507=_ERROR),
+    }
+    if body is not None:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
+        found["responses"] |= _answers(s408=_ERROR, s413=_ERROR)
+    return found
+
+
+def _either(name: str) -> Schema:
+    return {"anyOf": [_ref(name), _ref("Preview")]}
+
+
+def _paths() -> dict[str, Any]:
+    member, unknown = _ref("Member"), {"s404": _ERROR}
+    own = {
+        "name": "own",
+        "in": "query",
+        "description": "Without what operators changed at run time.",
+        "schema": {"type": "boolean"},
+    }
+    reloaded = _object({"reloaded": {"const": True}})
+    certificate = _object({"name": _TEXT, "expires": {"type": "string", "format": "date-time"}})
+    return {
+        "/members": {"get": _get("All members", _list("members", member))},
+        "/members/{name}": {
+            "get": _get("One member", member, _NAME, **unknown),
+            "patch": _write(
+                "Set a member's state, weight or both", "Change", _NAME, s200=_either("Member"), **unknown
+            ),
+            "put": _write(
+                "Add a member, or replace its settings",
+                "Settings",
+                _NAME,
+                s200=_either("Member"),
+                s201=member,
+                s204=None,
+            ),
+            "delete": _write("Remove a member", None, _NAME, s200=_ref("Preview"), s204=None, **unknown),
+        },
+        "/config": {"get": _get("The config in force, secrets masked", {"type": "object"}, own)},
+        "/reload": {
+            "post": _write("Read the config again", None, s200={"anyOf": [reloaded, _ref("Preview")]})
+        },
+        "/explain": {
+            "post": {
+                "summary": "Why would a request go where it goes?",
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": _ref("Question")}},
+                },
+                "responses": _answers(
+                    s200=_ref("Explanation"), s401=_ERROR, s408=_ERROR, s413=_ERROR, s422=_ERROR, s503=_ERROR
+                ),
+            }
+        },
+        "/log": {"get": _get("The recent events, the newest last", _list("events", _ref("Event")))},
+        "/certificates": {"get": _get("The certificates in use", _list("certificates", certificate))},
+        "/health/live": {
+            "get": {
+                "summary": "Do all workers respond?",
+                "security": _OPEN,
+                "responses": _answers(s200=_ref("Live"), s503=_ref("Live")),
+            }
+        },
+        "/health/ready": {
+            "get": {
+                "summary": "Would a visitor get an answer from some member?",
+                "security": _OPEN,
+                "responses": _answers(s200=_ref("Ready"), s503=_ref("Ready")),
+            }
+        },
+    }
+
+
+def description() -> dict[str, Any]:
+    """The whole description. The pages, `/metrics` and `/events` are no JSON, and are not in it."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "The admin API of fedproxy",
+            "version": __version__,
+            "description": "Reading needs a token only with `admin.read: token`; writes always need one.",
+        },
+        # Reading is open, or needs a token: either is in order.
+        "security": [{}, {"token": []}],
+        "paths": _paths(),
+        "components": {
+            "schemas": _SCHEMAS,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
