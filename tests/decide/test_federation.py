@@ -599,3 +599,59 @@ def test_launch_that_is_about_a_session_takes_one_of_its_member_s_places() -> No
     assert isinstance(members.acquire_session(a, Source.COOKIE), Lease)
     members.settle(lease, Outcome.SUCCESS, 0.0)
     assert a.launches == 0
+
+
+# -- for people
+
+
+def test_ranking_has_every_member_and_says_who_is_out() -> None:
+    fed, prime, gesis, ovh = three()
+    found = fed.rank(KEY, 0.0)
+    assert found[0].member is ask(fed).member
+    assert all(each.out is None and each.score for each in found)
+    gesis.set_intent(Intent.MAINT)
+    prime.set_health(False, 0.0)
+    assert [(each.member, each.out) for each in fed.rank(KEY, 0.0)] == [
+        (ovh, None),
+        (prime, "is unhealthy"),
+        (gesis, "is in maintenance"),
+    ]
+    ovh.max_launches = 0
+    assert [each.out for each in fed.rank(KEY, 0.0, launch=True)][-1] == "is full: 0 launches in flight"
+    assert [each.score for each in fed.rank(KEY, 0.0, launch=True)] == [None, None, None]
+
+
+def test_ranking_tells_a_breaker_from_its_member() -> None:
+    fed, _, gesis, _ = three()
+    fail(fed, gesis)
+    assert fed.rank(KEY, 0.0)[-1][::3] == (gesis, "is ejected: its breaker is open")
+
+
+def test_member_at_its_bound_comes_after_those_below_theirs() -> None:
+    fed, *members = three()
+    first = fed.rank(KEY, 0.0)[0].member
+    first.in_flight = 8
+    last = fed.rank(KEY, 0.0)[-1]
+    assert (last.member, last.out) == (first, "is at its bound of the load: 8 in flight, its share is 4.5")
+    assert ask(fed).member is not first
+    for each in members:
+        each.in_flight = 9
+    fed = federation(*members, load_bound=0.1)
+    assert all(each.out is None for each in fed.rank(KEY, 0.0))
+
+
+def test_ranking_by_chance_has_chances_and_one_by_load_has_room() -> None:
+    fed, prime, gesis, ovh = three(balancer="random")
+    gesis.weight = 2.0
+    assert [(each.member, each.score) for each in fed.rank(None, 0.0)] == [
+        (gesis, 0.5),
+        (prime, 0.25),
+        (ovh, 0.25),
+    ]
+    fed, prime, gesis, ovh = three(balancer="least-requests")
+    prime.in_flight, ovh.in_flight = 3, 1
+    assert [(each.member, each.score) for each in fed.rank(KEY, 0.0)] == [
+        (gesis, 1.0),
+        (ovh, 0.5),
+        (prime, 0.25),
+    ]
