@@ -127,7 +127,7 @@ def _converted(legacy: _Legacy, prime: str) -> dict[str, Any]:
         },
         "routes": [
             *({"path": path, "redirect": url, "status": 301} for path, url in _BADGES.items()),
-            {"path": "/metrics", "status": 404},
+            {"path": "/metrics", "page": "metrics"},
             {"path": "/build/*", "to": "members", "mode": "redirect"},
             {"path": "/*", "to": "prime"},
         ],

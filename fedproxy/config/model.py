@@ -14,7 +14,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fedproxy.config import address as addr
@@ -585,6 +593,11 @@ class RouteSettings(Section):
         default=None,
         description="`members` (the default, chosen with affinity), `prime`, or one member's name.",
     )
+    page: Literal["metrics"] | None = Field(
+        default=None,
+        description="A page of the edge's own: `metrics` are those of the admin listener, for all who can "
+        "come here. Not together with `to`, `redirect` or `status`.",
+    )
     sessions: Flag = Field(
         default=False,
         description="What is under this path runs at one member only, which serves it while it can be "
@@ -597,6 +610,14 @@ class RouteSettings(Section):
         default="proxy", description="With `to`: forward the request, or answer 307 with the member's URL."
     )
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As a file may have it: without a mode where there must be none."""
+        written: dict[str, Any] = serialize(self)
+        if not self.to:
+            written.pop("mode", None)
+        return written
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
@@ -604,7 +625,7 @@ class RouteSettings(Section):
             return data
         if data.get("redirect") is not None:
             return {**data, "status": 302} if data.get("status") is None else data
-        if data.get("status") is None and data.get("to") is None:
+        if all(data.get(key) is None for key in ("status", "to", "page")):
             return {**data, "to": "members"}
         return data
 
@@ -618,6 +639,8 @@ class RouteSettings(Section):
             yield "to", f"is {self.to!r} next to `{other}`, expected one of them"
         elif "mode" in self.model_fields_set and not self.to:
             yield "mode", f"is {self.mode!r}, expected only with `to`"
+        if self.page and (self.to or self.redirect or self.status):
+            yield "page", f"is {self.page!r}, expected without `to`, `redirect` and `status`"
         passed = self.to and self.mode == "proxy"
         if self.sessions and not passed:
             yield "sessions", "is true, expected only where requests are passed on (`to`, mode proxy)"

@@ -22,6 +22,7 @@ from fedproxy.decide.route import (
     SESSIONS,
     Action,
     Fixed,
+    Local,
     Redirect,
     Route,
     Router,
@@ -187,6 +188,8 @@ def _route(route: config.RouteSettings) -> Route:
 
 
 def _action(route: config.RouteSettings) -> Action:
+    if route.page is not None:
+        return Local(route.page)
     if route.redirect is not None:
         return Redirect(route.redirect, route.status or 302)
     if route.status is not None:

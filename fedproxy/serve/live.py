@@ -8,15 +8,12 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-from yarl import URL
-
 from fedproxy.config.address import Address
 from fedproxy.config.advice import Advice
 from fedproxy.config.check import addresses_of, collisions
 from fedproxy.config.places import Finding, Location
-from fedproxy.control.fetch import FAULTS, fetch, open_session
 from fedproxy.control.prober import Prober, Report
+from fedproxy.serve.admin import ask_admin
 from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import try_address
 
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
     from fedproxy.serve.verify import CheckedFile
 
 _ASKED = 10.0  # seconds for the admin listener of the edge that may be running
-_LARGEST = 1 << 24  # bytes of its config
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 async def look(checked: CheckedFile) -> CheckedFile:
@@ -62,19 +57,11 @@ async def _try_addresses(config: Config) -> list[Finding]:
 
 async def _ask_running(admin: AdminSettings) -> Any:
     """The config that is in force in an edge with this admin listener; None if nobody there says one."""
-    address = admin.address
-    connector = aiohttp.UnixConnector(address.path) if address.path else None
-    host = "localhost" if address.path else _WILDCARDS.get(address.host, address.host)
-    url = URL.build(scheme="http", host=host, port=address.port or None, path="/config")
-    # Not sent where it is not asked for: who listens there is not known.
-    secret = next(iter(admin.named_tokens.values())).token if admin.read == "token" else None
-    headers = {} if secret is None else {"Authorization": f"Bearer {secret.get_secret_value()}"}
-    async with open_session(headers, connector, decompress=True) as session:
-        try:
-            found = await fetch(session, url, timeout=_ASKED, most=_LARGEST)
-            return json.loads(found.body) if found.status == 200 else None
-        except (*FAULTS, RecursionError):
-            return None
+    try:
+        found = await ask_admin(admin, "/config", _ASKED)
+        return json.loads(found.body) if found.status == 200 else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _addresses_of(running: Any) -> set[str]:

@@ -34,6 +34,7 @@ from fedproxy.proxy.edge import Edge
 from fedproxy.proxy.entrance import enter
 from fedproxy.proxy.explaining import Question, answer
 from fedproxy.serve import descriptors
+from fedproxy.serve.admin import ask_admin
 from fedproxy.serve.assemble import assemble, options_of, router_of
 from fedproxy.serve.log import Log
 from fedproxy.serve.sockets import BACKLOG
@@ -55,6 +56,7 @@ SETTLED = 1.0  # seconds until sockets that were given up are closed, even on a 
 _GRACE = 1.0  # seconds in which a request may come on a connection that is to be closed
 _TELL_LEARNED = 0.1  # seconds until others are told of sessions that no launch announced ...
 _LEARNED = 100  # ... and so many of them at most
+_TO_ANSWER = 10.0  # seconds that the control process may take for the metrics
 _HEAD = 1 << 24  # bytes
 # Bytes that the system may take for a visitor beyond what is on its way: with less a fast reader waits, and
 # without a limit each slow one costs megabytes that no process shows.
@@ -175,6 +177,13 @@ class Plane:
     def logos(self) -> Mapping[str, Logo]:
         """The images that the page can show, by the URL in the config."""
         return self._logos
+
+    async def metrics(self, accept: str) -> tuple[str, bytes]:
+        """As `PublicState` says: the control process adds up what the workers count, and is asked for it."""
+        found = await ask_admin(self.config.admin, "/metrics", _TO_ANSWER, {"Accept": accept or "*/*"})
+        if found.status != 200:
+            raise OSError(f"answered {found.status}")
+        return found.headers["Content-Type"], found.body
 
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value stands for."""

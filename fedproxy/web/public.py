@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import aiohttp_jinja2
 from aiohttp import web
 
-from fedproxy.web.answers import RefusedError, answer_errors, create_app
+from fedproxy.web.answers import RefusedError, answer_errors, create_app, takes_gzip
 from fedproxy.web.page import environment, icon, site, stylesheet
 from fedproxy.web.view import active_hosts, join_contact, live_cards, past_cards
 from fedproxy.wire.cookie import set_cookie, take
@@ -45,6 +45,9 @@ class PublicState(Protocol):
     def cookie_member(self, value: str) -> str | None:
         """The name of the member that an affinity cookie's value identifies."""
 
+    async def metrics(self, accept: str) -> tuple[str, bytes]:
+        """The metrics of all workers as the admin listener has them: media type and text. Raises OSError."""
+
     def cookie_for(self, name: str, secure: bool) -> str | None:
         """The Set-Cookie value that keeps a visitor with a member; None if there is no such member."""
 
@@ -60,7 +63,14 @@ def create_public_app(state: PublicState) -> web.Application:
     for asset in (pages.style, pages.icon):
         app.router.add_get(asset.path, asset.serve)
     app.router.add_get(f"{_LOGOS}{{key}}", pages.logo)
+    app.router.add_get(f"{_PAGE}/{{rest:(?!move$).*}}", _nothing)
+    # Any other path comes here only if a route says so.
+    app.router.add_get("/{path:.*}", pages.metrics)
     return app
+
+
+async def _nothing(request: web.Request) -> web.Response:
+    raise RefusedError(404, "There is nothing here.")
 
 
 class _Pages:
@@ -72,6 +82,18 @@ class _Pages:
     async def active_hosts(self, request: web.Request) -> web.Response:
         state = self._state
         return web.json_response({"active_hosts": active_hosts(state.config, state.members())})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The edge's metrics, where a route has them on the public port."""
+        try:
+            kind, text = await self._state.metrics(",".join(request.headers.getall("Accept", ())))
+        except OSError:
+            raise RefusedError(503, "The metrics cannot be had at the moment.") from None
+        headers = {"Content-Type": kind, "Vary": "Accept, Accept-Encoding", "Cache-Control": "no-store"}
+        response = web.Response(body=text, headers=headers)
+        if takes_gzip(request):
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     async def federation(self, request: web.Request) -> web.Response:
         state = self._state

@@ -58,10 +58,16 @@ def test_old_config_behaves_as_before() -> None:
         ("/badge_logo.svg", "https://static.mybinder.org/badge_logo.svg", 301, None, "proxy"),
         ("/badge.svg", "https://static.mybinder.org/badge.svg", 301, None, "proxy"),
         ("/assets/images/badge.svg", "https://static.mybinder.org/badge.svg", 301, None, "proxy"),
-        ("/metrics", None, 404, None, "proxy"),
+        ("/metrics", None, None, None, "proxy"),
         ("/build/*", None, None, "members", "redirect"),
         ("/*", None, None, "prime", "proxy"),
     ]
+
+
+def test_metrics_are_on_the_public_port_as_before() -> None:
+    config = parse(json.dumps(PRODUCTION), {})
+    assert [route.path for route in config.routes if route.page == "metrics"] == ["/metrics"]
+    assert "page: metrics" in convert(json.dumps(PRODUCTION))
 
 
 def test_null_hosts_and_hosts_without_weight_are_absent() -> None:

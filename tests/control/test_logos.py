@@ -97,7 +97,7 @@ async def test_logo_that_is_not_there_is_tried_again(monkeypatch: pytest.MonkeyP
 
 
 async def test_host_that_hangs_holds_up_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logos, "_TIME", 0.05)
+    monkeypatch.setattr(logos, "_TIME", 0.5)
     told: list[Logo] = []
     said: list[str] = []
     async with museum() as (_, url):

@@ -68,6 +68,7 @@ class State:
         self.reloaded_at: float | None = None
         self.faults: list[Fault] = []
         self.questions: list[Question] = []
+        self.owned: list[bool] = []
         self.answer: str | None = "{}"
         self.error: Exception | None = None
         self.asked: list[str] = []
@@ -123,6 +124,11 @@ class State:
     def logos(self) -> dict[str, Logo]:
         return {logo.url: logo for logo in self.images}
 
+    async def metrics(self, accept: str) -> tuple[str, bytes]:
+        if self.error is not None:
+            raise self.error
+        return "text/plain; version=0.0.4", f"# for {accept}\n".encode()
+
     def cookie_member(self, value: str) -> str | None:
         return value if value in self.federation.by_name else None
 
@@ -132,6 +138,7 @@ class State:
         return f"{self.config.affinity.cookie}={name}; Path=/{'; Secure' if secure else ''}"
 
     def config_masked(self, *, own: bool = False) -> dict[str, Any]:
+        self.owned.append(own)
         return masked(self.config)
 
     async def explain(self, question: Question) -> str | None:

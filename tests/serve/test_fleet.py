@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ from fedproxy.control.messages import (
 )
 from fedproxy.errors import ChannelError, Fault
 from fedproxy.event import EventName
+from fedproxy.proxy.explaining import Question
 from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
 from fedproxy.serve.service import Service
 from fedproxy.serve.sockets import Sockets
@@ -299,3 +301,36 @@ async def test_probes_at_one_time_are_one_question_to_the_workers(
     for survey in [await each for each in [service._do(each) for each in surveys]]:
         assert survey.workers == 2
     assert asked == 1
+
+
+async def test_worker_explains_a_request(service: Service) -> None:
+    found = json.loads(await service.explain(Question("/v2/gh/a/b/HEAD", cookie="a")) or "")
+    assert (found["member"], found["source"], found["key"]) == ("a", "cookie", "/build/gh/a/b")
+    assert await service.explain(Question("no slash")) is None
+
+
+async def test_explanation_comes_from_a_worker_that_turns(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedproxy.serve.fleet._TO_ANSWER", 0.05)
+    one, other = processes(service)
+    for each in (one, other):
+        os.kill(each, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            await service.explain(Question("/"))
+        os.kill(other, signal.SIGCONT)
+        monkeypatch.setattr("fedproxy.serve.fleet._TO_ANSWER", 1.0)
+        assert json.loads(await service.explain(Question("/")) or "")["member"] == "a"
+    finally:
+        os.kill(one, signal.SIGCONT)
+        os.kill(other, signal.SIGCONT)
+
+
+async def test_edge_that_drains_explains_nothing(heard: Heard) -> None:
+    service = Service(config_of("http://127.0.0.1:1", access_log="off"), probe=False, events=heard)
+    await service.start()
+    assert await service.explain(Question("/")) is not None
+    await service.stop()
+    with pytest.raises(TimeoutError):
+        await service.explain(Question("/"))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import cast
 
+import aiohttp
 import pytest
 import trustme
 import yaml
@@ -355,3 +356,23 @@ async def test_reload_with_a_ca_that_is_none_changes_nothing(files: dict[str, st
     assert await service.reload() == [Fault("members.a.ca", message)]
     assert service.federation.by_name["a"].weight == 1
     await service.stop()
+
+
+@pytest.mark.parametrize("read", ["open", "token"])
+async def test_route_has_the_metrics_on_a_public_listener(read: str, unused_tcp_port: int) -> None:
+    admin = {"address": f"127.0.0.1:{unused_tcp_port}", "token": "quiet enough to be one", "read": read}
+    routes = [{"path": "/numbers", "page": "metrics"}]
+    config = config_of("http://127.0.0.1:1", admin=admin, routes=routes, access_log="off")
+    service = Service(config, probe=False)
+    await service.start()
+    try:
+        host, port = service.addresses[0]
+        async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
+            async with session.get("/numbers") as response:
+                assert response.status == 200
+                assert "fedproxy_build_info{" in await response.text()
+                assert response.headers["Content-Type"].startswith("text/plain")
+            async with session.get("/federation/numbers") as response:
+                assert response.status == 404
+    finally:
+        await service.stop()

@@ -20,6 +20,7 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ConfigError, Fault, Position
+from fedproxy.proxy.explaining import Question
 from fedproxy.serve.fleet import Stuck
 from fedproxy.web.admin import create_admin_app
 from tests.rig.build import federation
@@ -28,6 +29,7 @@ from tests.rig.state import CONFIG, Client, State
 from tests.rig.wire import until
 
 TOKEN = {"Authorization": "Bearer s3cret"}
+LOCKED = 'admin: {token: "s3cret", read: token}\nmembers: {gesis: {url: "https://gesis.test", prime: true}}'
 NEW = {"url": "https://new.example.org", "weight": 20}
 #: Bodies that are wrong for any request.
 UNUSABLE = [b"", b"{", b"\xff\xfe", b"null", b"[]", b"{}", b"[" * 30_000]
@@ -623,6 +625,139 @@ async def test_reload_of_a_bad_config_gives_every_fault(client: Client, state: S
         {"path": "members.a.url", "message": "is missing", "line": 3, "column": 5},
         {"path": "", "message": "cannot be read"},
     ]
+
+
+# The same without doing it
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "changes"),
+    [
+        (
+            "PATCH",
+            "/members/gesis",
+            {"weight": 10},
+            [{"key": "members.gesis.weight", "before": 50.0, "after": 10.0}],
+        ),
+        ("PUT", "/members/new", NEW, [{"key": "members.new", "before": None}]),
+        ("DELETE", "/members/ovh", None, [{"key": "members.ovh", "after": None}]),
+        ("POST", "/reload", None, [{"key": "workers", "before": "auto", "after": 3}]),
+    ],
+)
+async def test_dry_run_says_what_would_change_and_changes_nothing(
+    client: Client, state: State, method: str, path: str, body: object, changes: list[dict[str, object]]
+) -> None:
+    before = state.config_masked()
+    response = await client.request(method, f"{path}?dry_run=true", json=body, headers=TOKEN)
+    assert response.status == 200
+    found = await response.json()
+    assert found["dry_run"] is True
+    assert len(found["changes"]) == len(changes)
+    for change, expected in zip(found["changes"], changes, strict=True):
+        assert change.keys() == {"key", "before", "after"} and expected.items() <= change.items()
+    assert state.config_masked() == before
+    assert all(each.startswith("preview") for each in state.asked)
+    assert (await client.request(method, f"{path}?dry_run=true", json=body)).status == 401
+
+
+async def test_dry_run_is_refused_as_the_change_would_be(client: Client, state: State) -> None:
+    state.faults = [Fault("members.a.url", "is missing", Position(3, 5, "more.yaml"))]
+    response = await client.post("/reload?dry_run=true", headers=TOKEN)
+    assert await error_of(response, 422) == "more.yaml:3:5: members.a.url: is missing"
+    (fault,) = (await response.json())["faults"]
+    assert (fault["file"], fault["line"], fault["column"]) == ("more.yaml", 3, 5)
+    await error_of(await client.delete("/members/none?dry_run=true", headers=TOKEN), 404)
+    state.error = OSError(28, "no room")
+    await error_of(await client.patch("/members/gesis?dry_run=true", json={"weight": 1}, headers=TOKEN), 507)
+
+
+@pytest.mark.parametrize("query", ["dry_run", "dry_run=yes", "dry_run=true&dry_run=true", "dry_run=1"])
+async def test_flag_that_is_neither_true_nor_false_changes_nothing(
+    client: Client, state: State, query: str
+) -> None:
+    response = await client.patch(f"/members/gesis?{query}", json={"weight": 1}, headers=TOKEN)
+    assert await error_of(response, 422) == "dry_run: expected true or false."
+    assert state.asked == []
+
+
+async def test_dry_run_that_is_false_is_none(client: Client, state: State) -> None:
+    response = await client.patch("/members/gesis?dry_run=false", json={"weight": 1}, headers=TOKEN)
+    assert (await response.json())["weight"] == 1
+
+
+# Explanations
+
+
+async def test_question_reaches_who_knows(client: Client, state: State) -> None:
+    state.answer = '{"member": "gesis"}'
+    response = await client.post("/explain", json={"url": "/v2/gh/a/b/HEAD"})
+    assert (response.status, response.content_type) == (200, "application/json")
+    assert await response.json() == {"member": "gesis"}
+    question = {
+        "url": "HTTPS://mybinder.org:8443/a?b=c",
+        "cookie": "gesis!1",
+        "accept": "text/event-stream",
+        "client": "2001:db8::1",
+    }
+    assert (await client.post("/explain", json=question)).status == 200
+    assert state.questions == [
+        Question("/v2/gh/a/b/HEAD"),
+        Question("/a?b=c", "mybinder.org:8443", "gesis!1", "text/event-stream", "2001:db8::1"),
+    ]
+    await client.post("/explain", json={"url": "https://mybinder.org"})
+    assert (state.questions[-1].host, state.questions[-1].target) == ("mybinder.org", "/")
+
+
+@pytest.mark.parametrize(
+    ("question", "detail"),
+    [
+        ([], "Expected an object with"),
+        ({}, "Expected an object with"),
+        ({"url": 5}, "Expected an object with"),
+        ("x", "Expected an object with"),
+        ({"url": "/", "method": "GET"}, "Unknown key: expected url, cookie, accept, client."),
+        ({"url": "/a\r\nb"}, "url: expected printable ASCII text."),
+        ({"url": "/\u00e9"}, "url: expected printable ASCII text."),
+        ({"url": "/", "accept": 5}, "accept: expected printable ASCII text."),
+        ({"url": "/", "cookie": "a; b=c"}, "cookie: expected the value of the affinity cookie."),
+        ({"url": "/", "client": "somebody"}, "client: expected an IP address."),
+    ],
+)
+async def test_question_that_makes_no_sense_is_refused(
+    client: Client, state: State, question: object, detail: str
+) -> None:
+    assert (await error_of(await client.post("/explain", json=question), 422)).startswith(detail)
+    assert state.questions == []
+
+
+async def test_question_without_an_answer_is_an_error(client: Client, state: State) -> None:
+    state.answer = None
+    detail = await error_of(await client.post("/explain", json={"url": "no"}), 422)
+    assert detail == "url: no visitor can ask for 'no'."
+    state.answer = "nobody"
+    await error_of(await client.post("/explain", json={"url": "/"}), 503)
+
+
+async def test_question_needs_a_token_where_reading_does(aiohttp_client: AiohttpClient) -> None:
+    state = State(LOCKED)
+    client = await aiohttp_client(create_admin_app(state))
+    await error_of(await client.post("/explain", json={"url": "/"}), 401)
+    assert (await client.post("/explain", json={"url": "/"}, headers=TOKEN)).status == 200
+
+
+# What is in use
+
+
+async def test_certificates_are_listed(client: Client) -> None:
+    assert await (await client.get("/certificates")).json() == {
+        "certificates": [{"name": "mybinder.org", "expires": "2027-01-15T08:00:00+00:00"}]
+    }
+
+
+async def test_config_is_told_without_what_operators_changed(client: Client, state: State) -> None:
+    assert (await client.get("/config?own=true")).status == 200
+    assert state.owned == [True]
+    await error_of(await client.get("/config?own=maybe"), 422)
 
 
 # What is not even HTTP

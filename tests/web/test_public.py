@@ -354,3 +354,19 @@ async def test_member_that_joined_at_run_time_is_listed_by_its_name(client: Clie
     assert "<h3>new</h3>" in text
     found = await (await client.get("/active_hosts")).json()
     assert found["active_hosts"]["new"]["health"] == "https://new.example.org/health"
+
+
+async def test_metrics_are_those_of_all_workers(client: Client, state: State) -> None:
+    response = await client.get("/metrics", headers={"Accept": "text/plain", "Accept-Encoding": "identity"})
+    assert (response.status, await response.text()) == (200, "# for text/plain\n")
+    assert response.headers["Content-Type"] == "text/plain; version=0.0.4"
+    assert response.headers["Cache-Control"] == "no-store"
+    packed = await client.get("/metrics", headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["Content-Encoding"] == "gzip"
+    state.error = OSError("nobody is there")
+    assert (await client.get("/metrics")).status == 503
+
+
+@pytest.mark.parametrize("path", ["/federation/", "/federation/none", "/federation/metrics"])
+async def test_path_below_the_page_that_is_none_is_not_found(client: Client, path: str) -> None:
+    assert (await client.get(path)).status == 404
