@@ -63,14 +63,9 @@ def create_public_app(state: PublicState) -> web.Application:
     for asset in (pages.style, pages.icon):
         app.router.add_get(asset.path, asset.serve)
     app.router.add_get(f"{_LOGOS}{{key}}", pages.logo)
-    app.router.add_get(f"{_PAGE}/{{rest:(?!move$).*}}", _nothing)
     # Any other path comes here only if a route says so.
-    app.router.add_get("/{path:.*}", pages.metrics)
+    app.router.add_get("/{path:(?!federation/).*}", pages.metrics)
     return app
-
-
-async def _nothing(request: web.Request) -> web.Response:
-    raise RefusedError(404, "There is nothing here.")
 
 
 class _Pages:
