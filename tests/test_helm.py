@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
@@ -43,6 +45,8 @@ INCUMBENT: dict[str, Any] = {
     "load_balancer": "random",
     "pod_headroom": 10,
     "host_cookie_age_hours": 12,
+    "image": {"name": "registry.example.org/fedproxy", "tag": "1.2"},
+    "resources": {"requests": {"cpu": "10m", "memory": "50Mi"}, "limits": {"cpu": "100m", "memory": "250Mi"}},
     "hosts": {
         "hetzner-2i2c": {
             "prime": True,
@@ -129,9 +133,17 @@ def needs_helm() -> None:
 
 
 def _helm(*arguments: str | Path, values: object = None) -> subprocess.CompletedProcess[str]:
-    command = [str(helm.program()), *map(str, arguments), *([] if values is None else ["--values", "-"])]
+    home = helm.program().parent
+    # Not the user's own repositories, plugins and clusters.
+    own = {f"HELM_{name}_HOME": str(home / name.lower()) for name in ("CACHE", "CONFIG", "DATA")}
     return subprocess.run(
-        command, input=json.dumps(values), capture_output=True, text=True, timeout=60, check=False
+        [helm.program(), *arguments, *([] if values is None else ["--values", "-"])],
+        env={**os.environ, **own, "KUBECONFIG": os.devnull},
+        input=json.dumps(values),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -408,6 +420,27 @@ def test_values_of_federation_redirect_give_the_edge_that_its_own_config_gives(
     assert expected.members.keys() == {"hetzner-2i2c", "hetzner-gesis"}
     # Not a worker for each processor of the node.
     assert _container(in_larger)["args"][-2:] == ["--workers", "1"]
+
+
+def test_values_in_the_documents_work(parent: Path, read: Read) -> None:
+    def fence(document: str, *words: str) -> Any:
+        text = (ROOT / "docs" / document).read_text()
+        (found,) = [
+            each
+            for each in re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+            if all(word in each for word in words)
+        ]
+        return yaml.safe_load(found)
+
+    objects = _by_kind(_rendered(fence("kubernetes.md", "# values.yaml")))
+    assert read(objects).members.keys() == {"first", "second"}
+    assert "Ingress" in objects
+
+    values = fence("migrating.md", "federationRedirect:", "fedproxy:")
+    assert values["fedproxy"]["hosts"] == values["federationRedirect"]["hosts"]
+    objects = _by_kind(_rendered({"federationRedirect": values["fedproxy"]}, parent, "staging"))
+    assert read(objects).members.keys() == {"staging"}
+    assert objects["Service"]["metadata"]["name"] == "fedproxy"
 
 
 @pytest.mark.parametrize("headroom", [0, None])
