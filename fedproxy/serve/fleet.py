@@ -49,6 +49,7 @@ from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ChannelError
 from fedproxy.event import Event, EventName
+from fedproxy.observe.processes import Running
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sharing import Sharing, SharingPeer
 from fedproxy.serve.sockets import Sockets
@@ -160,6 +161,9 @@ class Fleet(Protocol):
     def stuck(self) -> list[Stuck]:
         """The workers that should serve and do not turn."""
 
+    def processes(self) -> list[Running]:
+        """The worker processes, those that start or drain too."""
+
     async def drain(self, seconds: float) -> None:
         """Accepts nobody any more; returns when all has ended, or after so many seconds."""
 
@@ -268,6 +272,10 @@ class Inside:
 
     def stuck(self) -> list[Stuck]:
         """As `Fleet` says. If this process did not turn, there would be no answer at all."""
+        return []
+
+    def processes(self) -> list[Running]:
+        """As `Fleet` says: none but this one serves."""
         return []
 
     async def drain(self, seconds: float) -> None:
@@ -649,6 +657,13 @@ class Workers:
             Stuck(each.pid, each.silent)
             for each in sorted(self._processes, key=lambda each: each.pid)
             if each.ready.is_set() and not each.draining and each.silent >= _SILENT
+        ]
+
+    def processes(self) -> list[Running]:
+        """As `Fleet` says."""
+        return [
+            Running("worker", each.pid, each.slot, each.last.lag if each.last is not None else 0.0)
+            for each in sorted(self._processes, key=lambda each: each.slot)
         ]
 
     # The end

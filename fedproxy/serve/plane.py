@@ -187,7 +187,7 @@ class Plane:
     def survey(self) -> Survey:
         """The members, and what was counted."""
         self.edge.counts.lines_dropped["access"] = self._log.dropped
-        return Survey(self._members(), self.edge.counts)
+        return Survey(self._members(), self.edge.counts, lag=self.edge.lost())
 
     # What is told
 

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -43,6 +43,8 @@ from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.event import Event, EventName
 from fedproxy.observe.history import History
+from fedproxy.observe.metrics import View
+from fedproxy.observe.processes import Processes, Running
 from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.disk import DiskThread
 from fedproxy.serve.fleet import Common, Fleet, Inside, Stuck, Workers
@@ -147,6 +149,7 @@ class Service:
         self._serving = False
         self._workers = 0
         self._glance: asyncio.Task[Survey] | None = None
+        self._processes = Processes()
         self._orphans = orphans.Orphans()
         self._reaper: asyncio.Task[None] | None = None
         self._moved_at = -SETTLED  # when listeners last changed
@@ -465,6 +468,25 @@ class Service:
             for name, end in each.expiries().items():
                 ends[name] = min(end, ends.get(name, end))
         return ends
+
+    def view(self) -> View:
+        """What the metrics are made of, as it is now. Counts may be the live ones."""
+        return View(
+            survey=self.known(),
+            reloads=dict(self.reloads),
+            reloaded_at=self.reloaded_at,
+            certificates=self.certificates(),
+            sessions=self.sessions_known,
+            processes=self._processes.look(self._running()),
+        )
+
+    def _running(self) -> Iterator[Running]:
+        """The edge's processes, this one first."""
+        yield Running("control", os.getpid(), lag=self._prober.lost() if self._prober is not None else None)
+        if self._starter.forker is not None:
+            yield Running("forker", self._starter.forker)
+        for fleet in (self._fleet, *self._leaving):
+            yield from fleet.processes()
 
     def config_masked(self) -> dict[str, Any]:
         """The config in force, without its secrets."""
