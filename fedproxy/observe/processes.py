@@ -68,7 +68,7 @@ class ProcessUse:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _LastSeen:
     """A process as it was seen last."""
 
     usage: Usage
@@ -80,7 +80,7 @@ class Processes:
 
     def __init__(self, read: Callable[[int], Usage | None] | None = None) -> None:
         self._read = read or read_usage
-        self._seen: dict[tuple[Role, int | None], dict[int, _Seen]] = {}
+        self._seen: dict[tuple[Role, int | None], dict[int, _LastSeen]] = {}
         # Seconds of those that have ended, as far as they were seen: processor time, lag.
         self._ended: dict[tuple[Role, int | None], tuple[float, float]] = {}
 
@@ -89,13 +89,13 @@ class Processes:
 
         A process that cannot be read is shown as it was before, or not at all.
         """
-        now: dict[tuple[Role, int | None], dict[int, _Seen]] = {}
+        now: dict[tuple[Role, int | None], dict[int, _LastSeen]] = {}
         for each in running:
             key = each.role, each.slot
             before = self._seen.get(key, {}).get(each.pid)
             usage = self._read(each.pid)
             if usage is not None:
-                now.setdefault(key, {})[each.pid] = _Seen(usage, each.lag)
+                now.setdefault(key, {})[each.pid] = _LastSeen(usage, each.lag)
             elif before is not None:
                 now.setdefault(key, {})[each.pid] = before
         for key, seen in self._seen.items():
@@ -108,7 +108,7 @@ class Processes:
         self._seen = now
         return [self._together(key, list(seen.values())) for key, seen in now.items()]
 
-    def _together(self, key: tuple[Role, int | None], seen: Sequence[_Seen]) -> ProcessUse:
+    def _together(self, key: tuple[Role, int | None], seen: Sequence[_LastSeen]) -> ProcessUse:
         role, slot = key
         cpu, lag = self._ended.get(key, (0.0, 0.0))
         usages = [each.usage for each in seen]

@@ -49,6 +49,7 @@ from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.disk import DiskThread
 from fedproxy.serve.fleet import Common, Fleet, Inside, Stuck, Workers
 from fedproxy.serve.log import check_log
+from fedproxy.serve.otlp_metrics import MetricsExport
 from fedproxy.serve.plane import SETTLED, Shape, shape
 from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import Sockets, listen_on
@@ -150,6 +151,7 @@ class Service:
         self._workers = 0
         self._glance: asyncio.Task[Survey] | None = None
         self._processes = Processes()
+        self._metrics = MetricsExport(self.view, partial(self.note, EventName.METRICS_UNSENT))
         self._orphans = orphans.Orphans()
         self._reaper: asyncio.Task[None] | None = None
         self._moved_at = -SETTLED  # when listeners last changed
@@ -241,6 +243,7 @@ class Service:
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
             self._logos = Logos(lambda logo: self._fleet.tell(logo), self._on_event)
             self._logos.apply(self.config.logos)
+        self._metrics.put(self.config.otlp_metrics)
         self._serving = True
 
     # Sessions
@@ -378,6 +381,7 @@ class Service:
             if self._keeper is not None:
                 await cancel([self._keeper])
                 self._keeper = None
+            await self._metrics.close()
             # A disk that hangs keeps nobody.
             with suppress(OSError, TimeoutError):
                 await asyncio.wait_for(self._save_sessions(), _LAST_SAVE)
@@ -690,6 +694,7 @@ class Service:
             self._admin, gone = admin, self._admin
             self._do(_close_admin(gone))
         self._certificates = certificates
+        self._metrics.put(config.otlp_metrics)
         if self._events is not None:
             self._events.form = config.log
         self._sharing.sessions.shrink(config.limits.sessions)
