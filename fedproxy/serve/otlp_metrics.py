@@ -42,12 +42,8 @@ class MetricsExport:
         self._settings = settings
         self._end()
         if settings.endpoint != "off":
-            # Only now, as it is only there with the extra, and takes its time.
-            from fedproxy.observe.otlp_metrics import MetricsSender
-
             report = partial(self._report_soon, asyncio.get_running_loop())
-            sender = MetricsSender(settings.endpoint, settings.service_name, report)
-            self._exporting = _Exporting(sender, self._view, self._since, settings.interval)
+            self._exporting = _Exporting(settings, self._view, self._since, report)
 
     def _report_soon(self, loop: asyncio.AbstractEventLoop, message: str) -> None:
         """Called in the thread that sends."""
@@ -67,13 +63,23 @@ class MetricsExport:
 
 
 class _Exporting:
-    """Sends at once, then every so many seconds. since: when counting began, in nanoseconds of the epoch."""
+    """Sends at once, then at every interval.
 
-    def __init__(self, sender: MetricsSender, view: Callable[[], View], since: int, interval: float) -> None:
-        self._sender = sender
+    since: when counting began, in nanoseconds since the epoch. report: called in any thread.
+    """
+
+    def __init__(
+        self,
+        settings: OtlpMetricsSettings,
+        view: Callable[[], View],
+        since: int,
+        report: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
         self._view = view
         self._since = since
-        self._interval = interval
+        self._report = report
+        self._sender: MetricsSender | None = None
         # A name server or a collector may hold it up, and nothing is to wait for that.
         self._thread = DiskThread("fedproxy-metrics")
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -81,18 +87,28 @@ class _Exporting:
     async def _run(self) -> None:
         while True:
             await self._send()
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self._settings.interval)
 
     async def _send(self) -> None:
-        from fedproxy.observe.otlp_metrics import points
+        sender = await self._thread.run(self._make)
+        from fedproxy.observe.otlp_metrics import points  # it is loaded by now
 
         found = await gather(points(self._view(), self._since, time.time_ns()))
-        await self._thread.run(partial(self._sender.send, found))
+        await self._thread.run(partial(sender.send, found))
+
+    def _make(self) -> MetricsSender:
+        """Called in the thread, as the import takes half a second. The extra brings what is imported."""
+        if self._sender is None:
+            from fedproxy.observe.otlp_metrics import MetricsSender
+
+            self._sender = MetricsSender(self._settings.endpoint, self._settings.service_name, self._report)
+        return self._sender
 
     async def close(self, within: float) -> None:
         """Sends once more, for at most `within` seconds, and ends."""
         await cancel([self._task])
         with suppress(TimeoutError):
             await asyncio.wait_for(self._send(), within)
-        self._sender.close()
+        if self._sender is not None:
+            self._sender.close()
         self._thread.end()
