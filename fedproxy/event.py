@@ -100,6 +100,7 @@ class EventName(StrEnum):
     LOG_UNUSABLE = "log.unusable", _E, "the access log's file cannot be reopened"
     LOG_DROPPED = "log.dropped", _W, "lines of a log were lost; at most once a minute"
     TRACE_UNSENT = "trace.unsent", _W, "spans cannot be sent to the collector; at most once a minute"
+    METRICS_UNSENT = "metrics.unsent", _W, "metrics cannot be sent to the collector; at most once a minute"
 
     PYTHON_WARNING = "python.warning", _W, "a warning of Python or a library"
     PYTHON_ERROR = "python.error", _E, "an exception that nobody handled, or an error of a library"

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -23,6 +23,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Status, Survey, snapshot
 from fedproxy.errors import EdgeError, VisitorError, reasons_of
 from fedproxy.observe.metrics import View, expose
+from fedproxy.observe.processes import ProcessUse, Role
 from tests.rig import programs
 from tests.rig.build import member
 from tests.rig.dashboard import DASHBOARD, QUERIES, panels
@@ -46,6 +47,7 @@ VALUES = {
     ("fedproxy_config_reloads_total", "result"): {"success", "failure"},
     ("fedproxy_log_lines_dropped_total", "log"): {"access", "events"},
     ("fedproxy_member_pods", "kind"): {"total", "build", "user"},
+    ("fedproxy_process_cpu_seconds_total", "process"): set(get_args(Role)),
     ("member:fedproxy_bytes:rate5m", "direction"): {"in", "out"},
 }
 
@@ -84,7 +86,8 @@ def _exposed() -> dict[str, set[str]]:
     edge = EdgeCounts()
     edge.rejected["x"] = 1
     seen = replace(snapshot(gesis, 0.0), pods={"total": 1}, quota=2, checks={"x": True})
-    view = View(Survey([seen], edge), reloaded_at=1.0, certificates={"x": 1.0})
+    processes = [ProcessUse("worker", "0", 1.0, 1.0, 1, 1, 1, 1.0)]
+    view = View(Survey([seen], edge), reloaded_at=1.0, certificates={"x": 1.0}, processes=processes)
     labels: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate", "member"}}
     for family in text_string_to_metric_families("".join(expose(view, ""))):
         for sample in family.samples:

@@ -459,14 +459,33 @@ class TracingSettings(Section):
     service_name: Text = Field(default="fedproxy", description="The resource's `service.name`.")
 
     def _faults(self) -> Iterator[tuple[str, str]]:
-        if self.endpoint != "off" and not _has_opentelemetry():
-            message = f"is {self.endpoint!r} and OpenTelemetry is not installed, expected off"
-            yield "endpoint", f"{message}, or pip install 'fedproxy[otel]'"
+        yield from _without_opentelemetry(self.endpoint)
+
+
+class OtlpMetricsSettings(Section):
+    """The metrics by OTLP; needs `pip install 'fedproxy[otel]'`."""
+
+    endpoint: Annotated[str, addr.LINK_OR_OFF] = Field(
+        default="off",
+        description="The URL of a collector's OTLP over HTTP, such as `http://127.0.0.1:4318/v1/metrics`, or "
+        "`off`. Needs `pip install 'fedproxy[otel]'`.",
+    )
+    interval: Seconds = Field(default=60.0, description="Between two times at which they are sent.")
+    service_name: Text = Field(default="fedproxy", description="The resource's `service.name`.")
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        yield from _without_opentelemetry(self.endpoint)
+
+
+def _without_opentelemetry(endpoint: str) -> Iterator[tuple[str, str]]:
+    if endpoint != "off" and not _has_opentelemetry():
+        message = f"is {endpoint!r} and OpenTelemetry is not installed, expected off"
+        yield "endpoint", f"{message}, or pip install 'fedproxy[otel]'"
 
 
 def _has_opentelemetry() -> bool:
     try:
-        return all(find_spec(f"opentelemetry.{name}") for name in ("sdk.trace", "exporter.otlp.proto.http"))
+        return all(find_spec(f"opentelemetry.{name}") for name in ("sdk", "exporter.otlp.proto.http"))
     except ModuleNotFoundError:
         return False
 
@@ -677,6 +696,10 @@ class Config(Section):
     )
     tracing: TracingSettings = Field(
         default_factory=TracingSettings, description="OpenTelemetry spans for a share of the requests."
+    )
+    otlp_metrics: OtlpMetricsSettings = Field(
+        default_factory=OtlpMetricsSettings,
+        description="The metrics of `/metrics`, sent to a collector of OpenTelemetry.",
     )
     trusted_proxies: tuple[Annotated[Network, units.NETWORK], ...] = Field(
         default=(),

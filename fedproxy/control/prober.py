@@ -221,7 +221,7 @@ class Prober:
         self._pulse.beat(time.monotonic(), _BEAT)
         self._ticker = asyncio.get_running_loop().call_later(_BEAT, self._tick)
 
-    def _lost(self) -> float:
+    def lost(self) -> float:
         """Seconds in which this process did not run, all together."""
         return self._pulse.lost(time.monotonic())
 
@@ -262,7 +262,7 @@ class Prober:
     async def _round(self, watch: _Watch, target: Target, policy: ProbePolicy) -> Verdict | None:
         """The verdict, or None if the member is not to blame for a failure."""
         for _ in range(_AGAIN):
-            lost = self._lost()
+            lost = self.lost()
             try:
                 watch.asker.begin_round()
                 verdict = await self._once(watch, target, policy)
@@ -272,7 +272,7 @@ class Prober:
                     verdict = await self._once(watch, target, policy)
             except OwnFault:
                 return None
-            if verdict.ok or self._lost() - lost < max(_SLEPT, policy.timeout / 4):
+            if verdict.ok or self.lost() - lost < max(_SLEPT, policy.timeout / 4):
                 return verdict
             watch.asker.drop()
         return None

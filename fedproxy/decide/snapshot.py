@@ -93,11 +93,15 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Survey:
-    """Everything at one moment: the members in the config's order, the edge's own counts, the workers."""
+    """Everything at one moment: the members in the config's order, the edge's own counts, the workers.
+
+    lag: the seconds by which the event loop of the one worker that tells this has been late so far.
+    """
 
     members: Sequence[Snapshot]
     edge: EdgeCounts
     workers: int = 1
+    lag: float = 0.0
 
     def named(self, name: str) -> Snapshot | None:
         """The member of that name."""

@@ -28,6 +28,7 @@ from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Status, Survey
 from fedproxy.errors import EdgeError, VisitorError, VisitorGone, reasons_of
+from fedproxy.observe.processes import ProcessUse
 from fedproxy.wire.h2.allowance import KINDS
 from fedproxy.wire.h2.frame import Code
 
@@ -58,8 +59,8 @@ class View:
     """The state and the counters at one moment.
 
     reloads: by result (`success`, `failure`). reloaded_at: the time of the last successful load of a config.
-    certificates: when each expires, by name. sessions: of how many it is known where they run. Times are in
-    seconds since the epoch.
+    certificates: when each expires, by name. sessions: of how many it is known where they run. processes: the
+    edge's own. Times are in seconds since the epoch.
     """
 
     survey: Survey
@@ -67,6 +68,7 @@ class View:
     reloaded_at: float | None = None
     certificates: Mapping[str, float] = field(default_factory=dict)
     sessions: int = 0
+    processes: Sequence[ProcessUse] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def collect(view: View) -> Iterator[Family]:
     yield from _state(members)
     yield from _probed(members)
     yield from _edge(view)
+    yield from _of_processes(view.processes)
     yield from _of_federation_redirect(members)
 
 
@@ -437,6 +440,53 @@ def _edge(view: View) -> Iterator[Family]:
         "Always 1; `compiled` is whether the hot path is extension modules.",
         ("version", "compiled"),
         [((__version__, str(is_compiled()).lower()), 1)],
+    )
+
+
+def _of_processes(processes: Sequence[ProcessUse]) -> Iterator[Family]:
+    """What each process of the edge uses. A worker is named by its slot, which its successor has too."""
+
+    def rows(number: Callable[[ProcessUse], float | None]) -> Iterator[Row]:
+        return (
+            ((each.role, each.worker), value) for each in processes if (value := number(each)) is not None
+        )
+
+    labels = ("process", "worker")
+    yield _counter(
+        "fedproxy_process_cpu_seconds",
+        "Processor time of a process of the edge and of those that it replaced, user and system.",
+        labels,
+        rows(lambda each: each.cpu),
+    )
+    yield _gauge(
+        "fedproxy_process_resident_memory_bytes",
+        "Resident memory of a process of the edge, pages that processes share included.",
+        labels,
+        rows(lambda each: each.memory),
+    )
+    yield _gauge(
+        "fedproxy_process_open_fds",
+        "File descriptors that a process of the edge has open.",
+        labels,
+        rows(lambda each: each.open_fds),
+    )
+    yield _gauge(
+        "fedproxy_process_max_fds",
+        "File descriptors that a process of the edge may have open.",
+        labels,
+        rows(lambda each: each.max_fds),
+    )
+    yield _gauge(
+        "fedproxy_process_start_time_seconds",
+        "Unix time at which a process of the edge started.",
+        labels,
+        rows(lambda each: each.started),
+    )
+    yield _counter(
+        "fedproxy_process_loop_lag_seconds",
+        "Time by which a process's event loop was late, where that was more than 50 ms at once.",
+        labels,
+        rows(lambda each: each.lag),
     )
 
 

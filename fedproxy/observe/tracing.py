@@ -1,18 +1,14 @@
 """Traces: OpenTelemetry spans, built from the record of a request once it has ended.
 
-Only this file knows OpenTelemetry, which is installed with `fedproxy[otel]`; it is imported if tracing is
-configured. A thread of the SDK sends the spans: its queue is bounded, and spans over the bound are dropped.
+It is imported if tracing is configured, as OpenTelemetry is only there with `fedproxy[otel]`. A thread of the
+SDK sends the spans: its queue is bounded, and spans over the bound are dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import os
 import random
-import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +18,6 @@ from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
@@ -38,20 +33,16 @@ from opentelemetry.trace import (
 
 from fedproxy import __version__
 from fedproxy.observe.access_log import mask_target
+from fedproxy.observe.otlp import TIMEOUT, Complaints, resource, yield_to_loop
 from fedproxy.record import AttemptRecord, Record
 
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 # As the conventions spell them.
 _VERSIONS: Final = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_TIMEOUT: Final = 5.0  # seconds for one batch, including retries
-_SWITCH: Final = 0.0005  # seconds
-_SELDOM: Final = 60.0  # seconds between two log lines about a collector that does not accept spans
-_LONGEST: Final = 500  # characters of such a line
 _LONGEST_VALUE: Final = 2048  # characters
 
 Value = str | bool | int | float
-_NOWHERE: Final = logging.NullHandler()
 
 
 class Sampler:
@@ -129,21 +120,13 @@ class Tracing:
         self, endpoint: str, service_name: str, sampler: Sampler, report: Callable[[str], None]
     ) -> None:
         self.samples = sampler.samples
-        # The loop must not wait for as long as Python lets another thread keep the GIL.
-        sys.setswitchinterval(_SWITCH)
-        self._complaints = _Complaints(endpoint, report)
+        yield_to_loop()
+        self._complaints = Complaints("spans", endpoint, report, "opentelemetry")
         self._ids = _Ids()
-        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT)
-        resource = Resource.create(
-            {
-                "service.name": service_name,
-                "service.version": __version__,
-                "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
-            }
-        )
+        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=TIMEOUT)
         self._provider = TracerProvider(
             sampler=ALWAYS_ON,
-            resource=resource,
+            resource=resource(service_name),
             id_generator=self._ids,
             span_limits=SpanLimits(max_attribute_length=_LONGEST_VALUE),
             shutdown_on_exit=False,
@@ -293,36 +276,3 @@ def _server(url: str) -> dict[str, Value | None]:
         # A Host field may have an impossible port.
         return {"server.address": url.removeprefix("//")}
     return {"server.address": parts.hostname or parts.path or None, "server.port": port}
-
-
-class _Complaints(logging.Handler):
-    """The SDK's log records about a collector that accepts no spans: one line, then none for a while."""
-
-    def __init__(self, endpoint: str, report: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._endpoint = endpoint
-        self._report = report
-        self._quiet_until = -math.inf
-        self._logger = logging.getLogger("opentelemetry")
-        self._logger.addHandler(self)
-        # For records that are logged after this handler is removed: they are discarded.
-        self._logger.addHandler(_NOWHERE)
-        self._logger.propagate = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Called by logging before it locks the handler: the loop does not wait for the thread that sends."""
-        now = time.monotonic()
-        if now < self._quiet_until:
-            return False
-        self._quiet_until = now + _SELDOM
-        return True
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called by logging for what is not filtered out."""
-        said = record.getMessage().partition("\n")[0][:_LONGEST]
-        self._report(f"spans cannot be sent to {self._endpoint}: {said}")
-
-    def close(self) -> None:
-        """As logging's; later records are discarded."""
-        self._logger.removeHandler(self)
-        super().close()

@@ -51,6 +51,7 @@ from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ChannelError
 from fedproxy.event import Event, EventName
+from fedproxy.observe.processes import Running
 from fedproxy.proxy.explaining import Question
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sharing import Sharing, SharingPeer
@@ -169,6 +170,9 @@ class Fleet(Protocol):
     def stuck(self) -> list[Stuck]:
         """The workers that should serve and do not turn."""
 
+    def processes(self) -> list[Running]:
+        """The worker processes, those that start or drain too."""
+
     async def drain(self, seconds: float) -> None:
         """Accepts nobody any more; returns when all has ended, or after so many seconds."""
 
@@ -283,6 +287,10 @@ class Inside:
 
     def stuck(self) -> list[Stuck]:
         """As `Fleet` says. If this process did not turn, there would be no answer at all."""
+        return []
+
+    def processes(self) -> list[Running]:
+        """As `Fleet` says: none but this one serves."""
         return []
 
     async def drain(self, seconds: float) -> None:
@@ -689,6 +697,13 @@ class Workers:
             Stuck(each.pid, each.silent)
             for each in sorted(self._processes, key=lambda each: each.pid)
             if each.ready.is_set() and not each.draining and each.silent >= _SILENT
+        ]
+
+    def processes(self) -> list[Running]:
+        """As `Fleet` says."""
+        return [
+            Running("worker", each.pid, each.slot, each.last.lag if each.last is not None else 0.0)
+            for each in sorted(self._processes, key=lambda each: each.slot)
         ]
 
     # The end

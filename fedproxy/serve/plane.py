@@ -199,7 +199,7 @@ class Plane:
     def survey(self) -> Survey:
         """The members, and what was counted."""
         self.edge.counts.lines_dropped["access"] = self._log.dropped
-        return Survey(self._members(), self.edge.counts)
+        return Survey(self._members(), self.edge.counts, lag=self.edge.lost())
 
     def explain(self, question: Question) -> str | None:
         """Why a request would go where it goes, as JSON; None for one that no visitor could make."""

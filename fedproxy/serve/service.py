@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -43,11 +43,14 @@ from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.event import Event, EventName
 from fedproxy.observe.history import History
+from fedproxy.observe.metrics import View
+from fedproxy.observe.processes import Processes, Running
 from fedproxy.proxy.explaining import Question
 from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.disk import DiskThread
 from fedproxy.serve.fleet import Common, Fleet, Inside, Stuck, Workers
 from fedproxy.serve.log import check_log
+from fedproxy.serve.otlp_metrics import MetricsExport
 from fedproxy.serve.plane import SETTLED, Shape, shape
 from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import Sockets, listen_on
@@ -149,6 +152,8 @@ class Service:
         self._serving = False
         self._workers = 0
         self._glance: asyncio.Task[Survey] | None = None
+        self._processes = Processes()
+        self._metrics = MetricsExport(self.view, partial(self.note, EventName.METRICS_UNSENT))
         self._orphans = orphans.Orphans()
         self._reaper: asyncio.Task[None] | None = None
         self._moved_at = -SETTLED  # when listeners last changed
@@ -240,6 +245,7 @@ class Service:
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
             self._logos = Logos(lambda logo: self._fleet.tell(logo), self._on_event)
             self._logos.apply(self.config.logos)
+        self._metrics.put(self.config.otlp_metrics)
         self._serving = True
 
     # Sessions
@@ -377,6 +383,7 @@ class Service:
             if self._keeper is not None:
                 await cancel([self._keeper])
                 self._keeper = None
+            await self._metrics.close()
             # A disk that hangs keeps nobody.
             with suppress(OSError, TimeoutError):
                 await asyncio.wait_for(self._save_sessions(), _LAST_SAVE)
@@ -467,6 +474,25 @@ class Service:
             for name, end in each.expiries().items():
                 ends[name] = min(end, ends.get(name, end))
         return ends
+
+    def view(self) -> View:
+        """What the metrics are made of, as it is now. Counts may be the live ones."""
+        return View(
+            survey=self.known(),
+            reloads=dict(self.reloads),
+            reloaded_at=self.reloaded_at,
+            certificates=self.certificates(),
+            sessions=self.sessions_known,
+            processes=self._processes.look(self._running()),
+        )
+
+    def _running(self) -> Iterator[Running]:
+        """The edge's processes, this one first."""
+        yield Running("control", os.getpid(), lag=self._prober.lost() if self._prober is not None else None)
+        if self._starter.forker is not None:
+            yield Running("forker", self._starter.forker)
+        for fleet in (self._fleet, *self._leaving):
+            yield from fleet.processes()
 
     def config_masked(self, *, own: bool = False) -> dict[str, Any]:
         """The config in force, without its secrets; own: without what operators changed at run time."""
@@ -722,6 +748,7 @@ class Service:
             self._admin, gone = admin, self._admin
             self._do(_close_admin(gone))
         self._certificates = certificates
+        self._metrics.put(config.otlp_metrics)
         if self._events is not None:
             self._events.form = config.log
         self._sharing.sessions.shrink(config.limits.sessions)

@@ -100,6 +100,11 @@ class Starter:
         self._starting = 0
         self._children: set[Child] = set()  # those that have ended too, until somebody asks
 
+    @property
+    def forker(self) -> int | None:
+        """The number of the process that workers are forked from; None if there is none now."""
+        return self._forker.pid if self._forker is not None else None
+
     def children(self) -> set[int] | None:
         """The child processes that are waited for; None while any is being started."""
         if self._starting or (self._forker is not None and self._forker.is_asked):

@@ -72,18 +72,6 @@ class AdminState(Protocol):
         """Whether visitors are accepted."""
 
     @property
-    def reloads(self) -> Mapping[str, int]:
-        """How often the config was reloaded, by result: `success`, `failure`."""
-
-    @property
-    def reloaded_at(self) -> float | None:
-        """When a config was last put in force, in seconds since the epoch."""
-
-    @property
-    def sessions_known(self) -> int:
-        """Of how many sessions it is known where they run."""
-
-    @property
     def history(self) -> History:
         """The last hour."""
 
@@ -101,6 +89,9 @@ class AdminState(Protocol):
 
     def known(self) -> Survey:
         """The last known survey, about a second old, without asking the workers. Counts may be live."""
+
+    def view(self) -> View:
+        """What the metrics are made of: the last known survey, and the rest as it is now."""
 
     def certificates(self) -> Mapping[str, float]:
         """When each certificate expires, in seconds since the epoch, by its name."""
@@ -214,17 +205,9 @@ class _Admin:
         return web.json_response(log(self._state.history.events))
 
     async def metrics(self, request: web.Request) -> web.Response:
-        state = self._state
-        view = View(
-            survey=state.known(),
-            reloads=dict(state.reloads),
-            reloaded_at=state.reloaded_at,
-            certificates=state.certificates(),
-            sessions=state.sessions_known,
-        )
         accept = ",".join(request.headers.getall("Accept", ()))
         # This loop may also serve visitors, and other scrapes.
-        text = await in_turns(expose(view, accept))
+        text = await in_turns(expose(self._state.view(), accept))
         response = web.Response(
             body=text.encode(),
             headers={"Content-Type": content_type(accept), "Vary": "Accept, Accept-Encoding"},

@@ -14,6 +14,7 @@ from fedproxy.decide.counts import BOUNDS, EdgeCounts, Exemplar
 from fedproxy.decide.member import Member
 from fedproxy.decide.snapshot import Survey, snapshot
 from fedproxy.observe.metrics import View, content_type, expose
+from fedproxy.observe.processes import ProcessUse
 from tests.rig.build import member
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -49,6 +50,11 @@ def busy_view() -> View:
         Survey((snapshot(gesis, 1.0, idle=3, busy=2), snapshot(ovh, 1.0)), edge, workers=2),
         reloads={"success": 1},
         reloaded_at=1763900000.5,
+        processes=[
+            ProcessUse("control", "", 1.5, 0.25, 1 << 20, 30, 1024, 1763900000.5),
+            ProcessUse("forker", "", 0.5, None, 1 << 19, None, None, 1763900001.5),
+            ProcessUse("worker", "0", 7.25, 0.0, 1 << 21, 40, 1024, 1763900002.5),
+        ],
     )
 
 
@@ -116,6 +122,12 @@ def found() -> Samples:
         ("fedproxy_config_last_reload_success_timestamp_seconds", {}, 1763900000.5),
         ("fedproxy_workers", {}, 2),
         ("fedproxy_build_info", {"version": __version__, "compiled": str(is_compiled()).lower()}, 1),
+        ("fedproxy_process_cpu_seconds_total", {"process": "worker", "worker": "0"}, 7.25),
+        ("fedproxy_process_resident_memory_bytes", {"process": "forker", "worker": ""}, 1 << 19),
+        ("fedproxy_process_open_fds", {"process": "control", "worker": ""}, 30),
+        ("fedproxy_process_max_fds", {"process": "worker", "worker": "0"}, 1024),
+        ("fedproxy_process_start_time_seconds", {"process": "worker", "worker": "0"}, 1763900002.5),
+        ("fedproxy_process_loop_lag_seconds_total", {"process": "control", "worker": ""}, 0.25),
         ("federation_health", {"member": "gesis", "reason": ""}, 1),
         ("federation_health", {"member": "ovh", "reason": "Pod quota"}, 0),
         ("federation_redirect_count", {"member": "gesis", "reason": "cookie"}, 5),
@@ -123,6 +135,14 @@ def found() -> Samples:
 )
 def test_what_was_counted_is_exposed(found: Samples, name: str, labels: dict[str, str], value: float) -> None:
     assert found[name, frozenset(labels.items())] == value
+
+
+def test_what_is_not_known_of_a_process_has_no_series(found: Samples) -> None:
+    known = {name for name, labels in found if ("process", "forker") in labels}
+    prefix = "fedproxy_process_"
+    assert known == {
+        f"{prefix}{each}" for each in ("cpu_seconds_total", "resident_memory_bytes", "start_time_seconds")
+    }
 
 
 def test_histogram_is_cumulative_and_ends_with_all() -> None:

@@ -1,4 +1,4 @@
-"""A collector of traces: takes OTLP over HTTP in a thread of its own, and shows the spans that came."""
+"""A collector of traces and metrics: takes OTLP over HTTP in a thread of its own, and shows what came."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.metrics.v1 import metrics_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 KINDS = {trace_pb2.Span.SPAN_KIND_SERVER: "server", trace_pb2.Span.SPAN_KIND_CLIENT: "client"}
@@ -33,11 +35,33 @@ class Span:
 
 
 @dataclass
+class Metrics:
+    """The metrics of one request, by name."""
+
+    resource: dict[str, Any]
+    by_name: dict[str, metrics_pb2.Metric]
+
+    def number(self, name: str, **labels: str) -> float:
+        """The value of the one point of a counter or gauge that has these labels."""
+        found = self.by_name[name]
+        points = (found.sum if found.HasField("sum") else found.gauge).data_points
+        (point,) = (point for point in points if labels.items() <= attributes(point).items())
+        return float(point.as_double if point.HasField("as_double") else point.as_int)
+
+
+def attributes(point: Any) -> dict[str, Any]:
+    """The labels of a point."""
+    return _plain(point.attributes)
+
+
+@dataclass
 class Collector:
     """A running collector."""
 
     endpoint: str
+    metrics_endpoint: str
     spans: list[Span] = field(default_factory=list)
+    metrics: list[Metrics] = field(default_factory=list)
 
     @property
     def requests(self) -> list[Span]:
@@ -54,6 +78,13 @@ class Collector:
             resource = _plain(each.resource.attributes)
             for scope in each.scope_spans:
                 self.spans += [_span(span, resource) for span in scope.spans]
+
+    def take_metrics(self, body: bytes) -> None:
+        for each in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+            (scope,) = each.scope_metrics
+            by_name = {metric.name: metric for metric in scope.metrics}
+            assert len(by_name) == len(scope.metrics)
+            self.metrics.append(Metrics(_plain(each.resource.attributes), by_name))
 
 
 def _span(span: trace_pb2.Span, resource: dict[str, Any]) -> Span:
@@ -84,7 +115,8 @@ def collector() -> Iterator[Collector]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            found.take(self.rfile.read(int(self.headers["Content-Length"])))
+            take = found.take_metrics if self.path == "/v1/metrics" else found.take
+            take(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -94,7 +126,8 @@ def collector() -> Iterator[Collector]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    found = Collector(f"http://127.0.0.1:{server.server_port}/v1/traces")
+    base = f"http://127.0.0.1:{server.server_port}/v1"
+    found = Collector(f"{base}/traces", f"{base}/metrics")
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -20,6 +20,7 @@ from fedproxy.decide.member import Intent, Member
 from fedproxy.decide.snapshot import Snapshot, Survey, merge, snapshot
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History
+from fedproxy.observe.metrics import View
 from fedproxy.proxy.explaining import Question
 from fedproxy.serve.fleet import Stuck
 from tests.rig.build import federation
@@ -114,12 +115,17 @@ class State:
     def known(self) -> Survey:
         return Survey(self.members(), self.counts)
 
-    @property
-    def sessions_known(self) -> int:
-        return 7
-
     def certificates(self) -> dict[str, float]:
         return {"mybinder.org": 1800000000.0}
+
+    def view(self) -> View:
+        return View(
+            self.known(),
+            self.reloads,
+            self.reloaded_at,
+            certificates={"mybinder.org": 1800000000.0},
+            sessions=7,
+        )
 
     def logos(self) -> dict[str, Logo]:
         return {logo.url: logo for logo in self.images}

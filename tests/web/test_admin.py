@@ -836,6 +836,6 @@ async def test_fault_of_the_edge_s_own_is_logged_whole(
     def broken() -> float:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(state, "certificates", broken)
+    monkeypatch.setattr(state, "view", broken)
     assert (await client.get("/metrics")).status == 500
     assert [record for record in caplog.records if record.exc_info]
