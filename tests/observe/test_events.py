@@ -90,7 +90,12 @@ def test_json_is_one_line_of_printable_ascii_that_is_read_as_it_was(
     assert (found["time"], found["level"]) == ("2027-01-15T08:00:00.250Z", name.level)
     assert found["event"] == name
     if len(line) < 1000:
-        assert (found["member"], found["who"], found["message"]) == (member, who, message)
+        assert found["message"] == message
+        for key, value in (("member", member), ("who", who)):
+            # With escapes a character takes up to twelve bytes, and a name has 256.
+            assert found[key] == value or (
+                value is not None and len(value) > 20 and found[key].endswith("...")
+            )
 
 
 @given(name=NAMES, message=TEXTS, who=MAYBE)
