@@ -476,7 +476,8 @@ class Workers:
         if cut and not worker.gone.is_set():
             # It ends by itself as a rule, and says why.
             with suppress(TimeoutError):
-                await asyncio.wait_for(worker.gone.wait(), _TO_END)
+                async with asyncio.timeout(_TO_END):
+                    await worker.gone.wait()
         if not worker.gone.is_set():
             with suppress(ProcessLookupError):
                 worker.process.kill()

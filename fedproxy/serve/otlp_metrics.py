@@ -108,7 +108,8 @@ class _Exporting:
         """Sends once more, for at most `within` seconds, and ends."""
         await cancel([self._task])
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._send(), within)
+            async with asyncio.timeout(within):
+                await self._send()
         if self._sender is not None:
             self._sender.close()
         self._thread.end()

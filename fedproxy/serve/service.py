@@ -386,7 +386,8 @@ class Service:
             await self._metrics.close()
             # A disk that hangs keeps nobody.
             with suppress(OSError, TimeoutError):
-                await asyncio.wait_for(self._save_sessions(), _LAST_SAVE)
+                async with asyncio.timeout(_LAST_SAVE):
+                    await self._save_sessions()
             self._disk.end()
             await asyncio.gather(*self._leaving.values(), return_exceptions=True)
             if self._admin is not None:

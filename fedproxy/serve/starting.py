@@ -140,7 +140,10 @@ class Starter:
         else:
             raise StartError("the process that forks workers ends at once")
         try:
-            return await asyncio.wait_for(forked, _TO_FORK)
+            # Not `wait_for`: Python 3.11's forgets that it was cancelled if the answer is there, too. Who is
+            # not wanted any more would be kept, and who cancelled would wait for that for ever.
+            async with asyncio.timeout(_TO_FORK):
+                return await forked
         except TimeoutError:
             forker.kill()
             raise StartError(f"no worker was forked in {_TO_FORK:g} s") from None
@@ -296,7 +299,8 @@ class _Forker:
             with suppress(OSError):
                 self._control.shutdown(socket.SHUT_WR)
         try:
-            await asyncio.wait_for(self.ended(), _TO_END)
+            async with asyncio.timeout(_TO_END):
+                await self.ended()
         except TimeoutError:
             self.kill()
             await self.ended()

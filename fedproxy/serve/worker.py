@@ -134,7 +134,8 @@ class Worker:
         finally:
             self.channel.close()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), _LAST_WORDS)
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self._lost.wait()
 
     async def _serve(self, start: Start) -> None:
         self._given = start.given

@@ -12,6 +12,8 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -257,6 +259,24 @@ async def test_worker_that_nobody_waits_for_any_more_is_waited_for(starter: Star
     assert starter.children() is None
     os.kill(forker, CONT)
     await until(lambda: starter.children() == {forker}, "the end of the worker, and that it was reaped")
+
+
+async def test_start_that_is_cancelled_as_the_worker_is_there_ends(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+
+    async def begin() -> object:
+        return SimpleNamespace(ask=lambda descriptors, log: answer)
+
+    monkeypatch.setattr(starter, "_begin", begin)
+    with ends() as each:
+        start = asyncio.create_task(starter.start(*each.numbers, [], "text"))
+        await asyncio.sleep(0)
+        answer.set_result(cast(Child, None))
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
 
 
 async def test_forker_killed_before_it_answers_is_an_error_and_the_next_start_takes_another(
