@@ -8,6 +8,7 @@ from ssl import SSLContext
 from fedproxy.decide.launch import FailureTable
 from fedproxy.decide.limit import Bans, Networks
 from fedproxy.wire.h2.allowance import Allowance
+from fedproxy.wire.pages import Pages
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Policy:
-    """One config, as the hot path sees it."""
+    """One config, as the hot path sees it. pages: what people get with its own answers; None: a plain one."""
 
     timeouts: Timeouts
     limits: Limits
@@ -124,3 +125,4 @@ class Policy:
     bans: Bans
     rate: Rate | None
     failing: frozenset[int]
+    pages: Pages | None = None

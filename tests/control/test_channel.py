@@ -265,11 +265,11 @@ def test_protocol_is_another_when_messages_are() -> None:
     classes = sorted({*get_args(ToWorker), *get_args(FromWorker)}, key=lambda each: each.__name__)
     shapes = [f"{each.__name__}({', '.join(f.name for f in fields(each))})" for each in classes]
     assert (PROTOCOL, shapes) == (
-        4,
+        5,
         [
             "Account(number, survey, after)",
             "AccountPart(at, members)",
-            "ApplyConfig(config, intents, workers)",
+            "ApplyConfig(config, intents, workers, pages)",
             "BreakerInDoubt(name)",
             "BreakerOpened(name, witnesses)",
             "ConfigRefused(faults)",
