@@ -10,6 +10,7 @@ from pytest_aiohttp import AiohttpClient
 
 from fedproxy.control.messages import Logo
 from fedproxy.decide.member import Intent
+from fedproxy.web.error_pages import LOGO
 from fedproxy.web.public import create_public_app
 from tests.rig.build import federation, member
 from tests.rig.page import Page
@@ -354,3 +355,16 @@ async def test_member_that_joined_at_run_time_is_listed_by_its_name(client: Clie
     assert "<h3>new</h3>" in text
     found = await (await client.get("/active_hosts")).json()
     assert found["active_hosts"]["new"]["health"] == "https://new.example.org/health"
+
+
+async def test_logo_of_the_site_has_a_fixed_address(aiohttp_client: AiohttpClient) -> None:
+    state = State(f"{CONFIG}pages: {{logo: 'https://a.example/l.png'}}\n")
+    assert "https://a.example/l.png" in state.config.logos
+    client = await aiohttp_client(create_public_app(state))
+    assert (await client.get(LOGO)).status == 404
+    state.images.append(Logo("https://a.example/l.png", "89abcdef", "image/png", b"png"))
+    response = await client.get(LOGO)
+    assert (response.status, response.content_type, await response.read()) == (200, "image/png", b"png")
+    assert response.headers["Cache-Control"] == "public, max-age=3600"
+    without = await aiohttp_client(create_public_app(State(CONFIG)))
+    assert (await without.get(LOGO)).status == 404
