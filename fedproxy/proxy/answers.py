@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _AFTER: Final = 30  # seconds, after which it may be worth trying again
 # HEAD has what GET would have.
 _REPEATED: Final = (b"GET", b"HEAD")
+_FIXED: Final = {404: "There is nothing here."}
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _NOT_STORED: Final = (b"Cache-Control", b"no-store")
 # What pages of other sites may read: a launch that they embed, which BinderHub lets them read as well.
@@ -203,7 +204,7 @@ def of_route(context: Context, request: AnsweredRequest, common: tuple[Field, ..
         status = action.status
         if status < 400:
             return Answer(Response(status, fields=common), status)
-        detail = PHRASES.get(status, "This path is not served here.")
+        detail = _FIXED.get(status) or PHRASES.get(status, "This path is not served here.")
         asked = Asked(line, request.block, request.request_id, context.runtime.policy.pages)
         response = error(status, detail, common, asked)
         return Answer(response, status)

@@ -43,7 +43,7 @@ LARGEST: Final = 256 * 1024
 """The most bytes of a template, and of a page."""
 
 _MOST_FILES: Final = 200
-_MOST_BYTES: Final = 16 << 20  # of all pages, which every worker is sent
+_MOST_BYTES: Final = 8 << 20  # of all pages, which every worker is sent
 _KEY: Final = "pages.templates"
 _BUILT_IN: Final = "fedproxy/error.html"
 _ENGLISH: Final = "en"
@@ -65,6 +65,7 @@ _FAILURES: Final = (
     ArithmeticError,
     AttributeError,
     LookupError,
+    MemoryError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -153,7 +154,10 @@ def _read(folder: Path) -> dict[str, str]:
         names = sorted(
             each.name
             for each in folder.iterdir()
-            if each.suffix == ".html" and not each.name.startswith(".") and each.is_file()
+            if each.suffix == ".html"
+            and not each.name.startswith(".")
+            # A link that leads nowhere is to be said.
+            and (each.is_file() or not each.exists())
         )
     except OSError as error:
         raise _fault(f"{folder} cannot be read: {error.strerror}") from error
@@ -298,7 +302,7 @@ class _Rendering:
             self._complain(name, error)
             return b""
         text = "".join(pieces)
-        content = text.encode("utf-8", "surrogatepass")
+        content = text.encode("utf-8", "replace")
         for wrong in _faults_of(text) if len(content) <= LARGEST else ("makes a page that is too large",):
             self._faults[f"{self._folder}/{name} {wrong}"] = None
         if content not in self._known:
@@ -410,7 +414,7 @@ def _faults_of(text: str) -> Iterator[str]:
 
 def _language(content: bytes) -> str | None:
     """What a page says of its language, if that is a tag."""
-    language = _outline(content.decode("utf-8", "surrogatepass")).language
+    language = _outline(content.decode()).language
     if language is None or _FILE(f"error.{language}.html") is None:
         return None
     return language

@@ -233,6 +233,10 @@ def test_what_is_the_same_is_handed_over_once(tmp_path: Path) -> None:
     assert len({id(text) for found in made.pages.values() for _, text in found}) == 1
 
 
+def test_page_is_utf_8_whatever_a_template_makes(tmp_path: Path) -> None:
+    assert shown(pages(write(tmp_path, {"error.html": r'{{ "\ud800" }}é'}))) == "?é"
+
+
 def test_templates_are_read_anew_each_time(tmp_path: Path) -> None:
     assert shown(pages(write(tmp_path, {"error.html": "one"}))) == "one"
     assert shown(pages(write(tmp_path, {"error.html": "two"}))) == "two"
@@ -377,8 +381,11 @@ def test_all_faults_are_said_at_once_each_in_its_file(tmp_path: Path) -> None:
 
 def test_folder_that_is_gone_or_closed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = parse(f"{MEMBERS}pages: {{templates: '{write(tmp_path / '.', {'error.html': 'x'})}'}}", {})
-    (tmp_path / "down.html").symlink_to("away.html")
     assert error_pages(config)
+    (tmp_path / "down.html").symlink_to("away.html")
+    with pytest.raises(ConfigError, match=r"down\.html cannot be read: No such file or directory"):
+        error_pages(config)
+    (tmp_path / "down.html").unlink()
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise PermissionError(13, "Permission denied")
@@ -398,7 +405,7 @@ def test_too_many_templates_or_too_much_of_them_is_refused(
     large = "x" * (LARGEST - 100)
     files = {f"error.{a}{b}.html": f"{large}{{{{ situation }}}}{a}{b}" for a in "abc" for b in "abc"}
     (fault,) = faults(tmp_path, files)
-    assert fault == f"{tmp_path} makes pages of more than 16 MiB in total"
+    assert fault == f"{tmp_path} makes pages of more than 8 MiB in total"
     monkeypatch.setattr("fedproxy.web.error_pages._MOST_FILES", 8)
     (fault,) = faults(tmp_path, {})
     assert fault == f"{tmp_path} has 9 templates, expected at most 8"
