@@ -94,10 +94,11 @@ class ExchangeError(FedproxyError):
 
     `status`: the status for the visitor, if nothing was sent yet. `reason`: the metrics label, from a small
     fixed set. `termination`: who ended it and in which phase, as in the access log. `detail`: one fixed
-    line for the visitor that echoes nothing of the request.
+    line for the visitor that echoes nothing of the request. `situation`: which page people get.
     """
 
     status: ClassVar[int] = 500
+    situation: ClassVar[str] = "error"
     reason: str = "internal"
     termination: str = "PH"
     detail: str = "The edge could not serve this request."
@@ -136,6 +137,7 @@ class Banned(VisitorError):
     """Network, user agent or repository is on the operator's list."""
 
     status = 403
+    situation = "refused"
     reason = "banned"
     detail = "Access from here is not allowed."
 
@@ -148,6 +150,7 @@ class TooManyLaunches(VisitorError):
     """The client address asked for more launches than its rate allows."""
 
     status = 429
+    situation = "limit"
     reason = "rate"
     detail = "Too many launches from this address. Please try again later."
 
@@ -225,6 +228,7 @@ class MemberError(ExchangeError):
     """The member failed. `delivered`: whether the member may have seen (a part of) the request."""
 
     status = 502
+    situation = "unreachable"
     reason = "member"
     termination = "SH"
     detail = "The member that serves you could not be reached."
@@ -249,6 +253,7 @@ class SessionUnreachable(ConnectFailed):
     """The member that has the session takes no connection, as `error` says, and no other has it."""
 
     status = 503
+    situation = "session"
 
     def __init__(self, member: str, error: MemberError) -> None:
         super().__init__()
@@ -325,6 +330,7 @@ class NoMember(EdgeError):
     """No member is available, not even as a last resort."""
 
     status = 503
+    situation = "down"
     reason = "no_member"
     termination = "PQ"
     detail = "No member of the federation is available at the moment. Please try again in a minute."
@@ -332,6 +338,8 @@ class NoMember(EdgeError):
 
 class SessionAway(NoMember):
     """The member that has the session is in maintenance."""
+
+    situation = "session"
 
     def __init__(self, member: str) -> None:
         super().__init__()
@@ -346,6 +354,7 @@ class SessionGone(EdgeError):
     """
 
     status = 404
+    situation = "gone"
     reason = "session_gone"
     termination = "PQ"
 
@@ -363,6 +372,7 @@ class AllFull(EdgeError):
     """Every available member is at its limit of requests in flight."""
 
     status = 503
+    situation = "busy"
     reason = "full"
     termination = "PQ"
     detail = "Every member of the federation is busy at the moment. Please try again in a minute."
@@ -372,6 +382,7 @@ class TooManyUploads(EdgeError):
     """One client address is at its limit of uploads under way."""
 
     status = 429
+    situation = "limit"
     reason = "uploads"
     termination = "PR"
     detail = "Too many uploads from this address are under way. Please try again in a minute."
@@ -381,6 +392,7 @@ class UploadsFull(EdgeError):
     """A member is at its limit of request bodies under way."""
 
     status = 503
+    situation = "busy"
     reason = "uploads_full"
     termination = "PQ"
     detail = "Too many uploads are under way. Please try again in a minute."
@@ -390,6 +402,7 @@ class EdgeFailed(EdgeError):
     """The edge itself, or its machine, cannot make a connection to a member."""
 
     status = 503
+    situation = "busy"
     termination = "PC"
     detail = "This edge is busy at the moment. Please try again in a minute."
 
@@ -448,6 +461,7 @@ class Drained(EdgeError):
     """The edge is shutting down, and the time limit for requests under way is over."""
 
     status = 503
+    situation = "busy"
     reason = "drain"
     termination = "DD"
     detail = "This edge is shutting down. Please try again."

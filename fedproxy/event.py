@@ -68,7 +68,7 @@ class EventName(StrEnum):
     MEMBER_UNHEALTHY = "member.unhealthy", _W, "the probes find a member unhealthy, and why"
     MEMBER_UNRESOLVED = "member.unresolved", _W, "a member's name does not resolve any more"
     MEMBER_TOKEN = "member.token", _W, "a member does not accept the build tokens of another"
-    MEMBER_LOGO = "member.logo", _I, "a member's logo cannot be fetched"
+    MEMBER_LOGO = "member.logo", _I, "a logo cannot be fetched"
 
     BREAKER_OPEN = "breaker.open", _W, "a member was ejected: its breaker opened"
     BREAKER_HALF_OPEN = "breaker.half-open", _I, "a member gets trial requests"

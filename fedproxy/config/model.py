@@ -47,6 +47,7 @@ Flag = Annotated[bool, units.FLAG]
 Text = Annotated[str, units.TEXT]
 Secret = Annotated[SecretStr, units.SECRET]
 File = Annotated[Path, units.FILE]
+Folder = Annotated[Path, units.FOLDER]
 Link = Annotated[str, addr.LINK]
 Probed = Annotated[str, addr.PROBED]
 ListenAddress = Annotated[Address, addr.ADDRESS]
@@ -517,6 +518,26 @@ class RateSettings(Section):
     per: Seconds = Field(default=60.0, description="The time over which they are counted.")
 
 
+class PageSettings(Section):
+    """What people see when the edge itself answers: an error, or that nobody is available."""
+
+    site: Text | None = Field(
+        default=None, description="The site's name on these pages; by default the host of `public_url`."
+    )
+    logo: Link | None = Field(
+        default=None,
+        description="An image of up to 64 KiB. The edge fetches it and serves it itself.",
+    )
+    status_url: Link | None = Field(
+        default=None, description="A page that tells of known problems, to which these pages link."
+    )
+    templates: Folder | None = Field(
+        default=None,
+        description="A folder with templates of your own: `error.html`, `down.html`, `error.de.html` and "
+        "others, see [error-pages.md](error-pages.md). Read again by a reload.",
+    )
+
+
 class Organisation(Section):
     """An organisation on the member page."""
 
@@ -732,6 +753,9 @@ class Config(Section):
     launch: LaunchSettings = Field(
         default_factory=LaunchSettings, description="What happens to a launch that its member fails."
     )
+    pages: PageSettings = Field(
+        default_factory=PageSettings, description="What people see when the edge itself answers."
+    )
     ban: BanSettings = Field(default_factory=BanSettings, description="Who is answered 403.")
     rate: RateSettings = Field(
         default_factory=RateSettings, description="How many launches one client address may start."
@@ -769,8 +793,9 @@ class Config(Section):
 
     @property
     def logos(self) -> frozenset[str]:
-        """The URLs of the logos on the member page."""
-        shown = (each for member in self.members.values() for each in (member.run_by, member.funded_by))
+        """The URLs of the images that the edge's pages show."""
+        members = (each for member in self.members.values() for each in (member.run_by, member.funded_by))
+        shown = (*members, self.pages)
         return frozenset(each.logo for each in shown if each is not None and each.logo is not None)
 
     @property

@@ -59,6 +59,7 @@ _KINDS: Final[Mapping[Kind, Schema]] = {
     units.TEXT: _text(),
     units.SECRET: _text(),
     units.FILE: _text(),
+    units.FOLDER: _text(),
     units.FILE_OR_OFF: {"anyOf": [{"enum": ["off", False]}, _text()]},
     units.LOG_FILE: {"anyOf": [{"enum": ["stdout"]}, _text()]},
     units.NETWORK: _text(r"^[0-9A-Fa-f.:]+(%[^/]*)?(/[0-9.]{1,15})?$"),

@@ -159,6 +159,15 @@ def _readable_file(value: object) -> Path | None:
         return None
 
 
+def _readable_folder(value: object) -> Path | None:
+    path = value if isinstance(value, Path) else Path(text(value) or "")
+    try:
+        next(path.iterdir(), None)
+    except (OSError, ValueError):  # or a NUL in the path
+        return None
+    return path if path.name else None
+
+
 def _file_or_off(value: object) -> Path | str | None:
     """The path of a file that exists or will be created; YAML reads a bare `off` as false."""
     if value is False or value == "off":
@@ -274,6 +283,7 @@ FLAG = Kind("true or false", "true or false", flag)
 TEXT = Kind("text", "text", text)
 SECRET = Kind("secret", "text", _secret, _mask)
 FILE = Kind("file", "the path of a file that can be read", _readable_file, _plain)
+FOLDER = Kind("folder", "the path of a folder that can be read", _readable_folder, _plain)
 FILE_OR_OFF = Kind("file or off", "the path of a file, or off", _file_or_off, _plain)
 NETWORK = Kind(
     "network",

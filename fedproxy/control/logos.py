@@ -1,4 +1,4 @@
-"""Fetches the logos of the members' page, so that visitors' browsers load nothing from other hosts.
+"""Fetches the logos of the pages, so that visitors' browsers load nothing from other hosts.
 
 They are fetched one after the other; each must be complete and small. Their type is determined by their first
 bytes, not by the other host's Content-Type.
@@ -93,7 +93,7 @@ class Logos:
             self._tell(logo)
         if logo is None and url not in self._known and url not in self._complained:
             self._complained.add(url)
-            message = f"no logo at {mask_target(url)}: initials are shown instead"
+            message = f"no logo at {mask_target(url)}: the pages show initials, or nothing, in its place"
             self._report(Event(EventName.MEMBER_LOGO, message))
 
     async def _fetch(self, url: str) -> Logo | None:

@@ -33,12 +33,25 @@ class MemberHealth:
 
 
 @dataclass(frozen=True)
+class ErrorPages:
+    """The finished pages of the edge's own answers, as `fedproxy.wire.pages.Pages` takes them.
+
+    Workers are handed them, so that one that starts later has the same, whatever the files say by then.
+    """
+
+    policy: str
+    pages: Mapping[str, tuple[tuple[str, bytes], ...]] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class ApplyConfig:
-    """Put a config in force, and the operators' intent, by member. workers: how many share the work."""
+    """Put a config in force, and the operators' intent, by member. workers: how many share the work. pages:
+    of the edge's own answers; without them people get a plain one."""
 
     config: Config
     intents: Mapping[str, Intent]
     workers: int
+    pages: ErrorPages | None = None
 
 
 @dataclass(frozen=True)

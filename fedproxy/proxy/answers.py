@@ -12,7 +12,8 @@ from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.decide.route import Fixed, Redirect
 from fedproxy.errors import AllFull, EdgeError, ExchangeError, NoMember, SessionGone, TooManyLaunches
 from fedproxy.http.response import PHRASES, Field, Response
-from fedproxy.wire.answer import render
+from fedproxy.wire.answer import PASSING, render, wants_page
+from fedproxy.wire.pages import AUTO, LINK, NONE, Pages
 
 if TYPE_CHECKING:
     from fedproxy.http.request import HeaderBlock, Origin
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from fedproxy.proxy.routing import RoutedRequest
 
 _AFTER: Final = 30  # seconds, after which it may be worth trying again
+# HEAD has what GET would have.
+_REPEATED: Final = (b"GET", b"HEAD")
+_FIXED: Final = {404: "There is nothing here."}
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _NOT_STORED: Final = (b"Cache-Control", b"no-store")
 # What pages of other sites may read: a launch that they embed, which BinderHub lets them read as well.
@@ -56,6 +60,20 @@ class AnsweredRequest:
         self.trusted = trusted
 
 
+class Asked:
+    """What an error's form depends on. pages: those that people get; None for a plain one."""
+
+    __slots__ = ("block", "line", "pages", "request_id")
+
+    def __init__(
+        self, line: RoutedRequest, block: HeaderBlock, request_id: bytes, pages: Pages | None
+    ) -> None:
+        self.line = line
+        self.block = block
+        self.request_id = request_id
+        self.pages = pages
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A response that the edge gives by itself, and what the log says of it besides."""
@@ -83,23 +101,60 @@ def common(request_id: bytes, hsts: int) -> tuple[Field, ...]:
     return ((b"Strict-Transport-Security", b"max-age=%d" % hsts), named)
 
 
+def unread(status: int, detail: str, common: tuple[Field, ...], *, build: bool = False) -> Response:
+    """An error as one line of text: nothing that the request says can be trusted.
+
+    common: what every response on this connection has. build: it is for `/build/`.
+    """
+    answer = render(status, detail, "", None, build)
+    return Response(answer.status, answer.content_type, answer.body, _fields(status, common, build, _AFTER))
+
+
 def error(
     status: int,
     detail: str,
     common: tuple[Field, ...],
-    request_id: bytes,
-    accept: bytes | None,
+    request: Asked,
     *,
-    build: bool = False,
+    situation: str = "error",
     after: int = _AFTER,
     start: str | None = None,
 ) -> Response:
     """An error, in the form that the request asks for.
 
-    common: what every response on this connection has. accept, build, start: as `wire.answer.render` takes
-    them. after: seconds, for Retry-After.
+    detail: one line for the visitor. situation: which page people get. after: seconds, for Retry-After.
+    start: the target of a page that starts what is not there any more.
     """
-    answer = render(status, detail, request_id.decode("ascii"), accept, build, start)
+    line = request.line
+    build = line.build
+    accept = request.block.accept()
+    request_id = request.request_id.decode("ascii")
+    fields: tuple[Field, ...] = (*_fields(status, common, build, after), (b"Vary", b"Accept"))
+    pages = request.pages
+    if pages is None or not wants_page(accept, build):
+        answer = render(status, detail, request_id, accept, build, start)
+        return Response(answer.status, answer.content_type, answer.body, fields)
+    # Under a session's path is nothing that launches, whatever it looks like.
+    launch = line.renews and not line.stays
+    choice = pages.find(situation, launch, _retry(status, line, situation))
+    page = choice.find(b",".join(request.block.values(b"accept-language")))
+    body = page.fill(
+        {
+            "status": str(status),
+            "phrase": PHRASES.get(status, "Error"),
+            "detail": detail,
+            "request_id": request_id,
+            "retry_after": str(after),
+            "start": start or "/",
+        }
+    )
+    if choice.several:
+        fields = (*fields[:-1], (b"Vary", b"Accept, Accept-Language"))
+    fields += ((b"Content-Language", page.language), (b"Content-Security-Policy", pages.policy))
+    return Response(status, b"text/html; charset=utf-8", body, fields)
+
+
+def _fields(status: int, common: tuple[Field, ...], build: bool, after: int) -> tuple[Field, ...]:
     fields: tuple[Field, ...] = (_NOT_STORED, *common)
     if build:
         fields += (_ANY_ORIGIN,)
@@ -108,7 +163,15 @@ def error(
     elif status == 405:
         # RFC 9110 section 15.5.6; what else a member allows is its own to say.
         fields += ((b"Allow", _METHODS),)
-    return Response(answer.status, answer.content_type, answer.body, fields)
+    return fields
+
+
+def _retry(status: int, line: RoutedRequest, situation: str) -> str:
+    """Whether a page offers to ask again, or does so by itself."""
+    if status not in PASSING or line.method not in _REPEATED:
+        return NONE
+    # A launch costs a member much, a limit is for people to wait for, and a fixed answer stays as it is.
+    return LINK if status == 429 or line.build or situation == "error" else AUTO
 
 
 def of_error(
@@ -117,15 +180,17 @@ def of_error(
     block: HeaderBlock | None,
     common: tuple[Field, ...],
     request_id: bytes,
+    pages: Pages | None,
 ) -> Response:
     """What a request whose line was read is answered; `block` is None if nothing it says may be trusted."""
+    if block is None:
+        return unread(fault.status, fault.detail, common, build=line.build)
     return error(
         fault.status,
         fault.detail,
         common,
-        request_id,
-        None if block is None else block.accept(),
-        build=line.build,
+        Asked(line, block, request_id, pages),
+        situation=fault.situation,
         after=math.ceil(fault.after) if isinstance(fault, TooManyLaunches) else _AFTER,
         start=(fault.launch.decode("ascii") or "/") if isinstance(fault, SessionGone) else None,
     )
@@ -139,9 +204,9 @@ def of_route(context: Context, request: AnsweredRequest, common: tuple[Field, ..
         status = action.status
         if status < 400:
             return Answer(Response(status, fields=common), status)
-        detail = PHRASES.get(status, "This path is not served here.")
-        accept = request.block.accept()
-        response = error(status, detail, common, request.request_id, accept, build=line.build)
+        detail = _FIXED.get(status) or PHRASES.get(status, "This path is not served here.")
+        asked = Asked(line, request.block, request.request_id, context.runtime.policy.pages)
+        response = error(status, detail, common, asked)
         return Answer(response, status)
     if isinstance(action, Redirect):
         location = (b"Location", action.location.encode("latin-1"))
@@ -151,9 +216,12 @@ def of_route(context: Context, request: AnsweredRequest, common: tuple[Field, ..
     return _to_member(context, request, common)
 
 
-def turned_away(fault: ExchangeError, request: AnsweredRequest, common: tuple[Field, ...]) -> Answer:
+def turned_away(
+    context: Context, fault: ExchangeError, request: AnsweredRequest, common: tuple[Field, ...]
+) -> Answer:
     """The answer to a request that is in order but not served."""
-    response = of_error(fault, request.line, request.block, common, request.request_id)
+    pages = context.runtime.policy.pages
+    response = of_error(fault, request.line, request.block, common, request.request_id, pages)
     return Answer(response, fault.status, fault.termination)
 
 
@@ -165,7 +233,7 @@ def _to_member(context: Context, request: AnsweredRequest, common: tuple[Field, 
     if not isinstance(lease, Lease):
         fault = refused(lease)
         context.counts.rejected[fault.reason] += 1
-        return turned_away(fault, request, common)
+        return turned_away(context, fault, request, common)
     context.runtime.federation.settle(lease, Outcome.IGNORED, now)
     member, source = lease.member, lease.source
     cookie = context.runtime.cookie(line, request.block, member, source, origin.secure)

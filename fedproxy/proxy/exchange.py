@@ -201,7 +201,8 @@ class Exchange(Sending):
             common += self.extras.fields
         # Nothing that a bad request says may be trusted.
         block = None if isinstance(error, VisitorError) else self.block
-        self.visitor.send_answer(answers.of_error(error, self.line, block, common, self.request_id))
+        pages = self.context.runtime.policy.pages
+        self.visitor.send_answer(answers.of_error(error, self.line, block, common, self.request_id, pages))
         self._record(self.context.clock())
 
     # What the visitor's stream says

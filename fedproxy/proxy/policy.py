@@ -8,6 +8,7 @@ from ssl import SSLContext
 from fedproxy.decide.launch import FailureTable
 from fedproxy.decide.limit import Bans, Networks
 from fedproxy.wire.h2.allowance import Allowance
+from fedproxy.wire.pages import Pages
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Policy:
-    """One config, as the hot path sees it."""
+    """One config, as the hot path sees it. pages: what people get with its own answers; None: a plain one."""
 
     timeouts: Timeouts
     limits: Limits
@@ -125,3 +126,4 @@ class Policy:
     rate: Rate | None
     failing: frozenset[int]
     explainers: tuple[bytes, ...]  # SHA-256 of the tokens that may ask why a request goes where it goes
+    pages: Pages | None = None

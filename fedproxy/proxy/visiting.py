@@ -8,8 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from fedproxy.http.request import NOBODY, of_peer
-from fedproxy.proxy.answers import Answer, AnsweredRequest, common, turned_away
-from fedproxy.proxy.answers import error as fixed
+from fedproxy.proxy.answers import Answer, AnsweredRequest, common, turned_away, unread
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
 from fedproxy.proxy.recording import record_refusal
 from fedproxy.proxy.secure import wire_of
@@ -180,7 +179,7 @@ class Visiting(Flow):
         """What a valid request is answered that is not served, in the form that it asks for."""
         self.context.counts.rejected[error.reason] += 1
         request = self.answered(line, block, origin)
-        return request, turned_away(error, request, common(request.request_id, self.hsts))
+        return request, turned_away(self.context, error, request, common(request.request_id, self.hsts))
 
     def answered(self, line: RoutedRequest, block: HeaderBlock, origin: Origin) -> AnsweredRequest:
         """A request that is answered without an exchange."""
@@ -192,7 +191,7 @@ class Visiting(Flow):
         request_id = b"%032x" % context.random_bits(128)
         context.counts.rejected[error.reason] += 1
         record_refusal(context, origin, request_id, error, protocol)
-        return fixed(error.status, error.detail, common(request_id, self.hsts), request_id, None)
+        return unread(error.status, error.detail, common(request_id, self.hsts))
 
     def identify(self, block: HeaderBlock) -> tuple[bytes, bytes]:
         """The request's id (the visitor's, the trace's, or a new one), and its traceparent."""

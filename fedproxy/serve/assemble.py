@@ -33,19 +33,27 @@ from fedproxy.decide.route import (
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.proxy.policy import Endpoint, LaunchPolicy, Limits, ListenerOptions, Policy, Rate, Timeouts
 from fedproxy.wire.h2.allowance import Allowance
+from fedproxy.wire.pages import Pages
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fedproxy.config import model as config
+    from fedproxy.control.messages import ErrorPages
     from fedproxy.proxy.edge import Edge
 
 
-def assemble(edge: Edge, settings: config.Config, workers: int = 1, base_paths: Collection[str] = ()) -> None:
+def assemble(
+    edge: Edge,
+    settings: config.Config,
+    workers: int = 1,
+    base_paths: Collection[str] = (),
+    pages: ErrorPages | None = None,
+) -> None:
     """Puts `settings` in force. Members that stay keep their state, and connections to them stay open.
 
     workers: how many share the limits that apply to all of them together. base_paths: where BinderHubs are,
-    besides those in the settings.
+    besides those in the settings. pages: of the edge's own answers; None for a plain one.
 
     Raises ConfigError, with nothing changed, for a `ca` that is not a certificate.
     """
@@ -65,7 +73,7 @@ def assemble(edge: Edge, settings: config.Config, workers: int = 1, base_paths: 
     )
     secret = settings.affinity.secret.get_secret_value() if settings.affinity.secret else None
     edge.apply(
-        policy=_policy(settings),
+        policy=_policy(settings, pages),
         federation=federation,
         endpoints=endpoints,
         cookie_values={name: cookie_value(name, secret) for name in active},
@@ -128,7 +136,7 @@ def _member(name: str, settings: config.Config, known: Member | None) -> Member:
     return member
 
 
-def _policy(settings: config.Config) -> Policy:
+def _policy(settings: config.Config, pages: ErrorPages | None) -> Policy:
     timeouts, limits, affinity = settings.timeouts, settings.limits, settings.affinity
     return Policy(
         timeouts=Timeouts(
@@ -179,6 +187,7 @@ def _policy(settings: config.Config) -> Policy:
             for each in settings.admin.named_tokens.values()
         ),
         failing=frozenset((500, 502, 503, 504)) if settings.breaker.count_500 else frozenset((502, 503, 504)),
+        pages=Pages(pages.policy.encode("ascii"), pages.pages) if pages is not None else None,
     )
 
 

@@ -216,7 +216,7 @@ class Plane:
         with self._log.prepare(update.config) as log:
             self._renew_options(update.config)
             self._base_paths = self._said_base_paths(update.config.active_members)
-            assemble(edge, update.config, update.workers, self._base_paths)
+            assemble(edge, update.config, update.workers, self._base_paths, update.pages)
         edge.log = log()
         self._traces.put(update.config.tracing)
         self.config = update.config

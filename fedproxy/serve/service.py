@@ -27,6 +27,7 @@ from fedproxy.control import state as operators
 from fedproxy.control.logos import Logos
 from fedproxy.control.messages import (
     ApplyConfig,
+    ErrorPages,
     MemberHealth,
     RenewCertificates,
     ReopenLog,
@@ -59,6 +60,7 @@ from fedproxy.serve.systemd import Notifier
 from fedproxy.serve.tls import Certificates
 from fedproxy.tasks import Tasks, cancel
 from fedproxy.web.admin import create_admin_app
+from fedproxy.web.error_pages import error_pages
 from fedproxy.web.guard import Guarded
 
 if TYPE_CHECKING:
@@ -159,6 +161,7 @@ class Service:
         self._moved_at = -SETTLED  # when listeners last changed
 
     _fleet: Fleet
+    _pages: ErrorPages
     _next_look: asyncio.Future[None]
     _watched = False
 
@@ -222,6 +225,7 @@ class Service:
         try:
             find_targets(self.config)
             check_log(self.config)
+            self._pages = error_pages(self.config)
             self._certificates = self._open_certificates(self.config)
             workers = self._workers = count_workers(self.config)
             self._orphans = await asyncio.to_thread(orphans.find, self.config.listen)
@@ -330,7 +334,7 @@ class Service:
 
     def _to_apply(self) -> ApplyConfig:
         intents = {name: self._state.intent(name) for name in self.config.active_members}
-        return ApplyConfig(self.config, intents, self._workers)
+        return ApplyConfig(self.config, intents, self._workers, self._pages)
 
     async def _listen_admin(self, config: Config) -> Guarded:
         """Opens the admin listener of a config. Raises OSError."""
@@ -716,10 +720,11 @@ class Service:
         """Raises ConfigError, OSError or StartError, with nothing changed."""
         find_targets(config)
         check_log(config)
+        pages = error_pages(config)
         certificates = self._open_certificates(config)
         workers = count_workers(config)
         old, old_workers = self.config, self._workers
-        before = self.config, self._own, self._state, self._workers, self.admin_address
+        before = self.config, self._own, self._state, self._workers, self.admin_address, self._pages
         moved = workers != old_workers or [*map(shape, config.listen)] != [*map(shape, old.listen)]
         admin: Guarded | None = None
         if moved:
@@ -733,10 +738,11 @@ class Service:
                     admin = await self._listen_admin(config)
                 self._refuse_collisions(config)
                 self.config, self._own, self._state, self._workers = config, own, state, workers
+                self._pages = pages
                 await self._tell_fleet(workers, moved)
                 undo.pop_all()
         except BaseException:
-            self.config, self._own, self._state, self._workers, self.admin_address = before
+            self.config, self._own, self._state, self._workers, self.admin_address, self._pages = before
             if admin is not None:
                 await admin.close()
             # The new workers may have begun to accept before they failed, and visitors may wait there.

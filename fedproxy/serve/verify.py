@@ -21,6 +21,7 @@ from fedproxy.config.report import Warned, warning_lines
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.serve.assemble import endpoint_of
 from fedproxy.serve.tls import Certificates
+from fedproxy.web.error_pages import error_pages
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def verify(file: Path, env: Mapping[str, str]) -> CheckedFile:
     except ConfigError as error:
         return CheckedFile(None, error.faults)
     findings, advice = _look_at_files(reading.parts, env)
+    if reading.config is not None:
+        findings += _look_at_pages(reading.config)
     wrong = reading.error(findings)
     if reading.config is not None:
         advice += advise(reading.config, env)
@@ -94,6 +97,14 @@ def _look_at_files(parts: ValidParts, env: Mapping[str, str]) -> tuple[list[Find
             except ConfigError as error:
                 findings += [Finding(("members", name, "ca"), fault.message) for fault in error.faults]
     return findings, advice
+
+
+def _look_at_pages(config: Config) -> list[Finding]:
+    try:
+        error_pages(config)
+    except ConfigError as error:
+        return [Finding(_location(fault.path), fault.message) for fault in error.faults]
+    return []
 
 
 def _look_at_certificates(

@@ -9,6 +9,7 @@ import aiohttp_jinja2
 from aiohttp import web
 
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, takes_gzip
+from fedproxy.web.error_pages import LOGO
 from fedproxy.web.page import environment, icon, site, stylesheet
 from fedproxy.web.view import active_hosts, join_contact, live_cards, past_cards
 from fedproxy.wire.cookie import set_cookie, take
@@ -62,6 +63,7 @@ def create_public_app(state: PublicState) -> web.Application:
     app.router.add_post(f"{_PAGE}/move", pages.move)
     for asset in (pages.style, pages.icon):
         app.router.add_get(asset.path, asset.serve)
+    app.router.add_get(LOGO, pages.site_logo)
     app.router.add_get(f"{_LOGOS}{{key}}", pages.logo)
     # Any other path comes here only if a route says so.
     app.router.add_get("/{path:(?!federation/).*}", pages.metrics)
@@ -113,6 +115,14 @@ class _Pages:
         if logo is None:
             raise RefusedError(404, "There is no such image.")
         headers = {"Content-Type": logo.kind, "Cache-Control": "public, max-age=604800, immutable"}
+        return web.Response(body=logo.content, headers=headers)
+
+    async def site_logo(self, request: web.Request) -> web.Response:
+        """The logo of the site. Pages that show it were made before it was known."""
+        logo = self._state.logos().get(self._state.config.pages.logo or "")
+        if logo is None:
+            raise RefusedError(404, "There is no such image.")
+        headers = {"Content-Type": logo.kind, "Cache-Control": "public, max-age=3600"}
         return web.Response(body=logo.content, headers=headers)
 
     async def move(self, request: web.Request) -> web.Response:

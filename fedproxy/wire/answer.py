@@ -10,8 +10,9 @@ from typing import Final
 from fedproxy.http.response import PHRASES, Response
 from fedproxy.wire.events import accepted
 
-# Errors that may be gone in a moment, so that it makes sense to try again.
-_PASSING: Final = frozenset((429, 502, 503, 504))
+PASSING: Final = frozenset((429, 502, 503, 504))
+"""Errors that may be gone in a moment, so that it makes sense to try again."""
+
 _AGAIN: Final = '<p><a href="">Try again</a></p>\n'
 _START: Final = '<p><a href="{}">Start a new session</a></p>\n'
 _ADVICE: Final = "Please try again in a minute."
@@ -45,6 +46,16 @@ small {{ opacity: .8; overflow-wrap: anywhere; }}
 """
 
 
+def wants_page(accept: bytes, build: bool) -> bool:
+    """Whether people asked, so that `render` makes a page. The arguments are its own."""
+    return not (build and wants_events(accept)) and names(accept, b"text/html")
+
+
+def wants_events(accept: bytes) -> bool:
+    """Whether the client of a launch asked."""
+    return accepted(accept) or names(accept, b"text/event-stream")
+
+
 def render(
     status: int, detail: str, request_id: str, accept: bytes | None, build: bool, start: str | None = None
 ) -> Response:
@@ -59,9 +70,9 @@ def render(
     phrase = PHRASES.get(status, "Error")
     if accept is None:
         return Response(status, b"text/plain; charset=utf-8", f"{status} {phrase}: {detail}\n".encode())
-    if build and (accepted(accept) or names(accept, b"text/event-stream")):
+    if build and wants_events(accept):
         # A client of an event stream sees no Retry-After and no link, only this text.
-        if status in _PASSING and "try again" not in detail:
+        if status in PASSING and "try again" not in detail:
             detail = f"{detail} {_ADVICE}"
         event = json.dumps({"phase": "failed", "status_code": status, "message": detail})
         return Response(200, b"text/event-stream", f"data: {event}\n\n".encode())
@@ -73,7 +84,7 @@ def render(
             again=(
                 _START.format(html.escape(start))
                 if start is not None
-                else (_AGAIN if status in _PASSING else "")
+                else (_AGAIN if status in PASSING else "")
             ),
             request_id=html.escape(request_id),
         )

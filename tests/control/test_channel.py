@@ -269,7 +269,7 @@ def test_protocol_is_another_when_messages_are() -> None:
         [
             "Account(number, survey, after)",
             "AccountPart(at, members)",
-            "ApplyConfig(config, intents, workers)",
+            "ApplyConfig(config, intents, workers, pages)",
             "BreakerInDoubt(name)",
             "BreakerOpened(name, witnesses)",
             "ConfigRefused(faults)",

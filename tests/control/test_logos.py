@@ -63,7 +63,7 @@ async def test_logos_are_told_by_what_they_are_and_the_rest_is_said() -> None:
     assert len({logo.key for logo in told}) == 2
     assert held.asked.count("/round") == 3
     assert said == [
-        f"no logo at {url}{path}: initials are shown instead"
+        f"no logo at {url}{path}: the pages show initials, or nothing, in its place"
         for path in ("/big", "/none?key=***", "/page", "/round")
     ]
 

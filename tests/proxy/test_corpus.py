@@ -308,6 +308,13 @@ async def turns(count: int) -> None:
 VARYING = (
     (re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])|(?<=-)[0-9a-f]{16}(?=-0)"), b"ID"),
     (re.compile(rb"127\.0\.0\.1:[0-9]+"), b"127.0.0.1:PORT"),
+    # What an error page looks like is not of interest here, and its script's hash goes with that.
+    (
+        re.compile(rb"Content-Length: [0-9]+(?=\r\n(?:[^\r]+\r\n)*\r\n<!doctype html>)"),
+        b"Content-Length: SIZE",
+    ),
+    (re.compile(rb"<!doctype html>.*?</html>\n", re.DOTALL), b"<PAGE>"),
+    (re.compile(rb"(?<=sha256-)[A-Za-z0-9+/=]+"), b"HASH"),
     # The time at which a cookie was set, and the home that goes with it.
     (re.compile(rb"(?<=Set-Cookie: fedproxy_member=\w)![^;]+"), b""),
     (re.compile(rb"(?<=\r\nDate: )[^\r]+|(?<=\r\nServer: )[^\r]+"), b"..."),

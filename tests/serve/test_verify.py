@@ -102,6 +102,23 @@ routes: [{{path: /x, to: nobody}}]
     assert caught.value.faults == checked.faults
 
 
+def test_templates_are_looked_at_with_all_other_files(tmp_path: Path, write: Write) -> None:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "error.html").write_text("<p>\n{{ nme }}")
+    (folder / "down.html").write_text("{% if %}")
+    checked = verify(write({"pages": {"site": "x", "templates": str(folder)}}), {})
+    where = "f:7:14: pages.templates"
+    assert faults(checked) == [
+        f"{where}: {folder}/down.html:1: Expected an expression, got 'end of statement block'",
+        f"{where}: {folder}/error.html:2: 'nme' is undefined",
+    ]
+    checked = verify(write({"pages": {"templates": str(tmp_path / "none")}}), {})
+    assert faults(checked) == [
+        f"f:6:14: pages.templates: is '{tmp_path}/none', expected the path of a folder that can be read"
+    ]
+
+
 def test_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
     checked = verify(tmp_path / "none", {})
     assert faults(checked) == ["f: cannot be read: No such file or directory"]

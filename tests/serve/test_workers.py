@@ -33,6 +33,7 @@ from tests.rig.running import (
 pytestmark = pytest.mark.no_cover  # the edge is a process of its own
 
 KILL, TERM, STOP, CONT = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT
+HUP = signal.SIGHUP
 
 
 async def kept_with(edge: Running, worker: int, count: int = 40) -> RawClient:
@@ -112,6 +113,37 @@ async def test_killed_worker_is_replaced_and_counters_do_not_fall(tmp_path: Path
         client = await kept_with(edge, new)
         assert (await client.ask(GET)).body == b"ok"
         await edge.counts(12, "fedproxy_requests_total", member="a")
+
+
+async def test_worker_that_starts_later_shows_the_same_pages_and_a_reload_shows_others(
+    tmp_path: Path,
+) -> None:
+    missing = b"GET /tea HTTP/1.1\r\nHost: h\r\nAccept: text/html\r\n\r\n"
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "error.html").write_text("before {{ status }}")
+    pages: dict[str, Any] = {"pages": {"templates": str(folder)}, "routes": [{"path": "/tea", "status": 418}]}
+    async with running(tmp_path, **pages) as edge:
+        first, second = edge.program.workers()
+        (folder / "error.html").write_text("after {{ status }}")
+        os.kill(first, KILL)
+        await until(
+            lambda: len(edge.program.workers()) == 2 and first not in edge.program.workers(), "another"
+        )
+        (new,) = set(edge.program.workers()) - {second}
+        client = await kept_with(edge, new)
+        assert (await client.ask(missing)).body == b"before 418"
+        edge.program.signal(HUP)
+        await edge.program.line("reloaded ")
+        async with patience():
+            while (await client.ask(missing)).body != b"after 418":
+                await asyncio.sleep(0.005)
+        (folder / "error.html").write_text("{{ nothing }}")
+        edge.program.signal(HUP)
+        fault = await edge.program.line("pages.templates: ")
+        assert fault == f"{folder}/error.html:1: 'nothing' is undefined"
+        await edge.program.line("the config in force is kept")
+        assert (await client.ask(missing)).body == b"after 418"
 
 
 async def test_visitors_in_the_queue_of_a_killed_worker_are_served_by_the_next(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pytest_aiohttp import AiohttpClient
 
 from fedproxy.control.messages import Logo
 from fedproxy.decide.member import Intent
+from fedproxy.web.error_pages import LOGO
 from fedproxy.web.public import create_public_app
 from tests.rig.build import federation, member
 from tests.rig.page import Page
@@ -370,3 +371,16 @@ async def test_metrics_are_those_of_all_workers(client: Client, state: State) ->
 @pytest.mark.parametrize("path", ["/federation/", "/federation/none", "/federation/metrics"])
 async def test_path_below_the_page_that_is_none_is_not_found(client: Client, path: str) -> None:
     assert (await client.get(path)).status == 404
+
+
+async def test_logo_of_the_site_has_a_fixed_address(aiohttp_client: AiohttpClient) -> None:
+    state = State(f"{CONFIG}pages: {{logo: 'https://a.example/l.png'}}\n")
+    assert "https://a.example/l.png" in state.config.logos
+    client = await aiohttp_client(create_public_app(state))
+    assert (await client.get(LOGO)).status == 404
+    state.images.append(Logo("https://a.example/l.png", "89abcdef", "image/png", b"png"))
+    response = await client.get(LOGO)
+    assert (response.status, response.content_type, await response.read()) == (200, "image/png", b"png")
+    assert response.headers["Cache-Control"] == "public, max-age=3600"
+    without = await aiohttp_client(create_public_app(State(CONFIG)))
+    assert (await without.get(LOGO)).status == 404

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedproxy.wire.answer import render
+from fedproxy.wire.answer import render, wants_page
 
 BROWSER = b"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
@@ -94,6 +94,13 @@ def test_launch_that_may_work_later_is_told_so(detail: str) -> None:
 
 def test_build_url_opened_by_a_person_gets_the_page() -> None:
     assert render(503, "Busy.", "abc", BROWSER, True).content_type.startswith(b"text/html")
+
+
+@pytest.mark.parametrize("accept", [BROWSER, b"*/*", b"text/event-stream", BROWSER + b", text/event-stream"])
+@pytest.mark.parametrize("build", [False, True])
+def test_page_is_wanted_where_one_is_made(accept: bytes, build: bool) -> None:
+    made = render(503, "Busy.", "abc", accept, build).content_type
+    assert wants_page(accept, build) is made.startswith(b"text/html")
 
 
 def test_untrusted_request_gets_one_line_of_text() -> None:
