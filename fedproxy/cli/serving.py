@@ -92,6 +92,7 @@ async def _serve(file: Path, config: Config, reader: Reader, events: Events) -> 
     service = Service(
         config,
         reread=reader.read,
+        files=reader.files,
         warnings=reader.warnings,
         file=file,
         events=events,

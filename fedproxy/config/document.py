@@ -24,11 +24,15 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass
 class Document:
-    """`data`: dictionaries with text keys, lists and scalars. `places`: where each of them is in the text."""
+    """`data`: dictionaries with text keys, lists and scalars. `places`: where each of them is in the text.
+
+    files: what was read besides the text, or would have been, and folders that were searched.
+    """
 
     data: Any = None
     places: Places = field(default_factory=Places)
     findings: list[Finding] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 class _TooDeep(yaml.MarkedYAMLError):
@@ -243,7 +247,7 @@ def interpolate(document: Document, env: Mapping[str, str]) -> None:
         if not isinstance(value, str) or "${" not in value:
             return value
         if value not in seen:
-            seen[value] = _expand(value, env)
+            seen[value] = _expand(value, env, document.files)
         expanded, messages = seen[value]
         document.findings += [Finding(where, message) for message in messages]
         return expanded
@@ -251,7 +255,7 @@ def interpolate(document: Document, env: Mapping[str, str]) -> None:
     document.data = visit(document.data, ())
 
 
-def _expand(value: str, env: Mapping[str, str]) -> tuple[str, list[str]]:
+def _expand(value: str, env: Mapping[str, str], files: list[Path]) -> tuple[str, list[str]]:
     messages: list[str] = []
 
     def replace(match: re.Match[str]) -> str:
@@ -259,10 +263,12 @@ def _expand(value: str, env: Mapping[str, str]) -> tuple[str, list[str]]:
             return "${"
         name = match[1]
         if match[2] and name.startswith(_FILE):
+            path = name.removeprefix(_FILE)
+            files.append(Path(path))
             try:
-                return _content(name.removeprefix(_FILE))
+                return _content(path)
             except ValueError as error:
-                messages.append(f"needs the file {name.removeprefix(_FILE)[:200]!r}, which {error}")
+                messages.append(f"needs the file {path[:200]!r}, which {error}")
                 return ""
         if not match[2] or not _VARIABLE.fullmatch(name):
             messages.append(
@@ -278,7 +284,7 @@ def _expand(value: str, env: Mapping[str, str]) -> tuple[str, list[str]]:
 
 def expand(value: str, env: Mapping[str, str]) -> str:
     """A text with its variables replaced, those that cannot be by nothing."""
-    return _expand(value, env)[0]
+    return _expand(value, env, [])[0]
 
 
 def _content(path: str) -> str:

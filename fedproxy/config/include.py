@@ -47,6 +47,7 @@ def include(
             document.findings.append(Finding((_KEY,), f"has {path}, which is included already", where))
             continue
         seen.add(resolved)
+        document.files.append(path)
         try:
             more = read(read_text(path))
         except ConfigError as error:
@@ -62,6 +63,7 @@ def include(
         ]
         if isinstance(more.data, dict) and more.places.root is not None:
             wanted += _wanted(more, path.parent, expand)
+            document.files += more.files
             more.data.pop(_KEY, None)
             _merge(document, document.data, more.data, document.places.root, more.places.root, ())
         elif more.data is not None:
@@ -83,6 +85,7 @@ def _wanted(document: Document, folder: Path, expand: Callable[[str], str]) -> I
         path = folder / expand(text)
         found = [path]
         if any(sign in path.name for sign in "*?["):
+            document.files.append(path.parent)
             found = sorted(path.parent.glob(path.name))
         yield from (_Wanted(each, at) for each in found)
 

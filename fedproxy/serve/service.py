@@ -96,10 +96,11 @@ class Service:
 
     log: takes each line of the access log of a data plane in this process; without it they go to standard
     output. reread: reads the config again for a reload, and raises ConfigError. warnings: lines about the
-    config that was read last, which are new. file: where the config is; it is watched, and what operators set
-    is kept beside it. probe: whether members are asked how they are, and logos fetched. events: the log of
-    what happens; without it that is only in the history. inherited: listening sockets that were given to this
-    process.
+    config that was read last, which are new. file: where the config is; what operators set is kept beside it.
+    files: all that the config is read from, and folders where there may be more; they are watched, and by
+    default they are `file`. probe: whether members are asked how they are, and logos fetched. events: the log
+    of what happens; without it that is only in the history. inherited: listening sockets that were given to
+    this process.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Service:
         *,
         log: Callable[[str], None] | None = None,
         reread: Callable[[], Config] | None = None,
+        files: Callable[[], Sequence[Path]] | None = None,
         warnings: Callable[[], Sequence[str]] = list,
         file: Path | None = None,
         probe: bool = True,
@@ -119,6 +121,7 @@ class Service:
         self._own = config  # what the file says, without what operators set
         self._log = log
         self._reread = reread
+        self._files = files or (lambda: [] if file is None else [file])
         self._warnings = warnings
         self._file = file
         self._probe = probe
@@ -144,7 +147,7 @@ class Service:
         self._chores = Tasks()
         self._admin: Guarded | None = None
         self._changing = asyncio.Lock()
-        self._read: tuple[int, ...] | None = None  # the signature of the file that was read last
+        self._read: tuple[object, ...] = ()  # the signature of what was read last
         self._state = State()
         self._state_file = StateFile(None)
         self._tickets = secrets.token_bytes(32)
@@ -195,7 +198,7 @@ class Service:
         Raises OSError for an address it cannot listen on, ConfigError for files that cannot be used,
         StartError for a worker that does not start.
         """
-        self._read = _signature(self._file)
+        self._read = self._signature()
         self._next_look = asyncio.get_running_loop().create_future()
         if reaper.is_init():
             self._reaper = asyncio.get_running_loop().create_task(reaper.keep_reaping(self._starter.children))
@@ -683,10 +686,9 @@ class Service:
     async def _reload(self, who: str) -> list[Fault]:
         if self._reread is None:
             return [_NO_FILE]
-        self._read = _signature(self._file)
         before = self.config
         try:
-            own = self._reread()
+            own = self._read_again(self._reread)
             state, dropped = operators.reconcile(own, self._state)
             await self._take_over(operators.overlay(own, state), own, state)
         except ConfigError as error:
@@ -702,6 +704,19 @@ class Service:
             with suppress(OSError):
                 await self._disk.run(partial(self._state_file.save, state))
         return []
+
+    def _read_again(self, reread: Callable[[], Config]) -> Config:
+        """Raises ConfigError."""
+        # Before it is read: what changes meanwhile is read once more. The files may be others then.
+        before, files = self._signature(), self._files()
+        try:
+            return reread()
+        finally:
+            self._read = before if self._files() == files else self._signature()
+
+    def _signature(self) -> tuple[object, ...]:
+        """What changes when a file of the config does, or a link on the way to it."""
+        return tuple(_signature(file) for file in self._files())
 
     def _compare(self, before: Config, after: Config, who: str) -> None:
         """Tells what a reload has changed of the members."""
@@ -864,8 +879,8 @@ class Service:
                 self._tickets = secrets.token_bytes(32)
                 self._fleet.tell(TicketSecret(self._tickets))
             if self._reread is not None:
-                now = _signature(self._file)
-                # Twice the same: whoever writes it has finished.
+                now = self._signature()
+                # Twice the same: whoever writes them has finished.
                 if now != self._read and now == seen and not self._changing.locked():
                     self._read = now
                     self._do(self._reload_in_turn("file"))
@@ -916,12 +931,9 @@ def _processors() -> int:
     return count
 
 
-def _signature(file: Path | None) -> tuple[int, ...] | None:
-    """What changes when the file does, or a link on the way to it."""
-    if file is None:
-        return None
+def _signature(file: Path) -> tuple[int, ...] | None:
     try:
         found = file.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

@@ -23,6 +23,8 @@ from fedproxy.serve.assemble import endpoint_of
 from fedproxy.serve.tls import Certificates
 from fedproxy.web.error_pages import error_pages
 
+_MOST_TEMPLATES = 1000  # that are looked at for changes
+
 
 @dataclass(frozen=True)
 class CheckedFile:
@@ -148,10 +150,26 @@ class Reader:
         self._file, self._env, self._change = file, env, change
         self._warnings: Sequence[Warned] = ()
         self._said: frozenset[tuple[str, str, str]] = frozenset()
+        self._others: Sequence[Path] = ()
+        self._templates: Path | None = None
+
+    def files(self) -> list[Path]:
+        """The files that the config was read from, and folders in which others may appear."""
+        found = [self._file, *self._others]
+        if self._templates is not None:
+            found.append(self._templates)
+            with suppress(OSError):
+                found += sorted(self._templates.iterdir())[:_MOST_TEMPLATES]
+        return found
 
     def read(self) -> Config:
         """The config. Raises ConfigError with every fault."""
         checked = verify(self._file, self._env)
+        if checked.reading is not None:
+            # Of a config with faults too: they may be in any of them.
+            self._others = checked.reading.document.files
+            if checked.reading.config is not None:
+                self._templates = checked.reading.config.pages.templates
         config = self._change(checked.config)
         self._warnings = checked.warnings
         return config

@@ -314,3 +314,22 @@ def test_launches_are_told_to_all_but_those_who_have_them() -> None:
     common.run("two", {})
     assert common.elsewhere("one") == LaunchesInFlight({})
     assert called == ["told"] * 3
+
+
+async def test_change_of_any_file_of_the_config_is_noticed(tmp_path: Path) -> None:
+    parts, secret = tmp_path / "parts", tmp_path / "secret"
+    parts.mkdir()
+    secret.write_text("as quiet as a mouse")
+    affinity = {"secret": f"${{file:{secret}}}"}
+    async with running(tmp_path, include=["parts/*.yaml"], affinity=affinity) as edge:
+        (parts / "one.yaml").write_text("members: {one: {url: 'http://127.0.0.1:1'}}")
+        await edge.program.line("member.joined [file] one joined")
+        (parts / "one.yaml").write_text("members: {one: {url: 'http://127.0.0.1:1', weight: 5}}")
+        await edge.program.line("member.weight [file] the weight of one changed from 1 to 5")
+        await edge.program.line("config.reload [file]")
+        secret.write_text("another one, as quiet")
+        await edge.program.line("config.reload [file]")
+        (parts / "two.yaml").write_text("members: [")
+        await edge.program.line(f"config.refused [file] {parts}/two.yaml:1:11: not valid YAML")
+        (parts / "two.yaml").unlink()
+        await edge.program.line("config.reload [file]")

@@ -404,3 +404,35 @@ async def test_members_are_asked_how_they_are(write: Write) -> None:
             )
     finally:
         await asyncio.gather(well.stop(), sick.stop())
+
+
+def test_reader_names_all_that_it_read(tmp_path: Path) -> None:
+    parts, pages = tmp_path / "parts", tmp_path / "pages"
+    for folder in (parts, pages):
+        folder.mkdir()
+    (tmp_path / "token").write_text("quiet enough to be a token")
+    (parts / "a.yaml").write_text("members: {a: {url: 'https://a.example'}}")
+    (pages / "error.html").write_text("<!doctype html><title>{{ detail }}</title>")
+    file = tmp_path / "edge.yaml"
+    token, templates = f"${{file:{tmp_path / 'token'}}}", str(pages)
+    data = {"include": ["parts/*.yaml"], "admin": {"token": token}, "pages": {"templates": templates}}
+    file.write_text(yaml.safe_dump(data))
+    reader = Reader(file, {}, lambda config: config)
+    assert reader.files() == [file]
+    reader.read()
+    assert set(reader.files()) == {
+        file,
+        parts,
+        parts / "a.yaml",
+        tmp_path / "token",
+        pages,
+        pages / "error.html",
+    }
+    (parts / "b.yaml").write_text("members: [")
+    with pytest.raises(ConfigError):
+        reader.read()
+    assert {parts / "b.yaml", pages} <= set(reader.files())
+    file.unlink()
+    with pytest.raises(ConfigError):
+        reader.read()
+    assert parts / "b.yaml" in reader.files()
