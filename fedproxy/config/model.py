@@ -534,7 +534,7 @@ class PageSettings(Section):
     templates: Folder | None = Field(
         default=None,
         description="A folder with templates of your own: `error.html`, `down.html`, `error.de.html` and "
-        "others, see [error-pages.md](error-pages.md). Read again by a reload.",
+        "others, see [error-pages.md](error-pages.md). They are watched like the config.",
     )
 
 
