@@ -17,17 +17,16 @@ from typing import Any
 import pytest
 import uvloop
 import yaml
-from aiohttp import web
 from click.testing import CliRunner, Result
 
 from fedproxy.cli import base, files, main
 from fedproxy.cli import serving as running_commands
 from fedproxy.config.load import parse
 from fedproxy.demo.toy import Mode, ToyBinderHub
-from fedproxy.web.admin import create_admin_app
 from tests.rig import Conn, Ended, Message, RawClient, Script, Scripted, answer, per_request, refusing, until
 from tests.rig.command import Program, fedproxy
 from tests.rig.state import State
+from tests.rig.thread import admin_listener
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -234,25 +233,9 @@ def test_page_is_html_unless_markdown_is_asked_for(write: Write) -> None:
 def admin(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an admin listener that runs in another thread; its section of the config may be given."""
     settings = getattr(request, "param", {"token": TOKEN})
-    loop = uvloop.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
     state = State(yaml.safe_dump({"admin": settings, "members": MEMBERS}, sort_keys=False))
-    runner = web.AppRunner(create_admin_app(state), handle_signals=False)
-
-    async def start() -> str:
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0]
-        return f"http://{host}:{port}"
-
-    try:
-        yield asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
+    with admin_listener(state) as url:
+        yield url
 
 
 def shown(admin: str) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 import os
@@ -13,14 +12,12 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 import yaml
 from click.testing import Result
 from hypothesis import given
@@ -30,6 +27,7 @@ from fedproxy.cli import watching
 from fedproxy.cli.asking import Failed
 from fedproxy.serve.service import Service
 from fedproxy.serve.verify import Reader
+from tests.rig.thread import loop_thread
 from tests.test_cli import admin, run, shown
 
 __all__ = ["admin"]
@@ -42,12 +40,6 @@ def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
     """A real edge without probes in another thread: its admin URL, its file and itself."""
     file = tmp_path / "edge.yaml"
     file.write_text(yaml.safe_dump(RUNNING, sort_keys=False))
-    loop = uvloop.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def do(coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
 
     async def start() -> Service:
         reader = Reader(file, {}, lambda config: config)
@@ -55,15 +47,13 @@ def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
         await service.start()
         return service
 
-    service = do(start())
-    try:
+    with loop_thread() as there:
+        service = there.do(start())
         host, port = service.admin_address
-        yield f"http://{host}:{port}", file, service
-    finally:
-        do(service.stop())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
+        try:
+            yield f"http://{host}:{port}", file, service
+        finally:
+            there.do(service.stop())
 
 
 RUNNING = {
