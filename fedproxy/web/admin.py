@@ -357,6 +357,10 @@ def _flag(request: web.Request, name: str) -> bool:
 
 
 def _is_dry(request: web.Request) -> bool:
+    """Whether a write is only tried. Raises `RefusedError`: what is misspelt must not become a write."""
+    unknown = [name for name in request.query if name != "dry_run"]
+    if unknown:
+        raise RefusedError(422, f"Unknown parameter {unknown[0][:40]!r}: expected dry_run.")
     return _flag(request, "dry_run")
 
 

@@ -21,7 +21,7 @@ POST = b"POST / HTTP/1.1\r\n" + HOST + PIN + b"Content-Length: 5\r\n\r\nhello"
 PATIENT: dict[str, Any] = {"retry": {"attempts": 3, "budget": 1, "floor": 100}}
 
 
-SHORT = {"connect": "200ms", "response_head": "200ms", "response_idle": "200ms"}
+SHORT = {"connect": "1s", "response_head": "500ms", "response_idle": "500ms"}
 
 
 def from_member(body: bytes) -> Script:

@@ -671,6 +671,16 @@ async def test_dry_run_is_refused_as_the_change_would_be(client: Client, state: 
     await error_of(await client.patch("/members/gesis?dry_run=true", json={"weight": 1}, headers=TOKEN), 507)
 
 
+@pytest.mark.parametrize("query", ["dry-run=true", "dryrun", "x=1&dry_run=false"])
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/members/ovh"), ("POST", "/reload")])
+async def test_misspelt_dry_run_is_no_write(
+    client: Client, state: State, method: str, path: str, query: str
+) -> None:
+    response = await client.request(method, f"{path}?{query}", headers=TOKEN)
+    assert (await error_of(response, 422)).startswith("Unknown parameter ")
+    assert state.asked == []
+
+
 @pytest.mark.parametrize("query", ["dry_run", "dry_run=yes", "dry_run=true&dry_run=true", "dry_run=1"])
 async def test_flag_that_is_neither_true_nor_false_changes_nothing(
     client: Client, state: State, query: str
