@@ -233,13 +233,17 @@ async def test_reload_that_needs_workers_of_another_release_changes_nothing(
         config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, events=heard
     )
     await service.start()
-    before = set(processes(service))
-    monkeypatch.setattr("fedproxy.control.channel.OURS", BEFORE)
-    (fault,) = await service.reload()
-    assert cannot_serve(fault.message)
-    assert set(processes(service)) == before
-    assert service._fleet.alive == 2
-    await service.stop()
+    try:
+        before = set(processes(service))
+        monkeypatch.setattr("fedproxy.control.channel.OURS", BEFORE)
+        (fault,) = await service.reload()
+        # A worker that has left before it was sent its config could not be heard: it has said why by itself.
+        ended = re.fullmatch(r"worker \d+ ended with status 1 at its start", fault.message)
+        assert cannot_serve(fault.message) or ended
+        assert set(processes(service)) == before
+        assert service._fleet.alive == 2
+    finally:
+        await service.stop()
 
 
 async def test_new_worker_that_dies_at_its_start_leaves_the_old_ones_in_force(
