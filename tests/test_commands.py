@@ -22,6 +22,7 @@ import yaml
 from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fedproxy.cli import watching
 from fedproxy.cli.asking import Failed
@@ -231,6 +232,23 @@ def test_top_is_printed_once_where_there_is_no_terminal(running: Running) -> Non
     assert [line[0] for line in lines[3:5]] == ["leuven (prime)", "oxford"]
     rows = json.loads(asked(running, "top", "--interval", "0.2", "--json").stdout)
     assert rows[0]["requests_per_second"] == 0 and rows[0]["name"] == "leuven"
+
+
+def test_pods_are_the_total_that_the_quota_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"state": "ready", "prime": False, "in_flight": 0, "launches": 0, "max_launches": 7}
+    rates = {"requests_per_second": 0.0, "errors_per_second": 0.0}
+    pods = {"total": 37, "build": 4, "user": 33}
+    shown = watching._shown(
+        [
+            {**row, **rates, "name": "a", "pods": pods, "quota": 60},
+            {**row, **rates, "name": "b", "pods": pods, "quota": None},
+            {**row, **rates, "name": "c", "pods": {}, "quota": None},
+        ],
+        (),
+    )
+    Console(width=200).print(shown)
+    found = [line.split() for line in capsys.readouterr().out.splitlines()[3:6]]
+    assert [line[6:] for line in found] == [["0/7", "37/60"], ["0/7", "37"], ["0/7"]]
 
 
 def test_rates_are_of_the_time_between_and_the_worst_come_first() -> None:

@@ -167,8 +167,7 @@ def _shown(
     for row in rows:
         status = str(row.get("status", row["state"]))
         tone = "green" if status == "available" else "yellow" if row.get("healthy") else "red"
-        pods = row.get("pods") or {}
-        quota = row.get("quota")
+        pods, quota = (row.get("pods") or {}).get("total"), row.get("quota")
         table.add_row(
             f"{row['name']} (prime)" if row["prime"] else str(row["name"]),
             Text(status, style=tone),
@@ -177,7 +176,7 @@ def _shown(
             number_text(row["errors_per_second"]),
             str(row["in_flight"]),
             str(row["launches"]) + (f"/{row['max_launches']}" if row.get("max_launches") else ""),
-            f"{sum(pods.values())}{f'/{quota}' if quota else ''}" if pods else "",
+            "" if pods is None else f"{pods}/{quota}" if quota is not None else str(pods),
             ", ".join(row.get("details") or row.get("reasons") or ()),
         )
     total = sum(row["requests_per_second"] for row in rows)

@@ -11,8 +11,9 @@ from fedproxy.config.document import Document, read
 from fedproxy.config.places import Finding, Location, Spot
 from fedproxy.errors import ConfigError
 
-#: More are not read.
+#: More are not read: files, and characters of all of them.
 MAX_FILES: Final = 256
+MAX_TEXT: Final = 16 << 20
 _KEY: Final = "include"
 
 
@@ -39,8 +40,13 @@ def include(
     wanted = deque(_wanted(document, file.parent, expand))
     while wanted:
         path, where = wanted.popleft()
+        too_much = None
         if len(seen) > MAX_FILES:
-            document.findings.append(Finding((_KEY,), f"is of more than {MAX_FILES} files", where))
+            too_much = f"{MAX_FILES} files"
+        elif len(document.places.text) > MAX_TEXT:
+            too_much = f"{MAX_TEXT >> 20} MiB"
+        if too_much is not None:
+            document.findings.append(Finding((_KEY,), f"is of more than {too_much}", where))
             return False
         resolved = path.resolve()
         if resolved in seen:

@@ -174,7 +174,7 @@ class Shaking:
 
 
 def _refuse(context: Context, peer: bytes | None) -> None:
-    """Counts a connection without a PROXY header, or of somebody who may not send one; the first is told."""
+    """Counts a connection without a PROXY header, or from a peer that may not send one. Reports the first."""
     rejected = context.counts.rejected
     if not rejected[BadProxyHeader.reason]:
         message = (

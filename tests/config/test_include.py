@@ -181,6 +181,13 @@ def test_number_of_files_is_bounded(folder: Folder, monkeypatch: pytest.MonkeyPa
     assert "edge.yaml:2:3: include: is of more than 2 files" in folder.faults()
 
 
+def test_all_files_together_are_bounded(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(include, "MAX_TEXT", 1 << 20)
+    folder.write(edge={"include": ["[mno].yaml"], "members": {"a": A}})
+    folder.write(m=f"#{'x' * 600_000}", n=f"#{'x' * 600_000}", o="{}")
+    assert folder.faults() == ["edge.yaml:2:3: include: is of more than 1 MiB"]
+
+
 def test_line_of_an_included_file_is_shown_without_its_secrets(folder: Folder) -> None:
     folder.write(
         edge="include: [m.yaml, n.yaml]\nmembers:\n  a: {url: https://a}",

@@ -225,13 +225,16 @@ async def test_worker_of_another_release_is_tried_ever_more_seldom_while_the_oth
     assert kept in processes(service)
 
 
+def to_be_three(heard: Heard) -> Service:
+    """An edge of two workers whose config says three when it is read again."""
+    config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
+    return Service(config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, events=heard)
+
+
 async def test_reload_that_needs_workers_of_another_release_changes_nothing(
     heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
-    service = Service(
-        config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, events=heard
-    )
+    service = to_be_three(heard)
     await service.start()
     try:
         before = set(processes(service))
@@ -249,10 +252,7 @@ async def test_reload_that_needs_workers_of_another_release_changes_nothing(
 async def test_new_worker_that_dies_at_its_start_leaves_the_old_ones_in_force(
     heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
-    service = Service(
-        config, reread=lambda: config.model_copy(update={"workers": 3}), probe=False, events=heard
-    )
+    service = to_be_three(heard)
     await service.start()
     fleet, before = service._fleet, set(service._starter.children() or ())
     take = Workers._on_message
