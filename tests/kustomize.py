@@ -17,6 +17,16 @@ _KEYS = {"containers": "name", "env": "name", "volumes": "name", "volumeMounts":
 _WHOLE = {"args", "command", "drop", "metrics", "policies", "policyTypes"}
 
 
+def selectors(objects: dict[str, Object]) -> list[dict[str, str]]:
+    """By which labels these objects, by kind, find the pods of the Deployment."""
+    return [
+        objects["Deployment"]["spec"]["selector"]["matchLabels"],
+        objects["Service"]["spec"]["selector"],
+        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ]
+
+
 def render(directory: Path) -> list[Object]:
     """The objects of a kustomization, in the order of its resources."""
     return _render(directory, [])

@@ -22,7 +22,7 @@ from fedproxy.config.load import convert, parse
 from fedproxy.config.model import Config
 from fedproxy.config.units import duration
 from tests import helm
-from tests.kustomize import Object, render
+from tests.kustomize import Object, render, selectors
 
 Read = Callable[[dict[str, Object]], Config]
 
@@ -311,14 +311,11 @@ def _bare(value: Any) -> Any:
 
 def test_every_selector_finds_the_pods(objects: dict[str, Object]) -> None:
     labels = _pod(objects)["metadata"]["labels"]
-    selectors = [
-        objects["Deployment"]["spec"]["selector"]["matchLabels"],
-        objects["Service"]["spec"]["selector"],
-        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
-        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    found = [
+        *selectors(objects),
         *(item["spec"]["selector"]["matchLabels"] for kind, item in objects.items() if kind == "PodMonitor"),
     ]
-    assert all(selector and selector.items() <= labels.items() for selector in selectors)
+    assert all(selector and selector.items() <= labels.items() for selector in found)
     assert objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == _name(objects)
     assert _pod(objects)["spec"]["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"]
 

@@ -17,7 +17,7 @@ import yaml
 from fedproxy import __version__
 from fedproxy.config.load import convert, load, parse
 from fedproxy.config.model import Config
-from tests.kustomize import Object, render
+from tests.kustomize import Object, render, selectors
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "conf" / "kubernetes"
@@ -88,14 +88,11 @@ def test_every_selector_finds_the_pods(name: str) -> None:
     objects = _objects(name)
     labels = _pod(name)["metadata"]["labels"]
     spreads = _pod(name)["spec"]["topologySpreadConstraints"]
-    selectors = [
-        objects["Deployment"]["spec"]["selector"]["matchLabels"],
-        objects["Service"]["spec"]["selector"],
-        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
-        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    found = [
+        *selectors(objects),
         *(spread["labelSelector"]["matchLabels"] for spread in spreads),
     ]
-    assert all(selector and selector.items() <= labels.items() for selector in selectors)
+    assert all(selector and selector.items() <= labels.items() for selector in found)
     scaled = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     deployment = objects["Deployment"]
     assert scaled["kind"] == "Deployment"

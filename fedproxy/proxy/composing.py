@@ -25,7 +25,8 @@ def _launch(exchange: Exchange) -> Filter | None:
 
 
 def _explain(exchange: Exchange) -> Filter | None:
-    if not (exchange.block.explained and may_ask(exchange.context, exchange.block)):
+    block = exchange.block
+    if not (block.explained and may_ask(exchange.context, block, exchange.origin.client)):
         return None
     return Explainer(exchange, extras_of(exchange))
 

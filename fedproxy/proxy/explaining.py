@@ -16,6 +16,7 @@ from fedproxy.decide.affinity import Source
 from fedproxy.decide.breaker import Outcome
 from fedproxy.decide.federation import Lease, Ranked
 from fedproxy.decide.route import Action, Fixed, Local, Redirect, ToMember, ToPrime
+from fedproxy.event import Event, EventName
 from fedproxy.proxy.answers import refused
 from fedproxy.wire.events import asked_for
 
@@ -169,12 +170,17 @@ def _told(ranked: Ranked) -> Explanation:
 # On request, in a response
 
 
-def may_ask(context: Context, block: HeaderBlock) -> bool:
-    """Whether a request has an admin token that asks for an explanation."""
+def may_ask(context: Context, block: HeaderBlock, client: bytes) -> bool:
+    """Whether a request has an admin token that asks for an explanation. A wrong one is reported."""
     given = sha256(block.value(ASKED)).digest()
     # All are compared: the time tells nothing about any token.
     matches = [hmac.compare_digest(given, each) for each in context.runtime.policy.explainers]
-    return any(matches)
+    if any(matches):
+        return True
+    text = "a visitor's request for an explanation was refused: its token is wrong"
+    who = client.decode("latin-1")
+    context.report(Event(EventName.OPERATOR_REFUSED, text, who=who, key="explanation"))
+    return False
 
 
 def field(found: Explanation) -> Field:
@@ -188,4 +194,8 @@ def field(found: Explanation) -> Field:
 
 def explained(context: Context, line: RoutedRequest, block: HeaderBlock, origin: Origin) -> tuple[Field, ...]:
     """What an answer without an exchange says besides: the explanation, if whoever asks may have it."""
-    return (field(explain(context, line, block, origin.client)),) if may_ask(context, block) else ()
+    return (
+        (field(explain(context, line, block, origin.client)),)
+        if may_ask(context, block, origin.client)
+        else ()
+    )

@@ -8,7 +8,8 @@ import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from fedproxy.http.request import NOBODY, of_peer
-from fedproxy.proxy.answers import Answer, AnsweredRequest, common, turned_away, unread
+from fedproxy.proxy.answers import Answer, AnsweredRequest, common, of_route, turned_away, unread
+from fedproxy.proxy.explaining import explained
 from fedproxy.proxy.flow import LOCAL, Flow, address_of
 from fedproxy.proxy.recording import record_refusal
 from fedproxy.proxy.secure import wire_of
@@ -180,6 +181,16 @@ class Visiting(Flow):
         self.context.counts.rejected[error.reason] += 1
         request = self.answered(line, block, origin)
         return request, turned_away(self.context, error, request, common(request.request_id, self.hsts))
+
+    def answer_here(
+        self, line: RoutedRequest, block: HeaderBlock, origin: Origin
+    ) -> tuple[AnsweredRequest, Answer]:
+        """What a request is answered that no member is asked for: its route says it."""
+        request = self.answered(line, block, origin)
+        fields = common(request.request_id, self.hsts)
+        if block.explained:
+            fields += explained(self.context, line, block, origin)
+        return request, of_route(self.context, request, fields)
 
     def answered(self, line: RoutedRequest, block: HeaderBlock, origin: Origin) -> AnsweredRequest:
         """A request that is answered without an exchange."""

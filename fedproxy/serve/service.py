@@ -572,9 +572,7 @@ class Service:
                 raise ConfigError([_NO_FILE])
             own = self._reread()
             state, _ = operators.reconcile(own, self._state)
-            config = operators.overlay(own, state)
-            check_log(config)
-            self._open_certificates(config)
+            self._open_files(operators.overlay(own, state))
             return self._differences(own, state)
 
     def _differences(self, own: Config, state: State) -> list[Difference]:
@@ -733,10 +731,7 @@ class Service:
 
     async def _take_over(self, config: Config, own: Config, state: State) -> None:
         """Raises ConfigError, OSError or StartError, with nothing changed."""
-        find_targets(config)
-        check_log(config)
-        pages = error_pages(config)
-        certificates = self._open_certificates(config)
+        certificates, pages = self._open_files(config)
         workers = count_workers(config)
         old, old_workers = self.config, self._workers
         before = self.config, self._own, self._state, self._workers, self.admin_address, self._pages
@@ -818,6 +813,12 @@ class Service:
         finally:
             await fleet.close()
             self._leaving.pop(fleet, None)
+
+    def _open_files(self, config: Config) -> tuple[dict[Shape, Certificates], ErrorPages]:
+        """What the files that a config names are for it. Raises ConfigError for one that cannot be used."""
+        find_targets(config)
+        check_log(config)
+        return self._open_certificates(config), error_pages(config)
 
     def _open_certificates(self, config: Config) -> dict[Shape, Certificates]:
         """Those of each listener that has them. Raises ConfigError with every fault."""

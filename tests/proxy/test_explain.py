@@ -175,6 +175,8 @@ async def test_nobody_is_told_without_a_token(token: str) -> None:
         for target in ("/", "/gone"):
             assert decision(await running.ask(get(target, token=token))) is None
         assert not running.member.requests[0].values("x-fedproxy-explain")
+        (event,) = [each for each in running.service.history.events if each.name == "operator.refused"]
+        assert (event.who, TOKEN[:9] in event.message) == ("127.0.0.1", False)
 
 
 async def test_nobody_is_told_where_there_is_no_token() -> None:

@@ -15,7 +15,6 @@ from fedproxy.errors import (
 from fedproxy.proxy import answers, recording
 from fedproxy.proxy.composing import compose, follow
 from fedproxy.proxy.exchange import Exchange
-from fedproxy.proxy.explaining import explained
 from fedproxy.proxy.h1.ending import Ending
 from fedproxy.wire.h1.server import ServerEvent, ServerState
 
@@ -164,11 +163,8 @@ class Downstream(Ending):
         if line.http10:
             context.counts.requests_http10 += 1
         if not line.proxied:
-            request = self.answered(line, block, origin)
-            common = answers.common(request.request_id, self.hsts)
-            if block.explained:
-                common += explained(context, line, block, origin)
-            self._answer(request, answers.of_route(context, request, common))
+            request, answer = self.answer_here(line, block, origin)
+            self._answer(request, answer)
             return
         request_id, traceparent = self.identify(block)
         exchange = self.exchange = Exchange()

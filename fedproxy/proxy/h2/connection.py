@@ -18,7 +18,6 @@ from fedproxy.errors import (
 from fedproxy.proxy import answers, recording
 from fedproxy.proxy.composing import compose, follow
 from fedproxy.proxy.exchange import Exchange
-from fedproxy.proxy.explaining import explained
 from fedproxy.proxy.flow import all_arrived
 from fedproxy.proxy.h2.stream import H2VisitorStream
 from fedproxy.proxy.h2.writing import Writing
@@ -260,11 +259,8 @@ class H2Downstream(Writing[H2VisitorStream]):
         counts.requests += 1
         counts.requests_http2 += 1
         if not line.proxied:
-            request = self.answered(line, block, origin)
-            common = answers.common(request.request_id, self.hsts)
-            if block.explained:
-                common += explained(context, line, block, origin)
-            self._answer(stream, request, answers.of_route(context, request, common))
+            request, answer = self.answer_here(line, block, origin)
+            self._answer(stream, request, answer)
             return
         request_id, traceparent = self.identify(block)
         exchange = stream.exchange = Exchange()
