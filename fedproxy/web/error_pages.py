@@ -274,7 +274,8 @@ class _Rendering:
 
     def _load(self, name: str) -> tuple[str, str, None] | None:
         if name == _BUILT_IN:
-            return _part("error.html"), name, None
+            # In brackets, as it is no file of that name.
+            return _part("error.html"), f"<{name}>", None
         text = self._sources.get(name)
         return None if text is None else (text, f"{self._folder}/{name}", None)
 
