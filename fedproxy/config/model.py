@@ -731,8 +731,18 @@ class Config(Section):
     affinity: AffinitySettings = Field(
         default_factory=AffinitySettings, description="How a visitor stays with a member."
     )
-    balancer: Literal["rendezvous", "random", "least-requests"] = Field(
-        default="rendezvous", description="How new visitors are distributed; all three respect the weights."
+    balancer: Literal["rendezvous", "random", "least-requests", "expected-wait"] = Field(
+        default="rendezvous", description="How new visitors are distributed; all of them respect the weights."
+    )
+    images: Literal["separate", "replicated"] = Field(
+        default="separate",
+        description="With expected-wait: whether members build for themselves, or get each other's images "
+        "after a while.",
+    )
+    images_delay: Annotated[float, units.SECONDS] | None = Field(
+        default=None,
+        description="How long it takes until an image that one member built is at the others, if images are "
+        "replicated; by default that is learned, from 90 s on.",
     )
     load_bound: Annotated[float, units.FACTOR] = Field(
         default=_FEDERATION.load_bound,

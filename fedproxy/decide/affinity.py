@@ -71,6 +71,23 @@ def repository_key(path: bytes) -> bytes | None:
     return b"/build/" + b"/".join((provider, *(parts[:count] if count else parts)))
 
 
+def image_digest(path: bytes) -> bytes | None:
+    """8 bytes that name what a launch runs: provider, repository and ref in a raw path without its query.
+
+    None for a path without a repository. The same for `/build/...` and `/v2/...`, in lower case: that two
+    refs differ only in case costs nobody more than a wrong guess.
+    """
+    lowered = path.lower().replace(b"%2f", b"/")
+    if lowered.startswith(b"/build/"):
+        spec = lowered[7:]
+    elif lowered.startswith(b"/v2/"):
+        spec = lowered[4:]
+    else:
+        return None
+    parts = [part for part in spec.split(b"/") if part]
+    return hashlib.blake2b(b"/".join(parts), digest_size=8).digest() if len(parts) > 1 else None
+
+
 def path_key(path: bytes) -> bytes | None:
     """The path itself, in lower case."""
     return path.lower()

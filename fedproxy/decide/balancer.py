@@ -111,8 +111,12 @@ def least_requests(
     return equals[int(rng.random() * len(equals))]
 
 
+EXPECTED_WAIT: Final = "expected-wait"
+"""The name of the balancer of `waits`: of launches; what is no launch is ranked by rendezvous hashing."""
+
 BALANCERS: Final[Mapping[str, Balancer]] = {
     "rendezvous": rendezvous,
+    EXPECTED_WAIT: rendezvous,
     "random": random,
     "least-requests": least_requests,
 }

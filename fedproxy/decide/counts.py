@@ -118,7 +118,7 @@ def _counts(kind: type[_Counts], values: list[object]) -> _Counts:
 
 
 _OF_A_MEMBER: Final = (
-    *("affinity", "at_once", "bytes_in", "bytes_out", "codes", "duration", "errors", "failovers"),
+    *("affinity", "at_once", "bytes_in", "bytes_out", "choices", "codes", "duration", "errors", "failovers"),
     "first_byte",
     *("launch_duration", "launch_phases", "launches", "retries", "transitions"),
 )
@@ -145,6 +145,7 @@ class MemberCounts(_Counts):
         self.first_byte = Histogram()
         self.bytes_in = 0
         self.bytes_out = 0
+        self.choices: defaultdict[str, int] = defaultdict(int)  # of `expected-wait`, by reason
         self.errors: defaultdict[str, int] = defaultdict(int)
         self.retries: defaultdict[str, int] = defaultdict(int)
         self.affinity: defaultdict[str, int] = defaultdict(int)

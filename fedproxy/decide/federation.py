@@ -12,10 +12,12 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from fedproxy.decide.affinity import Source
-from fedproxy.decide.balancer import BALANCERS, Chance, bounded, capacities, scores
+from fedproxy.decide.balancer import BALANCERS, EXPECTED_WAIT, Chance, bounded, capacities, scores
 from fedproxy.decide.breaker import JUDGED, UNCOUNTED, Outcome
+from fedproxy.decide.knowledge import Seen
 from fedproxy.decide.limit import known_client
 from fedproxy.decide.member import Intent, Member
+from fedproxy.decide.waits import Cost, ExpectedWait
 
 # Looking a member of an enumeration up by its class is slow, and these are on the fast path.
 _COOKIE: Final = Source.COOKIE
@@ -72,26 +74,35 @@ class FederationPolicy:
 class Ranked(NamedTuple):
     """A member as the balancer sees it. share: its weight for new visitors now. score: the highest wins.
 
-    out: why it gets no new visitor, None if it does; then there may be no score.
+    out: why it gets no new visitor, None if it does; then there may be no score. cost: of `expected-wait`.
     """
 
     member: Member
     share: float
     score: float | None
     out: str | None
+    cost: Cost | None = None
 
 
 class Federation:
     """The members that are in force: `members` in their order, `by_name`, and `prime`, the last resort."""
 
-    def __init__(self, members: Sequence[Member], policy: FederationPolicy, rng: Chance) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        policy: FederationPolicy,
+        rng: Chance,
+        waits: ExpectedWait | None = None,
+    ) -> None:
         self.members = tuple(members)
         self.by_name = {member.name: member for member in self.members}
         self.prime = next((member for member in self.members if member.prime), None)
         self.policy = policy
         self._rng = rng
         self._balancer = BALANCERS[policy.balancer]
-        self._keyed = policy.balancer == "rendezvous"
+        self._keyed = policy.balancer in ("rendezvous", EXPECTED_WAIT)
+        self.waits = waits
+        self._by_wait = waits is not None and policy.balancer == EXPECTED_WAIT
         for member in self.members:
             member.slow_start = policy.slow_start
 
@@ -106,13 +117,14 @@ class Federation:
         now: float,
         launch: bool = False,
         client: bytes = b"",
+        image: bytes | None = None,
     ) -> Lease | Refusal:
         """A lease for a request that any member may serve.
 
         The pinned member comes first (one that drains, or has weight 0, keeps its visitors), then the
         balancer's choice for `key` among those that take new visitors, then prime as the last resort,
         unhealthy or not. Members in `tried` are out. `launch`: it counts against `max_launches` too.
-        `client`: the visitor's address.
+        `client`: the visitor's address. `image`: the digest of what it launches, or will.
         """
         if pinned is not None:
             # What `available` says of nearly all, and what `_lease` does then, without the calls.
@@ -126,7 +138,7 @@ class Federation:
                 return lease
             if pinned.available(now, launch, client) and pinned not in tried:
                 return _lease(pinned, _COOKIE, now, launch, client)
-        member = self.choose(key, tried, now, launch, client)
+        member = self.choose(key, tried, now, launch, client, image)
         if member is None:
             prime = self.prime
             if prime is None or prime.intent is _MAINT or prime in tried or prime.full(launch):
@@ -145,6 +157,7 @@ class Federation:
         now: float,
         launch: bool = False,
         client: bytes = b"",
+        image: bytes | None = None,
     ) -> Member | None:
         """The balancer's choice among the members that take new visitors, or None if nobody does."""
         takers: list[Member] = []
@@ -157,11 +170,20 @@ class Federation:
                     shares.append(share)
         if not takers:
             return None
+        if self._by_wait and image is not None and self.waits is not None:
+            return self.waits.choose(image, key, takers, shares, now, self._rng)
         if self._keyed:
             return bounded(self._balancer, self.policy.load_bound, key, takers, shares, self._rng)
         return self._balancer(key, takers, shares, self._rng)
 
-    def rank(self, key: bytes | None, now: float, launch: bool = False, client: bytes = b"") -> list[Ranked]:
+    def rank(
+        self,
+        key: bytes | None,
+        now: float,
+        launch: bool = False,
+        client: bytes = b"",
+        image: bytes | None = None,
+    ) -> list[Ranked]:
         """All members, as `choose` compares them, the first choice first. For people: nothing is taken."""
         takers: list[Member] = []
         shares: list[float] = []
@@ -176,6 +198,13 @@ class Federation:
                 others.append(Ranked(member, share, None, out))
         if not takers:
             return others
+        if self._by_wait and image is not None and self.waits is not None:
+            costs = self.waits.costs(image, takers, now)
+            by_wait = [
+                Ranked(member, share, -cost.whole, None, cost)
+                for member, share, cost in zip(takers, shares, costs, strict=True)
+            ]
+            return [*sorted(by_wait, key=_by_score), *others]
         rooms = (
             capacities(self.policy.load_bound, takers, shares)
             if self._keyed
@@ -325,8 +354,20 @@ class Federation:
             breaker.trip(now, self._rng.random(), witnesses)
             member.on_trip = told
 
+    def build_begun(self, image: bytes, name: str, now: float) -> None:
+        """The member of that name builds an image, as the events of a launch say."""
+        if self.waits is not None:
+            self.waits.begun(image, name, now)
+
+    def learn(self, seen: Seen, now: float) -> None:
+        """Takes what a launch told that has ended."""
+        if self.waits is not None:
+            self.waits.learn(seen, now)
+
     def roll(self, now: float) -> None:
         """What passes with time; to be called about once a second."""
+        if self.waits is not None:
+            self.waits.knowledge.refresh()
         for member in self.members:
             member.roll(now)
             # Other workers were asked, and no failure may follow that would look at their answers.

@@ -92,9 +92,10 @@ MESSAGES: Final[tuple[tuple[str, LaunchVerdict], ...]] = (
 # The rest is ignored, so that no message makes a pattern slow.
 _LONGEST_MESSAGE: Final = 1024
 
-# The phases of a build, which may take an hour. `unknown` is a build that BinderHub has lost track of.
-_BUILDING: Final = frozenset(("waiting", "fetching", "unknown", "building", "pushing"))
-_PHASES: Final = _BUILDING | {"built", "launching", "ready", "failed"}
+BUILDING: Final = frozenset(("waiting", "fetching", "unknown", "building", "pushing"))
+"""The phases of a build, which may take an hour. `unknown` is a build that BinderHub has lost track of."""
+
+_PHASES: Final = BUILDING | {"built", "launching", "ready", "failed"}
 # BinderHub itself treats both as one.
 _SAME: Final = {"failure": "failed"}
 # The keys of real repositories are shorter.
@@ -191,7 +192,7 @@ class Launch:
     @property
     def building(self) -> bool:
         """Whether the image is being built."""
-        return self.phase in _BUILDING
+        return self.phase in BUILDING
 
     @property
     def blame(self) -> Outcome | None:

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.knowledge import Knowledge
 from fedproxy.decide.launch import MovedKeys
 from fedproxy.decide.member import Member
 from fedproxy.decide.pulse import Pulse
 from fedproxy.decide.sessions import Sessions
+from fedproxy.decide.waits import ExpectedWait
 from fedproxy.proxy.admission import Admission
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.proxy.runtime import empty
 from fedproxy.tasks import Tasks
 
 if TYPE_CHECKING:
+    from fedproxy.decide.knowledge import Seen
     from fedproxy.event import Event
     from fedproxy.proxy.ports import Connection, OpenTunnel, Tracer
     from fedproxy.proxy.runtime import Runtime
@@ -36,7 +39,9 @@ class Context:
 
     runtime: what is in force. log: takes the record of each finished request. tracer: makes spans of
     requests, if tracing is on. on_moved: called with the key of a launch and the name of the member that it
-    moved to, so that other workers can be told. on_event: called with what operators should know.
+    moved to, so that other workers can be told. on_build: called with the digest of an image and the name of
+    the member that builds it; on_seen: with what a launch told that has ended. on_event: called with what
+    operators should know. waits: what launches have taught, whichever balancer is in force.
     synchronize: calls back once all other workers have taken what they were told before; None without
     others. careful: every request has to be checked, because of the policy or because the edge drains.
     """
@@ -50,6 +55,8 @@ class Context:
         self.log = log
         self.clock = clock
         self.on_moved: Callable[[bytes, str], None] | None = None
+        self.on_build: Callable[[bytes, str], None] | None = None
+        self.on_seen: Callable[[Seen], None] | None = None
         self.on_event: Callable[[Event], None] | None = None
         self.synchronize: Callable[[Callable[[], None]], None] | None = None
         self.tracer: Tracer | None = None
@@ -63,6 +70,7 @@ class Context:
         self.tunnels: set[OpenTunnel] = set()
         self.tasks = Tasks()
         self.moved = MovedKeys()
+        self.waits = ExpectedWait(Knowledge())
         self.sessions = Sessions(most=sys.maxsize)  # until there is a config
         self.wall: Callable[[], float] = time.time
         # The edge's own pages, as the member that has them.

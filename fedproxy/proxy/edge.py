@@ -81,6 +81,7 @@ class Edge(Context):
             pool.room = policy.limits.idle_connections
             self.pools[name] = pool
         self._cookie_values = cookie_values
+        self.waits.set_clock(self.clock(), self.wall())
         self._compose(policy, federation, router, budget)
         self.sessions.shrink(policy.limits.sessions)
         for pool in self.pools.values():
@@ -160,6 +161,7 @@ class Edge(Context):
             self._expired = now
             self.sessions.expire(self.wall())
         self._retired = [pool for pool in self._retired if pool.connections]
+        self.waits.set_clock(now, self.wall())
         self.federation.roll(now)
 
     def close_idle(self, since: float) -> None:

@@ -130,7 +130,8 @@ class Retrying(Attempting):
         elif not runtime.may_move(line, self.block):
             return None
         federation = runtime.federation
-        lease = federation.acquire(runtime.key(line, client), None, self.tried, now, self.is_launch, client)
+        key = runtime.key(line, client)
+        lease = federation.acquire(key, None, self.tried, now, self.is_launch, client, line.image)
         if not isinstance(lease, Lease):
             return None
         if line.stays:

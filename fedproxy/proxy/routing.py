@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 from fedproxy.bounded import Memo
+from fedproxy.decide.affinity import image_digest
 from fedproxy.decide.route import Action, Local, Redirect, Router, ToMember, ToMembers, ToPrime
 from fedproxy.decide.sessions import SessionPath, session_of
 from fedproxy.errors import VisitorError
@@ -27,6 +28,7 @@ class RoutedRequest(RequestLine):
     """A request line, and what this edge makes of it: worked out once for each different line.
 
     own: for one of the edge's own pages. key: what ranks the members for it, if keys are made of paths.
+    image: the digest of what it launches, or of what the launch from this page will.
     proxied: streamed through, not answered here. to_members: its route names no member. balanced: any member
     may serve it. ordinary: proxied, but no page of the edge's own and no launch, neither HTTP/1.0 nor in
     absolute-form. renews: its response may set the cookie though the visitor has a good one, or tell where a
@@ -46,6 +48,7 @@ class RoutedRequest(RequestLine):
         "balanced",
         "banned",
         "build",
+        "image",
         "key",
         "launch",
         "opens",
@@ -61,6 +64,7 @@ class RoutedRequest(RequestLine):
     )
 
     action: Action
+    image: bytes | None
     key: bytes | None
     build: bool
     launch: bool
@@ -81,7 +85,7 @@ class RoutedRequest(RequestLine):
         self.start = line.start
         self.words = line.words
         self.action = action
-        self.key = None
+        self.image = self.key = None
         self.adds_origin = True
         self.own = isinstance(action, Local)
         self.proxied = self.own or (
@@ -107,6 +111,7 @@ class RoutedRequest(RequestLine):
         line.start = start
         method, _, protocol = self.words
         line.words = (method, target.decode("ascii"), protocol)
+        line.image = self.image
         line.key = self.key
         line.adds_origin = self.adds_origin
         line.balanced = self.balanced
@@ -210,6 +215,8 @@ def route(
     routed = RoutedRequest(line, action)
     if key_of is not None:
         routed.key = key_of(compared if inner is None else inner)
+    if launch or page:
+        routed.image = image_digest(compared if inner is None else inner)
     routed.build = build
     routed.renews = build or page or stays
     routed.stays = stays

@@ -133,7 +133,8 @@ class Runtime:
         if pinned is None and cookie:
             pin = self.pins.find(cookie, lambda member: member.available(now, launch))
             if pin is not None:
-                lease = federation.acquire(self.key(line, client), pin.member, (), now, launch, client)
+                key = self.key(line, client)
+                lease = federation.acquire(key, pin.member, (), now, launch, client, line.image)
                 if pin.stale and isinstance(lease, Lease) and lease.source is _COOKIE:
                     lease.source = _RENEWED
                 return lease
@@ -143,7 +144,7 @@ class Runtime:
             moved = federation.by_name.get(self.moved.get(key, now) or "")
             if moved is not None and moved.share(now) > 0 and moved.available(now, launch, client):
                 return federation.acquire_member(moved, _KEY, (), now, launch, client)
-        return federation.acquire(key, pinned, (), now, launch, client)
+        return federation.acquire(key, pinned, (), now, launch, client, line.image)
 
     def cookie(
         self,

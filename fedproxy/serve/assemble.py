@@ -70,7 +70,9 @@ def assemble(
             slow_start=settings.health.slow_start,
         ),
         rng=random.Random(),  # noqa: S311 -- spreads load, guards nothing
+        waits=edge.waits,
     )
+    edge.waits.knowledge.expects(replicated=settings.images == "replicated", delay=settings.images_delay)
     secret = settings.affinity.secret.get_secret_value() if settings.affinity.secret else None
     edge.apply(
         policy=_policy(settings, pages),

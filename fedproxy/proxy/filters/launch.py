@@ -16,6 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from fedproxy.decide.breaker import Outcome
+from fedproxy.decide.knowledge import seen_of
 from fedproxy.decide.launch import Decision, End, Launch
 from fedproxy.decide.pulse import TOLERANCE
 from fedproxy.decide.sessions import announced_by
@@ -73,12 +74,14 @@ class LaunchFilter(PassThrough):
     launch: what is known of it at the member of the attempt under way. watched: its events are read. tapped:
     the member's stream gives the payload (`MemberStream.tap`), because the body is chunked. last_answer: what
     the last member said that could not serve it, in case that no other says anything. confirming: other
-    workers are told where the session runs; held: what came of the body meanwhile.
+    workers are told where the session runs; held: what came of the body meanwhile. builds: the member
+    has said that it builds the image.
     """
 
     __slots__ = (
         "_extras",
         "_passed_by",
+        "builds",
         "confirming",
         "exchange",
         "held",
@@ -108,6 +111,7 @@ class LaunchFilter(PassThrough):
         self.held_done = False
         self.held_size = 0
         self._passed_by = False
+        self.builds = False
 
     def begin(self, lease: Lease) -> None:
         exchange = self.exchange
@@ -116,7 +120,7 @@ class LaunchFilter(PassThrough):
         context = exchange.context
         failures = context.runtime.policy.launch.failures
         self.launch = Launch(failures, context.clock(), moved=bool(exchange.tried))
-        self.watched = self.tapped = self._extras.judged = False
+        self.watched = self.tapped = self._extras.judged = self.builds = False
 
     # What the member says
 
@@ -187,10 +191,31 @@ class LaunchFilter(PassThrough):
                 if launch.blame is not None:
                     federation.judge(lease, launch.blame, now, client)
                 self._learn(launch)
+            elif launch.building and not self.builds:
+                self.builds = True
+                self._tell_of_build(lease.member.name, now)
         if not lease.member.breaker.closed and launch.building:
             # A build may take an hour, for which no other trial would be let through. But an image that
             # is there says nothing yet of a member whose servers do not start: that trial waits for the end.
             federation.answered(lease, context.clock(), client)
+
+    # What it teaches
+
+    def _tell_of_build(self, name: str, now: float) -> None:
+        image, context = self.exchange.line.image, self.exchange.context
+        if image is not None:
+            context.runtime.federation.build_begun(image, name, now)
+            if context.on_build is not None:
+                context.on_build(image, name)
+
+    def _teach(self, launch: Launch, now: float) -> None:
+        """The launch has ended."""
+        image, context = self.exchange.line.image, self.exchange.context
+        seen = None if image is None else seen_of(launch, image, self.exchange.pool.member.name)
+        if seen is not None:
+            context.runtime.federation.learn(seen, now)
+            if context.on_seen is not None:
+                context.on_seen(seen)
 
     # Where the session runs
 
@@ -408,6 +433,7 @@ class LaunchFilter(PassThrough):
             context.runtime.federation.judge(
                 exchange.attempt.lease, launch.blame, now, exchange.origin.client
             )
+        self._teach(launch, now)
         counts = exchange.pool.member.counts
         counts.launches[outcome] += 1
         for phase, seconds in launch.phases.items():

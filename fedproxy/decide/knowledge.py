@@ -1,0 +1,496 @@
+"""What launches have taught: which member has which image, and how long members take.
+
+    asked ──(the image is built)──► built ──► ready
+            └──── `build` ───────┘       └─ `launch` ─┘
+
+All of it is an estimate, and forgotten in time: a newer observation counts for more than an older one. It
+has a fixed size, whatever visitors ask for and members say. Images are named by digests
+(`affinity.image_digest`), members by their names. Times are seconds since the epoch, as what is known
+outlives a process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from struct import Struct
+from typing import Any, Final, NamedTuple
+
+from fedproxy.decide.launch import BUILDING, End, Launch, LaunchVerdict
+
+DIGEST: Final = 8
+"""Bytes of an image's digest."""
+
+FORMAT: Final = 1
+"""The version of what `Knowledge.dump` returns."""
+
+# 8 records for each value of the digest's first bits; the rest of the digest tells them apart.
+_SETS: Final = 1 << 14
+_WAYS: Final = 8
+_RECORD: Final = Struct("<6sHIIH")  # rest of the digest, member, since, last seen, seconds of its build
+_SIZE: Final = _RECORD.size
+_SET: Final = _WAYS * _SIZE
+_TAG: Final = 6
+_NO_TAG: Final = bytes(_TAG)
+_MOST_TIME: Final = 2**32 - 1
+_MOST_SECONDS: Final = 2**16 - 1
+_MOST_MEMBERS: Final = 4096
+
+_MOST_BUILDS: Final = 4096  # under way
+_EXPECTED: Final = 60.0  # seconds until a launch that was sent says whether it builds
+_LONGEST_BUILD: Final = 3600.0
+
+_KEPT: Final = 30 * 86_400.0  # an image that was last seen so long ago is there with a chance of 1/e
+
+# How an average forgets: each new value counts for so much, once there are a few.
+_NEWEST: Final = 0.02
+_LAUNCH: Final = 15.0  # seconds, before any launch was seen
+_BUILD: Final = 120.0
+_DELAY: Final = 90.0
+_MOST_DELAY: Final = 3600.0
+_TRUST: Final = 5.0  # observations of a member that count as much as those of all members
+_FAILING: Final = 0.01
+_FAILING_TRUST: Final = 20.0
+_MOST_FAILING: Final = 0.98
+_FOUND: Final = 0.98
+_FOUND_TRUST: Final = 10.0
+_MOST_FACTOR: Final = 4.0  # by which a member's times may differ from those of all, however long it insists
+
+
+class Seen(NamedTuple):
+    """What one launch on one member told.
+
+    image: its digest. found: the image was there; None if that was not said. build: the seconds from asked to
+    built, if it was built for this launch. launch: the seconds from there to `ready`. failed: the member
+    could not serve it, though another might have.
+    """
+
+    image: bytes
+    member: str
+    found: bool | None
+    build: float | None
+    launch: float | None
+    end: End
+    failed: bool = False
+
+
+def seen_of(launch: Launch, image: bytes, member: str) -> Seen | None:
+    """What a launch has told that has ended; None if that is nothing."""
+    if launch.end is None or launch.end is End.UNKNOWN:
+        return None
+    phases = launch.phases
+    first = next(iter(phases), launch.phase)
+    found = None if first is None or first == "failed" else first not in BUILDING
+    started = sum([seconds for phase, seconds in phases.items() if phase not in BUILDING])
+    build = start = None
+    if launch.ready_after is not None:
+        start = started if found is False else launch.ready_after
+        build = launch.ready_after - started if found is False else None
+    elif found is False and (started or launch.phase not in (*BUILDING, "failed")):
+        build = sum([seconds for phase, seconds in phases.items() if phase in BUILDING])
+    failed = launch.end is End.LOST or (
+        not launch.foreign and launch.verdict in (LaunchVerdict.FAULTY, LaunchVerdict.FULL)
+    )
+    return Seen(image, member, found, build, start, launch.end, failed)
+
+
+class Place(NamedTuple):
+    """A member that has an image: its number, since when, when last seen, and the seconds of its build."""
+
+    slot: int
+    since: int
+    seen: int
+    build: int
+
+
+class Average:
+    """A mean that forgets: the last fifty values or so decide. weight: of how many values it is made."""
+
+    __slots__ = ("total", "weight")
+
+    def __init__(self, total: float = 0.0, weight: float = 0.0) -> None:
+        self.total = total
+        self.weight = weight
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        self.total += value - self.total * _NEWEST
+        self.weight += 1.0 - self.weight * _NEWEST
+
+    def mean(self, prior: float, trust: float) -> float:
+        """The mean, with `prior` counted as `trust` values."""
+        return (self.total + prior * trust) / (self.weight + trust)
+
+
+class Images:
+    """Where images are: at most 131,072 records of a member with an image, in 2.4 MB.
+
+    When there is no room for a new record, the one that was not seen for the longest time makes it.
+    """
+
+    def __init__(self) -> None:
+        self.records = bytearray(_SETS * _SET)
+        self.known: dict[int, int] = {}  # records, by member
+
+    def places(self, image: bytes) -> list[Place]:
+        """The members that have an image."""
+        start, tag = _spot(image)
+        found: list[Place] = []
+        at = self.records.find(tag, start, start + _SET)
+        while at >= 0:
+            if (at - start) % _SIZE == 0:
+                _, slot, since, seen, build = _RECORD.unpack_from(self.records, at)
+                found.append(Place(slot, since, seen, build))
+                at += _SIZE - 1
+            at = self.records.find(tag, at + 1, start + _SET)
+        return found
+
+    def note(self, image: bytes, slot: int, now: float, build: float = 0.0) -> None:
+        """The member has the image now. build: the seconds of its build; 0 if it was there already."""
+        start, tag = _spot(image)
+        time = _time(now)
+        oldest, stale = -1, -1
+        for at in range(start, start + _SET, _SIZE):
+            other, held, since, seen, took = _RECORD.unpack_from(self.records, at)
+            if other == tag and held == slot:
+                if build:
+                    since, took = time, _seconds(build)
+                self._write(at, tag, slot, since, time, took)
+                return
+            # What was seen in the future was seen by a clock that was wrong.
+            age = _MOST_TIME + 1 if other == _NO_TAG else abs(time - seen)
+            if age > stale:
+                oldest, stale = at, age
+        self._drop(oldest)
+        self._write(oldest, tag, slot, time, time, _seconds(build))
+        self.known[slot] = self.known.get(slot, 0) + 1
+
+    def forget(self, image: bytes, slot: int) -> None:
+        """The member does not have the image."""
+        start, tag = _spot(image)
+        for at in range(start, start + _SET, _SIZE):
+            other, held, *_ = _RECORD.unpack_from(self.records, at)
+            if other == tag and held == slot:
+                self._drop(at)
+
+    def forget_member(self, slot: int) -> None:
+        """Nothing is known of what the member has."""
+        if self.known.get(slot):
+            for at in range(0, len(self.records), _SIZE):
+                if _RECORD.unpack_from(self.records, at)[1] == slot:
+                    self._drop(at)
+
+    def count(self) -> None:
+        """Counts the records anew, after they were replaced as a whole."""
+        self.known = {}
+        for tag, slot, *_ in _RECORD.iter_unpack(self.records):
+            if tag != _NO_TAG:
+                self.known[slot] = self.known.get(slot, 0) + 1
+
+    def _write(self, at: int, tag: bytes, slot: int, since: int, seen: int, build: int) -> None:
+        _RECORD.pack_into(self.records, at, tag, slot, since, seen, build)
+
+    def _drop(self, at: int) -> None:
+        tag, slot, *_ = _RECORD.unpack_from(self.records, at)
+        if tag != _NO_TAG:
+            self.known[slot] -= 1
+            self.records[at : at + _SIZE] = bytes(_SIZE)
+
+
+class Experience:
+    """What is known of one member's launches. slot: its number in `Images`.
+
+    Averages: launch: seconds from an image to `ready`; build: how long its builds take, as a part of what
+    those of all do; found: how often an image was there that was known to be; unknown: how often one that was
+    not; failing: how often a launch failed that another member might have served. with_image, without_image:
+    seconds from asked to `ready`, for people.
+
+    What is expected, worked out of these: start: seconds from an image to `ready`. slowness: of its builds.
+    certain, fresh: the chance of an image that is known to be there, and of another. risk: launches that fail
+    for one that does not.
+    """
+
+    __slots__ = (
+        *("build", "certain", "failing", "found", "fresh", "launch", "risk", "slot", "slowness", "start"),
+        *("unknown", "with_image", "without_image"),
+    )
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.launch = Average()
+        self.build = Average()
+        self.found = Average()
+        self.unknown = Average()
+        self.failing = Average()
+        self.with_image = Average()
+        self.without_image = Average()
+        self.start = _LAUNCH
+        self.slowness = 1.0
+        self.certain = _FOUND
+        self.fresh = 0.0
+        self.risk = _FAILING
+
+
+_AVERAGES: Final = ("launch", "build", "found", "unknown", "failing", "with_image", "without_image")
+
+
+class Build(NamedTuple):
+    """A build under way. since: when it was asked for. until: nothing is expected of it after that."""
+
+    member: str
+    since: float
+    until: float
+
+
+class Knowledge:
+    """What launches have taught so far. replicated: members get each other's images, after a delay.
+
+    delay: of the replication, in seconds; None if it is to be learned.
+    """
+
+    def __init__(self, *, replicated: bool = False, delay: float | None = None) -> None:
+        self.images = Images()
+        self.members: dict[str, Experience] = {}
+        self.launch = Average()
+        self.build = Average()
+        self.unknown = Average()
+        self.usual_build = _BUILD
+        self._slots: dict[int, Experience] = {}
+        self._builds: dict[bytes, Build] = {}
+        self._learned_delay = _DELAY
+        self.replicated = replicated
+        self.given_delay = delay
+
+    def __repr__(self) -> str:
+        return f"<Knowledge of {sum(self.images.known.values())} images>"
+
+    @property
+    def delay(self) -> float:
+        """Seconds until an image that one member built is at the others, if images are replicated."""
+        return self._learned_delay if self.given_delay is None else self.given_delay
+
+    def expects(self, *, replicated: bool, delay: float | None) -> None:
+        """How images get to members, from now on."""
+        self.replicated = replicated
+        self.given_delay = delay
+
+    def of(self, name: str) -> Experience:
+        """What is known of a member; made when it is first asked for."""
+        known = self.members.get(name)
+        if known is None:
+            if len(self.members) >= _MOST_MEMBERS:
+                # The one that has taught least.
+                least = min(self.members, key=lambda each: self.members[each].failing.weight)
+                slot = self.members.pop(least).slot
+                self.images.forget_member(slot)
+            else:
+                slot = next(number for number in range(_MOST_MEMBERS) if number not in self._slots)
+            known = self.members[name] = self._slots[slot] = Experience(slot)
+            self._expect(known)
+        return known
+
+    # What is expected
+
+    def refresh(self) -> None:
+        """Works the expectations out anew: to be called about once a second."""
+        self.usual_build = self.build.mean(_BUILD, _TRUST)
+        for known in self.members.values():
+            self._expect(known)
+
+    def _expect(self, known: Experience) -> None:
+        start = self.launch.mean(_LAUNCH, _TRUST)
+        known.start = _near(known.launch.mean(start, _TRUST), start)
+        known.slowness = _near(known.build.mean(1.0, _TRUST), 1.0)
+        known.fresh = min(0.99, known.unknown.mean(self.unknown.mean(0.0, _TRUST), _FOUND_TRUST))
+        known.certain = known.found.mean(_FOUND, _FOUND_TRUST)
+        failing = min(_MOST_FAILING, known.failing.mean(_FAILING, _FAILING_TRUST))
+        known.risk = failing / (1.0 - failing)
+
+    def chances(self, places: Sequence[Place], now: float) -> dict[int, float]:
+        """How likely it is that members have an image, by their numbers; -1 stands for all others, if that
+        differs from what is usual. places: where the image is known to be."""
+        found: dict[int, float] = {}
+        for place in places:
+            known = self._slots.get(place.slot)
+            certain = known.certain if known is not None else _FOUND
+            found[place.slot] = certain * math.exp(-abs(now - place.seen) / _KEPT)
+        if self.replicated and places:
+            oldest = min([place.since for place in places])
+            found[-1] = _FOUND if abs(now - oldest) >= self.delay else 0.0
+        return found
+
+    def under_way(self, image: bytes, now: float) -> Build | None:
+        """The build of an image that is under way, or expected to be."""
+        build = self._builds.get(image)
+        if build is not None and not build.since - _EXPECTED <= now < build.until:
+            del self._builds[image]
+            return None
+        return build
+
+    # What is seen
+
+    def expect(self, image: bytes, name: str, now: float) -> None:
+        """A launch of an image that nobody is known to have goes to a member, which may build it."""
+        if self.under_way(image, now) is None:
+            self._under_way(image, Build(name, now, now + _EXPECTED))
+
+    def begun(self, image: bytes, name: str, now: float) -> None:
+        """A member builds an image, as its events say."""
+        build = self.under_way(image, now)
+        since = build.since if build is not None and build.member == name else now
+        if build is None or build.member == name or build.until <= build.since + _EXPECTED:
+            self._under_way(image, Build(name, since, since + _LONGEST_BUILD))
+
+    def _under_way(self, image: bytes, build: Build) -> None:
+        self._builds.pop(image, None)
+        self._builds[image] = build
+        if len(self._builds) > _MOST_BUILDS:
+            del self._builds[next(iter(self._builds))]
+
+    def learn(self, seen: Seen, now: float) -> None:
+        """Takes what a launch told, when it has ended."""
+        image, name, found = seen.image, seen.member, seen.found
+        if len(image) != DIGEST:
+            return
+        known = self.of(name)
+        build = self._builds.get(image)
+        if build is not None and build.member == name:
+            del self._builds[image]
+        else:
+            build = None
+        took = _sane(seen.build)
+        if took is not None and build is not None:
+            # It may have joined a build that others had asked for.
+            took = max(took, _sane(now - build.since - (seen.launch or 0.0)) or 0.0)
+        if seen.end is End.READY or seen.failed:
+            known.failing.add(1.0 if seen.failed else 0.0)
+        if found is not None:
+            self._compare(known, image, found, now)
+        if seen.end is End.READY or took is not None:
+            # A member's word that an image is there counts once a server was started from it.
+            if took is not None:
+                usual = (
+                    max([place.build for place in self.images.places(image)], default=0) or self.usual_build
+                )
+                self.build.add(took)
+                known.build.add(min(took / max(usual, 1.0), 2 * _MOST_FACTOR))
+                self.images.note(image, known.slot, now, took)
+            elif found:
+                self.images.note(image, known.slot, now)
+        launch = _sane(seen.launch)
+        if launch is not None and seen.end is End.READY:
+            self.launch.add(launch)
+            known.launch.add(launch)
+            if found:
+                known.with_image.add(launch)
+            elif took is not None:
+                known.without_image.add(launch + took)
+        self._expect(known)
+
+    def _compare(self, known: Experience, image: bytes, found: bool, now: float) -> None:
+        """Whether what was expected of an image was right."""
+        places = self.images.places(image)
+        value = 1.0 if found else 0.0
+        if any(place.slot == known.slot for place in places):
+            known.found.add(value)
+            if not found:
+                self.images.forget(image, known.slot)
+        elif self.replicated and places:
+            age = abs(now - min(place.since for place in places))
+            if found and age < self._learned_delay:
+                self._learned_delay = max(1.0, 0.9 * self._learned_delay)
+            elif not found and age >= self._learned_delay:
+                self._learned_delay = min(_MOST_DELAY, 1.0 + 1.25 * self._learned_delay)
+        else:
+            known.unknown.add(value)
+            self.unknown.add(value)
+
+    # What is kept
+
+    def dump(self) -> bytes:
+        """All of it but for the builds under way: one line of JSON, and the records."""
+        said = {
+            "version": FORMAT,
+            "delay": self._learned_delay,
+            "all": {name: _pair(getattr(self, name)) for name in ("launch", "build", "unknown")},
+            "members": {
+                name: {"slot": known.slot} | {each: _pair(getattr(known, each)) for each in _AVERAGES}
+                for name, known in self.members.items()
+            },
+        }
+        return json.dumps(said).encode() + b"\n" + self.images.records
+
+    def load(self, content: bytes) -> None:
+        """Takes what `dump` returned in place of all that is known.
+
+        Raises ValueError, with nothing changed, for anything else.
+        """
+        head, _, records = content.partition(b"\n")
+        try:
+            said = json.loads(head)
+            if said["version"] != FORMAT or len(records) != len(self.images.records):
+                raise ValueError("it is of another version")
+            delay = _number(said["delay"])
+            averages = {name: _average(said["all"][name]) for name in ("launch", "build", "unknown")}
+            members: dict[str, Experience] = {}
+            for name, told in said["members"].items():
+                slot = told["slot"]
+                if not isinstance(slot, int) or not 0 <= slot < _MOST_MEMBERS:
+                    raise ValueError("a member has no number")
+                known = members[name] = Experience(slot)
+                for each in _AVERAGES:
+                    setattr(known, each, _average(told[each]))
+            if len({known.slot for known in members.values()}) != len(said["members"]):
+                raise ValueError("two members have one number")
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"it has not what it should have: {error!r}") from error
+        self.launch, self.build, self.unknown = averages["launch"], averages["build"], averages["unknown"]
+        self.members = members
+        self._slots = {known.slot: known for known in members.values()}
+        self._learned_delay = min(max(delay, 1.0), _MOST_DELAY)
+        self.images.records[:] = records
+        self.images.count()
+        self.refresh()
+
+
+def _spot(image: bytes) -> tuple[int, bytes]:
+    """Where the set of an image begins, and what tells the images of a set apart."""
+    tag = image[2:DIGEST]
+    start = (int.from_bytes(image[:2], "big") & (_SETS - 1)) * _SET
+    return start, tag if tag != _NO_TAG else b"\x01" + _NO_TAG[1:]
+
+
+def _time(now: float) -> int:
+    return int(min(max(now, 0.0), _MOST_TIME))
+
+
+def _seconds(value: float) -> int:
+    return int(min(max(value, 0.0), _MOST_SECONDS))
+
+
+def _sane(seconds: float | None) -> float | None:
+    """A time as it counts: a clock may jump, and an hour is as long as anything takes."""
+    if seconds is None or not seconds >= 0:
+        return None
+    return min(seconds, _LONGEST_BUILD)
+
+
+def _near(value: float, mean: float) -> float:
+    """The value, as far as one is believed that says something else than the mean."""
+    return min(max(value, mean / _MOST_FACTOR), mean * _MOST_FACTOR)
+
+
+def _pair(average: Average) -> list[float]:
+    return [average.total, average.weight]
+
+
+def _average(pair: Any) -> Average:
+    total, weight = pair
+    return Average(_number(total), _number(weight))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{value!r} is no number of seconds")
+    return float(value)

@@ -1,0 +1,184 @@
+"""The balancer `expected-wait`: a launch goes where it is expected to be ready first.
+
+    cost of a member = launch + (1 - chance of the image) · build · 2 + failing + price
+
+The build counts twice, as it also keeps a member from other work. The price keeps weights what operators mean
+by them: it rises while a member gets more launches than its share and falls while it gets fewer, as in dual
+ascent (the prices are Lagrange multipliers of the constraint that each share is the weight's; S. Boyd and
+L. Vandenberghe, Convex Optimization, section 5). Members that cost nearly the same are told apart by
+rendezvous hashing, so that edges which know nothing agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from fedproxy.decide.balancer import Chance, rendezvous
+from fedproxy.decide.knowledge import Build, Knowledge, Place, Seen
+from fedproxy.decide.member import Member
+
+
+class Reason(StrEnum):
+    """What made the choice, as metrics name it.
+
+    IMAGE: it has the image. JOINED: it builds the image already. WAIT: the shortest wait, of other causes.
+    TIE: rendezvous hashing, among several that cost the same. EXPLORE: its price, as it is below its share.
+    """
+
+    IMAGE = "image"
+    JOINED = "joined"
+    WAIT = "wait"
+    TIE = "tie"
+    EXPLORE = "explore"
+
+    # As a key of counters.
+    __hash__ = str.__hash__
+
+
+@dataclass(frozen=True)
+class WaitPolicy:
+    """How much prices matter, in parts of what a build costs.
+
+    step: by how much one choice changes them. most: how far they go up and down. band: members whose costs
+    differ by no more than this are equal.
+    """
+
+    step: float = 0.02
+    most: float = 4.0
+    band: float = 0.1
+
+
+class Cost(NamedTuple):
+    """What a launch would cost at a member, in seconds. wait: the expected time to `ready`. whole: what
+    members are compared by. chance: that the image is there. joins: it builds the image at the moment."""
+
+    wait: float
+    whole: float
+    price: float
+    chance: float
+    joins: bool
+
+
+class ExpectedWait:
+    """The balancer, with what it knows. `set_clock` is to be called before the first choice, and again later.
+
+    A member's price is with the member, and so outlives a reload.
+    """
+
+    def __init__(self, knowledge: Knowledge, policy: WaitPolicy | None = None) -> None:
+        self.knowledge = knowledge
+        self.policy = policy if policy is not None else WaitPolicy()
+        self._ahead = 0.0  # of the clock of `now`, in seconds: what is known has times since the epoch
+
+    def __repr__(self) -> str:
+        return f"<ExpectedWait {self.knowledge!r}>"
+
+    def set_clock(self, now: float, wall: float) -> None:
+        """`now` is `wall` seconds since the epoch."""
+        self._ahead = wall - now
+
+    def choose(
+        self,
+        image: bytes,
+        key: bytes | None,
+        members: Sequence[Member],
+        shares: Sequence[float],
+        now: float,
+        rng: Chance,
+    ) -> Member:
+        """One of these members, at least one, for a launch of an image; the prices and counts change by it.
+
+        key: for rendezvous hashing. shares: all above 0.
+        """
+        knowledge = self.knowledge
+        wall = now + self._ahead
+        places = knowledge.images.places(image)
+        running = knowledge.under_way(image, wall)
+        costs = self._costs(members, places, running, wall)
+        wholes = [cost.whole for cost in costs]
+        build = 2.0 * knowledge.usual_build
+        limit = min(wholes) + self.policy.band * build
+        near = [at for at, whole in enumerate(wholes) if whole <= limit]
+        if len(near) == 1:
+            at = near[0]
+            chosen = members[at]
+        else:
+            chosen = rendezvous(
+                image if key is None else key,
+                [members[each] for each in near],
+                [shares[each] for each in near],
+                rng,
+            )
+            at = members.index(chosen)
+        chosen.counts.choices[_reason(costs, at, tie=len(near) > 1)] += 1
+        if running is None and costs[at].chance < 0.5:
+            knowledge.expect(image, chosen.name, wall)
+        self._charge(members, shares, chosen, build)
+        return chosen
+
+    def begun(self, image: bytes, name: str, now: float) -> None:
+        """A member builds an image, as the events of a launch say."""
+        self.knowledge.begun(image, name, now + self._ahead)
+
+    def learn(self, seen: Seen, now: float) -> None:
+        """Takes what a launch told that has ended."""
+        self.knowledge.learn(seen, now + self._ahead)
+
+    def costs(self, image: bytes, members: Sequence[Member], now: float) -> list[Cost]:
+        """What a launch of an image would cost at each of these members."""
+        wall = now + self._ahead
+        knowledge = self.knowledge
+        return self._costs(members, knowledge.images.places(image), knowledge.under_way(image, wall), wall)
+
+    def _costs(
+        self, members: Sequence[Member], places: Sequence[Place], running: Build | None, wall: float
+    ) -> list[Cost]:
+        knowledge = self.knowledge
+        usual = knowledge.usual_build
+        took = max([place.build for place in places], default=0) or usual
+        chances = knowledge.chances(places, wall)
+        elsewhere = chances.pop(-1, None)
+        found: list[Cost] = []
+        for member in members:
+            known = knowledge.of(member.name)
+            chance = chances.get(known.slot)
+            if chance is None:
+                chance = known.fresh if elsewhere is None else elsewhere
+            joins = running is not None and running.member == member.name
+            build = took * known.slowness
+            if joins and running is not None:
+                # It takes longer than expected already, or it is all but ready: as long as a start, at least.
+                wait = own = min(max(build - (wall - running.since), 0.1 * build), (1.0 - chance) * build)
+            else:
+                wait = (1.0 - chance) * build
+                own = 2.0 * wait
+            wait += known.start
+            failing = known.risk * (usual + known.start)
+            price = member.price
+            found.append(Cost(wait, known.start + own + failing + price, price, chance, joins))
+        return found
+
+    def _charge(
+        self, members: Sequence[Member], shares: Sequence[float], chosen: Member, build: float
+    ) -> None:
+        step, most = self.policy.step * build, self.policy.most * build
+        each = step / sum(shares)
+        for member, share in zip(members, shares, strict=True):
+            price = member.price - each * share
+            if member is chosen:
+                price += step
+            member.price = min(max(price, -most), most)
+
+
+def _reason(costs: Sequence[Cost], at: int, *, tie: bool) -> Reason:
+    cost = costs[at]
+    if cost.joins:
+        return Reason.JOINED
+    if any(other.whole - other.price < cost.whole - cost.price for other in costs) and not tie:
+        return Reason.EXPLORE
+    if cost.chance >= 0.5 and any(other.chance < 0.5 for other in costs):
+        return Reason.IMAGE
+    return Reason.TIE if tie else Reason.WAIT
