@@ -47,6 +47,11 @@ class EventName(StrEnum):
 
     STATE_DROPPED = "state.dropped", _W, "something that operators had set no longer applies"
     STATE_UNUSABLE = "state.unusable", _W, "the file of what operators set cannot be read or written"
+    KNOWLEDGE_UNUSABLE = (
+        "knowledge.unusable",
+        _W,
+        "the file of what launches taught cannot be read or written",
+    )
     SESSIONS_UNUSABLE = "sessions.unusable", _W, "the file of known sessions cannot be read or written"
 
     OPERATOR_READY = "operator.ready", _I, "a member was set to ready"

@@ -10,6 +10,7 @@ from fedproxy.decide.sessions import Ground
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
+    from fedproxy.decide.knowledge import Seen
     from fedproxy.decide.member import Intent
     from fedproxy.decide.sessions import SessionRecord
     from fedproxy.decide.snapshot import Snapshot, Survey
@@ -115,6 +116,13 @@ class Explain:
 
 
 @dataclass(frozen=True)
+class LaunchesTaught:
+    """What launches have taught so far, as `Knowledge.dump` returns it."""
+
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Drain:
     """Stop accepting, give what is under way so many seconds, and end."""
 
@@ -208,6 +216,21 @@ class LaunchMoved:
 
 
 @dataclass(frozen=True)
+class BuildBegun:
+    """A member builds an image. image: its digest."""
+
+    image: bytes
+    name: str
+
+
+@dataclass(frozen=True)
+class LaunchSeen:
+    """What a launch told that has ended."""
+
+    seen: Seen
+
+
+@dataclass(frozen=True)
 class SessionsKnown:
     """Where sessions run."""
 
@@ -263,6 +286,8 @@ Fact = (
     | LaunchMoved
     | LaunchRequested
     | LaunchesInFlight
+    | BuildBegun
+    | LaunchSeen
     | SessionsKnown
     | Happened
 )
@@ -271,7 +296,9 @@ Fact = (
 Notice = MemberHealth | Logo | RenewCertificates | ReopenLog | TicketSecret
 
 #: Everything that the control process sends.
-ToWorker = Start | ApplyConfig | Notice | GetAccount | Explain | Drain | Sync | SyncDone | Fact
+ToWorker = (
+    Start | ApplyConfig | Notice | GetAccount | Explain | LaunchesTaught | Drain | Sync | SyncDone | Fact
+)
 
 #: Everything that a worker sends.
 FromWorker = Ready | AccountPart | Account | Explained | ConfigRefused | Stopping | Sync | SyncDone | Fact

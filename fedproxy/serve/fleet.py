@@ -21,6 +21,7 @@ from fedproxy.control.messages import (
     ApplyConfig,
     BreakerInDoubt,
     BreakerOpened,
+    BuildBegun,
     ConfigRefused,
     Drain,
     Explain,
@@ -30,8 +31,10 @@ from fedproxy.control.messages import (
     GetAccount,
     Happened,
     LaunchesInFlight,
+    LaunchesTaught,
     LaunchMoved,
     LaunchRequested,
+    LaunchSeen,
     Logo,
     MemberHealth,
     MemberServes,
@@ -53,6 +56,7 @@ from fedproxy.errors import ChannelError
 from fedproxy.event import Event, EventName
 from fedproxy.observe.processes import Running
 from fedproxy.proxy.explaining import Question
+from fedproxy.serve.learning import Learning
 from fedproxy.serve.plane import Plane
 from fedproxy.serve.sharing import Sharing, SharingPeer
 from fedproxy.serve.sockets import Sockets
@@ -75,7 +79,8 @@ class Common:
     """What all who serve have in common, those who are draining too.
 
     members, edge: what was counted by those who are gone, as counters do not fall when a worker ends.
-    listeners: called when launches in flight have changed. sharing: what they tell each other of sessions.
+    listeners: called when launches in flight have changed. sharing: what they tell each other of sessions;
+    learning: and of launches.
     on_trip: called when a breaker has opened. on_event: called with what operators should know; others may
     notice the same.
     """
@@ -85,6 +90,7 @@ class Common:
 
     def __init__(self) -> None:
         self.sharing = Sharing(time.time)
+        self.learning = Learning(time.time)
         self.members: dict[str, MemberCounts] = {}
         self.edge = EdgeCounts()
         self.listeners: set[Callable[[], None]] = set()
@@ -201,6 +207,7 @@ class Inside:
         """As `Fleet` says."""
         self.plane.set_tickets(tickets)
         self._common.sharing.join(self, SharingPeer(self._on_shared, lambda: True))
+        self._common.learning.join(self, self._on_learned)
         await self.plane.start(update, self._sockets(), health)
         self.alive = 1
         self._counted = False
@@ -215,12 +222,20 @@ class Inside:
                 self._common.tripped()
             case SessionsKnown():
                 self._common.sharing.tell(self, fact)
+            case BuildBegun() | LaunchSeen():
+                self._common.learning.tell(self, fact)
             case Happened(event):
                 self._common.happened(event)
             case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
                 pass  # for other workers, and there are none
             case _:
                 assert_never(fact)
+
+    def _on_learned(self, message: BuildBegun | LaunchSeen | LaunchesTaught) -> None:
+        if isinstance(message, LaunchesTaught):
+            self.plane.taught(message.content)
+        else:
+            self.plane.hear(message)
 
     def _on_shared(self, message: SessionsKnown | Sync | SyncDone) -> None:
         match message:
@@ -302,6 +317,7 @@ class Inside:
         """As `Fleet` says."""
         self.alive = 0
         self._common.sharing.leave(self)
+        self._common.learning.leave(self)
         await self.plane.close()
         if not self._counted:
             self._counted = True
@@ -455,6 +471,7 @@ class Workers:
         self._watchers.start(self._watch(worker))
         # Before the first message, so that no visitor comes before what is known.
         self._common.sharing.join(worker, SharingPeer(worker.channel.send, lambda: worker.turns))
+        self._common.learning.join(worker, worker.channel.send_fresh)
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors, given)
         worker.channel.send(start)
         for logo in self._logos.values():
@@ -503,6 +520,7 @@ class Workers:
             explained.cancel()
         self._common.run(worker, {})
         self._common.sharing.leave(worker)
+        self._common.learning.leave(worker)
         worker.hand.close()
         if not worker.draining:
             self._lend(worker.slot)
@@ -604,6 +622,8 @@ class Workers:
                 self._pass_on(message, worker)
             case SessionsKnown():
                 self._common.sharing.tell(worker, message)
+            case BuildBegun() | LaunchSeen():
+                self._common.learning.tell(worker, message)
             case Sync():
                 self._common.sharing.ask(worker, message)
             case SyncDone():

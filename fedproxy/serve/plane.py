@@ -17,11 +17,13 @@ from fedproxy.control.messages import (
     ApplyConfig,
     BreakerInDoubt,
     BreakerOpened,
+    BuildBegun,
     Fact,
     Happened,
     LaunchesInFlight,
     LaunchMoved,
     LaunchRequested,
+    LaunchSeen,
     Logo,
     MemberHealth,
     MemberServes,
@@ -129,6 +131,8 @@ class Plane:
         if tell is not None:
             self.edge.admission.on_launched = lambda client: tell(LaunchRequested(client))
             self.edge.on_moved = lambda key, name: tell(LaunchMoved(key, name))
+            self.edge.on_build = lambda image, name: tell(BuildBegun(image, name))
+            self.edge.on_seen = lambda seen: tell(LaunchSeen(seen))
             self.edge.on_event = lambda event: tell(Happened(event))
             self.edge.sessions.on_change = self._on_session
 
@@ -283,6 +287,10 @@ class Plane:
                 for member in edge.federation.members:
                     member.launches_elsewhere = running.get(member.name, 0)
                 self._elsewhere = running
+            case BuildBegun(image, name):
+                edge.waits.begun(image, name, now)
+            case LaunchSeen(seen):
+                edge.waits.learn(seen, now)
             case SessionsKnown(records):
                 for each in records:
                     edge.sessions.take(each[0], KnownSession.from_record(each), edge.wall())
@@ -290,6 +298,10 @@ class Plane:
                 pass  # for the operators
             case _:
                 assert_never(fact)
+
+    def taught(self, content: bytes) -> None:
+        """What launches have taught before, and others; it takes the place of all that this plane learned."""
+        self.edge.waits.knowledge.load(content)
 
     def _on_trip(self, name: str) -> None:
         member = self.edge.federation.by_name.get(name)

@@ -24,6 +24,7 @@ from fedproxy.config.check import collisions, path_of
 from fedproxy.config.model import Config
 from fedproxy.config.report import Difference, changed_secrets, compare, fault_lines, masked
 from fedproxy.control import state as operators
+from fedproxy.control.knowledge import KnowledgeFile, knowledge_path
 from fedproxy.control.logos import Logos
 from fedproxy.control.messages import (
     ApplyConfig,
@@ -73,6 +74,7 @@ _LOOK_AT_CERTIFICATES = 12  # every so many of them
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
 _AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes wrong does so in crowds
 _KEEP_SESSIONS = 0.25  # seconds between two writes of what was learned of sessions
+_KEEP_KNOWLEDGE = 60.0  # seconds between two times that what launches taught is kept
 _KEEP_AGAIN = 30.0  # seconds until that is tried again after it failed
 _SESSIONS_AT_A_TIME = 1000
 _LAST_SAVE = 5.0  # seconds that the last write may take
@@ -207,6 +209,7 @@ class Service:
         self._do(self._keep_house())
         self._do(self._look())
         self._keeper = asyncio.get_running_loop().create_task(self._keep_sessions())
+        self._do(self._keep_knowledge())
         self._notifier.ready()
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -225,6 +228,7 @@ class Service:
         for line in self._warnings():
             self.note(EventName.CONFIG_WARNING, line)
         await self._load_sessions()
+        await self._load_knowledge()
         try:
             find_targets(self.config)
             check_log(self.config)
@@ -273,6 +277,41 @@ class Service:
             sessions.take(told[0], KnownSession.from_record(told), now)
         for line in complaints:
             self.note(EventName.SESSIONS_UNUSABLE, line)
+
+    def _expect_images(self, config: Config) -> None:
+        replicated = config.images == "replicated"
+        self._common.learning.knowledge.expects(replicated=replicated, delay=config.images_delay)
+
+    async def _load_knowledge(self) -> None:
+        self._knowledge_store = KnowledgeFile(knowledge_path(state_path(self._own, self._file, os.environ)))
+        load = partial(self._knowledge_store.load, self._common.learning.knowledge)
+        for line in await self._disk.run(load):
+            self.note(EventName.KNOWLEDGE_UNUSABLE, line)
+        self._expect_images(self.config)
+
+    async def _keep_knowledge(self) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(_KEEP_KNOWLEDGE)
+            try:
+                await self._save_knowledge()
+                failing = False
+            except OSError as error:
+                if not failing:
+                    text = f"{error.strerror}; launches teach anew after a restart"
+                    self.note(EventName.KNOWLEDGE_UNUSABLE, text)
+                failing = True
+
+    async def _save_knowledge(self) -> None:
+        """Raises OSError; it is tried again."""
+        learning = self._common.learning
+        if learning.changed:
+            learning.changed = False
+            try:
+                await self._disk.run(partial(self._knowledge_store.save, learning.knowledge.dump()))
+            except BaseException:
+                learning.changed = True
+                raise
 
     async def _keep_sessions(self) -> None:
         failing = False
@@ -395,6 +434,7 @@ class Service:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_LAST_SAVE):
                     await self._save_sessions()
+                    await self._save_knowledge()
             self._disk.end()
             await asyncio.gather(*self._leaving.values(), return_exceptions=True)
             if self._admin is not None:
@@ -769,6 +809,7 @@ class Service:
         if self._events is not None:
             self._events.form = config.log
         self._sharing.sessions.shrink(config.limits.sessions)
+        self._expect_images(config)
         self._probe_again()
 
     async def _tell_fleet(self, workers: int, moved: bool) -> None:

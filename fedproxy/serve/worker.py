@@ -34,6 +34,7 @@ from fedproxy.control.messages import (
     ApplyConfig,
     BreakerInDoubt,
     BreakerOpened,
+    BuildBegun,
     ConfigRefused,
     Drain,
     Explain,
@@ -43,8 +44,10 @@ from fedproxy.control.messages import (
     GetAccount,
     Happened,
     LaunchesInFlight,
+    LaunchesTaught,
     LaunchMoved,
     LaunchRequested,
+    LaunchSeen,
     Logo,
     MemberHealth,
     MemberServes,
@@ -211,6 +214,8 @@ class Worker:
                     message.target, message.host, message.cookie, message.accept, message.client
                 )
                 self.channel.send(Explained(number, self.plane.explain(question)))
+            case LaunchesTaught(content):
+                self.plane.taught(content)
             case Drain(seconds):
                 self._end(seconds)
             case Sync(number):
@@ -224,6 +229,8 @@ class Worker:
                 | LaunchMoved()
                 | LaunchRequested()
                 | LaunchesInFlight()
+                | BuildBegun()
+                | LaunchSeen()
                 | SessionsKnown()
                 | Happened()
             ):

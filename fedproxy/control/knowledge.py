@@ -1,0 +1,62 @@
+"""What is kept over a restart of what launches have taught.
+
+It is only ever a hint: without it an image may be built where another member has it, and nothing else is lost.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Final
+
+from fedproxy.control.state import put_aside, write_file
+from fedproxy.decide.knowledge import Knowledge
+
+_MOST_BYTES: Final = 64 << 20
+_NAME: Final = "knowledge"
+
+
+def knowledge_path(state: Path | None) -> Path | None:
+    """The path of the file beside the operators' state."""
+    if state is None:
+        return None
+    name = state.name
+    stem = name.removesuffix("state.json") if name.endswith("state.json") else f"{state.stem}."
+    return state.with_name(f"{stem}{_NAME}")
+
+
+class KnowledgeFile:
+    """Keeps it in a file, compressed; nowhere if `path` is None. Its calls may block."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def load(self, into: Knowledge) -> list[str]:
+        """Reads it; returns lines for an operator about what is wrong. Raises nothing."""
+        if self.path is None:
+            return []
+        try:
+            if self.path.exists() and not self.path.is_file():
+                # A pipe would block.
+                return [f"{self.path} is no file; launches teach anew"]
+            with self.path.open("rb") as file:
+                packed = file.read(_MOST_BYTES)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            return [f"{self.path} cannot be read: {error.strerror}; launches teach anew"]
+        try:
+            into.load(zlib.decompressobj().decompress(packed, _MOST_BYTES))
+        except (zlib.error, ValueError) as error:
+            line, self.path = put_aside(self.path, f"{self.path} is not what launches have taught: {error}")
+            return [line]
+        return []
+
+    def save(self, content: bytes) -> None:
+        """Keeps what `Knowledge.dump` returned. Raises OSError with a line for an operator."""
+        if self.path is None:
+            return
+        try:
+            write_file(self.path, zlib.compress(content, 1))
+        except OSError as error:
+            raise OSError(error.errno, f"{self.path} cannot be written: {error.strerror}") from error
