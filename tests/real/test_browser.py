@@ -107,6 +107,10 @@ async def edge() -> AsyncIterator[Edge]:
         config["members"]["toy-past"] = {"url": "http://127.0.0.1:1", "active": False}
         first = config["members"][federation.hubs[0].name]
         first["funded_by"]["logo"] = str(museum.make_url("/logo.svg"))
+        del config["members"][federation.hubs[1].name]["funded_by"]
+        config["members"][federation.hubs[2].name]["run_by"]["name"] = (
+            "Somebody with a Name of Many Words " * 3
+        )
         service = Service(parse(yaml.safe_dump(config), {}), log=lambda line: None)
         await service.start()
         try:
@@ -193,6 +197,28 @@ async def test_logo_is_shown_and_comes_from_the_edge(edge: Edge) -> None:
         assert await logo.evaluate("each => each.complete && each.naturalWidth") == 80
         assert seen.hosts() == {URL(edge.url("federation")).authority}
         assert not seen.complaints
+
+
+async def test_cards_of_the_visitors_page_are_aligned(edge: Edge) -> None:
+    await edge.members["toy-leuven"].set_mode(Mode.FULL)
+    async with edge.page("federation", viewport={"width": 1440, "height": 900}) as (page, _):
+        full = page.locator("li", has_text="toy-leuven")
+        while not await full.get_by_text("no room for more at the moment").count():
+            await page.reload()
+        await expect(full.locator(".full")).to_have_text("Full")
+        cards = page.locator("section[aria-labelledby=members] li")
+        for what in ("h3", ".how", ".share", ".run-by", ".contact"):
+            tops = await cards.locator(what).evaluate_all(
+                "all => all.map(e => e.getBoundingClientRect().top)"
+            )
+            assert len(tops) == 3, what
+            assert max(tops) - min(tops) < 1, what
+        for what, number in ((".funded-by", 2), ("form", 2)):
+            ends = await cards.locator(what).evaluate_all(
+                "all => all.map(e => e.getBoundingClientRect().bottom)"
+            )
+            assert len(ends) == number, what
+            assert max(ends) - min(ends) < 1, what
 
 
 async def test_every_button_of_the_visitors_page_is_reached_by_tab(edge: Edge) -> None:
