@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from html import unescape
 
 import pytest
@@ -133,11 +135,11 @@ async def test_page_says_how_a_member_is_and_what_that_means(
     change(state.federation.members[1])
     text = await page(client)
     ovh = text.partition(">ovh<")[2].partition("</li>")[0]
-    assert f'<dd class="{tone}">{status}</dd>' in ovh
+    assert f'<dd class="tone {tone}">{status}</dd>' in ovh
     assert meaning in ovh
     assert "0&nbsp;%" in ovh
     gesis = text.partition(">gesis<")[2].partition("</li>")[0]
-    assert '<dd class="good">Available</dd>' in gesis
+    assert '<dd class="tone good">Available</dd>' in gesis
     assert "100&nbsp;%" in gesis
 
 
@@ -397,6 +399,9 @@ async def test_unknown_page_answers_people_and_programs_in_their_form(client: Cl
     }
     for_people = await client.get("/federation/x", headers={"Accept": "text/html"})
     assert (for_people.status, for_people.content_type) == (404, "text/html")
+    (style,) = re.findall("<style>(.*?)</style>", await for_people.text(), re.DOTALL)
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}';" in for_people.headers["Content-Security-Policy"]
 
 
 async def test_request_id_is_handed_back(client: Client) -> None:
