@@ -1,17 +1,13 @@
-"""A federation of toy members, its config, and a page to make the members fail."""
+"""A federation of toy members, and its config."""
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from aiohttp import web
-
-from fedproxy.demo.toy import Mode, ToyBinderHub
+from fedproxy.demo.control import ToyControl
+from fedproxy.demo.toy import ToyBinderHub
 
 _TOWNS = ("oxford", "leuven", "bergen", "bologna", "krakow", "coimbra", "uppsala", "heidelberg")
 _WEIGHTS = (50, 30, 20)
@@ -60,6 +56,14 @@ class DemoFederation:
         """The page with every member and every mode; `/NAME/MODE` under it sets one."""
         return self._control.url
 
+    def link(self, edge: str, operators: str) -> None:
+        """Tell the control page where the edge and its operators' page are."""
+        self._control.links = {
+            "The edge": f"{edge}/",
+            "Who serves me?": f"{edge}/federation",
+            "The operators' page": f"{operators}/",
+        }
+
     def config_dict(self, port: int, admin_port: int, *, token: str | None = None) -> dict[str, Any]:
         """A config for an edge in front of these members; it detects failures sooner than the defaults."""
         admin = {"address": f"127.0.0.1:{admin_port}"}
@@ -91,79 +95,10 @@ def _member(at: int, hub: ToyBinderHub) -> dict[str, Any]:
         "prime": at == 0,
         "run_by": {"name": f"Toy Computing {town}", "url": hub.url},
         "funded_by": {"name": f"Toy Fund {town}", "url": hub.url},
-        "contact": hub.url,
+        "contact": f"mailto:binder@{town.lower()}.example.org",
     }
 
 
 def _name(at: int) -> str:
     town = f"toy-{_TOWNS[at % len(_TOWNS)]}"
     return town if at < len(_TOWNS) else f"{town}-{at // len(_TOWNS) + 1}"
-
-
-class ToyControl:
-    """A page that controls the members of a demo, and stays up when they are killed."""
-
-    def __init__(self, hubs: Iterable[ToyBinderHub]) -> None:
-        self._hubs = {hub.name: hub for hub in hubs}
-        self._runner: web.AppRunner | None = None
-
-    @property
-    def url(self) -> str:
-        """The page's URL. Raises `RuntimeError` before the start."""
-        if self._runner is None:
-            raise RuntimeError("the control page has not been started")
-        host, port = self._runner.addresses[0][:2]
-        return f"http://{host}:{port}"
-
-    async def start(self, host: str) -> None:
-        """Listen on a free port."""
-        application = web.Application()
-        application.router.add_get("/", self._page)
-        application.router.add_route("*", "/{name}/{mode}", self._set_mode)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, 0).start()
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
-
-    async def _page(self, _request: web.Request) -> web.Response:
-        rows = "\n".join(self._row(hub) for hub in self._hubs.values())
-        return web.Response(
-            text=f"""<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Make a toy member fail</title></head>
-<body>
-<h1>Make a toy member fail</h1>
-<table>
-{rows}
-</table>
-</body>
-</html>
-""",
-            content_type="text/html",
-        )
-
-    def _row(self, hub: ToyBinderHub) -> str:
-        name = html.escape(hub.name)
-        buttons = "".join(
-            f'<form method="post" action="/{name}/{mode}" style="display: inline">'
-            f"<button{' disabled' if mode is hub.mode else ''}>{mode}</button></form> "
-            for mode in Mode
-        )
-        return f'<tr><th><a href="{hub.url}/">{name}</a></th><td>{buttons}</td></tr>'
-
-    async def _set_mode(self, request: web.Request) -> web.Response:
-        name, mode = request.match_info["name"], request.match_info["mode"]
-        if name not in self._hubs or mode not in list(Mode):
-            known = {"members": list(self._hubs), "modes": [*Mode]}
-            return web.json_response({"error": "no such member or mode", **known}, status=404)
-        await self._hubs[name].set_mode(Mode(mode))
-        if "text/html" in request.headers.get("Accept", ""):
-            raise web.HTTPSeeOther("/")
-        # With a line feed, for who reads it in a terminal.
-        text = json.dumps({"member": name, "mode": mode}) + "\n"
-        return web.Response(text=text, content_type="application/json")

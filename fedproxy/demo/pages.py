@@ -35,12 +35,13 @@ def ui_page(member: str) -> str:
         f"""<p>Turn a repository into a collection of notebooks. This page came from the member
 <strong id="member">{html.escape(member)}</strong>, and nothing here is real but the traffic.</p>
 <ul class="launches">
-<li><a href="/v2/gh/binder-examples/requirements/HEAD">requirements</a>: a full build, then cached</li>
-<li><a href="/v2/gh/binder-examples/cached/HEAD">cached</a>: an image that is there already</li>
-<li><a href="/v2/gh/binder-examples/missing/HEAD">missing</a>: fails on every member</li>
+<li><a href="/v2/gh/binder-examples/requirements/HEAD">requirements</a> a full build, then cached</li>
+<li><a href="/v2/gh/binder-examples/cached/HEAD">cached</a> an image that is there already</li>
+<li><a href="/v2/gh/binder-examples/missing/HEAD">missing</a> fails on every member</li>
 </ul>
-<p>Reload: the same member answers, because a cookie keeps you there. To see another, delete the cookie or
-make this member fail.</p>""",
+<p>Reload: the same member answers, because a cookie keeps you there. Another one answers, in another colour,
+if this member fails or if you move. Behind the edge, <a href="/federation">/federation</a> is the page to
+move.</p>""",
     )
 
 
@@ -49,9 +50,11 @@ def launch_page(member: str) -> str:
     return _page(
         member,
         f"{member}: starting your repository",
-        """<p id="phase" class="phase" aria-live="polite">connecting</p>
-<p><a id="session" hidden>Open your session</a></p>
-<pre id="log" class="log"></pre>
+        """<p><span id="phase" class="phase" role="status">connecting</span> <code id="spec"></code></p>
+<noscript><p>This page follows a launch by script.</p></noscript>
+<p><a id="session" class="button" hidden>Open your session</a></p>
+<pre id="log" class="log" tabindex="0" role="region" aria-label="Log"></pre>
+<p><a href="/">Launch something else</a></p>
 <script src="/static/launch.js" defer></script>""",
     )
 
@@ -60,24 +63,32 @@ def session_page(member: str, user: str) -> str:
     """Where a launch ends: the notebook server of one user."""
     return _page(
         member,
-        f"{member}: session of {user}",
-        f"<p>The notebook server of <strong>{html.escape(user)}</strong> would be here.</p>",
+        f"{member}: your session",
+        f"""<p>The notebook server of <strong>{html.escape(user)}</strong> would be here.</p>
+<p><a href="/">Launch something else</a></p>""",
     )
 
 
 def _page(member: str, title: str, body: str) -> str:
+    # A colour of its own, so that visitors see where they are, and that they were moved. These two bytes tell
+    # the first members of the demo well apart.
+    hue = int.from_bytes(hashlib.sha256(member.encode()).digest()[5:7]) % 360
     head = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{html.escape(title)}</title>
+<link rel="icon" href="data:,">
 <link rel="stylesheet" href="/static/dist/styles.css">
 <script src="/static/dist/bundle.js" defer></script>
 </head>
-<body data-member="{html.escape(member)}">
+<body data-member="{html.escape(member)}" style="--hue: {hue}">
+<main>
 <h1>{html.escape(title)}</h1>
 {body}
+</main>
 """
     foot = "</body>\n</html>\n"
     room = _PAGE_BYTES - len(head.encode()) - len(foot)
@@ -90,7 +101,10 @@ LAUNCH_SCRIPT = """\
 const phase = document.getElementById("phase");
 const log = document.getElementById("log");
 const session = document.getElementById("session");
-const source = new EventSource("/build/" + location.pathname.replace(/^\\/v2\\//, ""));
+const spec = location.pathname.replace(/^\\/v2\\//, "");
+const source = new EventSource("/build/" + spec);
+
+document.getElementById("spec").textContent = spec;
 
 source.onmessage = (message) => {
   const event = JSON.parse(message.data);
@@ -117,12 +131,45 @@ source.onerror = () => {
 """
 
 _STYLES = """\
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; color: #222; }
-h1 { font-size: 1.5rem; }
-.phase { display: inline-block; padding: .25rem .75rem; border-radius: 1rem; background: #eee; }
-.phase[data-phase=ready] { background: #cfc; }
-.phase[data-phase=failed] { background: #fcc; }
-.log { background: #222; color: #eee; padding: 1rem; height: 24rem; overflow: auto; white-space: pre-wrap; }
+:root {
+  color-scheme: light dark;
+  --ground: #fff; --text: #222; --quiet: #595e66; --line: #d5d8dc; --accent: #0b5c8a; --on-accent: #fff;
+  --ready: #cfeed3; --failed: #fadcd3;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ground: #17191d; --text: #e6e7ea; --quiet: #a3a9b3; --line: #3b4049; --accent: #7fc4ee;
+    --on-accent: #10222e; --ready: #1d4a2a; --failed: #5e2b1c;
+  }
+}
+@supports (color: oklch(50% 0.1 0)) {
+  body { --accent: oklch(46% 0.11 var(--hue)); }
+  @media (prefers-color-scheme: dark) { body { --accent: oklch(80% 0.1 var(--hue)); } }
+}
+* { box-sizing: border-box; }
+body {
+  background: var(--ground); border-top: .5rem solid var(--accent); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; margin: 0; overflow-wrap: anywhere;
+}
+main { margin: 0 auto; max-width: 48rem; padding: 1.5rem 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; }
+a { color: var(--accent); }
+a:focus-visible, .log:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+.launches { list-style: none; margin: 1.5rem 0; padding: 0; }
+.launches li {
+  border-top: 1px solid var(--line); color: var(--quiet); display: flex; gap: .75rem; padding: .5rem 0;
+}
+.launches li:last-child { border-bottom: 1px solid var(--line); }
+.launches a { flex: none; font-weight: 600; width: 8rem; }
+.button { background: var(--accent); border-radius: .4rem; color: var(--on-accent); padding: .55rem 1.1rem; }
+.button:not([hidden]) { display: inline-block; }
+.phase { background: var(--line); border-radius: 1rem; display: inline-block; padding: .25rem .75rem; }
+.phase[data-phase=ready] { background: var(--ready); }
+.phase[data-phase=failed] { background: var(--failed); }
+.log {
+  background: #1f2228; border: 1px solid var(--line); border-radius: .4rem; color: #e6e7ea;
+  font-size: .875rem; height: min(24rem, 55vh); overflow: auto; padding: .75rem 1rem; white-space: pre-wrap;
+}
 """
 
 

@@ -29,17 +29,18 @@ async def run(port: int, members: int) -> None:
         wanted = federation.config_dict(port, port + 1 if port else 0, token=_TOKEN)
         service = Service(parse(yaml.safe_dump(wanted), os.environ), log=lambda line: None)
         await service.start()
+        edge = "http://{}:{}".format(*service.addresses[0])
+        admin = "http://{}:{}".format(*service.admin_address)
+        federation.link(edge, admin)
         try:
-            _tell(federation, service)
+            _tell(federation, edge, admin)
             await stop.wait()
             click.echo("\nStopping.")
         finally:
             await service.stop()
 
 
-def _tell(federation: DemoFederation, service: Service) -> None:
-    edge = "http://{}:{}".format(*service.addresses[0])
-    admin = "http://{}:{}".format(*service.admin_address)
+def _tell(federation: DemoFederation, edge: str, admin: str) -> None:
     launch = "gh/binder-examples/requirements/HEAD"
     toy = f"{federation.control_url}/{federation.hubs[0].name}"
     fedproxy = _command()

@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from fedproxy.demo import launches, pages
+from fedproxy.web.origin import is_own
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -244,6 +245,8 @@ class ToyBinderHub:
         await asyncio.Event().wait()
 
     async def _set_mode(self, request: web.Request) -> web.StreamResponse:
+        if not is_own(request, None):
+            return web.json_response({"error": "this was sent by a page of another site"}, status=403)
         try:
             mode = Mode(request.match_info["mode"])
         except ValueError:

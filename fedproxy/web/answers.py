@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import secrets
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -13,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from fedproxy.errors import FedproxyError
-from fedproxy.wire.answer import names, render
+from fedproxy.wire.answer import PAGE_STYLE, names, render
 
 _ID: Final = web.RequestKey("request_id", str)
 _IS_ID: Final = re.compile(r"[!-~]{1,128}").fullmatch
@@ -23,6 +25,9 @@ _DETAILS: Final = {
     413: "The request's body is too large.",
 }
 _POLICY: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+# The page of an error has its style within.
+_STYLE: Final = b64encode(hashlib.sha256(PAGE_STYLE.encode()).digest()).decode("ascii")
+_PAGE_POLICY: Final = _POLICY.replace("'self'", f"'sha256-{_STYLE}'")
 
 
 class RefusedError(FedproxyError):
@@ -61,6 +66,8 @@ def answer_errors(accept: bytes | None = None) -> Middleware:
             wanted = ",".join(request.headers.getall("Accept", ())).encode("latin-1", "replace")
         answer = render(status, detail, request_id(request), wanted, build=False)
         headers["Content-Type"] = answer.content_type.decode("ascii")
+        if answer.content_type.startswith(b"text/html"):
+            headers["Content-Security-Policy"] = _PAGE_POLICY
         return web.Response(status=answer.status, body=answer.body, headers=headers)
 
     return middleware
@@ -74,7 +81,7 @@ def _signer(policy: str) -> Callable[[web.Request, web.StreamResponse], Awaitabl
         headers["X-Request-ID"] = request_id(request)
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "same-origin"
-        headers["Content-Security-Policy"] = f"{_POLICY}; {policy}"
+        headers.setdefault("Content-Security-Policy", f"{_POLICY}; {policy}")
         headers.setdefault("Cache-Control", "no-store")
         if request.version < HttpVersion11:
             # aiohttp tells an HTTP/1.0 client that its connection is kept, but not that it is closed.

@@ -42,8 +42,8 @@ def environment() -> Environment:
 class Asset:
     """A file that pages load. `url` has a hash of the content: no page gets the file of another version."""
 
-    def __init__(self, file: str, content_type: str, path: str) -> None:
-        self.text = files("fedproxy.web").joinpath("static", file).read_text("utf-8")
+    def __init__(self, file: str, content_type: str, path: str, *, package: str = "fedproxy.web") -> None:
+        self.text = files(package).joinpath("static", file).read_text("utf-8")
         self.path = path
         self.url = f"{path}?{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
         self._type = content_type

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp_jinja2
@@ -10,6 +9,7 @@ from aiohttp import web
 
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, takes_gzip
 from fedproxy.web.error_pages import LOGO
+from fedproxy.web.origin import is_own
 from fedproxy.web.page import environment, icon, site, stylesheet
 from fedproxy.web.view import active_hosts, join_contact, live_cards, past_cards
 from fedproxy.wire.cookie import set_cookie, take
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 _PAGE: Final = "/federation"
 _LOGOS: Final = f"{_PAGE}/logo/"
-_PORTS: Final = {"http": "80", "https": "443"}
-_ORIGIN: Final = re.compile(
-    r"(https?)://([a-z0-9._~\-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?(?=[/?#]|$)", re.ASCII
-).match
 
 
 class PublicState(Protocol):
@@ -130,7 +126,7 @@ class _Pages:
 
         The parameters are in the query: no page of the edge takes a body.
         """
-        if not _is_own(request, self._state.config.public_url):
+        if not is_own(request, self._state.config.public_url):
             raise RefusedError(403, "This can only be asked for on the federation's own page.")
         name = request.query.get("member", "")
         secure = request.headers.get("X-Forwarded-Proto") == "https"
@@ -162,40 +158,3 @@ class _Pages:
         ]
         available = [member.name for member in self._state.members() if member.available]
         return next((name for name in named if name in available), named[0] if named else None)
-
-
-def _is_own(request: web.Request, public: str | None) -> bool:
-    """Whether the browser says that the request comes from a page of this site: no other may move visitors.
-
-    `public` is the site's origin, if it is known. A client that sends none of these headers is no browser, or
-    a very old one, so no visitor is moved against their will.
-    """
-    headers = request.headers
-    where, origins = headers.getall("Sec-Fetch-Site", ()), headers.getall("Origin", ())
-    if where:
-        # The browser has compared the origins, even if a proxy changed the Host. A `null` origin, as from a
-        # sandbox or a data: URL, is never ours.
-        return set(where) <= {"same-origin", "none"} and None not in map(_origin, origins)
-    # Over plain http, and in older browsers, there is only the Origin or the Referer of the form.
-    return all(_is_here(request, each, public) for each in origins or headers.getall("Referer", ()))
-
-
-def _is_here(request: web.Request, url: str, public: str | None) -> bool:
-    """Whether an origin or a URL belongs to this site, by the Host or by the public URL."""
-    origin = _origin(url)
-    secure = request.headers.get("X-Forwarded-Proto") == "https"
-    # If an untrusted proxy terminates TLS, what looks like http here may be https for the browser.
-    schemes = ("https",) if secure else ("https", "http")
-    here = {_origin(f"{scheme}://{request.headers.get('Host', '')}") for scheme in schemes}
-    if public is not None:
-        here.add(_origin(public))
-    return origin is not None and origin in here
-
-
-def _origin(url: str) -> str | None:
-    """The origin of an http or https URL, in lower case and without the default port; None for others."""
-    match = _ORIGIN(url.lower())
-    if match is None:
-        return None
-    scheme, host, port = match.groups()
-    return f"{scheme}://{host}" if port in (None, _PORTS[scheme]) else f"{scheme}://{host}:{port}"

@@ -5,13 +5,45 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from fedproxy.decide.snapshot import Status
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config, MemberSettings, Organisation
     from fedproxy.decide.snapshot import Snapshot
+
+Tone = Literal["good", "full", "paused", "bad"]
+
+
+class CardState(NamedTuple):
+    """A member's state for visitors: one word, its tone, and what it means for them, if that is said."""
+
+    word: str
+    tone: Tone
+    meaning: str = ""
+
+
+_STATES: Final[Mapping[Status, CardState]] = {
+    Status.AVAILABLE: CardState("Available", "good", "Takes new visitors."),
+    Status.SLOW_STARTING: CardState(
+        "Slow-starting", "good", "Just came back; takes a few visitors at first."
+    ),
+    Status.FULL: CardState("Full", "full", "Has no room for more at the moment; sessions go on."),
+    Status.UNHEALTHY: CardState("Unhealthy", "bad", "Its checks fail; visitors go to other members."),
+    Status.EJECTED: CardState("Ejected", "bad", "Too much failed there; it is tried again soon."),
+    Status.DRAINING: CardState("Draining", "paused", "Takes no new visitors; sessions go on."),
+    Status.MAINTENANCE: CardState(
+        "Maintenance", "paused", "Its team is working on it; nobody is sent there."
+    ),
+}
+_NO_SHARE: Final = CardState("Available", "paused", "Takes no new visitors; those who are there stay.")
+
+#: A host name with a dot, and with letters at its end: no address and no name of a local network.
+_PUBLIC_HOST: Final = re.compile(r"(?:[a-z0-9_-]+\.)+[a-z][a-z0-9-]*").fullmatch
+#: Top-level names that mean nothing elsewhere (RFC 2606, RFC 6762, RFC 8375, ICANN's `internal`).
+_NOT_PUBLIC: Final = ("arpa", "internal", "invalid", "local", "localhost", "test")
 
 
 def shares(members: Iterable[Snapshot]) -> dict[str, float]:
@@ -86,6 +118,18 @@ def _plain(number: float) -> float:
 
 
 @dataclass(frozen=True)
+class Contact:
+    """How to reach the team of a member.
+
+    shown: the address of mail, or the host if others can reach it; None if the URL says nothing to a visitor.
+    """
+
+    member: str
+    url: str
+    shown: str | None
+
+
+@dataclass(frozen=True)
 class Card:
     """A member as visitors see it. `open`: takes new visitors. `share`: in percent, None for a past member.
 
@@ -97,8 +141,8 @@ class Card:
     url: str | None
     run_by: Organisation | None
     funded_by: Organisation | None
-    contact: str | None
-    status: str
+    contact: Contact | None
+    state: CardState
     open: bool
     share: int | None
     pods: int | None = None
@@ -115,7 +159,10 @@ class Card:
 def past_cards(config: Config, logos: Mapping[str, str] | None = None) -> list[Card]:
     """The past members. logos: as for `live_cards`."""
     return [
-        replace(_card(name, settings, "Past member", False, None), logo=_logo(settings, logos or {}))
+        replace(
+            _card(name, settings, CardState("Past member", "paused"), False, None),
+            logo=_logo(settings, logos or {}),
+        )
         for name, settings in config.members.items()
         if not settings.active
     ]
@@ -129,7 +176,9 @@ def configured_cards(config: Config) -> list[Card]:
         _card(
             name,
             settings,
-            "Takes new visitors" if settings.weight else "Takes no new visitors",
+            CardState("Takes new visitors", "good")
+            if settings.weight
+            else CardState("Takes no new visitors", "paused"),
             settings.weight > 0,
             round(100 * settings.weight / whole),
         )
@@ -147,7 +196,7 @@ def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, 
             _card(
                 member.name,
                 settings.get(member.name),
-                _status(member),
+                _state(member),
                 member.takes_visitors,
                 round(100 * parts[member.name]),
             ),
@@ -159,11 +208,26 @@ def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, 
     ]
 
 
-def join_contact(config: Config) -> str | None:
+def join_contact(config: Config) -> Contact | None:
     """The contact for those who want to join: the prime member's, or else the first one."""
-    active = config.active_members
-    prime = active[config.prime].contact if config.prime in active else None
-    return prime or next((settings.contact for settings in active.values() if settings.contact), None)
+    contacts = [_contact(name, settings) for name, settings in config.active_members.items()]
+    known = [contact for contact in contacts if contact is not None]
+    return next((contact for contact in known if contact.member == config.prime), known[0] if known else None)
+
+
+def _contact(name: str, settings: MemberSettings) -> Contact | None:
+    url = settings.contact
+    if url is None:
+        return None
+    address = url.removeprefix("mailto:")
+    return Contact(name, url, address if address != url else _public_host(url))
+
+
+def _public_host(url: str) -> str | None:
+    """The host of a URL, if it is one that visitors can make something of."""
+    host = (urlsplit(url).hostname or "").removesuffix(".")
+    public = _PUBLIC_HOST(host) is not None and host.rpartition(".")[2] not in _NOT_PUBLIC
+    return host.removeprefix("www.") if public else None
 
 
 def _logo(settings: MemberSettings | None, logos: Mapping[str, str]) -> str | None:
@@ -172,16 +236,17 @@ def _logo(settings: MemberSettings | None, logos: Mapping[str, str]) -> str | No
     return next((logo for logo in found if logo is not None), None)
 
 
-def _card(name: str, settings: MemberSettings | None, status: str, is_open: bool, share: int | None) -> Card:
+def _card(
+    name: str, settings: MemberSettings | None, state: CardState, is_open: bool, share: int | None
+) -> Card:
     if settings is None:
-        return Card(name, None, None, None, None, status, is_open, share)
+        return Card(name, None, None, None, None, state, is_open, share)
     # A visitor cannot follow a link to a unix socket.
     url = settings.url if settings.url.startswith("http") else None
-    return Card(name, url, settings.run_by, settings.funded_by, settings.contact, status, is_open, share)
+    contact = _contact(name, settings)
+    return Card(name, url, settings.run_by, settings.funded_by, contact, state, is_open, share)
 
 
-def _status(member: Snapshot) -> str:
+def _state(member: Snapshot) -> CardState:
     status = member.status
-    if status is Status.AVAILABLE and member.share <= 0:
-        return "Takes no new visitors"
-    return status.capitalize()
+    return _NO_SHARE if status is Status.AVAILABLE and member.share <= 0 else _STATES[status]

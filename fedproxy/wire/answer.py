@@ -20,6 +20,14 @@ _ADVICE: Final = "Please try again in a minute."
 # RFC 9110 section 12.4.2: a weight of 0 is a refusal.
 _REFUSED: Final = re.compile(rb";[ \t]*q=0(?:\.0{0,3})?[ \t]*(?:;|\Z)", re.IGNORECASE).search
 
+PAGE_STYLE: Final = """
+:root { color-scheme: light dark; }
+body { font: 1rem/1.6 system-ui, sans-serif; max-width: 36rem; margin: 15vh auto 2rem; padding: 0 1.25rem; }
+h1 { font-size: 1.5rem; line-height: 1.3; }
+small { opacity: .8; overflow-wrap: anywhere; }
+"""
+"""What a page has within its style element, for a policy that allows it."""
+
 # One self-contained document: whatever is wrong with the members, this page is complete.
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -28,12 +36,7 @@ _PAGE: Final = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="robots" content="noindex">
 <title>{status} {phrase}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 36rem; margin: 15vh auto 2rem; padding: 0 1.25rem; }}
-h1 {{ font-size: 1.5rem; line-height: 1.3; }}
-small {{ opacity: .8; overflow-wrap: anywhere; }}
-</style>
+<style>{style}</style>
 </head>
 <body>
 <main>
@@ -78,6 +81,7 @@ def render(
         return Response(200, b"text/event-stream", f"data: {event}\n\n".encode())
     if names(accept, b"text/html"):
         page = _PAGE.format(
+            style=PAGE_STYLE,
             status=status,
             phrase=html.escape(phrase),
             detail=html.escape(detail),

@@ -31,6 +31,9 @@ async def test_demo_serves_what_it_prints_and_ends_at_ctrl_c() -> None:
             for name, url in said.items():
                 async with client.get(url) as response:
                     assert response.status == 200, name
+            async with client.get(said["to break them"]) as response:
+                links = re.findall(r'<a href="(\S+)">', await response.text())
+                assert {said["the edge"], said["who serves me?"], said["for operators"]} <= set(links)
             async with client.get(said["the federation"]) as response:
                 assert set((await response.json())["active_hosts"]) == {"toy-oxford", "toy-leuven"}
         demo.signal(signal.SIGINT)

@@ -423,6 +423,7 @@ async def test_federation_gives_a_config_that_is_valid_and_names_its_members() -
         assert [hub.name for hub in federation.hubs] == list(config["members"])
         assert [name for name, member in config["members"].items() if member["prime"]] == ["toy-oxford"]
         assert config["admin"]["token"] == "secret"
+        assert config["members"]["toy-leuven"]["contact"] == "mailto:binder@leuven.example.org"
         assert len({member["url"] for member in config["members"].values()}) == 10
 
 

@@ -56,15 +56,20 @@ class Edge:
     service: Service
     members: dict[str, ToyBinderHub]
     browser: Browser
+    control: str
 
     def url(self, page: str) -> str:
+        if page == "control":
+            return f"{self.control}/"
+        if page == "toy":
+            return f"{self.members['toy-oxford'].url}/v2/gh/binder-examples/missing/HEAD"
         if page == "federation":
             return "http://{}:{}/federation".format(*self.service.addresses[0])
         return "http://{}:{}/".format(*self.service.admin_address)
 
     @asynccontextmanager
     async def page(self, page: str, **settings: Any) -> AsyncIterator[tuple[Page, Seen]]:
-        """An open page, `federation` or `live`; the settings are a Playwright context's."""
+        """An open page, as `url` names it; the settings are a Playwright context's."""
         context = await self.browser.new_context(**settings)
         context.set_default_timeout(WITHIN)
         opened, seen = await context.new_page(), Seen()
@@ -107,12 +112,17 @@ async def edge() -> AsyncIterator[Edge]:
         config["members"]["toy-past"] = {"url": "http://127.0.0.1:1", "active": False}
         first = config["members"][federation.hubs[0].name]
         first["funded_by"]["logo"] = str(museum.make_url("/logo.svg"))
+        del config["members"][federation.hubs[1].name]["funded_by"]
+        config["members"][federation.hubs[2].name]["run_by"]["name"] = (
+            "Somebody with a Name of Many Words " * 3
+        )
         service = Service(parse(yaml.safe_dump(config), {}), log=lambda line: None)
         await service.start()
         try:
             async with async_playwright() as playwright:
                 browser = await playwright.chromium.launch(executable_path=programs.found("chromium"))
-                yield Edge(service, {hub.name: hub for hub in federation.hubs}, browser)
+                members = {hub.name: hub for hub in federation.hubs}
+                yield Edge(service, members, browser, federation.control_url)
                 await browser.close()
         finally:
             await service.stop()
@@ -139,6 +149,35 @@ async def test_page_fits_is_light_and_can_be_read_by_everybody(
         found = await Axe().run(page)
         assert not found.violations_count, found.generate_report()
         assert not seen.complaints
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1440, "dark")])
+@pytest.mark.parametrize("name", ["control", "toy"])
+async def test_page_of_the_demo_fits_and_can_be_read_by_everybody(
+    edge: Edge, name: str, scheme: str, width: int
+) -> None:
+    async with edge.page(name, viewport={"width": width, "height": 800}, color_scheme=scheme) as (page, seen):
+        if name == "toy":
+            await expect(page.get_by_role("status")).to_have_text("failed")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        found = await Axe().run(page)
+        assert not found.violations_count, found.generate_report()
+        assert not seen.complaints
+
+
+async def test_mode_is_set_without_script_from_the_demo_s_page_and_from_no_other(edge: Edge) -> None:
+    async with edge.page("control", java_script_enabled=False) as (page, _):
+        button = page.get_by_role("button", name="slow toy-leuven")
+        await expect(button).to_have_attribute("aria-pressed", "false")
+        await button.click()
+        await expect(button).to_have_attribute("aria-pressed", "true")
+        assert edge.members["toy-leuven"].mode is Mode.SLOW
+    async with edge.page("toy") as (page, _):
+        form = f"<form method=post action={edge.control}/toy-leuven/kill><button>Win</button></form>"
+        await page.evaluate("form => { document.body.innerHTML = form }", form)
+        await page.get_by_role("button").click()
+        await expect(page.get_by_role("heading")).to_have_text("403 Forbidden")
+        assert edge.members["toy-leuven"].mode is Mode.SLOW
 
 
 async def test_member_that_breaks_is_on_the_open_page_at_once_and_on_the_visitors_page(edge: Edge) -> None:
@@ -193,6 +232,28 @@ async def test_logo_is_shown_and_comes_from_the_edge(edge: Edge) -> None:
         assert await logo.evaluate("each => each.complete && each.naturalWidth") == 80
         assert seen.hosts() == {URL(edge.url("federation")).authority}
         assert not seen.complaints
+
+
+async def test_cards_of_the_visitors_page_are_aligned(edge: Edge) -> None:
+    await edge.members["toy-leuven"].set_mode(Mode.FULL)
+    async with edge.page("federation", viewport={"width": 1440, "height": 900}) as (page, _):
+        full = page.locator("li", has_text="toy-leuven")
+        while not await full.get_by_text("no room for more at the moment").count():
+            await page.reload()
+        await expect(full.locator(".full")).to_have_text("Full")
+        cards = page.locator("section[aria-labelledby=members] li")
+        for what in ("h3", ".how", ".share", ".run-by", ".contact"):
+            tops = await cards.locator(what).evaluate_all(
+                "all => all.map(e => e.getBoundingClientRect().top)"
+            )
+            assert len(tops) == 3, what
+            assert max(tops) - min(tops) < 1, what
+        for what, number in ((".funded-by", 2), ("form", 2)):
+            ends = await cards.locator(what).evaluate_all(
+                "all => all.map(e => e.getBoundingClientRect().bottom)"
+            )
+            assert len(ends) == number, what
+            assert max(ends) - min(ends) < 1, what
 
 
 async def test_every_button_of_the_visitors_page_is_reached_by_tab(edge: Edge) -> None:

@@ -27,13 +27,22 @@ def test_markdown_page_has_a_row_for_each_member() -> None:
     assert rows == [
         "| Member | Share of launches | Run by | Funded by | Contact |",
         r"| [gesis](<https://gesis.mybinder.org>) | 25 % | [GESIS & \<friends\>](<https://www.gesis.org>)"
-        r" | GESIS | <mailto:help@gesis.org> |".replace("&", r"\&"),
+        r" | GESIS | [help@gesis\.org](<mailto:help@gesis.org>) |".replace("&", r"\&"),
         "| [ovh](<https://ovh.mybinder.org>) | 75 % |  |  |  |",
         "| shed | 0 % |  |  |  |",
         "| Member | Run by | Funded by |",
         "| gke |  | [Google](<https://cloud.google.com>) |",
     ]
-    assert lines[-1].endswith("then write to <mailto:help@gesis.org>.")
+    assert lines[-1].endswith(
+        r"then write to the team of gesis ([help@gesis\.org](<mailto:help@gesis.org>))."
+    )
+
+
+def test_markdown_page_names_a_contact_whose_url_says_nothing() -> None:
+    text = "members: {a_b: {url: 'http://a', contact: 'http://127.0.0.1:81/'}}"
+    page = render_page(parse(text, {}), "markdown")
+    assert r"| [the team of a\_b](<http://127.0.0.1:81/>) |" in page
+    assert page.endswith("then write to [the team of a\\_b](<http://127.0.0.1:81/>).\n")
 
 
 def test_markdown_page_of_a_config_without_past_members_has_no_such_part() -> None:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from html import unescape
 
 import pytest
 from aiohttp import ClientResponse
 from pytest_aiohttp import AiohttpClient
 
+from fedproxy.config.load import parse
 from fedproxy.control.messages import Logo
 from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import Snapshot, Status, snapshot
 from fedproxy.web.error_pages import LOGO
 from fedproxy.web.public import create_public_app
+from fedproxy.web.view import live_cards
 from tests.rig.build import federation, member
 from tests.rig.page import Page
 from tests.rig.state import CONFIG, Client, State
@@ -112,24 +117,50 @@ async def test_page_says_nothing_for_a_cookie_that_names_nobody(client: Client, 
 
 
 @pytest.mark.parametrize(
-    ("status", "change"),
+    ("tone", "status", "meaning", "change"),
     [
-        ("Maintenance", lambda m: m.set_intent(Intent.MAINT)),
-        ("Draining", lambda m: m.set_intent(Intent.DRAIN)),
-        ("Unhealthy", lambda m: m.set_health(False, 0.0)),
-        ("Ejected", lambda m: m.breaker.trip(1000.0, 0.0)),
-        ("Full", lambda m: setattr(m, "in_flight", 1000)),
-        ("Full", lambda m: m.set_health(False, 0.0, ("quota",))),
+        ("paused", "Maintenance", "nobody is sent there", lambda m: m.set_intent(Intent.MAINT)),
+        ("paused", "Draining", "no new visitors; sessions go on", lambda m: m.set_intent(Intent.DRAIN)),
+        ("bad", "Unhealthy", "Its checks fail", lambda m: m.set_health(False, 0.0)),
+        ("bad", "Ejected", "tried again soon", lambda m: m.breaker.trip(1000.0, 0.0)),
+        ("full", "Full", "no room for more at the moment", lambda m: setattr(m, "in_flight", 1000)),
+        ("full", "Full", "sessions go on", lambda m: m.set_health(False, 0.0, ("quota",))),
+        ("paused", "Available", "Takes no new visitors", lambda m: setattr(m, "weight", 0)),
     ],
 )
-async def test_page_says_how_a_member_is(client: Client, state: State, status: str, change: object) -> None:
+async def test_page_says_how_a_member_is_and_what_that_means(
+    client: Client, state: State, tone: str, status: str, meaning: str, change: object
+) -> None:
     assert callable(change)
     change(state.federation.members[1])
     text = await page(client)
     ovh = text.partition(">ovh<")[2].partition("</li>")[0]
-    assert status in ovh
+    assert f'<dd class="tone {tone}">{status}</dd>' in ovh
+    assert meaning in ovh
     assert "0&nbsp;%" in ovh
-    assert "100&nbsp;%" in text.partition(">gesis<")[2]
+    gesis = text.partition(">gesis<")[2].partition("</li>")[0]
+    assert '<dd class="tone good">Available</dd>' in gesis
+    assert "100&nbsp;%" in gesis
+
+
+def test_every_state_is_the_same_word_and_says_what_it_means() -> None:
+    for status in Status:
+        shown = live_cards(parse(CONFIG, {}), [seen(status)], {})[0].state
+        assert (shown.word.lower(), bool(shown.meaning)) == (status, True)
+
+
+def seen(status: Status) -> Snapshot:
+    """A member in that state."""
+    ill = member("ovh", weight=2.0)
+    match status:
+        case Status.MAINTENANCE | Status.DRAINING:
+            ill.set_intent(Intent.MAINT if status is Status.MAINTENANCE else Intent.DRAIN)
+        case Status.FULL | Status.UNHEALTHY:
+            ill.set_health(False, 0.0, ("quota",) if status is Status.FULL else ())
+        case Status.EJECTED:
+            ill.breaker.trip(1000.0, 0.0)
+    shown = snapshot(ill, 1000.0)
+    return replace(shown, share=1.0) if status is Status.SLOW_STARTING else shown
 
 
 async def test_page_without_members_still_says_so(client: Client, state: State) -> None:
@@ -191,13 +222,46 @@ async def test_logo_that_the_edge_has_is_shown_and_comes_from_the_edge(client: C
     assert (await client.get("/federation/logo/nobody")).status == 404
 
 
-async def test_page_says_how_to_join_and_whom_to_ask(client: Client, aiohttp_client: AiohttpClient) -> None:
-    joining = (await page(client)).partition('id="join"')[2]
-    assert '<a href="mailto:help@gesis.org">help@gesis.org</a>' in joining
-    others = {"b": "{url: 'http://b', contact: 'https://b/contact'}", "a": "{url: 'http://a', prime: true}"}
-    text = "members: {" + ", ".join(f"{name}: {member}" for name, member in others.items()) + "}"
-    joining = (await page(await aiohttp_client(create_public_app(State(text))))).partition('id="join"')[2]
-    assert '<a href="https://b/contact">' in joining
+@pytest.mark.parametrize(
+    ("contact", "shown"),
+    [
+        ("mailto:help@a.example.org", "help@a.example.org"),
+        ("https://www.2i2c.org/contact", "2i2c.org"),
+        ("https://Chat.Example.org:8443/x", "chat.example.org"),
+        ("http://127.0.0.1:8000", None),
+        ("http://[::1]/", None),
+        ("https://10.1.2.3/contact", None),
+        ("http://localhost:8000/", None),
+        ("https://hub.internal/", None),
+        ("https://b/contact", None),
+    ],
+)
+async def test_contact_is_named(aiohttp_client: AiohttpClient, contact: str, shown: str | None) -> None:
+    config = f"members: {{a: {{url: 'http://a', contact: '{contact}'}}}}"
+    text = await page(await aiohttp_client(create_public_app(State(config))))
+    card, joining = text.partition('id="join"')[::2]
+    assert f'<a href="{contact}">{shown or "the team of a"}</a>' in card
+    if shown is None:
+        assert f'then write to <a href="{contact}">the team of a</a>.' in joining
+    else:
+        assert f'then write to the team of a (<a href="{contact}">{shown}</a>).' in joining
+
+
+async def test_who_wants_to_join_writes_to_the_prime_member_or_to_the_first_that_can_be_reached(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    async def joining(**members: str) -> str:
+        text = "members: {" + ", ".join(f"{name}: {member}" for name, member in members.items()) + "}"
+        client = await aiohttp_client(create_public_app(State(text)))
+        return (await page(client)).partition('id="join"')[2]
+
+    b = "{url: 'http://b', contact: 'https://b/contact'}"
+    assert "the team of b</a>" in await joining(
+        c="{url: 'http://c'}", b=b, a="{url: 'http://a', prime: true}"
+    )
+    prime = "{url: 'http://a', prime: true, contact: 'https://a/'}"
+    assert "the team of a</a>" in await joining(b=b, a=prime)
+    assert "write to" not in await joining(c="{url: 'http://c'}")
 
 
 def moves(text: str) -> list[str]:
@@ -335,6 +399,9 @@ async def test_unknown_page_answers_people_and_programs_in_their_form(client: Cl
     }
     for_people = await client.get("/federation/x", headers={"Accept": "text/html"})
     assert (for_people.status, for_people.content_type) == (404, "text/html")
+    (style,) = re.findall("<style>(.*?)</style>", await for_people.text(), re.DOTALL)
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}';" in for_people.headers["Content-Security-Policy"]
 
 
 async def test_request_id_is_handed_back(client: Client) -> None:
