@@ -50,7 +50,7 @@ class EventName(StrEnum):
     KNOWLEDGE_UNUSABLE = (
         "knowledge.unusable",
         _W,
-        "the file of what launches taught cannot be read or written",
+        "the file of what launches taught is unusable",
     )
     SESSIONS_UNUSABLE = "sessions.unusable", _W, "the file of known sessions cannot be read or written"
 

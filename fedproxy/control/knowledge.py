@@ -1,6 +1,6 @@
 """What is kept over a restart of what launches have taught.
 
-It is only ever a hint: without it an image may be built where another member has it, and nothing else is lost.
+It is only ever a hint: without it some images may be built once more, and nothing else is lost.
 """
 
 from __future__ import annotations

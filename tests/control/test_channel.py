@@ -265,13 +265,14 @@ def test_protocol_is_another_when_messages_are() -> None:
     classes = sorted({*get_args(ToWorker), *get_args(FromWorker)}, key=lambda each: each.__name__)
     shapes = [f"{each.__name__}({', '.join(f.name for f in fields(each))})" for each in classes]
     assert (PROTOCOL, shapes) == (
-        5,
+        6,
         [
             "Account(number, survey, after)",
             "AccountPart(at, members)",
             "ApplyConfig(config, intents, workers, pages)",
             "BreakerInDoubt(name)",
             "BreakerOpened(name, witnesses)",
+            "BuildBegun(image, name)",
             "ConfigRefused(faults)",
             "Drain(seconds)",
             "Explain(number, target, host, cookie, accept, client)",
@@ -280,7 +281,9 @@ def test_protocol_is_another_when_messages_are() -> None:
             "Happened(event)",
             "LaunchMoved(key, name)",
             "LaunchRequested(client)",
+            "LaunchSeen(seen)",
             "LaunchesInFlight(running)",
+            "LaunchesTaught(content)",
             "Logo(url, key, kind, content)",
             "MemberHealth(name, healthy, reasons, pods, quota, base_path)",
             "MemberServes(name, clients)",

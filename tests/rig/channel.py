@@ -9,6 +9,7 @@ from fedproxy.control.messages import (
     ApplyConfig,
     BreakerInDoubt,
     BreakerOpened,
+    BuildBegun,
     ConfigRefused,
     Drain,
     Explain,
@@ -18,8 +19,10 @@ from fedproxy.control.messages import (
     GetAccount,
     Happened,
     LaunchesInFlight,
+    LaunchesTaught,
     LaunchMoved,
     LaunchRequested,
+    LaunchSeen,
     Logo,
     MemberHealth,
     MemberServes,
@@ -35,6 +38,8 @@ from fedproxy.control.messages import (
     ToWorker,
 )
 from fedproxy.decide.counts import EdgeCounts
+from fedproxy.decide.knowledge import Seen
+from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Survey
 from fedproxy.errors import Fault
@@ -50,6 +55,8 @@ FACTS: list[Fact] = [
     LaunchMoved(b"k", "a"),
     LaunchRequested(b"c"),
     LaunchesInFlight({"a": 3}),
+    BuildBegun(b"12345678", "a"),
+    LaunchSeen(Seen(b"12345678", "a", False, 60.0, 5.0, End.READY)),
     SessionsKnown(((b"/user/x", 2, "https://a.test", "a", 1.0, 2.0, b"/v2/gh/a/b/HEAD"),)),
     Happened(Event(EventName.MEMBER_UNRESOLVED, "a.test does not resolve any more", who="x")),
 ]
@@ -63,6 +70,7 @@ TO_WORKER: list[ToWorker] = [
     TicketSecret(b"y" * 32),
     GetAccount(1),
     Explain(2, "/x", "a.test", None, "*/*", "192.0.2.1"),
+    LaunchesTaught(b"{}"),
     Drain(0.5),
     Sync(1),
     SyncDone(2),
