@@ -241,6 +241,9 @@ def explain(url: str, admin: str, as_json: bool, cookie: str | None, accept: str
             click.echo(f"{name + ':':<9}{value}")
     ranking = found.get("ranking")
     if isinstance(ranking, list) and ranking:
+        if any("wait" in each for each in ranking):
+            _show_waits(ranking)
+            return
         chance = found.get("balancer") == "random" or found.get("key") is None
         means = "by chance, of which the score is a member's part" if chance else "the highest score wins"
         click.echo(f"\n{'random' if chance else found.get('balancer')}: {means}")
@@ -255,6 +258,27 @@ def explain(url: str, admin: str, as_json: bool, cookie: str | None, accept: str
             for each in ranking
         )
         table(("member", "score", "share", "in flight", "out"), rows, "member", "out")
+
+
+def _show_waits(ranking: list[dict[str, Any]]) -> None:
+    click.echo("\nexpected-wait: the least wait and price wins; equals by the key")
+    rows = (
+        (
+            str(each.get("member")),
+            f"{each['wait']:g} s" if "wait" in each else "",
+            f"{each['price']:g} s" if "price" in each else "",
+            _image_text(each.get("image")),
+            number_text(each.get("share", 0.0)),
+            str(each.get("in_flight", "")),
+            str(each.get("out") or ""),
+        )
+        for each in ranking
+    )
+    table(("member", "wait", "price", "image", "share", "in flight", "out"), rows, "member", "out")
+
+
+def _image_text(image: object) -> str:
+    return f"{image:.0%}" if isinstance(image, int | float) else str(image or "")
 
 
 _CHOSEN_BY = {

@@ -199,12 +199,11 @@ class Federation:
         if not takers:
             return others
         if self._by_wait and image is not None and self.waits is not None:
-            costs = self.waits.costs(image, takers, now)
             by_wait = [
                 Ranked(member, share, -cost.whole, None, cost)
-                for member, share, cost in zip(takers, shares, costs, strict=True)
+                for member, share, cost in self.waits.rank(image, key, takers, shares, now)
             ]
-            return [*sorted(by_wait, key=_by_score), *others]
+            return [*by_wait, *others]
         rooms = (
             capacities(self.policy.load_bound, takers, shares)
             if self._keyed

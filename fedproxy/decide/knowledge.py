@@ -35,7 +35,7 @@ _TAG: Final = 6
 _NO_TAG: Final = bytes(_TAG)
 _MOST_TIME: Final = 2**32 - 1
 _MOST_SECONDS: Final = 2**16 - 1
-_MOST_MEMBERS: Final = 4096
+_MOST_MEMBERS: Final = 1024
 
 _MOST_BUILDS: Final = 4096  # under way
 _EXPECTED: Final = 60.0  # seconds until a launch that was sent says whether it builds

@@ -4,9 +4,10 @@
 
 The build counts twice, as it also keeps a member from other work. The price keeps weights what operators mean
 by them: it rises while a member gets more launches than its share and falls while it gets fewer, as in dual
-ascent (the prices are Lagrange multipliers of the constraint that each share is the weight's; S. Boyd and
-L. Vandenberghe, Convex Optimization, section 5). Members that cost nearly the same are told apart by
-rendezvous hashing, so that edges which know nothing agree.
+ascent. (The prices are Lagrange multipliers of the constraint that each share is the weight's; S. Boyd and
+L. Vandenberghe, Convex Optimization, section 5.) A member of whose launches a part fails is due that much
+less. Members that cost nearly the same are told apart by rendezvous hashing, so that edges which know nothing
+agree.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from fedproxy.decide.balancer import Chance, rendezvous
+from fedproxy.decide.balancer import Chance, rendezvous, scores
 from fedproxy.decide.knowledge import Build, Knowledge, Place, Seen
 from fedproxy.decide.member import Member
 
@@ -43,12 +44,14 @@ class WaitPolicy:
     """How much prices matter, in parts of what a build costs.
 
     step: by how much one choice changes them. most: how far they go up and down. band: members whose costs
-    differ by no more than this are equal.
+    differ by no more than this are equal. rival: how often the work of a build counts while another member
+    builds the same image; a crowd that comes for one repository waits for one build.
     """
 
-    step: float = 0.02
-    most: float = 4.0
+    step: float = 0.01
+    most: float = 1.5
     band: float = 0.1
+    rival: float = 10.0
 
 
 class Cost(NamedTuple):
@@ -65,12 +68,14 @@ class Cost(NamedTuple):
 class ExpectedWait:
     """The balancer, with what it knows. `set_clock` is to be called before the first choice, and again later.
 
-    A member's price is with the member, and so outlives a reload.
+    A member's price is with the member, and so outlives a reload. frozen: a choice changes nothing, as nobody
+    follows it.
     """
 
     def __init__(self, knowledge: Knowledge, policy: WaitPolicy | None = None) -> None:
         self.knowledge = knowledge
         self.policy = policy if policy is not None else WaitPolicy()
+        self.frozen = False
         self._ahead = 0.0  # of the clock of `now`, in seconds: what is known has times since the epoch
 
     def __repr__(self) -> str:
@@ -89,7 +94,8 @@ class ExpectedWait:
         now: float,
         rng: Chance,
     ) -> Member:
-        """One of these members, at least one, for a launch of an image; the prices and counts change by it.
+        """One of these members, at least one, for a launch of an image; prices, counts and what is expected
+        change by it.
 
         key: for rendezvous hashing. shares: all above 0.
         """
@@ -98,10 +104,7 @@ class ExpectedWait:
         places = knowledge.images.places(image)
         running = knowledge.under_way(image, wall)
         costs = self._costs(members, places, running, wall)
-        wholes = [cost.whole for cost in costs]
-        build = 2.0 * knowledge.usual_build
-        limit = min(wholes) + self.policy.band * build
-        near = [at for at, whole in enumerate(wholes) if whole <= limit]
+        near = self._near(costs)
         if len(near) == 1:
             at = near[0]
             chosen = members[at]
@@ -113,11 +116,41 @@ class ExpectedWait:
                 rng,
             )
             at = members.index(chosen)
+        if self.frozen:
+            return chosen
         chosen.counts.choices[_reason(costs, at, tie=len(near) > 1)] += 1
         if running is None and costs[at].chance < 0.5:
             knowledge.expect(image, chosen.name, wall)
-        self._charge(members, shares, chosen, build)
+        self._charge(members, shares, chosen, 2.0 * knowledge.usual_build)
         return chosen
+
+    def rank(
+        self,
+        image: bytes,
+        key: bytes | None,
+        members: Sequence[Member],
+        shares: Sequence[float],
+        now: float,
+    ) -> list[tuple[Member, float, Cost]]:
+        """These members with their shares and costs, in the order in which they would be chosen. Nothing
+        changes."""
+        wall = now + self._ahead
+        knowledge = self.knowledge
+        running = knowledge.under_way(image, wall)
+        costs = self._costs(members, knowledge.images.places(image), running, wall)
+        left = list(zip(members, shares, costs, strict=True))
+        found: list[tuple[Member, float, Cost]] = []
+        while left:
+            near = self._near([cost for _, _, cost in left])
+            equals = [left[at] for at in near]
+            by_hash = scores(
+                "rendezvous",
+                image if key is None else key,
+                [member for member, _, _ in equals],
+                [share for _, share, _ in equals],
+            )
+            found.append(left.pop(near[by_hash.index(max(by_hash))]))
+        return found
 
     def begun(self, image: bytes, name: str, now: float) -> None:
         """A member builds an image, as the events of a launch say."""
@@ -127,11 +160,11 @@ class ExpectedWait:
         """Takes what a launch told that has ended."""
         self.knowledge.learn(seen, now + self._ahead)
 
-    def costs(self, image: bytes, members: Sequence[Member], now: float) -> list[Cost]:
-        """What a launch of an image would cost at each of these members."""
-        wall = now + self._ahead
-        knowledge = self.knowledge
-        return self._costs(members, knowledge.images.places(image), knowledge.under_way(image, wall), wall)
+    def _near(self, costs: Sequence[Cost]) -> list[int]:
+        """Which of these are as good as the best."""
+        wholes = [cost.whole for cost in costs]
+        limit = min(wholes) + self.policy.band * 2.0 * self.knowledge.usual_build
+        return [at for at, whole in enumerate(wholes) if whole <= limit]
 
     def _costs(
         self, members: Sequence[Member], places: Sequence[Place], running: Build | None, wall: float
@@ -141,6 +174,7 @@ class ExpectedWait:
         took = max([place.build for place in places], default=0) or usual
         chances = knowledge.chances(places, wall)
         elsewhere = chances.pop(-1, None)
+        work = 1.0 if running is None else self.policy.rival
         found: list[Cost] = []
         for member in members:
             known = knowledge.of(member.name)
@@ -150,11 +184,11 @@ class ExpectedWait:
             joins = running is not None and running.member == member.name
             build = took * known.slowness
             if joins and running is not None:
-                # It takes longer than expected already, or it is all but ready: as long as a start, at least.
+                # One that takes longer than expected is not about to end for that.
                 wait = own = min(max(build - (wall - running.since), 0.1 * build), (1.0 - chance) * build)
             else:
                 wait = (1.0 - chance) * build
-                own = 2.0 * wait
+                own = (1.0 + work) * wait
             wait += known.start
             failing = known.risk * (usual + known.start)
             price = member.price
@@ -165,8 +199,14 @@ class ExpectedWait:
         self, members: Sequence[Member], shares: Sequence[float], chosen: Member, build: float
     ) -> None:
         step, most = self.policy.step * build, self.policy.most * build
-        each = step / sum(shares)
-        for member, share in zip(members, shares, strict=True):
+        # A member that fails launches has a smaller share, in place of a low price for it.
+        knowledge = self.knowledge
+        due = [
+            share / (1.0 + knowledge.of(member.name).risk)
+            for member, share in zip(members, shares, strict=True)
+        ]
+        each = step / sum(due)
+        for member, share in zip(members, due, strict=True):
             price = member.price - each * share
             if member is chosen:
                 price += step

@@ -118,6 +118,27 @@ def _explain_choice(
     if session is not None:
         known = runtime.sessions.find(session.keys, runtime.wall())
         found["session"] = None if known is None else known.place.name
+    waits = federation.waits
+    if waits is not None:
+        waits.frozen = True
+    try:
+        _explain_members(found, runtime, line, block, client, now, launch)
+    finally:
+        if waits is not None:
+            waits.frozen = False
+
+
+def _explain_members(
+    found: Explanation,
+    runtime: Runtime,
+    line: RoutedRequest,
+    block: HeaderBlock,
+    client: bytes,
+    now: float,
+    launch: bool,
+) -> None:
+    federation = runtime.federation
+    key = runtime.key(line, client)
     lease = runtime.choose(line, block, client, now, launch)
     chosen = None
     if isinstance(lease, Lease):
@@ -130,7 +151,7 @@ def _explain_choice(
     else:
         found["member"], found["refused"] = None, refused(lease).reason
     found["next"] = list(_next(runtime, line, block, chosen, key, client, now, launch))
-    found["ranking"] = [_told(each) for each in federation.rank(key, now, launch, client)]
+    found["ranking"] = [_told(each) for each in federation.rank(key, now, launch, client, line.image)]
 
 
 def _next(
@@ -149,7 +170,7 @@ def _next(
     tried = [chosen]
     federation = runtime.federation
     while len(tried) < runtime.policy.attempts:
-        lease = federation.acquire(key, None, tried, now, launch, client)
+        lease = federation.acquire(key, None, tried, now, launch, client, line.image)
         if not isinstance(lease, Lease):
             return
         federation.spare(lease, now, client)
@@ -162,6 +183,13 @@ def _told(ranked: Ranked) -> Explanation:
     told: Explanation = {"member": ranked.member.name, "score": None, "share": ranked.share}
     if ranked.score is not None:
         told["score"] = round(ranked.score, 6)
+    cost = ranked.cost
+    if cost is not None:
+        told |= {
+            "wait": round(cost.wait, 1),
+            "price": round(cost.price, 1),
+            "image": "building" if cost.joins else round(cost.chance, 3),
+        }
     told["in_flight"] = ranked.member.in_flight
     told["out"] = ranked.out
     return told

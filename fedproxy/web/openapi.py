@@ -88,7 +88,15 @@ _RANKED: Final = _object(
         "share": {"type": "number", "minimum": 0},
         "in_flight": _COUNT,
         "out": {"type": ["string", "null"], "description": "Why it gets no new visitor; null if it does."},
-    }
+    },
+    {
+        "wait": {"type": "number", "description": "With expected-wait: the seconds until it is ready there."},
+        "price": {"type": "number", "description": "With expected-wait: seconds, for its share."},
+        "image": {
+            "type": ["number", "string"],
+            "description": "With expected-wait: the chance that it has the image, or `building`.",
+        },
+    },
 )
 _EXPLANATION: Final = _object(
     {
