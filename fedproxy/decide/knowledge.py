@@ -95,7 +95,7 @@ def seen_of(launch: Launch, image: bytes, member: str) -> Seen | None:
     return Seen(image, member, found, build, start, launch.end, failed)
 
 
-class Place(NamedTuple):
+class ImagePlace(NamedTuple):
     """A member that has an image: its number, since when, when last seen, and the seconds of its build."""
 
     slot: int
@@ -133,15 +133,15 @@ class Images:
         self.records = bytearray(_SETS * _SET)
         self.known: dict[int, int] = {}  # records, by member
 
-    def places(self, image: bytes) -> list[Place]:
+    def places(self, image: bytes) -> list[ImagePlace]:
         """The members that have an image."""
         start, tag = _spot(image)
-        found: list[Place] = []
+        found: list[ImagePlace] = []
         at = self.records.find(tag, start, start + _SET)
         while at >= 0:
             if (at - start) % _SIZE == 0:
                 _, slot, since, seen, build = _RECORD.unpack_from(self.records, at)
-                found.append(Place(slot, since, seen, build))
+                found.append(ImagePlace(slot, since, seen, build))
                 at += _SIZE - 1
             at = self.records.find(tag, at + 1, start + _SET)
         return found
@@ -307,7 +307,7 @@ class Knowledge:
         failing = min(_MOST_FAILING, known.failing.mean(_FAILING, _FAILING_TRUST))
         known.risk = failing / (1.0 - failing)
 
-    def chances(self, places: Sequence[Place], now: float) -> dict[int, float]:
+    def chances(self, places: Sequence[ImagePlace], now: float) -> dict[int, float]:
         """How likely it is that members have an image, by their numbers; -1 stands for all others, if that
         differs from what is usual. places: where the image is known to be."""
         found: dict[int, float] = {}

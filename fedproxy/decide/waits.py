@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from fedproxy.decide.balancer import Chance, rendezvous, scores
-from fedproxy.decide.knowledge import Build, Knowledge, Place, Seen
+from fedproxy.decide.knowledge import Build, ImagePlace, Knowledge, Seen
 from fedproxy.decide.member import Member
 
 
@@ -167,7 +167,7 @@ class ExpectedWait:
         return [at for at, whole in enumerate(wholes) if whole <= limit]
 
     def _costs(
-        self, members: Sequence[Member], places: Sequence[Place], running: Build | None, wall: float
+        self, members: Sequence[Member], places: Sequence[ImagePlace], running: Build | None, wall: float
     ) -> list[Cost]:
         knowledge = self.knowledge
         usual = knowledge.usual_build

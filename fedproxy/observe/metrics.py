@@ -27,6 +27,7 @@ from fedproxy.decide.counts import Histogram
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Status, Survey
+from fedproxy.decide.waits import Reason
 from fedproxy.errors import EdgeError, VisitorError, VisitorGone, reasons_of
 from fedproxy.observe.processes import ProcessUse
 from fedproxy.wire.h2.allowance import KINDS
@@ -282,6 +283,12 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
             # Otherwise members that left would remain here.
             if to in names
         ),
+    )
+    yield _counter(
+        "fedproxy_choices",
+        "Launches, and pages for them, by what made expected-wait choose the member.",
+        ("member", "reason"),
+        (((m.name, reason), m.counts.choices.get(reason, 0)) for m in members for reason in Reason),
     )
 
 

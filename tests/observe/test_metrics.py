@@ -40,6 +40,7 @@ def busy_view() -> View:
     ovh.set_health(False, 0.0, ("Pod quota", "versions"))
     gesis.counts.launch_duration.observe(20.0)
     gesis.counts.launch_phases["building"] += 12.5
+    gesis.counts.choices["image"] += 3
     gesis.counts.failovers["ovh"] += 2
     edge = EdgeCounts()
     edge.connections = 9
@@ -112,6 +113,8 @@ def found() -> Samples:
         ("fedproxy_launch_duration_seconds_sum", {"member": "gesis"}, 20),
         ("fedproxy_launch_phase_seconds_total", {"member": "gesis", "phase": "building"}, 12.5),
         ("fedproxy_launch_failovers_total", {"from": "gesis", "to": "ovh"}, 2),
+        ("fedproxy_choices_total", {"member": "gesis", "reason": "image"}, 3),
+        ("fedproxy_choices_total", {"member": "ovh", "reason": "tie"}, 0),
         ("fedproxy_downstream_connections", {}, 9),
         ("fedproxy_rejected_total", {"reason": "malformed"}, 6),
         ("fedproxy_retry_budget_exhausted_total", {}, 8),
