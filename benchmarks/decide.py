@@ -16,11 +16,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedproxy.decide.affinity import Source
+from fedproxy.decide.affinity import Source, image_digest
 from fedproxy.decide.balancer import BALANCERS
 from fedproxy.decide.breaker import Breaker, BreakerPolicy, Outcome
 from fedproxy.decide.federation import Federation, FederationPolicy, Lease
+from fedproxy.decide.knowledge import Knowledge, Seen
+from fedproxy.decide.launch import End
 from fedproxy.decide.member import Member
+from fedproxy.decide.waits import ExpectedWait
 
 SIZES = (3, 30, 300)
 _OTHERS = 100
@@ -62,7 +65,18 @@ def _second(federation: Federation, number: int) -> Lease:
     return _lease(federation.acquire(_WARM[number % _WARM_KEYS], None, members[:1], 0.0))
 
 
+def _image(federation: Federation, number: int) -> Lease:
+    at = number % _WARM_KEYS
+    return _lease(federation.acquire(_WARM[at], None, (), 0.0, image=_IMAGES[at]))
+
+
+def _cold_image(federation: Federation, _number: int) -> Lease:
+    key = next(_COLD)
+    return _lease(federation.acquire(key, None, (), 0.0, image=key[-8:].rjust(8)))
+
+
 _WARM = _keys(b"/build/gh/org/repo-", _WARM_KEYS)
+_IMAGES = [image_digest(key + b"/HEAD") or b"" for key in _WARM]
 _COLD = (b"/build/gh/org/%d" % number for number in cycle(range(10**9)))
 
 CASES: tuple[tuple[str, str, Ask], ...] = (
@@ -73,6 +87,8 @@ CASES: tuple[tuple[str, str, Ask], ...] = (
     ("no key", "rendezvous", _no_key),
     ("any", "random", _no_key),
     ("any", "least-requests", _no_key),
+    ("image at one member", "expected-wait", _image),
+    ("image never seen", "expected-wait", _cold_image),
 )
 
 
@@ -81,7 +97,12 @@ def _federation(size: int, balancer: str) -> Federation:
         Member(f"member-{number}", "http://192.0.2.1", Breaker(BreakerPolicy()), weight=1 + number % 3)
         for number in range(size)
     ]
-    federation = Federation(members, FederationPolicy(balancer=balancer), random.Random(1))
+    waits = ExpectedWait(Knowledge())
+    federation = Federation(members, FederationPolicy(balancer=balancer), random.Random(1), waits)
+    for number, image in enumerate(_IMAGES):
+        name = members[number % size].name
+        federation.learn(Seen(image, name, False, 60.0, 10.0, End.READY), 0.0)
+    federation.roll(0.0)
     for member in islice(cycle(members), _OTHERS):
         federation.acquire_member(member, Source.HOST, (), 0.0)
     return federation

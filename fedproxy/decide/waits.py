@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
 
 from fedproxy.decide.balancer import Chance, rendezvous, scores
 from fedproxy.decide.knowledge import Build, ImagePlace, Knowledge, Seen
@@ -54,15 +53,23 @@ class WaitPolicy:
     rival: float = 10.0
 
 
-class Cost(NamedTuple):
+class Cost:
     """What a launch would cost at a member, in seconds. wait: the expected time to `ready`. whole: what
-    members are compared by. chance: that the image is there. joins: it builds the image at the moment."""
+    members are compared by. chance: that the image is there. joins: it builds the image at the moment. due:
+    its share, as far as its launches do not fail."""
 
+    __slots__ = ("chance", "due", "joins", "price", "wait", "whole")
+
+    # Set by `_costs`: without an `__init__`, making one costs half.
+    chance: float
+    due: float
+    joins: bool
+    price: float
     wait: float
     whole: float
-    price: float
-    chance: float
-    joins: bool
+
+    def __repr__(self) -> str:
+        return f"<Cost {self.whole}>"
 
 
 class ExpectedWait:
@@ -103,7 +110,7 @@ class ExpectedWait:
         wall = now + self._ahead
         places = knowledge.images.places(image)
         running = knowledge.under_way(image, wall)
-        costs = self._costs(members, places, running, wall)
+        costs = self._costs(members, shares, places, running, wall)
         near = self._near(costs)
         if len(near) == 1:
             at = near[0]
@@ -121,7 +128,7 @@ class ExpectedWait:
         chosen.counts.choices[_reason(costs, at, tie=len(near) > 1)] += 1
         if running is None and costs[at].chance < 0.5:
             knowledge.expect(image, chosen.name, wall)
-        self._charge(members, shares, chosen, 2.0 * knowledge.usual_build)
+        self._charge(members, costs, chosen, 2.0 * knowledge.usual_build)
         return chosen
 
     def rank(
@@ -137,7 +144,7 @@ class ExpectedWait:
         wall = now + self._ahead
         knowledge = self.knowledge
         running = knowledge.under_way(image, wall)
-        costs = self._costs(members, knowledge.images.places(image), running, wall)
+        costs = self._costs(members, shares, knowledge.images.places(image), running, wall)
         left = list(zip(members, shares, costs, strict=True))
         found: list[tuple[Member, float, Cost]] = []
         while left:
@@ -167,47 +174,52 @@ class ExpectedWait:
         return [at for at, whole in enumerate(wholes) if whole <= limit]
 
     def _costs(
-        self, members: Sequence[Member], places: Sequence[ImagePlace], running: Build | None, wall: float
+        self,
+        members: Sequence[Member],
+        shares: Sequence[float],
+        places: Sequence[ImagePlace],
+        running: Build | None,
+        wall: float,
     ) -> list[Cost]:
         knowledge = self.knowledge
         usual = knowledge.usual_build
         took = max([place.build for place in places], default=0) or usual
         chances = knowledge.chances(places, wall)
         elsewhere = chances.pop(-1, None)
+        experiences = knowledge.members
         work = 1.0 if running is None else self.policy.rival
         found: list[Cost] = []
-        for member in members:
-            known = knowledge.of(member.name)
+        builder = None if running is None else running.member
+        since = wall if running is None else running.since
+        for member, share in zip(members, shares, strict=True):
+            known = experiences.get(member.name) or knowledge.of(member.name)
             chance = chances.get(known.slot)
             if chance is None:
                 chance = known.fresh if elsewhere is None else elsewhere
-            joins = running is not None and running.member == member.name
+            joins = builder == member.name
             build = took * known.slowness
-            if joins and running is not None:
+            if joins:
                 # One that takes longer than expected is not about to end for that.
-                wait = own = min(max(build - (wall - running.since), 0.1 * build), (1.0 - chance) * build)
+                wait = own = min(max(build - (wall - since), 0.1 * build), (1.0 - chance) * build)
             else:
                 wait = (1.0 - chance) * build
                 own = (1.0 + work) * wait
-            wait += known.start
-            failing = known.risk * (usual + known.start)
-            price = member.price
-            found.append(Cost(wait, known.start + own + failing + price, price, chance, joins))
+            cost = Cost()
+            cost.chance = chance
+            cost.joins = joins
+            cost.price = member.price
+            cost.wait = wait + known.start
+            cost.whole = known.start + own + known.risk * (usual + known.start) + cost.price
+            # A member that fails launches has a smaller share, in place of a low price for it.
+            cost.due = share / (1.0 + known.risk)
+            found.append(cost)
         return found
 
-    def _charge(
-        self, members: Sequence[Member], shares: Sequence[float], chosen: Member, build: float
-    ) -> None:
+    def _charge(self, members: Sequence[Member], costs: Sequence[Cost], chosen: Member, build: float) -> None:
         step, most = self.policy.step * build, self.policy.most * build
-        # A member that fails launches has a smaller share, in place of a low price for it.
-        knowledge = self.knowledge
-        due = [
-            share / (1.0 + knowledge.of(member.name).risk)
-            for member, share in zip(members, shares, strict=True)
-        ]
-        each = step / sum(due)
-        for member, share in zip(members, due, strict=True):
-            price = member.price - each * share
+        each = step / sum([cost.due for cost in costs])
+        for member, cost in zip(members, costs, strict=True):
+            price = cost.price - each * cost.due
             if member is chosen:
                 price += step
             member.price = min(max(price, -most), most)
