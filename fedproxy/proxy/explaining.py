@@ -108,7 +108,8 @@ def _explain_choice(
     now: float,
     launch: bool,
 ) -> None:
-    federation = runtime.federation
+    federation, prime = runtime.federation, runtime.federation.prime
+    resorts = prime.counts.last_resort if prime is not None else 0
     key = runtime.key(line, client)
     found["balancer"] = federation.policy.balancer
     found["key"] = None if key is None else key.decode("latin-1")
@@ -131,6 +132,9 @@ def _explain_choice(
         found["member"], found["refused"] = None, refused(lease).reason
     found["next"] = list(_next(runtime, line, block, chosen, key, client, now, launch))
     found["ranking"] = [_told(each) for each in federation.rank(key, now, launch, client)]
+    if prime is not None:
+        # A question is no traffic.
+        prime.counts.last_resort = resorts
 
 
 def _next(

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from fedproxy import __version__
 from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import shares
 from fedproxy.errors import ConfigError
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View, content_type, expose
@@ -33,7 +34,7 @@ from fedproxy.web.live import MOST_STREAMS, Live, log
 from fedproxy.web.openapi import description
 from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
-from fedproxy.web.view import describe, probed, shares
+from fedproxy.web.view import dashboard, describe, probed
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
@@ -333,6 +334,7 @@ class _Admin:
                 **describe(member, parts[member.name]),
                 "set_by": self._state.set_by(member.name),
                 **probed(member, members.get(member.name)),
+                "dashboard": dashboard(members.get(member.name)),
             }
             for member in survey.members
         ]

@@ -25,11 +25,12 @@ from aiohttp import web
 
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import shares
 from fedproxy.event import Event, EventName, Level
 from fedproxy.observe.history import LINES, STEP, Figures, History
 from fedproxy.web.answers import RefusedError, takes_gzip
 from fedproxy.web.turns import in_turns
-from fedproxy.web.view import describe, shares
+from fedproxy.web.view import describe
 
 if TYPE_CHECKING:
     from jinja2 import Template

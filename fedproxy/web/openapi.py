@@ -60,6 +60,7 @@ _MEMBER: Final = _object(
         "launches": _COUNT,
         "max_launches": _MAYBE_COUNT,
         "requests": _COUNT,
+        "last_resort": {**_COUNT, "description": "Those for which no member was available."},
         "errors": _COUNTS,
         "retries": _COUNTS,
         "outcomes": _COUNTS,
@@ -69,6 +70,7 @@ _MEMBER: Final = _object(
         "bytes_out": _COUNT,
         "health": _TEXT,
         "versions": _TEXT,
+        "dashboard": _MAYBE_TEXT,
     }
 )
 _EVENT: Final = _object(

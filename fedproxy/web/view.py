@@ -7,18 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fedproxy.decide.snapshot import Status
+from fedproxy.decide.snapshot import Status, shares
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config, MemberSettings, Organisation
     from fedproxy.decide.snapshot import Snapshot
-
-
-def shares(members: Iterable[Snapshot]) -> dict[str, float]:
-    """Each member's share of the new visitors, from 0 to 1."""
-    parts = {member.name: member.share if member.takes_visitors else 0.0 for member in members}
-    whole = sum(parts.values()) or 1.0
-    return {name: part / whole for name, part in parts.items()}
 
 
 def active_hosts(config: Config, members: Iterable[Snapshot]) -> dict[str, Any]:
@@ -46,6 +39,11 @@ def probed(member: Snapshot, settings: MemberSettings | None) -> dict[str, str]:
     }
 
 
+def dashboard(settings: MemberSettings | None) -> str | None:
+    """Where a member's operators see how it is; None if nobody said it."""
+    return settings.dashboard if settings is not None else None
+
+
 def describe(member: Snapshot, share: float) -> dict[str, Any]:
     """A member for the admin API; `share` as in `shares`."""
     counts = member.counts
@@ -70,6 +68,7 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
         "launches": member.launches,
         "max_launches": member.max_launches,
         "requests": sum(counts.codes.values()),
+        "last_resort": counts.last_resort,
         "errors": {str(reason): count for reason, count in counts.errors.items()},
         "retries": {str(reason): count for reason, count in counts.retries.items()},
         "outcomes": {str(outcome): count for outcome, count in counts.launches.items()},

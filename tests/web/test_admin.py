@@ -72,6 +72,8 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "url": "https://gesis.mybinder.org",
         "health": "https://gesis.mybinder.org/health",
         "versions": "https://gesis.mybinder.org/versions",
+        "dashboard": None,
+        "last_resort": 0,
         "weight": 50,
         "share": 0.25,
         "prime": True,
