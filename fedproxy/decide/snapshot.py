@@ -80,12 +80,17 @@ class Snapshot:
         if self.intent is Intent.DRAIN:
             return Status.DRAINING
         if not self.healthy:
-            return Status.FULL if self.reasons == _FULL else Status.UNHEALTHY
+            return Status.FULL if self.is_over_quota else Status.UNHEALTHY
         if self.breaker is BreakerState.OPEN or not self.admits:
             return Status.EJECTED
         if not self.available or (self.max_launches is not None and self.launches >= self.max_launches):
             return Status.FULL
         return Status.SLOW_STARTING if self.share < self.weight else Status.AVAILABLE
+
+    @property
+    def is_over_quota(self) -> bool:
+        """Whether its quota alone keeps visitors away: otherwise it is healthy."""
+        return not self.healthy and self.reasons == _FULL
 
     @property
     def takes_visitors(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -209,7 +209,7 @@ class _MemberState:
     got: _Hour = field(default_factory=_Hour)
     due: _Hour = field(default_factory=_Hour)
     variance: _Hour = field(default_factory=_Hour)
-    part: float = 0.0  # its share by weight at the end of the last step
+    part: float | None = None  # its share by weight at the end of the last step
 
     @property
     def newly(self) -> int:
@@ -236,7 +236,7 @@ class _MemberState:
         newly = self.newly
         self.new.add(newly)
         # Who was in for half of a step got about half of it.
-        share = 0.0 if part is None else (self.part + part) / 2
+        share = 0.0 if part is None else part if self.part is None else (self.part + part) / 2
         self.got.add(0 if part is None else newly)
         self.due.add(round(all_newly * share * _EXACT))
         self.variance.add(round(all_newly * share * (1 - share) * _EXACT))
@@ -400,9 +400,14 @@ class History:
 
     def figures(self) -> dict[str, Figures]:
         """The recent figures of each member."""
+        return dict(self.each_figures())
+
+    def each_figures(self) -> Iterator[tuple[str, Figures]]:
+        """The same one by one; surveys may come in between."""
         all_new = sum(watch.new.total + watch.newly for watch in self._watches.values())
         all_got = sum(watch.got.total for watch in self._watches.values())
-        return {name: watch.figures(all_new, all_got) for name, watch in self._watches.items()}
+        for name, watch in list(self._watches.items()):
+            yield name, watch.figures(all_new, all_got)
 
     def edge_figures(self) -> EdgeFigures:
         """The recent figures of the edge as a whole."""
