@@ -150,7 +150,7 @@ class Live:
         members = await gather(self._members(survey.members, figures))
         return {
             "about": self._about(),
-            "ready": self._state.listening and any(member.available for member in survey.members),
+            "ready": self._state.listening and any(member.answers for member in survey.members),
             "edge": survey.edge,
             "workers": survey.workers,
             "members": members,

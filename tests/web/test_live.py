@@ -318,6 +318,8 @@ async def test_last_resort_is_on_the_page_while_it_is_asked(client: Client, stat
     state.look(STEP)
     text = await (await client.get("/")).text()
     assert listed(text, "trouble")[0] == "gesis: timeout"
+    # Who comes without a cookie gets an answer, as /health/ready says.
+    assert '<span class="state open">Ready</span>' in text
     assert "0/s, 60 since the start" in card_of(text, "gesis")
 
 

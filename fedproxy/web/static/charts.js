@@ -222,6 +222,8 @@ const Charts = (() => {
         drag: { x: false, y: false },
         y: false,
         points: { size: 6 },
+        // At a point that was measured, as what is read there is.
+        move: (plot, left, top) => [times.length && left >= 0 ? plot.valToPos(times[plot.posToIdx(left)], "x") : left, top],
       },
       scales: {
         x: { time: true, range: () => [Math.min(times[0] ?? 0, (times.at(-1) ?? 0) - LEAST), times.at(-1) ?? 1] },
