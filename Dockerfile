@@ -22,7 +22,7 @@ ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="fedproxy" \
       org.opencontainers.image.description="The edge for a federation of BinderHubs" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.licenses="BSD-3-Clause"
+      org.opencontainers.image.licenses="BSD-3-Clause AND MIT"
 COPY --from=build /opt/fedproxy /opt/fedproxy
 # What operators set at run time is kept here: a volume, if it is to outlive the container.
 COPY --from=build --chown=65532:65532 /state /var/lib/fedproxy

@@ -202,7 +202,7 @@ async def delays(port: int, rounds: int) -> Delays:
             began = time.monotonic()
             state = re.compile(rf'^fedproxy_breaker_state{{member="{member.name}"}} [12]$', re.MULTILINE)
             page, visitors, metric = await asyncio.gather(
-                _after(began, _streamed(stream, f"<strong>{member.name}</strong>: breaker ")),
+                _after(began, _streamed(stream, f">{member.name}</a></strong>: breaker ")),
                 _after(began, _polled(session, f"{public}/federation", re.compile("Ejected"))),
                 _after(began, _polled(session, f"{admin}/metrics", state)),
             )

@@ -83,7 +83,11 @@ def test_sdist_has_the_project_and_no_stray_folder_and_gives_the_wheel_that_the_
     assert wheel == _files(_build(tree, "wheel", tmp_path / "from-tree"))
     modules = {name for name in project if name.startswith("fedproxy/")}
     assert {name for name in wheel if ".dist-info/" not in name} == modules
-    assert f"fedproxy-{__version__}.dist-info/licenses/LICENSE" in wheel
+    for name in PROJECT["license-files"]:
+        assert f"fedproxy-{__version__}.dist-info/licenses/{name}" in wheel
+    assert {"uPlot.iife.min.js", "uPlot.min.css", "LICENSE"} == {
+        Path(name).name for name in wheel if name.startswith("fedproxy/web/static/vendor/")
+    }
 
 
 def test_versions_of_python_are_the_same_everywhere() -> None:
@@ -98,8 +102,12 @@ def test_versions_of_python_are_the_same_everywhere() -> None:
     assert built == [f"cp{version.replace('.', '')}-manylinux*" for version in SUPPORTED]
 
 
-def test_license_is_an_expression_with_its_file() -> None:
-    assert (PROJECT["license"], PROJECT["license-files"]) == ("BSD-3-Clause", ["LICENSE"])
+def test_license_is_an_expression_with_its_files() -> None:
+    files = ["LICENSE", "fedproxy/web/static/vendor/LICENSE"]
+    assert (PROJECT["license"], PROJECT["license-files"]) == ("BSD-3-Clause AND MIT", files)
+    # What is served as others made it has their licence.
+    for name, words in zip(files, ("BSD 3-Clause License", "The MIT License"), strict=True):
+        assert (ROOT / name).read_text().startswith(words)
     assert not any(line.startswith("License ::") for line in PROJECT["classifiers"])
 
 

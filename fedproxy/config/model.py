@@ -598,6 +598,9 @@ class MemberSettings(Section):
         default=None,
         description="How to reach its operators: a URL or `mailto:`; shown on the member page.",
     )
+    dashboard: Link | None = Field(
+        default=None, description="Where its operators see how it is; a link on the operators' page."
+    )
     active: Flag = Field(
         default=True, description="False for a past member, which only the member page shows."
     )

@@ -120,7 +120,7 @@ def _counts(kind: type[_Counts], values: list[object]) -> _Counts:
 _OF_A_MEMBER: Final = (
     *("affinity", "at_once", "bytes_in", "bytes_out", "choices", "codes", "duration", "errors", "failovers"),
     "first_byte",
-    *("launch_duration", "launch_phases", "launches", "retries", "transitions"),
+    *("last_resort", "launch_duration", "launch_phases", "launches", "retries", "transitions"),
 )
 _OF_THE_EDGE: Final = (
     *("budget_exhausted", "connections", "http2_errors", "lines_dropped", "rejected", "requests"),
@@ -133,6 +133,7 @@ class MemberCounts(_Counts):
 
     at_once: times of requests whose response came in one piece, so that its first byte and its end have the
     same time. `duration` and `first_byte` have the rest; `durations` and `first_bytes` return all.
+    last_resort: requests for which it was chosen because no member took them.
     """
 
     __slots__ = _OF_A_MEMBER
@@ -149,6 +150,7 @@ class MemberCounts(_Counts):
         self.errors: defaultdict[str, int] = defaultdict(int)
         self.retries: defaultdict[str, int] = defaultdict(int)
         self.affinity: defaultdict[str, int] = defaultdict(int)
+        self.last_resort = 0
         self.transitions: defaultdict[str, int] = defaultdict(int)
         self.launches: defaultdict[str, int] = defaultdict(int)
         self.launch_duration = Histogram(LAUNCH_BOUNDS)  # to `ready`

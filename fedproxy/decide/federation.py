@@ -144,6 +144,7 @@ class Federation:
             if prime is None or prime.intent is _MAINT or prime in tried or prime.full(launch):
                 return self._refusal(pinned, tried, now, launch)
             member = prime
+            prime.counts.last_resort += 1
         if pinned is not None:
             source = _COOKIE if member is pinned else Source.MOVED
         else:

@@ -87,7 +87,7 @@ def seen_of(launch: Launch, image: bytes, member: str) -> Seen | None:
     if launch.ready_after is not None:
         start = started if found is False else launch.ready_after
         build = launch.ready_after - started if found is False else None
-    elif found is False and (started or launch.phase != "failed" and launch.phase not in BUILDING):
+    elif found is False and (started or (launch.phase != "failed" and launch.phase not in BUILDING)):
         build = sum([seconds for phase, seconds in phases.items() if phase in BUILDING])
     failed = launch.end is End.LOST or (
         not launch.foreign and launch.verdict in (LaunchVerdict.FAULTY, LaunchVerdict.FULL)

@@ -12,7 +12,7 @@ from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent, Member
 
 _FULL: Final = ("quota",)  # the reasons of a member that is healthy otherwise
-_WORST_FIRST: Final = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
+_WORST_BREAKER_FIRST: Final = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
 
 
 class Status(StrEnum):
@@ -29,6 +29,13 @@ class Status(StrEnum):
     DRAINING = "draining"
     MAINTENANCE = "maintenance"
     SLOW_STARTING = "slow-starting"
+
+
+#: The states from the one that needs an operator most to the one that needs none.
+WORST_FIRST: Final = (
+    *(Status.UNHEALTHY, Status.EJECTED, Status.FULL, Status.DRAINING),
+    *(Status.MAINTENANCE, Status.SLOW_STARTING, Status.AVAILABLE),
+)
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,17 @@ class Snapshot:
         if self.intent is Intent.DRAIN:
             return Status.DRAINING
         if not self.healthy:
-            return Status.FULL if self.reasons == _FULL else Status.UNHEALTHY
+            return Status.FULL if self.is_over_quota else Status.UNHEALTHY
         if self.breaker is BreakerState.OPEN or not self.admits:
             return Status.EJECTED
         if not self.available or (self.max_launches is not None and self.launches >= self.max_launches):
             return Status.FULL
         return Status.SLOW_STARTING if self.share < self.weight else Status.AVAILABLE
+
+    @property
+    def is_over_quota(self) -> bool:
+        """Whether its quota alone keeps visitors away: otherwise it is healthy."""
+        return not self.healthy and self.reasons == _FULL
 
     @property
     def takes_visitors(self) -> bool:
@@ -157,7 +169,7 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
     return replace(
         parts[0],
         share=sum(part.share for part in parts) / len(parts),
-        breaker=min((part.breaker for part in parts), key=_WORST_FIRST.index),
+        breaker=min((part.breaker for part in parts), key=_WORST_BREAKER_FIRST.index),
         admits=any(part.admits for part in parts),
         available=any(part.available for part in parts),
         in_flight=sum(part.in_flight for part in parts),
@@ -167,6 +179,13 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
         busy=sum(part.busy for part in parts),
         last_resort=any(part.last_resort for part in parts),
     )
+
+
+def shares(members: Iterable[Snapshot]) -> dict[str, float]:
+    """Each member's share of the new visitors, from 0 to 1; all are 0 if no member takes any."""
+    parts = {member.name: member.share if member.takes_visitors else 0.0 for member in members}
+    whole = sum(parts.values()) or 1.0
+    return {name: part / whole for name, part in parts.items()}
 
 
 def add_up(counts: Iterable[EdgeCounts]) -> EdgeCounts:

@@ -33,7 +33,8 @@ from fedproxy.observe.processes import ProcessUse
 from fedproxy.wire.h2.allowance import KINDS
 from fedproxy.wire.h2.frame import Code
 
-_REASONS: Final = (
+#: Why the edge refuses: the values of `reason`.
+REASONS: Final = (
     reasons_of(VisitorError, EdgeError) - {VisitorGone.reason}
     | {"connections", "address", "http2_head"}
     | {f"http2_{kind}" for kind in KINDS}
@@ -256,6 +257,12 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
         (((m.name, source), m.counts.affinity.get(source, 0)) for m in members for source in _SOURCES),
     )
     yield _counter(
+        "fedproxy_last_resort",
+        "Requests for which prime was chosen because no member was available.",
+        ("member",),
+        (((m.name,), m.counts.last_resort) for m in members if m.prime or m.counts.last_resort),
+    )
+    yield _counter(
         "fedproxy_launches",
         "Launches sent to a member, by outcome.",
         ("member", "outcome"),
@@ -402,7 +409,7 @@ def _edge(view: View) -> Iterator[Family]:
         "Requests and connections that the edge refused.",
         ("reason",),
         # All reasons from the start: `increase()` misses the first value of a new series.
-        (((reason,), edge.rejected.get(reason, 0)) for reason in sorted(_REASONS | edge.rejected.keys())),
+        (((reason,), edge.rejected.get(reason, 0)) for reason in sorted(REASONS | edge.rejected.keys())),
     )
     yield _counter(
         "fedproxy_retry_budget_exhausted",

@@ -108,7 +108,8 @@ def _explain_choice(
     now: float,
     launch: bool,
 ) -> None:
-    federation = runtime.federation
+    federation, prime = runtime.federation, runtime.federation.prime
+    resorts = prime.counts.last_resort if prime is not None else 0
     key = runtime.key(line, client)
     found["balancer"] = federation.policy.balancer
     found["key"] = None if key is None else key.decode("latin-1")
@@ -124,8 +125,11 @@ def _explain_choice(
     try:
         _explain_members(found, runtime, line, block, client, now, launch)
     finally:
+        # A question is no traffic.
         if waits is not None:
             waits.frozen = False
+        if prime is not None:
+            prime.counts.last_resort = resorts
 
 
 def _explain_members(

@@ -156,6 +156,7 @@ class Service:
         self.admin_address: tuple[str, int] = ("", 0)
         self.reloads = {"success": 0, "failure": 0}
         self.reloaded_at: float | None = None
+        self.started_at = time.time()
         self._serving = False
         self._workers = 0
         self._glance: asyncio.Task[Survey] | None = None

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from fedproxy import __version__
 from fedproxy.decide.member import Intent
+from fedproxy.decide.snapshot import shares
 from fedproxy.errors import ConfigError
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View, content_type, expose
@@ -33,7 +34,7 @@ from fedproxy.web.live import MOST_STREAMS, Live, log
 from fedproxy.web.openapi import description
 from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
-from fedproxy.web.view import describe, probed, shares
+from fedproxy.web.view import dashboard, describe, probed
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
@@ -74,6 +75,14 @@ class AdminState(Protocol):
     @property
     def history(self) -> History:
         """The last hour."""
+
+    @property
+    def started_at(self) -> float:
+        """When the edge started, in seconds since the epoch."""
+
+    @property
+    def reloaded_at(self) -> float | None:
+        """When a config was last loaded, in seconds since the epoch; None if none was."""
 
     def next_look(self) -> asyncio.Future[None]:
         """Done when the history has seen the next survey. Shared: do not cancel it."""
@@ -154,7 +163,8 @@ def create_admin_app(state: AdminState, streams: int = MOST_STREAMS) -> web.Appl
     app.router.add_get("/", admin.page)
     app.router.add_get("/events", live.stream, allow_head=False)
     app.router.add_get("/log", admin.log)
-    for asset in (admin.style, admin.icon, admin.script):
+    app.router.add_get("/whoami", admin.whoami)
+    for asset in admin.assets:
         app.router.add_get(asset.path, asset.serve)
     app.router.add_get("/metrics", admin.metrics)
     app.router.add_get("/health/live", admin.live)
@@ -177,9 +187,16 @@ class _Admin:
         self._state = state
         self._live = live
         self._gate = gate
-        self.style = stylesheet("/style.css")
-        self.icon = icon("/icon.svg")
-        self.script = Asset("live.js", "text/javascript", "/live.js")
+        self._style = stylesheet("/style.css")
+        self._icon = icon("/icon.svg")
+        self._styles = Asset("vendor/uPlot.min.css", "text/css", "/uplot.css")
+        # Each uses what the ones before it define.
+        self._scripts = (
+            Asset("vendor/uPlot.iife.min.js", "text/javascript", "/uplot.js"),
+            Asset("charts.js", "text/javascript", "/charts.js"),
+            Asset("live.js", "text/javascript", "/live.js"),
+        )
+        self.assets = (self._style, self._icon, self._styles, *self._scripts)
 
     # Reading
 
@@ -188,9 +205,10 @@ class _Admin:
         may_read = self._gate.may_read(request)
         context = {
             "css": None,
-            "style": self.style.url,
-            "icon": self.icon.url,
-            "script": self.script.url,
+            "style": self._style.url,
+            "icon": self._icon.url,
+            "styles": self._styles.url,
+            "scripts": [script.url for script in self._scripts],
             "version": __version__,
             "locked": self._state.config.admin.read == "token",
             "live": Markup(await self._live.page() if may_read else ""),  # noqa: S704 -- a template made it
@@ -199,7 +217,16 @@ class _Admin:
         response = aiohttp_jinja2.render_template("members.html", request, context, status=status)
         if not may_read:
             response.headers.update(CHALLENGE)
+        response.headers["Vary"] = "Accept-Encoding"
+        if takes_gzip(request):
+            # In a thread, if it is large.
+            response.enable_compression(web.ContentCoding.gzip)
         return response
+
+    async def whoami(self, request: web.Request) -> web.Response:
+        name, settings = self._gate.who(request)
+        reading = self._state.config.admin.read
+        return web.json_response({"name": name, "rights": settings.rights, "reading": reading})
 
     async def log(self, request: web.Request) -> web.Response:
         return web.json_response(log(self._state.history.events))
@@ -333,6 +360,7 @@ class _Admin:
                 **describe(member, parts[member.name]),
                 "set_by": self._state.set_by(member.name),
                 **probed(member, members.get(member.name)),
+                "dashboard": dashboard(members.get(member.name)),
             }
             for member in survey.members
         ]

@@ -13,12 +13,14 @@ from fedproxy.web.answers import RefusedError
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-    from fedproxy.config.model import Config
+    from fedproxy.config.model import Config, TokenSettings
 
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="fedproxy"'}
 _PROBES: Final = ("/health/live", "/health/ready")
 # The page looks for itself, as a browser cannot send a token with it; the others are files of this program.
-_PAGE: Final = ("/", "/style.css", "/icon.svg", "/live.js")
+_PAGE: Final = ("/", "/style.css", "/icon.svg", "/live.js", "/charts.js", "/uplot.js", "/uplot.css")
+#: Says itself what is wrong with a token.
+_WHOAMI: Final = "/whoami"
 
 
 class GateState(Protocol):
@@ -41,7 +43,7 @@ class Gate:
     @web.middleware
     async def guard_reading(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """A middleware that refuses reading where it needs a token."""
-        if request.method in ("GET", "HEAD") and request.path not in (*_PROBES, *_PAGE):
+        if request.method in ("GET", "HEAD") and request.path not in (*_PROBES, *_PAGE, _WHOAMI):
             self.reader(request)
         return await handler(request)
 
@@ -65,6 +67,13 @@ class Gate:
         if tokens[name].rights != "write":
             raise self._refuse(request, 403, f"The token {name} is for reading only.")
         return f"{name} {_client(request)}"
+
+    def who(self, request: web.Request) -> tuple[str, TokenSettings]:
+        """The request's token: its name and its settings. Raises `RefusedError` without a valid one."""
+        name = self._name_of(request)
+        if name is None:
+            raise self._refuse(request, 401, "This is not a valid token.")
+        return name, self._state.config.admin.named_tokens[name]
 
     def _name_of(self, request: web.Request) -> str | None:
         """The name of the request's token; None without one, or for a wrong one."""

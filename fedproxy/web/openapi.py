@@ -60,6 +60,7 @@ _MEMBER: Final = _object(
         "launches": _COUNT,
         "max_launches": _MAYBE_COUNT,
         "requests": _COUNT,
+        "last_resort": {**_COUNT, "description": "Those for which no member was available."},
         "errors": _COUNTS,
         "retries": _COUNTS,
         "outcomes": _COUNTS,
@@ -69,6 +70,7 @@ _MEMBER: Final = _object(
         "bytes_out": _COUNT,
         "health": _TEXT,
         "versions": _TEXT,
+        "dashboard": _MAYBE_TEXT,
     }
 )
 _EVENT: Final = _object(
@@ -151,6 +153,13 @@ _SCHEMAS: Final[dict[str, Schema]] = {
             "client": {**_TEXT, "description": "The visitor's address."},
         },
     ),
+    "Who": _object(
+        {
+            "name": {**_TEXT, "description": "The token's, as in the log of what is done with it."},
+            "rights": {"enum": ["read", "write"]},
+            "reading": {"enum": ["open", "token"], "description": "Whether reading needs a token."},
+        }
+    ),
     "Ready": _object(
         {"ready": _FLAG, "listening": _FLAG, "available": _TEXTS},
         {"not_turning": {"type": "array", "items": _object({"pid": _COUNT, "seconds": {"type": "number"}})}},
@@ -174,7 +183,7 @@ _DRY: Final = {
     "description": "Only say what would change.",
     "schema": {"type": "boolean"},
 }
-_WRITES: Final[list[dict[str, list[str]]]] = [{"token": []}]
+_TOKEN: Final[list[dict[str, list[str]]]] = [{"token": []}]
 _OPEN: Final[list[dict[str, list[str]]]] = [{}]
 
 
@@ -218,7 +227,7 @@ def _write(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
         "summary": summary,
-        "security": _WRITES,
+        "security": _TOKEN,
         "parameters": [*parameters, _DRY],
         "responses": _answers(**answers, s401=_ERROR, s403=_ERROR, s422=_ERROR, s500=_ERROR, s507=_ERROR),
     }
@@ -273,6 +282,13 @@ def _paths() -> dict[str, Any]:
                 "responses": _answers(
                     s200=_ref("Explanation"), s401=_ERROR, s408=_ERROR, s413=_ERROR, s422=_ERROR, s503=_ERROR
                 ),
+            }
+        },
+        "/whoami": {
+            "get": {
+                "summary": "Whose token is this, and what may it do?",
+                "security": _TOKEN,
+                "responses": _answers(s200=_ref("Who"), s401=_ERROR),
             }
         },
         "/log": {"get": _get("The recent events, the newest last", _list("events", _ref("Event")))},

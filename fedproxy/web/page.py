@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 from functools import cache
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from fedproxy.web.answers import takes_gzip
 from fedproxy.web.view import configured_cards, join_contact, past_cards
 
 if TYPE_CHECKING:
@@ -45,13 +47,19 @@ class Asset:
     def __init__(self, file: str, content_type: str, path: str, *, package: str = "fedproxy.web") -> None:
         self.text = files(package).joinpath("static", file).read_text("utf-8")
         self.path = path
-        self.url = f"{path}?{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
+        self._plain = self.text.encode()
+        self._packed = gzip.compress(self._plain, mtime=0)
+        self.url = f"{path}?{hashlib.sha256(self._plain).hexdigest()[:12]}"
         self._type = content_type
 
     async def serve(self, request: web.Request) -> web.Response:
-        """Serves it; browsers may cache it for a day."""
-        headers = {"Cache-Control": "public, max-age=86400"}
-        return web.Response(text=self.text, content_type=self._type, charset="utf-8", headers=headers)
+        """Serves it, compressed to who takes that; browsers may cache it for a day."""
+        headers = {"Cache-Control": "public, max-age=86400", "Vary": "Accept-Encoding"}
+        body = self._plain
+        if takes_gzip(request):
+            headers["Content-Encoding"] = "gzip"
+            body = self._packed
+        return web.Response(body=body, content_type=self._type, charset="utf-8", headers=headers)
 
 
 def stylesheet(path: str) -> Asset:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from fedproxy.decide.snapshot import Status
+from fedproxy.decide.snapshot import Status, shares
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config, MemberSettings, Organisation
@@ -46,13 +46,6 @@ _PUBLIC_HOST: Final = re.compile(r"(?:[a-z0-9_-]+\.)+[a-z][a-z0-9-]*").fullmatch
 _NOT_PUBLIC: Final = ("arpa", "internal", "invalid", "local", "localhost", "test")
 
 
-def shares(members: Iterable[Snapshot]) -> dict[str, float]:
-    """Each member's share of the new visitors, from 0 to 1."""
-    parts = {member.name: member.share if member.takes_visitors else 0.0 for member in members}
-    whole = sum(parts.values()) or 1.0
-    return {name: part / whole for name, part in parts.items()}
-
-
 def active_hosts(config: Config, members: Iterable[Snapshot]) -> dict[str, Any]:
     """The members that new visitors can be sent to, in the form of federation-redirect."""
     return {
@@ -76,6 +69,11 @@ def probed(member: Snapshot, settings: MemberSettings | None) -> dict[str, str]:
         "health": base + health if health.startswith("/") else health,
         "versions": base + versions if versions.startswith("/") else versions,
     }
+
+
+def dashboard(settings: MemberSettings | None) -> str | None:
+    """Where a member's operators see how it is; None if nobody said it."""
+    return settings.dashboard if settings is not None else None
 
 
 def describe(member: Snapshot, share: float) -> dict[str, Any]:
@@ -102,6 +100,7 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
         "launches": member.launches,
         "max_launches": member.max_launches,
         "requests": sum(counts.codes.values()),
+        "last_resort": counts.last_resort,
         "errors": {str(reason): count for reason, count in counts.errors.items()},
         "retries": {str(reason): count for reason, count in counts.retries.items()},
         "outcomes": {str(outcome): count for outcome, count in counts.launches.items()},

@@ -151,6 +151,14 @@ def test_prime_is_the_last_resort_although_ill() -> None:
     assert ask(fed).member is prime
     assert ask(fed, gesis).source is Source.MOVED
     assert ask(fed, prime).source is Source.COOKIE
+    assert [each.counts.last_resort for each in (prime, gesis, ovh)] == [3, 0, 0]
+
+
+def test_request_that_a_member_takes_is_no_last_resort() -> None:
+    fed, prime, gesis, ovh = three()
+    gesis.set_health(False, 0.0)
+    assert ask(fed, tried=(ovh,)).member is prime
+    assert prime.counts.last_resort == 0
 
 
 def test_last_resort_through_an_open_breaker_is_no_trial() -> None:

@@ -7,7 +7,18 @@ from fedproxy.decide.counts import BOUNDS, EdgeCounts, Histogram
 from fedproxy.decide.member import Intent, Member
 from fedproxy.decide.snapshot import Survey, merge, snapshot
 from fedproxy.event import Event, EventName, Level
-from fedproxy.observe.history import KEPT, LINES, STEP, History, quantile
+from fedproxy.observe import history
+from fedproxy.observe.history import (
+    EDGE_LINES,
+    KEPT,
+    LINES,
+    NOTHING,
+    STEP,
+    History,
+    Quantile,
+    Refusals,
+    quantile,
+)
 from tests.rig.build import member
 
 
@@ -75,12 +86,98 @@ def test_each_step_gives_a_point_of_each_line(watched: Watched, a: Member) -> No
     watched.look(STEP)
     assert watched.history.steps == 1
     assert watched.history.newest()["a"] == [500, 0, 24250, 7]
+    assert watched.history.times() == [1011]
     assert watched.history.charts()["a"] == {
         "requests": [500],
         "errors": [0],
         "first_byte": [24250],
         "in_flight": [7],
     }
+
+
+def test_nothing_is_a_point_where_nothing_was_measured(watched: Watched, a: Member) -> None:
+    watched.look(STEP)
+    assert watched.history.newest()["a"] == [0, 0, NOTHING, 0]
+    a.counts.codes[200] += 70
+    a.counts.at_once.observe(0.2)
+    # The machine slept: four steps had no survey, and the rate is that of the whole time.
+    watched.look(5 * STEP)
+    assert watched.history.charts()["a"] == {
+        "requests": [0, *[NOTHING] * 4, 140],
+        "errors": [0, *[NOTHING] * 4, 0],
+        "first_byte": [NOTHING] * 5 + [24250],
+        "in_flight": [0, *[NOTHING] * 4, 0],
+    }
+    assert watched.history.times() == [1011, 1021, 1031, 1041, 1051, 1061]
+    assert watched.history.steps == 6
+    assert watched.history.edge_charts()["requests"] == [0, *[NOTHING] * 4, 0]
+    watched.look(1e6)
+    assert len(watched.history.times()) == KEPT
+    assert {len(each) for each in watched.history.charts()["a"].values()} == {KEPT}
+
+
+def test_charts_are_of_an_hour_though_the_steps_are_longer(watched: Watched) -> None:
+    for _ in range(KEPT):
+        watched.look(1.4 * STEP)
+    times = watched.history.times()
+    assert times[-1] - times[0] < 3600 <= times[-1] - times[0] + 1.4 * STEP
+    assert len(watched.history.charts()["a"]["requests"]) == len(times)
+
+
+def test_edge_has_lines_of_its_own(watched: Watched, a: Member, b: Member) -> None:
+    a.counts.codes |= {200: 50, 404: 10, 504: 20}
+    b.counts.codes[500] += 20
+    watched.edge.requests += 130
+    watched.edge.rejected["no_member"] += 30
+    watched.edge.connections = 12
+    b.in_flight = 7
+    watched.look(STEP)
+    assert watched.history.newest_of_edge() == [1300, 600, 400, 300, 7, 12]
+    assert watched.history.edge_charts() == dict(
+        zip(EDGE_LINES, [[1300], [600], [400], [300], [7], [12]], strict=True)
+    )
+    figures = watched.history.edge_figures()
+    assert (figures.requests, figures.refused) == (13.0, 3.0)
+
+
+def test_refusals_are_counted_by_reason_for_an_hour(watched: Watched) -> None:
+    watched.edge.rejected |= {"malformed": 5, "no_member": 20}
+    watched.look(STEP)
+    watched.edge.rejected["malformed"] += 20
+    watched.look(STEP)
+    watched.edge.rejected["no_member"] += 1
+    watched.look(STEP / 2)
+    figures = watched.history.edge_figures()
+    assert figures.refusals == [
+        Refusals("malformed", 20 / 15, 25),
+        Refusals("no_member", 1 / 15, 21),
+    ]
+    assert figures.since == 2.5 * STEP
+    for _ in range(KEPT - 1):
+        watched.look(STEP)
+    figures = watched.history.edge_figures()
+    assert [(each.reason, each.count) for each in figures.refusals] == [("malformed", 20), ("no_member", 1)]
+    for _ in range(3):
+        watched.look(STEP)
+    assert watched.history.edge_figures().refusals == []
+    assert watched.history.edge_figures().since == 3600
+
+
+def test_history_without_a_survey_has_no_figures() -> None:
+    assert History().edge_figures().requests == 0
+
+
+def test_last_resort_is_a_rate_and_sources_are_of_the_last_minute(watched: Watched, a: Member) -> None:
+    a.counts.last_resort += 30
+    a.counts.affinity |= {"key": 20, "cookie": 10}
+    watched.look(STEP)
+    figures = watched.history.figures()["a"]
+    assert figures.last_resort == 3.0
+    assert figures.sources == {"key": 20, "cookie": 10}
+    for _ in range(7):
+        watched.look(STEP)
+    figures = watched.history.figures()["a"]
+    assert (figures.last_resort, figures.sources) == (0, {})
 
 
 def test_charts_keep_an_hour(watched: Watched, a: Member) -> None:
@@ -103,9 +200,9 @@ def test_percentiles_are_of_the_last_minute(watched: Watched, a: Member) -> None
         a.counts.first_byte.observe(seconds)
     watched.look()
     half, most, nearly_all = watched.history.figures()["a"].first_byte
-    assert half is not None and half <= 0.001
-    assert most is not None and most <= 0.001
-    assert nearly_all == 20.0
+    assert half is not None and half.value <= 0.001
+    assert most is not None and (most.lower, most.upper) == (0.0, 0.001)
+    assert nearly_all == Quantile(20.0, 10.0, 30.0)
     for _ in range(8):
         watched.look(STEP)
     assert watched.history.figures()["a"].first_byte == (None, None, None)
@@ -120,6 +217,55 @@ def test_share_of_new_visitors_is_counted(watched: Watched, a: Member, b: Member
     b.counts.affinity["key"] += 1
     watched.look()
     assert {name: each.new for name, each in watched.history.figures().items()} == {"a": 0.75, "b": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("got", "is_over"),
+    # Of 1000 visitors half are due, and the standard deviation is 15.8.
+    [(500, False), (547, False), (560, False), (624, False), (626, True), (1000, True)],
+)
+def test_member_is_over_its_share_if_it_is_clearly(
+    watched: Watched, a: Member, b: Member, got: int, is_over: bool
+) -> None:
+    watched.look(STEP)
+    a.counts.affinity["key"] += got
+    b.counts.affinity["key"] += 1000 - got
+    watched.look(STEP)
+    figures = watched.history.figures()
+    assert (figures["a"].new, figures["a"].due) == (got / 1000, 0.5)
+    assert figures["a"].is_over is is_over
+    assert not figures["b"].is_over
+
+
+def test_few_visitors_put_nobody_over_its_share(watched: Watched, a: Member) -> None:
+    watched.look(STEP)
+    a.counts.affinity["key"] += 8
+    watched.look(STEP)
+    assert (watched.history.figures()["a"].new, watched.history.figures()["a"].is_over) == (1.0, False)
+
+
+def test_share_that_is_due_follows_what_operators_set(watched: Watched, a: Member, b: Member) -> None:
+    watched.look(STEP)
+    b.set_intent(Intent.DRAIN)
+    watched.look()
+    for _ in range(4):
+        a.counts.affinity["key"] += 500
+        watched.look(STEP)
+    # Half of the step in which it changed is taken as before.
+    assert watched.history.figures()["a"].due == pytest.approx(0.9375)
+    assert not watched.history.figures()["a"].is_over
+
+
+def test_who_is_sent_all_as_the_last_resort_is_not_over_its_share(
+    watched: Watched, a: Member, b: Member
+) -> None:
+    for each in (a, b):
+        each.set_health(False, 0.0)
+    watched.look(STEP)
+    a.counts.affinity["key"] += 500
+    watched.look(STEP)
+    figures = watched.history.figures()["a"]
+    assert (figures.new, figures.due, figures.is_over) == (1.0, None, False)
 
 
 def test_counters_that_fall_count_nothing(watched: Watched, a: Member) -> None:
@@ -265,17 +411,43 @@ def test_events_and_their_words_are_bounded_where_they_are_kept() -> None:
     ("values", "part", "expected"),
     [
         ([], 0.5, None),
-        ([0.0005], 1.0, 0.001),
-        ([0.2] * 4, 0.5, 0.175),
-        ([0.2, 9999.0], 0.99, BOUNDS[-1]),
-        ([9999.0], 0.1, BOUNDS[-1]),
+        ([0.0005], 1.0, (0.001, 0.0, 0.001)),
+        ([0.2] * 4, 0.5, (pytest.approx(0.175), 0.1, 0.25)),
+        ([0.2, 9999.0], 0.99, (BOUNDS[-1], BOUNDS[-1], None)),
+        ([9999.0], 0.1, (BOUNDS[-1], BOUNDS[-1], None)),
     ],
 )
-def test_quantile(values: list[float], part: float, expected: float | None) -> None:
+def test_quantile_has_a_value_and_the_bounds_that_hold_for_certain(
+    values: list[float], part: float, expected: tuple[float, float, float | None] | None
+) -> None:
     histogram = Histogram()
     for value in values:
         histogram.observe(value)
-    assert quantile(histogram.counts, part) == (expected if expected is None else pytest.approx(expected))
+    assert quantile(histogram.counts, part) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.2] * 4, 24250),
+        # Just over 25 ms, and for sure not the bucket that ends there.
+        ([0.026] + [0.00001] * 19 + [0.026] * 380_000, 2501 + round(2500 * 0.95)),
+        ([9999.0], round(BOUNDS[-1] * LINES["first_byte"]) + 1),
+    ],
+)
+def test_point_of_a_chart_tells_the_bucket(
+    watched: Watched, a: Member, values: list[float], expected: int
+) -> None:
+    for value in values:
+        a.counts.first_byte.observe(value)
+    watched.look(STEP)
+    (point,) = watched.history.charts()["a"]["first_byte"]
+    assert point == pytest.approx(expected, abs=2)
+
+
+def test_point_is_never_rounded_down_to_the_bound_of_the_bucket_below() -> None:
+    assert history._point(Quantile(0.025_000_1, 0.025, 0.05)) == 2501
+    assert history._point(Quantile(0.05, 0.025, 0.05)) == 5000
 
 
 def test_breaker_that_opened_and_is_tried_again_between_two_looks_is_told_as_both(

@@ -42,6 +42,7 @@ def busy_view() -> View:
     gesis.counts.launch_phases["building"] += 12.5
     gesis.counts.choices["image"] += 3
     gesis.counts.failovers["ovh"] += 2
+    gesis.counts.last_resort += 17
     edge = EdgeCounts()
     edge.connections = 9
     edge.rejected["malformed"] = 6
@@ -108,6 +109,7 @@ def found() -> Samples:
         ("fedproxy_breaker_state", {"member": "gesis"}, 2),
         ("fedproxy_breaker_state", {"member": "ovh"}, 0),
         ("fedproxy_breaker_transitions_total", {"member": "gesis", "to": "open"}, 1),
+        ("fedproxy_last_resort_total", {"member": "gesis"}, 17),
         ("fedproxy_launches_total", {"member": "gesis", "outcome": "ready"}, 4),
         ("fedproxy_launch_duration_seconds_count", {"member": "gesis"}, 1),
         ("fedproxy_launch_duration_seconds_sum", {"member": "gesis"}, 20),

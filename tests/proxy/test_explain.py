@@ -86,6 +86,8 @@ async def test_who_is_out_is_told_with_the_reason() -> None:
         federation.by_name["a"].set_health(False, 0.0, ())
         found = explained(running, REPOSITORY)
         assert (found["member"], found["last_resort"]) == ("a", True)
+        # A question is no request.
+        assert federation.by_name["a"].counts.last_resort == 0
         await running.service.change("a", Intent.MAINT, None, "me")
         federation.by_name["f"].in_flight = 0
         assert explained(running, REPOSITORY)["member"] == "f"

@@ -490,8 +490,11 @@ async def test_all_members_down_leaves_prime_as_the_last_resort() -> None:
                 b"POST / HTTP/1.1\r\n" + HOST + b"Cookie: fedproxy_member=" + name + b"\r\n\r\n"
             )
         before = len(running.members["a"].requests)
+        counts = running.service.edge.federation.by_name["a"].counts
+        counted = counts.last_resort
         assert (await running.ask(GET)).status == 502
         assert len(running.members["a"].requests) == before + 1
+        assert counts.last_resort == counted + 1
 
 
 async def test_member_with_weight_zero_takes_no_new_visitors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from playwright.async_api import Browser, Page, Request, async_playwright, expec
 from yarl import URL
 
 from fedproxy.config.load import parse
+from fedproxy.decide.member import Intent
 from fedproxy.demo.federation import DemoFederation
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.event import EventName
@@ -29,6 +31,7 @@ pytestmark = programs.needs("chromium", "chromium")
 WITHIN = 30_000.0  # milliseconds that a test waits for what must come
 MOST_BYTES = 60_000
 TOKEN = "s3cret"
+LOOK = "only-look"
 DARK = "rgb(22, 24, 28)"
 LOGO = b"<svg xmlns='http://www.w3.org/2000/svg' width='80' height='40'><rect width='80' height='40'/></svg>"
 
@@ -109,6 +112,7 @@ async def edge() -> AsyncIterator[Edge]:
         config = federation.config_dict(0, 0, token=TOKEN)
         # A breaker that stays open for as long as anybody looks at it.
         config["breaker"] |= {"open": "1h", "open_max": "1h"}
+        config["admin"]["tokens"] = {"viewer": {"token": LOOK, "rights": "read"}}
         config["members"]["toy-past"] = {"url": "http://127.0.0.1:1", "active": False}
         first = config["members"][federation.hubs[0].name]
         first["funded_by"]["logo"] = str(museum.make_url("/logo.svg"))
@@ -137,9 +141,9 @@ async def test_page_fits_is_light_and_can_be_read_by_everybody(
     async with edge.page(name, viewport=viewport, color_scheme=scheme) as (page, seen):
         if name == "live":
             # With all that an operator can press.
-            await page.get_by_label("Admin token").fill(TOKEN)
-            await page.get_by_role("button", name="Use it in this tab").click()
-            await page.locator("figure svg").first.wait_for()
+            await _give(page, TOKEN)
+            await page.locator("figure canvas").first.wait_for()
+            assert await page.locator("figure canvas").count() >= 2
         wide = await page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width
         colour = await page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -180,6 +184,101 @@ async def test_mode_is_set_without_script_from_the_demo_s_page_and_from_no_other
         assert edge.members["toy-leuven"].mode is Mode.SLOW
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1600, "light")])
+async def test_page_of_a_federation_in_trouble_fits_and_can_be_read_by_everybody(
+    edge: Edge, scheme: str, width: int
+) -> None:
+    prime, sick, full = edge.members.values()
+    await sick.set_mode(Mode.SICK)
+    await full.set_mode(Mode.FULL)
+    await edge.service.change(prime.name, Intent.MAINT, None, "kim")
+    viewport = {"width": width, "height": 800}
+    async with edge.page("live", viewport=viewport, color_scheme=scheme) as (page, seen):
+        await _give(page, TOKEN)
+        await expect(page.get_by_role("region", name="What is wrong")).to_contain_text(sick.name)
+        await expect(page.get_by_role("region", name="Full")).to_contain_text(full.name)
+        await edge.visit("somebody/refused")
+        await expect(page.get_by_role("region", name="Refusals")).to_contain_text("no member was available")
+        rows = page.locator("table.members tbody tr")
+        await expect(rows).to_have_text([*(re.compile(each.name) for each in (sick, full, prime))])
+        await page.locator("figure canvas").first.wait_for()
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        table = page.locator("table.members")
+        assert await table.evaluate("each => each.getBoundingClientRect().right") <= width
+        for asked in (False, True):
+            if asked:
+                await (
+                    page.locator(f'[data-member="{full.name}"]')
+                    .get_by_role("button", name="Maintenance")
+                    .click()
+                )
+                await expect(page.get_by_role("dialog")).to_be_visible()
+            found = await Axe().run(page)
+            assert not found.violations_count, found.generate_report()
+        assert not seen.complaints
+
+
+async def test_outage_is_on_the_page_though_no_member_is_asked(edge: Edge) -> None:
+    for name in edge.members:
+        await edge.service.change(name, Intent.MAINT, None, "kim")
+    async with edge.page("live") as (page, _):
+        refused = page.locator(".tiles div", has_text="Refused by the edge").locator("dd")
+        await expect(refused).to_have_text("0/s")
+        await edge.visit("somebody/refused")
+        await expect(refused).not_to_have_text("0/s")
+        await expect(page.get_by_role("region", name="What is wrong")).to_contain_text(
+            "no member was available"
+        )
+        row = page.get_by_role("region", name="Refusals").locator("tbody tr")
+        await expect(row).to_have_count(1)
+        await expect(page.locator(".tiles div", has_text="Failures of members").locator("dd")).to_have_text(
+            "0/s"
+        )
+
+
+async def test_crosshair_says_the_values_in_every_chart_and_charts_follow_the_colour_scheme(
+    edge: Edge,
+) -> None:
+    await edge.visit("somebody/a")
+    async with edge.page("live", viewport={"width": 1600, "height": 1200}, color_scheme="light") as (
+        page,
+        seen,
+    ):
+        chart = page.get_by_role("img", name="Requests per second: requests ").first
+        await chart.wait_for()
+        first = page.locator("figure", has_text="Requests in flight, and connections")
+        member = page.locator('[data-member="toy-oxford"] figure').first
+        for figure in (first, member):
+            await expect(figure.locator(".readout")).to_contain_text("now")
+        steps = edge.service.history.steps
+        # At least one point, which may be the first.
+        while edge.service.history.steps < max(1, steps):
+            await asyncio.shield(edge.service.next_look())
+        await expect(chart).to_have_attribute("aria-label", re.compile(r"refused 0/s now, 0/s at most$"))
+        box = await chart.bounding_box()
+        assert box is not None
+        await page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 60)
+        for figure in (first, member):
+            await expect(figure.locator(".readout")).to_contain_text(re.compile(r"\d\d:\d\d:\d\d UTC"))
+        light = await chart.locator("canvas").evaluate("each => each.toDataURL()")
+        await page.emulate_media(color_scheme="dark")
+        while await chart.locator("canvas").evaluate("each => each.toDataURL()") == light:
+            await asyncio.sleep(0.05)
+        assert not seen.complaints
+
+
+async def test_only_charts_in_sight_are_drawn(edge: Edge) -> None:
+    async with edge.page("live", viewport={"width": 360, "height": 400}) as (page, _):
+        first, last = page.locator("figure").first, page.locator("figure").last
+        await first.scroll_into_view_if_needed()
+        await first.locator("canvas").wait_for()
+        assert await last.locator("canvas").count() == 0
+        await last.scroll_into_view_if_needed()
+        await last.locator("canvas").wait_for()
+        await page.evaluate("scrollTo(0, 0)")
+        await expect(last.locator("canvas")).to_have_count(0)
+
+
 async def test_member_that_breaks_is_on_the_open_page_at_once_and_on_the_visitors_page(edge: Edge) -> None:
     broken = edge.members["toy-leuven"]
     async with edge.page("live") as (page, seen), edge.page("federation") as (public, _):
@@ -198,6 +297,9 @@ async def test_member_that_breaks_is_on_the_open_page_at_once_and_on_the_visitor
         await expect(page).to_have_title("2 of 3 available - fedproxy")
         await expect(card.get_by_text("was ejected: its breaker opened")).to_contain_text("answered 503")
         await expect(page.locator("tr", has_text=broken.name)).to_contain_text("open")
+        await expect(page.locator("table.members tbody tr").first).to_contain_text(broken.name)
+        await wrong.get_by_role("link", name=broken.name).click()
+        await expect(card).to_be_in_viewport()
         await public.reload()
         await expect(public.locator("li", has_text=broken.name)).to_contain_text("Ejected")
         await broken.set_mode(Mode.SICK)
@@ -274,11 +376,10 @@ async def test_operator_drains_a_member_and_sets_its_weight_from_the_page(edge: 
         said = page.locator("#said")
         await expect(card.get_by_role("button", name="Drain")).to_be_hidden()
         await _give(page, "wrong")
-        await card.get_by_role("button", name="Drain").click()
-        await expect(said).to_contain_text("needs the admin token")
+        await expect(said).to_have_text("This token is wrong.")
         await expect(card.get_by_role("button", name="Drain")).to_be_hidden()
-        assert member.intent == "ready"
         await _give(page, TOKEN)
+        await expect(page.locator("#kept")).to_contain_text("Kept in this tab as admin.")
         await card.get_by_role("button", name="Drain").click()
         await expect(said).to_have_text("toy-oxford: drain, weight 50")
         assert member.intent == "drain"
@@ -291,6 +392,50 @@ async def test_operator_drains_a_member_and_sets_its_weight_from_the_page(edge: 
         await page.reload()
         await card.get_by_role("button", name="Ready").click()
         await expect(said).to_contain_text("toy-oxford: ready")
+
+
+async def test_maintenance_asks_once_with_cancel_first(edge: Edge) -> None:
+    member = edge.service.federation.by_name["toy-oxford"]
+    async with edge.page("live") as (page, _):
+        await _give(page, TOKEN)
+        button = page.locator('[data-member="toy-oxford"]').get_by_role("button", name="Maintenance")
+        ask = page.get_by_role("dialog", name="Put toy-oxford in maintenance?")
+        for refuse in ("Enter", "Escape"):
+            await button.click()
+            await expect(ask).to_contain_text("toy-oxford is sent no more requests")
+            await expect(ask.get_by_role("button", name="Cancel")).to_be_focused()
+            await page.keyboard.press(refuse)
+            await expect(ask).to_be_hidden()
+        assert member.intent == "ready"
+        await button.click()
+        await ask.get_by_role("button", name="Maintenance").click()
+        await expect(page.locator("#said")).to_have_text("toy-oxford: maint, weight 50")
+        assert member.intent == "maint"
+        await expect(button).to_have_attribute("aria-pressed", "true")
+
+
+async def test_token_for_reading_shows_no_buttons(edge: Edge) -> None:
+    async with edge.page("live") as (page, _):
+        await _give(page, LOOK)
+        await expect(page.locator("#kept")).to_contain_text("viewer, which is only for reading")
+        await expect(page.get_by_role("button", name="Drain").first).to_be_hidden()
+        await page.get_by_role("button", name="Forget it").click()
+        await expect(page.get_by_label("Admin token")).to_be_visible()
+
+
+async def test_token_that_became_invalid_is_dropped(edge: Edge) -> None:
+    async with edge.page("live") as (page, _):
+        await page.evaluate("sessionStorage.setItem('token', 'of-yesterday')")
+        await page.reload()
+        await expect(page.locator("#said")).to_contain_text("not valid any more")
+        assert await page.evaluate("sessionStorage.length") == 0
+        await _give(page, TOKEN)
+        drain = page.locator('[data-member="toy-oxford"]').get_by_role("button", name="Drain")
+        await expect(drain).to_be_visible()
+        await page.evaluate("sessionStorage.setItem('token', 'of-yesterday')")
+        await drain.click()
+        await expect(page.locator("#said")).to_contain_text("not valid any more")
+        await expect(drain).to_be_hidden()
 
 
 async def _give(page: Page, token: str) -> None:
@@ -312,6 +457,32 @@ async def test_number_that_is_typed_stays_while_the_page_is_kept_up_to_date(edge
         assert await weight.evaluate("each => each === document.activeElement")
 
 
+async def test_cards_keep_their_places_while_somebody_is_at_one(edge: Edge) -> None:
+    async with edge.page("live") as (page, _):
+        await _give(page, TOKEN)
+        cards, rows = page.locator("ul.cards > li"), page.locator("table.members tbody tr")
+        names = "all => all.map((each) => each.dataset.member)"
+        weight = page.locator('[data-member="toy-oxford"]').get_by_label("Weight")
+        await weight.fill("77")
+        order = await cards.evaluate_all(names)
+        worst = next(name for name in reversed(order) if name != "toy-oxford")
+        await edge.members[worst].set_mode(Mode.SICK)
+        # It comes first in the table, and a box about it above the cards.
+        await expect(rows.first).to_contain_text(worst)
+        await expect(page.get_by_role("region", name="What is wrong")).to_contain_text(worst)
+        assert await cards.evaluate_all(names) == order
+        assert await weight.input_value() == "77"
+        assert await weight.evaluate("each => each === document.activeElement")
+        await page.get_by_role("button", name="Forget it").focus()
+        await page.mouse.move(0, 0)
+        await expect(cards.first).to_contain_text(worst)
+        # What was typed went with its member.
+        assert await weight.input_value() == "77"
+        await edge.members[worst].set_mode(Mode.HEALTHY)
+        await expect(page.get_by_role("region", name="What is wrong")).to_have_count(0)
+        assert await weight.input_value() == "77"
+
+
 async def test_live_page_without_script_shows_the_members(edge: Edge) -> None:
     async with edge.page("live", java_script_enabled=False) as (page, _):
         await expect(page.locator("tr", has_text="toy-oxford")).to_contain_text("healthy")
@@ -321,7 +492,7 @@ async def test_live_page_without_script_shows_the_members(edge: Edge) -> None:
 
 async def test_open_page_shows_that_it_is_stale_when_the_edge_is_gone(edge: Edge) -> None:
     async with edge.page("live") as (page, _):
-        await page.locator("figure svg").first.wait_for()
+        await page.locator("figure canvas").first.wait_for()
         await edge.service.stop()
         await page.locator("html[data-stale]").wait_for()
         await expect(page.get_by_role("alert")).to_contain_text("no connection to the edge since")
@@ -335,11 +506,11 @@ async def test_page_that_needs_a_token_for_reading_asks_for_it(edge: Edge) -> No
         await expect(page.get_by_role("alert")).to_have_text("Reading needs a token here.")
         await expect(page.locator("#live")).to_be_empty()
         await _give(page, "wrong")
-        await expect(page.get_by_role("status")).to_have_text("This token is not valid.")
+        await expect(page.get_by_role("status")).to_have_text("This token is wrong.")
         await _give(page, TOKEN)
         await expect(page.locator("tr", has_text="toy-oxford")).to_contain_text("healthy")
         await expect(page.get_by_role("alert")).to_be_empty()
-        await page.locator("figure svg").first.wait_for()
+        await page.locator("figure canvas").first.wait_for()
         edge.service.note(EventName.EDGE_START, "something happened")
         await expect(page.locator("ol.events")).to_contain_text("something happened")
         await page.reload()

@@ -67,6 +67,8 @@ class State:
         self.not_turning: list[Stuck] = []
         self.reloads = {"success": 0, "failure": 0}
         self.reloaded_at: float | None = None
+        self.started_at = 1_800_000_000.0
+        self.expiries = {"mybinder.org": 1_800_000_000.0}
         self.faults: list[Fault] = []
         self.questions: list[Question] = []
         self.owned: list[bool] = []
@@ -116,14 +118,14 @@ class State:
         return Survey(self.members(), self.counts)
 
     def certificates(self) -> dict[str, float]:
-        return {"mybinder.org": 1800000000.0}
+        return self.expiries
 
     def view(self) -> View:
         return View(
             self.known(),
             self.reloads,
             self.reloaded_at,
-            certificates={"mybinder.org": 1800000000.0},
+            certificates=self.expiries,
             sessions=7,
         )
 

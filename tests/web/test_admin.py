@@ -72,6 +72,8 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "url": "https://gesis.mybinder.org",
         "health": "https://gesis.mybinder.org/health",
         "versions": "https://gesis.mybinder.org/versions",
+        "dashboard": None,
+        "last_resort": 0,
         "weight": 50,
         "share": 0.25,
         "prime": True,
@@ -130,6 +132,7 @@ async def test_member_that_is_none_is_not_found(client: Client) -> None:
         "/log",
         "/style.css",
         "/live.js",
+        "/uplot.js",
     ],
 )
 async def test_every_answer_can_be_had_by_head(client: Client, path: str) -> None:
@@ -161,15 +164,29 @@ async def test_page_is_well_formed_and_loads_its_own_style_and_script_only(
         down.set_health(False, 0.0, ('<"quota">',))
     parsed = Page(await (await client.get("/")).text())
     assert parsed.open == []
-    assert [url.partition("?")[0] for url in parsed.loads] == ["/style.css", "/icon.svg", "/live.js"]
-    expected = {"log"} | ({"lately"} if number else set()) | ({"trouble"} if number == 3 else set())
+    assert [url.partition("?")[0] for url in parsed.loads] == [
+        *("/style.css", "/icon.svg", "/uplot.css"),
+        *("/uplot.js", "/charts.js", "/live.js"),
+    ]
+    expected = {"log", "members", "ask-title"} | ({"lately"} if number else set())
+    if number == 3:
+        expected.add("trouble")
     assert set(parsed.labelled_by) == expected
     assert set(parsed.labelled_by) <= set(parsed.ids)
 
 
-@pytest.mark.parametrize(("reason", "word"), [("quota", "full"), ("status", "unhealthy")])
+@pytest.mark.parametrize(
+    ("reason", "word", "tone", "place"),
+    [("quota", "full", "busy", "full"), ("status", "unhealthy", "shut", "trouble")],
+)
 async def test_page_says_what_is_wrong_in_words(
-    client: Client, state: State, monkeypatch: pytest.MonkeyPatch, reason: str, word: str
+    client: Client,
+    state: State,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+    word: str,
+    tone: str,
+    place: str,
 ) -> None:
     snapshots = [
         replace(snapshot, healthy=False, reasons=(reason,), details=("291 pods & more", "no"))
@@ -177,8 +194,11 @@ async def test_page_says_what_is_wrong_in_words(
     ]
     monkeypatch.setattr(state, "members", lambda: snapshots)
     text = await (await client.get("/")).text()
-    assert f'<span class="shut" title="291 pods &amp; more; no">{word}</span>' in text
-    assert "<strong>gesis</strong>: 291 pods &amp; more; no</li>" in text
+    assert f'<span class="{tone}" title="291 pods &amp; more; no">{word}</span>' in text
+    box = text.partition(f'<h2 id="{place}">')[2].partition("</section>")[0]
+    assert '<a href="#member-gesis">gesis</a></strong>: 291 pods &amp; more; no</li>' in box
+    # A full member is no alarm.
+    assert ('<h2 id="trouble">' in text) is (place == "trouble")
 
 
 async def test_page_of_a_busy_federation_fits_80_columns_of_text(
@@ -206,7 +226,7 @@ async def test_page_of_a_busy_federation_fits_80_columns_of_text(
             [unescape(re.sub("<[^>]*>", "", line)) for line in cell.split("<br>")]
             for cell in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.DOTALL)
         ]
-        for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+        for row in re.findall(r"<tr\b[^>]*>(.*?)</tr>", text, re.DOTALL)
     ]
     assert len(rows) == 4
     assert ["137", "/ 300"] in rows[1]

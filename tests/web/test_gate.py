@@ -45,7 +45,13 @@ async def test_reading_needs_a_token_if_the_config_says_so(client: Client, state
         response.close()
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/style.css", "/icon.svg", "/live.js"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/health/live", "/health/ready", "/style.css", "/icon.svg"),
+        *("/live.js", "/charts.js", "/uplot.js", "/uplot.css"),
+    ],
+)
 async def test_probes_and_files_of_the_page_need_no_token(client: Client, path: str) -> None:
     assert (await client.get(path)).status == 200
 
@@ -53,6 +59,8 @@ async def test_probes_and_files_of_the_page_need_no_token(client: Client, path: 
 async def test_page_without_the_token_asks_for_it_and_shows_nothing(client: Client) -> None:
     response = await client.get("/")
     text = await response.text()
+    for url in Page(text).loads:
+        assert (await client.get(url)).status == 200
     assert (response.status, response.content_type) == (401, "text/html")
     assert "WWW-Authenticate" in response.headers
     assert "gesis" not in text
@@ -72,6 +80,28 @@ async def test_token_for_reading_writes_nothing(client: Client, state: State) ->
     assert (await client.patch("/members/gesis", json={"state": "drain"})).status == 401
     assert state.asked == []
     assert state.refused == ["127.0.0.1"] * 4
+
+
+async def test_token_says_whose_it_is_and_what_it_may_do(client: Client, state: State) -> None:
+    for headers, name, rights in ((READER, "prometheus", "read"), (WRITER, "kim", "write")):
+        response = await client.get("/whoami", headers=headers)
+        assert (response.status, await response.json()) == (
+            200,
+            {"name": name, "rights": rights, "reading": "token"},
+        )
+    assert state.refused == []
+
+
+@pytest.mark.parametrize("read", ["open", "token"])
+async def test_who_has_no_valid_token_is_nobody(aiohttp_client: AiohttpClient, read: str) -> None:
+    state = state_of(f"{{read: {read}, tokens: {TOKENS}}}")
+    client = await aiohttp_client(create_admin_app(state))
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic look"}):
+        response = await client.get("/whoami", headers=headers)
+        assert (response.status, response.headers["WWW-Authenticate"]) == (401, 'Bearer realm="fedproxy"')
+        assert (await response.json())["detail"] == "This is not a valid token."
+    assert state.refused == ["127.0.0.1"] * 2
+    assert (await (await client.get("/whoami", headers=READER)).json())["reading"] == read
 
 
 async def test_who_wrote_is_told_with_the_member(client: Client) -> None:

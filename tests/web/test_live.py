@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from html import unescape
 from typing import Any
 
 import pytest
 from aiohttp import ClientResponse
 from pytest_aiohttp import AiohttpClient
 
+from fedproxy import __version__, is_compiled
+from fedproxy.decide.counts import BOUNDS
 from fedproxy.decide.member import Intent
 from fedproxy.event import Event, EventName
-from fedproxy.observe.history import STEP
-from fedproxy.web import live
+from fedproxy.observe.history import STEP, Quantile
+from fedproxy.observe.metrics import REASONS
+from fedproxy.web import live, refusals
 from fedproxy.web.admin import create_admin_app
+from fedproxy.web.refusals import describe_refusal
 from tests.rig import RawClient, guard, until
 from tests.rig.page import Page
 from tests.rig.state import CONFIG, Client, State
@@ -114,25 +121,45 @@ async def test_charts_are_sent_whole_and_then_a_point_a_step(client: Client, sta
     state.look(STEP)
     async with stream(client) as reader:
         name, charts = await reader.event()
-        assert (name, charts["lines"], charts["seconds"]) == (
+        assert (name, charts["lines"], charts["edge_lines"], charts["seconds"]) == (
             "charts",
             {"requests": 100, "errors": 100, "first_byte": 100_000, "in_flight": 1},
+            {
+                "requests": 100,
+                "answered": 100,
+                "failed": 100,
+                "refused": 100,
+                "in_flight": 1,
+                "connections": 1,
+            },
             STEP,
         )
-        assert charts["members"]["gesis"] == {line: [0] for line in charts["lines"]}
+        assert charts["bounds"] == [*BOUNDS]
+        assert charts["times"] == [1_800_000_011]
+        assert charts["members"]["gesis"] == {
+            "requests": [0],
+            "errors": [0],
+            "first_byte": [-1],
+            "in_flight": [0],
+        }
+        assert charts["edge"] == {line: [0] for line in charts["edge_lines"]}
         await reader.page()
         state.federation.by_name["gesis"].counts.codes[200] += 40
+        state.counts.requests += 50
+        state.counts.rejected["no_member"] += 10
         await look(state)
         await reader.page()
         await look(state, STEP)
         assert await reader.event() == (
             "point",
             {
+                "time": 1_800_000_022,
+                "edge": [*(round(number * 100 / (STEP + 1)) for number in (50, 40, 0, 10)), 0, 0],
                 "members": {
-                    "gesis": [round(4000 / (STEP + 1)), 0, 0, 0],
-                    "ovh": [0] * 4,
-                    "shed": [0] * 4,
-                }
+                    "gesis": [round(4000 / (STEP + 1)), 0, -1, 0],
+                    "ovh": [0, 0, -1, 0],
+                    "shed": [0, 0, -1, 0],
+                },
             },
         )
 
@@ -163,13 +190,13 @@ async def test_page_shows_rates_times_shares_checks_and_events(
     members[0] = replace(members[0], checks={"Docker registry": True, "JupyterHub API": False})
     monkeypatch.setattr(state, "members", lambda: members)
     state.look(STEP)
-    text = await (await client.get("/")).text()
-    card = text.partition('<li data-member="gesis">')[2].partition("</form>")[0]
+    card = card_of(await (await client.get("/")).text(), "gesis")
     for words in (
         "2/s, 0 in flight",
         "0.7/s",
-        "50&nbsp;ms, 2.35&nbsp;s, 2.47&nbsp;s",
-        "0&nbsp;% by weight, 100&nbsp;% received",
+        "50\u00a0%: 0.025 to 0.05, 95\u00a0%: 1 to 2.5, 99\u00a0%: 1 to 2.5 s",
+        "0&nbsp;% by weight; last hour 100&nbsp;% of 0&nbsp;% due",
+        "repository or path 3",
         "0 running, 2 failed, 7 ready",
         '<dd class="shut">open</dd>',
         '<span class="state open">Docker registry</span>',
@@ -180,12 +207,25 @@ async def test_page_shows_rates_times_shares_checks_and_events(
         assert words in card, words
 
 
+def card_of(text: str, name: str) -> str:
+    """A member's card on the page."""
+    return text.partition(f'<li id="member-{name}"')[2].partition("</form>")[0]
+
+
+def listed(text: str, box: str) -> list[str]:
+    """The lines of the box with this id, without their tags."""
+    found = text.partition(f'<h2 id="{box}">')[2].partition("</section>")[0]
+    return [unescape(re.sub("<[^>]*>", "", line)) for line in re.findall(r"<li>(.*?)</li>", found)]
+
+
+def statuses(text: str) -> list[str]:
+    """Each member's state, in the order of the table."""
+    return re.findall(r'<td><span class="state (\w+ *">[\w -]+)</span></td>', text)
+
+
 async def test_page_says_first_what_is_wrong_and_why(client: Client, state: State) -> None:
     def wrong(text: str) -> list[str]:
-        found = re.findall(
-            r"<li><strong>(.*?)</li>", text.partition('id="trouble"')[2].partition("</section>")[0]
-        )
-        return [each.replace("</strong>", "") for each in found]
+        return listed(text, "trouble")
 
     assert wrong(await (await client.get("/")).text()) == []
     gesis, ovh, shed = state.federation.members
@@ -197,14 +237,169 @@ async def test_page_says_first_what_is_wrong_and_why(client: Client, state: Stat
     text = await (await client.get("/")).text()
     assert wrong(text) == [
         "gesis: breaker open; 08:00:02 gesis was ejected: its breaker opened (connect 5 times)",
-        "ovh: full, with 1000 requests and 0 launches in flight",
     ]
-    assert re.findall(r'class="state \w+">([\w -]+)</span></td>', text) == [
-        "ejected",
-        "full",
-        "maintenance",
-    ]
+    assert listed(text, "full") == ["ovh: 1000 requests and 0 launches in flight"]
+    assert statuses(text) == ['shut">ejected', 'busy">full', 'rest">maintenance']
     assert 'data-title="0 of 3 available - fedproxy"' in text
+
+
+async def test_worst_member_comes_first_in_the_table_and_in_the_cards(client: Client, state: State) -> None:
+    _, ovh, shed = state.federation.members
+    shed.set_health(False, 0.0, ("status",))
+    ovh.in_flight = ovh.max_requests
+    state.look()
+    text = await (await client.get("/")).text()
+    assert statuses(text) == ['shut">unhealthy', 'busy">full', 'open">available']
+    assert re.findall(r'<th scope="row"><a href="#member-(\w+)">', text) == ["shed", "ovh", "gesis"]
+    assert re.findall(r'<li id="member-(\w+)" data-key="(\w+)"', text) == [
+        ("shed", "shed"),
+        ("ovh", "ovh"),
+        ("gesis", "gesis"),
+    ]
+    shed.set_health(True, 0.0)
+    ovh.in_flight = 0
+    state.look()
+    text = await (await client.get("/")).text()
+    assert re.findall(r'<th scope="row"><a href="#member-(\w+)">', text) == ["gesis", "ovh", "shed"]
+
+
+async def test_page_counts_what_visitors_see_though_no_member_is_asked(client: Client, state: State) -> None:
+    for member in state.federation.members:
+        member.set_intent(Intent.MAINT)
+    state.look(STEP)
+    state.counts.requests += 60
+    state.counts.rejected |= {"no_member": 60, "malformed": 5}
+    state.look(STEP)
+    text = await (await client.get("/")).text()
+    text, cards = text.split('<h2 id="lately">')
+    assert 'data-member="gesis"' in cards
+    tiles = dict(re.findall(r"<div><dt>(?:<span[^>]*>)?([\w ]+)(?:</span>)?</dt><dd[^>]*>([^<]*)</dd>", text))
+    assert (tiles["Requests"], tiles["Refused by the edge"], tiles["Failures of members"]) == (
+        *("6/s", "6.5/s", "0/s"),
+    )
+    assert listed(text, "trouble") == [
+        "Visitors: 6/s refused: no member was available, or the session's member was in maintenance"
+    ]
+    table = text.partition('<table class="refusals">')[2].partition("</table>")[0]
+    assert "Last 20 s" in table
+    assert re.findall(r"<tr><th[^>]*>(.*?)</th><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>", table) == [
+        ("no member was available, or the session&#39;s member was in maintenance", "6/s", "60"),
+        ("malformed", "0.5/s", "5"),
+    ]
+    state.look(4000.0)
+    state.look(STEP)
+    assert '<table class="refusals">' not in await (await client.get("/")).text()
+
+
+def test_every_reason_of_a_refusal_is_described() -> None:
+    assert {describe_refusal(reason) for reason in REASONS} >= {"banned", "malformed"}
+    assert [each for each in REASONS if describe_refusal(each) == each and "_" in each] == []
+    assert set(refusals._WORDS) == REASONS
+    assert refusals._GRAVE <= REASONS
+    # Of another release's worker, say.
+    assert describe_refusal("some_reason") == "some reason"
+
+
+async def test_last_resort_is_on_the_page_while_it_is_asked(client: Client, state: State) -> None:
+    gesis, ovh, shed = state.federation.members
+    for member in (gesis, ovh, shed):
+        member.set_health(False, 0.0, ("timeout",))
+    state.look(STEP)
+    gesis.counts.last_resort += 60
+    state.look(STEP)
+    text = await (await client.get("/")).text()
+    assert (
+        listed(text, "trouble")[0]
+        == "gesis: timeout; the last resort for 6 requests/s that no other member takes"
+    )
+    assert "6/s, 60 since the start" in card_of(text, "gesis")
+    assert "Last resort" not in card_of(text, "ovh")
+    state.look(STEP)
+    state.look(STEP)
+    text = await (await client.get("/")).text()
+    assert listed(text, "trouble")[0] == "gesis: timeout"
+    # Who comes without a cookie gets an answer, as /health/ready says.
+    assert '<span class="state open">Ready</span>' in text
+    assert "0/s, 60 since the start" in card_of(text, "gesis")
+
+
+async def test_member_that_gets_clearly_more_than_its_share_is_marked(client: Client, state: State) -> None:
+    gesis, ovh, _ = state.federation.members
+    state.look(STEP)
+    gesis.counts.affinity["key"] += 900
+    ovh.counts.affinity["key"] += 100
+    state.look(STEP)
+    text = await (await client.get("/")).text()
+    assert '<span class="state busy">over its share</span>' in card_of(text, "gesis")
+    assert "over its share" not in card_of(text, "ovh")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([None, None, None], None),
+        (
+            [Quantile(0.0004, 0.0, 0.001), Quantile(0.03, 0.025, 0.05), Quantile(0.8, 0.5, 1.0)],
+            "50 %: up to 1, 95 %: 25 to 50, 99 %: 500 to 1000 ms",
+        ),
+        (
+            [Quantile(0.0004, 0.0, 0.001), Quantile(0.002, 0.001, 0.0025), Quantile(3600.0, 3600.0, None)],
+            "50 %: up to 0.001, 95 %: 0.001 to 0.0025, 99 %: over 3600 s",
+        ),
+    ],
+)
+def test_percentiles_are_buckets_in_one_unit(found: list[Quantile | None], expected: str | None) -> None:
+    text = live._spans(found)
+    assert (text.replace("\u00a0", " ") if text else text) == expected
+
+
+@pytest.mark.parametrize(
+    ("days", "words", "tone"),
+    [(14.5, "in 14 days", ""), (13.9, "in 13 days", ' class="shut"'), (1.5, "in 1 day", ' class="shut"')],
+)
+async def test_page_says_which_edge_it_is_and_which_certificate_ends_first(
+    client: Client, state: State, days: float, words: str, tone: str
+) -> None:
+    state.started_at = time.time() - 3 * 3600 - 5 * 60
+    state.reloaded_at = 1_800_000_000.0
+    end = time.time() + days * 86400
+    state.expiries = {"later.test": end + 1e6, "first.test": end}
+    about = (await (await client.get("/")).text()).partition('<dl class="about"')[2].partition("</dl>")[0]
+    assert f"<dd>{socket.gethostname()}</dd>" in about
+    assert f"<dd>{__version__}, {'compiled' if is_compiled() else 'not compiled'}</dd>" in about
+    assert "up 3 h 5 min" in about
+    assert "2027-01-15 08:00 UTC" in about
+    assert f"<dd{tone}>first.test, <time" in about
+    assert f"</time>, {words}</dd>" in about
+
+
+async def test_page_without_tls_or_with_a_certificate_that_ended_says_so(
+    client: Client, state: State
+) -> None:
+    state.expiries = {"first.test": time.time() - 10}
+    assert "it has expired" in await (await client.get("/")).text()
+    state.expiries = {}
+    assert "certificate" not in await (await client.get("/")).text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-3, "0 s"), (59, "59 s"), (3599, "59 min"), (3600 * 47, "47 h 0 min"), (3600 * 48, "2 days")],
+)
+def test_times_are_in_the_units_that_matter(seconds: float, words: str) -> None:
+    assert live._lasted(seconds) == words
+
+
+async def test_member_s_dashboard_is_a_link(aiohttp_client: AiohttpClient) -> None:
+    url = "https://grafana.example.org/d/x?a=1&b=2"
+    config = CONFIG.replace("    weight: 150\n", f"    weight: 150\n    dashboard: {url}\n")
+    state = State(config)
+    client = await aiohttp_client(create_admin_app(state))
+    text = await (await client.get("/")).text()
+    assert f'<a href="{url.replace("&", "&amp;")}" rel="noreferrer">' in card_of(text, "ovh")
+    assert "Dashboard" not in card_of(text, "gesis")
+    members = (await (await client.get("/members")).json())["members"]
+    assert [member["dashboard"] for member in members] == [None, url, None]
 
 
 async def test_pages_that_take_long_are_made_less_often(

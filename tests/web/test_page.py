@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import pytest
+from aiohttp import web
+from pytest_aiohttp import AiohttpClient
+
 from fedproxy.config.load import parse
-from fedproxy.web.page import escape_markdown, render_page
+from fedproxy.web.page import escape_markdown, render_page, stylesheet
 from tests.rig.state import CONFIG
 
 
@@ -53,3 +57,19 @@ def test_markdown_page_of_a_config_without_past_members_has_no_such_part() -> No
 
 def test_markdown_s_own_characters_are_escaped() -> None:
     assert escape_markdown("a|b [c](d) <e> *f* `g` h") == r"a\|b \[c\]\(d\) \<e\> \*f\* \`g\` h"
+
+
+@pytest.mark.parametrize("accepted", ["gzip, br", "identity"])
+async def test_files_of_pages_are_compressed_for_who_takes_it(
+    aiohttp_client: AiohttpClient, accepted: str
+) -> None:
+    asset = stylesheet("/style.css")
+    app = web.Application()
+    app.router.add_get(asset.path, asset.serve)
+    client = await aiohttp_client(app)
+    response = await client.get(asset.url, headers={"Accept-Encoding": accepted})
+    packed = "gzip" in accepted
+    assert response.headers.get("Content-Encoding") == ("gzip" if packed else None)
+    assert response.headers["Vary"] == "Accept-Encoding"
+    assert (int(response.headers["Content-Length"]) < len(asset.text)) is packed
+    assert await response.text() == asset.text

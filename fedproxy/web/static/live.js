@@ -1,21 +1,14 @@
-// Keeps the operators' page up to date, draws its charts, and sends the operators' changes.
+// Keeps the operators' page up to date, and sends the operators' changes.
 "use strict";
 
-const live = document.getElementById("live");
-const said = document.getElementById("said");
-const stale = document.getElementById("stale");
-const tokenInput = document.getElementById("admin-token");
-const forget = document.getElementById("forget");
 const root = document.documentElement;
+const byId = (id) => document.getElementById(id);
+const [live, said, stale, kept, tokenInput, ask] = ["live", "said", "stale", "kept", "admin-token", "ask"].map(byId);
 
 // The page: new content is patched in without touching what stayed the same, so that neither the keyboard focus
-// nor a number that is being typed is lost.
+// nor a number that is being typed is lost. What has a key is the same thing wherever it is.
 
 function morph(old, fresh) {
-  if (old.nodeName !== fresh.nodeName) {
-    old.replaceWith(fresh);
-    return;
-  }
   if (old.nodeType !== Node.ELEMENT_NODE) {
     if (old.data !== fresh.data) old.data = fresh.data;
     return;
@@ -24,109 +17,67 @@ function morph(old, fresh) {
   for (const { name, value } of fresh.attributes) {
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
+  // What is in a figure, the charts put there.
   if (!old.hasAttribute("data-chart")) morphChildren(old, fresh);
 }
 
+const keyOf = (node) => node.dataset?.key;
+
 function morphChildren(old, fresh) {
-  const before = [...old.childNodes];
-  const after = [...fresh.childNodes];
-  after.forEach((node, at) => (at < before.length ? morph(before[at], node) : old.append(node)));
-  before.slice(after.length).forEach((node) => node.remove());
-}
-
-// Charts: each line of a member is a list of integers, newest last; `lines` has the divisor of each line.
-
-const SVG = "http://www.w3.org/2000/svg";
-const POINTS = 360; // an hour
-const FEWEST = 60;
-const HEIGHT = 60;
-const charts = new Map();
-const drawn = new WeakMap();
-let lines = {};
-let seconds = 10; // between two points
-let step = 0;
-
-function make(name, attributes) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
-function shown(line, value) {
-  if (line === "first_byte") return value < 1 ? `${Number((value * 1000).toPrecision(3))} ms` : `${Number(value.toPrecision(3))} s`;
-  return String(value < 100 ? Number(value.toPrecision(3)) : Math.round(value));
-}
-
-function draw(figure) {
-  const { chart: member, lines: wanted } = figure.dataset;
-  const state = `${step} ${member}`;
-  if (drawn.get(figure) === state) return;
-  drawn.set(figure, state);
-  const found = wanted.split(" ").map((line) => {
-    const values = charts.get(member)?.[line] ?? [];
-    return [line, values.map((value) => value / lines[line])];
-  });
-  const most = Math.max(...found.flatMap(([, values]) => values), 0);
-  const now = found.map(([line, values]) => shown(line, values.at(-1) ?? 0)).join(" and ");
-  const peak = shown(found[0][0], most);
-  const width = Math.max(FEWEST, ...found.map(([, values]) => values.length));
-  const caption = figure.querySelector("figcaption");
-  const svg = make("svg", {
-    viewBox: `0 0 ${width} ${HEIGHT}`,
-    preserveAspectRatio: "none",
-    role: "img",
-    "aria-label": `${caption.firstChild.textContent}: ${now} now, ${peak} at most`,
-  });
-  for (const [line, values] of found) {
-    const points = values.map((value, at) => {
-      const x = width - values.length + at + 1;
-      return `${x},${(HEIGHT - 2 - (most ? (value / most) * (HEIGHT - 4) : 0)).toFixed(1)}`;
-    });
-    if (points.length === 1) points.unshift(`${width - 1},${points[0].split(",")[1]}`);
-    svg.append(make("polyline", { points: points.join(" "), class: `line ${line}` }));
+  const after = isHeld(old) ? inOrderOf(old, fresh) : [...fresh.childNodes];
+  const wanted = new Set(after.map(keyOf));
+  const keyed = new Map();
+  for (const node of [...old.childNodes]) {
+    const key = keyOf(node);
+    if (key === undefined) continue;
+    if (wanted.has(key)) keyed.set(key, node);
+    else node.remove();
   }
-  const scale = document.createElement("small");
-  scale.textContent = ` now ${now}, at most ${peak}`;
-  const axis = document.createElement("div");
-  axis.className = "axis";
-  for (const text of [`${Math.round((width * seconds) / 60)} min ago`, "now"]) {
-    axis.append(Object.assign(document.createElement("span"), { textContent: text }));
+  let at = old.firstChild;
+  for (const node of after) {
+    const same = keyed.get(keyOf(node));
+    // A node that is moved loses the focus, so what is between goes, and what was expected stays where it is.
+    while (same && at && at !== same && keyOf(at) === undefined) at = removed(at);
+    if (same) {
+      if (at === same) at = at.nextSibling;
+      else old.insertBefore(same, at);
+      morph(same, node);
+    } else if (at && keyOf(node) === undefined && keyOf(at) === undefined && at.nodeName === node.nodeName) {
+      morph(at, node);
+      at = at.nextSibling;
+    } else {
+      old.insertBefore(node, at);
+    }
   }
-  figure.querySelectorAll("svg, small, .axis").forEach((old) => old.remove());
-  caption.append(scale);
-  figure.append(svg, axis);
+  while (at) at = removed(at);
 }
 
-function drawAll() {
-  live.querySelectorAll("[data-chart]").forEach(draw);
+function removed(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
+}
+
+// Nothing moves away under a hand: while the pointer or the focus is in a list, its order stays.
+function isHeld(list) {
+  return list.hasAttribute?.("data-ordered") && (list.matches(":hover") || list.contains(document.activeElement));
+}
+
+function inOrderOf(old, fresh) {
+  const places = new Map([...old.children].map((child, at) => [keyOf(child), at]));
+  const place = (child) => places.get(keyOf(child)) ?? places.size;
+  return [...fresh.children].sort((one, other) => place(one) - place(other));
 }
 
 const heard = {
   page(html) {
-    morphChildren(live, new DOMParser().parseFromString(`<main>${html}</main>`, "text/html").body.firstChild);
+    const fresh = new DOMParser().parseFromString(`<main>${html}</main>`, "text/html").body.firstChild;
+    morphChildren(live, document.adoptNode(fresh));
     document.title = live.querySelector("[data-title]").dataset.title;
-    drawAll();
+    Charts.look();
   },
-  charts(told) {
-    ({ lines, seconds } = told);
-    charts.clear();
-    Object.entries(told.members).forEach(([name, values]) => charts.set(name, values));
-    step += 1;
-    drawAll();
-  },
-  point(told) {
-    for (const name of charts.keys()) if (!(name in told.members)) charts.delete(name);
-    for (const [name, values] of Object.entries(told.members)) {
-      if (!charts.has(name)) charts.set(name, Object.fromEntries(Object.keys(lines).map((line) => [line, []])));
-      Object.keys(lines).forEach((line, at) => {
-        const kept = charts.get(name)[line];
-        kept.push(values[at]);
-        if (kept.length > POINTS) kept.shift();
-      });
-    }
-    step += 1;
-    drawAll();
-  },
+  charts: Charts.start,
+  point: Charts.add,
 };
 
 function connected() {
@@ -154,15 +105,14 @@ async function follow() {
   const token = sessionStorage.getItem("token");
   if (!token) {
     live.replaceChildren();
+    Charts.look();
     stale.textContent = "Reading needs a token here.";
     return;
   }
   try {
-    const answer = await fetch("/events", { headers: { Authorization: `Bearer ${token}` }, signal });
+    const answer = await fetch("/events", { headers: bearer(token), signal });
     if (answer.status === 401) {
-      useToken("");
-      say("This token is not valid.");
-      follow();
+      lose();
       return;
     }
     if (answer.ok) {
@@ -199,14 +149,47 @@ function listen() {
   }
 }
 
-// Operators' changes. The token stays in this tab.
+// The token stays in this tab. It is tried before anything is shown that needs it.
 
-function useToken(token) {
-  if (token) sessionStorage.setItem("token", token);
-  else sessionStorage.removeItem("token");
-  root.toggleAttribute("data-token", Boolean(token));
-  forget.hidden = !token;
+const bearer = (token) => ({ Authorization: `Bearer ${token}` });
+
+function keep(token, who) {
+  sessionStorage.setItem("token", token);
+  root.toggleAttribute("data-token", who.rights === "write");
+  byId("token").hidden = true;
+  kept.hidden = false;
+  byId("kept-words").textContent =
+    who.rights === "write"
+      ? `Kept in this tab as ${who.name}.`
+      : `Kept in this tab as ${who.name}, which is only for reading: it changes no member.`;
   tokenInput.value = "";
+}
+
+function drop(why) {
+  sessionStorage.removeItem("token");
+  root.removeAttribute("data-token");
+  byId("token").hidden = false;
+  kept.hidden = true;
+  tokenInput.value = "";
+  say(why);
+  if (locked) follow();
+}
+
+const lose = () => drop("The token that was kept in this tab is not valid any more. It is forgotten.");
+
+async function tryToken(token, refused) {
+  try {
+    const answer = await fetch("/whoami", { headers: bearer(token) });
+    if (answer.status === 401) {
+      refused();
+      return;
+    }
+    if (!answer.ok) throw new Error(`the edge answered ${answer.status}`);
+    keep(token, await answer.json());
+    if (locked) follow();
+  } catch (error) {
+    say(`The token could not be tried: ${error.message}.`);
+  }
 }
 
 let saying;
@@ -217,41 +200,64 @@ function say(text) {
   saying = setTimeout(() => (said.textContent = ""), 15000);
 }
 
+byId("token").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tryToken(tokenInput.value, () => {
+    tokenInput.value = "";
+    say("This token is wrong.");
+  });
+});
+byId("forget").addEventListener("click", () => drop("The token is forgotten."));
+
+// Operators' changes.
+
 async function change(member, wanted) {
-  const headers = { Authorization: `Bearer ${sessionStorage.getItem("token")}`, "Content-Type": "application/json" };
+  const headers = { ...bearer(sessionStorage.getItem("token")), "Content-Type": "application/json" };
   try {
     const body = JSON.stringify(wanted);
     const answer = await fetch(`/members/${encodeURIComponent(member)}`, { method: "PATCH", headers, body });
+    if (answer.status === 401) {
+      lose();
+      return;
+    }
     const told = await answer.json();
-    if (answer.status === 401) useToken("");
     say(answer.ok ? `${member}: ${told.state}, weight ${told.weight}` : `${member}: ${told.detail}`);
   } catch (error) {
     say(`${member}: ${error.message}`);
   }
 }
 
+// Maintenance takes visitors' sessions away, so it is asked about.
+function askFor(member) {
+  byId("ask-title").textContent = `Put ${member} in maintenance?`;
+  byId("ask-words").textContent =
+    `${member} is sent no more requests: visitors with a session there get an error until it is ready again, and only ` +
+    "what is under way goes on.";
+  ask.dataset.member = member;
+  ask.showModal();
+}
+
+byId("ask-cancel").addEventListener("click", () => ask.close());
+byId("ask-go").addEventListener("click", () => {
+  ask.close();
+  change(ask.dataset.member, { state: "maint" });
+});
 live.addEventListener("click", (event) => {
   const button = event.target.closest("[data-state]");
-  if (button) change(button.closest("[data-member]").dataset.member, { state: button.dataset.state });
+  if (!button) return;
+  const { member } = button.closest("[data-member]").dataset;
+  if (button.dataset.state === "maint" && button.getAttribute("aria-pressed") !== "true") askFor(member);
+  else change(member, { state: button.dataset.state });
 });
 live.addEventListener("submit", (event) => {
   event.preventDefault();
   const { weight } = event.target.elements;
   change(event.target.closest("[data-member]").dataset.member, { weight: weight.valueAsNumber });
 });
-document.getElementById("token").addEventListener("submit", (event) => {
-  event.preventDefault();
-  useToken(tokenInput.value);
-  say("The token is kept in this tab.");
-  if (locked) follow();
-});
-forget.addEventListener("click", () => {
-  useToken("");
-  say("The token is forgotten.");
-  if (locked) follow();
-});
 
 root.dataset.scripted = "";
-useToken(sessionStorage.getItem("token"));
-if (locked) follow();
-else listen();
+Charts.look();
+const token = sessionStorage.getItem("token");
+if (token) tryToken(token, lose);
+if (!locked) listen();
+else if (!token) follow();
