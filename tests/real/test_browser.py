@@ -10,11 +10,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, Request, async_playwright, expect
+from playwright.async_api import Browser, Page, Request, expect
 from yarl import URL
 
 from fedproxy.config.load import parse
@@ -24,7 +25,7 @@ from fedproxy.event import EventName
 from fedproxy.serve.service import Service
 from tests.rig import programs
 
-pytestmark = programs.needs("chromium", "chromium")
+pytestmark = [programs.needs("chromium", "chromium"), pytest.mark.asyncio(loop_scope="module")]
 
 WITHIN = 30_000.0  # milliseconds that a test waits for what must come
 MOST_BYTES = 60_000
@@ -96,8 +97,8 @@ async def _logo(_request: web.Request) -> web.Response:
     return web.Response(body=LOGO, content_type="text/plain")
 
 
-@pytest.fixture
-async def edge() -> AsyncIterator[Edge]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def edge(chromium: Browser) -> AsyncIterator[Edge]:
     elsewhere = web.Application()
     elsewhere.router.add_get("/logo.svg", _logo)
     async with DemoFederation(3) as federation, TestServer(elsewhere) as museum:
@@ -110,10 +111,7 @@ async def edge() -> AsyncIterator[Edge]:
         service = Service(parse(yaml.safe_dump(config), {}), log=lambda line: None)
         await service.start()
         try:
-            async with async_playwright() as playwright:
-                browser = await playwright.chromium.launch(executable_path=programs.found("chromium"))
-                yield Edge(service, {hub.name: hub for hub in federation.hubs}, browser)
-                await browser.close()
+            yield Edge(service, {hub.name: hub for hub in federation.hubs}, chromium)
         finally:
             await service.stop()
 
