@@ -221,7 +221,7 @@ class _Rendering:
         self._faults: dict[str, None] = {}
         self._size = 0
         self._known: dict[bytes, bytes] = {}
-        self._endless: set[str] = set()
+        self._given_up: set[str] = set()
         self._environment = ImmutableSandboxedEnvironment(
             loader=FunctionLoader(self._load),
             autoescape=True,
@@ -288,7 +288,7 @@ class _Rendering:
 
     def _render(self, name: str, situation: str, launch: bool, retry: str, language: str) -> bytes:
         template = self._template(name)
-        if template is None or name in self._endless:
+        if template is None or name in self._given_up:
             return b""
         variables = self._variables(situation, launch, retry, language)
         pieces: list[str] = []
@@ -304,7 +304,12 @@ class _Rendering:
             return b""
         text = "".join(pieces)
         content = text.encode("utf-8", "replace")
-        for wrong in _faults_of(text) if len(content) <= LARGEST else ("makes a page that is too large",):
+        if len(content) > LARGEST:
+            # It takes long to find out, and may be so in each situation.
+            self._given_up.add(name)
+            self._faults[f"{self._folder}/{name} makes a page that is too large"] = None
+            return b""
+        for wrong in _faults_of(text):
             self._faults[f"{self._folder}/{name} {wrong}"] = None
         if content not in self._known:
             self._known[content] = content
@@ -330,7 +335,7 @@ class _Rendering:
         text = f"no template {error.name!r}" if isinstance(error, TemplateNotFound) else str(error)
         if isinstance(error, RecursionError):
             # It takes long to find out, and is the same each time.
-            self._endless.add(name)
+            self._given_up.add(name)
             text = "includes or extends itself"
         self._faults[f"{path}:{line}: {' '.join(text.split())}" if line else f"{path}: {text}"] = None
 

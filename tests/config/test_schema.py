@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from jsonschema import Draft7Validator
 
 from fedproxy.config import units
 from fedproxy.config.model import Config
@@ -19,17 +19,28 @@ from tests.config.test_load import NUMBERS, nested
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = config_schema()
-VALIDATOR = Draft7Validator(SCHEMA)
 EXAMPLES = [*sorted(ROOT.glob("conf/**/config.yaml")), ROOT / "conf" / "mybinder.yaml"]
+
+
+def validator(schema: Any) -> Any:
+    # It takes a second to import, which every process that collects the tests would pay.
+    from jsonschema import Draft7Validator
+
+    return Draft7Validator(schema)
+
+
+@cache
+def of_config() -> Any:
+    return validator(SCHEMA)
 
 
 def wrong(data: object) -> list[str]:
     """The key path of each thing that the schema does not take."""
-    return [".".join(map(str, error.absolute_path)) for error in VALIDATOR.iter_errors(data)]
+    return [".".join(map(str, error.absolute_path)) for error in of_config().iter_errors(data)]
 
 
 def test_schema_is_one_and_the_file_is_up_to_date() -> None:
-    Draft7Validator.check_schema(SCHEMA)
+    of_config().check_schema(SCHEMA)
     written = (ROOT / "conf" / "schema.json").read_text()
     assert written == render(), "python -m fedproxy.config.schema > conf/schema.json"
 
@@ -79,9 +90,9 @@ SAMPLES: list[Any] = [
 
 def test_every_form_of_a_value_that_is_taken_fits() -> None:
     for kind, schema in _KINDS.items():
-        validator = Draft7Validator(schema)
+        of_kind = validator(schema)
         taken = [value for value in SAMPLES if kind.parse(value) is not None]
-        assert [value for value in taken if not validator.is_valid(value)] == [], kind
+        assert [value for value in taken if not of_kind.is_valid(value)] == [], kind
         assert kind in (units.FILE, units.FOLDER) or taken, kind
 
 
@@ -107,7 +118,9 @@ def test_key_that_is_misspelt_does_not_fit_anywhere() -> None:
         data: Any = {f"{name}_x": 1}
         for part in reversed(above):
             data = [data] if part == "0" else {part: data}
-        found = [error for error in VALIDATOR.iter_errors(data) if error.validator == "additionalProperties"]
+        found = [
+            error for error in of_config().iter_errors(data) if error.validator == "additionalProperties"
+        ]
         assert [[*map(str, error.absolute_path)] for error in found] == [above]
 
 

@@ -495,6 +495,25 @@ def test_few_are_kept_of_those_whom_others_serve() -> None:
 clients = st.sampled_from([X, Y, Z])
 
 
+def test_clock_that_runs_back_forgives_nothing_and_is_counted_from_there() -> None:
+    breaker = opened(BreakerPolicy(open=5.0), now=100.0)
+    once(breaker, SUCCESS, 200.0)
+    breaker.roll(50.0)
+    assert repr(breaker) == "<Breaker closed generation=3 strikes=1>"
+    breaker.roll(54.9)
+    assert "strikes=1" in repr(breaker)
+    breaker.roll(55.0)
+    assert "strikes=0" in repr(breaker)
+
+
+def test_half_open_breaker_that_is_tripped_is_forgiven_nothing() -> None:
+    breaker = opened(BreakerPolicy(open=5.0), now=100.0)
+    breaker.acquire(200.0)
+    assert breaker.state is HALF_OPEN
+    breaker.trip(300.0, 0.0)
+    assert repr(breaker) == "<Breaker open generation=3 strikes=2>"
+
+
 class AnyHistory(RuleBasedStateMachine):
     """Whatever is asked of a breaker, in any order and with any clock."""
 

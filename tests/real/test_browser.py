@@ -11,11 +11,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, Request, async_playwright, expect
+from playwright.async_api import Browser, Page, Request, expect
 from yarl import URL
 
 from fedproxy.config.load import parse
@@ -26,7 +27,7 @@ from fedproxy.event import EventName
 from fedproxy.serve.service import Service
 from tests.rig import programs
 
-pytestmark = programs.needs("chromium", "chromium")
+pytestmark = [programs.needs("chromium", "chromium"), pytest.mark.asyncio(loop_scope="module")]
 
 WITHIN = 30_000.0  # milliseconds that a test waits for what must come
 MOST_BYTES = 60_000
@@ -104,8 +105,8 @@ async def _logo(_request: web.Request) -> web.Response:
     return web.Response(body=LOGO, content_type="text/plain")
 
 
-@pytest.fixture
-async def edge() -> AsyncIterator[Edge]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def edge(chromium: Browser) -> AsyncIterator[Edge]:
     elsewhere = web.Application()
     elsewhere.router.add_get("/logo.svg", _logo)
     async with DemoFederation(3) as federation, TestServer(elsewhere) as museum:
@@ -123,11 +124,8 @@ async def edge() -> AsyncIterator[Edge]:
         service = Service(parse(yaml.safe_dump(config), {}), log=lambda line: None)
         await service.start()
         try:
-            async with async_playwright() as playwright:
-                browser = await playwright.chromium.launch(executable_path=programs.found("chromium"))
-                members = {hub.name: hub for hub in federation.hubs}
-                yield Edge(service, members, browser, federation.control_url)
-                await browser.close()
+            members = {hub.name: hub for hub in federation.hubs}
+            yield Edge(service, members, chromium, federation.control_url)
         finally:
             await service.stop()
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Page, expect
 from yarl import URL
 
 from fedproxy.control.messages import Logo
@@ -17,7 +18,7 @@ from fedproxy.web.error_pages import LOGO
 from tests.rig import programs, refusing
 from tests.rig.service import config_of
 
-pytestmark = programs.needs("chromium", "chromium")
+pytestmark = [programs.needs("chromium", "chromium"), pytest.mark.asyncio(loop_scope="module")]
 
 IMAGE = b"<svg xmlns='http://www.w3.org/2000/svg' width='80' height='40'><rect width='80' height='40'/></svg>"
 DARK = "rgb(22, 24, 28)"
@@ -33,9 +34,11 @@ class Visit:
     browser: Browser
     asked: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+    contexts: list[BrowserContext] = field(default_factory=list)
 
     async def page(self, path: str, *, clock: bool = False, **settings: Any) -> Page:
         context = await self.browser.new_context(**settings)
+        self.contexts.append(context)
         page = await context.new_page()
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("request", lambda request: self.asked.append(request.url))
@@ -50,18 +53,20 @@ class Visit:
         return sum(url.endswith(path) for url in self.asked)
 
 
-@pytest.fixture
-async def visit() -> AsyncIterator[Visit]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def visit(chromium: Browser) -> AsyncIterator[Visit]:
     pages = {"site": "Binder", "logo": "https://a.example/l.svg", "status_url": "https://status.example/"}
     with refusing() as url:
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=programs.found("chromium"))
-            config = config_of(url, pages=pages, routes=ROUTES, breaker={"failures": 1000})
-            service = Service(config, log=lambda line: None, probe=False)
-            await service.start()
-            service._fleet.tell(Logo(pages["logo"], "0123", "image/svg+xml", IMAGE))
-            yield Visit(service, browser)
-            await browser.close()
+        config = config_of(url, pages=pages, routes=ROUTES, breaker={"failures": 1000})
+        service = Service(config, log=lambda line: None, probe=False)
+        await service.start()
+        service._fleet.tell(Logo(pages["logo"], "0123", "image/svg+xml", IMAGE))
+        visit = Visit(service, chromium)
+        try:
+            yield visit
+        finally:
+            for context in visit.contexts:
+                await context.close()
             await service.stop()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from playwright.async_api import BrowserContext, Error, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Error, Page, expect
 from websockets.asyncio.server import ServerConnection, serve
 
 from fedproxy.config.load import parse
@@ -20,7 +20,7 @@ from fedproxy.serve.service import Service
 from tests.rig import Conn, Edge, Message, Scripted, edge, per_request, programs, until
 from tests.rig.ways import over_tls
 
-pytestmark = programs.needs("chromium", "chromium")
+pytestmark = [programs.needs("chromium", "chromium"), pytest.mark.asyncio(loop_scope="module")]
 
 WITHIN = 60.0  # seconds that a test waits for what must come
 MANY = 12  # HTTP/1.1's browsers have six connections to a host
@@ -53,16 +53,14 @@ def patient() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def browsing() -> AsyncIterator[BrowserContext]:
+async def browsing(chromium: Browser) -> AsyncIterator[BrowserContext]:
     """A browser that takes any certificate, and has no cache and no cookies yet."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=programs.found("chromium"))
-        try:
-            context = await browser.new_context(ignore_https_errors=True)
-            context.set_default_timeout(WITHIN * 1000)
-            yield context
-        finally:
-            await browser.close()
+    context = await chromium.new_context(ignore_https_errors=True)
+    context.set_default_timeout(WITHIN * 1000)
+    try:
+        yield context
+    finally:
+        await context.close()
 
 
 def document(text: str) -> bytes:
@@ -113,21 +111,21 @@ async def logged(running: Edge, count: int, **wanted: object) -> list[dict[str, 
 
 
 async def test_page_comes_by_http_2_over_tls_and_by_http_1_1_where_that_is_all_there_is(
-    tmp_path: Path,
+    tmp_path: Path, chromium: Browser
 ) -> None:
     for http2, protocol in ((True, "h2"), (False, "http/1.1")):
         way = over_tls(tmp_path, http2=http2)
-        async with edge(Streams().member.script, listen=way.listen) as running, browsing() as context:
+        async with edge(Streams().member.script, listen=way.listen) as running, browsing(chromium) as context:
             (page,) = await opened(context, way.url(running, "/"))
             await expect(page.get_by_role("heading")).to_have_text("Hello")
             assert await page.evaluate(PROTOCOL) == protocol
 
 
 async def test_twelve_event_streams_are_live_on_one_connection_and_another_page_still_loads(
-    tmp_path: Path,
+    tmp_path: Path, chromium: Browser
 ) -> None:
     way, streams = over_tls(tmp_path), Streams()
-    async with edge({"a": streams.member}, listen=way.listen) as running, browsing() as context:
+    async with edge({"a": streams.member}, listen=way.listen) as running, browsing(chromium) as context:
         pages = await opened(context, *(way.url(running, f"/page/{number}") for number in range(MANY)))
         await until(lambda: len(streams.open) == MANY, lambda: streams.open, within=WITHIN)
         for number in range(MANY):
@@ -146,9 +144,9 @@ async def test_twelve_event_streams_are_live_on_one_connection_and_another_page_
         assert {line["protocol"] for line in running.log} == {"HTTP/2.0"}
 
 
-async def test_tab_that_is_closed_ends_its_stream_and_no_other(tmp_path: Path) -> None:
+async def test_tab_that_is_closed_ends_its_stream_and_no_other(tmp_path: Path, chromium: Browser) -> None:
     way, streams = over_tls(tmp_path), Streams()
-    async with edge({"a": streams.member}, listen=way.listen) as running, browsing() as context:
+    async with edge({"a": streams.member}, listen=way.listen) as running, browsing(chromium) as context:
         first, second = await opened(context, way.url(running, "/page/1"), way.url(running, "/page/2"))
         await until(lambda: len(streams.open) == 2, lambda: streams.open, within=WITHIN)
         await first.close()
@@ -175,8 +173,10 @@ async def echoing(folder: Path) -> AsyncIterator[tuple[Edge, str]]:
             yield running, way.url(running, "")
 
 
-async def test_websocket_is_a_stream_of_the_page_s_connection_and_echoes(tmp_path: Path) -> None:
-    async with echoing(tmp_path) as (running, url), browsing() as context:
+async def test_websocket_is_a_stream_of_the_page_s_connection_and_echoes(
+    tmp_path: Path, chromium: Browser
+) -> None:
+    async with echoing(tmp_path) as (running, url), browsing(chromium) as context:
         pages = await opened(context, *(f"{url}/{number}" for number in range(3)))
         await asyncio.gather(*(page.evaluate(OPEN, f"/sockets/{at}") for at, page in enumerate(pages)))
         sizes = [0, 1, 125, 126, 65_535, 65_536, 1_000_000]
@@ -196,13 +196,15 @@ async def test_websocket_is_a_stream_of_the_page_s_connection_and_echoes(tmp_pat
         assert {line["target"] for line in lines} == {"/sockets/0", "/sockets/1", "/sockets/2"}
 
 
-async def test_websocket_works_by_http_1_1_where_the_listener_speaks_no_other(tmp_path: Path) -> None:
+async def test_websocket_works_by_http_1_1_where_the_listener_speaks_no_other(
+    tmp_path: Path, chromium: Browser
+) -> None:
     way = over_tls(tmp_path, http2=False)
     async with serve(echo, "127.0.0.1", 0) as server:
         host, port = next(iter(server.sockets)).getsockname()
         members: dict[str, Scripted | str] = {"pages": Streams().member, "sockets": f"http://{host}:{port}"}
         routes = [{"path": "/sockets/*", "to": "sockets"}, {"path": "/*", "to": "pages"}]
-        async with edge(members, listen=way.listen, routes=routes) as running, browsing() as context:
+        async with edge(members, listen=way.listen, routes=routes) as running, browsing(chromium) as context:
             (page,) = await opened(context, way.url(running, "/"))
             await page.evaluate(OPEN, "/sockets/1")
             await page.evaluate("socket.send('hello')")
@@ -213,7 +215,7 @@ async def test_websocket_works_by_http_1_1_where_the_listener_speaks_no_other(tm
 
 @pytest.mark.parametrize("status", [200, 403])
 async def test_websocket_that_the_member_refuses_is_not_opened_and_the_connection_stays(
-    tmp_path: Path, status: int
+    tmp_path: Path, status: int, chromium: Browser
 ) -> None:
     # A success that is none: by HTTP/1.1 anything but 101 refuses a WebSocket.
     refusal = b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\nno" % status
@@ -222,7 +224,7 @@ async def test_websocket_that_the_member_refuses_is_not_opened_and_the_connectio
         conn.send(refusal if request.target == b"/no-socket" else document("<title>hello</title>"))
 
     way = over_tls(tmp_path)
-    async with edge(per_request(handle), listen=way.listen) as running, browsing() as context:
+    async with edge(per_request(handle), listen=way.listen) as running, browsing(chromium) as context:
         (page,) = await opened(context, way.url(running, "/"))
         with pytest.raises(Error, match="the WebSocket failed"):
             await page.evaluate(OPEN, "/no-socket")
@@ -231,7 +233,7 @@ async def test_websocket_that_the_member_refuses_is_not_opened_and_the_connectio
         assert len(running.connections) == 1
 
 
-async def test_page_uploads_and_downloads_10_mib_whole(tmp_path: Path) -> None:
+async def test_page_uploads_and_downloads_10_mib_whole(tmp_path: Path, chromium: Browser) -> None:
     way = over_tls(tmp_path)
 
     async def handle(conn: Conn, request: Message) -> None:
@@ -242,7 +244,7 @@ async def test_page_uploads_and_downloads_10_mib_whole(tmp_path: Path) -> None:
         else:
             conn.send(document("<title>hello</title>"))
 
-    async with edge(per_request(handle), listen=way.listen) as running, browsing() as context:
+    async with edge(per_request(handle), listen=way.listen) as running, browsing(chromium) as context:
         (page,) = await opened(context, way.url(running, "/"))
         same = await page.evaluate(
             """async () => {
@@ -259,14 +261,14 @@ async def test_page_uploads_and_downloads_10_mib_whole(tmp_path: Path) -> None:
         assert (line["bytes_in"], line["bytes_out"]) == (10 << 20, 10 << 20)
 
 
-async def test_twelve_launches_in_tabs_of_one_browser_become_ready(tmp_path: Path) -> None:
+async def test_twelve_launches_in_tabs_of_one_browser_become_ready(tmp_path: Path, chromium: Browser) -> None:
     way, lines = over_tls(tmp_path), list[str]()
     async with DemoFederation(3, pace=0.1) as federation:
         config = federation.config_dict(0, 0) | {"listen": way.listen}
         service = Service(parse(yaml.safe_dump(config), {}), log=lines.append)
         await service.start()
         try:
-            async with browsing() as context:
+            async with browsing(chromium) as context:
                 host, port = service.addresses[0]
                 urls = [
                     f"https://{host}:{port}/v2/gh/somebody/number-{number}/HEAD" for number in range(MANY)

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
-import yaml
-
-from fedproxy.config.load import parse
+from fedproxy.config.check import config_from
+from fedproxy.config.model import Config
 from fedproxy.serve.service import Service
 from tests.rig.client import RawClient
 from tests.rig.member import Script, Scripted
@@ -111,7 +110,8 @@ class Edge:
         return {task for member in self.members.values() for task in member.tasks}
 
 
-def _config(members: Mapping[str, dict[str, Any]], overrides: Mapping[str, Any]) -> str:
+def _config(members: Mapping[str, dict[str, Any]], overrides: Mapping[str, Any]) -> Config:
+    """Without YAML between, which takes longer than most tests of the edge."""
     config = {
         "listen": [{"address": "127.0.0.1:0"}],
         "admin": {"address": "127.0.0.1:0"},
@@ -119,7 +119,9 @@ def _config(members: Mapping[str, dict[str, Any]], overrides: Mapping[str, Any])
         "health": {"interval": "1h"},
         "members": members,
     }
-    return yaml.safe_dump({**config, **overrides}, sort_keys=False)
+    valid, findings, _ = config_from({**config, **overrides})
+    assert valid is not None, findings
+    return valid
 
 
 @asynccontextmanager
@@ -157,9 +159,9 @@ async def edge(
 
 
 @asynccontextmanager
-async def _started(text: str, scripted: dict[str, Scripted]) -> AsyncIterator[Edge]:
+async def _started(config: Config, scripted: dict[str, Scripted]) -> AsyncIterator[Edge]:
     lines: list[str] = []
-    service = Service(parse(text, {}), log=lambda text: lines.extend(text.splitlines()), probe=False)
+    service = Service(config, log=lambda text: lines.extend(text.splitlines()), probe=False)
     await service.start()
     running = Edge(service, scripted, lines)
     try:

@@ -15,7 +15,7 @@ import yaml
 
 from tests.rig.command import Program, fedproxy
 from tests.rig.members import PUBLIC, Member
-from tests.rig.running import ACTIVATED, TOKEN, Operated, patience
+from tests.rig.running import ACTIVATED, PAUSE, TOKEN, Operated, patience
 
 
 class Edge:
@@ -100,7 +100,7 @@ class Edge:
                 now = (await self._now.members())[name]
                 if wanted.items() <= now.items():
                     return
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(PAUSE)
 
 
 @asynccontextmanager

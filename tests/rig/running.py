@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import rig
@@ -32,6 +33,7 @@ _EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encod
 _EVENT = b'data: {"phase": "building", "message": "x"}\n\n'
 TOKEN = "not to be guessed"
 PATIENCE = 60.0
+PAUSE = 0.03  # seconds between two looks: each takes time from the processes that are waited for
 GRACE = 0.9  # seconds, a little less than the edge has
 #: A program that is handed a listening socket as systemd does it: its descriptor, then fedproxy's arguments.
 ACTIVATED = """
@@ -98,9 +100,7 @@ class Operated:
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of that name with those labels."""
         _, body = await self.admin_ask("GET", "/metrics")
-        samples = [
-            sample for found in text_string_to_metric_families(body.decode()) for sample in found.samples
-        ]
+        samples = [sample for found in families(body, name) for sample in found.samples]
         fitting = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
         return sum(fitting)
 
@@ -109,16 +109,16 @@ class Operated:
         async with patience():
             while (now := await self.metric(name, **labels)) != value:
                 assert now < value
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(PAUSE)
 
     async def replaced(self, old: Sequence[int], kept: Sequence[int] = ()) -> list[int]:
         """Waits until these workers are gone and as many others serve beside those that are kept."""
         count = len(old) + len(kept)
         async with patience():
             while set(now := self.program.workers()) & set(old) or len(now) != count:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(PAUSE)
             while await self.metric("fedproxy_workers") != count:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(PAUSE)
         return now
 
 
@@ -171,6 +171,12 @@ class Running(Operated):
             await client.leave()
 
 
+def families(body: bytes, *names: str) -> list[Metric]:
+    """What is scraped, but only of metrics whose names begin so: the whole takes long to read."""
+    lines = [line for line in body.decode().splitlines(keepends=True) if line.split(" ")[0].startswith(names)]
+    return [*text_string_to_metric_families("".join(lines))]
+
+
 def paused(since: float) -> bool:
     """Whether an edge that drains may have closed a connection on which nothing has come since then."""
     return time.monotonic() - since > GRACE
@@ -217,7 +223,7 @@ def patience() -> asyncio.Timeout:
 
 async def until(condition: Callable[[], object], what: str) -> None:
     """As the rig's, with this patience."""
-    await rig.until(condition, what, within=PATIENCE)
+    await rig.until(condition, what, within=PATIENCE, pause=PAUSE)
 
 
 @asynccontextmanager

@@ -20,13 +20,16 @@ def guard() -> asyncio.Timeout:
 
 
 async def until(
-    condition: Callable[[], object], what: str | Callable[[], object], within: float = GUARD
+    condition: Callable[[], object],
+    what: str | Callable[[], object],
+    within: float = GUARD,
+    pause: float = 0.002,
 ) -> None:
     """Waits for a condition that nobody announces; `what` says which, or what is there instead."""
     try:
         async with asyncio.timeout(within):
             while not condition():
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(pause)
     except TimeoutError:
         raise AssertionError(f"never came true: {what() if callable(what) else what}") from None
 

@@ -19,7 +19,7 @@ from fedproxy.serve.sharing import Sharing, SharingPeer
 from tests.rig import Conn, Message, Scripted, per_request
 from tests.rig.homes import cookie, get
 from tests.rig.launches import HEAD, LAST, ask, chunk, event
-from tests.rig.running import TOKEN, Hub, Running, patience, serving, until, write
+from tests.rig.running import PAUSE, TOKEN, Hub, Running, patience, serving, until, write
 
 EVENTS = b"Accept: text/event-stream"
 
@@ -310,4 +310,4 @@ async def test_member_that_operators_join_again_under_another_name_has_its_sessi
         assert (await edge.admin_ask("PUT", "/members/new", {"url": url}))[0] == 201
         # Workers hear of it a moment later.
         while [await asked(edge, "b-0", cookie(b"c")) for _ in range(8)] != [b"b"] * 8:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(PAUSE)

@@ -20,7 +20,7 @@ import trustme
 
 from tests.rig import RawClient
 from tests.rig.command import Program, fedproxy
-from tests.rig.running import CLOSING, GET, Hub, Running, patience, refuses, until, write
+from tests.rig.running import CLOSING, GET, PAUSE, Hub, Running, patience, refuses, until, write
 
 pytestmark = pytest.mark.no_cover  # the edge is a process of its own
 
@@ -86,7 +86,7 @@ async def listens(program: Program, host: str) -> tuple[str, int]:
     """Where one of its processes listens. /proc may leave a socket out while others come and go."""
     async with patience():
         while not (port := max((found(pid, host) for pid in program.processes()), default=0)):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(PAUSE)
     return host, port
 
 
@@ -111,7 +111,7 @@ async def running(
             edge = Running(program, admin, file, hub, ("127.0.0.1", 0))
             async with patience():
                 while (await edge.admin_ask("GET", "/health/ready"))[0] != 200:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(PAUSE)
             edge.public = await listens(program, "127.0.0.1")
             try:
                 yield edge
@@ -188,9 +188,9 @@ async def test_nothing_hangs_on_a_line_that_cannot_be_written(
         await edge.ask()
         async with patience():
             while await edge.metric("fedproxy_log_lines_dropped_total", log="events") < 3:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(PAUSE)
             while await edge.metric("fedproxy_log_lines_dropped_total", log="access") != 1:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(PAUSE)
         await is_well(edge, workers)
 
 
@@ -231,10 +231,10 @@ async def test_certificate_is_renewed_and_config_reloaded_though_nobody_can_be_t
                 await asyncio.sleep(0.05)
             edge.file.write_text("members: nonsense")
             while not await edge.metric("fedproxy_config_reloads_total", result="failure"):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(PAUSE)
             write(edge.file, edge.hub, admin={"address": "127.0.0.2:0"}, workers=workers, listen=listen)
             while not await edge.metric("fedproxy_config_reloads_total", result="success"):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(PAUSE)
         assert await served() != before
         edge.program.signal(TERM)
         assert await edge.program.ended() == 0

@@ -19,6 +19,7 @@ from tests.rig.running import (
     GET,
     LAUNCH,
     OK,
+    PAUSE,
     SLOW,
     Hub,
     Running,
@@ -43,7 +44,7 @@ async def kept_with(edge: Running, worker: int, count: int = 40) -> RawClient:
         port = client.writer.get_extra_info("sockname")[1]
         async with patience():
             while not (owner := owner_of(port, edge.program.workers())):
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(PAUSE)
         if owner == worker:
             return client
     raise AssertionError(f"no connection came to worker {worker}")
@@ -121,12 +122,13 @@ async def test_worker_that_starts_later_shows_the_same_pages_and_a_reload_shows_
     missing = b"GET /tea HTTP/1.1\r\nHost: h\r\nAccept: text/html\r\n\r\n"
     folder = tmp_path / "pages"
     folder.mkdir()
-    (folder / "error.html").write_text("before {{ status }}")
+    template = folder / "error.html"
+    template.write_text("before {{ status }}")
     pages: dict[str, Any] = {"pages": {"templates": str(folder)}, "routes": [{"path": "/tea", "status": 418}]}
     async with running(tmp_path, **pages) as edge:
         first, second = edge.program.workers()
         # As it cannot be used, it is not put in force when it is seen.
-        (folder / "error.html").write_text("{{ anything }}")
+        template.write_text("{{ anything }}")
         os.kill(first, KILL)
         await until(
             lambda: len(edge.program.workers()) == 2 and first not in edge.program.workers(), "another"
@@ -134,16 +136,16 @@ async def test_worker_that_starts_later_shows_the_same_pages_and_a_reload_shows_
         (new,) = set(edge.program.workers()) - {second}
         client = await kept_with(edge, new)
         assert (await client.ask(missing)).body == b"before 418"
-        (folder / "error.html").write_text("after {{ status }}")
+        template.write_text("after {{ status }}")
         edge.program.signal(HUP)
         await edge.program.line("reloaded ")
         async with patience():
             while (await client.ask(missing)).body != b"after 418":
-                await asyncio.sleep(0.005)
-        (folder / "error.html").write_text("{{ nothing }}")
+                await asyncio.sleep(PAUSE)
+        template.write_text("{{ nothing }}")
         edge.program.signal(HUP)
         fault = await edge.program.line("pages.templates: ")
-        assert fault == f"{folder}/error.html:1: 'nothing' is undefined"
+        assert fault == f"{template}:1: 'nothing' is undefined"
         await edge.program.line("the config in force is kept")
         assert (await client.ask(missing)).body == b"after 418"
 
@@ -526,7 +528,7 @@ async def test_worker_that_hangs_holds_up_neither_operators_nor_visitors(tmp_pat
         # What was told meanwhile is in force there too.
         async with patience():
             while (await edge.members())["a"]["weight"] != 5:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(PAUSE)
         client = await kept_with(edge, hung)
         assert (await client.ask(GET)).body == b"ok"
 
@@ -562,7 +564,7 @@ async def test_breaker_that_opens_in_one_worker_opens_in_all(tmp_path: Path) -> 
             assert (await client.ask(GET)).status == 502
         async with patience():
             while await edge.metric("fedproxy_breaker_transitions_total", member="a", to="open") < 2:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(PAUSE)
         assert (await other.ask(GET)).status == 503
 
 
@@ -594,7 +596,7 @@ async def test_launches_in_flight_are_counted_across_workers(tmp_path: Path) -> 
             while await launching.chunk():
                 pass
             while await edge.metric("fedproxy_launches_in_flight", member="a"):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(PAUSE)
             while await refused():
                 pass
 

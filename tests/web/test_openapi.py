@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from jsonschema import Draft202012Validator
 
 from fedproxy.web.admin import create_admin_app
 from fedproxy.web.openapi import description
@@ -45,6 +44,9 @@ def test_every_path_is_described_and_every_description_is_a_path() -> None:
 
 
 def test_schemas_are_schemas() -> None:
+    # It takes a second to import, which every process that collects the tests would pay.
+    from jsonschema import Draft202012Validator
+
     for schema in description()["components"]["schemas"].values():
         Draft202012Validator.check_schema(schema)
 

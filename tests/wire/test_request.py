@@ -316,6 +316,15 @@ def test_lines_that_differ_each_time_do_not_have_the_others_read_again(lower: bo
     assert known[0] is not None and known.count(known[0]) == 10
 
 
+@pytest.mark.parametrize("lines", [(b"Referer: https://r/", b"REFERER: https://other/"), (b"If-Match: a",)])
+def test_line_that_differs_in_its_spelling_or_meaning_is_read_with_the_others(
+    lines: tuple[bytes, ...],
+) -> None:
+    reader = BlockReader("fedproxy_member", None, trusted=False)
+    for _ in range(2):
+        assert {*sent(block(b"Host: h", *lines, reader=reader))} >= {*lines}
+
+
 @pytest.mark.parametrize("cookies", [(), (b"Cookie: a=b",)])
 def test_words_for_the_log_are_those_that_were_sent_or_empty(cookies: tuple[bytes, ...]) -> None:
     known = block(b"Host: h", b"User-Agent: \xe9", b"Referer: https://r/", *cookies)

@@ -289,6 +289,13 @@ def test_switching_says_to_what() -> None:
     assert sent.endswith(b"\r\nI: 1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi")
 
 
+def test_it_is_shown_with_its_state() -> None:
+    machine = server()
+    assert repr(machine) == "<Server idle>"
+    machine.receive(GET)
+    assert repr(machine) == f"<Server {machine.state.value}>" != "<Server idle>"
+
+
 def test_length_that_was_allowed_stays_allowed() -> None:
     machine = server()
     assert machine.receive(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n") is REQUEST
