@@ -243,6 +243,15 @@ class Build(NamedTuple):
     until: float
 
 
+class Learned(NamedTuple):
+    """What is known of a member, for people. with_image, without_image: seconds from asked to `ready`, None if
+    there was none; images: how many it is known to have."""
+
+    with_image: float | None
+    without_image: float | None
+    images: int
+
+
 class Knowledge:
     """What launches have taught so far. replicated: members get each other's images, after a delay.
 
@@ -289,6 +298,18 @@ class Knowledge:
             known = self.members[name] = self._slots[slot] = Experience(slot)
             self._expect(known)
         return known
+
+    def about(self, name: str) -> Learned:
+        """What is known of a member, or of one that nothing is known of."""
+        known = self.members.get(name)
+        if known is None:
+            return Learned(None, None, 0)
+        with_image, without_image = known.with_image, known.without_image
+        return Learned(
+            with_image.mean(0.0, 0.0) if with_image.weight else None,
+            without_image.mean(0.0, 0.0) if without_image.weight else None,
+            self.images.known.get(known.slot, 0),
+        )
 
     # What is expected
 

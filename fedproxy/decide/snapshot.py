@@ -45,7 +45,8 @@ class Snapshot:
     share: its current weight for new visitors. admits: its breaker lets requests through. available: a
     request may be sent to it. last_resort: visitors for whom no other member is available are sent to it,
     healthy or not. idle, busy: connections to it. checks, pods, quota, details: the results of its last
-    probe, in the process that probes.
+    probe, in the process that probes. price: as of `decide.waits`,
+    in seconds.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Snapshot:
     quota: int | None = None
     details: tuple[str, ...] = ()
     last_resort: bool = False
+    price: float = 0.0
 
     @property
     def status(self) -> Status:
@@ -147,6 +149,7 @@ def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Sna
         idle=idle,
         busy=busy,
         last_resort=member.prime and member.intent is not Intent.MAINT and not member.full(),
+        price=member.price,
     )
 
 
@@ -178,6 +181,7 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
         idle=sum(part.idle for part in parts),
         busy=sum(part.busy for part in parts),
         last_resort=any(part.last_resort for part in parts),
+        price=sum(part.price for part in parts) / len(parts),
     )
 
 

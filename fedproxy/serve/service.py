@@ -66,6 +66,7 @@ from fedproxy.web.guard import Guarded
 
 if TYPE_CHECKING:
     from fedproxy.decide.federation import Federation
+    from fedproxy.decide.knowledge import Learned
     from fedproxy.observe.events import Events
     from fedproxy.proxy.edge import Edge
 
@@ -628,6 +629,10 @@ class Service:
         ]
         secrets = changed_secrets(self.config, config)
         return [*compare(masked(self.config), masked(config)), *secrets, *intents]
+
+    def learned(self, name: str) -> Learned:
+        """What launches have taught of a member."""
+        return self._common.learning.knowledge.about(name)
 
     def set_by(self, name: str) -> str | None:
         """Who set last what an operator set of a member; None if nobody did, or it is not known."""

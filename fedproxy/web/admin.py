@@ -25,7 +25,7 @@ from fedproxy import __version__
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import shares
 from fedproxy.errors import ConfigError
-from fedproxy.observe.history import History
+from fedproxy.observe.history import Figures, History
 from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.proxy.explaining import Question
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, request_id, takes_gzip
@@ -39,6 +39,7 @@ from fedproxy.web.view import dashboard, describe, probed
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
     from fedproxy.config.report import Difference
+    from fedproxy.decide.knowledge import Learned
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
 
@@ -110,6 +111,9 @@ class AdminState(Protocol):
 
     def set_by(self, name: str) -> str | None:
         """Who set last what an operator set of a member; None if nobody did, or it is not known."""
+
+    def learned(self, name: str) -> Learned:
+        """What launches have taught of a member."""
 
     async def explain(self, question: Question) -> str | None:
         """Why a request would go where it goes, as JSON; None for one that no visitor could make.
@@ -353,17 +357,33 @@ class _Admin:
         return found
 
     def _described(self, survey: Survey) -> list[dict[str, Any]]:
+        figures = self._state.history.figures()
         parts = shares(survey.members)
         members = self._state.config.members
         return [
             {
                 **describe(member, parts[member.name]),
                 "set_by": self._state.set_by(member.name),
+                **_learned(self._state.learned(member.name), figures.get(member.name)),
                 **probed(member, members.get(member.name)),
                 "dashboard": dashboard(members.get(member.name)),
             }
             for member in survey.members
         ]
+
+
+def _learned(learned: Learned, lately: Figures | None) -> dict[str, Any]:
+    """What launches have taught of a member, and its share of new visitors in the last hour."""
+    actual = lately.new if lately is not None else None
+    with_image, without_image, images = learned
+    return {
+        "share_actual": None if actual is None else round(actual, 4),
+        "launch_seconds": {
+            "with_image": None if with_image is None else round(with_image, 1),
+            "without_image": None if without_image is None else round(without_image, 1),
+        },
+        "images_known": images,
+    }
 
 
 def _name(request: web.Request) -> str:

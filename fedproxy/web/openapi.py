@@ -17,6 +17,7 @@ _FLAG: Final[Schema] = {"type": "boolean"}
 _COUNTS: Final[Schema] = {"type": "object", "additionalProperties": _COUNT}
 _TEXTS: Final[Schema] = {"type": "array", "items": _TEXT}
 _MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
+_MAYBE_SECONDS: Final = {"type": ["number", "null"], "minimum": 0}
 _MAYBE_COUNT: Final[Schema] = {"type": ["integer", "null"], "minimum": 0}
 
 
@@ -43,6 +44,13 @@ _MEMBER: Final = _object(
         "url": _TEXT,
         "weight": {"type": "number", "minimum": 0},
         "share": {"type": "number", "minimum": 0, "maximum": 1},
+        "share_actual": {
+            "type": ["number", "null"],
+            "description": "Of the new visitors of the last hour; null if there were none.",
+        },
+        "price": {"type": "number", "description": "Seconds that expected-wait adds, for its share."},
+        "launch_seconds": _object({"with_image": _MAYBE_SECONDS, "without_image": _MAYBE_SECONDS}),
+        "images_known": _COUNT,
         "prime": _FLAG,
         "state": {"enum": [each.value for each in Intent], "description": "What operators set."},
         "status": {"enum": [each.value for each in Status], "description": "How it is, in one word."},
