@@ -244,8 +244,8 @@ class Build(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What is known of a member, for people. with_image, without_image: seconds from asked to `ready`, None if
-    there was none; images: how many it is known to have."""
+    """What is known of a member, for people. with_image, without_image: seconds from asked to `ready`; None
+    if there was none. images: how many it is known to have."""
 
     with_image: float | None
     without_image: float | None
