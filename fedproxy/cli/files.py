@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 import uvloop
@@ -103,3 +103,26 @@ def page(file: Path, form: str) -> None:
     from fedproxy.web.page import render_page
 
     click.echo(render_page(load_config(file), form), nl=False)
+
+
+@main.command()
+@click.argument("logs", metavar="[LOG]...", nargs=-1, type=click.File("rb"))
+def record(logs: tuple[BinaryIO, ...]) -> None:
+    """Print the launches of access logs in a form that names nobody, for `benchmarks.simulate --record`.
+
+    Reads standard input if no LOG is given. Each launch is a line of JSON, in the order in which they were
+    asked for. Visitors, repositories and images are digests with a secret that is not kept.
+    """
+    import secrets
+    from itertools import chain
+
+    from fedproxy.observe.recording import Recorder
+
+    recorder = Recorder(secrets.token_bytes(32))
+    count = 0
+    for launch in recorder.read(chain.from_iterable(logs or (sys.stdin.buffer,))):
+        click.echo(json.dumps(launch))
+        count += 1
+    say(f"{count} launches; {recorder.skipped} lines were not understood")
+    if not count:
+        raise SystemExit(1)
