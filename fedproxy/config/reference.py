@@ -56,7 +56,7 @@ def render() -> str:
     """The whole reference as Markdown."""
     parts = [_INTRODUCTION, "## Top level\n", _table(Config, "")]
     for name, field in Config.model_fields.items():
-        section = _section(field)
+        section = section_of(field)
         if section:
             model, prefix = section
             parts += [f"## {name}\n", f"{field.description}\n", _table(model, f"{name}{prefix}.")]
@@ -72,14 +72,14 @@ def _table(model: type[BaseModel], prefix: str) -> str:
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        section = _section(field)
-        yield f"| `{prefix}{name}` | {_type(field)} | {_default(field)} | {field.description} |"
+        section = section_of(field)
+        yield f"| `{prefix}{name}` | {type_text(field)} | {default_text(field)} | {field.description} |"
         if section and prefix:
             inner, infix = section
             yield from _rows(inner, f"{prefix}{name}{infix}.")
 
 
-def _section(field: FieldInfo) -> tuple[type[BaseModel], str] | None:
+def section_of(field: FieldInfo) -> tuple[type[BaseModel], str] | None:
     """The model inside a field, and the text between the field's name and its keys."""
     annotation = optional(field.annotation)
     for inner, infix in (
@@ -93,7 +93,8 @@ def _section(field: FieldInfo) -> tuple[type[BaseModel], str] | None:
     return None
 
 
-def _type(field: FieldInfo) -> str:
+def type_text(field: FieldInfo) -> str:
+    """A field's type, in words."""
     annotation = optional(field.annotation)
     kind = kind_of(annotation, field.metadata)
     if kind:
@@ -106,7 +107,8 @@ def _type(field: FieldInfo) -> str:
     return "mapping"
 
 
-def _default(field: FieldInfo) -> str:
+def default_text(field: FieldInfo) -> str:
+    """A field's default, as a file would have it."""
     if field.is_required():
         return "**required**"
     if isinstance(field.get_default(call_default_factory=True), BaseModel):

@@ -150,7 +150,7 @@ NUMBERS = {
     "true or false": ["breaker.count_500", "health.versions", "launch.failover", "members.gesis.prime"],
     "auto or a whole number from 1 to 1024": ["workers"],
     "json, combined or off": ["access_log"],
-    "rendezvous, random or least-requests": ["balancer"],
+    "rendezvous, random, least-requests or expected-wait": ["balancer"],
     "repository, path or client": ["affinity.key"],
     "an http:// or https:// URL with no path": ["public_url"],
     "a cookie's name: letters, digits and - _ . (RFC 6265)": ["affinity.cookie"],
