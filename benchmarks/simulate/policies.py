@@ -99,12 +99,12 @@ class Oracle:
 
 
 class Edge:
-    """One edge: what it knows of the members, and when it rolled last.
+    """One edge: what it knows of the members, when it rolled last, and when it was told of pods.
 
     acquire: `Federation.acquire`, or the oracle's. learns: it is told how launches went.
     """
 
-    __slots__ = ("acquire", "federation", "learns", "members", "oracle", "rolled")
+    __slots__ = ("acquire", "federation", "learns", "members", "oracle", "rolled", "told")
 
     def __init__(self, federation: Federation, *, learns: bool = False, oracle: Oracle | None = None) -> None:
         self.federation = federation
@@ -113,6 +113,7 @@ class Edge:
         self.oracle = oracle
         self.acquire = federation.acquire if oracle is None else oracle.acquire
         self.rolled = 0.0
+        self.told = 0.0
 
 
 def edge(chosen: Chosen, scenario: Scenario, hubs: Sequence[Hub], rng: random.Random, truth: Truth) -> Edge:

@@ -161,6 +161,7 @@ class Run:
         if now - here.rolled >= 1.0:
             here.federation.roll(now)
             here.rolled = now
+            self._tell_rooms(now, here)
         place = self._places.get(visitor)
         if counts:
             tally = self.tally
@@ -489,6 +490,13 @@ class Run:
             interval = self.scenario.edge.interval
             rounds = (now - self._phase) // interval + 1
             self._at(self._phase + rounds * interval, self._probe, hub)
+
+    def _tell_rooms(self, now: float, edge: Edge) -> None:
+        """What the last probe said of each member's pods; what hides its quota, hides it here too."""
+        if now - edge.told >= self.scenario.edge.interval:
+            edge.told = now
+            for hub, member in zip(self.hubs, edge.members, strict=True):
+                member.room = max(0, hub.slots - hub.own - hub.pods) if hub.reachable else None
 
     def _probe(self, now: float, hub: Hub) -> None:
         """All edges probe at the same times, so one probe stands for theirs.

@@ -367,7 +367,7 @@ class Federation:
     def roll(self, now: float) -> None:
         """What passes with time; to be called about once a second."""
         if self.waits is not None:
-            self.waits.knowledge.refresh()
+            self.waits.refresh(now)
         for member in self.members:
             member.roll(now)
             # Other workers were asked, and no failure may follow that would look at their answers.

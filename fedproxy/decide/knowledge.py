@@ -53,6 +53,7 @@ _TRUST: Final = 5.0  # observations of a member that count as much as those of a
 _FAILING: Final = 0.01
 _FAILING_TRUST: Final = 20.0
 _MOST_FAILING: Final = 0.98
+_FADING: Final = 300.0  # seconds until failures count for 1/e
 _FOUND: Final = 0.98
 _FOUND_TRUST: Final = 10.0
 _MOST_FACTOR: Final = 4.0  # by which a member's times may differ from those of all, however long it insists
@@ -95,13 +96,9 @@ def seen_of(launch: Launch, image: bytes, member: str) -> Seen | None:
     return Seen(image, member, found, build, start, launch.end, failed)
 
 
-class ImagePlace(NamedTuple):
-    """A member that has an image: its number, since when, when last seen, and the seconds of its build."""
-
-    slot: int
-    since: int
-    seen: int
-    build: int
+# A plain tuple, as one of a name costs several times as much where the hot path is compiled.
+ImagePlace = tuple[int, int, int, int]
+"""A member that has an image: its number, since when, when last seen, and the seconds of its build."""
 
 
 class Average:
@@ -141,7 +138,7 @@ class Images:
         while at >= 0:
             if (at - start) % _SIZE == 0:
                 _, slot, since, seen, build = _RECORD.unpack_from(self.records, at)
-                found.append(ImagePlace(slot, since, seen, build))
+                found.append((slot, since, seen, build))
                 at += _SIZE - 1
             at = self.records.find(tag, at + 1, start + _SET)
         return found
@@ -208,12 +205,12 @@ class Experience:
 
     What is expected, worked out of these: start: seconds from an image to `ready`. slowness: of its builds.
     certain, fresh: the chance of an image that is known to be there, and of another. risk: launches that fail
-    for one that does not.
+    for one that does not. faded: when failures were last forgotten a little.
     """
 
     __slots__ = (
-        *("build", "certain", "failing", "found", "fresh", "launch", "risk", "slot", "slowness", "start"),
-        *("unknown", "with_image", "without_image"),
+        *("build", "certain", "faded", "failing", "found", "fresh", "launch", "risk", "slot", "slowness"),
+        *("start", "unknown", "with_image", "without_image"),
     )
 
     def __init__(self, slot: int) -> None:
@@ -225,6 +222,7 @@ class Experience:
         self.failing = Average()
         self.with_image = Average()
         self.without_image = Average()
+        self.faded = 0.0
         self.start = _LAUNCH
         self.slowness = 1.0
         self.certain = _FOUND
@@ -255,16 +253,19 @@ class Learned(NamedTuple):
 class Knowledge:
     """What launches have taught so far. replicated: members get each other's images, after a delay.
 
-    delay: of the replication, in seconds; None if it is to be learned.
+    delay: of the replication, in seconds; None if it is to be learned. usual_build: seconds that a build
+    takes; pull: by how much a start takes longer where an image never ran before.
     """
 
     def __init__(self, *, replicated: bool = False, delay: float | None = None) -> None:
         self.images = Images()
         self.members: dict[str, Experience] = {}
         self.launch = Average()
+        self.first = Average()
         self.build = Average()
         self.unknown = Average()
         self.usual_build = _BUILD
+        self.pull = 0.0
         self._slots: dict[int, Experience] = {}
         self._builds: dict[bytes, Build] = {}
         self._learned_delay = _DELAY
@@ -313,11 +314,22 @@ class Knowledge:
 
     # What is expected
 
-    def refresh(self) -> None:
+    def refresh(self, now: float) -> None:
         """Works the expectations out anew: to be called about once a second."""
         self.usual_build = self.build.mean(_BUILD, _TRUST)
+        start = self.launch.mean(_LAUNCH, _TRUST)
+        self.pull = max(0.0, self.first.mean(start, _TRUST) - start)
         for known in self.members.values():
+            self._fade(known, now)
             self._expect(known)
+
+    def _fade(self, known: Experience, now: float) -> None:
+        """Failures are forgotten in time: a member without launches cannot show that it is well again."""
+        passed, known.faded = now - known.faded, now
+        if known.failing.weight and passed > 0:
+            left = math.exp(-passed / _FADING)
+            known.failing.total *= left
+            known.failing.weight *= left
 
     def _expect(self, known: Experience) -> None:
         start = self.launch.mean(_LAUNCH, _TRUST)
@@ -332,13 +344,14 @@ class Knowledge:
         """How likely it is that members have an image, by their numbers; -1 stands for all others, if that
         differs from what is usual. places: where the image is known to be."""
         found: dict[int, float] = {}
-        for place in places:
-            known = self._slots.get(place.slot)
+        oldest = now
+        for slot, since, seen, _ in places:
+            known = self._slots.get(slot)
             certain = known.certain if known is not None else _FOUND
-            found[place.slot] = certain * math.exp(-abs(now - place.seen) / _KEPT)
+            found[slot] = certain * math.exp(-abs(now - seen) / _KEPT)
+            oldest = min(oldest, since)
         if self.replicated and places:
-            oldest = min([place.since for place in places])
-            found[-1] = _FOUND if abs(now - oldest) >= self.delay else 0.0
+            found[-1] = _FOUND if now - oldest >= self.delay else 0.0
         return found
 
     def under_way(self, image: bytes, now: float) -> Build | None:
@@ -385,14 +398,17 @@ class Knowledge:
             # It may have joined a build that others had asked for.
             took = max(took, _sane(now - build.since - (seen.launch or 0.0)) or 0.0)
         if seen.end is End.READY or seen.failed:
+            self._fade(known, now)
             known.failing.add(1.0 if seen.failed else 0.0)
+        ran = any(slot == known.slot for slot, *_ in self.images.places(image))
         if found is not None:
             self._compare(known, image, found, now)
         if seen.end is End.READY or took is not None:
             # A member's word that an image is there counts once a server was started from it.
             if took is not None:
                 usual = (
-                    max([place.build for place in self.images.places(image)], default=0) or self.usual_build
+                    float(max([build for *_, build in self.images.places(image)], default=0))
+                    or self.usual_build
                 )
                 self.build.add(took)
                 known.build.add(min(took / max(usual, 1.0), 2 * _MOST_FACTOR))
@@ -401,24 +417,26 @@ class Knowledge:
                 self.images.note(image, known.slot, now)
         launch = _sane(seen.launch)
         if launch is not None and seen.end is End.READY:
-            self.launch.add(launch)
-            known.launch.add(launch)
+            if found and not ran:
+                self.first.add(launch)
+            else:
+                self.launch.add(launch)
+                known.launch.add(launch)
             if found:
                 known.with_image.add(launch)
             elif took is not None:
                 known.without_image.add(launch + took)
-        self._expect(known)
 
     def _compare(self, known: Experience, image: bytes, found: bool, now: float) -> None:
         """Whether what was expected of an image was right."""
         places = self.images.places(image)
         value = 1.0 if found else 0.0
-        if any(place.slot == known.slot for place in places):
+        if any(slot == known.slot for slot, *_ in places):
             known.found.add(value)
             if not found:
                 self.images.forget(image, known.slot)
         elif self.replicated and places:
-            age = abs(now - min(place.since for place in places))
+            age = abs(now - min(since for _, since, *_ in places))
             if found and age < self._learned_delay:
                 self._learned_delay = max(1.0, 0.9 * self._learned_delay)
             elif not found and age >= self._learned_delay:
@@ -434,7 +452,7 @@ class Knowledge:
         said = {
             "version": FORMAT,
             "delay": self._learned_delay,
-            "all": {name: _pair(getattr(self, name)) for name in ("launch", "build", "unknown")},
+            "all": {name: _pair(getattr(self, name)) for name in ("launch", "first", "build", "unknown")},
             "members": {
                 name: {"slot": known.slot} | {each: _pair(getattr(known, each)) for each in _AVERAGES}
                 for name, known in self.members.items()
@@ -453,7 +471,7 @@ class Knowledge:
             if said["version"] != FORMAT or len(records) != len(self.images.records):
                 raise ValueError("it is of another version")
             delay = _number(said["delay"])
-            averages = {name: _average(said["all"][name]) for name in ("launch", "build", "unknown")}
+            averages = {name: _average(said["all"][name]) for name in ("launch", "first", "build", "unknown")}
             members: dict[str, Experience] = {}
             for name, told in said["members"].items():
                 slot = told["slot"]
@@ -466,13 +484,15 @@ class Knowledge:
                 raise ValueError("two members have one number")
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"it has not what it should have: {error!r}") from error
-        self.launch, self.build, self.unknown = averages["launch"], averages["build"], averages["unknown"]
+        self.launch, self.first = averages["launch"], averages["first"]
+        self.build, self.unknown = averages["build"], averages["unknown"]
         self.members = members
         self._slots = {known.slot: known for known in members.values()}
         self._learned_delay = min(max(delay, 1.0), _MOST_DELAY)
         self.images.records[:] = records
         self.images.count()
-        self.refresh()
+        for known in members.values():
+            self._expect(known)
 
 
 def _spot(image: bytes) -> tuple[int, bytes]:

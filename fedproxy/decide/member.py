@@ -65,6 +65,7 @@ class Member:
         self.on_launches: Callable[[], None] | None = None  # told when `launches` changes
         self.counts = MemberCounts()
         self.slow_start = 0.0  # seconds
+        self.room: int | None = None  # pods that it has left, by the last probe
         self.price = 0.0  # seconds: what `expected-wait` adds to keep its share
         self._recovered: float | None = None
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from fedproxy.decide.balancer import Chance, rendezvous, scores
 from fedproxy.decide.knowledge import Build, ImagePlace, Knowledge, Seen
@@ -38,6 +39,14 @@ class Reason(StrEnum):
     __hash__ = str.__hash__
 
 
+# Looking a member of an enumeration up by its class is slow.
+_IMAGE: Final = Reason.IMAGE
+_JOINED: Final = Reason.JOINED
+_WAIT: Final = Reason.WAIT
+_TIE: Final = Reason.TIE
+_EXPLORE: Final = Reason.EXPLORE
+
+
 @dataclass(frozen=True)
 class WaitPolicy:
     """How much prices matter, in parts of what a build costs.
@@ -51,6 +60,8 @@ class WaitPolicy:
     most: float = 1.5
     band: float = 0.1
     rival: float = 10.0
+    failure: float = 5.0
+    crowded: float = 20.0
 
 
 class Cost:
@@ -159,6 +170,10 @@ class ExpectedWait:
             found.append(left.pop(near[by_hash.index(max(by_hash))]))
         return found
 
+    def refresh(self, now: float) -> None:
+        """Works the expectations out anew: to be called about once a second."""
+        self.knowledge.refresh(now + self._ahead)
+
     def begun(self, image: bytes, name: str, now: float) -> None:
         """A member builds an image, as the events of a launch say."""
         self.knowledge.begun(image, name, now + self._ahead)
@@ -183,19 +198,23 @@ class ExpectedWait:
     ) -> list[Cost]:
         knowledge = self.knowledge
         usual = knowledge.usual_build
-        took = max([place.build for place in places], default=0) or usual
+        took = float(max([build for *_, build in places], default=0)) or usual
         chances = knowledge.chances(places, wall)
         elsewhere = chances.pop(-1, None)
         experiences = knowledge.members
         work = 1.0 if running is None else self.policy.rival
+        failure = self.policy.failure * usual
+        crowded = self.policy.crowded * usual
         found: list[Cost] = []
         builder = None if running is None else running.member
         since = wall if running is None else running.since
         for member, share in zip(members, shares, strict=True):
             known = experiences.get(member.name) or knowledge.of(member.name)
             chance = chances.get(known.slot)
+            start = known.start
             if chance is None:
                 chance = known.fresh if elsewhere is None else elsewhere
+                start += chance * knowledge.pull
             joins = builder == member.name
             build = took * known.slowness
             if joins:
@@ -208,10 +227,13 @@ class ExpectedWait:
             cost.chance = chance
             cost.joins = joins
             cost.price = member.price
-            cost.wait = wait + known.start
-            cost.whole = known.start + own + known.risk * (usual + known.start) + cost.price
+            cost.wait = wait + start
+            risk = known.risk
+            cost.whole = start + own + risk * failure + cost.price
+            if member.room is not None and member.launches + member.launches_elsewhere >= member.room:
+                cost.whole += crowded
             # A member that fails launches has a smaller share, in place of a low price for it.
-            cost.due = share / (1.0 + known.risk)
+            cost.due = share / (1.0 + risk) ** 2
             found.append(cost)
         return found
 
@@ -226,11 +248,15 @@ class ExpectedWait:
 
 
 def _reason(costs: Sequence[Cost], at: int, *, tie: bool) -> Reason:
-    cost = costs[at]
-    if cost.joins:
-        return Reason.JOINED
-    if any(other.whole - other.price < cost.whole - cost.price for other in costs) and not tie:
-        return Reason.EXPLORE
-    if cost.chance >= 0.5 and any(other.chance < 0.5 for other in costs):
-        return Reason.IMAGE
-    return Reason.TIE if tie else Reason.WAIT
+    chosen = costs[at]
+    if chosen.joins:
+        return _JOINED
+    own = chosen.whole - chosen.price
+    lacking = False
+    for cost in costs:
+        if cost.whole - cost.price < own and not tie:
+            return _EXPLORE
+        lacking = lacking or cost.chance < 0.5
+    if chosen.chance >= 0.5 and lacking:
+        return _IMAGE
+    return _TIE if tie else _WAIT

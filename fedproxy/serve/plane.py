@@ -251,6 +251,8 @@ class Plane:
         member = self.edge.federation.by_name.get(health.name)
         if member is not None:
             member.set_health(health.healthy, self.edge.clock(), health.reasons)
+            pods = health.pods.get("total")
+            member.room = None if pods is None or health.quota is None else max(0, health.quota - pods)
             base_paths = self._said_base_paths(self.config.active_members)
             if base_paths != self._base_paths:
                 self._base_paths = base_paths

@@ -32,6 +32,7 @@ def seen(member: str = "a", *, image: bytes = IMAGE, found: bool | None = False,
 
 def chance(knowledge: Knowledge, name: str, now: float = NOW, image: bytes = IMAGE) -> float:
     known = knowledge.of(name)
+    knowledge.refresh(now)
     found = knowledge.chances(knowledge.images.places(image), now)
     return found.get(known.slot, found.get(-1, known.fresh))
 
@@ -62,16 +63,16 @@ def test_places_of_an_image_are_found_and_noted_again() -> None:
     images = Images()
     images.note(IMAGE, 3, NOW, 60.0)
     images.note(IMAGE, 7, NOW + 5)
-    assert sorted((place.slot, place.build) for place in images.places(IMAGE)) == [(3, 60), (7, 0)]
+    assert sorted((place[0], place[3]) for place in images.places(IMAGE)) == [(3, 60), (7, 0)]
     images.note(IMAGE, 3, NOW + 50)
-    (place,) = [place for place in images.places(IMAGE) if place.slot == 3]
-    assert (place.since, place.seen, place.build) == (NOW, NOW + 50, 60)
+    (place,) = [place for place in images.places(IMAGE) if place[0] == 3]
+    assert (place[1], place[2], place[3]) == (NOW, NOW + 50, 60)
     images.note(IMAGE, 3, NOW + 99, 70_000.0)
-    (place,) = [place for place in images.places(IMAGE) if place.slot == 3]
-    assert (place.since, place.seen, place.build) == (NOW + 99, NOW + 99, 65_535)
+    (place,) = [place for place in images.places(IMAGE) if place[0] == 3]
+    assert (place[1], place[2], place[3]) == (NOW + 99, NOW + 99, 65_535)
     images.forget(IMAGE, 7)
     images.forget(IMAGE, 7)
-    assert [place.slot for place in images.places(IMAGE)] == [3]
+    assert [place[0] for place in images.places(IMAGE)] == [3]
     assert images.known == {3: 1, 7: 0}
 
 
@@ -96,7 +97,7 @@ def test_what_looks_like_a_tag_between_two_records_is_none() -> None:
     # The last bytes of one record and the first of the next: b"\x01\0" of a member, ...
     for number in range(1, 9):
         images.note(b"\0\0" + bytes([number] * 6), 257, 0x01010101, 257.0)
-    assert images.places(b"\0\0" + b"\1" * 6)[0].slot == 257
+    assert images.places(b"\0\0" + b"\1" * 6)[0][0] == 257
     assert [len(images.places(b"\0\0" + bytes([number] * 6))) for number in range(1, 9)] == [1] * 8
 
 
@@ -129,7 +130,7 @@ def test_knowledge_never_grows_past_its_bound() -> None:
 def test_image_that_was_built_is_expected_there_and_nowhere_else() -> None:
     knowledge = Knowledge()
     knowledge.learn(seen("a"), NOW)
-    knowledge.refresh()
+    knowledge.refresh(NOW)
     assert chance(knowledge, "a") > 0.9
     assert chance(knowledge, "b") < 0.1
     assert chance(knowledge, "a", NOW + 365 * DAY) < 0.1
@@ -157,6 +158,7 @@ def test_images_that_turn_up_unknown_raise_the_chance_of_others() -> None:
     knowledge = Knowledge()
     for number in range(60):
         knowledge.learn(seen("a", image=digest(number), found=True), NOW)
+    knowledge.refresh(NOW)
     assert knowledge.of("a").fresh > 0.7
     assert 0.1 < Knowledge.of(knowledge, "b").fresh < 0.99
 
@@ -192,7 +194,7 @@ def test_times_of_a_member_are_learned_and_believed_within_bounds() -> None:
         knowledge.learn(seen("usual", found=True, launch=10.0), NOW)
         knowledge.learn(seen("slow", found=True, launch=20.0), NOW)
         knowledge.learn(seen("liar", found=True, launch=0.0), NOW)
-    knowledge.refresh()
+    knowledge.refresh(NOW)
     assert 8 < knowledge.of("usual").start < 12
     assert 17 < knowledge.of("slow").start < 21
     assert knowledge.of("liar").start > 2.0
@@ -205,7 +207,7 @@ def test_slow_builder_is_known_by_what_others_took() -> None:
     for number in range(100):
         knowledge.learn(seen("a", image=digest(number), build=100.0), NOW)
         knowledge.learn(seen("b", image=digest(number), build=300.0), NOW)
-    knowledge.refresh()
+    knowledge.refresh(NOW)
     assert knowledge.of("b").slowness > 1.5 * knowledge.of("a").slowness
     assert 100 < knowledge.usual_build < 300
 
@@ -215,20 +217,27 @@ def test_failures_raise_the_risk_smoothly() -> None:
     risks = [knowledge.of("a").risk]
     for _ in range(30):
         knowledge.learn(seen(found=None, build=None, launch=None, end=End.FAILED, failed=True), NOW)
+        knowledge.refresh(NOW)
         risks.append(knowledge.of("a").risk)
     assert risks == sorted(risks)
     assert risks[0] < 0.02
     assert 1.0 < risks[-1] < 50.0
     # A repository that cannot be built is not the member's fault.
     knowledge.learn(seen(found=False, build=None, launch=None, end=End.FAILED), NOW)
+    knowledge.refresh(NOW)
     assert knowledge.of("a").risk == risks[-1]
+    # They are forgotten in time, with launches and without.
+    knowledge.refresh(NOW + 3600)
+    assert knowledge.of("a").risk == pytest.approx(risks[0], rel=0.1)
+    knowledge.refresh(NOW - 3600)
+    assert knowledge.of("a").risk == pytest.approx(risks[0], rel=0.1)
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 1e9])
 def test_clock_that_jumps_teaches_little(seconds: float) -> None:
     knowledge = Knowledge()
     knowledge.learn(seen(build=seconds, launch=seconds), NOW)
-    knowledge.refresh()
+    knowledge.refresh(NOW)
     assert 30 < knowledge.usual_build <= 3600
     assert knowledge.of("a").start <= 3600
 
@@ -264,7 +273,7 @@ def test_who_joined_a_build_teaches_how_long_all_of_it_took() -> None:
     knowledge.begun(IMAGE, "a", NOW)
     knowledge.learn(seen("a", build=20.0, launch=10.0), NOW + 200)
     assert knowledge.under_way(IMAGE, NOW + 200) is None
-    assert [place.build for place in knowledge.images.places(IMAGE)] == [190]
+    assert [place[3] for place in knowledge.images.places(IMAGE)] == [190]
     knowledge.begun(IMAGE, "b", NOW)
     knowledge.learn(seen("a", build=20.0, launch=10.0), NOW + 200)
     assert knowledge.under_way(IMAGE, NOW + 200) is not None
@@ -328,14 +337,13 @@ def test_what_is_kept_is_known_again() -> None:
         knowledge.learn(seen(f"m{number % 3}", image=digest(number)), NOW)
     again = Knowledge(replicated=True)
     again.load(knowledge.dump())
-    again.refresh()
-    knowledge.refresh()
+    again.refresh(NOW)
+    knowledge.refresh(NOW)
     assert again.images.known == knowledge.images.known
     for name in ("m0", "m1", "m2"):
         assert again.of(name).start == knowledge.of(name).start
         assert again.of(name).slot == knowledge.of(name).slot
     assert again.delay == knowledge.delay
-    assert again.dump() == knowledge.dump()
     assert repr(again) == "<Knowledge of 300 images>"
 
 
@@ -403,7 +411,7 @@ def test_whatever_is_told_leaves_expectations_that_make_sense(told: list[tuple[o
         image = digest(number)  # type: ignore[arg-type]
         knowledge.expect(image, member, now)  # type: ignore[arg-type]
         knowledge.learn(Seen(image, member, found, build, start, end, failed), now)  # type: ignore[arg-type]
-        knowledge.refresh()
+        knowledge.refresh(NOW)
         assert 0 < knowledge.usual_build <= 3600
         for known in knowledge.members.values():
             assert 0 <= known.start <= 3600
@@ -424,3 +432,14 @@ def test_people_are_told_what_is_known_of_a_member() -> None:
     assert knowledge.about("a") == (None, 110.0, 1)
     knowledge.learn(seen("a", found=True, launch=8.0), NOW)
     assert knowledge.about("a") == (8.0, 110.0, 1)
+
+
+def test_image_that_never_ran_there_takes_longer_to_start() -> None:
+    knowledge = Knowledge(replicated=True, delay=1.0)
+    for number in range(60):
+        knowledge.learn(seen("a", image=digest(number), launch=10.0), NOW)
+        knowledge.learn(seen("b", image=digest(number), found=True, launch=40.0), NOW + 60)
+        knowledge.learn(seen("b", image=digest(number), found=True, launch=10.0), NOW + 90)
+    knowledge.refresh(NOW)
+    assert 20 < knowledge.pull < 30
+    assert knowledge.of("b").start < 12

@@ -234,6 +234,7 @@ def test_member_that_fails_loses_share_before_its_breaker_speaks() -> None:
     federation = edge(*three())
     for _ in range(60):
         built(federation, "a", found=None, build=None, launch=None, end=End.FAILED, failed=True)
+    federation.roll(0.0)
     assert launch(federation) != "a"
     found = Counter(launch(federation, digest(number)) for number in range(300))
     assert found["a"] < 20
@@ -295,3 +296,18 @@ def test_whatever_happens_prices_stay_bounded_and_somebody_is_chosen(data: st.Da
         limit = policy.most * 2 * 3600.0
         assert all(-limit <= each.price <= limit for each in members)
     assert repr(waits).startswith("<ExpectedWait <Knowledge of ")
+
+
+def test_launch_goes_where_pods_are_left_though_the_image_is_elsewhere() -> None:
+    federation = edge(*three())
+    built(federation, "a")
+    member_ = federation.by_name["a"]
+    member_.room = 1
+    assert launch(federation) == "a"
+    member_.launches_elsewhere = 1
+    assert launch(federation) != "a"
+    for each in federation.members:
+        each.room = 0
+    # If none has room, what is known decides.
+    federation.by_name["a"].price = -100.0
+    assert launch(federation, now=3600.0) == "a"

@@ -64,7 +64,7 @@ def knowledge(running: Edge) -> Knowledge:
 def known(running: Edge, image: bytes = IMAGE) -> set[str]:
     """The members that are known to have it."""
     slots = {each.slot: name for name, each in knowledge(running).members.items()}
-    return {slots[place.slot] for place in knowledge(running).images.places(image)}
+    return {slots[place[0]] for place in knowledge(running).images.places(image)}
 
 
 def taught(running: Edge, name: str, image: bytes = IMAGE) -> None:
@@ -149,6 +149,7 @@ async def test_launch_that_fails_goes_on_elsewhere_and_its_member_is_known_to_fa
         before = knowledge(running).of("a").risk
         response = await running.ask(EMBEDDED)
         assert READY in response.body
+        knowledge(running).refresh(running.service.edge.wall())
         assert known(running) == {"a", "b"}
         assert knowledge(running).of("a").risk > before
         assert knowledge(running).of("b").failing.total == 0
