@@ -7,7 +7,7 @@ import pytest
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent
-from fedproxy.decide.snapshot import Status, Survey, add_up, merge, snapshot
+from fedproxy.decide.snapshot import WORST_FIRST, Status, Survey, add_up, merge, shares, snapshot
 from tests.rig.build import member
 
 
@@ -144,3 +144,17 @@ def test_breaker_whose_open_time_is_over_is_shown_as_half_open() -> None:
     assert snapshot(a, 1.0).breaker is BreakerState.OPEN
     assert snapshot(a, 6.0).breaker is BreakerState.HALF_OPEN
     assert a.breaker.state is BreakerState.OPEN
+
+
+def test_shares_are_those_of_members_that_take_visitors() -> None:
+    members = [member("a", weight=30.0), member("b", weight=10.0), member("c", weight=60.0)]
+    members[2].set_intent(Intent.DRAIN)
+    assert shares(snapshot(each, 0.0) for each in members) == {"a": 0.75, "b": 0.25, "c": 0.0}
+    for each in members:
+        each.set_health(False, 0.0)
+    assert set(shares(snapshot(each, 0.0) for each in members).values()) == {0.0}
+
+
+def test_every_state_has_its_place_from_the_worst_on() -> None:
+    assert sorted(WORST_FIRST) == sorted(Status)
+    assert (WORST_FIRST[0], WORST_FIRST[-1]) == (Status.UNHEALTHY, Status.AVAILABLE)
