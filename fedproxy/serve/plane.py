@@ -251,6 +251,10 @@ class Plane:
         member = self.edge.federation.by_name.get(health.name)
         if member is not None:
             member.set_health(health.healthy, self.edge.clock(), health.reasons)
+            # While listeners move, the config is ahead of the members.
+            settings = self.config.members.get(health.name)
+            if health.weight is not None and settings is not None and settings.weight == "auto":
+                member.weight = health.weight
             base_paths = self._said_base_paths(self.config.active_members)
             if base_paths != self._base_paths:
                 self._base_paths = base_paths

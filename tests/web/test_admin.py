@@ -73,6 +73,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "health": "https://gesis.mybinder.org/health",
         "versions": "https://gesis.mybinder.org/versions",
         "weight": 50,
+        "auto": False,
         "share": 0.25,
         "prime": True,
         "state": "ready",
@@ -356,6 +357,15 @@ async def test_patch_changes_a_member(
     assert (gesis.intent.value, gesis.weight) == (state_after, weight_after)
 
 
+async def test_weight_is_left_to_the_edge_and_shown_as_a_number(client: Client, state: State) -> None:
+    response = await client.patch("/members/gesis", json={"weight": "auto"}, headers=TOKEN)
+    found = await response.json()
+    assert (response.status, found["weight"], found["auto"]) == (200, 100, True)
+    response = await client.patch("/members/gesis", json={"weight": 7}, headers=TOKEN)
+    found = await response.json()
+    assert (found["weight"], found["auto"]) == (7, False)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -367,6 +377,7 @@ async def test_patch_changes_a_member(
         b'{"state": {"a": 1}}',
         b'{"weight": -1}',
         b'{"weight": "5"}',
+        b'{"weight": "Auto"}',
         b'{"weight": true}',
         b'{"weight": null}',
         b'{"weight": NaN}',
