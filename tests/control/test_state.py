@@ -420,8 +420,8 @@ WHOLE = json.dumps({"version": 1, **FULL.model_dump()}).encode()
         (b'{"version": 1, "weights": {"a": 5}}', "weights.a: is 5, expected a mapping"),
         (
             b'{"version": 1, "weights": {"a": {"value": -1, "over": NaN}}}',
-            "weights.a.value: is -1, expected a number of at least 0; "
-            "weights.a.over: is nan, expected a number of at least 0",
+            "weights.a.value: is -1, expected auto or a number of at least 0; "
+            "weights.a.over: is nan, expected auto or a number of at least 0",
         ),
         (
             b'{"version": 1, "members": {"a": {"settings": 5}}}',
