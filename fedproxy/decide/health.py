@@ -116,8 +116,10 @@ def judge_health(status: int, body: bytes, pod_headroom: int, reserve: int = 0) 
         if not passed and check.get("_ignore_failure") is not True:
             failed[label] = f"reports that {label} is not ok"
     if full:
-        kept = f" and a reserve of {reserve}" if reserve else ""
-        room = f"{pods['total']} pods and a headroom of {pod_headroom}{kept} reach the quota of {quota}"
+        kept = f" and a headroom of {pod_headroom}"
+        if reserve:
+            kept = f", a headroom of {pod_headroom} and a reserve of {reserve}"
+        room = f"{pods['total']} pods{kept} reach the quota of {quota}"
         failed = {"quota": room, **failed}
     if not failed and (status != 200 or health.get("ok") is not True):
         failed["health"] = "reports that it is not ok, without a reason"

@@ -67,7 +67,7 @@ def test_reserve_is_kept_free_beside_the_headroom(total: int, ok: bool) -> None:
     body = json.dumps({"ok": True, "checks": [QUOTA | {"total_pods": total}]}).encode()
     verdict = judge_health(200, body, 10, reserve=50)
     assert (verdict.ok, verdict.immediate, verdict.reasons) == (ok, not ok, () if ok else ("quota",))
-    room = "240 pods and a headroom of 10 and a reserve of 50 reach the quota of 300"
+    room = "240 pods, a headroom of 10 and a reserve of 50 reach the quota of 300"
     assert verdict.details == (() if ok else (room,))
 
 

@@ -114,7 +114,7 @@ async def test_reserve_makes_a_member_full_for_every_kind_of_weight() -> None:
             reasons = {each.name: each.reasons for each in service.known().members}
             assert reasons == {"a": ("quota",), "b": ("quota",), "c": ()}
             assert service._reports["a"].details == (
-                "11 pods and a headroom of 10 and a reserve of 40 reach the quota of 60",
+                "11 pods, a headroom of 10 and a reserve of 40 reach the quota of 60",
             )
 
 
