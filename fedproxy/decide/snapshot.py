@@ -156,7 +156,9 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
     together.add(*counts)
     return replace(
         parts[0],
-        share=sum(part.share for part in parts) / len(parts),
+        # Alike, or a worker that was told of a weight a moment later would look like a slow start.
+        weight=_mean([part.weight for part in parts]),
+        share=_mean([part.share for part in parts]),
         breaker=min((part.breaker for part in parts), key=_WORST_FIRST.index),
         admits=any(part.admits for part in parts),
         available=any(part.available for part in parts),
@@ -167,6 +169,11 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
         busy=sum(part.busy for part in parts),
         last_resort=any(part.last_resort for part in parts),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; of equal values that value, which a sum of floats would miss."""
+    return values[0] if min(values) == max(values) else sum(values) / len(values)
 
 
 def add_up(counts: Iterable[EdgeCounts]) -> EdgeCounts:
