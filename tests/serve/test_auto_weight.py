@@ -66,11 +66,12 @@ def weights(service: Service) -> list[dict[str, float]]:
 
 
 async def come_to(service: Service, **wanted: float) -> None:
-    """Waits until all who serve have these, to two hundredths."""
+    """Waits until every member was probed, and all who serve have these weights, to two hundredths."""
 
     def agree() -> bool:
         found = weights(service)
-        return bool(found) and all(
+        probed = service._reports.keys() == service.config.active_members.keys()
+        return probed and all(
             abs(each[name] - weight) <= 0.02 * weight for each in found for name, weight in wanted.items()
         )
 
