@@ -71,8 +71,12 @@ async def come_to(service: Service, **wanted: float) -> None:
     def agree() -> bool:
         found = weights(service)
         probed = service._reports.keys() == service.config.active_members.keys()
-        return probed and all(
-            abs(each[name] - weight) <= 0.02 * weight for each in found for name, weight in wanted.items()
+        return (
+            probed
+            and bool(found)
+            and all(
+                abs(each[name] - weight) <= 0.02 * weight for each in found for name, weight in wanted.items()
+            )
         )
 
     await until(agree, lambda: weights(service))
