@@ -314,6 +314,14 @@ def test_several_members_are_not_asked_for_when_nobody_may(admin: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_weight_is_left_to_the_edge(admin: str) -> None:
+    for given in "7", "auto":
+        result = run("weight", "oxford", given, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
+        assert (result.exit_code, result.output) == (0, f"oxford: weight {given}\n")
+    assert shown(admin)["oxford"]["auto"] is True
+    assert shown(admin)["leuven"]["auto"] is False
+
+
 @pytest.mark.parametrize("number", ["0", "2.5", "1234567"])
 def test_weight_is_set_and_said_in_full(number: str, admin: str) -> None:
     result = run("weight", "oxford", number, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
@@ -325,7 +333,7 @@ def test_weight_is_set_and_said_in_full(number: str, admin: str) -> None:
 def test_weight_that_is_no_number_changes_nothing(number: str, admin: str) -> None:
     result = run("weight", "oxford", number, "--admin", admin, FEDPROXY_ADMIN_TOKEN=TOKEN)
     assert result.exit_code == 2
-    assert f"{number!r} is not a number of at least 0" in result.stderr
+    assert f"{number!r} is not auto or a number of at least 0" in result.stderr
     assert shown(admin)["oxford"]["weight"] == 1
 
 

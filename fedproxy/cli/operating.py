@@ -22,7 +22,7 @@ from fedproxy.cli.asking import (
 )
 from fedproxy.cli.base import FILE_ARGUMENT, JSON, Syntax, main, number_text, say, table
 from fedproxy.config.report import Difference, compare
-from fedproxy.config.units import AMOUNT
+from fedproxy.config.units import WEIGHT, Weight, weight_text
 
 
 @main.command()
@@ -94,14 +94,14 @@ _changes("maint", "Put members in maintenance: send nobody to them.")
 @ADMIN
 @_DRY
 @click.argument("name", shell_complete=complete)
-@click.argument("number", type=Syntax(AMOUNT))
-def weight(name: str, number: float, admin: str, dry: bool) -> None:
-    """Set a member's weight."""
+@click.argument("number", metavar="NUMBER|auto", type=Syntax(WEIGHT))
+def weight(name: str, number: Weight, admin: str, dry: bool) -> None:
+    """Set a member's weight: a number, or `auto`, by the pods that it can carry."""
     if dry:
         _say_changes(ask(admin, f"{path_of(name)}?dry_run=true", {"weight": number}))
         return
     ask(admin, path_of(name), {"weight": number})
-    click.echo(f"{name}: weight {number_text(number)}")
+    click.echo(f"{name}: weight {weight_text(number)}")
 
 
 @main.command()

@@ -45,6 +45,8 @@ NAMES: Mapping[str, str] = {
     "no-visitors": "no member takes new visitors",
     "probes-overlap": "a probe may take longer than the interval between two",
     "proxy-protocol-open": "any peer of a listener may name any client address by the PROXY protocol",
+    "reserve-unfit": "with `--live`: `reserve` and `health.pod_headroom` leave nothing of a member's quota, "
+    "so it is always full",
     "response-head-short": "members get less time to answer than the 25 s that BinderHub may take for its "
     "first event",
     "response-idle-short": "streams are cut after less than the 30 s between two signs of life of BinderHub",
@@ -52,6 +54,8 @@ NAMES: Mapping[str, str] = {
     "route-unreachable": "a route that no path reaches: an earlier one, or a page of the edge's own, has all",
     "same-url": "two members at one URL",
     "secret-short": "a token or secret of less than 16 characters",
+    "weight-scale": "a weight of 1 or less beside members with `weight: auto`, whose weights are numbers of "
+    "pods: it gets next to nothing",
     "trust-everybody": "`trusted_proxies` has everybody's address: any visitor may name any client address",
 }
 WARNING = Kind(
@@ -86,6 +90,16 @@ def advise(config: Config, env: Mapping[str, str]) -> list[Advice]:
 def in_kubernetes(env: Mapping[str, str]) -> bool:
     """Whether this process runs in a pod."""
     return "KUBERNETES_SERVICE_HOST" in env
+
+
+def reserve_unfit(name: str, settings: MemberSettings, headroom: int, quota: int | None) -> Iterator[Advice]:
+    """Of a member that would be full without a pod. headroom, quota: numbers of pods; None for no quota."""
+    if settings.reserve and quota is not None and settings.reserve + headroom >= quota:
+        text = (
+            f"is {settings.reserve}, which with `health.pod_headroom` ({headroom}) leaves nothing of the "
+            f"quota of {quota}, expected less"
+        )
+        yield Advice("reserve-unfit", ("members", name, "reserve"), text)
 
 
 def certificate_ends(where: Location, begins: float, ends: float, now: float) -> Iterator[Advice]:
@@ -219,9 +233,16 @@ def _has_everybody(networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Netw
 
 def _members(config: Config) -> Iterator[Advice]:
     active = config.active_members
-    if not any(member.weight for member in active.values()):
+    if not any(member.start_weight for member in active.values()):
         text = "has no active member with a weight above 0, expected one that takes new visitors"
         yield Advice("no-visitors", ("members",), text)
+    if any(member.weight == "auto" for member in active.values()):
+        for name, member in active.items():
+            if 0 < member.start_weight <= 1:
+                text = (
+                    f"is {member.start_weight:g} beside weights in pods, expected a number of pods, or `auto`"
+                )
+                yield Advice("weight-scale", ("members", name, "weight"), text)
     if len(active) > 1:
         if config.health.versions and config.prime is None:
             text = "has no prime member, expected one whose versions the others must run"

@@ -31,6 +31,7 @@ from fedproxy.config.address import Address, MemberAddress, member_address
 from fedproxy.config.advice import WARNING
 from fedproxy.config.units import Network
 from fedproxy.decide.breaker import BreakerPolicy
+from fedproxy.decide.capacity import START
 from fedproxy.decide.federation import FederationPolicy
 from fedproxy.decide.member import MAX_REQUESTS
 from fedproxy.wire.h2.allowance import Allowance
@@ -400,7 +401,8 @@ class HealthSettings(Section):
         default=90.0, description="Between two probes of an unhealthy member."
     )
     pod_headroom: CountOrNone = Field(
-        default=10, description="A member is full when its pods plus this number reach its quota."
+        default=10,
+        description="A member is full when its pods, this number and its `reserve` reach its quota.",
     )
     versions: Flag = Field(
         default=True, description="A member must run the versions that the prime member runs."
@@ -555,8 +557,15 @@ class MemberSettings(Section):
     url: Annotated[str, addr.MEMBER_URL] = Field(
         description="Its address: `https://HOST`, `http://HOST:PORT` or `unix:/PATH`."
     )
-    weight: Amount = Field(
-        default=1.0, description="Its share of new visitors, relative to the others; 0 takes no new visitors."
+    weight: Annotated[units.Weight, units.WEIGHT] = Field(
+        default=1.0,
+        description="Its share of new visitors, relative to the others: a number, of which 0 takes no new "
+        "visitors; or `auto`, by the pods that it can carry, see [operating.md](operating.md#weights).",
+    )
+    reserve: CountOrNone = Field(
+        default=0,
+        description="Pods that it keeps free for its own community: it is full when its pods, "
+        "`health.pod_headroom` and these together reach its quota.",
     )
     prime: Flag = Field(
         default=False,
@@ -609,6 +618,11 @@ class MemberSettings(Section):
     def address(self) -> MemberAddress:
         """`url`, parsed."""
         return member_address(self.url)
+
+    @property
+    def start_weight(self) -> float:
+        """Its weight as long as nothing is known of it: with `auto` that of `decide.capacity`."""
+        return START if self.weight == "auto" else self.weight
 
     def _faults(self) -> Iterator[tuple[str, str]]:
         if self.prime and not self.active:

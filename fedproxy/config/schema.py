@@ -67,6 +67,7 @@ _KINDS: Final[Mapping[Kind, Schema]] = {
     units.WORKERS: {
         "anyOf": [{"enum": ["auto"]}, {"type": "integer", "minimum": 1, "maximum": 1024}, _text(_NUMBER)]
     },
+    units.WEIGHT: {"anyOf": [{"enum": ["auto"]}, {"type": "number", "minimum": 0}, _text(_NUMBER)]},
     units.ACCESS_LOG: {"enum": ["json", "combined", "off", False]},
     units.TLS_VERSION: {"enum": ["1.2", "1.3", 1.2, 1.3]},
     addr.ADDRESS: _text(rf"^({_UNIX}|(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{{1,5}}$)"),

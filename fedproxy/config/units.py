@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 # Pydantic is imported where a config is made: commands that need none parse their arguments with these kinds.
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ MASK = "***"
 _PASSWORD = re.compile(r"(//[^/@\s]*:)[^/@\s]*@")
 
 Network = IPv4Network | IPv6Network
+#: A member's weight as it is set: a number, or that the edge works it out.
+Weight = float | Literal["auto"]
 
 _NUMBER = re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]{1,18})?")
 _WITH_UNIT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]{1,3})")
@@ -246,6 +248,19 @@ def workers(value: object) -> int | str | None:
     return parsed if 1 <= parsed <= 1024 else None
 
 
+def weight(value: object) -> Weight | None:
+    """`auto` or a number of at least 0."""
+    parsed = number(value)
+    if parsed is None:
+        return "auto" if value == "auto" else None
+    return parsed if parsed >= 0 else None
+
+
+def weight_text(value: Weight) -> str:
+    """A weight as an operator would write it."""
+    return "auto" if value == "auto" else f"{value:.12g}"
+
+
 def access_log(value: object) -> str | None:
     """The format's name; YAML reads a bare `off` as false, and both mean off."""
     if value is False:
@@ -293,6 +308,7 @@ NETWORK = Kind(
 )
 PATTERN = Kind("regular expression", "a regular expression", pattern, _plain)
 WORKERS = Kind("auto or whole number", "auto or a whole number from 1 to 1024", workers)
+WEIGHT = Kind("auto or number", "auto or a number of at least 0", weight)
 ACCESS_LOG = Kind("json, combined or off", "json, combined or off", access_log)
 LOG_FILE = Kind("file or stdout", "the path of a file that can be written, or stdout", _log_file, str)
 TLS_VERSION = Kind("1.2 or 1.3", '"1.2" or "1.3"', tls_version)

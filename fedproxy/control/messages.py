@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class MemberHealth:
     """The probes' word on a member. pods, quota: as far as it told them, for the visitors' page. base_path:
-    where its BinderHub is, as its own page says."""
+    where its BinderHub is, as its own page says. weight: as it was worked out, for `weight: auto`."""
 
     name: str
     healthy: bool
@@ -31,6 +31,7 @@ class MemberHealth:
     pods: Mapping[str, int] = field(default_factory=dict)
     quota: int | None = None
     base_path: str | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class Target:
 
     health, versions: full URLs. prime: its versions are those that the others must run. socket: path of the
     Unix socket for both URLs, if the member has one. tls: for https; None trusts the system's authorities.
+    reserve: pods of its quota that it keeps for others, beside the headroom.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Target:
     prime: bool = False
     socket: str | None = None
     tls: ssl.SSLContext | None = None
+    reserve: int = 0
 
     @property
     def place(self) -> tuple[str, str, str | None]:
@@ -292,7 +294,7 @@ class Prober:
             if isinstance(versions, Failure) and not versions.connected and target.one_origin:
                 return unreachable(versions.reason, versions.detail, ("versions",))
         health = await ask(target.health)
-        verdict = _of_health(health, policy.pod_headroom)
+        verdict = _of_health(health, policy.pod_headroom, target.reserve)
         if policy.pages and verdict.ok:
             await self._read_page(watch, target, policy.timeout)
         if versions is None:
@@ -395,9 +397,9 @@ def _of_versions(found: Fetched | Failure, reference: bytes | None) -> Verdict:
     return judge_versions(found.body, reference)
 
 
-def _of_health(found: Fetched | Failure, pod_headroom: int) -> Verdict:
+def _of_health(found: Fetched | Failure, pod_headroom: int, reserve: int) -> Verdict:
     if isinstance(found, Failure):
         return unreachable(found.reason, found.detail)
     if found.status not in (200, 503):
         return unreachable("status", f"answered {found.status} to {found.path}")
-    return judge_health(found.status, found.body, pod_headroom)
+    return judge_health(found.status, found.body, pod_headroom, reserve)

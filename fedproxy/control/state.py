@@ -2,7 +2,8 @@
 
 A change records what the config had at that time, and applies as long as the config has the same:
 
-- A weight applies until the config's own weight of that member changes, or the member is gone.
+- A weight applies until the config's own weight of that member changes, or the member is gone. `auto` is
+  one too.
 - An added member applies until the config has a different entry with its name: once it is in the config, the
   config decides.
 - A deleted member stays deleted while its entry in the config stays the same.
@@ -43,8 +44,8 @@ _Name = Annotated[str, MEMBER_NAME]
 class Weight(Section):
     """A member's weight, which overrides `over`."""
 
-    value: Annotated[float, units.AMOUNT]
-    over: Annotated[float, units.AMOUNT]
+    value: Annotated[units.Weight, units.WEIGHT]
+    over: Annotated[units.Weight, units.WEIGHT]
 
 
 class Change(Section):
@@ -96,7 +97,7 @@ def _with_signers(state: State, by: Mapping[str, str]) -> State:
     return state.model_copy(update={"by": {name: who for name, who in by.items() if name in changed}})
 
 
-def set_weight(config: Config, state: State, name: str, weight: float) -> State:
+def set_weight(config: Config, state: State, name: str, weight: units.Weight) -> State:
     """The state with a member's weight. Raises KeyError for an unknown name."""
     rest = state.model_copy(update={"weights": _without(state.weights, name)})
     own = overlay(config, rest).members[name].weight
@@ -165,12 +166,13 @@ def reconcile(config: Config, state: State) -> tuple[State, list[str]]:
     base = overlay(config, State(members=members)).members
     weights: dict[str, Weight] = {}
     for name, weight in state.weights.items():
+        value = units.weight_text(weight.value)
         if name not in base:
-            lines.append(f"{name}: its weight {weight.value:g} is dropped: there is no such member")
+            lines.append(f"{name}: its weight {value} is dropped: there is no such member")
         elif base[name].weight != weight.over:
             lines.append(
-                f"{name}: its weight {weight.value:g} was set over {weight.over:g} and is dropped: "
-                f"the config says {base[name].weight:g}"
+                f"{name}: its weight {value} was set over {units.weight_text(weight.over)} and is dropped: "
+                f"the config says {units.weight_text(base[name].weight)}"
             )
         else:
             weights[name] = weight

@@ -88,11 +88,11 @@ def judge_versions(body: bytes, reference: bytes | None) -> Verdict:
     )
 
 
-def judge_health(status: int, body: bytes, pod_headroom: int) -> Verdict:
+def judge_health(status: int, body: bytes, pod_headroom: int, reserve: int = 0) -> Verdict:
     """The verdict on BinderHub's `/health`, with status 200 or 503.
 
     Each check must be `ok`, except one with `_ignore_failure`. The quota is judged by its numbers: the member
-    is full when `total_pods + pod_headroom >= quota`.
+    is full when `total_pods + pod_headroom + reserve >= quota`.
     """
     health = _object(body)
     found = health.get("checks") if health is not None else None
@@ -111,12 +111,15 @@ def judge_health(status: int, body: bytes, pod_headroom: int) -> Verdict:
         if check.get("service") == _QUOTA_SERVICE:
             pods = {kind: n for kind, name in _PODS.items() if (n := _count(check.get(name))) is not None}
             quota = _count(check.get("quota"))
-            full = quota is not None and "total" in pods and pods["total"] + pod_headroom >= quota
+            full = quota is not None and "total" in pods and pods["total"] + pod_headroom + reserve >= quota
         checks[label] = passed and checks.get(label, True) and not (full and label == _QUOTA_SERVICE)
         if not passed and check.get("_ignore_failure") is not True:
             failed[label] = f"reports that {label} is not ok"
     if full:
-        room = f"{pods['total']} pods and a headroom of {pod_headroom} reach the quota of {quota}"
+        kept = f" and a headroom of {pod_headroom}"
+        if reserve:
+            kept = f", a headroom of {pod_headroom} and a reserve of {reserve}"
+        room = f"{pods['total']} pods{kept} reach the quota of {quota}"
         failed = {"quota": room, **failed}
     if not failed and (status != 200 or health.get("ok") is not True):
         failed["health"] = "reports that it is not ok, without a reason"

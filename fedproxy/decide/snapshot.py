@@ -171,7 +171,9 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
     together.add(*counts)
     return replace(
         parts[0],
-        share=sum(part.share for part in parts) / len(parts),
+        # Alike, or a worker that was told of a weight a moment later would look like a slow start.
+        weight=_mean([part.weight for part in parts]),
+        share=_mean([part.share for part in parts]),
         breaker=min((part.breaker for part in parts), key=_WORST_BREAKER_FIRST.index),
         admits=any(part.admits for part in parts),
         available=any(part.available for part in parts),
@@ -190,6 +192,11 @@ def shares(members: Iterable[Snapshot]) -> dict[str, float]:
     parts = {member.name: member.share if member.takes_visitors else 0.0 for member in members}
     whole = sum(parts.values()) or 1.0
     return {name: part / whole for name, part in parts.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; of equal values that value, which a sum of floats would miss."""
+    return values[0] if min(values) == max(values) else sum(values) / len(values)
 
 
 def add_up(counts: Iterable[EdgeCounts]) -> EdgeCounts:

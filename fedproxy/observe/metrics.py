@@ -327,7 +327,7 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
     )
     yield _gauge(
         "fedproxy_member_weight",
-        "The weight that the operator gave a member.",
+        "A member's weight for new visitors: as it was set, or as it is worked out with `auto`.",
         ("member",),
         (((m.name,), m.weight) for m in members),
     )

@@ -130,7 +130,8 @@ def _member(name: str, settings: config.Config, known: Member | None) -> Member:
     member = known or Member(name=name, url=wanted.url, breaker=Breaker(policy))
     member.breaker.policy = policy
     member.url = wanted.url
-    member.weight = wanted.weight
+    # With `auto`, whoever tells the probes' word tells the weight as well, before anybody is chosen by it.
+    member.weight = wanted.start_weight
     member.prime = wanted.prime
     member.hosts = tuple(wanted.hosts)
     member.max_requests = wanted.max_requests or settings.limits.member_requests

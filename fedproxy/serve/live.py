@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedproxy.config.address import Address
-from fedproxy.config.advice import Advice
+from fedproxy.config.advice import Advice, reserve_unfit
 from fedproxy.config.check import addresses_of, collisions
 from fedproxy.config.places import Finding, Location
 from fedproxy.control.prober import Prober, Report
@@ -102,4 +102,7 @@ async def _probe(config: Config) -> list[Advice]:
         why = "; ".join(report.details or report.reasons) if report is not None else "did not answer in time"
         if report is None or not report.healthy:
             advice.append(Advice("member-unhealthy", ("members", target.name), f"is unhealthy: {why}"))
+        if report is not None:
+            settings = config.members[target.name]
+            advice += reserve_unfit(target.name, settings, config.health.pod_headroom, report.quota)
     return advice

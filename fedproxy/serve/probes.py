@@ -24,7 +24,9 @@ def find_targets(settings: Config) -> list[Target]:
         health, versions = (
             base.rstrip("/") + url if url.startswith("/") else url for url in (member.health, member.versions)
         )
-        targets.append(Target(name, health, versions, member.prime, endpoint.path, endpoint.tls))
+        targets.append(
+            Target(name, health, versions, member.prime, endpoint.path, endpoint.tls, member.reserve)
+        )
     return targets
 
 

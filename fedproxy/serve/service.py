@@ -23,6 +23,7 @@ from fedproxy.config.address import Address
 from fedproxy.config.check import collisions, path_of
 from fedproxy.config.model import Config
 from fedproxy.config.report import Difference, changed_secrets, compare, fault_lines, masked
+from fedproxy.config.units import Weight, weight_text
 from fedproxy.control import state as operators
 from fedproxy.control.knowledge import KnowledgeFile, knowledge_path
 from fedproxy.control.logos import Logos
@@ -37,6 +38,7 @@ from fedproxy.control.messages import (
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.sessions import SessionFile, SessionStore, sessions_path
 from fedproxy.control.state import State, StateFile, state_path
+from fedproxy.control.weights import AutoWeights
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
@@ -134,6 +136,7 @@ class Service:
         self._sockets = Sockets(inherited)
         self._starter = Starter(self.note)
         self._common = Common()
+        self._weights = AutoWeights(self._common.learning.knowledge)
         self._common.on_trip = self._hear_news
         self._common.on_event = self._on_event
         self._sharing = self._common.sharing
@@ -496,7 +499,7 @@ class Service:
         return Snapshot(
             name=name,
             url=settings.url,
-            weight=settings.weight,
+            weight=self._weights.known(name) if settings.weight == "auto" else settings.weight,
             share=0.0,
             prime=settings.prime,
             intent=self._state.intent(name),
@@ -548,7 +551,7 @@ class Service:
         """The config in force, without its secrets; own: without what operators changed at run time."""
         return masked(self._own if own else self.config)
 
-    async def change(self, name: str, intent: Intent | None, weight: float | None, who: str) -> None:
+    async def change(self, name: str, intent: Intent | None, weight: Weight | None, who: str) -> None:
         """The operator's intent for a member, in force when this returns, and kept. who: whose it is.
 
         Raises KeyError for a name that is no member's; OSError, with nothing changed, if it cannot be kept.
@@ -561,10 +564,10 @@ class Service:
                 event, meaning = _INTENTS[intent]
                 self.note(event, f"{name} was set to {meaning}", name, who)
             if weight is not None:
-                text = f"the weight of {name} was set to {weight:g}, from {before:g}"
+                text = f"the weight of {name} was set to {weight_text(weight)}, from {weight_text(before)}"
                 self.note(EventName.OPERATOR_WEIGHT, text, name, who)
 
-    def _intended(self, name: str, intent: Intent | None, weight: float | None) -> State:
+    def _intended(self, name: str, intent: Intent | None, weight: Weight | None) -> State:
         if name not in self.config.active_members:
             raise KeyError(name)
         state = self._state
@@ -591,7 +594,7 @@ class Service:
     # The same without doing it
 
     async def preview_change(
-        self, name: str, intent: Intent | None, weight: float | None
+        self, name: str, intent: Intent | None, weight: Weight | None
     ) -> list[Difference]:
         """What `change` would change. Raises as it does."""
         async with self._changing:
@@ -653,12 +656,14 @@ class Service:
         await self._disk.run(partial(self._state_file.save, state))
         self._state = state
         self.config = config
+        self._tell_weights()
         self._fleet.apply(self._to_apply())
         self._probe_again()
         self._hear_news()
 
     def _probe_again(self) -> None:
         self._common.forget(self.config.active_members)
+        self._weights.forget(self.config.active_members)
         if self._prober is not None:
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
         if self._logos is not None:
@@ -670,13 +675,43 @@ class Service:
     def _on_report(self, report: Report) -> None:
         before = self._reports.get(report.name)
         self._reports[report.name] = report
-        self._fleet.tell(_health(report))
+        settings = self.config.active_members.get(report.name)
+        if settings is not None:
+            self._weights.observe(report, settings, time.monotonic())
+        self._fleet.tell(self._health(report))
         if (before.healthy if before else True) != report.healthy:
             why = "; ".join(report.details or report.reasons)
             line = f"{report.name} is " + ("healthy again" if report.healthy else f"unhealthy: {why}")
             event = EventName.MEMBER_HEALTHY if report.healthy else EventName.MEMBER_UNHEALTHY
             self.note(event, line, report.name)
             self._hear_news()
+
+    def _health(self, report: Report) -> MemberHealth:
+        """What is told of a member, with its weight if it has `auto`."""
+        settings = self.config.members.get(report.name)
+        auto = settings is not None and settings.weight == "auto"
+        return MemberHealth(
+            report.name,
+            report.healthy,
+            report.reasons,
+            report.pods,
+            report.quota,
+            report.base_path,
+            self._weights.tell(report.name) if auto else None,
+        )
+
+    def _weigh(self) -> None:
+        """Works the weights out anew, and tells of those that have changed."""
+        for name in self._weights.step(self.config.active_members, time.monotonic()):
+            if name in self._reports:
+                self._fleet.tell(self._health(self._reports[name]))
+
+    def _tell_weights(self) -> None:
+        """Before a config is put in force, so that no member has another weight in it for a moment."""
+        for name, report in self._reports.items():
+            settings = self.config.active_members.get(name)
+            if settings is not None and settings.weight == "auto":
+                self._fleet.tell(self._health(report))
 
     def note(self, name: EventName, message: str, member: str | None = None, who: str | None = None) -> None:
         """Tells of an event, in the log and to whoever looks at what happened. member, who: as of `Event`."""
@@ -772,7 +807,8 @@ class Service:
             if name not in old:
                 self.note(EventName.MEMBER_JOINED, f"{name} joined the federation", name, who)
             elif (weight := old[name].weight) != settings.weight:
-                text = f"the weight of {name} changed from {weight:g} to {settings.weight:g}"
+                now = weight_text(settings.weight)
+                text = f"the weight of {name} changed from {weight_text(weight)} to {now}"
                 self.note(EventName.MEMBER_WEIGHT, text, name, who)
 
     async def _take_over(self, config: Config, own: Config, state: State) -> None:
@@ -820,6 +856,7 @@ class Service:
 
     async def _tell_fleet(self, workers: int, moved: bool) -> None:
         fleet = self._fleet
+        self._tell_weights()
         if not moved:
             fleet.apply(self._to_apply())
         elif workers == 1 and isinstance(fleet, Inside):
@@ -829,7 +866,7 @@ class Service:
 
     async def _replace_fleet(self, workers: int) -> None:
         fleet = self._fleet_of(workers)
-        health = [_health(each) for each in self._reports.values()]
+        health = [self._health(each) for each in self._reports.values()]
         try:
             await fleet.start(self._to_apply(), health, self._tickets)
         except BaseException:
@@ -840,7 +877,7 @@ class Service:
         old, self._fleet = self._fleet, fleet
         # What was probed meanwhile was told to those before.
         for each in self._reports.values():
-            fleet.tell(_health(each))
+            fleet.tell(self._health(each))
         for logo in self._logos.known if self._logos is not None else ():
             fleet.tell(logo)
         self._leave(old)
@@ -905,6 +942,7 @@ class Service:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_OFTEN - _AT_ONCE):
                         await self._has_news.wait()
+                self._weigh()
                 if self._watched or self._has_news.is_set():
                     break
 
@@ -950,12 +988,6 @@ def _refusals(counts: Mapping[str, int]) -> str:
     count = sum(counts.values())
     requests = "an admin request was" if count == 1 else f"{count} admin requests were"
     return f"{requests} refused: a wrong token, or one with too few rights"
-
-
-def _health(report: Report) -> MemberHealth:
-    return MemberHealth(
-        report.name, report.healthy, report.reasons, report.pods, report.quota, report.base_path
-    )
 
 
 async def _close_admin(admin: Guarded | None) -> None:

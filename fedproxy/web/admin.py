@@ -34,11 +34,12 @@ from fedproxy.web.live import MOST_STREAMS, Live, log
 from fedproxy.web.openapi import description
 from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
-from fedproxy.web.view import dashboard, describe, probed
+from fedproxy.web.view import dashboard, describe, has_auto, probed
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
     from fedproxy.config.report import Difference
+    from fedproxy.config.units import Weight
     from fedproxy.decide.knowledge import Learned
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
@@ -124,7 +125,7 @@ class AdminState(Protocol):
     def note_refusal(self, client: str) -> None:
         """A request of this client had a wrong token, or one with too few rights."""
 
-    async def change(self, name: str, intent: Intent | None, weight: float | None, who: str) -> None:
+    async def change(self, name: str, intent: Intent | None, weight: Weight | None, who: str) -> None:
         """Sets the operator's intent for a member: saves it and sends it to all workers. who: does it.
 
         Raises KeyError if no member has this name, ConfigError, and OSError, with a sentence as its strerror,
@@ -138,7 +139,7 @@ class AdminState(Protocol):
         """Removes a member. Raises as `change` does; ConfigError if the federation needs it."""
 
     async def preview_change(
-        self, name: str, intent: Intent | None, weight: float | None
+        self, name: str, intent: Intent | None, weight: Weight | None
     ) -> list[Difference]:
         """What `change` would change. Raises as it does, and so do the other three."""
 
@@ -363,6 +364,7 @@ class _Admin:
         return [
             {
                 **describe(member, parts[member.name]),
+                "auto": has_auto(members.get(member.name)),
                 "set_by": self._state.set_by(member.name),
                 **_learned(self._state.learned(member.name), figures.get(member.name)),
                 **probed(member, members.get(member.name)),
@@ -472,24 +474,31 @@ async def _body(request: web.Request) -> object:
         raise RefusedError(422, "The body is not JSON.") from error
 
 
-def _read_change(change: object) -> tuple[Intent | None, float | None]:
+def _read_change(change: object) -> tuple[Intent | None, Weight | None]:
     """The parts of a change, None for each absent one. Raises `RefusedError`."""
     if not isinstance(change, dict) or not change:
         raise RefusedError(422, 'Expected an object with "state", "weight" or both.')
     if not change.keys() <= {"state", "weight"}:
         raise RefusedError(422, 'Unknown key: expected "state", "weight" or both.')
-    intent = weight = None
+    intent: Intent | None = None
+    weight: Weight | None = None
     if "state" in change:
         if change["state"] not in list(Intent):
             raise RefusedError(422, 'state: expected "ready", "drain" or "maint".')
         intent = Intent(change["state"])
     if "weight" in change:
-        given = change["weight"]
-        # NaN fails every comparison.
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < _MOST:
-            raise RefusedError(422, "weight: expected a number of at least 0.")
-        weight = float(given)
+        weight = _read_weight(change["weight"])
     return intent, weight
+
+
+def _read_weight(given: object) -> Weight:
+    """Raises `RefusedError`."""
+    if given == "auto":
+        return "auto"
+    # NaN fails every comparison.
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < _MOST:
+        raise RefusedError(422, "weight: expected a number of at least 0, or auto.")
+    return float(given)
 
 
 _URL: Final = re.compile(r"https?://([^/?#\s]+)(/.*|)", re.IGNORECASE)

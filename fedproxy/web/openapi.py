@@ -43,6 +43,7 @@ _MEMBER: Final = _object(
         "name": _TEXT,
         "url": _TEXT,
         "weight": {"type": "number", "minimum": 0},
+        "auto": {**_FLAG, "description": "Whether the edge works the weight out: `weight: auto`."},
         "share": {"type": "number", "minimum": 0, "maximum": 1},
         "share_actual": {
             "type": ["number", "null"],
@@ -142,7 +143,9 @@ _SCHEMAS: Final[dict[str, Schema]] = {
         "type": "object",
         "properties": {
             "state": {"enum": [each.value for each in Intent]},
-            "weight": {"type": "number", "minimum": 0, "exclusiveMaximum": 1e18},
+            "weight": {
+                "anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1e18}, {"const": "auto"}]
+            },
         },
         "additionalProperties": False,
         "minProperties": 1,

@@ -60,6 +60,11 @@ def active_hosts(config: Config, members: Iterable[Snapshot]) -> dict[str, Any]:
     }
 
 
+def has_auto(settings: MemberSettings | None) -> bool:
+    """Whether the edge works a member's weight out."""
+    return settings is not None and settings.weight == "auto"
+
+
 def probed(member: Snapshot, settings: MemberSettings | None) -> dict[str, str]:
     """The full URLs of a member's health and versions."""
     base = "http://localhost" if member.url.startswith("unix:") else member.url
@@ -171,16 +176,16 @@ def past_cards(config: Config, logos: Mapping[str, str] | None = None) -> list[C
 def configured_cards(config: Config) -> list[Card]:
     """The members according to the config, without their current state."""
     active = config.active_members
-    whole = sum(settings.weight for settings in active.values()) or 1.0
+    whole = sum(settings.start_weight for settings in active.values()) or 1.0
     return [
         _card(
             name,
             settings,
             CardState("Takes new visitors", "good")
-            if settings.weight
+            if settings.start_weight
             else CardState("Takes no new visitors", "paused"),
-            settings.weight > 0,
-            round(100 * settings.weight / whole),
+            settings.start_weight > 0,
+            round(100 * settings.start_weight / whole),
         )
         for name, settings in active.items()
     ]

@@ -44,6 +44,17 @@ def test_only_members_is_required_and_the_rest_has_defaults() -> None:
     assert (config.prime, list(config.active_members)) == (None, ["gesis"])
 
 
+@pytest.mark.parametrize(
+    ("given", "weight", "start"),
+    [("auto", "auto", 100.0), ("50", 50.0, 50.0), ("'${W}'", 2.5, 2.5), ("0", 0.0, 0.0)],
+)
+def test_weight_is_a_number_or_auto(given: str, weight: object, start: float) -> None:
+    text = f"members: {{a: {{url: https://a.example, weight: {given}, reserve: 60}}}}"
+    member = parse(text, {"W": "2.5"}).members["a"]
+    assert (member.weight, member.start_weight, member.reserve) == (weight, start, 60)
+    assert member.model_dump(mode="json")["weight"] == weight
+
+
 def test_config_cannot_be_changed() -> None:
     config = parse(MINIMAL, {})
     with pytest.raises(ValidationError, match="frozen"):
@@ -142,8 +153,11 @@ NUMBERS = {
             "members.gesis.max_requests",
         ),
     ],
-    "a whole number of at least 0": ["limits.idle_connections", "health.pod_headroom", "rate.launches"],
-    "a number of at least 0": ["retry.budget", "retry.floor", "members.gesis.weight"],
+    "a whole number of at least 0": [
+        *("limits.idle_connections", "health.pod_headroom", "members.gesis.reserve", "rate.launches"),
+    ],
+    "a number of at least 0": ["retry.budget", "retry.floor"],
+    "auto or a number of at least 0": ["members.gesis.weight"],
     "a number of at least 1": ["load_bound"],
     "a number above 0 and at most 1": ["breaker.ratio", "breaker.max_ejected"],
     "a number from 0 to 1": ["health.jitter"],
@@ -198,8 +212,11 @@ def test_value_of_the_wrong_kind_says_what_was_expected(path: str, expected: str
             "http://u:p@x/" + "y" * 99,
             "is 'http://u:***@x/" + "y" * 60 + "...', expected",
         ),
-        ("members.gesis.weight", float("nan"), "is nan, expected a number of at least 0"),
-        ("members.gesis.weight", True, "is true, expected a number of at least 0"),
+        ("members.gesis.weight", float("nan"), "is nan, expected auto or a number of at least 0"),
+        ("members.gesis.weight", True, "is true, expected auto or a number of at least 0"),
+        ("members.gesis.weight", "Auto", "is 'Auto', expected auto or a number of at least 0"),
+        ("members.gesis.reserve", -1, "is -1, expected a whole number of at least 0"),
+        ("members.gesis.reserve", 2.5, "is 2.5, expected a whole number of at least 0"),
         ("members.gesis.wieght", 1, "is not a known key, did you mean 'weight'?"),
         ("max-body", 1, "is not a known key, expected public_url, listen,"),
         ("timeouts.Connect", 1, "is not a known key, did you mean 'connect'?"),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fedproxy.config.load import parse
 from fedproxy.config.model import Config
+from fedproxy.config.units import Weight
 from fedproxy.control.state import (
     State,
     StateFile,
@@ -40,7 +41,7 @@ def config(members: dict[str, Any] | None = None, **keys: Any) -> Config:
     return parse(json.dumps({"members": {"a": A, "b": B} if members is None else members, **keys}), {})
 
 
-def weights(config: Config) -> dict[str, float]:
+def weights(config: Config) -> dict[str, Weight]:
     return {name: member.weight for name, member in config.members.items()}
 
 
@@ -182,6 +183,17 @@ def test_member_that_a_route_names_does_not_leave() -> None:
         leave(routed, State(), "a")
 
 
+def test_number_is_over_auto_until_auto_is_set_again() -> None:
+    own = config({"a": {**A, "weight": "auto"}, "b": B})
+    state = set_weight(own, State(), "a", 7)
+    assert weights(overlay(own, state)) == {"a": 7, "b": 20}
+    assert set_weight(own, state, "a", "auto") == State()
+    # And the other way round.
+    state = set_weight(own, State(), "b", "auto")
+    assert weights(overlay(own, state)) == {"a": "auto", "b": "auto"}
+    assert set_weight(own, state, "b", 20) == State()
+
+
 # The config changes
 
 
@@ -199,6 +211,18 @@ def test_weight_gives_way_to_the_configs_new_one() -> None:
     assert reconcile(changed, state) == (
         State(),
         ["a: its weight 7 was set over 50 and is dropped: the config says 30"],
+    )
+
+
+def test_weight_over_auto_gives_way_to_a_number_of_the_config() -> None:
+    own = config({"a": {**A, "weight": "auto"}, "b": B})
+    state = set_weight(own, set_weight(own, State(), "a", 7), "b", "auto")
+    assert reconcile(config({"a": {**A, "weight": 30}, "b": {**B, "weight": 25}}), state) == (
+        State(),
+        [
+            "a: its weight 7 was set over auto and is dropped: the config says 30",
+            "b: its weight auto was set over 20 and is dropped: the config says 25",
+        ],
     )
 
 
@@ -267,7 +291,7 @@ NAMES = st.sampled_from(["a", "b", "c"])
 ENTRIES = st.fixed_dictionaries(
     {"url": st.sampled_from(["http://a.example", "http://b.example"])},
     optional={
-        "weight": st.integers(0, 2),
+        "weight": st.integers(0, 2) | st.just("auto"),
         "prime": st.booleans(),
         "active": st.booleans(),
         "hosts": st.lists(st.sampled_from(["x.example", "y.example"]), max_size=1),
@@ -276,7 +300,7 @@ ENTRIES = st.fixed_dictionaries(
 STEPS = st.lists(
     st.tuples(st.just("join"), NAMES, ENTRIES)
     | st.tuples(st.just("leave"), NAMES, st.none())
-    | st.tuples(st.just("weigh"), NAMES, st.integers(0, 3))
+    | st.tuples(st.just("weigh"), NAMES, st.integers(0, 3) | st.just("auto"))
     | st.tuples(st.just("intend"), NAMES, st.sampled_from(Intent)),
     max_size=6,
 )
@@ -396,8 +420,8 @@ WHOLE = json.dumps({"version": 1, **FULL.model_dump()}).encode()
         (b'{"version": 1, "weights": {"a": 5}}', "weights.a: is 5, expected a mapping"),
         (
             b'{"version": 1, "weights": {"a": {"value": -1, "over": NaN}}}',
-            "weights.a.value: is -1, expected a number of at least 0; "
-            "weights.a.over: is nan, expected a number of at least 0",
+            "weights.a.value: is -1, expected auto or a number of at least 0; "
+            "weights.a.over: is nan, expected auto or a number of at least 0",
         ),
         (
             b'{"version": 1, "members": {"a": {"settings": 5}}}',

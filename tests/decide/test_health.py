@@ -62,6 +62,15 @@ def test_quota_acts_at_once_when_the_headroom_is_gone(total: int, ok: bool) -> N
     assert verdict.details == (() if ok else (room,))
 
 
+@pytest.mark.parametrize(("total", "ok"), [(239, True), (240, False)])
+def test_reserve_is_kept_free_beside_the_headroom(total: int, ok: bool) -> None:
+    body = json.dumps({"ok": True, "checks": [QUOTA | {"total_pods": total}]}).encode()
+    verdict = judge_health(200, body, 10, reserve=50)
+    assert (verdict.ok, verdict.immediate, verdict.reasons) == (ok, not ok, () if ok else ("quota",))
+    room = "240 pods, a headroom of 10 and a reserve of 50 reach the quota of 300"
+    assert verdict.details == (() if ok else (room,))
+
+
 @pytest.mark.parametrize("change", [{"quota": None}, {"quota": "300"}, {"total_pods": None}, {"quota": True}])
 def test_quota_that_is_no_number_is_no_limit(change: dict[str, Any]) -> None:
     assert health(QUOTA | {"total_pods": 299} | change).ok

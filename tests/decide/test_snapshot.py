@@ -115,6 +115,15 @@ def test_single_part_is_the_whole() -> None:
     assert merge([part]) is part
 
 
+@pytest.mark.parametrize("weights", [(58.8, 58.8, 58.8), (62.4, 60.9), (60.9, 62.4), (0.1,) * 7])
+def test_weight_that_not_all_workers_have_yet_is_no_slow_start(weights: tuple[float, ...]) -> None:
+    whole = merge([snapshot(member(weight=weight), 0.0) for weight in weights])
+    assert whole.weight == whole.share == pytest.approx(sum(weights) / len(weights))
+    assert whole.status is Status.AVAILABLE
+    if len({*weights}) == 1:
+        assert whole.weight == weights[0]
+
+
 def test_nothing_cannot_be_merged() -> None:
     with pytest.raises(ValueError, match="nothing to merge"):
         merge([])

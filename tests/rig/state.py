@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient
 from fedproxy.config.load import parse
 from fedproxy.config.model import Config
 from fedproxy.config.report import Difference, compare, masked
+from fedproxy.config.units import Weight
 from fedproxy.control import state as operators
 from fedproxy.control.messages import Logo
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
@@ -157,7 +158,7 @@ class State:
         return self.answer
 
     async def preview_change(
-        self, name: str, intent: Intent | None, weight: float | None
+        self, name: str, intent: Intent | None, weight: Weight | None
     ) -> list[Difference]:
         self._asked(f"preview {name}")
         return [Difference(f"members.{name}.weight", 50.0, weight)]
@@ -187,14 +188,16 @@ class State:
     def note_refusal(self, client: str) -> None:
         self.refused.append(client)
 
-    async def change(self, name: str, intent: Intent | None, weight: float | None, who: str) -> None:
+    async def change(self, name: str, intent: Intent | None, weight: Weight | None, who: str) -> None:
         self._asked(f"change {name}")
         self.signed[name] = who
         member = self.federation.by_name[name]
         if intent is not None:
             member.set_intent(intent)
         if weight is not None:
-            member.weight = weight
+            state = operators.set_weight(self.config, operators.State(), name, weight)
+            self.config = operators.overlay(self.config, state)
+            member.weight = self.config.members[name].start_weight
 
     async def join(self, name: str, settings: object, who: str) -> None:
         self._asked(f"join {name}")
@@ -221,7 +224,7 @@ class State:
 def _members(config: Config) -> Federation:
     return federation(
         *(
-            Member(name, each.url, Breaker(BreakerPolicy()), weight=each.weight, prime=each.prime)
+            Member(name, each.url, Breaker(BreakerPolicy()), weight=each.start_weight, prime=each.prime)
             for name, each in config.active_members.items()
         )
     )

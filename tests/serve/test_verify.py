@@ -406,6 +406,23 @@ async def test_members_are_asked_how_they_are(write: Write) -> None:
         await asyncio.gather(well.stop(), sick.stop())
 
 
+@pytest.mark.parametrize(("reserve", "fits"), [(49, True), (50, False), (1000, False), (0, True)])
+async def test_reserve_that_leaves_nothing_is_said(write: Write, reserve: int, fits: bool) -> None:
+    small = ToyBinderHub("small", pods=0, quota=60)
+    await small.start()
+    try:
+        members = {"small": {"url": small.url, "reserve": reserve}}
+        loopback = {"listen": [{"address": "127.0.0.1:0"}], "admin": {"address": "127.0.0.1:0"}}
+        file = write(loopback | {"members": members, "silence": ["member-unhealthy"]})
+        async with guard():
+            checked = await look(verify(file, {}))
+        found = {each.what.path: f"{each.name} {each.what.message}" for each in checked.warnings}
+        text = f"is {reserve}, which with `health.pod_headroom` (10) leaves nothing of the quota of 60"
+        assert found == ({} if fits else {"members.small.reserve": f"reserve-unfit {text}, expected less"})
+    finally:
+        await small.stop()
+
+
 def test_reader_names_all_that_it_read(tmp_path: Path) -> None:
     parts, pages = tmp_path / "parts", tmp_path / "pages"
     for folder in (parts, pages):

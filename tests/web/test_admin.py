@@ -75,6 +75,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "dashboard": None,
         "last_resort": 0,
         "weight": 50,
+        "auto": False,
         "share": 0.25,
         "share_actual": None,
         "price": 0.0,
@@ -380,6 +381,15 @@ async def test_patch_changes_a_member(
     assert (gesis.intent.value, gesis.weight) == (state_after, weight_after)
 
 
+async def test_weight_is_left_to_the_edge_and_shown_as_a_number(client: Client, state: State) -> None:
+    response = await client.patch("/members/gesis", json={"weight": "auto"}, headers=TOKEN)
+    found = await response.json()
+    assert (response.status, found["weight"], found["auto"]) == (200, 100, True)
+    response = await client.patch("/members/gesis", json={"weight": 7}, headers=TOKEN)
+    found = await response.json()
+    assert (found["weight"], found["auto"]) == (7, False)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -391,6 +401,7 @@ async def test_patch_changes_a_member(
         b'{"state": {"a": 1}}',
         b'{"weight": -1}',
         b'{"weight": "5"}',
+        b'{"weight": "Auto"}',
         b'{"weight": true}',
         b'{"weight": null}',
         b'{"weight": NaN}',
