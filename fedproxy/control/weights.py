@@ -37,9 +37,12 @@ class AutoWeights:
             if first:
                 self._weights[name] = DampedWeight(self._target(name, settings), now)
 
-    def step(self, members: Mapping[str, MemberSettings], now: float) -> list[str]:
-        """Moves all weights, about once a second; returns the members with `auto` that are to be told of."""
-        self._knowledge.refresh()
+    def step(self, members: Mapping[str, MemberSettings], now: float, wall: float) -> list[str]:
+        """Moves all weights, about once a second; returns the members with `auto` that are to be told of.
+
+        wall: the same time in seconds since the epoch.
+        """
+        self._knowledge.refresh(wall)
         due = []
         for name, settings in members.items():
             damped = self._weights.get(name)

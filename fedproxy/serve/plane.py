@@ -251,12 +251,13 @@ class Plane:
         member = self.edge.federation.by_name.get(health.name)
         if member is not None:
             member.set_health(health.healthy, self.edge.clock(), health.reasons)
-            pods = health.pods.get("total")
-            member.room = None if pods is None or health.quota is None else max(0, health.quota - pods)
             # While listeners move, the config is ahead of the members.
             settings = self.config.members.get(health.name)
             if health.weight is not None and settings is not None and settings.weight == "auto":
                 member.weight = health.weight
+            pods, quota = health.pods.get("total"), health.quota
+            reserve = settings.reserve if settings is not None else 0
+            member.room = None if pods is None or quota is None else max(0, quota - pods - reserve)
             base_paths = self._said_base_paths(self.config.active_members)
             if base_paths != self._base_paths:
                 self._base_paths = base_paths

@@ -702,7 +702,7 @@ class Service:
 
     def _weigh(self) -> None:
         """Works the weights out anew, and tells of those that have changed."""
-        for name in self._weights.step(self.config.active_members, time.monotonic()):
+        for name in self._weights.step(self.config.active_members, time.monotonic(), time.time()):
             if name in self._reports:
                 self._fleet.tell(self._health(self._reports[name]))
 
