@@ -95,7 +95,7 @@ def test_member_whose_launches_fail_loses_weight_and_one_without_launches_takes_
     for number in range(20):
         knowledge.learn(Seen(b"%08d" % number, "a", True, None, None, End.FAILED, failed=True), 0.0)
     for second in range(400):
-        auto.step({"a": AUTO}, float(second), float(second))
+        auto.step({"a": AUTO}, float(second), 0.0)
     # A good half of its launches fails, with the doubt that few of them leave.
     assert 50 < auto.tell("a") < 120
 
