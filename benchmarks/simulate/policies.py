@@ -24,6 +24,7 @@ from fedproxy.decide.waits import ExpectedWait
 ORACLE: Final = "oracle"
 BOUNDED: Final = "rendezvous-bounded"
 WITHOUT: Final = "+no-failover"
+COOKIES: Final = "+cookies"
 _NO_BOUND: Final = 1e9
 _EPOCH: Final = 1.7e9  # seconds since the epoch at the begin: what is learned has times of a wall clock
 
@@ -44,7 +45,7 @@ def offered() -> dict[str, Chosen]:
     at = [each.name for each in found].index("rendezvous") + 1
     found.insert(at, Chosen(BOUNDED, "rendezvous", bounded=True))
     found += [Chosen(each.name + WITHOUT, each.balancer, each.bounded, failover=False) for each in found]
-    found.append(Chosen(ORACLE, ""))
+    found += [Chosen(ORACLE, ""), Chosen(ORACLE + COOKIES, "")]
     return {each.name: each for each in found}
 
 
@@ -57,10 +58,12 @@ class Oracle:
 
     For each launch that a member is ahead of its share, of the choices made while it could serve them, it
     counts as `price` seconds slower. Room is kept for launches whose image is being built, as long as another
-    member has some. `able`: who could serve the last launch, a bit for each.
+    member has some. `able`: who could serve the last launch, a bit for each. cookies: visitors with a cookie
+    stay with their member while it can serve them, as they do with the edge.
     """
 
-    def __init__(self, federation: Federation, truth: Truth, price: float) -> None:
+    def __init__(self, federation: Federation, truth: Truth, price: float, *, cookies: bool = False) -> None:
+        self._cookies = cookies
         self._federation = federation
         self._truth = truth
         self._price = price
@@ -89,6 +92,10 @@ class Oracle:
         self.able = sum(1 << at for at in able)
         if not able:
             return Refusal.FULL
+        if self._cookies and pinned is not None:
+            at = members.index(pinned)
+            if at in able:
+                return self._federation.acquire_session(pinned, Source.COOKIE, launch)
         price = self._price
         best = min(able, key=lambda at: truth[at][0] + price * ahead[at])
         whole = sum(members[at].weight for at in able)
@@ -144,9 +151,11 @@ def edge(chosen: Chosen, scenario: Scenario, hubs: Sequence[Hub], rng: random.Ra
         load_bound=settings.load_bound if chosen.bounded else _NO_BOUND,
         slow_start=settings.slow_start,
     )
-    if chosen.name == ORACLE:
+    if not chosen.balancer:
         federation = Federation(members, policy, rng)
-        return Edge(federation, oracle=Oracle(federation, truth, scenario.oracle.price))
+        cookies = chosen.name.endswith(COOKIES)
+        oracle = Oracle(federation, truth, scenario.oracle.price, cookies=cookies)
+        return Edge(federation, oracle=oracle)
     if chosen.balancer != EXPECTED_WAIT:
         return Edge(Federation(members, policy, rng))
     knowledge = Knowledge()

@@ -51,9 +51,10 @@ _DELAY: Final = 90.0
 _MOST_DELAY: Final = 3600.0
 _TRUST: Final = 5.0  # observations of a member that count as much as those of all members
 _FAILING: Final = 0.01
-_FAILING_TRUST: Final = 20.0
+_FAILING_TRUST: Final = 5.0
+_NEWEST_FAILURE: Final = 0.1
 _MOST_FAILING: Final = 0.98
-_FADING: Final = 300.0  # seconds until failures count for 1/e
+_FADING: Final = 600.0  # seconds until failures count for 1/e
 _FOUND: Final = 0.98
 _FOUND_TRUST: Final = 10.0
 _MOST_FACTOR: Final = 4.0  # by which a member's times may differ from those of all, however long it insists
@@ -110,10 +111,10 @@ class Average:
         self.total = total
         self.weight = weight
 
-    def add(self, value: float) -> None:
-        """One more value."""
-        self.total += value - self.total * _NEWEST
-        self.weight += 1.0 - self.weight * _NEWEST
+    def add(self, value: float, newest: float = _NEWEST) -> None:
+        """One more value. newest: the part that it counts for, once there are many."""
+        self.total += value - self.total * newest
+        self.weight += 1.0 - self.weight * newest
 
     def mean(self, prior: float, trust: float) -> float:
         """The mean, with `prior` counted as `trust` values."""
@@ -399,7 +400,7 @@ class Knowledge:
             took = max(took, _sane(now - build.since - (seen.launch or 0.0)) or 0.0)
         if seen.end is End.READY or seen.failed:
             self._fade(known, now)
-            known.failing.add(1.0 if seen.failed else 0.0)
+            known.failing.add(1.0 if seen.failed else 0.0, _NEWEST_FAILURE)
         ran = any(slot == known.slot for slot, *_ in self.images.places(image))
         if found is not None:
             self._compare(known, image, found, now)

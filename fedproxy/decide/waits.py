@@ -60,7 +60,7 @@ class WaitPolicy:
     most: float = 1.5
     band: float = 0.1
     rival: float = 10.0
-    failure: float = 5.0
+    failure: float = 8.0
     crowded: float = 20.0
 
 
@@ -229,11 +229,15 @@ class ExpectedWait:
             cost.price = member.price
             cost.wait = wait + start
             risk = known.risk
-            cost.whole = start + own + risk * failure + cost.price
+            price = member.price
+            if price < 0:
+                # That it is below its share is no reason to send visitors where launches fail.
+                price /= (1.0 + risk) ** 4
+            cost.whole = start + own + risk * failure + price
             if member.room is not None and member.launches + member.launches_elsewhere >= member.room:
                 cost.whole += crowded
             # A member that fails launches has a smaller share, in place of a low price for it.
-            cost.due = share / (1.0 + risk) ** 2
+            cost.due = share / (1.0 + risk) ** 4
             found.append(cost)
         return found
 

@@ -228,9 +228,9 @@ def test_failures_raise_the_risk_smoothly() -> None:
     assert knowledge.of("a").risk == risks[-1]
     # They are forgotten in time, with launches and without.
     knowledge.refresh(NOW + 3600)
-    assert knowledge.of("a").risk == pytest.approx(risks[0], rel=0.1)
+    assert knowledge.of("a").risk < 2 * risks[0]
     knowledge.refresh(NOW - 3600)
-    assert knowledge.of("a").risk == pytest.approx(risks[0], rel=0.1)
+    assert knowledge.of("a").risk < 2 * risks[0]
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 1e9])
