@@ -1,8 +1,9 @@
 """`python -m benchmarks.launches`: the cost and the benefit of reading launches as they pass.
 
-Three measurements, each with its own edge: the processor time of an event, compared with nginx without
-buffering; the memory of an open launch; and how many launches become ready on three members of which one has
-no room, one fails one launch in five and one is slow, with failover and without.
+Four measurements, each with edges of its own: the processor time of an event, compared with nginx without
+buffering; the memory of an open launch; how many launches become ready on three members of which one has
+no room, one fails one launch in five and one is slow, with failover and without; and what each balancer makes
+of three members that keep images, and of repositories of which a few are asked for most.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from types import FrameType
 from typing import Any, NoReturn
+from urllib.request import urlopen
 
 import click
 import uvloop
@@ -33,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import BenchmarkError, Process, fetch, nginx_command, require_free
+from fedproxy.decide.balancer import BALANCERS
 from fedproxy.wire.h1.body import Chunked
 
 KIB = 1 << 10
@@ -48,6 +52,12 @@ _TICK = 0.004  # seconds between two events of a stream, so that each is read an
 _OPEN = 500  # launches open at once while memory is measured
 _LAUNCHES = 300
 _RATE = 30.0  # launches a second
+_WEIGHTS = {"large": 5, "medium": 3, "small": 1}
+_CHOICES = 2000
+_CHOICE_RATE = 60.0
+_REPOSITORIES = 300  # of which the n-th is asked for 1/n as often as the first
+_BUILDS = 1.0  # seconds
+_STARTS = 0.1
 _LONGEST = 1 << 20
 _PATIENCE = 60.0
 
@@ -77,6 +87,35 @@ def build() -> list[bytes]:
 # The members
 
 
+class Builder:
+    """A member that keeps what it has built. Who asks for an image that is being built waits for it too."""
+
+    def __init__(self) -> None:
+        self.builds = 0
+        self._images: dict[str, asyncio.Task[None]] = {}
+
+    async def launch(self, path: str, writer: asyncio.StreamWriter) -> None:
+        """Serves a launch."""
+        build = self._images.get(path)
+        if build is None:
+            self.builds += 1
+            build = self._images[path] = asyncio.create_task(asyncio.sleep(_BUILDS))
+        if build.done():
+            writer.write(HEAD)
+        else:
+            writer.write(HEAD + FIRST)
+            await writer.drain()
+            await asyncio.shield(build)
+        writer.write(BUILT)
+        await writer.drain()
+        await asyncio.sleep(_STARTS)
+        writer.write(LAUNCHING + READY + LAST)
+
+
+def _say(writer: asyncio.StreamWriter, body: bytes) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
 class Members:
     """Three members in one process, told apart by their ports: how each serves a launch."""
 
@@ -91,7 +130,8 @@ class Members:
 
     def serve(self, role: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
         """The handler of one member's connections."""
-        launch = self.roles[role]
+        builder = Builder() if role == "builder" else None
+        launch = self.roles[role] if builder is None else builder.launch
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -99,6 +139,8 @@ class Members:
                     path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
                     if path.startswith("/build/"):
                         await launch(path, writer)
+                    elif path == "/builds" and builder is not None:
+                        _say(writer, b"%d" % builder.builds)
                     else:
                         await self.tell(path, writer)
                     await writer.drain()
@@ -108,8 +150,7 @@ class Members:
 
     async def tell(self, path: str, writer: asyncio.StreamWriter) -> None:
         """Everything except launches: `/play` makes the open streams go through a build, `/end` ends them."""
-        body = b'{"ok": true, "checks": []}' if path == "/health" else b"{}"
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        _say(writer, b'{"ok": true, "checks": []}' if path == "/health" else b"{}")
         streams, self.open = self.open, [] if path in ("/play", "/end") else self.open
         if path == "/play":
             for number, data in enumerate(build()):
@@ -271,17 +312,45 @@ async def _outcomes(port: int) -> list[Launched]:
     return await asyncio.gather(*visitors)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What a balancer made of the launches. share_error: the largest difference between a member's part of
+    them and its weight's, from 0 to 1. median: seconds to `ready`."""
+
+    balancer: str
+    builds: int
+    median: float
+    mean: float
+    share_error: float
+
+
+async def _choices(port: int) -> list[Launched]:
+    chance = random.Random(SEED)
+    ranks = range(1, _REPOSITORIES + 1)
+    asked = chance.choices(ranks, [1 / rank for rank in ranks], k=_CHOICES)
+    visitors = []
+    for repository in asked:
+        visitors.append(asyncio.create_task(_launch(port, repository)))
+        await asyncio.sleep(chance.expovariate(_CHOICE_RATE))
+    return await asyncio.gather(*visitors)
+
+
 # The processes
 
 
-def _config(folder: Path, name: str, port: int, members: dict[str, int], **more: Any) -> Path:
+def _config(
+    folder: Path, name: str, port: int, members: dict[str, int], weights: Mapping[str, int], **more: Any
+) -> Path:
     config = {
         "listen": [{"address": f"127.0.0.1:{port}"}],
         "admin": {"address": f"127.0.0.1:{port + 1}"},
         "workers": 1,
         "access_log": "off",
         "timeouts": {"drain": "1s"},
-        "members": {member: {"url": f"http://127.0.0.1:{at}"} for member, at in members.items()},
+        "members": {
+            member: {"url": f"http://127.0.0.1:{at}", "weight": weights.get(member, 1)}
+            for member, at in members.items()
+        },
         **more,
     }
     path = folder / f"{name}.yaml"
@@ -332,10 +401,12 @@ class Machine:
         process.wait_ready(port, "/health")
         return process
 
-    def edge(self, name: str, members: dict[str, int], **more: Any) -> tuple[Process, int]:
+    def edge(
+        self, name: str, members: dict[str, int], weights: Mapping[str, int] | None = None, **more: Any
+    ) -> tuple[Process, int]:
         """An edge before these members."""
         port = self.port()
-        config = _config(self.folder, name, port, members, **more)
+        config = _config(self.folder, name, port, members, weights or {}, **more)
         command = [sys.executable, "-m", "fedproxy", "serve", "--config", str(config)]
         return self.start(name, command, port, self.proxy_core), port
 
@@ -392,6 +463,27 @@ def measure_outcomes(machine: Machine) -> dict[str, list[Launched]]:
     return found
 
 
+def measure_choices(machine: Machine) -> list[Chosen]:
+    """The same launches with each balancer, on members that keep what they built."""
+    found = []
+    for balancer in BALANCERS:
+        ports = dict(zip(_WEIGHTS, machine.members("builder", "builder", "builder"), strict=True))
+        _, port = machine.edge(balancer, ports, _WEIGHTS, balancer=balancer)
+        launches = uvloop.run(_limited(_choices(port)))
+        if not all(launch.ready for launch in launches):
+            raise BenchmarkError(f"a launch failed with {balancer}")
+        builds = 0
+        for at in ports.values():
+            with urlopen(f"http://127.0.0.1:{at}/builds", timeout=_PATIENCE) as answer:
+                builds += int(answer.read())
+        counts = Counter(launch.member.partition("!")[0] for launch in launches)
+        whole = sum(_WEIGHTS.values())
+        errors = [abs(counts[name] / len(launches) - weight / whole) for name, weight in _WEIGHTS.items()]
+        seconds = [launch.seconds for launch in launches]
+        found.append(Chosen(balancer, builds, median(seconds), mean(seconds), max(errors)))
+    return found
+
+
 async def _limited(what: Awaitable[Any]) -> Any:
     async with asyncio.timeout(_PATIENCE):
         return await what
@@ -432,6 +524,20 @@ def _show_outcomes(found: dict[str, list[Launched]], console: Console) -> None:
     console.print(table)
 
 
+def _show_choices(found: Sequence[Chosen], console: Console) -> None:
+    title = f"{_CHOICES} launches of {_REPOSITORIES} repositories, seed {SEED}"
+    table = _table(title, "builds", "median s", "mean s", "share error")
+    for each in found:
+        table.add_row(
+            each.balancer,
+            str(each.builds),
+            f"{each.median:.2f}",
+            f"{each.mean:.2f}",
+            f"{each.share_error:.1%}",
+        )
+    console.print(table)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="Runs of each peer.")
 @click.option(
@@ -458,6 +564,8 @@ def main(rounds: int, port: int, members: str | None) -> None:
                 console.print(f"An open launch that is {name}: {growth / KIB:.1f} KiB")
         with ExitStack() as stack:
             _show_outcomes(measure_outcomes(Machine(stack, port)), console)
+        with ExitStack() as stack:
+            _show_choices(measure_choices(Machine(stack, port)), console)
     except (BenchmarkError, TimeoutError) as error:
         raise click.ClickException(str(error) or f"not done within {_PATIENCE:.0f} s") from error
 

@@ -66,7 +66,7 @@ class Member:
         self.counts = MemberCounts()
         self.slow_start = 0.0  # seconds
         self.room: int | None = None  # pods that it has left, by the last probe
-        self.price = 0.0  # seconds: what `expected-wait` adds to keep its share
+        self.price = 0.0  # what `expected-wait` adds to keep its share, in builds that count twice
         self._recovered: float | None = None
 
     def __repr__(self) -> str:

@@ -45,8 +45,7 @@ class Snapshot:
     share: its current weight for new visitors. admits: its breaker lets requests through. available: a
     request may be sent to it. last_resort: visitors for whom no other member is available are sent to it,
     healthy or not. idle, busy: connections to it. checks, pods, quota, details: the results of its last
-    probe, in the process that probes. price: as of `decide.waits`,
-    in seconds.
+    probe, in the process that probes. price: as of `decide.waits`.
     """
 
     name: str

@@ -86,8 +86,8 @@ class Cost:
 class ExpectedWait:
     """The balancer, with what it knows. `set_clock` is to be called before the first choice, and again later.
 
-    A member's price is with the member, and so outlives a reload. frozen: a choice changes nothing, as nobody
-    follows it.
+    A member's price is with the member, and so outlives a reload. It is in builds that count twice, and so
+    fits whatever builds turn out to take. frozen: a choice changes nothing, as nobody follows it.
     """
 
     def __init__(self, knowledge: Knowledge, policy: WaitPolicy | None = None) -> None:
@@ -139,7 +139,7 @@ class ExpectedWait:
         chosen.counts.choices[_reason(costs, at, tie=len(near) > 1)] += 1
         if running is None and costs[at].chance < 0.5:
             knowledge.expect(image, chosen.name, wall)
-        self._charge(members, costs, chosen, 2.0 * knowledge.usual_build)
+        self._charge(members, costs, chosen)
         return chosen
 
     def rank(
@@ -203,6 +203,7 @@ class ExpectedWait:
         elsewhere = chances.pop(-1, None)
         experiences = knowledge.members
         work = 1.0 if running is None else self.policy.rival
+        unit = 2.0 * usual
         failure = self.policy.failure * usual
         crowded = self.policy.crowded * usual
         found: list[Cost] = []
@@ -226,10 +227,10 @@ class ExpectedWait:
             cost = Cost()
             cost.chance = chance
             cost.joins = joins
-            cost.price = member.price
+            cost.price = unit * member.price
             cost.wait = wait + start
             risk = known.risk
-            price = member.price
+            price = unit * member.price
             if price < 0:
                 # That it is below its share is no reason to send visitors where launches fail.
                 price /= (1.0 + risk) ** 4
@@ -241,11 +242,11 @@ class ExpectedWait:
             found.append(cost)
         return found
 
-    def _charge(self, members: Sequence[Member], costs: Sequence[Cost], chosen: Member, build: float) -> None:
-        step, most = self.policy.step * build, self.policy.most * build
+    def _charge(self, members: Sequence[Member], costs: Sequence[Cost], chosen: Member) -> None:
+        step, most = self.policy.step, self.policy.most
         each = step / sum([cost.due for cost in costs])
         for member, cost in zip(members, costs, strict=True):
-            price = cost.price - each * cost.due
+            price = member.price - each * cost.due
             if member is chosen:
                 price += step
             member.price = min(max(price, -most), most)

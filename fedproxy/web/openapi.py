@@ -49,7 +49,10 @@ _MEMBER: Final = _object(
             "type": ["number", "null"],
             "description": "Of the new visitors of the last hour; null if there were none.",
         },
-        "price": {"type": "number", "description": "Seconds that expected-wait adds, for its share."},
+        "price": {
+            "type": "number",
+            "description": "What expected-wait adds for its share: 1 is the price of a build.",
+        },
         "launch_seconds": _object({"with_image": _MAYBE_SECONDS, "without_image": _MAYBE_SECONDS}),
         "images_known": _COUNT,
         "prime": _FLAG,

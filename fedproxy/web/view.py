@@ -89,7 +89,7 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
         "url": member.url,
         "weight": _plain(member.weight),
         "share": round(share, 4),
-        "price": round(member.price, 1),
+        "price": round(member.price, 3),
         "prime": member.prime,
         "state": member.intent.value,
         "status": member.status.value,
