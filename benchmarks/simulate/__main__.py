@@ -71,6 +71,12 @@ class _Command(click.Command):
     metavar="FILE",
     help="Write the results there, too; - for standard output, without the table.",
 )
+@click.option(
+    "--chart",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE.svg",
+    help="Draw the results of the policies with failover.",
+)
 def main(
     scenario: str,
     seed: int,
@@ -78,6 +84,7 @@ def main(
     named: Sequence[str],
     record: Path | None,
     output: Path | None,
+    chart: Path | None,
 ) -> None:
     """Compare policies of choosing a member in a simulated federation.
 
@@ -86,6 +93,8 @@ def main(
     """
     if output is not None and str(output) != "-" and not output.parent.is_dir():
         raise click.BadParameter(f"the folder {str(output.parent)!r} does not exist", param_hint="--json")
+    if chart is not None and not chart.parent.is_dir():
+        raise click.BadParameter(f"the folder {str(chart.parent)!r} does not exist", param_hint="--chart")
     world = _valid(find(scenario), load)
     recorded = None if record is None else _valid(record, lambda path: Recorded(path, world, seed))
     if recorded is not None:
@@ -100,6 +109,8 @@ def main(
             sys.stdout.write(text)
         else:
             output.write_text(text)
+    if chart is not None:
+        chart.write_text(result.chart())
     raise SystemExit(ended)
 
 

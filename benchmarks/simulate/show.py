@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.chart import Bar, Panel, panels
 from benchmarks.simulate.measures import MEASURES, Tally
 from benchmarks.simulate.policies import ORACLE, WITHOUT
+from fedproxy.decide.balancer import EXPECTED_WAIT
 
 _COLUMNS = {
     "ready_share": "ready\n%",
@@ -22,6 +24,19 @@ _COLUMNS = {
     "moves": "moves\n",
     "overload": "over-\nload %",
     "recovery": "back\ns",
+}
+
+
+#: What a chart shows: by the measure, its title, its unit, and how it is shown. Shorter is better.
+_CHARTED: Final[Mapping[str, tuple[str, str, Callable[[float], float]]]] = {
+    "builds": ("Images that were built", "builds", float),
+    "wait_median": ("Wait until ready, median", "seconds", float),
+    "ready_share": (
+        "Servable launches that did not become ready",
+        "%",
+        lambda part: 100 - 100 * part,
+    ),
+    "share_error": ("Largest difference of a share from the weights", "points", float),
 }
 
 
@@ -61,6 +76,19 @@ class Result:
             "policies": policies,
         }
 
+    def chart(self) -> str:
+        """The measures of the policies with failover, as bars in an SVG."""
+        drawn = []
+        measured = self.as_json()["policies"]
+        for key, (title, unit, value) in _CHARTED.items():
+            bars = [
+                Bar(name, value(found[key]), mine=name == EXPECTED_WAIT)
+                for name, found in measured.items()
+                if WITHOUT not in name and found[key] is not None
+            ]
+            drawn.append(Panel(title, unit, bars))
+        return panels(drawn)
+
     def table(self, console: Console) -> None:
         """Prints a table, and what is to be said of it."""
         table = Table(
@@ -76,7 +104,7 @@ class Result:
             table.add_column(title, justify="right", no_wrap=True)
         for name, measured in self.as_json()["policies"].items():
             balancer, without, _ = name.partition(WITHOUT)
-            failover = "" if name == ORACLE else "no" if without else "yes"
+            failover = "" if name.startswith(ORACLE) else "no" if without else "yes"
             note = "" if measured["launches"] == self.launches else f" ({measured['launches']:,})"
             table.add_row(balancer + note, failover, *(_cell(key, measured[key]) for key in _COLUMNS))
         console.print(table)

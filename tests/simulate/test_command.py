@@ -116,3 +116,16 @@ def test_interruption_gives_the_results_so_far(
     assert launches == {"oracle": 20_000, "rendezvous": launches["rendezvous"]}
     assert 5000 <= launches["rendezvous"] < 20_000
     assert found["policies"]["rendezvous"]["ready_share"] > 0.9
+
+
+def test_chart_is_drawn_of_the_policies_with_failover(tmp_path: Path) -> None:
+    chart = tmp_path / "chart.svg"
+    words = ["--launches", "300", "--chart", str(chart), "--policy", "random", "random+no-failover"]
+    result = CliRunner().invoke(command.main, words)
+    assert result.exit_code == 0, result.output
+    drawn = chart.read_text()
+    assert drawn.startswith("<svg ")
+    assert drawn.count(">random<") == 4
+    assert "+no-failover" not in drawn
+    missing = CliRunner().invoke(command.main, [*words[:3], str(tmp_path / "no" / "x.svg")])
+    assert missing.exit_code == 2
