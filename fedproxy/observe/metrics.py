@@ -260,7 +260,7 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
         "fedproxy_last_resort",
         "Requests for which prime was chosen because no member was available.",
         ("member",),
-        (((m.name,), m.counts.last_resort) for m in members if m.prime or m.counts.last_resort),
+        (((m.name,), m.counts.last_resort) for m in members),
     )
     yield _counter(
         "fedproxy_launches",
