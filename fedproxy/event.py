@@ -69,6 +69,8 @@ class EventName(StrEnum):
     MEMBER_JOINED = "member.joined", _I, "a reloaded config adds a member"
     MEMBER_LEFT = "member.left", _I, "a reloaded config has one member fewer"
     MEMBER_WEIGHT = "member.weight", _I, "a reloaded config has another weight"
+    MEMBER_FULL = "member.full", _I, "a member has no room for more: its quota"
+    MEMBER_ROOM = "member.room", _I, "a member that was full has room again"
     MEMBER_HEALTHY = "member.healthy", _I, "the probes find a member healthy again"
     MEMBER_UNHEALTHY = "member.unhealthy", _W, "the probes find a member unhealthy, and why"
     MEMBER_UNRESOLVED = "member.unresolved", _W, "a member's name does not resolve any more"

@@ -225,7 +225,7 @@ def test_top_is_printed_once_where_there_is_no_terminal(running: Running) -> Non
     result = asked(running, "top", "--interval", "0.2")
     assert result.exit_code == 0
     lines = [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()]
-    assert lines[0] == ["0 requests/s, 0 failures/s"]
+    assert lines[0] == ["0 requests/s, 0 refused/s, 0 failures/s of members"]
     assert lines[2] == [
         "member", "status", "share", "requests/s", "failures/s", "in flight", "launches", "pods", "why",
     ]  # fmt: skip
@@ -245,6 +245,7 @@ def test_pods_are_the_total_that_the_quota_is_for(capsys: pytest.CaptureFixture[
             {**row, **rates, "name": "c", "pods": {}, "quota": None},
         ],
         (),
+        "",
     )
     Console(width=200).print(shown)
     found = [line.split() for line in capsys.readouterr().out.splitlines()[3:6]]
@@ -255,11 +256,17 @@ def test_rates_are_of_the_time_between_and_the_worst_come_first() -> None:
     def row(name: str, requests: int, status: str = "available", **errors: int) -> dict[str, Any]:
         return {"name": name, "requests": requests, "errors": errors, "status": status}
 
-    before = watching.Sample(10.0, [row("a", 10), row("b", 50, connect=1)])
-    now = watching.Sample(12.0, [row("a", 14), row("b", 5, "unhealthy", connect=1, reset=4), row("c", 9)])
+    told = {"requests": 40, "refused": {"no_member": 4, "rate": 1}}
+    before = watching.Sample(10.0, [row("a", 10), row("b", 50, connect=1)], told)
+    members = [row("a", 14), row("d", 1, "full"), row("b", 5, "unhealthy", connect=1, reset=4), row("c", 9)]
+    later = {"requests": 60, "refused": {"no_member": 14, "rate": 1, "banned": 1}}
+    now = watching.Sample(12.0, members, later)
+    assert watching.totals(before, now) == "10 requests/s, 5.5 refused/s (no member, banned)"
+    assert watching.totals(before, before._replace(edge={})) == "0 requests/s, 0 refused/s"
     found = watching.rates(before, now)
     assert [(each["name"], each["requests_per_second"], each["errors_per_second"]) for each in found] == [
         ("b", 0.0, 2.0),
+        ("d", 0.0, 0.0),
         ("a", 2.0, 0.0),
         ("c", 0.0, 0.0),
     ]

@@ -113,6 +113,14 @@ def ask_members(admin: str, timeout: float = 10.0) -> list[dict[str, Any]]:
     return ask_list(admin, "/members", "members", *_SHOWN, timeout=timeout)
 
 
+def ask_totals(admin: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The members, and what the edge counted itself: `requests` and `refused`. Raises `Failed`."""
+    told = ask(admin, "/members")
+    edge = told.get("edge") if isinstance(told, dict) else None
+    # One of an earlier release does not say.
+    return _rows(admin, told, "members", *_SHOWN), edge if isinstance(edge, dict) else {}
+
+
 def complete(context: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
     """The members' names, if the edge answers quickly."""
     admin = context.params.get("admin") or os.environ.get("FEDPROXY_ADMIN") or "http://127.0.0.1:8081"
@@ -127,7 +135,10 @@ def complete(context: click.Context, parameter: click.Parameter, start: str) -> 
 
 def ask_list(admin: str, path: str, name: str, *keys: str, timeout: float = 10.0) -> list[dict[str, Any]]:
     """The objects of a list that is the answer's `name`, each with these keys. Raises `Failed`."""
-    found = ask(admin, path, timeout=timeout)
+    return _rows(admin, ask(admin, path, timeout=timeout), name, *keys)
+
+
+def _rows(admin: str, found: Any, name: str, *keys: str) -> list[dict[str, Any]]:
     rows = found.get(name) if isinstance(found, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= {*keys} for row in rows):
         raise not_an_edge(admin)

@@ -6,12 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from fedproxy.cli.asking import ADMIN, Failed, ask_list, ask_members
+from fedproxy.cli.asking import ADMIN, Failed, ask_list, ask_totals
 from fedproxy.cli.base import JSON, fit, main, number_text, say
+from fedproxy.decide.snapshot import WORST_FIRST, Status
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -78,11 +79,20 @@ def _line(event: Mapping[str, Any]) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
+_PLACES: Final = {status.value: place for place, status in enumerate(WORST_FIRST)}
+_BAD: Final = (Status.UNHEALTHY, Status.EJECTED)
+
+
 class Sample(NamedTuple):
-    """The members at a time, in seconds."""
+    """The members, and what the edge counted itself, at a time, in seconds."""
 
     at: float
     members: list[dict[str, Any]]
+    edge: dict[str, Any]
+
+
+def _sample(admin: str) -> Sample:
+    return Sample(time.monotonic(), *ask_totals(admin))
 
 
 @main.command()
@@ -104,19 +114,23 @@ def top(admin: str, as_json: bool, interval: float) -> None:
     from rich.live import Live
 
     console = Console(markup=False, emoji=False, highlight=False)
-    before = Sample(time.monotonic(), ask_members(admin))
+    before = _sample(admin)
     try:
         time.sleep(interval)
         if as_json or not console.is_terminal:
             fit(console)
-            found = rates(before, Sample(time.monotonic(), ask_members(admin)))
-            click.echo(json.dumps(found, indent=2)) if as_json else console.print(_shown(found, ()))
+            now = _sample(admin)
+            found = rates(before, now)
+            if as_json:
+                click.echo(json.dumps(found, indent=2))
+            else:
+                console.print(_shown(found, (), totals(before, now)))
             return
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                now = Sample(time.monotonic(), ask_members(admin))
+                now = _sample(admin)
                 events = _events(admin)[-_SHOWN:]
-                live.update(_shown(rates(before, now), events, admin), refresh=True)
+                live.update(_shown(rates(before, now), events, totals(before, now), admin), refresh=True)
                 before = now
                 time.sleep(interval)
     except KeyboardInterrupt:
@@ -137,7 +151,19 @@ def rates(before: Sample, now: Sample) -> list[dict[str, Any]]:
                 "errors_per_second": _rate(_sum(old.get("errors")), _sum(row.get("errors")), seconds),
             }
         )
-    return sorted(found, key=lambda row: row.get("status") == "available")
+    return sorted(found, key=lambda row: _PLACES.get(str(row.get("status")), 0))
+
+
+def totals(before: Sample, now: Sample) -> str:
+    """What visitors asked for and what the edge refused, per second between two samples; why, if it did."""
+    seconds = max(now.at - before.at, 1e-3)
+    old, new = before.edge.get("refused") or {}, now.edge.get("refused") or {}
+    refused = {reason: _rate(old.get(reason, 0), count, seconds) for reason, count in new.items()}
+    by_rate = sorted(refused, key=lambda reason: -refused[reason])
+    worst = [reason.replace("_", " ") for reason in by_rate if refused[reason]]
+    why = f" ({', '.join(worst[:3])})" if worst else ""
+    requests = _rate(before.edge.get("requests", 0), now.edge.get("requests", 0), seconds)
+    return f"{number_text(requests)} requests/s, {number_text(sum(refused.values()))} refused/s{why}"
 
 
 def _rate(old: float, new: float, seconds: float) -> float:
@@ -150,13 +176,11 @@ def _sum(counts: Any) -> float:
 
 
 def _shown(
-    rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], admin: str = ""
+    rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], total: str, admin: str = ""
 ) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
-
-    from fedproxy.decide.snapshot import Status
 
     table = Table(box=None, pad_edge=False)
     table.add_column("member", overflow="fold", min_width=max((len(row["name"]) for row in rows), default=0))
@@ -166,7 +190,7 @@ def _shown(
     table.add_column("why", overflow="fold")
     for row in rows:
         status = str(row.get("status", row["state"]))
-        tone = "green" if status == "available" else "yellow" if row.get("healthy") else "red"
+        tone = "green" if status == "available" else "red" if status in _BAD else "yellow"
         pods, quota = (row.get("pods") or {}).get("total"), row.get("quota")
         table.add_row(
             f"{row['name']} (prime)" if row["prime"] else str(row["name"]),
@@ -179,8 +203,7 @@ def _shown(
             "" if pods is None else f"{pods}/{quota}" if quota is not None else str(pods),
             ", ".join(row.get("details") or row.get("reasons") or ()),
         )
-    total = sum(row["requests_per_second"] for row in rows)
     failed = sum(row["errors_per_second"] for row in rows)
-    head = f"{admin}  {number_text(total)} requests/s, {number_text(failed)} failures/s".strip()
+    head = f"{admin}  {total}, {number_text(failed)} failures/s of members".strip()
     lines = [Text(_line(event), no_wrap=True, overflow="ellipsis") for event in events]
     return Group(Text(head), Text(""), table, Text(""), *lines)

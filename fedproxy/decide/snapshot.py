@@ -11,7 +11,9 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent, Member
 
-_FULL: Final = ("quota",)  # the reasons of a member that is healthy otherwise
+QUOTA_ALONE: Final = ("quota",)
+"""The reasons of a member that is full and otherwise healthy."""
+
 _WORST_BREAKER_FIRST: Final = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
 
 
@@ -91,7 +93,7 @@ class Snapshot:
     @property
     def is_over_quota(self) -> bool:
         """Whether its quota alone keeps visitors away: otherwise it is healthy."""
-        return not self.healthy and self.reasons == _FULL
+        return not self.healthy and self.reasons == QUOTA_ALONE
 
     @property
     def takes_visitors(self) -> bool:

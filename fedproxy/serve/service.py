@@ -43,7 +43,7 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
 from fedproxy.decide.sessions import KnownSession, SessionRecord
-from fedproxy.decide.snapshot import Snapshot, Survey, add_up, merge
+from fedproxy.decide.snapshot import QUOTA_ALONE, Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.event import Event, EventName
 from fedproxy.observe.history import History
@@ -679,11 +679,17 @@ class Service:
         if settings is not None:
             self._weights.observe(report, settings, time.monotonic())
         self._fleet.tell(self._health(report))
-        if (before.healthy if before else True) != report.healthy:
-            why = "; ".join(report.details or report.reasons)
-            line = f"{report.name} is " + ("healthy again" if report.healthy else f"unhealthy: {why}")
-            event = EventName.MEMBER_HEALTHY if report.healthy else EventName.MEMBER_UNHEALTHY
-            self.note(event, line, report.name)
+        now, earlier = _probed(report), EventName.MEMBER_HEALTHY if before is None else _probed(before)
+        if now is not earlier:
+            name, why = report.name, "; ".join(report.details or report.reasons)
+            if now is EventName.MEMBER_FULL:
+                self.note(now, f"{name} is full: {why}", name)
+            elif now is EventName.MEMBER_UNHEALTHY:
+                self.note(now, f"{name} is unhealthy: {why}", name)
+            elif earlier is EventName.MEMBER_FULL:
+                self.note(EventName.MEMBER_ROOM, f"{name} has room again", name)
+            else:
+                self.note(now, f"{name} is healthy again", name)
             self._hear_news()
 
     def _health(self, report: Report) -> MemberHealth:
@@ -982,6 +988,13 @@ class Service:
                 self.note(EventName.CERTIFICATE_REFUSED, text, who="file")
             for path in refreshed.renewed:
                 self.note(EventName.CERTIFICATE_RENEWED, f"{path}: renewed", who="file")
+
+
+def _probed(report: Report) -> EventName:
+    """How the probes find a member; full is everyday, and not unhealthy."""
+    if report.healthy:
+        return EventName.MEMBER_HEALTHY
+    return EventName.MEMBER_FULL if report.reasons == QUOTA_ALONE else EventName.MEMBER_UNHEALTHY
 
 
 def _refusals(counts: Mapping[str, int]) -> str:

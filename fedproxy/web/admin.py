@@ -263,7 +263,9 @@ class _Admin:
         return web.json_response(answer, status=200 if ready else 503)
 
     async def members(self, request: web.Request) -> web.Response:
-        return web.json_response({"members": self._described(await self._state.survey())})
+        survey = await self._state.survey()
+        edge = {"requests": survey.edge.requests, "refused": dict(survey.edge.rejected)}
+        return web.json_response({"members": self._described(survey), "edge": edge})
 
     async def member(self, request: web.Request) -> web.Response:
         return web.json_response(self._described_one(await self._state.survey(), _name(request)))

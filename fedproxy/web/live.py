@@ -48,7 +48,7 @@ _REST: Final = 9.0  # pause between two pages, as a multiple of the time that re
 _ABOUT_ONE: Final = 4  # events shown with a member
 _SHOWN: Final = 40  # events that the page lists
 _GOOD: Final = (
-    *(EventName.MEMBER_HEALTHY, EventName.MEMBER_JOINED, EventName.BREAKER_CLOSED),
+    *(EventName.MEMBER_HEALTHY, EventName.MEMBER_ROOM, EventName.MEMBER_JOINED, EventName.BREAKER_CLOSED),
     *(EventName.FEDERATION_AVAILABLE, EventName.OPERATOR_READY, EventName.OPERATOR_JOIN),
 )
 #: The class of each state: what its colour and its sign are.

@@ -30,8 +30,12 @@ def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = No
     }
 
 
+def _array(item: Schema) -> Schema:
+    return {"type": "array", "items": item}
+
+
 def _list(name: str, item: Schema) -> Schema:
-    return _object({name: {"type": "array", "items": item}})
+    return _object({name: _array(item)})
 
 
 def _ref(name: str) -> Schema:
@@ -85,6 +89,10 @@ _MEMBER: Final = _object(
         "dashboard": _MAYBE_TEXT,
     }
 )
+_EDGE: Final = {
+    **_object({"requests": _COUNT, "refused": _COUNTS}),
+    "description": "What visitors asked for, and what the edge refused, by reason; since the start.",
+}
 _EVENT: Final = _object(
     {
         "time": {"type": "string", "format": "date-time"},
@@ -266,7 +274,7 @@ def _paths() -> dict[str, Any]:
     reloaded = _object({"reloaded": {"const": True}})
     certificate = _object({"name": _TEXT, "expires": {"type": "string", "format": "date-time"}})
     return {
-        "/members": {"get": _get("All members", _list("members", member))},
+        "/members": {"get": _get("All members", _object({"members": _array(member), "edge": _EDGE}))},
         "/members/{name}": {
             "get": _get("One member", member, _NAME, **unknown),
             "patch": _write(

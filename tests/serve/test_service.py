@@ -15,6 +15,7 @@ import yaml
 from fedproxy.config.load import parse
 from fedproxy.config.model import Config
 from fedproxy.control.messages import ApplyConfig
+from fedproxy.control.prober import Report
 from fedproxy.errors import ConfigError, Fault, NameFailed
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.serve.fleet import Common, Inside
@@ -376,3 +377,21 @@ async def test_route_has_the_metrics_on_a_public_listener(read: str, unused_tcp_
                 assert response.status == 404
     finally:
         await service.stop()
+
+
+async def test_full_member_is_never_said_to_be_unhealthy() -> None:
+    async with edge({"a": answer(OK)}) as running:
+        service = running.service
+        full = Report("a", healthy=False, reasons=("quota",), details=("60 pods reach the quota of 60",))
+        sick = Report("a", healthy=False, reasons=("quota", "hub"), details=("60 pods ...", "hub is not ok"))
+        for report in (Report("a", healthy=True), full, full, sick, full, Report("a", healthy=True), sick):
+            service._on_report(report)
+        service._on_report(Report("a", healthy=True))
+        assert [(each.name.value, each.message) for each in service.history.events if each.member == "a"] == [
+            ("member.full", "a is full: 60 pods reach the quota of 60"),
+            ("member.unhealthy", "a is unhealthy: 60 pods ...; hub is not ok"),
+            ("member.full", "a is full: 60 pods reach the quota of 60"),
+            ("member.room", "a has room again"),
+            ("member.unhealthy", "a is unhealthy: 60 pods ...; hub is not ok"),
+            ("member.healthy", "a is healthy again"),
+        ]
