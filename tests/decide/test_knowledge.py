@@ -443,3 +443,16 @@ def test_image_that_never_ran_there_takes_longer_to_start() -> None:
     knowledge.refresh(NOW)
     assert 20 < knowledge.pull < 30
     assert knowledge.of("b").start < 12
+
+
+def test_launches_that_fail_at_once_make_no_member_look_fast() -> None:
+    knowledge = Knowledge()
+    for number in range(50):
+        knowledge.learn(seen("a", image=digest(number), found=True, launch=20.0), NOW)
+        broken = seen(
+            "b", image=digest(number), found=None, build=None, launch=0.01, end=End.FAILED, failed=True
+        )
+        knowledge.learn(broken, NOW)
+    knowledge.refresh(NOW)
+    assert knowledge.of("b").start == pytest.approx(knowledge.of("a").start, rel=0.1)
+    assert knowledge.of("b").risk > 5
