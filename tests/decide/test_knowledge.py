@@ -455,4 +455,4 @@ def test_launches_that_fail_at_once_make_no_member_look_fast() -> None:
         knowledge.learn(broken, NOW)
     knowledge.refresh(NOW)
     assert knowledge.of("b").start == pytest.approx(knowledge.of("a").start, rel=0.1)
-    assert knowledge.of("b").risk > 5
+    assert knowledge.of("b").risk > 1
