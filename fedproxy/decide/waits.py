@@ -12,6 +12,7 @@ agree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -184,9 +185,11 @@ class ExpectedWait:
 
     def _near(self, costs: Sequence[Cost]) -> list[int]:
         """Which of these are as good as the best."""
-        wholes = [cost.whole for cost in costs]
-        limit = min(wholes) + self.policy.band * 2.0 * self.knowledge.usual_build
-        return [at for at, whole in enumerate(wholes) if whole <= limit]
+        least = math.inf
+        for cost in costs:
+            least = min(least, cost.whole)
+        limit = least + self.policy.band * 2.0 * self.knowledge.usual_build
+        return [at for at, cost in enumerate(costs) if cost.whole <= limit]
 
     def _costs(
         self,
@@ -209,7 +212,7 @@ class ExpectedWait:
         found: list[Cost] = []
         builder = None if running is None else running.member
         since = wall if running is None else running.since
-        for member, share in zip(members, shares, strict=True):
+        for at, member in enumerate(members):
             known = experiences.get(member.name) or knowledge.of(member.name)
             chance = chances.get(known.slot)
             start = known.start
@@ -238,15 +241,18 @@ class ExpectedWait:
             if member.room is not None and member.launches + member.launches_elsewhere >= member.room:
                 cost.whole += crowded
             # A member that fails launches has a smaller share, in place of a low price for it.
-            cost.due = share / (1.0 + risk) ** 4
+            cost.due = shares[at] / (1.0 + risk) ** 4
             found.append(cost)
         return found
 
     def _charge(self, members: Sequence[Member], costs: Sequence[Cost], chosen: Member) -> None:
         step, most = self.policy.step, self.policy.most
-        each = step / sum([cost.due for cost in costs])
-        for member, cost in zip(members, costs, strict=True):
-            price = member.price - each * cost.due
+        whole = 0.0
+        for cost in costs:
+            whole += cost.due
+        each = step / whole
+        for at, member in enumerate(members):
+            price = member.price - each * costs[at].due
             if member is chosen:
                 price += step
             member.price = min(max(price, -most), most)
