@@ -261,7 +261,7 @@ def explain(url: str, admin: str, as_json: bool, cookie: str | None, accept: str
 
 
 def _show_waits(ranking: list[dict[str, Any]]) -> None:
-    click.echo("\nexpected-wait: the least wait and price wins; equals by the key")
+    click.echo("\nexpected-wait: the least cost wins; equals by the key")
     rows = (
         (
             str(each.get("member")),

@@ -103,7 +103,7 @@ ImagePlace = tuple[int, int, int, int]
 
 
 class Average:
-    """A mean that forgets: the last fifty values or so decide. weight: of how many values it is made."""
+    """A mean that forgets: the newest values count most. weight: of how many values it is made."""
 
     __slots__ = ("total", "weight")
 
@@ -405,7 +405,7 @@ class Knowledge:
         if found is not None:
             self._compare(known, image, found, now)
         if seen.end is End.READY or took is not None:
-            # A member's word that an image is there counts once a server was started from it.
+            # A member's word that it found an image counts once a server was started from it.
             if took is not None:
                 usual = (
                     float(max([build for *_, build in self.images.places(image)], default=0))

@@ -2,12 +2,12 @@
 
     cost of a member = launch + (1 - chance of the image) · build · 2 + failing + price
 
-The build counts twice, as it also keeps a member from other work. The price keeps weights what operators mean
-by them: it rises while a member gets more launches than its share and falls while it gets fewer, as in dual
-ascent. (The prices are Lagrange multipliers of the constraint that each share is the weight's; S. Boyd and
-L. Vandenberghe, Convex Optimization, section 5.) A member of whose launches a part fails is due that much
-less. Members that cost nearly the same are told apart by rendezvous hashing, so that edges which know nothing
-agree.
+The build counts twice, as it also keeps a member from other work. The price keeps weights what operators
+mean by them: it rises while a member gets more launches than its share and falls while it gets fewer, as in
+dual ascent. (The prices are Lagrange multipliers of the constraint that each share is the weight's; S. Boyd
+and L. Vandenberghe, Convex Optimization, section 5.) A member of whose launches a part fails is due that
+much less. Members that cost nearly the same are told apart by rendezvous hashing, so that edges which know
+the same mostly agree.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ _EXPLORE: Final = Reason.EXPLORE
 
 @dataclass(frozen=True)
 class WaitPolicy:
-    """How much prices matter, in parts of what a build costs.
+    """The weights of a cost's parts.
 
-    step: by how much one choice changes them. most: how far they go up and down. band: members whose costs
-    differ by no more than this are equal. rival: how often the work of a build counts while another member
-    builds the same image; a crowd that comes for one repository waits for one build.
+    In builds that count twice: step: by how much one choice changes prices; most: how far they go up and
+    down; band: members whose costs differ by no more than this are equal. rival: how often the work of a
+    build counts while another member builds the same image, so that a crowd waits for one build. In builds:
+    failure: what one failed launch costs; crowded: what is added for a member with no free pods.
     """
 
     step: float = 0.01
@@ -230,13 +231,13 @@ class ExpectedWait:
             cost = Cost()
             cost.chance = chance
             cost.joins = joins
-            cost.price = unit * member.price
             cost.wait = wait + start
             risk = known.risk
             price = unit * member.price
             if price < 0:
                 # That it is below its share is no reason to send visitors where launches fail.
                 price /= (1.0 + risk) ** 4
+            cost.price = price
             cost.whole = start + own + risk * failure + price
             if member.room is not None and member.launches + member.launches_elsewhere >= member.room:
                 cost.whole += crowded

@@ -55,7 +55,7 @@ _MEMBER: Final = _object(
         },
         "price": {
             "type": "number",
-            "description": "What expected-wait adds for its share: 1 is the price of a build.",
+            "description": "What expected-wait adds for its share, in builds that count twice.",
         },
         "launch_seconds": _object({"with_image": _MAYBE_SECONDS, "without_image": _MAYBE_SECONDS}),
         "images_known": _COUNT,
