@@ -40,6 +40,7 @@ _MOST_MEMBERS: Final = 1024
 _MOST_BUILDS: Final = 4096  # under way
 _EXPECTED: Final = 60.0  # seconds until a launch that was sent says whether it builds
 _LONGEST_BUILD: Final = 3600.0
+_OVERDUE: Final = 3.0  # times as long as it usually takes: nobody is sent to wait for such a build any more
 
 _KEPT: Final = 30 * 86_400.0  # an image that was last seen so long ago is there with a chance of 1/e
 
@@ -91,9 +92,8 @@ def seen_of(launch: Launch, image: bytes, member: str) -> Seen | None:
         build = launch.ready_after - started if found is False else None
     elif found is False and (started or (launch.phase != "failed" and launch.phase not in BUILDING)):
         build = sum([seconds for phase, seconds in phases.items() if phase in BUILDING])
-    failed = launch.end is End.LOST or (
-        not launch.foreign and launch.verdict in (LaunchVerdict.FAULTY, LaunchVerdict.FULL)
-    )
+    # That it is full is everyday, and told by its probes.
+    failed = launch.end is End.LOST or launch.verdict is LaunchVerdict.FAULTY
     return Seen(image, member, found, build, start, launch.end, failed)
 
 
@@ -231,6 +231,8 @@ class Experience:
         self.risk = _FAILING
 
 
+_PARTS: Final = ("found", "unknown", "failing")  # averages of values from 0 to 1
+_LONGEST_TIME: Final = 4 * _LONGEST_BUILD
 _AVERAGES: Final = ("launch", "build", "found", "unknown", "failing", "with_image", "without_image")
 
 
@@ -269,6 +271,8 @@ class Knowledge:
         self.pull = 0.0
         self._slots: dict[int, Experience] = {}
         self._builds: dict[bytes, Build] = {}
+        self._expected: dict[bytes, Build] = {}
+        self._failures: dict[tuple[int, bytes], float] = {}
         self._learned_delay = _DELAY
         self.replicated = replicated
         self.given_delay = delay
@@ -326,7 +330,7 @@ class Knowledge:
 
     def _fade(self, known: Experience, now: float) -> None:
         """Failures are forgotten in time: a member without launches cannot show that it is well again."""
-        passed, known.faded = now - known.faded, now
+        passed, known.faded = (now - known.faded if known.faded else 0.0), now
         if known.failing.weight and passed > 0:
             left = math.exp(-passed / _FADING)
             known.failing.total *= left
@@ -337,7 +341,7 @@ class Knowledge:
         known.start = _near(known.launch.mean(start, _TRUST), start)
         known.slowness = _near(known.build.mean(1.0, _TRUST), 1.0)
         known.fresh = min(0.99, known.unknown.mean(self.unknown.mean(0.0, _TRUST), _FOUND_TRUST))
-        known.certain = known.found.mean(_FOUND, _FOUND_TRUST)
+        known.certain = min(0.99, known.found.mean(_FOUND, _FOUND_TRUST))
         failing = min(_MOST_FAILING, known.failing.mean(_FAILING, _FAILING_TRUST))
         known.risk = failing / (1.0 - failing)
 
@@ -357,31 +361,34 @@ class Knowledge:
 
     def under_way(self, image: bytes, now: float) -> Build | None:
         """The build of an image that is under way, or expected to be."""
-        build = self._builds.get(image)
-        if build is not None and not build.since - _EXPECTED <= now < build.until:
-            del self._builds[image]
-            return None
-        return build
+        for builds in (self._builds, self._expected):
+            build = builds.get(image)
+            if build is not None:
+                if build.since - _EXPECTED <= now < build.until:
+                    return build
+                del builds[image]
+        return None
 
     # What is seen
 
     def expect(self, image: bytes, name: str, now: float) -> None:
         """A launch of an image that nobody is known to have goes to a member, which may build it."""
         if self.under_way(image, now) is None:
-            self._under_way(image, Build(name, now, now + _EXPECTED))
+            # Apart from those that members tell of: visitors can make up any number of repositories.
+            _put(self._expected, image, Build(name, now, now + _EXPECTED))
 
     def begun(self, image: bytes, name: str, now: float) -> None:
         """A member builds an image, as its events say."""
         build = self.under_way(image, now)
         since = build.since if build is not None and build.member == name else now
-        if build is None or build.member == name or build.until <= build.since + _EXPECTED:
-            self._under_way(image, Build(name, since, since + _LONGEST_BUILD))
+        if build is None or build.member == name or self._builds.get(image) is not build:
+            self._expected.pop(image, None)
+            longest = min(_LONGEST_BUILD, _OVERDUE * max(self.usual_build, self._longest(image)))
+            _put(self._builds, image, Build(name, since, since + longest))
 
-    def _under_way(self, image: bytes, build: Build) -> None:
-        self._builds.pop(image, None)
-        self._builds[image] = build
-        if len(self._builds) > _MOST_BUILDS:
-            del self._builds[next(iter(self._builds))]
+    def _longest(self, image: bytes) -> float:
+        """The longest build of an image that is known, in seconds; 0 if none is."""
+        return float(max([build for *_, build in self.images.places(image)], default=0))
 
     def learn(self, seen: Seen, now: float) -> None:
         """Takes what a launch told, when it has ended."""
@@ -389,18 +396,25 @@ class Knowledge:
         if len(image) != DIGEST:
             return
         known = self.of(name)
-        build = self._builds.get(image)
-        if build is not None and build.member == name:
-            del self._builds[image]
-        else:
-            build = None
         took = _sane(seen.build)
+        build = self.under_way(image, now)
+        if build is not None and build.member != name:
+            build = None
+        # Who leaves, or is refused before the build, says nothing about it.
+        if seen.end is End.READY or took is not None or (seen.end is End.FAILED and found is False):
+            for builds in (self._builds, self._expected):
+                if image in builds and builds[image].member == name:
+                    del builds[image]
         if took is not None and build is not None:
             # It may have joined a build that others had asked for.
             took = max(took, _sane(now - build.since - (seen.launch or 0.0)) or 0.0)
         if seen.end is End.READY or seen.failed:
             self._fade(known, now)
-            known.failing.add(1.0 if seen.failed else 0.0, _NEWEST_FAILURE)
+            # One image that fails again and again may be to blame itself.
+            if not seen.failed:
+                known.failing.add(0.0, _NEWEST_FAILURE)
+            elif self._counts(known, image, now):
+                known.failing.add(1.0, _NEWEST_FAILURE)
         ran = any(slot == known.slot for slot, *_ in self.images.places(image))
         if found is not None:
             self._compare(known, image, found, now)
@@ -446,6 +460,25 @@ class Knowledge:
             known.unknown.add(value)
             self.unknown.add(value)
 
+    def _counts(self, known: Experience, image: bytes, now: float) -> bool:
+        """Whether a failure of an image on a member counts: once in the time in which failures fade."""
+        failed = known.slot, image
+        last = self._failures.get(failed)
+        if last is not None and 0 <= now - last < _FADING:
+            return False
+        _put(self._failures, failed, now)
+        return True
+
+    def forget(self, name: str) -> None:
+        """The member has left, or another one has its name."""
+        known = self.members.pop(name, None)
+        if known is not None:
+            del self._slots[known.slot]
+            self.images.forget_member(known.slot)
+        for builds in (self._builds, self._expected):
+            for image in [image for image, build in builds.items() if build.member == name]:
+                del builds[image]
+
     # What is kept
 
     def dump(self) -> bytes:
@@ -472,7 +505,10 @@ class Knowledge:
             if said["version"] != FORMAT or len(records) != len(self.images.records):
                 raise ValueError("it is of another version")
             delay = _number(said["delay"])
-            averages = {name: _average(said["all"][name]) for name in ("launch", "first", "build", "unknown")}
+            averages = {
+                name: _average(said["all"][name], 1.0 if name in _PARTS else _LONGEST_TIME)
+                for name in ("launch", "first", "build", "unknown")
+            }
             members: dict[str, Experience] = {}
             for name, told in said["members"].items():
                 slot = told["slot"]
@@ -480,10 +516,10 @@ class Knowledge:
                     raise ValueError("a member has no number")
                 known = members[name] = Experience(slot)
                 for each in _AVERAGES:
-                    setattr(known, each, _average(told[each]))
+                    setattr(known, each, _average(told[each], 1.0 if each in _PARTS else _LONGEST_TIME))
             if len({known.slot for known in members.values()}) != len(said["members"]):
                 raise ValueError("two members have one number")
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"it has not what it should have: {error!r}") from error
         self.launch, self.first = averages["launch"], averages["first"]
         self.build, self.unknown = averages["build"], averages["unknown"]
@@ -492,6 +528,8 @@ class Knowledge:
         self._learned_delay = min(max(delay, 1.0), _MOST_DELAY)
         self.images.records[:] = records
         self.images.count()
+        for slot in [slot for slot in self.images.known if slot not in self._slots]:
+            self.images.forget_member(slot)
         for known in members.values():
             self._expect(known)
 
@@ -527,9 +565,20 @@ def _pair(average: Average) -> list[float]:
     return [average.total, average.weight]
 
 
-def _average(pair: Any) -> Average:
-    total, weight = pair
-    return Average(_number(total), _number(weight))
+def _average(pair: Any, most: float) -> Average:
+    """most: the greatest value that it can be of."""
+    total, weight = map(_number, pair)
+    if weight > 1.0 / _NEWEST + 1.0 or total > most * weight:
+        raise ValueError("an average is of more than there can be")
+    return Average(total, weight)
+
+
+def _put(table: dict[Any, Any], key: object, value: object) -> None:
+    """Puts it last, and drops the first if there are too many."""
+    table.pop(key, None)
+    table[key] = value
+    if len(table) > _MOST_BUILDS:
+        del table[next(iter(table))]
 
 
 def _number(value: Any) -> float:

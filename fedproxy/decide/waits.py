@@ -46,6 +46,7 @@ _JOINED: Final = Reason.JOINED
 _WAIT: Final = Reason.WAIT
 _TIE: Final = Reason.TIE
 _EXPLORE: Final = Reason.EXPLORE
+_LEAST_SHARE: Final = 1e-200  # of all together: with less, parts of it cannot be told
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,11 @@ class ExpectedWait:
             cost.whole = start + own + risk * failure + price
             if member.room is not None and member.launches + member.launches_elsewhere >= member.room:
                 cost.whole += crowded
-            # A member that fails launches has a smaller share, in place of a low price for it.
-            cost.due = shares[at] / (1.0 + risk) ** 4
+                # Its price would fall all the time, and bring a herd when it has room again.
+                cost.due = 0.0
+            else:
+                # A member that fails launches has a smaller share, in place of a low price for it.
+                cost.due = shares[at] / (1.0 + risk) ** 4
             found.append(cost)
         return found
 
@@ -251,9 +255,14 @@ class ExpectedWait:
         whole = 0.0
         for cost in costs:
             whole += cost.due
+        if whole < _LEAST_SHARE:
+            return
         each = step / whole
         for at, member in enumerate(members):
-            price = member.price - each * costs[at].due
+            due = costs[at].due
+            if not due:
+                continue
+            price = member.price - each * due
             if member is chosen:
                 price += step
             member.price = min(max(price, -most), most)

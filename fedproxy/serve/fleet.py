@@ -31,7 +31,6 @@ from fedproxy.control.messages import (
     GetAccount,
     Happened,
     LaunchesInFlight,
-    LaunchesTaught,
     LaunchMoved,
     LaunchRequested,
     LaunchSeen,
@@ -207,7 +206,7 @@ class Inside:
         """As `Fleet` says."""
         self.plane.set_tickets(tickets)
         self._common.sharing.join(self, SharingPeer(self._on_shared, lambda: True))
-        self._common.learning.join(self, self._on_learned)
+        self._common.learning.join(self, self.plane.hear, lambda taught: self.plane.taught(taught.content))
         await self.plane.start(update, self._sockets(), health)
         self.alive = 1
         self._counted = False
@@ -230,12 +229,6 @@ class Inside:
                 pass  # for other workers, and there are none
             case _:
                 assert_never(fact)
-
-    def _on_learned(self, message: BuildBegun | LaunchSeen | LaunchesTaught) -> None:
-        if isinstance(message, LaunchesTaught):
-            self.plane.taught(message.content)
-        else:
-            self.plane.hear(message)
 
     def _on_shared(self, message: SessionsKnown | Sync | SyncDone) -> None:
         match message:
@@ -471,7 +464,6 @@ class Workers:
         self._watchers.start(self._watch(worker))
         # Before the first message, so that no visitor comes before what is known.
         self._common.sharing.join(worker, SharingPeer(worker.channel.send, lambda: worker.turns))
-        self._common.learning.join(worker, worker.channel.send_fresh)
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors, given)
         worker.channel.send(start)
         for logo in self._logos.values():
@@ -633,6 +625,8 @@ class Workers:
             case Ready():
                 self._take_back(worker.slot)
                 worker.ready.set()
+                # Not before: while it starts it reads nothing, and this is much.
+                self._common.learning.join(worker, worker.channel.send_fresh, worker.channel.send)
                 self._note(EventName.WORKER_START, f"worker {worker.pid} serves")
                 for slot in self._lent:
                     self._hand(worker, slot)

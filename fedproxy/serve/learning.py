@@ -1,4 +1,4 @@
-"""What launches teach one data plane, all of this edge should know: each tells the others."""
+"""What one data plane learns from launches is passed on to all the others of this edge."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from fedproxy.decide.knowledge import Knowledge
 class Learning:
     """Passes on what each data plane learns of launches.
 
-    knowledge: all of it. changed: since the store was given it.
+    knowledge: all of it. changed: whether it changed since it was last stored.
     """
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self.knowledge = Knowledge()
         self.changed = False
         self._wall = wall
-        self._planes: dict[Hashable, Callable[[BuildBegun | LaunchSeen | LaunchesTaught], None]] = {}
+        self._planes: dict[Hashable, Callable[[BuildBegun | LaunchSeen], None]] = {}
 
-    def join(self, who: Hashable, send: Callable[[BuildBegun | LaunchSeen | LaunchesTaught], None]) -> None:
-        """Another data plane, which is told everything."""
+    def join(
+        self,
+        who: Hashable,
+        send: Callable[[BuildBegun | LaunchSeen], None],
+        teach: Callable[[LaunchesTaught], None],
+    ) -> None:
+        """Another data plane. send: tells it what happens from now on. teach: is called at once with all that
+        is known, if that is anything; it is not said again."""
         self._planes[who] = send
         if self.knowledge.members:
-            send(LaunchesTaught(self.knowledge.dump()))
+            teach(LaunchesTaught(self.knowledge.dump()))
 
     def leave(self, who: Hashable) -> None:
         """It is gone."""

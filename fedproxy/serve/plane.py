@@ -217,6 +217,7 @@ class Plane:
     def apply(self, update: ApplyConfig) -> None:
         """Puts a config in force, all but new listeners. Raises ConfigError, with nothing changed."""
         edge = self.edge
+        before = {member.name: member.url for member in edge.federation.members}
         with self._log.prepare(update.config) as log:
             self._renew_options(update.config)
             self._base_paths = self._said_base_paths(update.config.active_members)
@@ -224,7 +225,11 @@ class Plane:
         edge.log = log()
         self._traces.put(update.config.tracing)
         self.config = update.config
-        # Who leaves and comes back begins anew.
+        # Who leaves and comes back begins anew, and so does another one of the same name.
+        for name, url in before.items():
+            member = edge.federation.by_name.get(name)
+            if member is None or member.url != url:
+                edge.waits.knowledge.forget(name)
         self._health = {name: word for name, word in self._health.items() if name in edge.federation.by_name}
         wanted = update.config.logos
         self._logos = {url: logo for url, logo in self._logos.items() if url in wanted}

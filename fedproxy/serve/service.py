@@ -136,6 +136,7 @@ class Service:
         self._sockets = Sockets(inherited)
         self._starter = Starter(self.note)
         self._common = Common()
+        self._urls: dict[str, str] = {}  # of the members that launches teach of
         self._weights = AutoWeights(self._common.learning.knowledge)
         self._common.on_trip = self._hear_news
         self._common.on_event = self._on_event
@@ -293,6 +294,16 @@ class Service:
         for line in await self._disk.run(load):
             self.note(EventName.KNOWLEDGE_UNUSABLE, line)
         self._expect_images(self.config)
+        self._forget_launches()
+
+    def _forget_launches(self) -> None:
+        """Forgets what launches taught of members that have left, or that are at another URL now."""
+        learning, before = self._common.learning, self._urls
+        self._urls = {name: settings.url for name, settings in self.config.active_members.items()}
+        for name in {**learning.knowledge.members, **before}:
+            if name not in self._urls or before.get(name, self._urls[name]) != self._urls[name]:
+                learning.knowledge.forget(name)
+                learning.changed = True
 
     async def _keep_knowledge(self) -> None:
         failing = False
@@ -439,6 +450,8 @@ class Service:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_LAST_SAVE):
                     await self._save_sessions()
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_LAST_SAVE):
                     await self._save_knowledge()
             self._disk.end()
             await asyncio.gather(*self._leaving.values(), return_exceptions=True)
@@ -664,6 +677,7 @@ class Service:
     def _probe_again(self) -> None:
         self._common.forget(self.config.active_members)
         self._weights.forget(self.config.active_members)
+        self._forget_launches()
         if self._prober is not None:
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
         if self._logos is not None:

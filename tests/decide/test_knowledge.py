@@ -216,7 +216,10 @@ def test_failures_raise_the_risk_smoothly() -> None:
     knowledge = Knowledge()
     risks = [knowledge.of("a").risk]
     for _ in range(30):
-        knowledge.learn(seen(found=None, build=None, launch=None, end=End.FAILED, failed=True), NOW)
+        image = digest(len(risks))
+        knowledge.learn(
+            seen(image=image, found=None, build=None, launch=None, end=End.FAILED, failed=True), NOW
+        )
         knowledge.refresh(NOW)
         risks.append(knowledge.of("a").risk)
     assert risks == sorted(risks)
@@ -251,7 +254,7 @@ def test_digest_of_another_length_teaches_nothing() -> None:
 # Builds under way
 
 
-def test_build_is_expected_for_a_minute_and_under_way_for_an_hour() -> None:
+def test_build_is_expected_for_a_minute_and_under_way_for_as_long_as_it_may_take() -> None:
     knowledge = Knowledge()
     knowledge.expect(IMAGE, "a", NOW)
     knowledge.expect(IMAGE, "b", NOW + 1)
@@ -260,10 +263,12 @@ def test_build_is_expected_for_a_minute_and_under_way_for_an_hour() -> None:
     knowledge.expect(IMAGE, "a", NOW)
     # The one that says so is right.
     knowledge.begun(IMAGE, "b", NOW + 2)
-    assert knowledge.under_way(IMAGE, NOW + 3500) == Build("b", NOW + 2, NOW + 3602)
+    # It is expected to end within three times what builds take.
+    assert knowledge.under_way(IMAGE, NOW + 350) == Build("b", NOW + 2, NOW + 362)
     knowledge.begun(IMAGE, "c", NOW + 5)
     knowledge.begun(IMAGE, "b", NOW + 6)
-    assert knowledge.under_way(IMAGE, NOW + 10) == Build("b", NOW + 2, NOW + 3602)
+    assert knowledge.under_way(IMAGE, NOW + 10) == Build("b", NOW + 2, NOW + 362)
+    assert knowledge.under_way(IMAGE, NOW + 400) is None
     # A clock that was set back.
     assert knowledge.under_way(IMAGE, NOW - 3600) is None
 
@@ -309,7 +314,7 @@ FULL = '{"phase": "failed", "message": "Too many users on this BinderHub!"}'
         (launch(("building", 1), ("built", 31), (BROKEN, 40)), (False, 30, None, End.FAILED, True)),
         (launch(("building", 1), (BROKEN, 40)), (False, None, None, End.FAILED, True)),
         (launch(("building", 1), end=(End.ABANDONED, 40)), (False, None, None, End.ABANDONED, False)),
-        (launch(("built", 1), (FULL, 2)), (True, None, None, End.FAILED, True)),
+        (launch(("built", 1), (FULL, 2)), (True, None, None, End.FAILED, False)),
         (launch((NO_REF, 2)), (None, None, None, End.FAILED, False)),
         (launch((TOKEN, 2), moved=True), (None, None, None, End.FAILED, False)),
         (launch(end=(End.LOST, 3)), (None, None, None, End.LOST, True)),
@@ -377,6 +382,11 @@ EMPTY = {each: [0.0, 0.0] for each in AVERAGES}
         spoilt(members={"a": {"slot": 1} | EMPTY, "b": {"slot": 1} | EMPTY}),
         spoilt(members={"a": {"slot": 1}}),
         spoilt(members=[1]),
+        spoilt(delay=10**400),
+        spoilt(members={"a": {"slot": 1} | EMPTY | {"found": [1e300, 1.0]}}),
+        spoilt(members={"a": {"slot": 1} | EMPTY | {"found": [0.5, 0.0]}}),
+        spoilt(members={"a": {"slot": 1} | EMPTY | {"launch": [1.0, 1e9]}}),
+        spoilt(all={"launch": [1.0, 1.0], "first": [1, 1], "unknown": [0, 0], "build": [1e300, 1.0]}),
         b"[" * 100_000 + b"\n",
     ],
 )
@@ -456,3 +466,69 @@ def test_launches_that_fail_at_once_make_no_member_look_fast() -> None:
     knowledge.refresh(NOW)
     assert knowledge.of("b").start == pytest.approx(knowledge.of("a").start, rel=0.1)
     assert knowledge.of("b").risk > 1
+
+
+@pytest.mark.parametrize(("end", "found"), [(End.ABANDONED, False), (End.FAILED, None), (End.LOST, False)])
+def test_who_leaves_or_is_refused_says_nothing_about_a_build(end: End, found: bool | None) -> None:
+    knowledge = Knowledge()
+    knowledge.begun(IMAGE, "a", NOW)
+    knowledge.learn(seen("a", found=found, build=None, launch=None, end=end), NOW + 30)
+    assert knowledge.under_way(IMAGE, NOW + 31) is not None
+    knowledge.learn(seen("a", found=False, build=None, launch=None, end=End.FAILED), NOW + 60)
+    assert knowledge.under_way(IMAGE, NOW + 61) is None
+
+
+def test_made_up_repositories_push_out_no_build_that_a_member_told_of() -> None:
+    knowledge = Knowledge()
+    knowledge.begun(IMAGE, "a", NOW)
+    for number in range(5000):
+        knowledge.expect(digest(number + 1), "b", NOW)
+    assert knowledge.under_way(IMAGE, NOW + 1) is not None
+
+
+def test_one_image_that_fails_again_and_again_is_one_failure_of_the_member() -> None:
+    knowledge = Knowledge()
+    broken = seen("a", found=None, build=None, launch=None, end=End.FAILED, failed=True)
+    for second in range(50):
+        knowledge.learn(broken, NOW + second)
+    knowledge.refresh(NOW + 50)
+    assert knowledge.of("a").risk < 0.3
+    knowledge.learn(broken, NOW + 700)
+    assert knowledge.of("a").failing.total > 1
+
+
+def test_member_that_left_takes_along_what_was_known_of_it() -> None:
+    knowledge = Knowledge()
+    knowledge.learn(seen("a"), NOW)
+    knowledge.begun(digest(1), "a", NOW)
+    knowledge.begun(digest(2), "b", NOW)
+    knowledge.expect(digest(3), "a", NOW)
+    knowledge.forget("a")
+    knowledge.forget("nobody")
+    assert "a" not in knowledge.members
+    assert not knowledge.images.places(IMAGE)
+    assert [knowledge.under_way(digest(number), NOW) is None for number in (1, 2, 3)] == [True, False, True]
+    assert chance(knowledge, "a") < 0.1
+
+
+def test_failures_are_known_after_a_restart_and_images_of_nobody_are_not() -> None:
+    knowledge = Knowledge()
+    for number in range(10):
+        broken = seen(
+            "a", image=digest(number), found=None, build=None, launch=None, end=End.FAILED, failed=True
+        )
+        knowledge.learn(broken, NOW)
+    knowledge.images.note(IMAGE, 77, NOW)
+    again = Knowledge()
+    again.load(knowledge.dump())
+    again.refresh(NOW + 1)
+    knowledge.refresh(NOW + 1)
+    assert again.of("a").risk == pytest.approx(knowledge.of("a").risk, rel=0.01)
+    assert not again.images.places(IMAGE)
+
+
+def test_launch_that_does_not_say_where_its_image_was_teaches_its_time_alone() -> None:
+    knowledge = Knowledge()
+    knowledge.learn(seen("a", found=None, build=None, launch=8.0), NOW)
+    assert knowledge.about("a") == (None, None, 0)
+    assert knowledge.of("a").launch.weight == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from hashlib import blake2b
 from itertools import accumulate
@@ -138,7 +139,10 @@ def test_ranking_says_who_would_be_next_and_changes_nothing() -> None:
         federation.waits.frozen = False
     assert [each.price for each in federation.members] == before
     assert reasons(federation) == {}
-    assert federation.rank(None, 0.0, image=IMAGE)[0].member.name == "b"
+    best = federation.rank(None, 0.0, image=IMAGE)[0]
+    assert best.member.name == "b"
+    assert re.fullmatch(r"<Cost \d+\.\d+>", repr(best.cost))
+    assert repr(federation.waits) == "<ExpectedWait <Knowledge of 1 images>>"
 
 
 def test_page_without_a_repository_is_ranked_by_its_key() -> None:
@@ -232,8 +236,9 @@ def test_nobody_starves_though_its_launches_take_longer() -> None:
 
 def test_member_that_fails_loses_share_before_its_breaker_speaks() -> None:
     federation = edge(*three())
-    for _ in range(60):
-        built(federation, "a", found=None, build=None, launch=None, end=End.FAILED, failed=True)
+    for number in range(60):
+        image = digest(-number)
+        built(federation, "a", image, found=None, build=None, launch=None, end=End.FAILED, failed=True)
     federation.roll(0.0)
     assert launch(federation) != "a"
     found = Counter(launch(federation, digest(number)) for number in range(300))
@@ -310,3 +315,34 @@ def test_launch_goes_where_pods_are_left_though_the_image_is_elsewhere() -> None
     # If none has room, what is known decides.
     federation.by_name["a"].price = -1.0
     assert launch(federation, now=3600.0) == "a"
+
+
+def test_member_without_room_gets_no_herd_when_it_has_some_again() -> None:
+    federation = edge(*three())
+    full = federation.by_name["c"]
+    full.room = 0
+    for number in range(1000):
+        assert launch(federation, digest(number)) != "c"
+    assert full.price == 0
+    full.room = None
+    found = Counter(launch(federation, digest(number)) for number in range(1000, 1090))
+    assert found["c"] < 60
+
+
+def test_build_that_never_ends_is_waited_for_no_longer_than_it_may_take() -> None:
+    federation = edge(*three())
+    first = launch(federation)
+    federation.build_begun(IMAGE, first, 0.0)
+    assert launch(federation, now=300.0) == first
+    federation.by_name[first].price = 1.0
+    assert launch(federation, now=400.0) != first
+
+
+def test_weights_next_to_nothing_are_no_fault() -> None:
+    members = [member("a", weight=5e-324), member("b", weight=1e-323)]
+    federation = edge(*members)
+    for number in range(3):
+        built(federation, "a", digest(number), found=None, build=None, launch=None, failed=True)
+    federation.roll(0.0)
+    assert launch(federation, digest(9)) in "ab"
+    assert [each.price for each in members] == [0, 0]

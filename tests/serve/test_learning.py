@@ -33,7 +33,7 @@ def test_what_one_tells_the_others_hear_and_who_joins_is_told_everything() -> No
     learning = Learning(lambda: 1e9)
     heard: dict[str, list[BuildBegun | LaunchSeen | LaunchesTaught]] = {"one": [], "two": []}
     for name, list_ in heard.items():
-        learning.join(name, list_.append)
+        learning.join(name, list_.append, list_.append)
     learning.tell("one", BuildBegun(IMAGE, "a"))
     assert learning.knowledge.under_way(IMAGE, 1e9) is not None
     assert [learning.changed] == [False]
@@ -41,7 +41,7 @@ def test_what_one_tells_the_others_hear_and_who_joins_is_told_everything() -> No
     assert learning.changed
     assert heard == {"one": [seen()], "two": [BuildBegun(IMAGE, "a")]}
     late: list[Any] = []
-    learning.join("late", late.append)
+    learning.join("late", print, late.append)
     (taught,) = late
     again = Knowledge()
     again.load(taught.content)
