@@ -9,20 +9,15 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-from fedproxy.control.state import put_aside, write_file
+from fedproxy.control.state import beside, put_aside, write_file
 from fedproxy.decide.knowledge import Knowledge
 
 _MOST_BYTES: Final = 64 << 20
-_NAME: Final = "knowledge"
 
 
 def knowledge_path(state: Path | None) -> Path | None:
     """The path of the file beside the operators' state."""
-    if state is None:
-        return None
-    name = state.name
-    stem = name.removesuffix("state.json") if name.endswith("state.json") else f"{state.stem}."
-    return state.with_name(f"{stem}{_NAME}")
+    return beside(state, "knowledge")
 
 
 class KnowledgeFile:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from fedproxy.control.state import put_aside, write_file
+from fedproxy.control.state import beside, put_aside, write_file
 from fedproxy.decide.sessions import Ground, SessionRecord
 
 _VERSION: Final = 1
@@ -43,11 +43,7 @@ class SessionStore(Protocol):
 
 def sessions_path(state: Path | None) -> Path | None:
     """The path of the file beside the operators' state."""
-    if state is None:
-        return None
-    name = state.name
-    stem = name.removesuffix("state.json") if name.endswith("state.json") else f"{state.stem}."
-    return state.with_name(f"{stem}sessions.jsonl")
+    return beside(state, "sessions.jsonl")
 
 
 class SessionFile:

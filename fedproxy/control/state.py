@@ -339,6 +339,14 @@ def _content(state: State) -> bytes:
     return json.dumps({"version": _VERSION, **state.model_dump()}, indent=2).encode() + b"\n"
 
 
+def beside(state: Path | None, name: str) -> Path | None:
+    """The path of another file that is kept beside the operators' state; None if that is nowhere."""
+    if state is None:
+        return None
+    stem = state.name.removesuffix("state.json") if state.name.endswith("state.json") else f"{state.stem}."
+    return state.with_name(f"{stem}{name}")
+
+
 def put_aside(path: Path, message: str) -> tuple[str, Path | None]:
     """Renames a file that is not what it should be.
 
