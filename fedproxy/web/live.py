@@ -184,6 +184,7 @@ class Live:
                 "lately": lately,
                 "first_byte": _spans(lately.first_byte),
                 "chosen": _chosen(lately.sources),
+                "choices": {str(reason): count for reason, count in member.counts.choices.items()},
                 "dashboard": dashboard(settings.get(name)),
                 "events": [_shown(event) for event in events[name]],
             }

@@ -223,6 +223,17 @@ def statuses(text: str) -> list[str]:
     return re.findall(r'<td><span class="state (\w+ *">[\w -]+)</span></td>', text)
 
 
+async def test_page_says_what_made_expected_wait_choose(client: Client, state: State) -> None:
+    gesis = state.federation.by_name["gesis"]
+    assert "Expected wait" not in await (await client.get("/")).text()
+    gesis.counts.choices |= {"image": 7, "tie": 2}
+    gesis.price = -0.256
+    state.look()
+    text = await (await client.get("/")).text()
+    card = card_of(text, "gesis")
+    assert "<dd>image 7, tie 2, price -0.26</dd>" in card
+
+
 async def test_page_says_first_what_is_wrong_and_why(client: Client, state: State) -> None:
     def wrong(text: str) -> list[str]:
         return listed(text, "trouble")
