@@ -626,7 +626,11 @@ class Workers:
                 self._take_back(worker.slot)
                 worker.ready.set()
                 # Not before: while it starts it reads nothing, and this is much.
-                self._common.learning.join(worker, worker.channel.send_fresh, worker.channel.send)
+                self._common.learning.join(
+                    worker,
+                    lambda fact: worker.channel.send_fresh(fact),
+                    lambda taught: worker.channel.send(taught),
+                )
                 self._note(EventName.WORKER_START, f"worker {worker.pid} serves")
                 for slot in self._lent:
                     self._hand(worker, slot)
