@@ -293,4 +293,6 @@ _CHOSEN_BY = {
 
 def _chosen(found: dict[str, Any]) -> str:
     by = _CHOSEN_BY.get(str(found.get("source")), str(found.get("source")))
+    if found.get("source") == "key" and any("wait" in each for each in found.get("ranking") or ()):
+        by = "by the expected wait"
     return f"{found['member']}, {by}{', as the last resort' if found.get('last_resort') else ''}"

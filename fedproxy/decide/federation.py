@@ -85,7 +85,10 @@ class Ranked(NamedTuple):
 
 
 class Federation:
-    """The members that are in force: `members` in their order, `by_name`, and `prime`, the last resort."""
+    """The members that are in force: `members` in their order, `by_name`, and `prime`, the last resort.
+
+    waits: what launches have taught; it learns on, whichever balancer chooses.
+    """
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class Federation:
         self._balancer = BALANCERS[policy.balancer]
         self._keyed = policy.balancer in ("rendezvous", EXPECTED_WAIT)
         self.waits = waits
-        self._by_wait = waits is not None and policy.balancer == EXPECTED_WAIT
+        self._chooser = waits if policy.balancer == EXPECTED_WAIT else None
         for member in self.members:
             member.slow_start = policy.slow_start
 
@@ -171,8 +174,8 @@ class Federation:
                     shares.append(share)
         if not takers:
             return None
-        if self._by_wait and image is not None and self.waits is not None:
-            return self.waits.choose(image, key, takers, shares, now, self._rng)
+        if image is not None and self._chooser is not None:
+            return self._chooser.choose(image, key, takers, shares, now, self._rng)
         if self._keyed:
             return bounded(self._balancer, self.policy.load_bound, key, takers, shares, self._rng)
         return self._balancer(key, takers, shares, self._rng)
@@ -199,10 +202,10 @@ class Federation:
                 others.append(Ranked(member, share, None, out))
         if not takers:
             return others
-        if self._by_wait and image is not None and self.waits is not None:
+        if image is not None and self._chooser is not None:
             by_wait = [
                 Ranked(member, share, -cost.whole, None, cost)
-                for member, share, cost in self.waits.rank(image, key, takers, shares, now)
+                for member, share, cost in self._chooser.rank(image, key, takers, shares, now)
             ]
             return [*by_wait, *others]
         rooms = (

@@ -102,6 +102,11 @@ ImagePlace = tuple[int, int, int, int]
 """A member that has an image: its number, since when, when last seen, and the seconds of its build."""
 
 
+def longest_build(places: Sequence[ImagePlace]) -> float:
+    """The longest build of an image that is known, in seconds; 0 if none is."""
+    return float(max([build for *_, build in places], default=0))
+
+
 class Average:
     """A mean that forgets: the newest values count most. weight: of how many values it is made."""
 
@@ -175,9 +180,10 @@ class Images:
     def forget_member(self, slot: int) -> None:
         """Nothing is known of what the member has."""
         if self.known.get(slot):
-            for at in range(0, len(self.records), _SIZE):
-                if _RECORD.unpack_from(self.records, at)[1] == slot:
-                    self._drop(at)
+            # Unpacked in one go: visitors may be served in this loop.
+            held = [other == slot for _, other, *_ in _RECORD.iter_unpack(self.records)]
+            for number in [number for number, here in enumerate(held) if here]:
+                self._drop(number * _SIZE)
 
     def count(self) -> None:
         """Counts the records anew, after they were replaced as a whole."""
@@ -383,12 +389,8 @@ class Knowledge:
         since = build.since if build is not None and build.member == name else now
         if build is None or build.member == name or self._builds.get(image) is not build:
             self._expected.pop(image, None)
-            longest = min(_LONGEST_BUILD, _OVERDUE * max(self.usual_build, self._longest(image)))
-            _put(self._builds, image, Build(name, since, since + longest))
-
-    def _longest(self, image: bytes) -> float:
-        """The longest build of an image that is known, in seconds; 0 if none is."""
-        return float(max([build for *_, build in self.images.places(image)], default=0))
+            longest = max(self.usual_build, longest_build(self.images.places(image)))
+            _put(self._builds, image, Build(name, since, since + min(_LONGEST_BUILD, _OVERDUE * longest)))
 
     def learn(self, seen: Seen, now: float) -> None:
         """Takes what a launch told, when it has ended."""
@@ -415,18 +417,18 @@ class Knowledge:
                 known.failing.add(0.0, _NEWEST_FAILURE)
             elif self._counts(known, image, now):
                 known.failing.add(1.0, _NEWEST_FAILURE)
-        ran = any(slot == known.slot for slot, *_ in self.images.places(image))
+        places = self.images.places(image)
+        ran = any(slot == known.slot for slot, *_ in places)
         if found is not None:
-            self._compare(known, image, found, now)
+            self._compare(known, places, found, now)
+            if ran and not found:
+                self.images.forget(image, known.slot)
         if seen.end is End.READY or took is not None:
             # A member's word that it found an image counts once a server was started from it.
             if took is not None:
-                usual = (
-                    float(max([build for *_, build in self.images.places(image)], default=0))
-                    or self.usual_build
-                )
+                usual = max(longest_build(places) or self.usual_build, 1.0)
                 self.build.add(took)
-                known.build.add(min(took / max(usual, 1.0), 2 * _MOST_FACTOR))
+                known.build.add(min(took / usual, 2 * _MOST_FACTOR))
                 self.images.note(image, known.slot, now, took)
             elif found:
                 self.images.note(image, known.slot, now)
@@ -442,14 +444,11 @@ class Knowledge:
             elif took is not None:
                 known.without_image.add(launch + took)
 
-    def _compare(self, known: Experience, image: bytes, found: bool, now: float) -> None:
-        """Whether what was expected of an image was right."""
-        places = self.images.places(image)
+    def _compare(self, known: Experience, places: Sequence[ImagePlace], found: bool, now: float) -> None:
+        """Whether what was expected of an image was right. places: where it was known to be."""
         value = 1.0 if found else 0.0
         if any(slot == known.slot for slot, *_ in places):
             known.found.add(value)
-            if not found:
-                self.images.forget(image, known.slot)
         elif self.replicated and places:
             age = abs(now - min(since for _, since, *_ in places))
             if found and age < self._learned_delay:
@@ -475,6 +474,8 @@ class Knowledge:
         if known is not None:
             del self._slots[known.slot]
             self.images.forget_member(known.slot)
+            # Another member will have its number.
+            self._failures = {key: at for key, at in self._failures.items() if key[0] != known.slot}
         for builds in (self._builds, self._expected):
             for image in [image for image, build in builds.items() if build.member == name]:
                 del builds[image]

@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Final
 
 from fedproxy.decide.balancer import Chance, rendezvous, scores
-from fedproxy.decide.knowledge import Build, ImagePlace, Knowledge, Seen
+from fedproxy.decide.knowledge import Build, ImagePlace, Knowledge, Seen, longest_build
 from fedproxy.decide.member import Member
 
 
@@ -203,7 +203,7 @@ class ExpectedWait:
     ) -> list[Cost]:
         knowledge = self.knowledge
         usual = knowledge.usual_build
-        took = float(max([build for *_, build in places], default=0)) or usual
+        took = longest_build(places) or usual
         chances = knowledge.chances(places, wall)
         elsewhere = chances.pop(-1, None)
         experiences = knowledge.members

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ from fedproxy.proxy.answers import refused
 from fedproxy.wire.events import asked_for
 
 if TYPE_CHECKING:
+    from fedproxy.decide.federation import Federation
     from fedproxy.decide.member import Member
     from fedproxy.http.request import HeaderBlock, Origin
     from fedproxy.http.response import Field
@@ -78,8 +80,25 @@ def explain(context: Context, line: RoutedRequest, block: HeaderBlock, client: b
         found["refused"] = "banned"
         return found
     if not isinstance(line.action, (Fixed, Redirect, Local)):
-        _explain_choice(found, runtime, line, block, client, now, launch)
+        with _asking(runtime.federation):
+            _explain_choice(found, runtime, line, block, client, now, launch)
     return found
+
+
+@contextmanager
+def _asking(federation: Federation) -> Iterator[None]:
+    """A question is no traffic: nothing that is chosen for it counts, or changes what is chosen next."""
+    waits, prime = federation.waits, federation.prime
+    resorts = prime.counts.last_resort if prime is not None else 0
+    if waits is not None:
+        waits.frozen = True
+    try:
+        yield
+    finally:
+        if waits is not None:
+            waits.frozen = False
+        if prime is not None:
+            prime.counts.last_resort = resorts
 
 
 def describe(action: Action) -> str:
@@ -108,8 +127,7 @@ def _explain_choice(
     now: float,
     launch: bool,
 ) -> None:
-    federation, prime = runtime.federation, runtime.federation.prime
-    resorts = prime.counts.last_resort if prime is not None else 0
+    federation = runtime.federation
     key = runtime.key(line, client)
     found["balancer"] = federation.policy.balancer
     found["key"] = None if key is None else key.decode("latin-1")
@@ -119,30 +137,6 @@ def _explain_choice(
     if session is not None:
         known = runtime.sessions.find(session.keys, runtime.wall())
         found["session"] = None if known is None else known.place.name
-    waits = federation.waits
-    if waits is not None:
-        waits.frozen = True
-    try:
-        _explain_members(found, runtime, line, block, client, now, launch)
-    finally:
-        # A question is no traffic.
-        if waits is not None:
-            waits.frozen = False
-        if prime is not None:
-            prime.counts.last_resort = resorts
-
-
-def _explain_members(
-    found: Explanation,
-    runtime: Runtime,
-    line: RoutedRequest,
-    block: HeaderBlock,
-    client: bytes,
-    now: float,
-    launch: bool,
-) -> None:
-    federation = runtime.federation
-    key = runtime.key(line, client)
     lease = runtime.choose(line, block, client, now, launch)
     chosen = None
     if isinstance(lease, Lease):

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -305,19 +305,6 @@ class Service:
                 learning.knowledge.forget(name)
                 learning.changed = True
 
-    async def _keep_knowledge(self) -> None:
-        failing = False
-        while True:
-            await asyncio.sleep(_KEEP_KNOWLEDGE)
-            try:
-                await self._save_knowledge()
-                failing = False
-            except OSError as error:
-                if not failing:
-                    text = f"{error.strerror}; launches teach anew after a restart"
-                    self.note(EventName.KNOWLEDGE_UNUSABLE, text)
-                failing = True
-
     async def _save_knowledge(self) -> None:
         """Raises OSError; it is tried again."""
         learning = self._common.learning
@@ -330,20 +317,35 @@ class Service:
                 raise
 
     async def _keep_sessions(self) -> None:
-        failing = False
         expired = time.monotonic()
-        while True:
-            await asyncio.sleep(_KEEP_AGAIN if failing else _KEEP_SESSIONS)
+
+        async def save() -> None:
+            nonlocal expired
             if time.monotonic() - expired >= _EXPIRE:
                 expired = time.monotonic()
                 self._sharing.sessions.expire(time.time())
+            await self._save_sessions()
+
+        what = "sessions are found by cookies after a restart"
+        await self._keep(save, _KEEP_SESSIONS, EventName.SESSIONS_UNUSABLE, what)
+
+    async def _keep_knowledge(self) -> None:
+        what = "launches teach anew after a restart"
+        await self._keep(self._save_knowledge, _KEEP_KNOWLEDGE, EventName.KNOWLEDGE_UNUSABLE, what)
+
+    async def _keep(
+        self, save: Callable[[], Awaitable[None]], every: float, event: EventName, what: str
+    ) -> None:
+        """Saves again and again; a failure is told once, with what it means."""
+        failing = False
+        while True:
+            await asyncio.sleep(max(every, _KEEP_AGAIN) if failing else every)
             try:
-                await self._save_sessions()
+                await save()
                 failing = False
             except OSError as error:
                 if not failing:
-                    text = f"{error.strerror}; sessions are found by cookies after a restart"
-                    self.note(EventName.SESSIONS_UNUSABLE, text)
+                    self.note(event, f"{error.strerror}; {what}")
                 failing = True
 
     async def _save_sessions(self) -> None:
