@@ -1,7 +1,7 @@
 """The running edge: the control plane, and those who serve the visitors.
 
-It owns the config, the operators' intent, the probes and the admin listener, and tells the fleet what holds.
-The fleet is a data plane in this process (`workers: 1`) or worker processes.
+It owns the config, the operators' intent, the probes and the admin listener, and tells the data planes what holds.
+They are one in this process (`workers: 1`) or worker processes.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ from fedproxy.observe.processes import Processes, Running
 from fedproxy.proxy.explaining import Question
 from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.disk import DiskThread
-from fedproxy.serve.fleet import Common, Fleet, Inside, Stuck, Workers
 from fedproxy.serve.log import check_log
 from fedproxy.serve.otlp_metrics import MetricsExport
 from fedproxy.serve.plane import SETTLED, Shape, shape
+from fedproxy.serve.planes import Common, Inside, Planes, Stuck, Workers
 from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import Sockets, listen_on
 from fedproxy.serve.starting import Starter, StartError
@@ -146,7 +146,7 @@ class Service:
         self._keeper: asyncio.Task[None] | None = None
         self._heard: dict[tuple[EventName, str], float] = {}
         self._has_news = asyncio.Event()
-        self._leaving: dict[Fleet, asyncio.Task[None]] = {}
+        self._leaving: dict[Planes, asyncio.Task[None]] = {}
         self._certificates: dict[Shape, Certificates] = {}
         self._reports: dict[str, Report] = {}
         self._prober: Prober | None = None
@@ -171,7 +171,7 @@ class Service:
         self._reaper: asyncio.Task[None] | None = None
         self._moved_at = -SETTLED  # when listeners last changed
 
-    _fleet: Fleet
+    _planes: Planes
     _pages: ErrorPages
     _next_look: asyncio.Future[None]
     _watched = False
@@ -179,8 +179,8 @@ class Service:
     @property
     def edge(self) -> Edge:
         """The data plane of this process. Raises RuntimeError if others serve."""
-        if isinstance(self._fleet, Inside):
-            return self._fleet.plane.edge
+        if isinstance(self._planes, Inside):
+            return self._planes.plane.edge
         raise RuntimeError("worker processes serve the visitors")
 
     @property
@@ -196,7 +196,7 @@ class Service:
     @property
     def listening(self) -> bool:
         """Whether visitors are accepted."""
-        return self._serving and self._fleet.alive > 0
+        return self._serving and self._planes.alive > 0
 
     # Start and stop
 
@@ -246,8 +246,8 @@ class Service:
             self._sockets.open(self.config.listen, workers)
             self._admin = await self._listen_admin(self.config)
             self._refuse_collisions(self.config)
-            self._fleet = self._fleet_of(workers)
-            await self._fleet.start(self._to_apply(), (), self._tickets)
+            self._planes = self._planes_of(workers)
+            await self._planes.start(self._to_apply(), (), self._tickets)
         except BaseException:
             await self.stop()
             raise
@@ -260,7 +260,7 @@ class Service:
         if self._probe:
             self._prober = Prober(self._on_report, room=descriptors.probe_room())
             self._prober.apply(probe_policy(self.config), find_targets(self.config))
-            self._logos = Logos(lambda logo: self._fleet.tell(logo), self._on_event)
+            self._logos = Logos(lambda logo: self._planes.tell(logo), self._on_event)
             self._logos.apply(self.config.logos)
         self._metrics.put(self.config.otlp_metrics)
         self._serving = True
@@ -380,7 +380,7 @@ class Service:
             self._heard[said] = now
             self.note(event.name, event.message, event.member, event.who)
 
-    def _fleet_of(self, workers: int) -> Fleet:
+    def _planes_of(self, workers: int) -> Planes:
         if workers == 1:
             return Inside(
                 lambda: self._sockets.of(self.config.listen, 0, 1), self._left_over, self._common, self._log
@@ -431,18 +431,18 @@ class Service:
         if self._logos is not None:
             await self._logos.close()
             self._logos = None
-        fleets = [*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])]
+        everybody = [*self._leaving, *([self._planes] if hasattr(self, "_planes") else [])]
         if drain > 0:
             self._sockets.silence()
-        draining = [asyncio.ensure_future(fleet.drain(drain)) for fleet in fleets] if drain > 0 else []
+        draining = [asyncio.ensure_future(planes.drain(drain)) for planes in everybody] if drain > 0 else []
         self._orphans.close()
         # Those who serve have their own copies. No visitor may wait in a queue that nobody reads.
         self._sockets.close()
         try:
             await asyncio.gather(*draining)
         finally:
-            for fleet in fleets:
-                await fleet.close()
+            for planes in everybody:
+                await planes.close()
             await self._starter.close()
             if self._keeper is not None:
                 await cancel([self._keeper])
@@ -469,7 +469,7 @@ class Service:
 
     def stuck(self) -> list[Stuck]:
         """The workers that should serve and do not turn."""
-        return self._fleet.stuck() if self._serving else []
+        return self._planes.stuck() if self._serving else []
 
     async def glance(self) -> Survey:
         """As `survey`, but waits for half a second at most. Callers at the same time share one survey."""
@@ -481,13 +481,13 @@ class Service:
 
     async def survey(self) -> Survey:
         """The members and counts of all who serve, and of those who did; they are asked for them."""
-        await asyncio.gather(*(fleet.ask() for fleet in (self._fleet, *self._leaving)))
+        await asyncio.gather(*(planes.ask() for planes in (self._planes, *self._leaving)))
         return self.known()
 
     def known(self) -> Survey:
         """The same as they told it last, of their own accord once a second. Counts may be the live ones."""
         # All at one moment, or a worker that ends meanwhile is counted twice.
-        surveys = [survey for fleet in (self._fleet, *self._leaving) for survey in fleet.surveys()]
+        surveys = [survey for planes in (self._planes, *self._leaving) for survey in planes.surveys()]
         parts: dict[str, list[Snapshot]] = {name: [] for name in self.config.active_members}
         for survey in surveys:
             for member in survey.members:
@@ -496,7 +496,7 @@ class Service:
         members = [self._merged(name, found) for name, found in parts.items()]
         edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
         edge.lines_dropped["events"] += self._events.dropped if self._events is not None else 0
-        return Survey(members, edge, self._fleet.alive)
+        return Survey(members, edge, self._planes.alive)
 
     def _merged(self, name: str, parts: Sequence[Snapshot]) -> Snapshot:
         member = merge(parts or [self._unseen(name)], self._common.members.get(name))
@@ -559,8 +559,8 @@ class Service:
         yield Running("control", os.getpid(), lag=self._prober.lost() if self._prober is not None else None)
         if self._starter.forker is not None:
             yield Running("forker", self._starter.forker)
-        for fleet in (self._fleet, *self._leaving):
-            yield from fleet.processes()
+        for planes in (self._planes, *self._leaving):
+            yield from planes.processes()
 
     def config_masked(self, *, own: bool = False) -> dict[str, Any]:
         """The config in force, without its secrets; own: without what operators changed at run time."""
@@ -657,8 +657,8 @@ class Service:
         return self._state.by.get(name)
 
     async def explain(self, question: Question) -> str | None:
-        """Why a request would go where it goes: see `Fleet`."""
-        return await self._fleet.explain(question)
+        """Why a request would go where it goes: see `Planes`."""
+        return await self._planes.explain(question)
 
     def note_refusal(self, client: str) -> None:
         """An admin request had a wrong token, or one with too few rights."""
@@ -672,7 +672,7 @@ class Service:
         self._state = state
         self.config = config
         self._tell_weights()
-        self._fleet.apply(self._to_apply())
+        self._planes.apply(self._to_apply())
         self._probe_again()
         self._hear_news()
 
@@ -694,7 +694,7 @@ class Service:
         settings = self.config.active_members.get(report.name)
         if settings is not None:
             self._weights.observe(report, settings, time.monotonic())
-        self._fleet.tell(self._health(report))
+        self._planes.tell(self._health(report))
         now, earlier = _probed(report), EventName.MEMBER_HEALTHY if before is None else _probed(before)
         if now is not earlier:
             name, why = report.name, "; ".join(report.details or report.reasons)
@@ -726,14 +726,14 @@ class Service:
         """Works the weights out anew, and tells of those that have changed."""
         for name in self._weights.step(self.config.active_members, time.monotonic(), time.time()):
             if name in self._reports:
-                self._fleet.tell(self._health(self._reports[name]))
+                self._planes.tell(self._health(self._reports[name]))
 
     def _tell_weights(self) -> None:
         """Before a config is put in force, so that no member has another weight in it for a moment."""
         for name, report in self._reports.items():
             settings = self.config.active_members.get(name)
             if settings is not None and settings.weight == "auto":
-                self._fleet.tell(self._health(report))
+                self._planes.tell(self._health(report))
 
     def note(self, name: EventName, message: str, member: str | None = None, who: str | None = None) -> None:
         """Tells of an event, in the log and to whoever looks at what happened. member, who: as of `Event`."""
@@ -744,11 +744,11 @@ class Service:
 
         If it cannot be opened, all go on with the one that they have, and it is said once.
         """
-        fleets = [*self._leaving, *([self._fleet] if hasattr(self, "_fleet") else [])]
+        everybody = [*self._leaving, *([self._planes] if hasattr(self, "_planes") else [])]
         try:
             check_log(self.config)
-            for fleet in fleets:
-                fleet.tell(ReopenLog())
+            for planes in everybody:
+                planes.tell(ReopenLog())
             if self.config.access_log != "off" and self.config.access_log_file != "stdout":
                 text = f"{self.config.access_log_file} was reopened"
                 self.note(EventName.LOG_REOPENED, text, who="signal")
@@ -853,14 +853,14 @@ class Service:
                 self._refuse_collisions(config)
                 self.config, self._own, self._state, self._workers = config, own, state, workers
                 self._pages = pages
-                await self._tell_fleet(workers, moved)
+                await self._tell_planes(workers, moved)
                 undo.pop_all()
         except BaseException:
             self.config, self._own, self._state, self._workers, self.admin_address, self._pages = before
             if admin is not None:
                 await admin.close()
             # The new workers may have begun to accept before they failed, and visitors may wait there.
-            await self._fleet.look_after()
+            await self._planes.look_after()
             raise
         if moved:
             self._sockets.close_others(config.listen, workers)
@@ -876,49 +876,49 @@ class Service:
         self._expect_images(config)
         self._probe_again()
 
-    async def _tell_fleet(self, workers: int, moved: bool) -> None:
-        fleet = self._fleet
+    async def _tell_planes(self, workers: int, moved: bool) -> None:
+        planes = self._planes
         self._tell_weights()
         if not moved:
-            fleet.apply(self._to_apply())
-        elif workers == 1 and isinstance(fleet, Inside):
-            await fleet.move(self._to_apply())
+            planes.apply(self._to_apply())
+        elif workers == 1 and isinstance(planes, Inside):
+            await planes.move(self._to_apply())
         else:
-            await self._replace_fleet(workers)
+            await self._replace_planes(workers)
 
-    async def _replace_fleet(self, workers: int) -> None:
-        fleet = self._fleet_of(workers)
+    async def _replace_planes(self, workers: int) -> None:
+        planes = self._planes_of(workers)
         health = [self._health(each) for each in self._reports.values()]
         try:
-            await fleet.start(self._to_apply(), health, self._tickets)
+            await planes.start(self._to_apply(), health, self._tickets)
         except BaseException:
             # Some of them may have visitors already.
-            self._leave(fleet)
+            self._leave(planes)
             await self._let_go_of_forker()
             raise
-        old, self._fleet = self._fleet, fleet
+        old, self._planes = self._planes, planes
         # What was probed meanwhile was told to those before.
         for each in self._reports.values():
-            fleet.tell(self._health(each))
+            planes.tell(self._health(each))
         for logo in self._logos.known if self._logos is not None else ():
-            fleet.tell(logo)
+            planes.tell(logo)
         self._leave(old)
         await self._let_go_of_forker()
 
     async def _let_go_of_forker(self) -> None:
         """Frees its memory if this process serves alone."""
-        if isinstance(self._fleet, Inside):
+        if isinstance(self._planes, Inside):
             await self._starter.close()
 
-    def _leave(self, fleet: Fleet) -> None:
-        self._leaving[fleet] = asyncio.get_running_loop().create_task(self._see_off(fleet))
+    def _leave(self, planes: Planes) -> None:
+        self._leaving[planes] = asyncio.get_running_loop().create_task(self._see_off(planes))
 
-    async def _see_off(self, fleet: Fleet) -> None:
+    async def _see_off(self, planes: Planes) -> None:
         try:
-            await fleet.drain(self.config.timeouts.drain)
+            await planes.drain(self.config.timeouts.drain)
         finally:
-            await fleet.close()
-            self._leaving.pop(fleet, None)
+            await planes.close()
+            self._leaving.pop(planes, None)
 
     def _open_files(self, config: Config) -> tuple[dict[Shape, Certificates], ErrorPages]:
         """What the files that a config names are for it. Raises ConfigError for one that cannot be used."""
@@ -945,7 +945,7 @@ class Service:
     async def _look(self) -> None:
         """Shows the history what there is: often while somebody looks on, else now and then, and on news."""
         await self.survey()
-        while not any(fleet.surveys() for fleet in (self._fleet, *self._leaving)):
+        while not any(planes.surveys() for planes in (self._planes, *self._leaving)):
             # Nobody has told how the members are, which is not that none is available.
             await asyncio.sleep(_AT_ONCE)
             await self.survey()
@@ -985,7 +985,7 @@ class Service:
             if time.monotonic() >= rotate_at:
                 rotate_at += _ROTATE_TICKETS
                 self._tickets = secrets.token_bytes(32)
-                self._fleet.tell(TicketSecret(self._tickets))
+                self._planes.tell(TicketSecret(self._tickets))
             if self._reread is not None:
                 now = self._signature()
                 # Twice the same: whoever writes them has finished.
@@ -997,7 +997,7 @@ class Service:
     def _renew_certificates(self) -> None:
         found = [each.refresh() for each in self._certificates.values()]
         if any(refreshed.renewed for refreshed in found):
-            self._fleet.tell(RenewCertificates())
+            self._planes.tell(RenewCertificates())
         for refreshed in found:
             for line in fault_lines(str(self._file or "config"), refreshed.faults):
                 text = f"{line}; the one in force is kept"

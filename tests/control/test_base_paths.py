@@ -114,7 +114,7 @@ async def test_launches_below_a_learned_path_move_and_its_pages_are_no_sessions(
     )
     async with edge({"a": says(FULL), "b": says(*CACHED)}, **PATIENT) as running:
         assert (await running.ask(launch)).body == FULL
-        plane = running.service._fleet.plane  # type: ignore[attr-defined]
+        plane = running.service._planes.plane  # type: ignore[attr-defined]
         plane.health(MemberHealth("a", True, base_path="/services/binder/"))
         assert (await running.ask(launch)).body == b"".join(CACHED)
         plane.health(MemberHealth("a", True, base_path=None))
@@ -123,7 +123,7 @@ async def test_launches_below_a_learned_path_move_and_its_pages_are_no_sessions(
 
 async def test_what_a_member_said_goes_with_it() -> None:
     async with edge({"a": named("a"), "b": named("b")}) as running:
-        plane = running.service._fleet.plane  # type: ignore[attr-defined]
+        plane = running.service._planes.plane  # type: ignore[attr-defined]
         plane.health(MemberHealth("a", True, base_path="/services/binder/"))
         router = running.service.edge.runtime.router
         plane.health(MemberHealth("b", True, base_path="/services/binder/"))

@@ -60,7 +60,7 @@ async def visit(chromium: Browser) -> AsyncIterator[Visit]:
         config = config_of(url, pages=pages, routes=ROUTES, breaker={"failures": 1000})
         service = Service(config, log=lambda line: None, probe=False)
         await service.start()
-        service._fleet.tell(Logo(pages["logo"], "0123", "image/svg+xml", IMAGE))
+        service._planes.tell(Logo(pages["logo"], "0123", "image/svg+xml", IMAGE))
         visit = Visit(service, chromium)
         try:
             yield visit

@@ -24,7 +24,7 @@ from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View
 from fedproxy.proxy.explaining import Question
-from fedproxy.serve.fleet import Stuck
+from fedproxy.serve.planes import Stuck
 from tests.rig.build import federation
 
 Client = TestClient[web.Request, web.Application]

@@ -62,7 +62,7 @@ async def serving(first: Config, reread: Callable[[], Config] | None = None) -> 
 
 def weights(service: Service) -> list[dict[str, float]]:
     """Those in force, by each of those who serve."""
-    return [{each.name: each.weight for each in survey.members} for survey in service._fleet.surveys()]
+    return [{each.name: each.weight for each in survey.members} for survey in service._planes.surveys()]
 
 
 async def come_to(service: Service, **wanted: float) -> None:
@@ -168,13 +168,13 @@ async def test_all_workers_have_one_weight_and_one_that_starts_later_has_it_at_o
             before = await first_of(service, 2)
             await service.change("b", None, "auto", "ann")
             assert await first_of(service, 2, but=before[0]) == [{"a": 60, "b": 180}] * 2
-            doomed = min(each.pid for each in service._fleet.processes())
+            doomed = min(each.pid for each in service._planes.processes())
             os.kill(doomed, signal.SIGKILL)
             await until(
-                lambda: doomed not in [each.pid for each in service._fleet.processes()], "its end", within=30
+                lambda: doomed not in [each.pid for each in service._planes.processes()], "its end", within=30
             )
             assert await first_of(service, 2) == [{"a": 60, "b": 180}] * 2
-            # Another fleet, and a data plane in this process.
+            # Other workers, and a data plane in this process.
             for workers in 3, 1:
                 now = config(members, workers=workers)
                 assert await service.reload() == []

@@ -20,7 +20,7 @@ import pytest
 from fedproxy.control import hand
 from fedproxy.control.channel import OURS, Preamble
 from fedproxy.serve import starting
-from fedproxy.serve.fleet import Workers
+from fedproxy.serve.planes import Workers
 from fedproxy.serve.service import Service
 from fedproxy.serve.starting import Child, Forked, Starter, StartError
 from tests.rig.heard import Heard
@@ -347,14 +347,14 @@ async def test_workers_are_programs_where_they_cannot_be_forked(
     config = config_of("http://127.0.0.1:1", workers=2, access_log="off")
     service = Service(config, probe=False, events=heard)
     await service.start()
-    assert isinstance(service._fleet, Workers)
-    processes = {each.pid: each.process for each in service._fleet._processes}
+    assert isinstance(service._planes, Workers)
+    processes = {each.pid: each.process for each in service._planes._processes}
     assert service._starter.children() == set(processes)
     assert not any(isinstance(each, Forked) for each in processes.values())
     killed = min(processes)
     os.kill(killed, KILL)
     await until(lambda: f"worker {killed} ended with signal 9" in heard.said, "its end")
-    await until(lambda: service._fleet.alive == 2, "another one")
+    await until(lambda: service._planes.alive == 2, "another one")
     await service.stop()
     assert service._starter.children() == set()
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fedproxy.control.messages import LaunchesInFlight
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.snapshot import Survey, snapshot
-from fedproxy.serve.fleet import Common
+from fedproxy.serve.planes import Common
 from tests.rig import Ended, RawClient
 from tests.rig.build import member
 from tests.rig.running import (

@@ -18,7 +18,7 @@ from fedproxy.control.messages import ApplyConfig
 from fedproxy.control.prober import Report
 from fedproxy.errors import ConfigError, Fault, NameFailed
 from fedproxy.proxy.resolver import Resolver
-from fedproxy.serve.fleet import Common, Inside
+from fedproxy.serve.planes import Common, Inside
 from fedproxy.serve.service import Service
 from tests.rig import RawClient, Scripted, answer, edge, guard, until
 from tests.rig.service import config_of
@@ -296,14 +296,14 @@ async def test_listener_that_cannot_be_opened_leaves_the_others_as_they_were() -
     await first.start()
     service = service_of(config_of(first.url))
     await service.start()
-    plane = cast(Inside, service._fleet).plane
+    plane = cast(Inside, service._planes).plane
     update = ApplyConfig(
         config_of(first.url, listen=[{"address": "127.0.0.1:1"}, {"address": second}]), {}, 1
     )
-    fleet = Inside(lambda: [[closed_socket()], [closed_socket()]], list, Common(), None)
-    fleet.plane = plane
+    planes = Inside(lambda: [[closed_socket()], [closed_socket()]], list, Common(), None)
+    planes.plane = plane
     with pytest.raises(OSError, match="Bad file descriptor"):
-        await fleet.move(update)
+        await planes.move(update)
     client = await RawClient.connect(service.addresses[0])
     assert (await client.ask(GET)).body == b"ok"
     assert plane.config is service.config

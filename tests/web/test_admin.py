@@ -21,7 +21,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Survey
 from fedproxy.errors import ConfigError, Fault, Position
 from fedproxy.proxy.explaining import Question
-from fedproxy.serve.fleet import Stuck
+from fedproxy.serve.planes import Stuck
 from fedproxy.web.admin import create_admin_app
 from tests.rig.build import federation
 from tests.rig.page import Page

@@ -141,7 +141,7 @@ class Stuck:
     seconds: float
 
 
-class Fleet(Protocol):
+class Planes(Protocol):
     """Those who serve now, or who did and are draining."""
 
     @property
@@ -203,7 +203,7 @@ class Inside:
         self._counted = True  # there is nothing yet that the totals lack
 
     async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         self.plane.set_tickets(tickets)
         self._common.sharing.join(self, SharingPeer(self._on_shared, lambda: True))
         self._common.learning.join(self, self.plane.hear, lambda taught: self.plane.taught(taught.content))
@@ -245,7 +245,7 @@ class Inside:
         self.plane.hear(self._common.elsewhere(self))
 
     def apply(self, update: ApplyConfig) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         self.plane.apply(update)
 
     async def move(self, update: ApplyConfig) -> None:
@@ -260,7 +260,7 @@ class Inside:
         self.plane.apply(update)
 
     def tell(self, message: Notice) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         match message:
             case MemberHealth():
                 self.plane.health(message)
@@ -276,38 +276,38 @@ class Inside:
                 assert_never(message)
 
     async def look_after(self) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         for slot, at, sock in self._left_over():
             await self.plane.borrow(slot, at, sock.dup())
 
     async def ask(self) -> None:
-        """As `Fleet` says; it is always up to date."""
+        """As `Planes` says; it is always up to date."""
 
     async def explain(self, question: Question) -> str | None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         if not self.alive:
             raise TimeoutError
         return self.plane.explain(question)
 
     def surveys(self) -> list[Survey]:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         return [] if self._counted else [self.plane.survey()]
 
     def stuck(self) -> list[Stuck]:
-        """As `Fleet` says. If this process did not turn, there would be no answer at all."""
+        """As `Planes` says. If this process did not turn, there would be no answer at all."""
         return []
 
     def processes(self) -> list[Running]:
-        """As `Fleet` says: none but this one serves."""
+        """As `Planes` says: none but this one serves."""
         return []
 
     async def drain(self, seconds: float) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         self.alive = 0
         await self.plane.drain(seconds)
 
     async def close(self) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         self.alive = 0
         self._common.sharing.leave(self)
         self._common.learning.leave(self)
@@ -383,11 +383,11 @@ class Workers:
 
     @property
     def alive(self) -> int:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         return len(self._serving())
 
     async def start(self, update: ApplyConfig, health: Sequence[MemberHealth], tickets: bytes) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         self._start, self._tickets = update, tickets
         self._health = {each.name: each for each in health}
         self._common.listeners.add(self._share_launches)
@@ -402,7 +402,7 @@ class Workers:
         self._keepers.append(loop.create_task(self._listen()))
 
     def apply(self, update: ApplyConfig) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         self._start = update
         self._health = {
             name: word for name, word in self._health.items() if name in update.config.active_members
@@ -411,7 +411,7 @@ class Workers:
         self._to_all(update)
 
     def tell(self, message: Notice) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         match message:
             case MemberHealth(name):
                 self._health[name] = message
@@ -539,13 +539,13 @@ class Workers:
         return [each for each in self._processes if each.ready.is_set() and not each.draining]
 
     async def look_after(self) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         for slot in self._sockets.left_over(self._start.config.listen, self.number):
             for each in self._serving():
                 self._hand(each, slot)
 
     async def _keep(self, worker: _Process) -> None:
-        """Keeps one slot served, for as long as this fleet is not draining."""
+        """Keeps one slot served, for as long as these are not draining."""
         quick = 0
         while True:
             await worker.leaving.wait()
@@ -670,7 +670,7 @@ class Workers:
             each.channel.send_fresh(self._common.elsewhere(each))
 
     async def ask(self) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         number = next(self._numbers)
         asked = [
             each
@@ -689,7 +689,7 @@ class Workers:
             each.answers.pop(number, None)
 
     async def explain(self, question: Question) -> str | None:
-        """As `Fleet` says. The first worker that answers does: all have the same config."""
+        """As `Planes` says. The first worker that answers does: all have the same config."""
         for each in self._serving():
             if not each.turns:
                 continue
@@ -707,11 +707,11 @@ class Workers:
         raise TimeoutError
 
     def surveys(self) -> list[Survey]:
-        """As `Fleet` says. A worker that did not answer in time is shown as it was before."""
+        """As `Planes` says. A worker that did not answer in time is shown as it was before."""
         return [each.last for each in self._processes if each.last is not None]
 
     def stuck(self) -> list[Stuck]:
-        """As `Fleet` says. Workers that start or drain are not meant to serve."""
+        """As `Planes` says. Workers that start or drain are not meant to serve."""
         return [
             Stuck(each.pid, each.silent)
             for each in sorted(self._processes, key=lambda each: each.pid)
@@ -719,7 +719,7 @@ class Workers:
         ]
 
     def processes(self) -> list[Running]:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         return [
             Running("worker", each.pid, each.slot, each.last.lag if each.last is not None else 0.0)
             for each in sorted(self._processes, key=lambda each: each.slot)
@@ -728,7 +728,7 @@ class Workers:
     # The end
 
     async def drain(self, seconds: float) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         await self._stop_keeping()
         for each in self._processes:
             each.draining = True
@@ -737,7 +737,7 @@ class Workers:
         await self._watchers.wait(seconds + 5.0)
 
     async def close(self) -> None:
-        """As `Fleet` says."""
+        """As `Planes` says."""
         await self._stop_keeping()
         for each in self._processes:
             each.draining = True

@@ -25,7 +25,7 @@ from fedproxy.control.messages import (
 from fedproxy.errors import ChannelError, Fault
 from fedproxy.event import EventName
 from fedproxy.proxy.explaining import Question
-from fedproxy.serve.fleet import Common, Stuck, Workers, _Process
+from fedproxy.serve.planes import Common, Stuck, Workers, _Process
 from fedproxy.serve.service import Service
 from fedproxy.serve.sockets import Sockets
 from fedproxy.serve.starting import Starter
@@ -51,11 +51,11 @@ async def service(heard: Heard) -> AsyncIterator[Service]:
 
 
 def processes(service: Service) -> dict[int, _Process]:
-    assert isinstance(service._fleet, Workers)
-    return {each.pid: each for each in service._fleet._processes}
+    assert isinstance(service._planes, Workers)
+    return {each.pid: each for each in service._planes._processes}
 
 
-def fleet_of(note: Callable[[EventName, str], None], common: Common | None = None) -> Workers:
+def planes_of(note: Callable[[EventName, str], None], common: Common | None = None) -> Workers:
     """Two workers that were not started."""
     return Workers(2, Sockets(()), common or Common(), note, Starter(note))
 
@@ -75,10 +75,10 @@ async def test_worker_that_has_not_turned_for_too_long_is_replaced(
     hung, kept = processes(service)
     os.kill(hung, signal.SIGSTOP)
     if not stopped:
-        monkeypatch.setattr("fedproxy.serve.fleet._is_stopped", lambda pid: False)
+        monkeypatch.setattr("fedproxy.serve.planes._is_stopped", lambda pid: False)
     await silent(service, hung, seconds - 0.1)
     await until(
-        lambda: hung not in processes(service) and service._fleet.alive == 2, "another one in its place"
+        lambda: hung not in processes(service) and service._planes.alive == 2, "another one in its place"
     )
     assert kept in processes(service)
     assert f"worker {hung} has not turned for {seconds} s and is killed" in heard.said
@@ -104,7 +104,7 @@ async def test_worker_that_is_let_go_on_has_time_to_report(
     await silent(service, stopped, 60.0)
     await until(lambda: processes(service)[stopped].silent > 60.5, "a look while it is stopped")
     # As if it went on, and had not come to its message yet.
-    monkeypatch.setattr("fedproxy.serve.fleet._is_stopped", lambda pid: False)
+    monkeypatch.setattr("fedproxy.serve.planes._is_stopped", lambda pid: False)
     await until(
         lambda: stopped not in processes(service) or processes(service)[stopped].silent > 62.0, "looks"
     )
@@ -124,7 +124,7 @@ async def test_machine_that_slept_charges_no_worker(
         asked += 1
         return time.monotonic() + 1000 * asked
 
-    monkeypatch.setattr("fedproxy.serve.fleet.time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr("fedproxy.serve.planes.time", SimpleNamespace(monotonic=clock))
     await until(lambda: asked > 2, "two looks after the sleep")
     assert set(processes(service)) == before
     assert heard.said == []
@@ -132,28 +132,28 @@ async def test_machine_that_slept_charges_no_worker(
 
 @pytest.mark.parametrize("message", FROM_WORKER, ids=lambda message: type(message).__name__)
 def test_every_message_of_a_worker_is_a_sign_of_life(message: FromWorker) -> None:
-    fleet = fleet_of(lambda name, text: None)
+    planes = planes_of(lambda name, text: None)
     worker = _Process(0)
     worker.silent = 5.0
-    fleet._on_message(worker, message)
+    planes._on_message(worker, message)
     assert worker.silent == 0.0
 
 
 def test_what_a_worker_says_is_done() -> None:
     said: list[tuple[EventName, str]] = []
     common = Common()
-    fleet = fleet_of(lambda name, text: said.append((name, text)), common)
+    planes = planes_of(lambda name, text: said.append((name, text)), common)
     worker = _Process(0)
-    fleet._on_message(worker, LaunchesInFlight({"a": 3}))
+    planes._on_message(worker, LaunchesInFlight({"a": 3}))
     assert common.elsewhere("another") == LaunchesInFlight({"a": 3})
-    fleet._on_message(worker, ConfigRefused((Fault("access_log", "is a folder"),)))
+    planes._on_message(worker, ConfigRefused((Fault("access_log", "is a folder"),)))
     assert said == [(EventName.WORKER_REFUSED, "worker 0 keeps its config: access_log: is a folder")]
-    fleet._on_message(worker, AccountPart(0, []))
+    planes._on_message(worker, AccountPart(0, []))
     assert not (worker.ready.is_set() or worker.leaving.is_set())
-    fleet._on_message(worker, Ready())
+    planes._on_message(worker, Ready())
     assert worker.ready.is_set()
     assert said[1:] == [(EventName.WORKER_START, "worker 0 serves")]
-    fleet._on_message(worker, Stopping())
+    planes._on_message(worker, Stopping())
     assert worker.leaving.is_set()
 
 
@@ -167,7 +167,7 @@ async def test_worker_that_is_not_understood_is_replaced_and_not_killed(
     await until(lambda: broken not in processes(service), "its end")
     assert worker.process.returncode == 0
     assert kept in processes(service)
-    assert service._fleet.alive == 2
+    assert service._planes.alive == 2
     (line,) = heard.said
     assert line.startswith(
         f"worker {broken} has to end: the worker sent a message that cannot be read: UnpicklingError"
@@ -176,22 +176,22 @@ async def test_worker_that_is_not_understood_is_replaced_and_not_killed(
 
 async def test_worker_that_is_not_understood_is_neither_silent_nor_asked() -> None:
     said: list[tuple[EventName, str]] = []
-    fleet = fleet_of(lambda name, text: said.append((name, text)))
+    planes = planes_of(lambda name, text: said.append((name, text)))
     worker, other = _Process(0), _Process(1)
     for each in (worker, other):
         each.ready.set()
-        fleet._processes.add(each)
+        planes._processes.add(each)
     worker.pid = 12
-    fleet._on_refused(worker, ChannelError("why"))
+    planes._on_refused(worker, ChannelError("why"))
     assert worker.leaving.is_set()
     assert said == [(EventName.WORKER_REPLACED, "worker 12 has to end: why")]
-    listening = asyncio.create_task(fleet._listen())
+    listening = asyncio.create_task(planes._listen())
     await until(lambda: other.silent > 0, "a look at who is silent")
     listening.cancel()
     assert worker.silent == 0
-    fleet._processes.remove(other)
+    planes._processes.remove(other)
     async with patience():
-        await fleet.ask()
+        await planes.ask()
 
 
 # An upgrade in place: this process is of the release before, what it starts is of the next one
@@ -224,7 +224,7 @@ async def test_worker_of_another_release_is_tried_ever_more_seldom_while_the_oth
     assert ended == f"worker {killed} ended with signal 9"
     assert cannot_serve(first) and cannot_serve(second)
     assert (short, longer) == ("starting the worker again in 0.5 s", "starting the worker again in 1 s")
-    await until(lambda: service._fleet.alive == 2, "a worker that is understood")
+    await until(lambda: service._planes.alive == 2, "a worker that is understood")
     assert kept in processes(service)
 
 
@@ -245,7 +245,7 @@ async def test_reload_that_needs_workers_of_another_release_changes_nothing(
         (fault,) = await service.reload()
         assert cannot_serve(fault.message)
         assert set(processes(service)) == before
-        assert service._fleet.alive == 2
+        assert service._planes.alive == 2
     finally:
         await service.stop()
 
@@ -255,7 +255,7 @@ async def test_new_worker_that_dies_at_its_start_leaves_the_old_ones_in_force(
 ) -> None:
     service = to_be_three(heard)
     await service.start()
-    fleet, before = service._fleet, set(service._starter.children() or ())
+    planes, before = service._planes, set(service._starter.children() or ())
     take = Workers._on_message
 
     doomed: list[_Process] = []
@@ -273,35 +273,35 @@ async def test_new_worker_that_dies_at_its_start_leaves_the_old_ones_in_force(
     (fault,) = await reloading
     assert fault.message == f"worker {doomed[0].pid} ended with signal 9 at its start"
     await until(lambda: service._starter.children() == before, "the other new workers end")
-    assert service._fleet is fleet
-    assert fleet.alive == 2
+    assert service._planes is planes
+    assert planes.alive == 2
     await service.stop()
 
 
 def test_worker_that_starts_or_drains_is_not_said_to_be_stuck() -> None:
-    fleet = fleet_of(lambda name, text: None)
+    planes = planes_of(lambda name, text: None)
     starting, serving, well, draining = (_Process(slot) for slot in range(4))
     for pid, each in enumerate((starting, serving, well, draining)):
         each.pid, each.silent = pid, 0.5 if each is well else 50.0
         if each is not starting:
             each.ready.set()
-        fleet._processes.add(each)
+        planes._processes.add(each)
     draining.draining = True
-    assert fleet.stuck() == [Stuck(1, 50.0)]
+    assert planes.stuck() == [Stuck(1, 50.0)]
 
 
 async def test_probes_at_one_time_are_one_question_to_the_workers(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
-    ask = service._fleet.ask
+    ask = service._planes.ask
 
     async def count() -> None:
         nonlocal asked
         asked += 1
         await ask()
 
-    monkeypatch.setattr(service._fleet, "ask", count)
+    monkeypatch.setattr(service._planes, "ask", count)
     surveys = [service.glance() for _ in range(50)]
     for survey in [await each for each in [service._do(each) for each in surveys]]:
         assert survey.workers == 2
@@ -317,7 +317,7 @@ async def test_worker_explains_a_request(service: Service) -> None:
 async def test_explanation_comes_from_a_worker_that_turns(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedproxy.serve.fleet._TO_ANSWER", 0.05)
+    monkeypatch.setattr("fedproxy.serve.planes._TO_ANSWER", 0.05)
     one, other = processes(service)
     for each in (one, other):
         os.kill(each, signal.SIGSTOP)
@@ -325,7 +325,7 @@ async def test_explanation_comes_from_a_worker_that_turns(
         with pytest.raises(TimeoutError):
             await service.explain(Question("/"))
         os.kill(other, signal.SIGCONT)
-        monkeypatch.setattr("fedproxy.serve.fleet._TO_ANSWER", 1.0)
+        monkeypatch.setattr("fedproxy.serve.planes._TO_ANSWER", 1.0)
         assert json.loads(await service.explain(Question("/")) or "")["member"] == "a"
     finally:
         os.kill(one, signal.SIGCONT)
