@@ -210,6 +210,7 @@ class RedisStore:
         # In a cluster all keys of a fleet are to be in one slot.
         self._prefix = f"{{{prefix}}}:" if address.kind == "cluster" else f"{prefix}:"
         self._client: Redis | RedisCluster | None = None
+        self._sentinels: Sequence[Redis] = ()
         self._scripts: dict[str, Any] = {}
         self._reader: asyncio.Task[None] | None = None
         self._edge = ""
@@ -261,12 +262,13 @@ class RedisStore:
             options |= {"ssl": True, "ssl_ca_certs": str(address.ca) if address.ca else None}
         if address.kind == "cluster":
             nodes = [ClusterNode(host, port) for host, port in address.servers]
-            return RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **options)
+            return RedisCluster(startup_nodes=nodes, **options)
         options["db"] = address.database
         if address.kind == "sentinel":
             own = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout", "retry")}
             own |= {key: value for key, value in options.items() if key.startswith("ssl")}
             sentinel = Sentinel(list(address.servers), sentinel_kwargs=own, **options)  # type: ignore[no-untyped-call]
+            self._sentinels = sentinel.sentinels
             found: Redis = sentinel.master_for(address.service)
             return found
         ((host, port),) = address.servers
@@ -332,10 +334,12 @@ class RedisStore:
         client, self._client = self._client, None
         if reader is not None:
             await cancel([reader])
-        if client is not None:
+        closing = [*self._sentinels, *([client] if client is not None else [])]
+        self._sentinels = ()
+        for each in closing:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(_ANSWER):
-                    await client.aclose()
+                    await each.aclose()
 
     @asynccontextmanager
     async def _asking(self, command: str) -> AsyncIterator[None]:
@@ -519,4 +523,6 @@ def _words_of(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         return "did not answer in time"
     lines = str(error).splitlines() or [type(error).__name__]
+    if lines[0].startswith("HELLO must be called with the client already authenticated"):
+        return "wants a password"
     return lines[0].rstrip(". ")[:_LONGEST]
