@@ -111,9 +111,10 @@ for at = 3, #KEYS do
       end
     end
   end
-  local even = math.floor(math.max(0, most - all) / edges)
+  local free = math.max(0, most - all)
+  local even = math.floor(free / edges)
   local target = used + even
-  if wants or not starving then target = target + 1 end
+  if wants or (free % edges > 0 and not starving) then target = target + 1 end
   local slots = math.max(0, math.min(target, most - others, grows and most or held))
   local lacks = wants or (even > 0 and 2 * (slots - used) <= even)
   held = math.max(slots, used)

@@ -50,7 +50,8 @@ def grant(claim: Claim, others: Sequence[Holding], edges: int, may_grow: bool = 
     free = max(0, claim.most - used)
     even = free // edges
     target = claim.used + even
-    if claim.wants or not any(other.wants and other.held <= other.used for other in others):
+    starving = any(other.wants and other.held <= other.used for other in others)
+    if claim.wants or (free % edges and not starving):
         target += 1
     room = claim.most - sum(other.held for other in others)
     slots = max(0, min(target, room, claim.most if may_grow else claim.held))

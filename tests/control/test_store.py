@@ -237,7 +237,11 @@ async def test_every_key_but_operators_words_has_an_end() -> None:
         ("~* resetchannels +@all", "kim:pw@", "permissions to access one of the channels"),
         ("~* &* +@all -@scripting", "kim:pw@", "has no permissions to run the 'evalsha'"),
         (["--replicaof", "127.0.0.1 1"], "", "You can't write against a read only replica"),
-        (["--maxmemory", "1", "--maxmemory-policy", "noeviction"], "", "command not allowed when used memory"),
+        (
+            ["--maxmemory", "1", "--maxmemory-policy", "noeviction"],
+            "",
+            "command not allowed when used memory",
+        ),
     ],
 )
 async def test_what_a_server_refuses_is_said(options: list[str] | str, login: str, says: str) -> None:
@@ -365,9 +369,11 @@ async def test_with_tls_only_whom_is_trusted(tmp_path: Path) -> None:
 
 @REDIS
 async def test_sentinel_tells_which_server_it_is_now(tmp_path: Path) -> None:
-    async with asyncio.timeout(60), redis() as server, redis(
-        "--replicaof", "127.0.0.1", str(server.port)
-    ) as replica:
+    async with (
+        asyncio.timeout(60),
+        redis() as server,
+        redis("--replicaof", "127.0.0.1", str(server.port)) as replica,
+    ):
         (tmp_path / "sentinel.conf").write_text(f"sentinel monitor mine 127.0.0.1 {server.port} 1\n")
         sentinel = RedisServer([str(tmp_path / "sentinel.conf"), "--sentinel"], first=True)
         await sentinel.start()
@@ -388,7 +394,10 @@ async def test_sentinel_tells_which_server_it_is_now(tmp_path: Path) -> None:
 @REDIS
 async def test_cluster_has_all_keys_of_a_fleet_in_one_place(tmp_path: Path) -> None:
     nodes = str(tmp_path / "nodes.conf")
-    async with asyncio.timeout(60), redis("--cluster-enabled", "yes", "--cluster-config-file", nodes) as server:
+    async with (
+        asyncio.timeout(60),
+        redis("--cluster-enabled", "yes", "--cluster-config-file", nodes) as server,
+    ):
         await server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         address = store_at(f"redis+cluster://127.0.0.1:{server.port}")
         store = RedisStore(address, "fedproxy")

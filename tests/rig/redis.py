@@ -86,5 +86,3 @@ async def redis(*options: str, login: str = "") -> AsyncIterator[RedisServer]:
         yield server
     finally:
         await server.close()
-
-
