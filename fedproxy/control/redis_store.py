@@ -278,6 +278,8 @@ class RedisStore:
     async def _check_version(self, client: Redis | RedisCluster) -> None:
         try:
             if isinstance(client, RedisCluster):
+                # What others tell is not heard by a client that does not know the servers yet.
+                await client.initialize()  # type: ignore[no-untyped-call]
                 return
             info = await client.info("server")
         except NoPermissionError:

@@ -107,7 +107,7 @@ def test_what_is_granted_is_the_limit_until_it_is_cut_off() -> None:
     own.apply({"a": 10})
     own.cut_off = False
     assert ask_for(own, [Holding(2, 2)]) == []
-    assert own.limits() == {"a": 5}
+    assert own.limits() == {"a": 4}
     own.edges, own.cut_off = 4, True
     assert own.limits() == {"a": 2}
     own.cut_off = False
