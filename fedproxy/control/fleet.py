@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections import deque
@@ -38,6 +39,7 @@ _AT_ONCE: Final = 100  # hints in a message
 _REPORTS_KEPT: Final = 60.0  # seconds after the last sign of those who probe
 _GRACE: Final = 3.0  # seconds that the first attempt may take, before visitors are accepted
 _TO_ANSWER: Final = 0.4  # seconds that other edges have to answer a question
+_IS_PLACE: Final = re.compile(rb"[0-9]{1,18}(-[0-9]{1,18})?").fullmatch
 _QUESTION: Final = 64
 _MOST_EDGES: Final = 1000
 _MOST_RECORD: Final = 1 << 16
@@ -149,6 +151,19 @@ class Fleet:
             async with asyncio.timeout(_GRACE):
                 await self._first.wait()
 
+    def retire(self) -> None:
+        """Nobody new comes here: what is not in use is given back, and others probe the members."""
+        self.shares_probes = False
+        self.slots.retire()
+        if self.there:
+            self._chores.start(self._guarded(self._let_go))
+
+    async def _let_go(self) -> None:
+        await self._take_lease()
+        await self.store.tell(Topic.LEASE, b"")
+        await self._ask_slots()
+        await self.store.tell(Topic.SLOTS, "\n".join(self._limits).encode())
+
     async def close(self) -> None:
         """Gives back what it holds, and ends. Raises nothing."""
         await cancel(self._tasks)
@@ -193,7 +208,7 @@ class Fleet:
     async def _arrive(self) -> None:
         """Agrees with the others again."""
         sent = time.monotonic()
-        beat = await self.store.beat(self._record(), self.slots.edges, self.shares_probes)
+        beat = await self.store.beat(self._record(), self.count, self.shares_probes)
         await self._read_words()
         await self._submit()
         self._on_presence(sent, beat.edges)
@@ -292,6 +307,9 @@ class Fleet:
     def _on_told(self, topic: Topic, content: bytes) -> None:
         match topic:
             case Topic.HINT:
+                at, _, content = content.partition(b"\0")
+                if _IS_PLACE(at):
+                    self._last_hint = at.decode("ascii", "replace")
                 self._hear(content)
             case Topic.WORD:
                 self._chores.start(self._guarded(self._read_words))
@@ -323,19 +341,12 @@ class Fleet:
                 self._listener.on_hint(hint)
 
     async def _read_hints(self) -> None:
-        """Those that were told while nobody here listened, and those that were lost on the way.
-
-        What was heard already is heard once more, which changes nothing that matters.
-        """
-        first = self._last_hint is None
-        while True:
-            hints = await self.store.hints(self._last_hint)
+        """Those that were told while nobody here listened, and those that were lost on the way."""
+        while hints := await self.store.hints(self._last_hint):
             for hint in hints:
                 self._last_hint = hint.at
-                if first or not self.there or hint.age > 2 * _BEAT:
+                if hint.edge != self.id:
                     self._hear(hint.content, hint.age)
-            if len(hints) < _AT_ONCE:
-                return
 
     def _hear_report(self, content: bytes) -> None:
         report = unpack_report(content)
@@ -493,6 +504,10 @@ class Fleet:
             self._reports[report.name] = pack_report(report)
             self._wake.set()
 
+    def known_report(self, name: str) -> Report | None:
+        """What was found of a member last, here or elsewhere."""
+        return self._known_reports.get(name)
+
     def forget(self, known: Mapping[str, object]) -> None:
         """Members have left; `known` are those that are there."""
         self._known_reports = {name: each for name, each in self._known_reports.items() if name in known}
@@ -520,7 +535,7 @@ class Fleet:
             if kept:
                 await self.store.hint(pack(kept))
             if passing:
-                await self.store.tell(Topic.HINT, pack(passing))
+                await self.store.tell(Topic.HINT, b"\0" + pack(passing))
         if self._launched:
             await self._count_launches()
         if self._reports:

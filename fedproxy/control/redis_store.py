@@ -186,11 +186,11 @@ return left
 """
 )
 
-# KEYS: hints. ARGV: content, most, keep, channel, what is told there.
+# KEYS: hints. ARGV: content, most, keep, channel, how a message begins there, edge.
 _HINT: Final = """
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'hint', ARGV[1])
+local at = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'hint', ARGV[1], 'edge', ARGV[6])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
-redis.call('PUBLISH', ARGV[4], ARGV[5])
+redis.call('PUBLISH', ARGV[4], ARGV[5] .. at .. '\\0' .. ARGV[1])
 """
 
 # KEYS: edges, records, lease. ARGV: edge.
@@ -279,7 +279,7 @@ class RedisStore:
         try:
             if isinstance(client, RedisCluster):
                 # What others tell is not heard by a client that does not know the servers yet.
-                await client.initialize()  # type: ignore[no-untyped-call]
+                await client.initialize()
                 return
             info = await client.info("server")
         except NoPermissionError:
@@ -456,8 +456,8 @@ class RedisStore:
 
     async def hint(self, content: bytes) -> None:
         """See `Store`."""
-        told = self._message(Topic.HINT, content)
-        await self._run("hint", ["hints"], [content, _KEPT_HINTS, _KEEP, self._channel, told])
+        begin = self._message(Topic.HINT, b"")
+        await self._run("hint", ["hints"], [content, _KEPT_HINTS, _KEEP, self._channel, begin, self._edge])
 
     async def hints(self, after: str | None) -> Sequence[OldHint]:
         """See `Store`."""
@@ -470,7 +470,8 @@ class RedisStore:
         for place, fields in found:
             at = place.decode("ascii", "replace")
             told = _number(at.partition("-")[0].encode()) / 1000
-            hints.append(OldHint(at, max(0.0, now - told), fields.get(b"hint", b"")))
+            edge = fields.get(b"edge", b"").decode("utf-8", "replace")
+            hints.append(OldHint(at, max(0.0, now - told), edge, fields.get(b"hint", b"")))
         return hints
 
     # Values

@@ -58,10 +58,11 @@ class Stored(NamedTuple):
 
 
 class OldHint(NamedTuple):
-    """A hint that was told before. age: in seconds, by the store's clock."""
+    """A hint that was told before. at: its place; age: in seconds, by the store's clock; edge: told it."""
 
     at: str
     age: float
+    edge: str
     content: bytes
 
 
@@ -72,7 +73,8 @@ class Overtaken:
     by: Stored
 
 
-#: Takes what another edge tells: the topic, and the content.
+#: Takes what another edge tells: the topic, and the content. That of a hint begins with its place, which is
+#: empty if it is not kept, and a zero byte; hints come in the order of their places.
 OnTold = Callable[[Topic, bytes], None]
 
 

@@ -94,6 +94,7 @@ class Slots:
     def __init__(self) -> None:
         self.edges = 1
         self.cut_off = True
+        self._retired = False
         self._own: dict[str, _Own] = {}
         self._used: dict[str, int] = {}
         self._dirty: dict[str, None] = {}
@@ -127,6 +128,11 @@ class Slots:
             own.wants = True
             self._dirty[name] = None
 
+    def retire(self) -> None:
+        """No launch begins here any more."""
+        self._retired = True
+        self.touch_all()
+
     def touch(self, names: Iterable[str]) -> None:
         """Another edge lacks slots at these members: what is held there is to be looked at again."""
         for name in names:
@@ -150,7 +156,7 @@ class Slots:
         """What is to be asked now. It is not asked again before something changes."""
         dirty, self._dirty = self._dirty, {}
         return {
-            name: Claim(own.most, own.held, own.used, own.wants)
+            name: Claim(own.used if self._retired else own.most, own.held, own.used, own.wants)
             for name, own in [(name, self._own[name]) for name in dirty]
         }
 

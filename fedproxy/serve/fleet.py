@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fedproxy import __version__
 from fedproxy.control import hints
 from fedproxy.control.fleet import Fleet
-from fedproxy.control.messages import BreakerOpened, Fact, LaunchSlots, LaunchSlotWanted
+from fedproxy.control.messages import BreakerOpened, Fact, LaunchSlots, LaunchSlotWanted, SessionsKnown
 from fedproxy.control.words import Words, WordsFile
 from fedproxy.decide.snapshot import shares
 from fedproxy.event import EventName
@@ -155,6 +155,16 @@ class FleetLink:
         self.fleet.apply(most, rate)
         self.fleet.forget(config.active_members)
         self._doubted &= set(config.active_members)
+        for name in config.active_members:
+            # One that joined later than it was told of.
+            report = self.fleet.known_report(name)
+            if report is not None and name not in self._host.reports and not self.fleet.probes:
+                self.on_report(report)
+
+    def retire(self) -> None:
+        """The edge drains."""
+        self._prober = None
+        self.fleet.retire()
 
     # Probes
 
@@ -180,6 +190,8 @@ class FleetLink:
 
     def on_report(self, report: Report) -> None:
         """As `FleetListener` says."""
+        if report.name not in self._host.config.active_members:
+            return
         doubt = not report.healthy and bool(_ON_THE_WAY.intersection(report.reasons))
         if doubt and self._prober is not None:
             # Perhaps only the other edge cannot reach it.
@@ -208,7 +220,8 @@ class FleetLink:
         """One of those who serve here has learned something."""
         if isinstance(fact, LaunchSlotWanted):
             self.fleet.want(fact.name)
-        elif isinstance(fact, hints.Hint):
+        elif isinstance(fact, hints.Hint) and not (isinstance(fact, SessionsKnown) and not fact.announced):
+            # Of sessions that no launch announced there are too many: anybody can make up names.
             self.fleet.tell(fact)
 
     def on_hint(self, hint: hints.Hint) -> None:

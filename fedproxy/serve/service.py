@@ -579,9 +579,8 @@ class Service:
         self._serving = False
         self._notifier.stopping(drain + 10.0)
         await cancel(self._chores)
-        self._common.on_fact = self._common.on_running = None
         if self.link is not None:
-            await self.link.fleet.close()
+            self.link.retire()
         if self._prober is not None:
             await self._prober.close()
             self._prober = None
@@ -601,6 +600,9 @@ class Service:
             for planes in everybody:
                 await planes.close()
             await self._starter.close()
+            self._common.on_fact = self._common.on_running = None
+            if self.link is not None:
+                await self.link.fleet.close()
             if self._keeper is not None:
                 await cancel([self._keeper])
                 self._keeper = None

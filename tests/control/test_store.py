@@ -151,9 +151,11 @@ async def test_what_one_tells_the_others_hear(edges: Edges) -> None:
     one, _two, _three = [await edges.edge(name) for name in ("one", "two", "three")]
     await one.tell(Topic.SLOTS, b"a\nb")
     await one.hint(b"something")
+    ((at, _, edge, _),) = await one.hints(None)
+    assert edge == "one"
     for name in ("two", "three"):
         await until(lambda name=name: len(edges.told[name]) == 2, "both")  # type: ignore[misc]
-        assert edges.told[name] == [(Topic.SLOTS, b"a\nb"), (Topic.HINT, b"something")]
+        assert edges.told[name] == [(Topic.SLOTS, b"a\nb"), (Topic.HINT, at.encode() + b"\0something")]
     assert edges.told["one"] == []
     late = await edges.edge("late")
     found = await late.hints(None)
@@ -381,7 +383,7 @@ async def test_sentinel_tells_which_server_it_is_now(tmp_path: Path) -> None:
             address = store_at(f"redis+sentinel://127.0.0.1:{sentinel.port},127.0.0.1:1/mine")
             store = RedisStore(address, "fedproxy")
             assert await said_by(store) == 1
-            await replica.client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+            await replica.client.replicaof("NO", "ONE")
             await sentinel.client.execute_command("SENTINEL", "REMOVE", "mine")
             await sentinel.client.execute_command("SENTINEL", "MONITOR", "mine", "127.0.0.1", replica.port, 1)
             await server.stop()

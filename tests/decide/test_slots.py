@@ -166,6 +166,15 @@ def test_a_member_that_left_is_forgotten() -> None:
     assert own.limits() == {"b": 1}
 
 
+def test_who_retires_keeps_what_is_in_use() -> None:
+    own = Slots()
+    own.apply({"a": 9, "b": 9})
+    own.use({"a": 2})
+    ask_for(own, [], 1)
+    own.retire()
+    assert own.claims() == {"a": Claim(2, 9, 2), "b": Claim(0, 9, 0)}
+
+
 def test_more_in_flight_than_was_granted_is_held() -> None:
     own = Slots()
     own.apply({"a": 2})

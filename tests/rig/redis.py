@@ -7,6 +7,7 @@ import signal
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -27,7 +28,8 @@ class RedisServer:
         self.first = first
         self.options = list(options)
         self.url = f"redis://{login}127.0.0.1:{self.port}"
-        self.client = Redis(port=self.port, decode_responses=True)
+        # The types of its methods are those of the blocking client as well.
+        self.client: Any = Redis(port=self.port, decode_responses=True)
         self._process: Process | None = None
 
     @property

@@ -27,7 +27,7 @@ class Shared:
         self.order = 0
         self.lease: str | None = None
         self.held: dict[str, dict[str, Holding]] = {}
-        self.hints: list[tuple[int, float, bytes]] = []
+        self.hints: list[tuple[int, float, str, bytes]] = []
         self.values: dict[str, bytes] = {}
         self.reports: dict[str, bytes] = {}
         self.paid: dict[bytes, float] = {}
@@ -159,15 +159,16 @@ class MemoryStore:
 
     async def hint(self, content: bytes) -> None:
         await self._come("hint")
-        self.shared.hints.append((len(self.shared.hints) + 1, self.shared.now, content))
-        await self.tell(Topic.HINT, content)
+        at = len(self.shared.hints) + 1
+        self.shared.hints.append((at, self.shared.now, self._edge, content))
+        await self.tell(Topic.HINT, b"%d\0%b" % (at, content))
 
     async def hints(self, after: str | None) -> Sequence[OldHint]:
         await self._come("hints")
         first = int(after or 0)
         return [
-            OldHint(str(number), self.shared.now - at, content)
-            for number, at, content in self.shared.hints
+            OldHint(str(number), self.shared.now - at, edge, content)
+            for number, at, edge, content in self.shared.hints
             if number > first
         ]
 
