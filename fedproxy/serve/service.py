@@ -382,9 +382,9 @@ class Service:
                 self._note_words(before, state)
         await self._save_words()
 
-    def _note_words(self, before: State, after: State) -> None:
-        """Tells what operators set at other edges."""
-        for name in sorted({*before.by, *after.by, *before.intents}):
+    def _note_words(self, before: State, after: State, but: str = "") -> None:
+        """Tells what operators set at other edges, of all members but one."""
+        for name in sorted({*before.by, *after.by, *before.intents} - {but}):
             was, now = operators.said_of(before, name), operators.said_of(after, name)
             word = self.link.words.word(name) if self.link is not None else None
             who = f"{word.who} at {word.edge}" if word is not None and word.edge else now.by
@@ -845,7 +845,10 @@ class Service:
             said = operators.said_of(state, name)
             word = Word(said, who, self.link.fleet.name, time.time())
             taken = await self.link.fleet.say(name, word)
+            before = self._state
             self._put_in_force(self._said())
+            # Others may have said something too; the caller tells of its own.
+            self._note_words(before, self._state, but=name if taken is not None else "")
             if taken is not None:
                 await self._save_words()
                 return "" if taken else "; the store is away, so the other edges hear of it later"
