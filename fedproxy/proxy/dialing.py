@@ -1,0 +1,102 @@
+"""A connection to one of several addresses, whichever is there first (RFC 8305).
+
+Unlike `aiohappyeyeballs`, which this uses for one address, a TLS handshake is part of it: a peer that takes
+a connection and says nothing is passed over too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from fedproxy.errors import EdgeError, own_fault
+from fedproxy.tasks import cancel
+
+PAUSE: Final = 0.25  # seconds until the next address is tried (RFC 8305 section 5), ...
+PATIENCE: Final = 1.0  # ... or so many if the peer is there, and only the handshake is not over
+
+Key = TypeVar("Key")
+Made = TypeVar("Made")
+
+
+class Dial(Generic[Key]):
+    """A connection to one address that is being made.
+
+    began: by the loop's clock. share: seconds after which the next one begins at the latest. heard: the peer
+    is there, though the connection cannot be used yet; whoever makes it sets that.
+    """
+
+    def __init__(self, key: Key, began: float, share: float) -> None:
+        self.key = key
+        self.began = began
+        self.share = share
+        self.heard = False
+
+    def next_at(self, pause: float) -> float:
+        """When the next one begins, unless this one fails before."""
+        return self.began + min(self.share, max(pause, PATIENCE) if self.heard else pause)
+
+
+async def race(
+    keys: Sequence[Key],
+    make: Callable[[Dial[Key]], Coroutine[Any, Any, Made]],
+    deadline: float,
+    *,
+    failed: Callable[[Dial[Key], Exception], None],
+    spare: Callable[[Made], None],
+    pause: float = PAUSE,
+) -> Made:
+    """What `make` makes first, for one of `keys`; it gets them in their order, one after the other.
+
+    The next one begins when one fails, or after a pause. All begin by the deadline, which is by the loop's
+    clock. failed: told of each that failed, and of each that was overtaken by one that began later or was not
+    ready by the deadline, with a TimeoutError. spare: gets what is not needed.
+
+    Raises TimeoutError at the deadline, and if all fail what the first one raised that puts the blame on its
+    peer, or else the first.
+    """
+    loop = asyncio.get_running_loop()
+    left = list(keys)
+    under_way: dict[asyncio.Task[Made], Dial[Key]] = {}
+    errors: list[Exception] = []
+    newest: Dial[Key] | None = None
+    try:
+        while left or under_way:
+            now = loop.time()
+            if now >= deadline:
+                for dial in under_way.values():
+                    failed(dial, TimeoutError())
+                raise TimeoutError
+            if left and (newest is None or now >= newest.next_at(pause)):
+                newest = Dial(left.pop(0), now, (deadline - now) / (len(left) + 1))
+                under_way[loop.create_task(make(newest))] = newest
+            until = deadline if newest is None or not left else min(deadline, newest.next_at(pause))
+            await asyncio.wait(under_way, timeout=until - now, return_when=asyncio.FIRST_COMPLETED)
+            for task in [each for each in under_way if each.done()]:
+                dial = under_way.pop(task)
+                if task.cancelled():
+                    raise asyncio.CancelledError
+                error = task.exception()
+                if error is None:
+                    for other in under_way.values():
+                        if other.began < dial.began:
+                            failed(other, TimeoutError())
+                    return task.result()
+                if not isinstance(error, Exception):
+                    raise error
+                failed(dial, error)
+                errors.append(error)
+                if dial is newest:
+                    newest = None
+    finally:
+        await cancel(under_way)
+        for task in under_way:
+            if not task.cancelled() and task.exception() is None:
+                spare(task.result())
+    raise next(filter(_blames, errors), errors[0])
+
+
+def _blames(error: Exception) -> bool:
+    """Whether it is the peer's fault."""
+    return not (isinstance(error, EdgeError) or (isinstance(error, OSError) and own_fault(error) is not None))
