@@ -18,6 +18,7 @@ import aiohappyeyeballs
 
 from fedproxy.decide.outages import Outages
 from fedproxy.decide.sessions import Place
+from fedproxy.decide.snapshot import AddressState
 from fedproxy.errors import ConnectFailed, ConnectTimeout, EdgeError, NoWay, OutOfFiles, TLSFailed, own_fault
 from fedproxy.event import Event, EventName
 from fedproxy.proxy.dialing import Dial, race
@@ -37,6 +38,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _NO_WAY = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 _SLEPT = 0.25  # seconds of lost time that cast no doubt on a failure
 _AGAIN = 3  # further attempts to connect, each because this process slept during the one before
+_MOST_LISTED = 100  # addresses; a name server can say thousands
 _NEVER = float("inf")
 _AT_ONCE = float("-inf")
 # The greatest age of each connection is cut by up to this share, so that they do not all end at once.
@@ -108,7 +110,7 @@ class Pool(Generic[Connection]):
         self.connections: set[Connection] = set()
         self.room = 0  # for so many idle connections; none in one that is closed
         self.outages = Outages()  # of its addresses, if the name has several
-        self._dialed: list[Connection] = []  # to one of several addresses, and not there yet
+        self._dialed: list[str] = []  # of these, those to which the next connections are being made
         # None for an address or a unix socket.
         self.name = (
             context.resolver.follow(endpoint.host, endpoint.port, self.sort) if not endpoint.path else None
@@ -138,6 +140,28 @@ class Pool(Generic[Connection]):
     def busy(self) -> int:
         """Connections that serve an exchange or a tunnel."""
         return len(self.connections) - self.waiting
+
+    def addresses(self) -> tuple[AddressState, ...]:
+        """The first addresses in use; none for a unix socket."""
+        if self.endpoint.path is not None:
+            return ()
+        if self.name is None:
+            return (AddressState(self.endpoint.host, len(self.connections)),)
+        loads, outages = self._loads(), self.outages
+        return tuple(
+            [
+                AddressState(each, loads.get(each, 0), outages.failures(each), outages.aside(each))
+                for each in self.name.addresses.current[:_MOST_LISTED]
+            ]
+        )
+
+    def _loads(self) -> dict[str, int]:
+        """Connections by address, without those that are being made."""
+        loads: dict[str, int] = {}
+        for each in self.connections:
+            if each.born:
+                loads[each.address] = loads.get(each.address, 0) + 1
+        return loads
 
     def forget(self, upstream: Connection) -> None:
         """A connection is gone."""
@@ -288,9 +312,9 @@ class Pool(Generic[Connection]):
         context, outages = self.context, self.outages
         began, lost = context.clock(), context.lost()
         infos = {info[4][0]: info for info in addresses}
-        loads: dict[str, int] = {}
-        for each in (*self.connections, *self._dialed):
-            loads[each.address] = loads.get(each.address, 0) + 1
+        loads = self._loads()
+        for address in self._dialed:
+            loads[address] = loads.get(address, 0) + 1
         order = outages.rank(list(infos), loads, lambda: context.random_bits(16), began)
 
         def failed(dial: Dial[AddressInfo], error: Exception) -> None:
@@ -301,13 +325,18 @@ class Pool(Generic[Connection]):
                 return
             self._set_aside(dial.key[4][0], began, _why(error))
 
-        upstream = await race(
-            [infos[address] for address in order],
-            self._dial_one_of,
-            deadline,
-            failed=failed,
-            spare=_abort,
-        )
+        # At once: others may look before the first of these tasks runs.
+        self._dialed.append(order[0])
+        try:
+            upstream = await race(
+                [infos[address] for address in order],
+                self._dial_one_of,
+                deadline,
+                failed=failed,
+                spare=_abort,
+            )
+        finally:
+            self._dialed.remove(order[0])
         if not upstream.transport.is_closing():
             outages.works(upstream.address, context.clock())
         return upstream
@@ -330,11 +359,7 @@ class Pool(Generic[Connection]):
                 await loop.create_unix_connection(lambda: upstream, self.endpoint.path)
             else:
                 upstream.address = dial.key[4][0]
-                self._dialed.append(upstream)
-                try:
-                    await self._reach(upstream, dial)
-                finally:
-                    self._dialed.remove(upstream)
+                await self._reach(upstream, dial)
             made = True
         finally:
             if not made:
