@@ -53,13 +53,13 @@ async def race(
     clock. failed: told of each that failed, and of each that was overtaken by one that began later or was not
     ready by the deadline, with a TimeoutError. spare: gets what is not needed.
 
-    Raises TimeoutError at the deadline, and if all fail what the first one raised that puts the blame on its
-    peer, or else the first.
+    Raises TimeoutError at the deadline, and if all fail what one of them raised: rather what puts the blame on
+    the peer than what does not, then rather what came of a peer that was there.
     """
     loop = asyncio.get_running_loop()
     left = list(keys)
     under_way: dict[asyncio.Task[Made], Dial[Key]] = {}
-    errors: list[Exception] = []
+    worst: tuple[int, Exception] | None = None
     newest: Dial[Key] | None = None
     try:
         while left or under_way:
@@ -86,7 +86,9 @@ async def race(
                 if not isinstance(error, Exception):
                     raise error
                 failed(dial, error)
-                errors.append(error)
+                grade = _blames(error) * 2 + dial.heard
+                if worst is None or grade > worst[0]:
+                    worst = grade, error
                 if dial is newest:
                     newest = None
     finally:
@@ -94,7 +96,9 @@ async def race(
         for task in under_way:
             if not task.cancelled() and task.exception() is None:
                 spare(task.result())
-    raise next(filter(_blames, errors), errors[0])
+    if worst is None:
+        raise ValueError("there is no address")
+    raise worst[1]
 
 
 def _blames(error: Exception) -> bool:
