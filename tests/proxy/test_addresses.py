@@ -388,6 +388,16 @@ async def test_certificate_that_is_wrong_everywhere_is_the_members_fault(start: 
         assert running.edge.errors("a") == {"tls": 1}
 
 
+async def test_wrong_certificate_says_more_than_a_refusal(start: Start) -> None:
+    async with start(ONE, TWO, tls=True) as running:
+        wrong = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        trustme.CA().issue_cert(NAME).configure_cert(wrong)
+        await replaced(running, ONE, wrong)
+        await running.members[TWO].stop()
+        assert (await running.ask()).status == 502
+        assert running.edge.errors("a") == {"tls": 1}
+
+
 async def replaced(running: Running, host: str, tls: ssl.SSLContext | None) -> None:
     """Another server at an address. Without TLS, it takes connections, and waits for a whole request."""
     old = running.members[host]
