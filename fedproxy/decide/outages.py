@@ -100,18 +100,23 @@ class Outages:
         """The order in which a new connection tries a name's addresses.
 
         addresses: in the resolver's order, whose first family is preferred; then the families take turns
-        (RFC 8305 section 4). loads: connections by address: the fewest go first. chance: decides among
-        equals. Those that are aside and not to be tried yet are last. If the first one is aside, this is its
-        trial, and nobody else tries it first for as long as it was aside.
+        (RFC 8305 section 4). loads: connections by address: the fewest go first, but one that failed lately
+        does not catch up with the others yet. chance: decides among equals. Those that are aside and not to
+        be tried yet are last. If the first one is aside, this is its trial, and nobody else tries it first
+        for as long as it was aside.
         """
+        least = min([loads.get(each, 0) for each in addresses if each not in self._outages], default=0)
         fit: list[tuple[int, int, str]] = []
         resting: list[tuple[float, int, str]] = []
         for address in addresses:
             outage = self._outages.get(address)
-            if outage is not None and now < outage.until:
+            load = loads.get(address, 0)
+            if outage is None:
+                fit.append((load, chance(), address))
+            elif now < outage.until:
                 resting.append((outage.until, chance(), address))
             else:
-                fit.append((loads.get(address, 0), chance(), address))
+                fit.append((max(load, least), chance(), address))
         fit.sort()
         resting.sort()
         preferred = version(addresses[0])

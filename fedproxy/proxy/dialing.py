@@ -53,8 +53,8 @@ async def race(
     clock. failed: told of each that failed, and of each that was overtaken by one that began later or was not
     ready by the deadline, with a TimeoutError. spare: gets what is not needed.
 
-    Raises TimeoutError at the deadline, and if all fail what one of them raised: rather what puts the blame on
-    the peer than what does not, then rather what came of a peer that was there.
+    Raises TimeoutError at the deadline, and if all fail what one of them raised: rather what puts the blame
+    on the peer than what does not, then rather what came of a peer that was there.
     """
     loop = asyncio.get_running_loop()
     left = list(keys)

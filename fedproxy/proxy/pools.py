@@ -202,8 +202,9 @@ class Pool(Generic[Connection]):
     def sort(self) -> None:
         """Sorts the connections again: an address may have come or gone, or the greatest age changed."""
         if self.outages and self.name is not None:
-            current = self.name.addresses.current
-            self.outages.keep(current if len(current) > 1 else ())
+            # Those on hold too: where answers rotate, they come back, and as they were.
+            known = [*self.name.addresses.current, *self.name.addresses.held]
+            self.outages.keep(known if len(known) > 1 else ())
         for upstream in self.connections:
             self._date(upstream)
         idle = sorted(self.idle + self.aside, key=_idle_since)
@@ -384,8 +385,6 @@ class Pool(Generic[Connection]):
     def died(self, upstream: Connection) -> None:
         """A connection is lost, and the answer for which it was used has not begun."""
         address = upstream.address
-        if self.name is None or len(self.name.addresses.current) < 2:
-            return
         if not upstream.reused:
             self._set_aside(address, upstream.born, "a connection ended before its first answer")
         elif self.outages.aside(address):
@@ -396,7 +395,7 @@ class Pool(Generic[Connection]):
 
     def _set_aside(self, address: str, began: float, why: str) -> None:
         name = self.name
-        if name is None or address not in name.addresses.current:
+        if name is None or len(name.addresses.current) < 2 or address not in name.addresses.current:
             return
         if self.outages.failed(address, began, self.context.clock()):
             message = f"{self.member.name}: {address}, one of its addresses, is tried last: {why}"

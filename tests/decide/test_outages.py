@@ -59,6 +59,17 @@ def test_one_connection_at_a_time_tries_it_again_and_it_stays_aside_until_that_w
     assert ranked(outages, A, B, b=1, now=1.5) == [A, B]
 
 
+def test_address_that_failed_lately_does_not_get_all_connections_at_once() -> None:
+    outages, _ = failing(A)
+    outages.works(A, 1.0)
+    numbers = iter([1, 0, 0, 0, 1, 0])
+    assert outages.rank([A, B, C], {B: 7, C: 9}, lambda: next(numbers), 1.0) == [B, A, C]
+    assert outages.rank([A, B, C], {B: 7, C: 9}, lambda: next(numbers), 1.0) == [A, B, C]
+    assert ranked(outages, A, B, C, a=8, b=7, c=9, now=1.0) == [B, A, C]
+    outages.roll(11.0)
+    assert ranked(outages, A, B, C, b=7, c=9, now=11.0) == [A, B, C]
+
+
 def test_trial_of_which_nobody_hears_is_made_again() -> None:
     outages, _ = failing(A)
     assert ranked(outages, A, B, now=1.0)[0] == A

@@ -17,6 +17,7 @@ import aiohappyeyeballs
 import pytest
 import trustme
 
+from fedproxy.decide.snapshot import AddressState
 from tests.rig import (
     Conn,
     Edge,
@@ -84,7 +85,9 @@ class Running:
         self.members = members
         self.dialed = dialed
         self.passed = 0.0
-        self.core.clock = lambda: time.monotonic() + self.passed
+        # It stands still, so that nothing that is aside is tried again before a test says so.
+        started = time.monotonic()
+        self.core.clock = lambda: started + self.passed
 
     @property
     def core(self) -> Any:
@@ -281,6 +284,15 @@ async def test_request_does_not_fail_however_many_addresses_are_down(start: Star
         assert running.unblamed()
 
 
+async def test_request_does_not_fail_however_many_addresses_say_nothing(start: Start, tls: bool) -> None:
+    silent = tuple(f"127.0.1.{number}" for number in range(1, 8))
+    limits = {"connect": "1s"}
+    async with start(ONE, *silent, silent=silent, tls=tls, breaker=AT_ONCE, timeouts=limits) as running:
+        for _ in range(4):
+            await running.works(at=ONE)
+        assert running.unblamed()
+
+
 async def test_address_that_is_tried_again_and_works_gets_its_share_and_operators_are_told(
     start: Start, tls: bool
 ) -> None:
@@ -293,13 +305,13 @@ async def test_address_that_is_tried_again_and_works_gets_its_share_and_operator
         running.passed += LATER
         while (await running.ask()).body != TWO.encode():
             pass
-        await running.hold(6)
-        assert running.where() == {ONE: 3, TWO: 3}
         assert running.said == ["address.aside"]
         running.passed += LATER
         running.core.sweep(running.core.clock())
         assert running.said == ["address.aside", "address.usable"]
         assert not running.pool.outages
+        await running.hold(6)
+        assert running.where() == {ONE: 3, TWO: 3}
 
 
 async def test_one_connection_at_a_time_tries_an_address_again(start: Start) -> None:
@@ -349,8 +361,39 @@ async def test_addresses_that_the_name_has_no_more_are_forgotten(start: Start) -
         name.expires = running.core.resolver._channel.until = 0.0
         running.core.resolver.sweep(time.monotonic())
         await until(lambda: set(name.addresses.current) == {ONE, THREE}, "it has moved")
+        # As long as it may come back, it is known.
+        assert running.pool.outages.aside(TWO)
+        running.core.resolver.sweep(time.monotonic() + LATER)
         assert not running.pool.outages
         assert running.said == ["address.aside"]
+
+
+async def test_only_address_that_a_name_has_is_never_aside(start: Start) -> None:
+    async with start(ONE) as running:
+        running.members[ONE].fault = "resets"
+        assert (await running.ask()).status == 502
+        assert not running.pool.outages
+        assert not running.said
+
+
+# -- what is seen of it
+
+
+async def test_addresses_and_their_failures_are_listed(start: Start) -> None:
+    async with start(ONE, TWO, dead=(TWO,)) as running:
+        while not running.said:
+            await running.works(at=ONE)
+        await running.hold(2)
+        (member,) = (await running.edge.service.survey()).members
+        assert member.idle + member.busy == len(running.pool.connections)
+        held = running.where()[ONE]
+        assert set(member.addresses) == {AddressState(ONE, held), AddressState(TWO, 0, 1, True)}
+
+
+async def test_member_given_by_address_or_socket_has_one_or_none(tmp_path: Path) -> None:
+    async with edge({"a": "http://127.0.0.1:1", "b": f"unix:{tmp_path}/b"}) as running:
+        listed = [member.addresses for member in (await running.service.survey()).members]
+        assert listed == [(AddressState("127.0.0.1", 0),), ()]
 
 
 # -- TLS
@@ -434,15 +477,21 @@ async def test_address_that_takes_connections_only_to_end_them_is_tried_less_and
 
 async def test_connection_that_is_dropped_as_it_is_made_costs_no_request(start: Start) -> None:
     async with start(ONE, TWO, breaker=AT_ONCE) as running:
-        connect = running.pool._dial
+        make, loop = running.pool.make, asyncio.get_running_loop()
 
-        async def dropped(dial: Any) -> Any:
-            upstream = await connect(dial)
-            if dial.key[4][0] == TWO:
-                upstream.transport.abort()
+        def made(pool: Any) -> Any:
+            upstream = make(pool)
+
+            def drop() -> None:
+                if upstream.address in ("", TWO) and not hasattr(upstream, "transport"):
+                    loop.call_soon(drop)
+                elif upstream.address == TWO:
+                    upstream.transport.abort()
+
+            loop.call_soon(drop)
             return upstream
 
-        running.pool._dial = dropped
+        running.pool.make = made
         for request in [GET, POST] * 8:
             assert (await running.ask(request)).body == ONE.encode()
         assert running.unblamed()
