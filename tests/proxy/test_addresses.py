@@ -568,6 +568,23 @@ async def test_what_this_machine_lacks_sets_no_address_aside(
         assert not running.said
 
 
+async def test_address_that_was_overtaken_because_this_process_slept_is_not_aside(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start(ONE, TWO, silent=(TWO,)) as running:
+        connect = aiohappyeyeballs.start_connection
+
+        async def start_connection(addresses: Any, **settings: Any) -> Any:
+            if addresses[0][4][0] == TWO:
+                time.sleep(2.0)
+            return await connect(addresses, **settings)
+
+        monkeypatch.setattr(aiohappyeyeballs, "start_connection", start_connection)
+        while TWO not in running.dialed:
+            await running.works(at=ONE)
+        assert not running.said
+
+
 async def test_address_without_a_route_is_not_aside_and_the_other_serves(start: Start) -> None:
     # Of a broadcast the kernel says so itself.
     async with start(ONE, others=("255.255.255.255",), breaker=AT_ONCE) as running:
