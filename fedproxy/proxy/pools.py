@@ -386,7 +386,9 @@ class Pool(Generic[Connection]):
         """A connection is lost, and the answer for which it was used has not begun."""
         address = upstream.address
         if not upstream.reused:
-            self._set_aside(address, upstream.born, "a connection ended before its first answer")
+            # If this process slept, the peer may have given up on it.
+            if not self.context.slept(upstream.born, self.context.clock()):
+                self._set_aside(address, upstream.born, "a connection ended before its first answer")
         elif self.outages.aside(address):
             # An idle connection may end at any time. But new ones to this address fail too, so whoever was
             # there is gone, and each of the others that are idle would cost a request.

@@ -585,6 +585,15 @@ async def test_address_that_was_overtaken_because_this_process_slept_is_not_asid
         assert not running.said
 
 
+async def test_address_that_gave_up_while_this_process_slept_is_not_aside(start: Start) -> None:
+    async with start(ONE, TWO) as running:
+        running.core._woke = running.core.clock()
+        running.members[TWO].fault = "resets"
+        while (await running.ask()).status == 200:
+            pass
+        assert not running.said
+
+
 async def test_address_without_a_route_is_not_aside_and_the_other_serves(start: Start) -> None:
     # Of a broadcast the kernel says so itself.
     async with start(ONE, others=("255.255.255.255",), breaker=AT_ONCE) as running:
