@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from fedproxy.errors import EdgeError, own_fault
-from fedproxy.tasks import cancel
 
 PAUSE: Final = 0.25  # seconds until the next address is tried (RFC 8305 section 5), ...
 PATIENCE: Final = 1.0  # ... or so many if the peer is there, and only the handshake is not over
@@ -92,13 +92,19 @@ async def race(
                 if dial is newest:
                     newest = None
     finally:
-        await cancel(under_way)
+        # Nothing is awaited here: it would be lost, compiled, which exception there was.
         for task in under_way:
-            if not task.cancelled() and task.exception() is None:
-                spare(task.result())
+            task.cancel()
+            task.add_done_callback(partial(_end, spare))
     if worst is None:
         raise ValueError("there is no address")
     raise worst[1]
+
+
+def _end(spare: Callable[[Made], None], task: asyncio.Task[Made]) -> None:
+    """Who was given up has ended, perhaps with a connection all the same."""
+    if not task.cancelled() and task.exception() is None:
+        spare(task.result())
 
 
 def _blames(error: Exception) -> bool:
