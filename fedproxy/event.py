@@ -90,6 +90,13 @@ class EventName(StrEnum):
     MEMBER_TOKEN = "member.token", _W, "a member does not accept the build tokens of another"
     MEMBER_LOGO = "member.logo", _I, "a logo cannot be fetched"
 
+    ADDRESS_ASIDE = (
+        "address.aside",
+        _W,
+        "one of a member's addresses takes no connections, so it is tried last",
+    )
+    ADDRESS_USABLE = "address.usable", _I, "a member's address that was aside works again"
+
     BREAKER_OPEN = "breaker.open", _W, "a member was ejected: its breaker opened"
     BREAKER_HALF_OPEN = "breaker.half-open", _I, "a member gets trial requests"
     BREAKER_TRIAL = "breaker.trial", _W, "a member failed trials, and remains ejected; at most once a minute"

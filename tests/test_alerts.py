@@ -20,7 +20,7 @@ from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
-from fedproxy.decide.snapshot import Status, Survey, snapshot
+from fedproxy.decide.snapshot import AddressState, Status, Survey, snapshot
 from fedproxy.errors import EdgeError, VisitorError, reasons_of
 from fedproxy.observe.metrics import View, expose
 from fedproxy.observe.processes import ProcessUse, Role
@@ -46,6 +46,7 @@ VALUES = {
     ("fedproxy_breaker_transitions_total", "to"): set(BreakerState),
     ("fedproxy_config_reloads_total", "result"): {"success", "failure"},
     ("fedproxy_log_lines_dropped_total", "log"): {"access", "events"},
+    ("fedproxy_member_addresses", "state"): {"usable", "aside"},
     ("fedproxy_member_pods", "kind"): {"total", "build", "user"},
     ("fedproxy_process_cpu_seconds_total", "process"): set(get_args(Role)),
     ("member:fedproxy_bytes:rate5m", "direction"): {"in", "out"},
@@ -85,7 +86,8 @@ def _exposed() -> dict[str, set[str]]:
     counts.failovers["gesis"] = 1
     edge = EdgeCounts()
     edge.rejected["x"] = 1
-    seen = replace(snapshot(gesis, 0.0), pods={"total": 1}, quota=2, checks={"x": True})
+    addresses = (AddressState("192.0.2.1", 0),)
+    seen = replace(snapshot(gesis, 0.0, addresses=addresses), pods={"total": 1}, quota=2, checks={"x": True})
     processes = [ProcessUse("worker", "0", 1.0, 1.0, 1, 1, 1, 1.0)]
     view = View(Survey([seen], edge), reloaded_at=1.0, certificates={"x": 1.0}, processes=processes)
     labels: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate", "member"}}

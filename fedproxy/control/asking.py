@@ -3,7 +3,7 @@
 Only a new connection can fail a member. What comes of a kept one counts if it is a 200 in good time. Anything
 else says as much about the connection as about the member: the peer may have closed it meanwhile, a firewall
 forgotten it, a balancer behind it moved on. Then it is closed, and a new one is asked at once, with the whole
-time limit.
+time limit. If the name has several addresses, a new one is to the first that takes it: what visitors do, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -28,8 +29,10 @@ from yarl import URL
 from fedproxy import __version__
 from fedproxy.control.fetch import FAULTS, Fetched, TooLarge, fetch, open_session
 from fedproxy.errors import EdgeFailed, NameFailed, own_fault
+from fedproxy.proxy.dialing import PATIENCE, Dial, race
 from fedproxy.proxy.flow import look_at
 from fedproxy.proxy.resolver import Resolver, plain
+from fedproxy.tasks import Tasks, cancel
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -69,6 +72,14 @@ class OwnFault(Exception):
     """This process lacks something that a request needs."""
 
 
+class _NotConnected(Exception):
+    """An address takes no connection."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
 class Asker:
     """Asks one member, one request after the other. Create it in a running loop, and close it.
 
@@ -79,7 +90,8 @@ class Asker:
     def __init__(self, names: Resolver, path: str | None, clock: Callable[[], float]) -> None:
         self._names = names
         self._clock = clock
-        self._progress = _Progress()
+        self._several = path is None
+        self._tries = Tasks()
         self._open: dict[asyncio.Transport, _Opened] = {}
         # No limit, so that requests to members that hang do not delay others; no time limit of its own,
         # because `_is_fit` decides.
@@ -93,7 +105,7 @@ class Asker:
                 self._opened,
                 limit=0,
                 keepalive_timeout=None,
-                resolver=_EdgeNames(names, self._reached),
+                resolver=_EdgeNames(names),
                 use_dns_cache=False,
             )
         self._session = open_session(_HEADERS, connector, middlewares=(_sent_once,))
@@ -128,7 +140,7 @@ class Asker:
                 self.relied = self.relied or any(each.since < self._began for each in self._open.values())
                 return found
             self.drop()
-        found = await self._try(url, tls, timeout)
+        found = await self._try_new(url, tls, timeout)
         if isinstance(found, Failure) or found.status != 200 or found.seconds >= part or not age:
             self.drop()
         return found
@@ -137,7 +149,7 @@ class Asker:
         self, address: str, *, timeout: float, tls: ssl.SSLContext | None = None
     ) -> Fetched | None:
         """What is at `address` for people, after redirects; None if nothing is. Keeps no connection."""
-        self._progress = _Progress()
+        _PROGRESS.set(_Progress())
         try:
             with suppress(*FAULTS, EdgeFailed):
                 return await fetch(
@@ -160,6 +172,7 @@ class Asker:
 
     async def close(self) -> None:
         """Ends everything. May be called again."""
+        await cancel(self._tries)
         self.drop()
         await self._session.close()
 
@@ -190,11 +203,73 @@ class Asker:
         # What has arrived since the last answer is an end, or bytes that would be taken for the next answer.
         return not (transport.is_closing() or opened.spoiled() or opened.look(0))
 
-    async def _try(self, url: URL, tls: ssl.SSLContext | None, timeout: float) -> Fetched | Failure:
-        """One GET and its whole body, or the failure."""
-        progress = self._progress = _Progress(tls)
+    async def _try_new(self, url: URL, tls: ssl.SSLContext | None, timeout: float) -> Fetched | Failure:
+        """One GET on a new connection. Of several addresses, that is to the one that has it first."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        addresses: list[str] = []
+        if self._several and _is_name(url.raw_host or ""):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    _, host, port = _origin(url)
+                    addresses = [info[4][0] for info in await self._names.resolve(host, port)]
+            except TimeoutError:
+                return Failure("dns", f"{_Phase.NAME.value} within {timeout:g} s")
+            except (NameFailed, EdgeFailed):
+                # The resolver says it again to the client, whose error tells what it means.
+                pass
+        if len(addresses) < 2:
+            return await self._try(url, tls, timeout, left=deadline - loop.time())
+        own: list[Exception] = []
+
+        def failed(_: Dial[str], error: Exception) -> None:
+            if isinstance(error, OwnFault):
+                own.append(error)
+
+        async def begin(dial: Dial[str]) -> asyncio.Task[Fetched | Failure]:
+            """The request, once it has a connection."""
+            progress = _Progress(tls, dial.key)
+            task = self._tries.start(
+                self._try(url, tls, timeout, left=deadline - loop.time(), progress=progress)
+            )
+            task.add_done_callback(lambda _: progress.settled.set())
+            try:
+                await progress.settled.wait()
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+            if task.done() and isinstance(found := task.result(), Failure) and not found.connected:
+                dial.heard = found.reason == "tls"
+                raise _NotConnected(found)
+            return task
+
+        # All begin in the first half, so that the last one can answer in the other.
+        pause = min(PATIENCE, timeout / 2 / len(addresses))
         try:
-            return await fetch(self._session, url, timeout=timeout, tls=tls)
+            task = await race(addresses, begin, deadline, failed=failed, spare=_cancel, pause=pause)
+        except TimeoutError:
+            return Failure("timeout", f"{_Phase.CONNECT.value} within {timeout:g} s")
+        except _NotConnected as error:
+            if own:
+                raise OwnFault from own[0]
+            return error.failure
+        return await task
+
+    async def _try(
+        self,
+        url: URL,
+        tls: ssl.SSLContext | None,
+        timeout: float,
+        *,
+        left: float | None = None,
+        progress: _Progress | None = None,
+    ) -> Fetched | Failure:
+        """One GET and its whole body, or the failure. left: seconds of the timeout, if it has begun."""
+        if progress is None:
+            progress = _Progress(tls)
+        _PROGRESS.set(progress)
+        try:
+            return await fetch(self._session, url, timeout=timeout if left is None else left, tls=tls)
         except TimeoutError:
             reason = "dns" if progress.phase is _Phase.NAME else "timeout"
             detail, limit = progress.phase.value, f" within {timeout:g} s"
@@ -208,16 +283,15 @@ class Asker:
             return Failure(reason, f"{detail} to {url.raw_path}{limit}", connected=True)
         return Failure(reason, f"{detail}{limit}")
 
-    def _reached(self, phase: _Phase) -> None:
-        self._progress.phase = phase
-
     def _opened(self, url: URL, connection: Connection) -> None:
         """A request has a connection, whether it is a new one or not."""
-        self._progress.phase = _Phase.ANSWER
+        progress = _PROGRESS.get()
+        progress.phase = _Phase.ANSWER
+        progress.settled.set()
         transport, protocol = connection.transport, connection.protocol
         # One that is lost already has no transport.
         if transport is not None and protocol is not None and transport not in self._open:
-            self._open[transport] = _Opened(url, self._progress.tls, self._clock(), transport, protocol)
+            self._open[transport] = _Opened(url, progress.tls, self._clock(), transport, protocol)
 
 
 class _Phase(Enum):
@@ -229,9 +303,18 @@ class _Phase(Enum):
 
 
 class _Progress:
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    """How far one request got. address: the one that it goes to; None for any that the name has. settled:
+    there is a connection, or there will be none."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None, address: str | None = None) -> None:
         self.phase = _Phase.CONNECT
         self.tls = tls
+        self.address = address
+        self.settled = asyncio.Event()
+
+
+# Of the request that this task makes: the client tells its connector and its resolver nothing of it.
+_PROGRESS: Final[ContextVar[_Progress]] = ContextVar("progress")
 
 
 class _Opened:
@@ -258,6 +341,10 @@ class _Opened:
         return self._protocol.should_close
 
 
+def _cancel(task: asyncio.Task[Fetched | Failure]) -> None:
+    task.cancel()
+
+
 def _origin(url: URL) -> tuple[str, str, int]:
     return url.scheme, url.raw_host or "", url.port or 0
 
@@ -271,22 +358,22 @@ def _is_name(host: str) -> bool:
 
 
 class _EdgeNames(AbstractResolver):
-    """Lets the client use the edge's resolver. reached: told when it is asked, and when it has answered."""
+    """Lets the client use the edge's resolver."""
 
-    def __init__(self, resolver: Resolver, reached: Callable[[_Phase], None]) -> None:
+    def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
-        self._reached = reached
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """All addresses of a name. Raises OSError, or `EdgeFailed` if nothing can be resolved here."""
-        self._reached(_Phase.NAME)
+        progress = _PROGRESS.get()
+        progress.phase = _Phase.NAME
         try:
             found = await self._resolver.resolve(host, port)
         except NameFailed as error:
             raise OSError(None, str(error)) from error
-        self._reached(_Phase.CONNECT)
+        progress.phase = _Phase.CONNECT
         return [
             ResolveResult(
                 hostname=host,
@@ -297,7 +384,7 @@ class _EdgeNames(AbstractResolver):
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
             for own, _, proto, _, address in found
-            if family in (socket.AF_UNSPEC, own)
+            if family in (socket.AF_UNSPEC, own) and progress.address in (None, address[0])
         ]
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
@@ -40,14 +40,25 @@ WORST_FIRST: Final = (
 )
 
 
+class AddressState(NamedTuple):
+    """One of a member's addresses. failures: in a row, until it has worked for a while. aside: as in
+    `decide.outages`."""
+
+    address: str
+    connections: int
+    failures: int = 0
+    aside: bool = False
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """One member as seen by one worker, or by all workers together.
 
     share: its current weight for new visitors. admits: its breaker lets requests through. available: a
     request may be sent to it. last_resort: visitors for whom no other member is available are sent to it,
-    healthy or not. idle, busy: connections to it. checks, pods, quota, details: the results of its last
-    probe, in the process that probes. price: as of `decide.waits`.
+    healthy or not. idle, busy: connections to it. addresses: those of its name, or the one of its URL; none
+    if it is a unix socket or its name was not resolved yet. checks, pods, quota, details: the results of its
+    last probe, in the process that probes. price: as of `decide.waits`.
     """
 
     name: str
@@ -68,6 +79,7 @@ class Snapshot:
     counts: MemberCounts
     idle: int = 0
     busy: int = 0
+    addresses: tuple[AddressState, ...] = ()
     checks: Mapping[str, bool] = field(default_factory=dict)
     pods: Mapping[str, int] = field(default_factory=dict)
     quota: int | None = None
@@ -123,7 +135,9 @@ class Survey:
         return next((member for member in self.members if member.name == name), None)
 
 
-def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Snapshot:
+def snapshot(
+    member: Member, now: float, *, idle: int = 0, busy: int = 0, addresses: tuple[AddressState, ...] = ()
+) -> Snapshot:
     """A member's current state. The counts are live: read or copy them at once.
 
     A breaker whose open time is over is shown as half-open: the next request will be its trial.
@@ -149,6 +163,7 @@ def snapshot(member: Member, now: float, *, idle: int = 0, busy: int = 0) -> Sna
         counts=member.counts,
         idle=idle,
         busy=busy,
+        addresses=addresses,
         last_resort=member.prime and member.intent is not Intent.MAINT and not member.full(),
         price=member.price,
     )
@@ -183,9 +198,29 @@ def merge(parts: Sequence[Snapshot], gone: MemberCounts | None = None) -> Snapsh
         counts=together,
         idle=sum(part.idle for part in parts),
         busy=sum(part.busy for part in parts),
+        addresses=_addresses(parts),
         last_resort=any(part.last_resort for part in parts),
         price=sum(part.price for part in parts) / len(parts),
     )
+
+
+def _addresses(parts: Sequence[Snapshot]) -> tuple[AddressState, ...]:
+    """All that any worker knows: connections are added up, and the worst of the rest is shown."""
+    known: dict[str, AddressState] = {}
+    for part in parts:
+        for each in part.addresses:
+            before = known.get(each.address)
+            known[each.address] = (
+                each
+                if before is None
+                else AddressState(
+                    each.address,
+                    before.connections + each.connections,
+                    max(before.failures, each.failures),
+                    before.aside or each.aside,
+                )
+            )
+    return tuple(known.values())
 
 
 def shares(members: Iterable[Snapshot]) -> dict[str, float]:

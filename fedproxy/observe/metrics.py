@@ -320,6 +320,17 @@ def _state(members: Sequence[Snapshot]) -> Iterator[Family]:
         (((m.name, state), n) for m in members for state, n in (("idle", m.idle), ("active", m.busy))),
     )
     yield _gauge(
+        "fedproxy_member_addresses",
+        "A member's addresses: those in use, and those that take no connections and so are tried last.",
+        ("member", "state"),
+        (
+            ((m.name, state), sum(each.aside is aside for each in m.addresses))
+            for m in members
+            if m.addresses
+            for state, aside in (("usable", False), ("aside", True))
+        ),
+    )
+    yield _gauge(
         "fedproxy_member_up",
         "1 if the last probes found the member healthy, 0 if unhealthy.",
         ("member",),

@@ -177,8 +177,9 @@ class Plane:
         edge = self.edge
         now = edge.clock()
         return [
-            snapshot(member, now, idle=edge.pools[member.name].waiting, busy=edge.pools[member.name].busy)
+            snapshot(member, now, idle=pool.waiting, busy=pool.busy, addresses=pool.addresses())
             for member in edge.federation.members
+            for pool in (edge.pools[member.name],)
         ]
 
     def logos(self) -> Mapping[str, Logo]:

@@ -34,6 +34,16 @@ def _array(item: Schema) -> Schema:
     return {"type": "array", "items": item}
 
 
+_ADDRESS: Final = _object(
+    {
+        "address": _TEXT,
+        "connections": _COUNT,
+        "failures": {**_COUNT, "description": "In a row."},
+        "aside": {**_FLAG, "description": "It takes no connections, so new ones try others first."},
+    }
+)
+
+
 def _list(name: str, item: Schema) -> Schema:
     return _object({name: _array(item)})
 
@@ -82,6 +92,10 @@ _MEMBER: Final = _object(
         "outcomes": _COUNTS,
         "failovers": _COUNTS,
         "connections": _object({"idle": _COUNT, "active": _COUNT}),
+        "addresses": {
+            **_array(_ADDRESS),
+            "description": "Those of its name, at most 100; none for a unix socket.",
+        },
         "bytes_in": _COUNT,
         "bytes_out": _COUNT,
         "health": _TEXT,

@@ -112,6 +112,7 @@ def describe(member: Snapshot, share: float) -> dict[str, Any]:
         "outcomes": {str(outcome): count for outcome, count in counts.launches.items()},
         "failovers": dict(counts.failovers),
         "connections": {"idle": member.idle, "active": member.busy},
+        "addresses": [each._asdict() for each in member.addresses],
         "bytes_in": counts.bytes_in,
         "bytes_out": counts.bytes_out,
     }

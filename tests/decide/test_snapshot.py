@@ -7,7 +7,17 @@ import pytest
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import EdgeCounts, MemberCounts
 from fedproxy.decide.member import Intent
-from fedproxy.decide.snapshot import WORST_FIRST, Status, Survey, add_up, merge, shares, snapshot
+from fedproxy.decide.snapshot import (
+    WORST_FIRST,
+    AddressState,
+    Snapshot,
+    Status,
+    Survey,
+    add_up,
+    merge,
+    shares,
+    snapshot,
+)
 from tests.rig.build import member
 
 
@@ -97,6 +107,20 @@ def test_parts_of_a_member_add_up_and_show_the_worst_breaker() -> None:
     assert both.counts.bytes_in == 30
     assert (both.breaker, both.admits, both.available) == (BreakerState.OPEN, True, True)
     assert here.counts.codes == {200: 5}
+
+
+def test_addresses_of_several_workers_add_up_and_show_the_worst() -> None:
+    def seen(*addresses: AddressState) -> Snapshot:
+        return snapshot(member("a"), 0.0, addresses=addresses)
+
+    one = seen(AddressState("::1", 1), AddressState("::2", 2, 3, True), AddressState("::3", 4, 5))
+    other = seen(AddressState("::2", 5, 1), AddressState("::3", 6, 7, True))
+    assert merge([one, other, seen()]).addresses == (
+        AddressState("::1", 1),
+        AddressState("::2", 7, 3, True),
+        AddressState("::3", 10, 7, True),
+    )
+    assert pickle.loads(pickle.dumps(one)).addresses == one.addresses
 
 
 def test_counts_of_who_is_gone_add_up_with_those_of_who_serves() -> None:

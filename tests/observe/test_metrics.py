@@ -12,7 +12,7 @@ from fedproxy import __version__, is_compiled
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import BOUNDS, EdgeCounts, Exemplar
 from fedproxy.decide.member import Member
-from fedproxy.decide.snapshot import Survey, snapshot
+from fedproxy.decide.snapshot import AddressState, Survey, snapshot
 from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.observe.processes import ProcessUse
 from tests.rig.build import member
@@ -43,13 +43,16 @@ def busy_view() -> View:
     gesis.counts.choices["image"] += 3
     gesis.counts.failovers["ovh"] += 2
     gesis.counts.last_resort += 17
+    addresses = (AddressState("192.0.2.1", 5), AddressState("192.0.2.2", 0, 3, True))
     edge = EdgeCounts()
     edge.connections = 9
     edge.rejected["malformed"] = 6
     edge.budget_exhausted = 8
     edge.lines_dropped["access"] = 11
     return View(
-        Survey((snapshot(gesis, 1.0, idle=3, busy=2), snapshot(ovh, 1.0)), edge, workers=2),
+        Survey(
+            (snapshot(gesis, 1.0, idle=3, busy=2, addresses=addresses), snapshot(ovh, 1.0)), edge, workers=2
+        ),
         reloads={"success": 1},
         reloaded_at=1763900000.5,
         processes=[
@@ -100,6 +103,8 @@ def found() -> Samples:
         ("fedproxy_retries_total", {"member": "gesis", "reason": "connect"}, 2),
         ("fedproxy_affinity_total", {"member": "gesis", "source": "cookie"}, 5),
         ("fedproxy_affinity_total", {"member": "ovh", "source": "moved"}, 0),
+        ("fedproxy_member_addresses", {"member": "gesis", "state": "usable"}, 1),
+        ("fedproxy_member_addresses", {"member": "gesis", "state": "aside"}, 1),
         ("fedproxy_member_up", {"member": "gesis"}, 1),
         ("fedproxy_member_up", {"member": "ovh"}, 0),
         ("fedproxy_member_status", {"member": "gesis", "status": "ejected"}, 1),

@@ -165,14 +165,14 @@ def refusing() -> Iterator[str]:
 
 
 @contextmanager
-def blackhole() -> Iterator[str]:
+def blackhole(address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[str]:
     """The URL of a port that answers no SYN: its queue is full, and nobody accepts."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
+        listener.bind(address)
         listener.listen(0)
         for _ in range(4):
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield "http://{}:{}".format(*listener.getsockname())

@@ -19,7 +19,7 @@ from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation
 from fedproxy.decide.knowledge import Learned
 from fedproxy.decide.member import Intent, Member
-from fedproxy.decide.snapshot import Snapshot, Survey, merge, snapshot
+from fedproxy.decide.snapshot import AddressState, Snapshot, Survey, merge, snapshot
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View
@@ -101,7 +101,9 @@ class State:
 
     def members(self) -> list[Snapshot]:
         return [
-            snapshot(member, 1000.0, idle=1 * (member.name == "gesis"), busy=2 * (member.name == "gesis"))
+            snapshot(member, 1000.0, idle=1, busy=2, addresses=(AddressState("192.0.2.1", 3, 2, True),))
+            if member.name == "gesis"
+            else snapshot(member, 1000.0)
             for member in self.federation.members
         ]
 

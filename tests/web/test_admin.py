@@ -103,6 +103,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "outcomes": {"ready": 5, "failed": 1},
         "failovers": {"ovh": 1},
         "connections": {"idle": 1, "active": 2},
+        "addresses": [{"address": "192.0.2.1", "connections": 3, "failures": 2, "aside": True}],
         "bytes_in": 0,
         "bytes_out": 0,
     }

@@ -188,6 +188,7 @@ class Upstream(PooledConnection):
         if machine.ended(clean=self.ended and (exc is None or self.wire is not self.transport)):
             receiver.on_body(b"", True)
         elif machine.waiting:
+            self.pool.died(self)
             receiver.on_failure(StaleConnection() if self.reused and machine.silent else ResponseLost())
         else:
             receiver.on_failure(BodyLost())
