@@ -68,6 +68,17 @@ def config_from(data: object) -> tuple[Config | None, list[Finding], ValidParts]
     return (None if findings else config), findings, parts
 
 
+def with_members(config: Config, members: Mapping[str, object]) -> tuple[Config | None, list[Finding]]:
+    """The config with these members and no others, validated as a whole as if they were in its file.
+
+    members: settings, or what a file has for them. None and all findings if they do not fit.
+    """
+    data: dict[str, Any] = {key: getattr(config, key) for key in config.model_fields_set}
+    data |= {key: list(data[key]) for key in ("listen", "routes") if key in data}
+    changed, findings, _ = config_from(data | {"members": members})
+    return changed, findings
+
+
 def model_from(model: type[M], data: object) -> tuple[M | None, list[Finding]]:
     """The model in `data`, or None and the faults of each of its keys."""
     try:

@@ -85,6 +85,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "state": "ready",
         "status": "available",
         "set_by": None,
+        "source": "config",
         "healthy": True,
         "reasons": [],
         "details": [],
