@@ -103,7 +103,7 @@ def members_of(
         left_out.append(
             f"has {len(ranked)} members, of which {most} are taken: without {_some(ranked[most:])}"
         )
-    return DnsAnswer({each: members[each] for each in sorted(ranked[:most])}, left_out)
+    return DnsAnswer({each: members[each] for each in sorted(ranked[:most])}, tuple(left_out))
 
 
 def _order(record: ServiceRecord) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
-A, CNAME, AAAA = 1, 5, 28
+A, CNAME, AAAA, SRV = 1, 5, 28, 33
 NO_ERROR, SERVFAIL, NXDOMAIN, REFUSED = 0, 2, 3, 5
 
 
@@ -26,6 +26,11 @@ class Reply:
     def of(cls, *addresses: str, ttl: int = 1) -> Reply:
         """Addresses of one family; none is NODATA."""
         return cls([(AAAA if ":" in each else A, ttl, _packed(each)) for each in addresses])
+
+    @classmethod
+    def services(cls, *records: tuple[int, int, int, str], ttl: int = 1) -> Reply:
+        """SRV records: priority, weight, port and target."""
+        return cls([(SRV, ttl, struct.pack(">HHH", *each[:3]) + encoded(each[3])) for each in records])
 
     @classmethod
     def alias(cls, name: str, *addresses: str, ttl: int, of_address: int) -> Reply:
@@ -85,7 +90,8 @@ def _packed(address: str) -> bytes:
 
 def encoded(name: str) -> bytes:
     """A name as labels."""
-    return b"".join(bytes((len(label),)) + label.encode() for label in name.split(".")) + b"\0"
+    labels = name.removesuffix(".").split(".") if name != "." else []
+    return b"".join(bytes((len(label),)) + label.encode() for label in labels) + b"\0"
 
 
 def _question(data: bytes) -> tuple[str, int, int]:
