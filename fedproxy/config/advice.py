@@ -59,7 +59,8 @@ NAMES: Mapping[str, str] = {
     "source-hidden": "a member of the config has the name of one in `sources.directory`, which is not used",
     "source-limit": "`sources.directory` has more files than `sources.limit`",
     "source-plain": "members that DNS names are asked over the network without TLS",
-    "source-unreadable": "`sources.directory` cannot be read: it adds no members as long as that is so",
+    "source-unusable": "`sources.directory` cannot be read, or with `--live`, a name in `sources.dns` has no "
+    "members: it adds none as long as that is so",
     "trust-everybody": "`trusted_proxies` has everybody's address: any visitor may name any client address",
 }
 WARNING = Kind(

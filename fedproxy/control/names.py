@@ -34,7 +34,7 @@ class NoAnswer(Exception):
 
 
 @dataclass(frozen=True)
-class Records:
+class ServiceAnswer:
     """The records of a name, and how many seconds they may be kept."""
 
     records: Sequence[ServiceRecord]
@@ -44,7 +44,7 @@ class Records:
 class NameService(Protocol):
     """Who is asked."""
 
-    async def services(self, name: str) -> Records:
+    async def services(self, name: str) -> ServiceAnswer:
         """The SRV records of a name. Raises `NoAnswer`."""
 
     async def exists(self, name: str) -> float:
@@ -62,10 +62,10 @@ class NameServers:
         given = os.environ.get("FEDPROXY_NAMESERVERS", "").replace(",", " ").split()
         self._nameservers = nameservers or given
 
-    async def services(self, name: str) -> Records:
+    async def services(self, name: str) -> ServiceAnswer:
         """As `NameService` has it."""
 
-        async def ask(dns: aiodns.DNSResolver) -> Records:
+        async def ask(dns: aiodns.DNSResolver) -> ServiceAnswer:
             answer = (await dns.query_dns(name, "SRV")).answer
             found = [each for each in answer if isinstance(each.data, pycares.SRVRecordData)]
             if not found:
@@ -76,7 +76,7 @@ class NameServers:
                 if isinstance(each.data, pycares.SRVRecordData)
             ]
             # A CNAME's time to live counts too.
-            return Records(records, min(float(each.ttl) for each in answer))
+            return ServiceAnswer(records, min(float(each.ttl) for each in answer))
 
         return await self._ask(ask)
 
@@ -158,7 +158,7 @@ class MembersByName:
             members, dict(self._complaints), max(_SOON, min(wait, self._damper.changes_at - now))
         )
 
-    def _learn(self, found: Records) -> float:
+    def _learn(self, found: ServiceAnswer) -> float:
         answer = members_of(
             self._name,
             found.records,

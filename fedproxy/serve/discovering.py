@@ -70,6 +70,15 @@ class Prepared:
         return self.gathered.config
 
 
+def name_of(config: Config, name: str) -> MembersByName:
+    """One of the names of `sources.dns`, which leads anywhere but to this edge itself."""
+    avoid = []
+    if config.public_url is not None:
+        public = member_address(config.public_url)
+        avoid.append((public.host, public.port))
+    return MembersByName(name, config.sources, avoid, NameServers(), time.monotonic)
+
+
 class Discovery:
     """The sources of the config in force, from the first `commit` to `close`.
 
@@ -183,14 +192,9 @@ class Discovery:
                 MemberFolder, settings.directory, os.environ, self._disk.run, settings.limit
             )
             yield ("directory", settings.directory, settings.limit), make
-        avoid: tuple[tuple[str, int], ...] = ()
-        if config.public_url is not None:
-            public = member_address(config.public_url)
-            avoid = ((public.host, public.port),)
         shared = settings.model_dump_json(exclude={"directory", "dns"})
         for name in settings.dns:
-            make = partial(MembersByName, name, settings, avoid, NameServers(), time.monotonic)
-            yield ("dns", name, shared, avoid), make
+            yield ("dns", name, shared, config.public_url), partial(name_of, config, name)
 
     async def _follow(self, asked: _Asked) -> None:
         await asked.first

@@ -5,6 +5,7 @@ The files that a config names are read as they are to serve. Nothing is changed,
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,10 +82,12 @@ def verify_all(file: Path, env: Mapping[str, str]) -> CheckedFile:
     try:
         files = member_files(folder)
     except OSError as error:
-        text = (
-            f"{printable(folder)} cannot be read: {error.strerror}, expected a folder with files of members"
-        )
-        return checked.with_more([], [Advice("source-unreadable", ("sources", "directory"), text)])
+        text = f"is {str(folder)!r}, which cannot be read: {error.strerror}, expected files of members there"
+        return checked.with_more([], [Advice("source-unusable", ("sources", "directory"), text)])
+    advice = []
+    if len(files) > config.sources.limit:
+        text = f"is {config.sources.limit}, and there are {len(files)} files, expected at least that many"
+        advice.append(Advice("source-limit", ("sources", "limit"), text))
     faults: list[Fault] = []
     found: dict[str, FoundMember] = {}
     for each in files[: config.sources.limit]:
@@ -92,21 +95,32 @@ def verify_all(file: Path, env: Mapping[str, str]) -> CheckedFile:
         faults += [_in_file(each, fault) for fault in member.faults]
         if member.settings is not None:
             found[each.stem] = FoundMember(member.settings, printable(each))
-    advice = []
-    if len(files) > config.sources.limit:
-        text = f"is {config.sources.limit}, and there are {len(files)} files, expected at least that many"
-        advice.append(Advice("source-limit", ("sources", "limit"), text))
-    for name in found:
-        if name in config.members:
-            text = f"is also in {found[name].source}, which is not used: the config wins"
-            advice.append(Advice("source-hidden", ("members", name), text))
+        if each.stem in config.members:
+            text = f"is also in {printable(each)}, which is not used: the config wins"
+            advice.append(Advice("source-hidden", ("members", each.stem), text))
     try:
         refused = gather(config, [found], {}, fault_of).refused
+        faults += [_in_file(Path(found[name].source), Fault("", text)) for name, text in refused.items()]
     except ConfigError as error:
         faults += error.faults
-    else:
-        faults += [Fault("", text, Position(1, 1, found[name].source)) for name, text in refused.items()]
     return replace(checked.with_more([], advice), faults=faults)
+
+
+def members_in(config: Config) -> dict[str, FoundMember]:
+    """The members in the files of a config's directory that can be read."""
+    folder = config.sources.directory
+    if folder is None:
+        return {}
+    with suppress(OSError):
+        read = {
+            each.stem: read_member(each, os.environ) for each in member_files(folder)[: config.sources.limit]
+        }
+        return {
+            name: FoundMember(each.settings, printable(folder))
+            for name, each in read.items()
+            if each.settings is not None
+        }
+    return {}
 
 
 def _in_file(file: Path, fault: Fault) -> Fault:

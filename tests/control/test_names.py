@@ -33,9 +33,7 @@ class Clock:
 
 def members_by(zone: Zone, name: str = NAME, clock: Clock | None = None, **settings: Any) -> MembersByName:
     found = SourceSettings.model_validate({"dns": name, **settings})
-    return MembersByName(
-        name, found, [("edge.test", 443)], NameServers([zone.address]), clock or Clock()
-    )
+    return MembersByName(name, found, [("edge.test", 443)], NameServers([zone.address]), clock or Clock())
 
 
 def shown(answer: SourceAnswer) -> dict[str, tuple[str, object]]:
