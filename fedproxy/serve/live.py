@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ async def _find(config: Config) -> tuple[list[Advice], Config]:
         for at, answer in enumerate(answers)
         for text in answer.complaints.values()
     ]
-    found = [members_in(config), *(each.members for each in answers)]
+    found = [members_in(config, os.environ), *(each.members for each in answers)]
     return advice, gather(config, found, {}).config
 
 

@@ -5,7 +5,6 @@ The files that a config names are read as they are to serve. Nothing is changed,
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from fedproxy.config.advice import Advice, advise, certificate_ends, in_kubernetes
 from fedproxy.config.check import ValidParts, faults_of
-from fedproxy.config.load import Reading, examine, read_member, read_text
+from fedproxy.config.load import MemberFile, Reading, examine, read_member, read_text
 from fedproxy.config.model import Config, MemberSettings, TlsSettings
 from fedproxy.config.places import Finding, Location
 from fedproxy.config.report import Warned, warning_lines
@@ -88,39 +87,35 @@ def verify_all(file: Path, env: Mapping[str, str]) -> CheckedFile:
     if len(files) > config.sources.limit:
         text = f"is {config.sources.limit}, and there are {len(files)} files, expected at least that many"
         advice.append(Advice("source-limit", ("sources", "limit"), text))
-    faults: list[Fault] = []
-    found: dict[str, FoundMember] = {}
-    for each in files[: config.sources.limit]:
-        member = read_member(each, env)
-        faults += [_in_file(each, fault) for fault in member.faults]
-        if member.settings is not None:
-            found[each.stem] = FoundMember(member.settings, printable(each))
+    read = {each: read_member(each, env) for each in files[: config.sources.limit]}
+    faults = [_in_file(each, fault) for each, member in read.items() for fault in member.faults]
+    for each in read:
         if each.stem in config.members:
             text = f"is also in {printable(each)}, which is not used: the config wins"
             advice.append(Advice("source-hidden", ("members", each.stem), text))
     try:
-        refused = gather(config, [found], {}, fault_of).refused
-        faults += [_in_file(Path(found[name].source), Fault("", text)) for name, text in refused.items()]
+        for name, text in gather(config, [_found(read)], {}, fault_of).refused.items():
+            faults.append(_in_file(folder / f"{name}.yaml", Fault("", text)))
     except ConfigError as error:
         faults += error.faults
     return replace(checked.with_more([], advice), faults=faults)
 
 
-def members_in(config: Config) -> dict[str, FoundMember]:
-    """The members in the files of a config's directory that can be read."""
+def members_in(config: Config, env: Mapping[str, str]) -> dict[str, FoundMember]:
+    """The members in those files of a config's directory that have no faults."""
     folder = config.sources.directory
-    if folder is None:
-        return {}
     with suppress(OSError):
-        read = {
-            each.stem: read_member(each, os.environ) for each in member_files(folder)[: config.sources.limit]
-        }
-        return {
-            name: FoundMember(each.settings, printable(folder))
-            for name, each in read.items()
-            if each.settings is not None
-        }
+        files = [] if folder is None else member_files(folder)
+        return _found({each: read_member(each, env) for each in files[: config.sources.limit]})
     return {}
+
+
+def _found(read: Mapping[Path, MemberFile]) -> dict[str, FoundMember]:
+    return {
+        file.stem: FoundMember(member.settings, printable(file))
+        for file, member in read.items()
+        if member.settings is not None
+    }
 
 
 def _in_file(file: Path, fault: Fault) -> Fault:
