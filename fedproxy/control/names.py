@@ -145,7 +145,7 @@ class MembersByName:
             else:
                 ttl = await self._servers.exists(name)
                 port = settings.port or _PORTS[settings.scheme]
-                self._damper.learn({member_name(name): DnsMember(name, port)}, self._clock(), 0.0)
+                self._damper.learn({member_name(name): DnsMember(name, port)}, self._clock(), 0.0, 1)
                 self._complaints = {}
             self._failures = 0
         except NoAnswer as error:
@@ -169,7 +169,7 @@ class MembersByName:
         if not answer.members:
             why = "; ".join(answer.left_out)
             raise NoAnswer(f"its answer has no member{f' ({why})' if why else ''}")
-        self._damper.learn(answer.members, self._clock(), self._settings.keep)
+        self._damper.learn(answer.members, self._clock(), self._settings.keep, self._settings.limit)
         self._complaints = {
             (self._name, f"left out {at}"): f"{self._name}: {text}" for at, text in enumerate(answer.left_out)
         }

@@ -161,11 +161,17 @@ class Damper(Generic[T]):
         self.members: dict[str, T] = {}
         self._until: dict[str, float] = {}  # when those end that the last answer lacked
 
-    def learn(self, found: Mapping[str, T], now: float, keep: float) -> None:
-        """Takes an answer with something in it. keep: seconds for which others stay."""
+    def learn(self, found: Mapping[str, T], now: float, keep: float, most: int) -> None:
+        """Takes an answer with something in it.
+
+        keep: seconds for which others stay, as long as there are no more than `most` together: a name whose
+        records are others each time would else add up to any number.
+        """
         kept = {name: member for name, member in self.members.items() if name not in found}
-        self._until = {name: self._until.get(name, now + keep) for name in kept}
-        self.members = {**found, **kept}
+        until = {name: self._until.get(name, now + keep) for name in kept}
+        latest = sorted(kept, key=lambda name: -until[name])[: max(0, most - len(found))]
+        self._until = {name: until[name] for name in latest}
+        self.members = {**found, **{name: kept[name] for name in latest}}
         self.roll(now)
 
     def roll(self, now: float) -> None:

@@ -10,9 +10,9 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fedproxy.config.address import member_address
 from fedproxy.control.folder import MemberFolder
@@ -32,16 +32,25 @@ _FIRST: Final = 4.0  # seconds that a start or a reload waits for new sources
 _APART: Final = 2.0  # seconds between two changes at least
 
 
+class _Key(NamedTuple):
+    """What tells sources apart: which one it is, and with which settings."""
+
+    kind: str
+    place: Hashable
+    settings: Hashable
+
+
 class _Asked:
     """A source that is asked.
 
     answer: the last one. offered: the members that were last to be put in force. said: the complaints that
-    were reported.
+    were reported. heir_of: one before a change of the settings, whose members stay until this one has some.
     """
 
-    def __init__(self, source: MemberSource) -> None:
+    def __init__(self, source: MemberSource, heir_of: _Asked | None) -> None:
         self.source = source
-        self.answer = SourceAnswer({}, {}, 0.0)
+        self._inherited: Mapping[str, FoundMember] = {} if heir_of is None else heir_of.answer.members
+        self.answer: SourceAnswer = SourceAnswer(self._inherited, {}, 0.0)
         self.offered: Mapping[str, FoundMember] = {}
         self.said: Mapping[tuple[str, str], str] = {}
         self.first = asyncio.get_running_loop().create_task(self.ask())
@@ -49,7 +58,12 @@ class _Asked:
 
     async def ask(self) -> None:
         """Asks once."""
-        self.answer = await self.source.ask()
+        answer = await self.source.ask()
+        if answer.complaints and not answer.members:
+            answer = replace(answer, members=self._inherited)
+        else:
+            self._inherited = {}
+        self.answer = answer
 
     async def end(self) -> None:
         """Asks no more."""
@@ -62,7 +76,7 @@ class Prepared:
 
     own: Config
     gathered: Gathered
-    asked: Mapping[Hashable, _Asked]
+    asked: Mapping[_Key, _Asked]
 
     @property
     def config(self) -> Config:
@@ -95,7 +109,7 @@ class Discovery:
         self._report = report
         self._adopt = adopt
         self._pause = pause
-        self._asked: Mapping[Hashable, _Asked] = {}
+        self._asked: Mapping[_Key, _Asked] = {}
         self._origins: Mapping[str, str] = {}
         self._members: Mapping[str, MemberSettings] = {}
         self._refused: Mapping[str, str] = {}
@@ -117,7 +131,11 @@ class Discovery:
         `commit` or `drop` is to follow. Raises ConfigError for members that do not fit, with nothing changed;
         the first time it goes without them, because an edge has to start.
         """
-        asked = {key: self._asked.get(key) or _Asked(make()) for key, make in self._wanted(config)}
+        before = {key[:2]: each for key, each in self._asked.items()}
+        asked = {
+            key: self._asked.get(key) or _Asked(make(), before.get(key[:2]))
+            for key, make in self._wanted(config)
+        }
         new = [each for key, each in asked.items() if key not in self._asked]
         try:
             if new:
@@ -184,17 +202,17 @@ class Discovery:
             await each.end()
         self._disk.end()
 
-    def _wanted(self, config: Config) -> Iterator[tuple[Hashable, Callable[[], MemberSource]]]:
+    def _wanted(self, config: Config) -> Iterator[tuple[_Key, Callable[[], MemberSource]]]:
         """The sources of a config, the first of which wins, each with what makes it another one."""
         settings = config.sources
         if settings.directory is not None:
             make: Callable[[], MemberSource] = partial(
                 MemberFolder, settings.directory, os.environ, self._disk.run, settings.limit
             )
-            yield ("directory", settings.directory, settings.limit), make
+            yield _Key("directory", settings.directory, settings.limit), make
         shared = settings.model_dump_json(exclude={"directory", "dns"})
         for name in settings.dns:
-            yield ("dns", name, shared, config.public_url), partial(name_of, config, name)
+            yield _Key("dns", name, (shared, config.public_url)), partial(name_of, config, name)
 
     async def _follow(self, asked: _Asked) -> None:
         await asked.first

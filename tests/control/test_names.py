@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedproxy.config.model import SourceSettings
+from fedproxy.config.model import MemberSettings, SourceSettings
 from fedproxy.control.names import MembersByName, NameServers, NoAnswer
 from fedproxy.control.sources import SourceAnswer
-from tests.rig.names import NXDOMAIN, SERVFAIL, SRV, Reply, Zone, name_server
+from fedproxy.decide.discovery import host_of
+from tests.rig.names import CNAME, NXDOMAIN, SERVFAIL, SRV, Reply, Zone, encoded, name_server, said
 
 NAME = "_https._tcp.binder.test"
 POD = "10-0-0-{}.hubs.default.svc.cluster.local"
@@ -153,3 +157,46 @@ async def test_name_that_no_resolver_accepts_is_a_complaint(zone: Zone) -> None:
             await NameServers([zone.address]).services(name)
     with pytest.raises(NoAnswer):
         await NameServers(["no address"]).exists("a.test")
+
+
+async def test_alias_of_a_service_is_followed_and_its_time_to_live_counts(zone: Zone) -> None:
+    records = Reply.services((0, 1, 443, "a.test"), ttl=50).records
+    zone.replies[NAME, SRV] = Reply([(CNAME, 3, encoded("_https._tcp.other.test")), *records])
+    answer = await members_by(zone).ask()
+    assert (list(answer.members), answer.wait) == (["a.test"], 3.0)
+
+
+async def test_new_records_each_second_add_up_to_the_limit_at_most(zone: Zone) -> None:
+    clock = Clock()
+    source = members_by(zone, clock=clock, keep=3600, limit=5)
+    for second in range(30):
+        zone.replies[NAME, SRV] = Reply.services((0, 1, 443, f"m{second}.test"))
+        answer = await source.ask()
+        clock.now += 1
+    assert sorted(answer.members) == [f"m{second}.test" for second in range(25, 30)]
+
+
+async def test_answer_that_is_cut_off_is_asked_for_by_tcp(zone: Zone) -> None:
+    """What does not fit into a datagram, as CoreDNS and Consul cut it."""
+    whole = Reply.services(*((0, 1, 443, f"m{n}.test") for n in range(90)))
+    zone.replies[NAME, SRV] = Reply.services((0, 1, 443, "m0.test"))
+    zone.cut.add((NAME, SRV))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        question = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+        answer = said(question, whole)
+        writer.write(len(answer).to_bytes(2, "big") + answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", int(zone.address.rpartition(":")[2]))
+    try:
+        assert len((await members_by(zone).ask()).members) == 90
+    finally:
+        server.close()
+
+
+@given(st.from_regex(r"[A-Za-z0-9_.-]{1,80}", fullmatch=True), st.integers(1, 65535))
+def test_any_host_is_a_valid_url(text: str, port: int) -> None:
+    host = host_of(text)
+    if host is not None:
+        assert MemberSettings.model_validate({"url": f"https://{host}:{port}"})

@@ -122,12 +122,12 @@ def test_time_to_live_is_followed_within_bounds(ttl: float, failures: int, wait:
 
 def test_member_that_an_answer_lacks_stays_for_a_while() -> None:
     damper: Damper[int] = Damper()
-    damper.learn({"a": 1, "b": 1}, 0.0, 10.0)
+    damper.learn({"a": 1, "b": 1}, 0.0, 10.0, 9)
     assert damper.changes_at == float("inf")
-    damper.learn({"a": 2}, 5.0, 10.0)
+    damper.learn({"a": 2}, 5.0, 10.0, 9)
     assert (damper.members, damper.changes_at) == ({"a": 2, "b": 1}, 15.0)
     # Missing once more does not make it stay longer.
-    damper.learn({"a": 2}, 14.0, 10.0)
+    damper.learn({"a": 2}, 14.0, 10.0, 9)
     damper.roll(14.9)
     assert list(damper.members) == ["a", "b"]
     damper.roll(15.0)
@@ -136,10 +136,19 @@ def test_member_that_an_answer_lacks_stays_for_a_while() -> None:
 
 def test_member_that_is_back_stays() -> None:
     damper: Damper[int] = Damper()
-    damper.learn({"a": 1, "b": 1}, 0.0, 10.0)
-    damper.learn({"a": 1}, 5.0, 10.0)
-    damper.learn({"b": 3}, 14.0, 10.0)
+    damper.learn({"a": 1, "b": 1}, 0.0, 10.0, 9)
+    damper.learn({"a": 1}, 5.0, 10.0, 9)
+    damper.learn({"b": 3}, 14.0, 10.0, 9)
     damper.roll(20.0)
     assert damper.members == {"b": 3, "a": 1}
-    damper.learn({"c": 1}, 21.0, 0.0)
+    damper.learn({"c": 1}, 21.0, 0.0, 9)
     assert damper.members == {"c": 1, "a": 1}
+
+
+def test_those_that_stay_are_no_more_than_the_limit_and_the_latest() -> None:
+    damper: Damper[int] = Damper()
+    for second in range(50):
+        damper.learn({f"m{second}": 1}, float(second), 3600.0, 3)
+    assert list(damper.members) == ["m49", "m48", "m47"]
+    damper.learn({"a": 1, "b": 1, "c": 1, "d": 1}, 50.0, 3600.0, 3)
+    assert list(damper.members) == ["a", "b", "c", "d"]

@@ -43,7 +43,7 @@ class Zone(asyncio.DatagramProtocol):
     """The name server. `replies` by name and type; what is not there has no data.
 
     `asked` are the questions that came, in order. With `rotate`, one of its replies after the other answers
-    all questions for A.
+    all questions for A. Those in `cut` are told that more did not fit.
     """
 
     def __init__(self) -> None:
@@ -51,6 +51,7 @@ class Zone(asyncio.DatagramProtocol):
         self.rotate: list[Reply] = []
         self.asked: list[tuple[str, int]] = []
         self.down = False
+        self.cut: set[tuple[str, int]] = set()
 
     def holds(self, name: str, *addresses: str, ttl: int = 1) -> None:
         """The name has these addresses, and no others."""
@@ -64,7 +65,7 @@ class Zone(asyncio.DatagramProtocol):
         self.address = f"{host}:{port}"
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        name, kind, end = _question(data)
+        name, kind, _ = _question(data)
         self.asked.append((name, kind))
         if self.rotate and kind == A:
             reply = self.rotate.pop(0)
@@ -73,15 +74,24 @@ class Zone(asyncio.DatagramProtocol):
             reply = self.replies.get((name, kind), Reply())
         if reply.silent or self.down:
             return
-        flags = 0x8580 | reply.code
-        out = data[:2] + struct.pack(">HHHHH", flags, 1, len(reply.records), 0, 0) + data[12:end]
-        # Each record is of the name asked for, until an alias leads on.
-        owner = b"\xc0\x0c"
-        for type_, ttl, rdata in reply.records:
-            out += owner + struct.pack(">HHIH", type_, 1, ttl, len(rdata)) + rdata
-            if type_ == CNAME:
-                owner = rdata
-        self.transport.sendto(out, addr)
+        out = bytearray(said(data, reply))
+        if (name, kind) in self.cut:
+            out[2] |= 2  # TC
+        self.transport.sendto(bytes(out), addr)
+
+
+def said(data: bytes, reply: Reply) -> bytes:
+    """The answer to a question."""
+    _, _, end = _question(data)
+    flags = 0x8580 | reply.code
+    out = data[:2] + struct.pack(">HHHHH", flags, 1, len(reply.records), 0, 0) + data[12:end]
+    # Each record is of the name asked for, until an alias leads on.
+    owner = b"\xc0\x0c"
+    for type_, ttl, rdata in reply.records:
+        out += owner + struct.pack(">HHIH", type_, 1, ttl, len(rdata)) + rdata
+        if type_ == CNAME:
+            owner = rdata
+    return out
 
 
 def _packed(address: str) -> bytes:

@@ -24,6 +24,7 @@ from fedproxy.serve.discovering import Discovery
 from fedproxy.serve.service import Service
 from tests.rig import RawClient, Scripted, answer, until
 from tests.rig.names import NXDOMAIN, SRV, Reply, Zone, name_server
+from tests.rig.running import running as processes
 from tests.rig.service import TOKEN
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -295,6 +296,36 @@ async def test_edge_whose_sources_say_nothing_starts_all_the_same(
         assert edge.events("source.unusable") == [
             "/not/there cannot be read: No such file or directory; its last members stay"
         ]
+        # What comes later joins.
+        zone.down = False
+        zone.replies[NAME, SRV] = Reply.services((0, 1, 8001, "a.test"))
+        await edge.until_members("own", "a.test")
+
+
+async def test_change_of_settings_loses_nobody_while_no_name_server_answers(
+    tmp_path: Path, zone: Zone
+) -> None:
+    zone.replies[NAME, SRV] = Reply.services((0, 1, 8001, "a.test"))
+    async with running(tmp_path, sources={"dns": NAME, "scheme": "http"}) as edge:
+        zone.replies[NAME, SRV] = Reply()
+        file = tmp_path / "edge.yaml"
+        file.write_text(file.read_text().replace("scheme: http", "scheme: https"))
+        assert (await edge.admin.post("/reload")).status == 200
+        assert edge.service.config.members["a.test"].url == "http://a.test:8001"
+        zone.replies[NAME, SRV] = Reply.services((0, 1, 8001, "b.test"))
+        await edge.until_members("b.test")
+        assert edge.service.config.members["b.test"].url == "https://b.test:8001"
+
+
+async def test_workers_serve_who_joins(tmp_path: Path) -> None:
+    (tmp_path / "members").mkdir()
+    folder = {"directory": str(tmp_path / "members")}
+    async with processes(tmp_path, workers=2, sources=folder) as edge:
+        new = tmp_path / "members/.b.new"
+        new.write_text(f"url: {edge.hub.member.url}")
+        new.rename(tmp_path / "members/b.yaml")
+        await edge.program.line("b joined the federation, from directory: ")
+        assert sorted(await edge.members()) == ["a", "b"]
 
 
 # Without an edge
