@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -23,6 +25,7 @@ from fedproxy.decide.discovery import Damper, DnsMember, ServiceRecord, member_n
 T = TypeVar("T")
 
 _PATIENCE: Final = 1.0  # seconds for a name server's answer; twice that the second time
+_LONGEST_CHANNEL: Final = 1.0  # seconds
 _LONGEST: Final = 10.0  # seconds for a question, however many name servers there are
 _SOON: Final = 0.1  # seconds between two questions at least, whatever is to be forgotten
 _EMPTY: Final = (aiodns.error.ARES_ENODATA, aiodns.error.ARES_ENOTFOUND)
@@ -54,13 +57,21 @@ class NameService(Protocol):
 class NameServers:
     """The name servers of /etc/resolv.conf, or of FEDPROXY_NAMESERVERS in the environment.
 
-    Each question has a channel of its own, because c-ares keeps answers, and some for longer than their time
-    to live (c-ares issue 1293).
+    Questions within a second share a channel. None is used for longer, because c-ares keeps answers, and some
+    beyond their time to live (c-ares issue 1293); one for each question would need too many descriptors.
     """
 
     def __init__(self, nameservers: Sequence[str] = ()) -> None:
         given = os.environ.get("FEDPROXY_NAMESERVERS", "").replace(",", " ").split()
         self._nameservers = nameservers or given
+        self._dns: aiodns.DNSResolver | None = None
+        self._until = float("-inf")
+        self._asking: Counter[aiodns.DNSResolver] = Counter()
+
+    async def close(self) -> None:
+        """Closes what is open, once nobody asks any more."""
+        dns, self._dns = self._dns, None
+        await self._close_unused(dns)
 
     async def services(self, name: str) -> ServiceAnswer:
         """As `NameService` has it."""
@@ -95,7 +106,8 @@ class NameServers:
     async def _ask(self, ask: Callable[[aiodns.DNSResolver], Coroutine[Any, Any, T]]) -> T:
         dns = None
         try:
-            dns = aiodns.DNSResolver(self._nameservers or None, timeout=_PATIENCE, tries=2)
+            dns = await self._open()
+            self._asking[dns] += 1
             async with asyncio.timeout(_LONGEST):
                 return await ask(dns)
         except aiodns.error.DNSError as error:
@@ -109,7 +121,22 @@ class NameServers:
             raise NoAnswer(f"it cannot be looked up: {error}") from error
         finally:
             if dns is not None:
-                await dns.close()
+                self._asking[dns] -= 1
+                await self._close_unused(dns)
+
+    async def _open(self) -> aiodns.DNSResolver:
+        now = time.monotonic()
+        if self._dns is None or now >= self._until:
+            old = self._dns
+            self._dns = aiodns.DNSResolver(self._nameservers or None, timeout=_PATIENCE, tries=2)
+            self._until = now + _LONGEST_CHANNEL
+            await self._close_unused(old)
+        return self._dns
+
+    async def _close_unused(self, dns: aiodns.DNSResolver | None) -> None:
+        if dns is not None and dns is not self._dns and not self._asking[dns]:
+            del self._asking[dns]
+            await dns.close()
 
 
 class MembersByName:

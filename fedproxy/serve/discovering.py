@@ -84,13 +84,13 @@ class Prepared:
         return self.gathered.config
 
 
-def name_of(config: Config, name: str) -> MembersByName:
+def name_of(config: Config, name: str, servers: NameServers) -> MembersByName:
     """One of the names of `sources.dns`, which leads anywhere but to this edge itself."""
     avoid = []
     if config.public_url is not None:
         public = member_address(config.public_url)
         avoid.append((public.host, public.port))
-    return MembersByName(name, config.sources, avoid, NameServers(), time.monotonic)
+    return MembersByName(name, config.sources, avoid, servers, time.monotonic)
 
 
 class Discovery:
@@ -117,6 +117,7 @@ class Discovery:
         self._news = asyncio.Event()
         self._adopting: asyncio.Task[None] | None = None
         self._disk = DiskThread("sources")
+        self._servers = NameServers()
         self._is_started = False
 
     own: Config  # the one in force, as its file has it
@@ -200,6 +201,7 @@ class Discovery:
             self._adopting = None
         for each in self._asked.values():
             await each.end()
+        await self._servers.close()
         self._disk.end()
 
     def _wanted(self, config: Config) -> Iterator[tuple[_Key, Callable[[], MemberSource]]]:
@@ -212,7 +214,10 @@ class Discovery:
             yield _Key("directory", settings.directory, settings.limit), make
         shared = settings.model_dump_json(exclude={"directory", "dns"})
         for name in settings.dns:
-            yield _Key("dns", name, (shared, config.public_url)), partial(name_of, config, name)
+            yield (
+                _Key("dns", name, (shared, config.public_url)),
+                partial(name_of, config, name, self._servers),
+            )
 
     async def _follow(self, asked: _Asked) -> None:
         await asked.first

@@ -13,6 +13,7 @@ from fedproxy.config.address import Address
 from fedproxy.config.advice import Advice, reserve_unfit
 from fedproxy.config.check import addresses_of, collisions
 from fedproxy.config.places import Finding, Location
+from fedproxy.control.names import NameServers
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.sources import gather
 from fedproxy.serve.admin import ask_admin
@@ -40,7 +41,9 @@ async def look(checked: CheckedFile) -> CheckedFile:
 
 async def _find(config: Config) -> tuple[list[Advice], Config]:
     """The config with the members that its sources have, and what is wrong with the names in DNS."""
-    answers = await asyncio.gather(*(name_of(config, name).ask() for name in config.sources.dns))
+    servers = NameServers()
+    answers = await asyncio.gather(*(name_of(config, name, servers).ask() for name in config.sources.dns))
+    await servers.close()
     advice = [
         Advice("source-unusable", ("sources", "dns", at), text)
         for at, answer in enumerate(answers)

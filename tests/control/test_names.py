@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiodns
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy.config.model import MemberSettings, SourceSettings
+from fedproxy.control import names
 from fedproxy.control.names import MembersByName, NameServers, NoAnswer
 from fedproxy.control.sources import SourceAnswer
 from fedproxy.decide.discovery import host_of
@@ -21,10 +23,23 @@ POD = "10-0-0-{}.hubs.default.svc.cluster.local"
 PODS = "_http._tcp.hubs.default.svc.cluster.local"
 
 
+SERVERS: list[NameServers] = []
+
+
 @pytest.fixture
-async def zone() -> AsyncIterator[Zone]:
+async def zone(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Zone]:
+    # The answers change at once here, and a channel keeps them for a second.
+    monkeypatch.setattr(names, "_LONGEST_CHANNEL", 0.0)
     async with name_server() as zone:
         yield zone
+        # Closed, so that no channel outlives its loop.
+        while SERVERS:
+            await SERVERS.pop().close()
+
+
+def asking(zone: Zone) -> NameServers:
+    SERVERS.append(NameServers([zone.address]))
+    return SERVERS[-1]
 
 
 class Clock:
@@ -37,7 +52,7 @@ class Clock:
 
 def members_by(zone: Zone, name: str = NAME, clock: Clock | None = None, **settings: Any) -> MembersByName:
     found = SourceSettings.model_validate({"dns": name, **settings})
-    return MembersByName(name, found, [("edge.test", 443)], NameServers([zone.address]), clock or Clock())
+    return MembersByName(name, found, [("edge.test", 443)], asking(zone), clock or Clock())
 
 
 def shown(answer: SourceAnswer) -> dict[str, tuple[str, object]]:
@@ -154,7 +169,7 @@ async def test_thousands_of_records_are_bounded_and_said(zone: Zone) -> None:
 async def test_name_that_no_resolver_accepts_is_a_complaint(zone: Zone) -> None:
     for name in ("a..test", "x" * 70 + ".test", "\udcff.test"):
         with pytest.raises(NoAnswer):
-            await NameServers([zone.address]).services(name)
+            await asking(zone).services(name)
     with pytest.raises(NoAnswer):
         await NameServers(["no address"]).exists("a.test")
 
@@ -200,3 +215,27 @@ def test_any_host_is_a_valid_url(text: str, port: int) -> None:
     host = host_of(text)
     if host is not None:
         assert MemberSettings.model_validate({"url": f"https://{host}:{port}"})
+
+
+async def test_questions_at_once_share_a_channel_that_is_closed_when_it_is_old(
+    zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[aiodns.DNSResolver] = []
+    make = aiodns.DNSResolver
+
+    def count(*given: Any, **more: Any) -> aiodns.DNSResolver:
+        made.append(make(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr(aiodns, "DNSResolver", count)
+    monkeypatch.setattr(names, "_LONGEST_CHANNEL", 60.0)
+    zone.replies[NAME, SRV] = Reply.services((0, 1, 443, "a.test"))
+    servers = asking(zone)
+    await asyncio.gather(*(servers.services(NAME) for _ in range(20)))
+    assert len(made) == 1
+    monkeypatch.setattr(names, "_LONGEST_CHANNEL", 0.0)
+    servers._until = 0.0
+    await asyncio.gather(*(servers.services(NAME) for _ in range(3)))
+    await servers.close()
+    assert len(made) == 4
+    assert all(each._closed for each in made)

@@ -15,6 +15,7 @@ import yaml
 
 from fedproxy.config.load import load, parse
 from fedproxy.config.model import Config
+from fedproxy.control import names
 from fedproxy.decide.member import Intent
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.event import Event
@@ -78,6 +79,7 @@ async def running(folder: Path, **config: Any) -> AsyncIterator[Edge]:
 @pytest.fixture
 async def zone(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Zone]:
     monkeypatch.setattr(discovering, "_APART", 0.05)
+    monkeypatch.setattr(names, "_LONGEST_CHANNEL", 0.0)
     async with name_server() as zone:
         monkeypatch.setenv("FEDPROXY_NAMESERVERS", zone.address)
         yield zone
