@@ -4,6 +4,7 @@
     ├── ConfigError                  an operator's input is wrong; carries every fault at once
     ├── ConnectionFault              an HTTP/2 connection breaks the protocol, and ends
     ├── ChannelError                 control process and worker do not understand each other
+    ├── StoreError                   what the edges of a fleet share cannot be reached or used
     └── ExchangeError                one request cannot be served as asked
         ├── VisitorError             the visitor is to blame; answered, never retried
         ├── MemberError              the member is to blame; may be retried, charged to its breaker
@@ -68,6 +69,17 @@ class ChannelError(FedproxyError):
     """The control process and a worker do not understand each other, as they are of different releases.
 
     The text is for operators."""
+
+
+class StoreError(FedproxyError):
+    """The store of a fleet cannot be reached, or refused a command. The text is for operators.
+
+    command: what was to be done, in a word of the port; empty if it was not even reached.
+    """
+
+    def __init__(self, message: str, command: str = "") -> None:
+        super().__init__(message)
+        self.command = command
 
 
 class ConnectionFault(FedproxyError):

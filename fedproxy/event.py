@@ -58,6 +58,19 @@ class EventName(StrEnum):
     )
     SESSIONS_UNUSABLE = "sessions.unusable", _W, "the file of known sessions cannot be read or written"
 
+    STORE_AWAY = "store.away", _W, "the store of the fleet cannot be reached; the edge goes on by itself"
+    STORE_BACK = "store.back", _I, "the store of the fleet is there"
+    STORE_REFUSED = (
+        "store.refused",
+        _W,
+        "the store refuses something, or what others wrote cannot be used; once a minute",
+    )
+    EDGE_DISAGREES = (
+        "edge.disagrees",
+        _W,
+        "another edge of the fleet has another config or version, or this name",
+    )
+
     OPERATOR_READY = "operator.ready", _I, "a member was set to ready"
     OPERATOR_DRAIN = "operator.drain", _I, "a member was set to drain"
     OPERATOR_MAINT = "operator.maint", _I, "a member was set to maintenance"

@@ -30,6 +30,7 @@ from fedproxy.config import address as addr
 from fedproxy.config import units
 from fedproxy.config.address import Address, MemberAddress, member_address
 from fedproxy.config.advice import WARNING
+from fedproxy.config.store import EDGE_NAME, STORE, STORE_PREFIX, StoreAddress
 from fedproxy.config.units import Network
 from fedproxy.decide.breaker import BreakerPolicy
 from fedproxy.decide.capacity import START
@@ -409,6 +410,11 @@ class HealthSettings(Section):
     )
     versions: Flag = Field(
         default=True, description="A member must run the versions that the prime member runs."
+    )
+    one_prober: Flag = Field(
+        default=True,
+        description="Of edges that share a store, one probes for all; what it cannot reach each of them "
+        "tries itself.",
     )
     slow_start: SecondsOrNone = Field(
         default=_FEDERATION.slow_start,
@@ -828,6 +834,26 @@ class Config(Section):
         "only they may connect to listeners with `proxy_protocol`. Peers of a unix listener are always "
         "trusted.",
     )
+    store: Annotated[Path | StoreAddress, STORE] | None = Field(
+        default=None,
+        description="Where what operators set at run time is kept: a file, instead of `admin.state`; or "
+        "Redis, which several edges share, see [fleet.md](fleet.md): "
+        "`redis://USER:PASSWORD@HOST:PORT/DATABASE`, "
+        "`rediss://` with TLS, `redis+sentinel://HOST,HOST/SERVICE`, `redis+cluster://HOST,HOST`.",
+    )
+    store_prefix: Annotated[str, STORE_PREFIX] = Field(
+        default="fedproxy",
+        description="What the keys of this fleet begin with in Redis: another one for each fleet there.",
+    )
+    store_ca: File | None = Field(
+        default=None,
+        description="PEM file with the certificate authorities to trust for a `rediss://` store, instead of "
+        "the system's.",
+    )
+    edge_name: Annotated[str, EDGE_NAME] | None = Field(
+        default=None,
+        description="What this edge is called among the edges of a fleet. By default, the host's name.",
+    )
     affinity: AffinitySettings = Field(
         default_factory=AffinitySettings, description="How a visitor stays with a member."
     )
@@ -913,14 +939,32 @@ class Config(Section):
         return frozenset(each.logo for each in shown if each is not None and each.logo is not None)
 
     @property
+    def _store_password(self) -> str | None:
+        return self.store.password if isinstance(self.store, StoreAddress) else None
+
+    @property
     def secrets(self) -> dict[str, SecretStr]:
         """Every secret in the config, by its key path."""
         found = {
             "admin.token": self.admin.token,
             **{f"admin.tokens.{name}.token": each.token for name, each in self.admin.tokens.items()},
             "affinity.secret": self.affinity.secret,
+            "store": SecretStr(password) if (password := self._store_password) else None,
         }
         return {key: secret for key, secret in found.items() if secret is not None}
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        if isinstance(self.store, Path) and self.admin.state is not None:
+            yield "store", "is a file, and `admin.state` is set, expected one of them"
+        if isinstance(self.store, StoreAddress) and find_spec("redis") is None:
+            yield "store", "is Redis, which needs a package: pip install 'fedproxy[redis]'"
+        if self.store_ca and not (isinstance(self.store, StoreAddress) and self.store.tls):
+            yield "store_ca", "is set, expected only with a rediss:// store"
+
+    @property
+    def shared_store(self) -> StoreAddress | None:
+        """The store that the edges of a fleet share; None if this edge is alone."""
+        return self.store.with_ca(self.store_ca) if isinstance(self.store, StoreAddress) else None
 
     @property
     def prime(self) -> str | None:

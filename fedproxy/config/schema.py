@@ -7,6 +7,7 @@ makes no sense together with other keys, `fedproxy check` finds.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args, get_origin
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedproxy.config import address as addr
+from fedproxy.config import store as stores
 from fedproxy.config import units
 from fedproxy.config.advice import NAMES, WARNING
 from fedproxy.config.fields import default_of, kind_of, optional
@@ -87,6 +89,9 @@ _KINDS: Final[Mapping[Kind, Schema]] = {
     addr.COOKIE_NAME: _text(f"^{addr.COOKIE.pattern}$"),
     addr.MEMBER_NAME: _text(f"^{addr.NAME.pattern}$"),
     addr.TOKEN_NAME: _text(f"^{addr.NAME.pattern}$"),
+    stores.STORE: _text(rf"^((?!.*://)|({'|'.join(map(re.escape, stores.SCHEMES))})://\S+$)"),
+    stores.STORE_PREFIX: _text(f"^{stores.PREFIX.pattern}$"),
+    stores.EDGE_NAME: _text(f"^{stores.NAME.pattern}$"),
     WARNING: {"enum": [*NAMES]},
 }
 

@@ -23,7 +23,7 @@ from fedproxy.control.messages import FromWorker, ToWorker, is_from_worker, is_t
 from fedproxy.errors import ChannelError
 
 #: To be raised when messages change, or classes in them (the config, a survey), and the release does not.
-PROTOCOL: Final = 6
+PROTOCOL: Final = 7
 
 _LENGTH: Final = struct.Struct(">I")
 _FRESH_ONLY: Final = 1 << 18  # bytes that wait to be read by the other side

@@ -98,6 +98,13 @@ class Logo:
 
 
 @dataclass(frozen=True)
+class LaunchSlots:
+    """Of `max_launches`, so many launches may run through this edge, by member; the rest through others."""
+
+    limits: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class GetAccount:
     """To be answered with `Account`, which then says that all that was sent before is in force."""
 
@@ -265,6 +272,13 @@ class LaunchesInFlight:
 
 
 @dataclass(frozen=True)
+class LaunchSlotWanted:
+    """A launch did not go to a member, as other edges hold the slots for launches there."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Sync:
     """A question, to be answered with `SyncDone` once everything that came before is taken: of a worker,
     whether all others have; of the control process, whether this one has."""
@@ -287,6 +301,7 @@ Fact = (
     | LaunchMoved
     | LaunchRequested
     | LaunchesInFlight
+    | LaunchSlotWanted
     | BuildBegun
     | LaunchSeen
     | SessionsKnown
@@ -294,7 +309,7 @@ Fact = (
 )
 
 #: What every worker is told, besides configs.
-Notice = MemberHealth | Logo | RenewCertificates | ReopenLog | TicketSecret
+Notice = MemberHealth | LaunchSlots | Logo | RenewCertificates | ReopenLog | TicketSecret
 
 #: Everything that the control process sends.
 ToWorker = (

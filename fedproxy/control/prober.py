@@ -16,7 +16,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Final
@@ -169,11 +169,14 @@ class Prober:
         reports = {name: watch.report for name, watch in self._watches.items()}
         return MappingProxyType({name: report for name, report in reports.items() if report is not None})
 
-    def apply(self, policy: ProbePolicy, targets: Iterable[Target]) -> None:
+    def apply(
+        self, policy: ProbePolicy, targets: Iterable[Target], known: Mapping[str, Report] | None = None
+    ) -> None:
         """Puts a config in force.
 
-        A new target, or one whose URLs or socket changed, is probed at once and starts as healthy; probing of
-        a removed one stops at once, even within a round. The others keep their health and their schedule, and
+        A new target, or one whose URLs or socket changed, is probed at once. It starts as healthy, or as it
+        is by `known`, if another edge has probed it so far. Probing of a removed one stops at once, even
+        within a round. The others keep their health and their schedule, and
         use the new policy from their next round on, which is moved forward if the new interval is shorter.
         """
         self._policy = policy
@@ -185,7 +188,11 @@ class Prober:
             watch = old.get(target.name)
             if watch is None or watch.target.place != target.place:
                 asker = Asker(self._names, target.socket, self._clock)
-                watch = _Watch(target, HealthState(policy.rise, policy.fall), asker)
+                state = HealthState(policy.rise, policy.fall)
+                watch = _Watch(target, state, asker)
+                if known is not None and (report := known.get(target.name)) is not None:
+                    state.healthy, state.reasons = report.healthy, report.reasons
+                    watch.report = report
             else:
                 del old[target.name]
                 watch.follow(target)
@@ -205,6 +212,18 @@ class Prober:
             if watch.timer.when() > latest:
                 watch.timer.cancel()
                 watch.timer = loop.call_at(latest, self._start, watch)
+
+    async def check(self, policy: ProbePolicy, target: Target) -> bool:
+        """Whether a target passes one round now, apart from those that are due."""
+        asker = Asker(self._names, target.socket, self._clock)
+        watch = _Watch(target, HealthState(policy.rise, policy.fall), asker)
+        watch.keeps = False
+        watch.page_at = asyncio.get_running_loop().time()
+        try:
+            verdict = await self._round(watch, target, replace(policy, versions=False))
+        finally:
+            await asker.close()
+        return verdict is None or verdict.ok
 
     async def close(self) -> None:
         """Ends all rounds and connections. `reports` stays as it is."""

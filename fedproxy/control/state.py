@@ -23,7 +23,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field
 
@@ -40,6 +40,7 @@ _VERSION: Final = 1
 _MOST_BYTES: Final = 4 << 20
 
 _Name = Annotated[str, MEMBER_NAME]
+_Model = TypeVar("_Model", bound=Section)
 
 
 class Weight(Section):
@@ -74,6 +75,35 @@ class State(Section):
     def intent(self, name: str) -> Intent:
         """The operator's intent for a member."""
         return Intent(self.intents.get(name, "ready"))
+
+
+class Said(Section):
+    """All that operators have said of one member: its part of a `State`."""
+
+    intent: Literal["ready", "drain", "maint"] = "ready"
+    weight: Weight | None = None
+    change: Change | None = None
+    by: Annotated[str, units.TEXT] | None = None
+
+
+def said_of(state: State, name: str) -> Said:
+    """What the state says of a member."""
+    return Said(
+        intent=state.intent(name).value,
+        weight=state.weights.get(name),
+        change=state.members.get(name),
+        by=state.by.get(name),
+    )
+
+
+def with_said(said: Mapping[str, Said]) -> State:
+    """The state that says this of each member."""
+    return State(
+        intents={name: each.intent for name, each in said.items() if each.intent != "ready"},
+        weights={name: each.weight for name, each in said.items() if each.weight is not None},
+        members={name: each.change for name, each in said.items() if each.change is not None},
+        by={name: each.by for name, each in said.items() if each.by is not None},
+    )
 
 
 # -- the next state
@@ -247,6 +277,8 @@ def _with_members(config: Config, changes: Mapping[str, Change]) -> Config:
 
 def state_path(config: Config, file: Path | None, env: Mapping[str, str]) -> Path | None:
     """The path of the state file, None for none; `file` is the config's."""
+    if isinstance(config.store, Path):
+        return config.store
     if config.admin.state == "off":
         return None
     if config.admin.state is not None:
@@ -333,10 +365,25 @@ def _read(path: Path) -> State:
     version = data.pop("version", None)
     if version != _VERSION:
         raise ConfigError([Fault("version", f"is {show(version)}, expected {_VERSION}")])
-    state, findings = model_from(State, data)
-    if state is None:
+    return _valid(State, data)
+
+
+def read_said(name: str, data: object) -> Said:
+    """What another edge says that operators said of a member. Raises ConfigError."""
+    if not isinstance(data, dict):
+        raise ConfigError([Fault("", "is not a JSON object")])
+    _valid(State, {"intents": {name: "drain"}})
+    said = _valid(Said, data)
+    if said.change is not None and said.change.settings is not None:
+        member_from(name, dict(said.change.settings))
+    return said
+
+
+def _valid(model: type[_Model], data: Any) -> _Model:
+    found, findings = model_from(model, data)
+    if found is None:
         raise config_error(Document(), findings)
-    return state
+    return found
 
 
 def _content(state: State) -> bytes:

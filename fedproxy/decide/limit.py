@@ -133,6 +133,12 @@ class LaunchRate:
         self._keep(client, after)
         return 0.0
 
+    def owed(self, client: bytes, now: float) -> float:
+        """In how many seconds all launches of a client are paid for."""
+        paid = self._paid(client, now)
+        self._keep(client, paid)
+        return paid - now
+
     def note(self, client: bytes, now: float) -> None:
         """Counts a launch that was admitted elsewhere."""
         self._keep(client, min(self._paid(client, now) + self._each, now + self._per))

@@ -61,6 +61,8 @@ class Member:
         self.failed_launches = 0  # in a row, ...
         self.launch_witnesses: set[bytes] = set()  # ... and keys of clients who saw them
         self.launches_elsewhere = 0  # in flight through other workers
+        self.launch_slots: int | None = None  # of `max_launches` those of this edge; None: it is the only one
+        self.on_short: Callable[[str], None] | None = None  # told the name when only other edges have slots
         self.on_trip: Callable[[str], None] | None = None  # told the name when the breaker opens
         self.on_launches: Callable[[], None] | None = None  # told when `launches` changes
         self.counts = MemberCounts()
@@ -88,9 +90,14 @@ class Member:
         """Whether it is at its limit of requests (or launches) in flight."""
         if self.in_flight >= self.max_requests:
             return True
-        if not launch or self.max_launches is None:
+        most = self.max_launches
+        if not launch or most is None:
             return False
-        return self.launches + self.launches_elsewhere >= self.max_launches
+        running = self.launches + self.launches_elsewhere
+        slots = self.launch_slots
+        if slots is not None and slots <= running < most and self.on_short is not None:
+            self.on_short(self.name)
+        return running >= (most if slots is None else min(slots, most))
 
     def count_launch(self, change: int) -> None:
         """One launch more or less is in flight."""

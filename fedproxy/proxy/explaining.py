@@ -90,11 +90,16 @@ def _asking(federation: Federation) -> Iterator[None]:
     """A question is no traffic: nothing that is chosen for it counts, or changes what is chosen next."""
     waits, prime = federation.waits, federation.prime
     resorts = prime.counts.last_resort if prime is not None else 0
+    told = [member.on_short for member in federation.members]
+    for member in federation.members:
+        member.on_short = None
     if waits is not None:
         waits.frozen = True
     try:
         yield
     finally:
+        for member, on_short in zip(federation.members, told, strict=True):
+            member.on_short = on_short
         if waits is not None:
             waits.frozen = False
         if prime is not None:

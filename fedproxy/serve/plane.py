@@ -24,6 +24,7 @@ from fedproxy.control.messages import (
     LaunchMoved,
     LaunchRequested,
     LaunchSeen,
+    LaunchSlotWanted,
     Logo,
     MemberHealth,
     MemberServes,
@@ -118,6 +119,8 @@ class Plane:
         self._telling = False
         self._elsewhere: Mapping[str, int] = {}
         self._health: dict[str, MemberHealth] = {}
+        self._slots: Mapping[str, int] | None = None
+        self._short: set[str] = set()
         self._logos: dict[str, Logo] = {}
         self._drained_by = float("inf")
         self._base_paths: frozenset[str] = frozenset()
@@ -233,17 +236,26 @@ class Plane:
         self._health = {name: word for name, word in self._health.items() if name in edge.federation.by_name}
         wanted = update.config.logos
         self._logos = {url: logo for url, logo in self._logos.items() if url in wanted}
+        if self._slots is not None:
+            self.set_slots(self._slots)
         for name, member in edge.federation.by_name.items():
             member.set_intent(update.intents.get(name, member.intent))
             if name in self._health:
                 self.health(self._health[name])
             member.launches_elsewhere = self._elsewhere.get(name, 0)
             if self._tell is not None:
+                member.on_short = self._on_short
                 member.on_trip = self._on_trip
                 member.breaker.on_doubt = (
                     partial(self._tell, BreakerInDoubt(name)) if update.workers > 1 else None
                 )
                 member.on_launches = self._on_launches
+
+    def set_slots(self, limits: Mapping[str, int]) -> None:
+        """So many launches may run through this edge, by member; others of its fleet may run the rest."""
+        self._slots = limits
+        for member in self.edge.federation.members:
+            member.launch_slots = limits.get(member.name)
 
     def set_logo(self, logo: Logo) -> None:
         """An image for the visitors' page. It may come late, when nobody wants it any more."""
@@ -306,8 +318,8 @@ class Plane:
             case SessionsKnown(records):
                 for each in records:
                     edge.sessions.take(each[0], KnownSession.from_record(each), edge.wall())
-            case Happened():
-                pass  # for the operators
+            case LaunchSlotWanted() | Happened():
+                pass  # for the control process
             case _:
                 assert_never(fact)
 
@@ -335,6 +347,17 @@ class Plane:
         learned, self._learned, self._teller = self._learned, [], None
         if self._tell is not None:
             self._tell(SessionsKnown(tuple(learned)))
+
+    def _on_short(self, name: str) -> None:
+        if not self._short:
+            asyncio.get_running_loop().call_soon(self._tell_short)
+        self._short.add(name)
+
+    def _tell_short(self) -> None:
+        short, self._short = self._short, set()
+        for name in sorted(short):
+            if self._tell is not None:
+                self._tell(LaunchSlotWanted(name))
 
     def _on_launches(self) -> None:
         if not self._telling:

@@ -34,6 +34,8 @@ from fedproxy.control.messages import (
     LaunchMoved,
     LaunchRequested,
     LaunchSeen,
+    LaunchSlots,
+    LaunchSlotWanted,
     Logo,
     MemberHealth,
     MemberServes,
@@ -77,6 +79,9 @@ _BACK_OFF, _BACK_OFF_MAX = 0.5, 30.0  # seconds before a worker that keeps dying
 class Common:
     """What all who serve have in common, those who are draining too.
 
+    on_fact: called with what other edges may want to know; on_running: with the launches in flight, by
+    member.
+
     members, edge: what was counted by those who are gone, as counters do not fall when a worker ends.
     listeners: called when launches in flight have changed. sharing: what they tell each other of sessions;
     learning: and of launches.
@@ -86,6 +91,8 @@ class Common:
 
     on_trip: Callable[[], None] | None = None
     on_event: Callable[[Event], None] | None = None
+    on_fact: Callable[[Fact], None] | None = None
+    on_running: Callable[[Mapping[str, int]], None] | None = None
 
     def __init__(self) -> None:
         self.sharing = Sharing(time.time)
@@ -102,6 +109,13 @@ class Common:
             self._running[who] = dict(running)
         for listener in list(self.listeners):
             listener()
+        if self.on_running is not None:
+            self.on_running(self.elsewhere(None).running)
+
+    def learned(self, fact: Fact) -> None:
+        """One of those who serve has learned this."""
+        if self.on_fact is not None:
+            self.on_fact(fact)
 
     def elsewhere(self, who: Hashable) -> LaunchesInFlight:
         """The launches in flight through all others."""
@@ -156,6 +170,9 @@ class Planes(Protocol):
 
     def tell(self, message: Notice) -> None:
         """To everybody. Raises ConfigError if it is known at once that a log cannot be opened anew."""
+
+    def hear(self, fact: Fact) -> None:
+        """What another edge has learned, to everybody."""
 
     async def look_after(self) -> None:
         """Also accepts on the sockets that are left over, where nobody else does any more."""
@@ -214,6 +231,7 @@ class Inside:
         self._share_launches()
 
     def _on_fact(self, fact: Fact) -> None:
+        self._common.learned(fact)
         match fact:
             case LaunchesInFlight(running):
                 self._common.run(self, running)
@@ -225,7 +243,7 @@ class Inside:
                 self._common.learning.tell(self, fact)
             case Happened(event):
                 self._common.happened(event)
-            case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
+            case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested() | LaunchSlotWanted():
                 pass  # for other workers, and there are none
             case _:
                 assert_never(fact)
@@ -264,6 +282,8 @@ class Inside:
         match message:
             case MemberHealth():
                 self.plane.health(message)
+            case LaunchSlots(limits):
+                self.plane.set_slots(limits)
             case TicketSecret(secret):
                 self.plane.set_tickets(secret)
             case Logo():
@@ -274,6 +294,10 @@ class Inside:
                 self.plane.renew()
             case _:
                 assert_never(message)
+
+    def hear(self, fact: Fact) -> None:
+        """As `Planes` says."""
+        self.plane.hear(fact)
 
     async def look_after(self) -> None:
         """As `Planes` says."""
@@ -374,6 +398,7 @@ class Workers:
         self._keepers: list[asyncio.Task[None]] = []
         self._watchers = Tasks()
         self._health: dict[str, MemberHealth] = {}
+        self._slots: LaunchSlots | None = None
         self._logos: dict[str, Logo] = {}
         self._numbers = count()
         self._lent: set[int] = set()  # slots without a worker: the others accept there
@@ -415,6 +440,8 @@ class Workers:
         match message:
             case MemberHealth(name):
                 self._health[name] = message
+            case LaunchSlots():
+                self._slots = message
             case TicketSecret(secret):
                 self._tickets = secret
             case Logo(url):
@@ -424,6 +451,11 @@ class Workers:
             case _:
                 assert_never(message)
         self._to_all(message)
+
+    def hear(self, fact: Fact) -> None:
+        """As `Planes` says."""
+        for each in self._processes:
+            each.channel.send_fresh(fact)
 
     def _to_all(self, message: ToWorker) -> None:
         for each in self._processes:
@@ -466,6 +498,8 @@ class Workers:
         self._common.sharing.join(worker, SharingPeer(worker.channel.send, lambda: worker.turns))
         start = Start(self._start, tuple(self._health.values()), self._tickets, descriptors, given)
         worker.channel.send(start)
+        if self._slots is not None:
+            worker.channel.send(self._slots)
         for logo in self._logos.values():
             worker.channel.send(logo)
         await self._wait_for(worker)
@@ -596,6 +630,8 @@ class Workers:
 
     def _on_message(self, worker: _Process, message: FromWorker) -> None:
         worker.silent = worker.excused = 0.0
+        if isinstance(message, Fact):
+            self._common.learned(message)
         match message:
             case AccountPart(at, members):
                 worker.parts[at:] = members
@@ -612,6 +648,8 @@ class Workers:
                 self._common.tripped()
             case BreakerInDoubt() | MemberServes() | LaunchMoved() | LaunchRequested():
                 self._pass_on(message, worker)
+            case LaunchSlotWanted():
+                pass  # for the store of the fleet
             case SessionsKnown():
                 self._common.sharing.tell(worker, message)
             case BuildBegun() | LaunchSeen():

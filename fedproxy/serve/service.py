@@ -1,12 +1,13 @@
 """The running edge: the control plane, and those who serve the visitors.
 
-It owns the config, the operators' intent, the probes and the admin listener, and tells the data planes what holds.
-They are one in this process (`workers: 1`) or worker processes.
+It owns the config, the operators' intent, the probes and the admin listener, and tells those who serve what
+holds. They are a data plane in this process (`workers: 1`) or worker processes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import secrets
@@ -29,10 +30,14 @@ from fedproxy.control.knowledge import KnowledgeFile, knowledge_path
 from fedproxy.control.logos import Logos
 from fedproxy.control.messages import (
     ApplyConfig,
+    BuildBegun,
     ErrorPages,
+    LaunchSeen,
+    LaunchSlots,
     MemberHealth,
     RenewCertificates,
     ReopenLog,
+    SessionsKnown,
     TicketSecret,
 )
 from fedproxy.control.prober import Prober, Report
@@ -40,6 +45,7 @@ from fedproxy.control.sessions import SessionFile, SessionStore, sessions_path
 from fedproxy.control.sources import CONFIG, OPERATOR
 from fedproxy.control.state import State, StateFile, state_path
 from fedproxy.control.weights import AutoWeights
+from fedproxy.control.words import Word
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
@@ -54,6 +60,7 @@ from fedproxy.proxy.explaining import Question
 from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.discovering import Discovery
 from fedproxy.serve.disk import DiskThread
+from fedproxy.serve.fleet import FleetLink
 from fedproxy.serve.log import check_log
 from fedproxy.serve.otlp_metrics import MetricsExport
 from fedproxy.serve.plane import SETTLED, Shape, shape
@@ -69,6 +76,7 @@ from fedproxy.web.error_pages import error_pages
 from fedproxy.web.guard import Guarded
 
 if TYPE_CHECKING:
+    from fedproxy.control.hints import Hint
     from fedproxy.decide.federation import Federation
     from fedproxy.decide.knowledge import Learned
     from fedproxy.observe.events import Events
@@ -82,6 +90,7 @@ _KEEP_SESSIONS = 0.25  # seconds between two writes of what was learned of sessi
 _KEEP_KNOWLEDGE = 60.0  # seconds between two times that what launches taught is kept
 _KEEP_AGAIN = 30.0  # seconds until that is tried again after it failed
 _SESSIONS_AT_A_TIME = 1000
+_ATTEMPTS = 5  # to set something that others set at the same time
 _LAST_SAVE = 5.0  # seconds that the last write may take
 _EXPIRE = 60.0  # seconds between two looks for sessions that are over
 _SAME = 60.0  # seconds in which what several workers tell is one event, ...
@@ -159,6 +168,9 @@ class Service:
         self._read: tuple[object, ...] = ()  # the signature of what was read last
         self._state = State()
         self._state_file = StateFile(None)
+        self.link: FleetLink | None = None
+        self._slots: LaunchSlots | None = None
+        self._overtaken: frozenset[str] = frozenset()
         self._tickets = secrets.token_bytes(32)
         self.admin_address: tuple[str, int] = ("", 0)
         self.reloads = {"success": 0, "failure": 0}
@@ -229,9 +241,12 @@ class Service:
         self._own = await self._discovery.start(self._own)
         self._state_file = StateFile(state_path(self._own, self._file, os.environ))
         self._state, complaints = self._state_file.load()
-        self._state, dropped = operators.reconcile(self._own, self._state)
         for line in complaints:
             self.note(EventName.STATE_UNUSABLE, line)
+        if self._own.shared_store is not None:
+            await self._join_fleet()
+        self._state, dropped = operators.reconcile(self._own, self._state)
+        self._overtaken = frozenset(dropped)
         for line in dropped:
             self.note(EventName.STATE_DROPPED, line)
         self.config = operators.overlay(self._own, self._state)
@@ -251,7 +266,9 @@ class Service:
             self._admin = await self._listen_admin(self.config)
             self._refuse_collisions(self.config)
             self._planes = self._planes_of(workers)
-            await self._planes.start(self._to_apply(), (), self._tickets)
+            await self._planes.start(self._to_apply(), self._known_health(), self._tickets)
+            if self._slots is not None:
+                self._planes.tell(self._slots)
         except BaseException:
             await self.stop()
             raise
@@ -262,12 +279,149 @@ class Service:
             self.note(EventName.EDGE_TAKEOVER, text)
         self.reloaded_at = time.time()
         if self._probe:
-            self._prober = Prober(self._on_report, room=descriptors.probe_room())
-            self._prober.apply(probe_policy(self.config), find_targets(self.config))
+            self._prober = Prober(self._on_own_report, room=descriptors.probe_room())
+            self._apply_probes()
             self._logos = Logos(lambda logo: self._planes.tell(logo), self._on_event)
             self._logos.apply(self.config.logos)
         self._metrics.put(self.config.otlp_metrics)
         self._serving = True
+
+    # The fleet
+
+    async def _join_fleet(self) -> None:
+        """Knows what operators said at any edge, if the store can be reached; else what was kept of it."""
+        path = state_path(self._own, self._file, os.environ)
+        link = self.link = FleetLink(
+            self,
+            self._own,
+            state=path,
+            tickets=self._tickets,
+            do=self._do,
+            started_at=self.started_at,
+        )
+        for line in await self._disk.run(link.load):
+            self.note(EventName.STATE_UNUSABLE, line)
+        self._common.on_fact = link.on_fact
+        self._common.on_running = link.fleet.launches
+        link.apply(
+            operators.overlay(self._own, operators.reconcile(self._own, link.words.state())[0]), self._own
+        )
+        await link.fleet.start()
+        if not link.words.order and not link.words.waiting:
+            # The first edge with a store, and it was alone before: what was set then holds for all.
+            for name in {*self._state.intents, *self._state.weights, *self._state.members}:
+                said = operators.said_of(self._state, name)
+                await link.fleet.say(name, Word(said, said.by or "", link.fleet.name, time.time()))
+        self._state = link.words.state()
+
+    @property
+    def reports(self) -> Mapping[str, Report]:
+        """What the probes found last, by member."""
+        return self._reports
+
+    def _known_health(self) -> list[MemberHealth]:
+        return [
+            self._health(each) for each in self._reports.values() if each.name in self.config.active_members
+        ]
+
+    def _apply_probes(self) -> None:
+        if self._prober is None:
+            return
+        if self.link is not None:
+            self.link.probe(self._prober, self._reports)
+        else:
+            self._prober.apply(probe_policy(self.config), find_targets(self.config))
+
+    def _on_own_report(self, report: Report) -> None:
+        if self.link is not None:
+            self.link.on_own_report(report)
+        else:
+            self.take_report(report)
+
+    def hear_hint(self, hint: Hint) -> None:
+        """As `FleetHost` says."""
+        if not hasattr(self, "_planes"):
+            return
+        match hint:
+            case SessionsKnown():
+                self._sharing.tell(self, hint)
+            case BuildBegun() | LaunchSeen():
+                self._common.learning.tell(self, hint)
+            case _:
+                for planes in (self._planes, *self._leaving):
+                    planes.hear(hint)
+
+    def tell_slots(self, slots: LaunchSlots) -> None:
+        """As `FleetHost` says."""
+        self._slots = slots
+        if hasattr(self, "_planes"):
+            for planes in (self._planes, *self._leaving):
+                planes.tell(slots)
+
+    def take_tickets(self, secret: bytes) -> None:
+        """As `FleetHost` says."""
+        self._tickets = secret
+        if hasattr(self, "_planes"):
+            self._planes.tell(TicketSecret(secret))
+
+    def take_words(self) -> None:
+        """As `FleetHost` says."""
+        if self._serving:
+            self._do(self._take_words())
+
+    async def _take_words(self) -> None:
+        async with self._changing:
+            if self.link is None:
+                return
+            before = self._state
+            state = self._said()
+            if state != before:
+                try:
+                    self._put_in_force(state)
+                except ConfigError as error:
+                    self.note(
+                        EventName.STORE_REFUSED, f"what operators set at another edge does not fit: {error}"
+                    )
+                    return
+                self._note_words(before, state)
+        await self._save_words()
+
+    def _note_words(self, before: State, after: State) -> None:
+        """Tells what operators set at other edges."""
+        for name in sorted({*before.by, *after.by, *before.intents}):
+            was, now = operators.said_of(before, name), operators.said_of(after, name)
+            word = self.link.words.word(name) if self.link is not None else None
+            who = f"{word.who} at {word.edge}" if word is not None and word.edge else now.by
+            if was.intent != now.intent:
+                event, meaning = _INTENTS[after.intent(name)]
+                self.note(event, f"{name} was set to {meaning}", name, who)
+            if was.weight != now.weight:
+                value = weight_text(now.weight.value) if now.weight is not None else "what the config says"
+                self.note(EventName.OPERATOR_WEIGHT, f"the weight of {name} was set to {value}", name, who)
+            if was.change != now.change:
+                there = name in self.config.active_members
+                event = EventName.OPERATOR_JOIN if there else EventName.OPERATOR_LEAVE
+                text = "was added, or its settings were replaced" if there else "left the federation"
+                self.note(event, f"{name} {text}", name, who)
+
+    async def _save_words(self) -> None:
+        save = self.link.unsaved() if self.link is not None else None
+        if save is not None:
+            try:
+                await self._disk.run(save)
+            except OSError as error:
+                self.note(EventName.STATE_UNUSABLE, error.strerror or str(error))
+
+    def _said(self) -> State:
+        """What operators have said, as far as it fits the config."""
+        if self.link is None:
+            return self._state
+        state, dropped = operators.reconcile(self._own, self.link.words.state())
+        for line in dropped:
+            if line not in self._overtaken:
+                self.note(EventName.STATE_DROPPED, line)
+        self._overtaken = frozenset(dropped)
+        return state
 
     # Sessions
 
@@ -430,6 +584,8 @@ class Service:
         self._notifier.stopping(drain + 10.0)
         await cancel(self._chores)
         await self._discovery.close()
+        if self.link is not None:
+            self.link.retire()
         if self._prober is not None:
             await self._prober.close()
             self._prober = None
@@ -449,6 +605,9 @@ class Service:
             for planes in everybody:
                 await planes.close()
             await self._starter.close()
+            self._common.on_fact = self._common.on_running = None
+            if self.link is not None:
+                await self.link.fleet.close()
             if self._keeper is not None:
                 await cancel([self._keeper])
                 self._keeper = None
@@ -491,8 +650,11 @@ class Service:
 
     def known(self) -> Survey:
         """The same as they told it last, of their own accord once a second. Counts may be the live ones."""
+        # Before those who serve are there, the other edges of the fleet are told of this one already.
+        here = self._planes if hasattr(self, "_planes") else None
         # All at one moment, or a worker that ends meanwhile is counted twice.
-        surveys = [survey for planes in (self._planes, *self._leaving) for survey in planes.surveys()]
+        everybody = [here, *self._leaving] if here is not None else [*self._leaving]
+        surveys = [survey for planes in everybody for survey in planes.surveys()]
         parts: dict[str, list[Snapshot]] = {name: [] for name in self.config.active_members}
         for survey in surveys:
             for member in survey.members:
@@ -501,7 +663,7 @@ class Service:
         members = [self._merged(name, found) for name, found in parts.items()]
         edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
         edge.lines_dropped["events"] += self._events.dropped if self._events is not None else 0
-        return Survey(members, edge, self._planes.alive)
+        return Survey(members, edge, here.alive if here is not None else 0)
 
     def _merged(self, name: str, parts: Sequence[Snapshot]) -> Snapshot:
         member = merge(parts or [self._unseen(name)], self._common.members.get(name))
@@ -582,15 +744,16 @@ class Service:
         Raises KeyError for a name that is no member's; OSError, with nothing changed, if it cannot be kept.
         """
         async with self._changing:
-            state = self._intended(name, intent, weight)
+            if name not in self.config.active_members:
+                raise KeyError(name)
             before = self.config.members[name].weight
-            await self._set(operators.sign(state, name, who))
+            later = await self._say(name, lambda: self._intended(name, intent, weight), who)
             if intent is not None:
                 event, meaning = _INTENTS[intent]
-                self.note(event, f"{name} was set to {meaning}", name, who)
+                self.note(event, f"{name} was set to {meaning}{later}", name, who)
             if weight is not None:
                 text = f"the weight of {name} was set to {weight_text(weight)}, from {weight_text(before)}"
-                self.note(EventName.OPERATOR_WEIGHT, text, name, who)
+                self.note(EventName.OPERATOR_WEIGHT, text + later, name, who)
 
     def _intended(self, name: str, intent: Intent | None, weight: Weight | None) -> State:
         if name not in self.config.active_members:
@@ -606,15 +769,15 @@ class Service:
         """A member joins, or takes the place of the one of that name. Raises ConfigError and OSError."""
         async with self._changing:
             known = name in self.config.members
-            await self._set(operators.sign(operators.join(self._own, self._state, name, settings), name, who))
+            later = await self._say(name, lambda: operators.join(self._own, self._state, name, settings), who)
             text = f"the settings of {name} were replaced" if known else f"{name} joined the federation"
-            self.note(EventName.OPERATOR_JOIN, text, name, who)
+            self.note(EventName.OPERATOR_JOIN, f"{text}{later}", name, who)
 
     async def leave(self, name: str, who: str) -> None:
         """A member leaves. Raises KeyError, ConfigError if there must be one, and OSError."""
         async with self._changing:
-            await self._set(operators.sign(operators.leave(self._own, self._state, name), name, who))
-            self.note(EventName.OPERATOR_LEAVE, f"{name} left the federation", name, who)
+            later = await self._say(name, lambda: operators.leave(self._own, self._state, name), who)
+            self.note(EventName.OPERATOR_LEAVE, f"{name} left the federation{later}", name, who)
 
     # The same without doing it
 
@@ -676,11 +839,34 @@ class Service:
         """An admin request had a wrong token, or one with too few rights."""
         self.history.count(EventName.OPERATOR_REFUSED, {"": 1}, time.time(), _refusals, who=client)
 
-    async def _set(self, state: State) -> None:
+    async def _say(self, name: str, change: Callable[[], State], who: str) -> str:
+        """Puts what an operator says of a member in force, here and at all edges of the fleet.
+
+        Returns what is to be added to the event's text. Raises what `change` raises, ConfigError and OSError.
+        """
+        if self.link is None:
+            state = operators.sign(change(), name, who)
+            find_targets(operators.overlay(self._own, state))
+            # On a slow disk this takes its time, and visitors are not to wait.
+            await self._disk.run(partial(self._state_file.save, state))
+            self._put_in_force(state)
+            return ""
+        for _ in range(_ATTEMPTS):
+            state = operators.sign(change(), name, who)
+            find_targets(operators.overlay(self._own, state))
+            said = operators.said_of(state, name)
+            word = Word(said, who, self.link.fleet.name, time.time())
+            taken = await self.link.fleet.say(name, word)
+            self._put_in_force(self._said())
+            if taken is not None:
+                await self._save_words()
+                return "" if taken else "; the store is away, so the other edges hear of it later"
+        raise OSError(errno.EBUSY, f"others change {name} at the same time")
+
+    def _put_in_force(self, state: State) -> None:
+        """Raises ConfigError, with nothing changed."""
         config = operators.overlay(self._own, state)
         find_targets(config)
-        # On a slow disk this takes its time, and visitors are not to wait.
-        await self._disk.run(partial(self._state_file.save, state))
         self._state = state
         self.config = config
         self._tell_weights()
@@ -692,20 +878,25 @@ class Service:
         self._common.forget(self.config.active_members)
         self._weights.forget(self.config.active_members)
         self._forget_launches()
-        if self._prober is not None:
-            self._prober.apply(probe_policy(self.config), find_targets(self.config))
-        if self._logos is not None:
-            self._logos.apply(self.config.logos)
         self._reports = {
             name: report for name, report in self._reports.items() if name in self.config.active_members
         }
+        if self.link is not None:
+            self.link.apply(self.config, self._own)
+        self._apply_probes()
+        if self._logos is not None:
+            self._logos.apply(self.config.logos)
 
-    def _on_report(self, report: Report) -> None:
+    def take_report(self, report: Report) -> None:
+        """What the probes found of a member, here or at another edge."""
         before = self._reports.get(report.name)
         self._reports[report.name] = report
         settings = self.config.active_members.get(report.name)
         if settings is not None:
             self._weights.observe(report, settings, time.monotonic())
+        if not hasattr(self, "_planes"):
+            # It is told them at its start.
+            return
         self._planes.tell(self._health(report))
         now, earlier = _probed(report), EventName.MEMBER_HEALTHY if before is None else _probed(before)
         if now is not earlier:
@@ -814,7 +1005,9 @@ class Service:
         try:
             prepared = await self._discovery.prepare(read())
             own = prepared.config
-            state, dropped = operators.reconcile(own, self._state)
+            state, dropped = operators.reconcile(
+                own, self._state if self.link is None else self.link.words.state()
+            )
             await self._take_over(operators.overlay(own, state), own, state)
             await self._discovery.commit(prepared)
             prepared = None
@@ -828,9 +1021,12 @@ class Service:
             if prepared is not None:
                 await self._discovery.drop(prepared)
         for line in dropped:
-            self.note(EventName.STATE_DROPPED, line, who=who)
+            if line not in self._overtaken:
+                self.note(EventName.STATE_DROPPED, line, who=who)
         self._compare(before, self.config, who)
-        if dropped:
+        if self.link is not None:
+            self._overtaken = frozenset(dropped)
+        elif dropped:
             with suppress(OSError):
                 await self._disk.run(partial(self._state_file.save, state))
         return []
@@ -1019,8 +1215,9 @@ class Service:
                 self._renew_certificates()
             if time.monotonic() >= rotate_at:
                 rotate_at += _ROTATE_TICKETS
-                self._tickets = secrets.token_bytes(32)
-                self._planes.tell(TicketSecret(self._tickets))
+                secret = secrets.token_bytes(32)
+                if self.link is None or self.link.fleet.rotate_tickets(secret):
+                    self.take_tickets(secret)
             if self._reread is not None:
                 now = self._signature()
                 # Twice the same: whoever writes them has finished.

@@ -48,6 +48,8 @@ from fedproxy.control.messages import (
     LaunchMoved,
     LaunchRequested,
     LaunchSeen,
+    LaunchSlots,
+    LaunchSlotWanted,
     Logo,
     MemberHealth,
     MemberServes,
@@ -199,6 +201,8 @@ class Worker:
                 self._apply(message)
             case MemberHealth():
                 self.plane.health(message)
+            case LaunchSlots(limits):
+                self.plane.set_slots(limits)
             case Logo():
                 self.plane.set_logo(message)
             case RenewCertificates():
@@ -229,6 +233,7 @@ class Worker:
                 | LaunchMoved()
                 | LaunchRequested()
                 | LaunchesInFlight()
+                | LaunchSlotWanted()
                 | BuildBegun()
                 | LaunchSeen()
                 | SessionsKnown()

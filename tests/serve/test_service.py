@@ -385,8 +385,8 @@ async def test_full_member_is_never_said_to_be_unhealthy() -> None:
         full = Report("a", healthy=False, reasons=("quota",), details=("60 pods reach the quota of 60",))
         sick = Report("a", healthy=False, reasons=("quota", "hub"), details=("60 pods ...", "hub is not ok"))
         for report in (Report("a", healthy=True), full, full, sick, full, Report("a", healthy=True), sick):
-            service._on_report(report)
-        service._on_report(Report("a", healthy=True))
+            service.take_report(report)
+        service.take_report(Report("a", healthy=True))
         assert [(each.name.value, each.message) for each in service.history.events if each.member == "a"] == [
             ("member.full", "a is full: 60 pods reach the quota of 60"),
             ("member.unhealthy", "a is unhealthy: 60 pods ...; hub is not ok"),

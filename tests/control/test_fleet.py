@@ -1,0 +1,511 @@
+"""Edges of one fleet, each with its own way to a store in memory that a test may cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from fedproxy.control.fleet import Fleet
+from fedproxy.control.hints import Hint, pack, pack_report
+from fedproxy.control.messages import BreakerOpened, BuildBegun, LaunchMoved, LaunchRequested
+from fedproxy.control.prober import Report
+from fedproxy.control.state import Said
+from fedproxy.control.store import Topic
+from fedproxy.control.words import Word
+from fedproxy.errors import StoreError
+from tests.rig import until
+from tests.rig.stores import MemoryStore, Shared
+
+TICKETS = b"t" * 32
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many beats in a second."""
+    for name, value in {
+        "_BEAT": 0.02,
+        "_GATHER": 0.001,
+        "_BACK_OFF": 0.005,
+        "_BACK_OFF_MAX": 0.02,
+        "_RECORDS": 2,
+        "_CHECK": 3,
+        "_VALUES": 3,
+        "_ALL_SLOTS": 3,
+        "_GRACE": 5.0,
+    }.items():
+        monkeypatch.setattr(f"fedproxy.control.fleet.{name}", value)
+
+
+class Listener:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.hints: list[Hint] = []
+        self.limits: Mapping[str, int] = {}
+        self.words = 0
+        self.reports: list[Report] = []
+        self.roles: list[bool] = []
+        self.tickets: list[bytes] = []
+        self.there: list[bool] = []
+        self.trouble: list[str] = []
+        self.said: dict[str, Any] = {"load": 1}
+
+    def on_hint(self, hint: Hint) -> None:
+        self.hints.append(hint)
+
+    def on_slots(self, limits: Mapping[str, int]) -> None:
+        self.limits = limits
+
+    def on_words(self) -> None:
+        self.words += 1
+
+    def on_report(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def on_role(self, probes: bool) -> None:
+        self.roles.append(probes)
+
+    def on_tickets(self, secret: bytes) -> None:
+        self.tickets.append(secret)
+
+    def on_store(self, there: bool, why: str) -> None:
+        self.there.append(there)
+
+    def on_trouble(self, line: str) -> None:
+        self.trouble.append(line)
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.said
+
+    def answer(self) -> Mapping[str, Any]:
+        return {"members": {"a": {"launches": 1}}}
+
+
+class Edge:
+    """One edge of the fleet."""
+
+    def __init__(self, shared: Shared, name: str, **options: Any) -> None:
+        self.store = MemoryStore(shared)
+        self.heard = Listener()
+        self.fleet = Fleet(self.store, name, self.heard, **options)
+
+    @property
+    def trouble(self) -> list[str]:
+        return self.heard.trouble
+
+
+class Edges:
+    def __init__(self) -> None:
+        self.shared = Shared()
+        self.all: list[Edge] = []
+
+    async def start(self, name: str, *, most: Mapping[str, int] | None = None, **options: Any) -> Edge:
+        edge = Edge(self.shared, name, **options)
+        self.all.append(edge)
+        edge.fleet.apply(most or {}, options.pop("rate", None))
+        await edge.fleet.start()
+        return edge
+
+    async def count(self, number: int) -> None:
+        """Waits until each edge knows of so many."""
+        there = [edge for edge in self.all if edge.fleet.there]
+        await until(lambda: all(edge.fleet.count == number for edge in there), f"{number} edges")
+
+
+@asynccontextmanager
+async def made() -> AsyncIterator[Edges]:
+    edges = Edges()
+    try:
+        async with asyncio.timeout(30):
+            yield edges
+    finally:
+        for edge in edges.all:
+            await edge.fleet.close()
+
+
+def word(intent: str = "drain", who: str = "kim", edge: str = "one") -> Word:
+    return Word(Said(intent=intent), who, edge, 1.0)  # type: ignore[arg-type]
+
+
+# Words
+
+
+async def test_word_of_one_edge_is_known_to_all() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        assert await one.fleet.say("a", word()) is True
+        await until(lambda: two.heard.words == 1, "the word")
+        assert two.fleet.words.state().intents == {"a": "drain"}
+        late = await edges.start("late")
+        assert late.fleet.words.state().intents == {"a": "drain"}
+
+
+async def test_word_that_was_not_told_is_seen_by_the_next_beat() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.refused.add("tell")
+        assert await one.fleet.say("a", word()) is True
+        await until(lambda: two.heard.words == 1, "the word")
+
+
+async def test_who_says_something_meanwhile_is_asked_to_look_again() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.refused.add("words")
+        assert await one.fleet.say("a", word()) is True
+        assert await two.fleet.say("a", word("maint")) is None
+        assert two.fleet.words.word("a") == word()
+        assert await two.fleet.say("a", word("maint")) is True
+
+
+async def test_word_waits_while_the_store_is_away() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.cut()
+        await until(lambda: not one.fleet.there, "the loss")
+        assert await one.fleet.say("a", word()) is False
+        assert await one.fleet.say("a", word("maint")) is False
+        assert one.fleet.words.state().intents == {"a": "maint"}
+        edges.shared.cut(down=False)
+        await until(lambda: two.fleet.words.state().intents == {"a": "maint"}, "the word")
+        assert one.heard.there == [True, False, True]
+        assert not one.fleet.words.waiting
+
+
+async def test_word_that_the_store_refuses_waits_too() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        edges.shared.refused.add("say")
+        assert await one.fleet.say("a", word()) is False
+        assert one.trouble == ["the store does not take what operators say: no permission for say"]
+        edges.shared.refused.clear()
+        await until(lambda: not one.fleet.words.waiting, "the word")
+        assert edges.shared.order == 1
+
+
+async def test_what_was_said_to_one_that_was_cut_off_does_not_undo_what_was_said_meanwhile() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        one.store.cut()
+        await until(lambda: not one.fleet.there, "the loss")
+        assert await one.fleet.say("a", word("drain")) is False
+        assert await two.fleet.say("a", word("maint", "sam", "two")) is True
+        one.store.cut(down=False)
+        await until(lambda: one.fleet.words.state().intents == {"a": "maint"}, "the other word")
+        assert one.trouble == [
+            "what kim set for a here while the store was away does not hold: something else was set "
+            "meanwhile by sam at two"
+        ]
+        assert one.heard.words >= 1
+
+
+async def test_store_that_lost_everything_is_told_again() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        assert await one.fleet.say("a", word()) is True
+        assert await two.fleet.say("b", word()) is True
+        edges.shared.cut()
+        edges.shared.empty()
+        edges.shared.cut(down=False)
+        await until(lambda: edges.shared.words.keys() == {"a", "b"}, "the words")
+        assert await two.fleet.say("a", word("ready")) is True
+        await until(lambda: one.fleet.words.state().intents == {"b": "drain"}, "the newest")
+
+
+async def test_word_that_cannot_be_read_is_said_and_the_rest_is_taken() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        await one.store.say("a", b"?", None, 0)
+        assert await one.fleet.say("b", word()) is True
+        await until(lambda: two.fleet.words.state().intents == {"b": "drain"}, "the other")
+        assert two.trouble == ["what operators said of 'a' is not what an edge writes"]
+
+
+# Slots
+
+
+async def test_limits_follow_who_is_there() -> None:
+    async with made() as edges:
+        one = await edges.start("one", most={"a": 10})
+        assert one.heard.limits == {"a": 10}
+        two = await edges.start("two", most={"a": 10})
+        await until(lambda: two.heard.limits["a"] >= 4, "its part")
+        assert one.heard.limits["a"] + two.heard.limits["a"] <= 10
+        await one.fleet.close()
+        edges.all.remove(one)
+        await until(lambda: two.heard.limits == {"a": 10}, "all of it")
+
+
+async def test_who_needs_slots_gets_them_from_who_does_not() -> None:
+    async with made() as edges:
+        one, two = [await edges.start(name, most={"a": 10}) for name in ("one", "two")]
+        await until(lambda: two.heard.limits["a"] >= 4, "its part")
+        for used in range(1, 10):
+            await until(lambda used=used: one.heard.limits["a"] >= used, f"slot {used}")  # type: ignore[misc]
+            one.fleet.launches({"a": used})
+            assert one.heard.limits["a"] + two.heard.limits["a"] <= 10
+
+
+async def test_last_slot_goes_to_who_had_to_refuse_a_launch() -> None:
+    async with made() as edges:
+        one = await edges.start("one", most={"a": 1})
+        two = await edges.start("two", most={"a": 1})
+        await edges.count(2)
+        assert (one.heard.limits, two.heard.limits) == ({"a": 1}, {"a": 0})
+        two.fleet.want("a")
+        await until(lambda: two.heard.limits == {"a": 1}, "the slot")
+        assert one.heard.limits == {"a": 0}
+
+
+async def test_edge_that_is_cut_off_keeps_its_part_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedproxy.control.fleet._CUT_OFF", 0.1)
+    async with made() as edges:
+        one = await edges.start("one", most={"a": 9})
+        _, _ = await edges.start("two"), await edges.start("three")
+        one.fleet.launches({"a": 6})
+        await edges.count(3)
+        await until(lambda: one.heard.limits["a"] >= 6, "what it needs")
+        edges.shared.cut()
+        await until(lambda: one.heard.limits == {"a": 3}, "its part")
+        edges.shared.cut(down=False)
+        await until(lambda: one.heard.limits["a"] >= 6, "what it needs")
+
+
+async def test_slots_that_cannot_be_asked_for_are_asked_for_again() -> None:
+    async with made() as edges:
+        one = await edges.start("one", most={"a": 9})
+        edges.shared.refused.add("slots")
+        one.fleet.launches({"a": 1})
+        await until(lambda: "the store refuses slots: no permission for slots" in one.trouble, "the trouble")
+        edges.shared.refused.clear()
+        await until(lambda: edges.shared.held["a"][one.fleet.id].used == 1, "the slots")
+        assert one.fleet.there
+
+
+# Probes
+
+
+async def test_one_probes_and_another_takes_over() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        assert (one.fleet.probes, two.fleet.probes) == (True, False)
+        one.fleet.report(Report("a", False, ("connect",)))
+        await until(lambda: two.heard.reports == [Report("a", False, ("connect",))], "the report")
+        two.fleet.report(Report("a", True))
+        late = await edges.start("late")
+        assert late.heard.reports == [Report("a", False, ("connect",))]
+        await one.fleet.close()
+        edges.all.remove(one)
+        await until(lambda: two.fleet.probes or late.fleet.probes, "another")
+        assert two.fleet.probes != late.fleet.probes
+
+
+async def test_edge_that_dies_is_followed_by_another() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        one.store.cut()
+        edges.shared.now += 6
+        await until(lambda: two.fleet.probes, "another")
+        assert one.fleet.probes
+        await until(lambda: two.fleet.count == 1, "it alone")
+
+
+async def test_each_probes_itself_while_the_store_is_away_or_if_it_is_told_to() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        three = await edges.start("three", shares_probes=False)
+        assert three.fleet.probes
+        edges.shared.cut()
+        await until(lambda: two.fleet.probes, "its own")
+        edges.shared.cut(down=False)
+        await until(
+            lambda: two.fleet.there and one.fleet.there and two.fleet.probes != one.fleet.probes, "one"
+        )
+        assert two.heard.roles[:2] == [False, True]
+
+
+async def test_reports_that_were_lost_are_read_later() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.refused.add("tell")
+        one.fleet.report(Report("a", True))
+        await until(lambda: two.heard.reports == [Report("a", True)], "the report")
+        edges.shared.reports["b"] = b"?"
+        two.fleet.forget({})
+        await until(lambda: len(two.heard.reports) > 1, "another look")
+        assert {report.name for report in two.heard.reports} == {"a"}
+
+
+# Hints
+
+
+async def test_hints_are_heard_by_all_and_by_who_comes_later() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        moved, opened = LaunchMoved(b"k", "a"), BreakerOpened("a")
+        one.fleet.tell(moved)
+        one.fleet.tell(opened)
+        await until(lambda: len(two.heard.hints) == 2, "both")
+        assert two.heard.hints == [moved, opened]
+        assert one.heard.hints == []
+        late = await edges.start("late")
+        assert late.heard.hints == [moved]
+
+
+async def test_old_hints_are_not_taken() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        one.fleet.tell(BuildBegun(b"\0" * 16, "a"))
+        one.fleet.tell(LaunchMoved(b"k", "a"))
+        await until(lambda: edges.shared.hints, "the hints")
+        edges.shared.now += 60
+        late = await edges.start("late")
+        assert late.heard.hints == [LaunchMoved(b"k", "a")]
+
+
+async def test_what_waits_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedproxy.control.fleet._MOST_WAITING", 3)
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.cut()
+        await until(lambda: not one.fleet.there, "the loss")
+        for number in range(5):
+            one.fleet.tell(LaunchMoved(b"%d" % number, "a"))
+        assert one.fleet.dropped == 2
+        edges.shared.cut(down=False)
+        await until(lambda: len(two.heard.hints) >= 3, "the rest")
+        assert two.heard.hints[:3] == [LaunchMoved(b"%d" % number, "a") for number in (2, 3, 4)]
+
+
+async def test_launches_of_a_client_count_everywhere() -> None:
+    async with made() as edges:
+        one, two = Edge(edges.shared, "one"), Edge(edges.shared, "two")
+        edges.all += [one, two]
+        for edge in edges.all:
+            edge.fleet.apply({}, (5, 100.0))
+        await one.fleet.start()
+        one.fleet.tell(LaunchRequested(b"jo"))
+        one.fleet.tell(LaunchRequested(b"jo"))
+        await until(lambda: edges.shared.paid.get(b"jo") == edges.shared.now + 40, "both")
+        # This one was not there to hear of them.
+        await two.fleet.start()
+        two.fleet.tell(LaunchRequested(b"jo"))
+        await until(lambda: len(two.heard.hints) == 2, "those of before")
+        assert two.heard.hints == [LaunchRequested(b"jo")] * 2
+        await until(lambda: LaunchRequested(b"jo") in one.heard.hints, "the third")
+        two.fleet.apply({}, None)
+        two.fleet.tell(LaunchRequested(b"jo"))
+        two.fleet.tell(LaunchMoved(b"k", "a"))
+        await until(lambda: LaunchMoved(b"k", "a") in one.heard.hints, "the hint")
+        assert edges.shared.paid[b"jo"] == edges.shared.now + 60
+
+
+async def test_nonsense_of_others_is_passed_over() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        other = MemoryStore(edges.shared)
+        await other.open("x", lambda topic, content: None, lambda: None)
+        for topic in Topic:
+            await other.tell(topic, b"\xff{")
+        await other.beat(b"[1]", 1, False)
+        await other.tell(Topic.HINT, b"\0" + pack([LaunchMoved(b"k", "a")]))
+        await until(lambda: one.heard.hints, "the hint")
+        await until(lambda: edges.shared.records.keys() == {one.fleet.id, "x"}, "both")
+        assert one.fleet.others == ()
+        assert one.fleet.there
+        assert one.trouble == []
+
+
+# Tickets, questions, the end
+
+
+async def test_tickets_are_those_of_the_first_and_of_who_rotates_them() -> None:
+    async with made() as edges:
+        one = await edges.start("one", tickets=TICKETS)
+        two = await edges.start("two", tickets=b"2" * 32)
+        assert two.heard.tickets == [TICKETS]
+        assert not two.fleet.rotate_tickets(b"3" * 32)
+        assert one.fleet.rotate_tickets(b"4" * 32)
+        await until(lambda: two.heard.tickets[-1:] == [b"4" * 32], "the new ones")
+        edges.shared.values["tickets"] = b"short"
+        edges.shared.cut()
+        await until(lambda: not two.fleet.there, "the loss")
+        assert two.fleet.rotate_tickets(b"5" * 32)
+        assert one.heard.tickets == []
+
+
+async def test_edges_know_of_each_other() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("one")
+        await until(lambda: one.fleet.others and two.fleet.others, "the other")
+        (other,) = one.fleet.others
+        assert (other.name, other.id, other.said["load"]) == ("one", two.fleet.id, 1)
+        answers = await one.fleet.ask()
+        assert answers == [{"edge": "one", "id": two.fleet.id, "members": {"a": {"launches": 1}}}]
+
+
+async def test_question_to_who_does_not_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedproxy.control.fleet._TO_ANSWER", 0.05)
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        await edges.count(2)
+        two.store.cut()
+        assert await one.fleet.ask() == []
+        edges.shared.cut()
+        with pytest.raises(StoreError):
+            await one.fleet.ask()
+
+
+async def test_edge_starts_without_a_store_and_goes_on_trying() -> None:
+    async with made() as edges:
+        edge = Edge(edges.shared, "one")
+        edges.all.append(edge)
+        edge.store.down = True
+        edge.fleet.apply({"a": 4}, None)
+        await edge.fleet.start()
+        assert edge.heard.there == [False]
+        assert edge.heard.limits == {"a": 4}
+        assert edge.fleet.probes
+        await until(lambda: edge.store.opened > 3, "some attempts")
+        assert edge.heard.there == [False]
+        edge.store.cut(down=False)
+        await until(lambda: edge.fleet.there, "the store")
+
+
+async def test_who_leaves_leaves_nothing() -> None:
+    edges = Edges()
+    one = await edges.start("one", most={"a": 3})
+    two = await edges.start("two", most={"a": 3})
+    one.fleet.tell(LaunchMoved(b"k", "a"))
+    await one.fleet.close()
+    assert edges.shared.records.keys() == {two.fleet.id}
+    assert edges.shared.lease != one.fleet.id
+    assert len(edges.shared.hints) == 1
+    await two.fleet.close()
+    assert edges.shared.records == {}
+
+
+async def test_trouble_is_said_once_a_while_and_not_without_end() -> None:
+    edge = Edge(Shared(), "one")
+    for number in range(100):
+        edge.fleet.say_trouble(f"line {number}")
+        edge.fleet.say_trouble(f"line {number}")
+    assert len(edge.trouble) == 64
+
+
+async def test_error_of_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    async with made() as edges:
+        edge = await edges.start("one")
+        monkeypatch.setattr(edge.heard, "describe", lambda: 1 / 0)
+        await until(lambda: told, "the error")
+        assert isinstance(told[0]["exception"], ZeroDivisionError)
+
+
+def test_report_that_is_kept_is_what_others_read() -> None:
+    assert pack_report(Report("a", True)).startswith(b'{"name":"a"')

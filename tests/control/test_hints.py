@@ -1,0 +1,122 @@
+"""What edges tell each other: read as it was written, and nothing else is believed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedproxy.control.hints import Hint, is_hint, pack, pack_report, unpack, unpack_report
+from fedproxy.control.messages import (
+    BreakerInDoubt,
+    BreakerOpened,
+    BuildBegun,
+    LaunchesInFlight,
+    LaunchMoved,
+    LaunchRequested,
+    LaunchSeen,
+    SessionsKnown,
+)
+from fedproxy.control.prober import Report
+from fedproxy.decide.knowledge import Seen
+from fedproxy.decide.launch import End
+
+IMAGE = bytes(range(16))
+HINTS: list[Hint] = [
+    BreakerOpened("a", frozenset((b"\x7f\0\0\1", b"\0\xff"))),
+    LaunchMoved(b"gh/owner/repo", "b"),
+    LaunchRequested(b"\x7f\0\0\1"),
+    BuildBegun(IMAGE, "a"),
+    LaunchSeen(Seen(IMAGE, "a", False, 91.5, 4.0, End.READY)),
+    LaunchSeen(Seen(IMAGE, "a", None, None, None, End.LOST, failed=True)),
+    SessionsKnown(((b"/user/jo", 2, "https://a.example", "a", 1.5, 2.5, b"/v2/gh/o/r/HEAD"),)),
+]
+REPORT = Report(
+    "a",
+    False,
+    ("Docker registry",),
+    {"total": 3},
+    300,
+    {"Docker registry": False},
+    ("it is down",),
+    "/binder/",
+)
+
+
+def test_hints_are_read_as_they_were_written() -> None:
+    assert list(unpack(pack(HINTS))) == HINTS
+
+
+def test_only_some_facts_are_for_other_edges() -> None:
+    assert all(map(is_hint, HINTS))
+    assert not is_hint(LaunchesInFlight({}))
+    assert not is_hint(BreakerInDoubt("a"))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        None,
+        [],
+        ["other", 1],
+        ["moved"],
+        ["moved", "!!!", "a"],
+        ["moved", "AAAA", 3],
+        ["moved", "AAAA", "a" * 5000],
+        ["opened", "a", "AAAA"],
+        ["opened", "a", [1]],
+        ["seen", "AAAA", "a", 1, None, None, "ready", False],
+        ["seen", "AAAA", "a", None, -1, None, "ready", False],
+        ["seen", "AAAA", "a", None, True, None, "ready", False],
+        ["seen", "AAAA", "a", None, 1e300, None, "ready", False],
+        ["seen", "AAAA", "a", None, None, None, "well", False],
+        ["seen", "AAAA", "a", None, None, None, "ready", "no"],
+        ["sessions", [["AAAA", 9, "u", "a", 0, 0, "AAAA"]]],
+        ["sessions", [["AAAA", 1, "u", "a", 0]]],
+        ["sessions", {}],
+        [["moved"], 1],
+    ],
+)
+def test_what_is_no_hint_is_passed_over(item: object) -> None:
+    content = json.dumps([item, ["build", "AAAA", "a"]]).encode()
+    assert list(unpack(content)) == [BuildBegun(b"\0\0\0", "a")]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"7", b"\xff", b"[" * 100_000])
+def test_what_is_no_message_has_no_hints(content: bytes) -> None:
+    assert list(unpack(content)) == []
+
+
+def test_no_more_than_so_many() -> None:
+    assert len(list(unpack(pack([HINTS[1]] * 1500)))) == 1000
+    (found,) = unpack(pack([BreakerOpened("a", frozenset(bytes([n]) for n in range(100)))]))
+    assert isinstance(found, BreakerOpened)
+    assert len(found.witnesses) == 16
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    )
+)
+def test_nothing_makes_reading_fail(value: object) -> None:
+    content = json.dumps(value).encode()
+    assert list(unpack(content)) == [] or isinstance(value, list)
+    assert unpack_report(content) is None
+
+
+@pytest.mark.parametrize("report", [REPORT, Report("a", True)])
+def test_report_is_read_as_it_was_written(report: Report) -> None:
+    assert unpack_report(pack_report(report)) == report
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("name", 1), ("reasons", "x"), ("pods", []), ("pods", {"a": -1}), ("pods", {"a": True}), ("quota", "x")],
+)
+def test_what_is_no_report(key: str, value: object) -> None:
+    said = json.loads(pack_report(REPORT)) | {key: value}
+    assert unpack_report(json.dumps(said).encode()) is None
