@@ -35,6 +35,17 @@ class Tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
 
 
+def heed_cancel() -> None:
+    """Raises CancelledError if this task was told to end and has not noticed.
+
+    In Python 3.11 `asyncio.wait_for`, which libraries use, swallows a cancellation that comes in the turn in
+    which what it waits for is done (cpython issue 86296).
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels tasks, and returns once they have ended in whatever way."""
     ending = list(tasks)

@@ -24,7 +24,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from fedproxy.control.store import PRESENCE, Beat, OldHint, OnTold, Overtaken, Stored, Topic
 from fedproxy.decide.slots import Grant
 from fedproxy.errors import StoreError
-from fedproxy.tasks import cancel
+from fedproxy.tasks import cancel, heed_cancel
 
 if TYPE_CHECKING:
     from fedproxy.config.store import StoreAddress
@@ -303,6 +303,7 @@ class RedisStore:
             await pubsub.subscribe(channel, echo)
             while True:
                 message = await pubsub.get_message(timeout=_ECHO / 2)
+                heed_cancel()
                 now = time.monotonic()
                 if message is not None:
                     heard = now
@@ -355,6 +356,7 @@ class RedisStore:
         except StoreError:
             self._commands["failed"] += 1
             raise
+        heed_cancel()
         self._commands["ok"] += 1
 
     @property
