@@ -45,6 +45,10 @@ class EventName(StrEnum):
     CONFIG_REFUSED = "config.refused", _E, "a fault of the config, which is not put in force"
     CONFIG_WARNING = "config.warning", _W, "something in the config is valid but unwise"
 
+    SOURCE_UNUSABLE = "source.unusable", _W, "something of a source of members cannot be used, and why"
+    SOURCE_USABLE = "source.usable", _I, "that is over"
+    SOURCE_REFUSED = "source.refused", _E, "what the sources have cannot be put in force, and why"
+
     STATE_DROPPED = "state.dropped", _W, "something that operators had set no longer applies"
     STATE_UNUSABLE = "state.unusable", _W, "the file of what operators set cannot be read or written"
     KNOWLEDGE_UNUSABLE = (
@@ -79,9 +83,9 @@ class EventName(StrEnum):
         "admin requests had a wrong token or too few rights; at most once a minute",
     )
 
-    MEMBER_JOINED = "member.joined", _I, "a reloaded config adds a member"
-    MEMBER_LEFT = "member.left", _I, "a reloaded config has one member fewer"
-    MEMBER_WEIGHT = "member.weight", _I, "a reloaded config has another weight"
+    MEMBER_JOINED = "member.joined", _I, "a reloaded config or a source adds a member"
+    MEMBER_LEFT = "member.left", _I, "a reloaded config or a source has one member fewer"
+    MEMBER_WEIGHT = "member.weight", _I, "a reloaded config or a source has another weight"
     MEMBER_FULL = "member.full", _I, "a member has no room for more: its quota"
     MEMBER_ROOM = "member.room", _I, "a member that was full has room again"
     MEMBER_HEALTHY = "member.healthy", _I, "the probes find a member healthy again"

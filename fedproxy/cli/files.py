@@ -32,9 +32,9 @@ def check(file: Path, as_json: bool, live: bool) -> None:
 
     Warnings are about what is valid but unwise; `silence: [NAME]` in the config ends one.
     """
-    from fedproxy.serve.verify import verify
+    from fedproxy.serve.verify import verify_all
 
-    checked = verify(file, os.environ)
+    checked = verify_all(file, os.environ)
     if live and not checked.faults:
         from fedproxy.serve.live import look
 

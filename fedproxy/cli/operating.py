@@ -234,6 +234,7 @@ def explain(url: str, admin: str, as_json: bool, cookie: str | None, accept: str
         ("session", found.get("session") and f"is known to run at {found['session']}"),
         ("refused", found.get("refused")),
         ("member", found.get("member") and _chosen(found)),
+        ("from", found.get("origin") if found.get("origin") != "config" else None),
         ("next", ", ".join(map(str, found.get("next") or ()))),
     ]
     for name, value in lines:

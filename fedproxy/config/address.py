@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from os.path import realpath
 
-from fedproxy.config.units import Kind
+from fedproxy.config.units import Kind, count, within
 
 _HOST = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
 _ADDRESS = re.compile(_HOST + r":(?P<port>[0-9]{1,5})")
@@ -117,6 +117,14 @@ def address(value: object) -> Address | None:
     return Address(host, int(match["port"]))
 
 
+def _dns_name(value: object) -> str | None:
+    """A whole DNS name, in lower case and without the dot at its end; `_SERVICE._PROTO.NAME` is one too."""
+    name = hostname(value)
+    if name is None or ":" in name or name.rpartition(".")[2].isdecimal():
+        return None
+    return name.removesuffix(".")
+
+
 def _origin(value: object) -> tuple[str, str, int] | None:
     """Scheme, host and port of a URL that has no other parts."""
     match = _ORIGIN.fullmatch(value) if isinstance(value, str) else None
@@ -210,6 +218,10 @@ LOCATION = Kind("path or URL", "a path, or an http:// or https:// URL", _target_
 ROUTE_PATH = Kind("path", "a path such as /badge.svg or /build/*", _route_path)
 BASE_PATH = Kind("path", "a path such as / or /services/binder/", base_path)
 HOSTNAME = Kind("host", "a host name or IP address, no port", _host_of_requests)
+DNS_NAME = Kind(
+    "DNS name", "a DNS name such as binder.example.org or _https._tcp.binder.example.org", _dns_name
+)
+PORT = Kind("port", "a port from 1 to 65535", within(count, 1, 65535))
 COOKIE_NAME = Kind(
     "text", "a cookie's name: letters, digits and - _ . (RFC 6265)", lambda v: _matches(COOKIE, v)
 )

@@ -56,6 +56,11 @@ NAMES: Mapping[str, str] = {
     "secret-short": "a token or secret of less than 16 characters",
     "weight-scale": "a weight of 1 or less beside members with `weight: auto`, whose weights are numbers of "
     "pods: it gets next to nothing",
+    "source-hidden": "a member of the config has the name of one in `sources.directory`, which is not used",
+    "source-limit": "`sources.directory` has more files than `sources.limit`",
+    "source-plain": "members that DNS names are asked over the network without TLS",
+    "source-unusable": "`sources.directory` cannot be read, or with `--live`, a name in `sources.dns` has no "
+    "members: it adds none as long as that is so",
     "trust-everybody": "`trusted_proxies` has everybody's address: any visitor may name any client address",
 }
 WARNING = Kind(
@@ -233,7 +238,8 @@ def _has_everybody(networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Netw
 
 def _members(config: Config) -> Iterator[Advice]:
     active = config.active_members
-    if not any(member.start_weight for member in active.values()):
+    sources = config.sources
+    if not sources.any and not any(member.start_weight for member in active.values()):
         text = "has no active member with a weight above 0, expected one that takes new visitors"
         yield Advice("no-visitors", ("members",), text)
     if any(member.weight == "auto" for member in active.values()):
@@ -244,12 +250,16 @@ def _members(config: Config) -> Iterator[Advice]:
                 )
                 yield Advice("weight-scale", ("members", name, "weight"), text)
     if len(active) > 1:
-        if config.health.versions and config.prime is None:
+        if config.health.versions and config.prime is None and sources.directory is None:
             text = "has no prime member, expected one whose versions the others must run"
             yield Advice("no-prime", ("members",), text)
         if config.breaker.max_ejected == 1:
             text = f"is 1, so that all {len(active)} members may be ejected at once, expected less"
             yield Advice("eject-all", ("breaker", "max_ejected"), text)
+    for at, name in enumerate(sources.dns if sources.scheme == "http" else ()):
+        if _is_public(name):
+            text = f"is {name!r} with `scheme: http`, which can be read on its way, expected https"
+            yield Advice("source-plain", ("sources", "dns", at), text)
     public_host = member_address(config.public_url).host if config.public_url is not None else None
     owners: dict[str, str] = {}
     for name, member in active.items():
@@ -276,11 +286,16 @@ def _goes_plainly(member: MemberSettings) -> bool:
     try:
         return ipaddress.ip_address(address.host).is_global
     except ValueError:
-        labels = address.host.removesuffix(".").split(".")
-        # A name within a cluster or a site; RFC 6762, RFC 6761, and the names that are kept for this.
-        return len(labels) > 1 and not (
-            labels[-1] in ("local", "internal", "test", "lan", "intranet") or "svc" in labels[1:]
-        )
+        return _is_public(address.host)
+
+
+def _is_public(name: str) -> bool:
+    """Whether a name is of the public DNS."""
+    labels = name.removesuffix(".").split(".")
+    # A name within a cluster or a site; RFC 6762, RFC 6761, and the names that are kept for this.
+    return len(labels) > 1 and not (
+        labels[-1] in ("local", "internal", "test", "lan", "intranet") or "svc" in labels[1:]
+    )
 
 
 def _routes(routes: Sequence[RouteSettings]) -> Iterator[Advice]:

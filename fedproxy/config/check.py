@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedproxy.config.address import Address, overlap
+from fedproxy.config.address import MEMBER_NAME, Address, overlap
 from fedproxy.config.document import Document
 from fedproxy.config.fields import annotation_at, kind_of
 from fedproxy.config.model import (
@@ -20,6 +20,7 @@ from fedproxy.config.model import (
     ListenerSettings,
     MemberSettings,
     RouteSettings,
+    SourceSettings,
     default_listen,
 )
 from fedproxy.config.places import Finding, Location
@@ -54,13 +55,28 @@ def config_from(data: object) -> tuple[Config | None, list[Finding], ValidParts]
     routes = _valid_parts(RouteSettings, source.get("routes"))
     names = _names(source)
     findings += _between_members(members)
-    findings += _between_routes(routes, members, names)
+    may_find = _has_sources(source)
+    findings += _between_routes(routes, members, names, may_find=may_find)
     findings += _between_listeners(_addresses(source, parts.listen))
     if source.get("listen") == []:
         findings.append(Finding(("listen",), "is empty, expected at least one"))
-    if isinstance(source.get("members"), dict) and not any(map(_may_be_active, source["members"].values())):
+    wanted = isinstance(data, dict) and not may_find
+    if wanted and source.get("members") is None:
+        findings.append(Finding(("members",), "is missing, expected a mapping"))
+    elif wanted and not _has_active(source["members"]):
         findings.append(Finding(("members",), "has no active member, expected at least one"))
     return (None if findings else config), findings, parts
+
+
+def with_members(config: Config, members: Mapping[str, object]) -> tuple[Config | None, list[Finding]]:
+    """The config with these members and no others, validated as a whole as if they were in its file.
+
+    members: settings, or what a file has for them. None and all findings if they do not fit.
+    """
+    data: dict[str, Any] = {key: getattr(config, key) for key in config.model_fields_set}
+    data |= {key: list(data[key]) for key in ("listen", "routes") if key in data}
+    changed, findings, _ = config_from(data | {"members": members})
+    return changed, findings
 
 
 def model_from(model: type[M], data: object) -> tuple[M | None, list[Finding]]:
@@ -193,6 +209,20 @@ def _names(source: Mapping[str, Any]) -> list[str]:
     )
 
 
+def _has_sources(source: Mapping[str, Any]) -> bool:
+    """Whether members may be found elsewhere; with faults in `sources` that is supposed."""
+    sources = source.get("sources")
+    if isinstance(sources, SourceSettings):
+        return sources.any
+    given = sources if isinstance(sources, dict) else {}
+    return any(given.get(key) not in (None, []) for key in ("directory", "dns"))
+
+
+def _has_active(members: object) -> bool:
+    """Whether there may be an active one; what is no mapping is a fault of its own."""
+    return not isinstance(members, dict) or any(map(_may_be_active, members.values()))
+
+
 def _may_be_active(member: object) -> bool:
     return member is not None and not (isinstance(member, dict) and flag(member.get("active")) is False)
 
@@ -212,8 +242,13 @@ def _between_members(members: Mapping[str, MemberSettings]) -> Iterator[Finding]
 
 
 def _between_routes(
-    routes: Mapping[int, RouteSettings], members: Mapping[str, MemberSettings], names: list[str]
+    routes: Mapping[int, RouteSettings],
+    members: Mapping[str, MemberSettings],
+    names: list[str],
+    *,
+    may_find: bool,
 ) -> Iterator[Finding]:
+    """may_find: whether there may be more members than are in the file."""
     for index, route in routes.items():
         where = ("routes", index, "to")
         if route.mode == "redirect":
@@ -222,9 +257,12 @@ def _between_routes(
             continue
         if route.to == "prime":
             # The prime member may be among those with faults of their own.
-            if len(members) == len(names) and not any(member.prime for member in members.values()):
+            is_known = not may_find and len(members) == len(names)
+            if is_known and not any(member.prime for member in members.values()):
                 yield Finding(where, "is 'prime', and no member is prime")
         elif route.to not in names:
+            if may_find and MEMBER_NAME.parse(route.to) is not None:
+                continue
             known = ["members", "prime", *names]
             close = difflib.get_close_matches(route.to[:100], known, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""

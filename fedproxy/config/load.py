@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,6 +105,46 @@ def member_from(name: str, data: object) -> MemberSettings:
     if member is None or findings:
         raise config_error(Document(), findings)
     return member
+
+
+@dataclass(frozen=True)
+class MemberFile:
+    """What a file with one member says. Without `settings` there are faults.
+
+    files: what else it was read from.
+    """
+
+    settings: MemberSettings | None
+    faults: Sequence[Fault] = ()
+    files: Sequence[Path] = ()
+
+
+def read_member(file: Path, env: Mapping[str, str]) -> MemberFile:
+    """The member in a file that has what `members.NAME` would have, under the file's name."""
+    name = file.stem
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            # Opening a pipe would wait for somebody who writes to it.
+            return MemberFile(None, [Fault("", "is no regular file, expected the settings of a member")])
+        document = read(read_text(file))
+    except OSError as error:
+        return MemberFile(None, [Fault("", f"cannot be read: {error.strerror}")])
+    except ConfigError as error:
+        return MemberFile(None, error.faults)
+    findings = []
+    if MEMBER_NAME.parse(name) is None:
+        text = f"is named {show(name)}, which cannot be a member's, expected {MEMBER_NAME.expected}"
+        findings.append(Finding((), text))
+    interpolate(document, env)
+    member = None
+    if document.data is not None:
+        member, wrong = model_from(MemberSettings, document.data)
+        findings += wrong
+    elif not document.findings:
+        findings.append(Finding((), "is empty, expected at least `url`"))
+    if member is None or findings or document.findings:
+        return MemberFile(None, config_error(document, findings).faults, document.files)
+    return MemberFile(member, (), document.files)
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -50,6 +51,8 @@ Text = Annotated[str, units.TEXT]
 Secret = Annotated[SecretStr, units.SECRET]
 File = Annotated[Path, units.FILE]
 Folder = Annotated[Path, units.FOLDER]
+#: Of a list: a text alone is a list of one.
+ONE_OR_MANY: Final = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 Link = Annotated[str, addr.LINK]
 Probed = Annotated[str, addr.PROBED]
 ListenAddress = Annotated[Address, addr.ADDRESS]
@@ -546,6 +549,86 @@ class PageSettings(Section):
     )
 
 
+class FoundSettings(Section):
+    """The settings of members that DNS names, which says no more than host, port and weight."""
+
+    host: Literal["member", "visitor"] = Field(
+        default="member", description="Whose `Host` they are sent: see `members.NAME.host`."
+    )
+    health: Probed = Field(
+        default="/health", description="Where their health is probed: a path, or a full URL."
+    )
+    versions: Probed = Field(
+        default="/versions", description="Where their versions are probed: a path, or a full URL."
+    )
+    ca: File | None = Field(
+        default=None,
+        description="PEM file with the certificate authorities to trust for them, instead of the system's.",
+    )
+    max_requests: Count | None = Field(
+        default=None,
+        description="Requests in flight to each, per worker, instead of `limits.member_requests`.",
+    )
+    max_launches: Count | None = Field(default=None, description="Launches that may run on each at once.")
+
+
+class SourceSettings(Section):
+    """Where more members come from, found while the edge runs. A member of the config wins over one of the
+    same name in the directory, and that over one in DNS."""
+
+    directory: Annotated[Path, units.PATH] | None = Field(
+        default=None,
+        description="A folder with a file for each member: `NAME.yaml` has what `members.NAME` would have. "
+        "The files are watched; other and hidden files are ignored.",
+    )
+    dns: Annotated[tuple[Annotated[str, addr.DNS_NAME], ...], ONE_OR_MANY] = Field(
+        default=(),
+        description="Whole names: `_SERVICE._PROTO.NAME` for its SRV records, each of which is a member; any "
+        "other name is a member itself as long as it has an address.",
+    )
+    scheme: Literal["https", "http"] = Field(
+        default="https", description="How members that DNS names are reached."
+    )
+    port: Annotated[int, addr.PORT] | None = Field(
+        default=None,
+        description="The port of members that are names of `dns` themselves; by default that of `scheme`. An "
+        "SRV record has its own.",
+    )
+    interval: Seconds = Field(
+        default=60.0,
+        description="The longest time between two questions for a name, at most 60s; they are asked as often "
+        "as the records' time to live says, at most once per second.",
+    )
+    keep: SecondsOrNone = Field(
+        default=15.0,
+        description="How long a member that a name's answers no longer have is kept: it may be back in the "
+        "next one.",
+    )
+    limit: Count = Field(
+        default=100,
+        description="The most members from the directory, and from each name; more are left out and said by "
+        "name.",
+    )
+    settings: FoundSettings = Field(
+        default_factory=FoundSettings, description="The settings of members that DNS names."
+    )
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a source."""
+        return self.directory is not None or bool(self.dns)
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        if not 1 <= self.interval <= 60:
+            shown = units.format_duration(self.interval)
+            yield "interval", f"is {shown}, expected a duration from 1s to 60s"
+        if self.settings.ca is not None and self.scheme != "https":
+            yield "settings", f"has a ca, and scheme is {self.scheme}, expected https with it"
+        twice = [name for at, name in enumerate(self.dns) if name in self.dns[:at]]
+        if twice:
+            yield "dns", f"has {twice[0]!r} twice, expected each name once"
+
+
 class Organisation(Section):
     """An organisation on the member page."""
 
@@ -814,7 +897,11 @@ class Config(Section):
         default_factory=RateSettings, description="How many launches one client address may start."
     )
     members: Mapping[Annotated[str, addr.MEMBER_NAME], MemberSettings] = Field(
-        description="The BinderHubs, by name."
+        default={}, description="The BinderHubs, by name. Required without `sources`."
+    )
+    sources: SourceSettings = Field(
+        default_factory=SourceSettings,
+        description="Where more members come from: see [operating.md](operating.md#where-members-come-from).",
     )
     routes: tuple[RouteSettings, ...] = Field(
         default_factory=lambda: (RouteSettings(path="/metrics", status=404),),

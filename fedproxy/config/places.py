@@ -148,7 +148,13 @@ class Places:
         return self._starts[bisect_right(self._starts, begin) + place.line - 2]
 
     def shown(self, place: Position) -> Shown | None:
-        """The line of a place. None if a secret might be in it that cannot be told from the rest."""
+        """The line of a place.
+
+        None if a secret might be in it that cannot be told from the rest, or if it is in a file that is none
+        of these.
+        """
+        if place.file and not any(file.name == place.file for file in self._more):
+            return None
         at, begin = self.index(place), self._start(place)
         ending = _LINE_END.search(self.text, begin)
         end = ending.start() if ending else len(self.text)

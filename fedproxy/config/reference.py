@@ -13,12 +13,12 @@ from pydantic.fields import FieldInfo
 from fedproxy.config.advice import NAMES
 from fedproxy.config.check import one_of
 from fedproxy.config.fields import default_of, kind_of, optional
-from fedproxy.config.model import Config
+from fedproxy.config.model import ONE_OR_MANY, Config
 
 _INTRODUCTION = """\
 # Configuration
 
-One YAML file (JSON is YAML too). Only `members` is required, and within a member only `url`:
+One YAML file (JSON is YAML too). Only `members` or `sources` is required, and of a member only `url`:
 
 ```yaml
 members:
@@ -103,7 +103,8 @@ def type_text(field: FieldInfo) -> str:
         return one_of(get_args(annotation))
     if get_origin(annotation) is tuple:
         item = kind_of(get_args(annotation)[0])
-        return f"list of {item.name}s" if item else "list of mappings"
+        one = f"{item.name} or " if item and ONE_OR_MANY in field.metadata else ""
+        return f"{one}list of {item.name}s" if item else "list of mappings"
     return "mapping"
 
 

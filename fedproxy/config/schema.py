@@ -20,7 +20,7 @@ from fedproxy.config import store as stores
 from fedproxy.config import units
 from fedproxy.config.advice import NAMES, WARNING
 from fedproxy.config.fields import default_of, kind_of, optional
-from fedproxy.config.model import Config
+from fedproxy.config.model import ONE_OR_MANY, Config
 from fedproxy.config.units import Kind
 
 Schema = dict[str, Any]
@@ -62,6 +62,7 @@ _KINDS: Final[Mapping[Kind, Schema]] = {
     units.SECRET: _text(),
     units.FILE: _text(),
     units.FOLDER: _text(),
+    units.PATH: _text(),
     units.FILE_OR_OFF: {"anyOf": [{"enum": ["off", False]}, _text()]},
     units.LOG_FILE: {"anyOf": [{"enum": ["stdout"]}, _text()]},
     units.NETWORK: _text(r"^[0-9A-Fa-f.:]+(%[^/]*)?(/[0-9.]{1,15})?$"),
@@ -83,6 +84,8 @@ _KINDS: Final[Mapping[Kind, Schema]] = {
     addr.ROUTE_PATH: _text("^/"),
     addr.BASE_PATH: _text(r"^/[^*]*$"),
     addr.HOSTNAME: _text(r"^\S+$"),
+    addr.DNS_NAME: _text(r"^[A-Za-z0-9_.-]+$"),
+    addr.PORT: _number(_NUMBER, "integer", minimum=1, maximum=65535),
     addr.COOKIE_NAME: _text(f"^{addr.COOKIE.pattern}$"),
     addr.MEMBER_NAME: _text(f"^{addr.NAME.pattern}$"),
     addr.TOKEN_NAME: _text(f"^{addr.NAME.pattern}$"),
@@ -101,6 +104,8 @@ def config_schema() -> Schema:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "The config of fedproxy",
         **whole,
+        "if": {"required": ["sources"], "properties": {"sources": {"type": "object"}}},
+        "else": {"required": ["members"], "properties": {"members": {"type": "object"}}},
         "definitions": dict(sorted(definitions.items())),
     }
 
@@ -145,6 +150,9 @@ def _value(annotation: Any, metadata: Any, definitions: dict[str, Schema]) -> Sc
         return {"anyOf": [*(schema.get("anyOf") or [schema]), _VARIABLE]}
     if get_origin(annotation) is Literal:
         return {"anyOf": [{"enum": [*get_args(annotation)]}, _VARIABLE]}
+    if ONE_OR_MANY in metadata:
+        item = _value(get_args(annotation)[0], (), definitions)
+        return {"anyOf": [*item["anyOf"], {"type": "array", "items": item}]}
     if get_origin(annotation) is tuple:
         return {"type": "array", "items": _value(get_args(annotation)[0], (), definitions)}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

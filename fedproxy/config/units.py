@@ -180,6 +180,14 @@ def _file_or_off(value: object) -> Path | str | None:
     return Path(parsed) if parsed and Path(parsed).name not in ("", "..") else None
 
 
+def _path(value: object) -> Path | None:
+    """The path of what may be there later."""
+    if isinstance(value, Path):
+        return value
+    parsed = text(value)
+    return Path(parsed) if parsed else None
+
+
 def _log_file(value: object) -> Path | str | None:
     """The path of a file that can be written, or created."""
     if value == "stdout":
@@ -299,6 +307,7 @@ TEXT = Kind("text", "text", text)
 SECRET = Kind("secret", "text", _secret, _mask)
 FILE = Kind("file", "the path of a file that can be read", _readable_file, _plain)
 FOLDER = Kind("folder", "the path of a folder that can be read", _readable_folder, _plain)
+PATH = Kind("folder", "the path of a folder", _path, _plain)
 FILE_OR_OFF = Kind("file or off", "the path of a file, or off", _file_or_off, _plain)
 NETWORK = Kind(
     "network",

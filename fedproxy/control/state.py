@@ -8,6 +8,7 @@ A change records what the config had at that time, and applies as long as the co
   config decides.
 - A deleted member stays deleted while its entry in the config stays the same.
 - An intent applies until it is changed, also while its member is absent; deleting a member discards it.
+- With `sources` of members, one that is gone may only be out of their sight: what was set of it is kept.
 - What no longer fits the config as a whole (a second prime member, a host that another has) is dropped.
 
 `reconcile` applies these rules at startup and on reload, and reports what it dropped.
@@ -28,7 +29,7 @@ from pydantic import Field
 
 from fedproxy.config import units
 from fedproxy.config.address import MEMBER_NAME
-from fedproxy.config.check import config_error, config_from, model_from, show
+from fedproxy.config.check import config_error, model_from, show, with_members
 from fedproxy.config.document import Document
 from fedproxy.config.load import member_from
 from fedproxy.config.model import Config, MemberSettings, Section
@@ -197,7 +198,9 @@ def reconcile(config: Config, state: State) -> tuple[State, list[str]]:
     weights: dict[str, Weight] = {}
     for name, weight in state.weights.items():
         value = units.weight_text(weight.value)
-        if name not in base:
+        if name not in base and config.sources.any:
+            weights[name] = weight
+        elif name not in base:
             lines.append(f"{name}: its weight {value} is dropped: there is no such member")
         elif base[name].weight != weight.over:
             lines.append(
@@ -213,16 +216,19 @@ def reconcile(config: Config, state: State) -> tuple[State, list[str]]:
 def _fitting(config: Config, changes: Mapping[str, Change]) -> tuple[dict[str, Change], list[str]]:
     lines = []
     holding: dict[str, Change] = {}
+    absent: dict[str, Change] = {}
     for name, change in changes.items():
         if _holds(config, name, change):
             holding[name] = change
+        elif config.sources.any and name not in config.members:
+            absent[name] = change
         else:
             lines.append(
                 f"{name}: {_done(change)}, but the config has changed its entry since: the config applies"
             )
     with contextlib.suppress(ConfigError):
         _with_members(config, holding)
-        return holding, lines
+        return {**holding, **absent}, lines
     # They do not fit together: keep each one that fits with those before it.
     fitting: dict[str, Change] = {}
     for name, change in holding.items():
@@ -232,7 +238,7 @@ def _fitting(config: Config, changes: Mapping[str, Change]) -> tuple[dict[str, C
             lines.append(f"{name}: {_done(change)}, dropped: {error}")
         else:
             fitting[name] = change
-    return fitting, lines
+    return {**fitting, **absent}, lines
 
 
 def _done(change: Change) -> str:
@@ -260,9 +266,7 @@ def _with_members(config: Config, changes: Mapping[str, Change]) -> Config:
             members[name] = dict(change.settings)
         else:
             members.pop(name, None)
-    data: dict[str, Any] = {key: getattr(config, key) for key in config.model_fields_set}
-    data |= {key: list(data[key]) for key in ("listen", "routes") if key in data}
-    changed, findings, _ = config_from(data | {"members": members})
+    changed, findings = with_members(config, members)
     if changed is None:
         raise config_error(Document(), findings)
     return changed

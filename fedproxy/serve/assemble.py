@@ -98,7 +98,9 @@ def router_of(settings: config.Config, base_paths: Collection[str]) -> Router:
         if path == "/"
         or not ("/user/" in path or "/hub/" in path or any(start.startswith(path) for start in starts))
     ]
-    return Router([_route(route) for route in settings.routes], {*settings.launch.base_paths, *said})
+    return Router(
+        [_route(route, settings) for route in settings.routes], {*settings.launch.base_paths, *said}
+    )
 
 
 def options_of(listener: config.ListenerSettings) -> ListenerOptions:
@@ -194,9 +196,15 @@ def _policy(settings: config.Config, pages: ErrorPages | None) -> Policy:
     )
 
 
-def _route(route: config.RouteSettings) -> Route:
+def _route(route: config.RouteSettings, settings: config.Config) -> Route:
     host = None if route.host is None else route.host == "visitor"
-    return Route(route.path, _action(route), sessions=route.sessions, visitor_host=host)
+    action = _action(route)
+    if (isinstance(action, ToMember) and action.name not in settings.active_members) or (
+        isinstance(action, ToPrime) and settings.prime is None
+    ):
+        # It is not found yet, or not any more. Nobody else can stand in for it.
+        action = Fixed(503)
+    return Route(route.path, action, sessions=route.sessions, visitor_host=host)
 
 
 def _action(route: config.RouteSettings) -> Action:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,14 @@ from fedproxy.config.address import Address
 from fedproxy.config.advice import Advice, reserve_unfit
 from fedproxy.config.check import addresses_of, collisions
 from fedproxy.config.places import Finding, Location
+from fedproxy.control.names import NameServers
 from fedproxy.control.prober import Prober, Report
+from fedproxy.control.sources import gather
 from fedproxy.serve.admin import ask_admin
+from fedproxy.serve.discovering import name_of
 from fedproxy.serve.probes import find_targets, probe_policy
 from fedproxy.serve.sockets import try_address
+from fedproxy.serve.verify import members_in
 
 if TYPE_CHECKING:
     from fedproxy.config.model import AdminSettings, Config
@@ -30,8 +35,22 @@ async def look(checked: CheckedFile) -> CheckedFile:
     Addresses that a running edge of this config listens on are not taken.
     """
     config = checked.config
-    findings, advice = await asyncio.gather(_try_addresses(config), _probe(config))
-    return checked.with_more(findings, advice)
+    findings, (advice, found) = await asyncio.gather(_try_addresses(config), _find(config))
+    return checked.with_more(findings, [*advice, *await _probe(found)])
+
+
+async def _find(config: Config) -> tuple[list[Advice], Config]:
+    """The config with the members that its sources have, and what is wrong with the names in DNS."""
+    servers = NameServers()
+    answers = await asyncio.gather(*(name_of(config, name, servers).ask() for name in config.sources.dns))
+    await servers.close()
+    advice = [
+        Advice("source-unusable", ("sources", "dns", at), text)
+        for at, answer in enumerate(answers)
+        for text in answer.complaints.values()
+    ]
+    found = [members_in(config, os.environ), *(each.members for each in answers)]
+    return advice, gather(config, found, {}).config
 
 
 async def _try_addresses(config: Config) -> list[Finding]:
@@ -78,6 +97,8 @@ async def _probe(config: Config) -> list[Advice]:
     # Every failure counts, and is shown.
     policy = replace(probe_policy(config), rise=1, fall=1)
     targets = find_targets(config)
+    if not targets:
+        return []
     reports: dict[str, Report] = {}
     complete = asyncio.Event()
 

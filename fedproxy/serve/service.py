@@ -42,6 +42,7 @@ from fedproxy.control.messages import (
 )
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.sessions import SessionFile, SessionStore, sessions_path
+from fedproxy.control.sources import CONFIG, OPERATOR
 from fedproxy.control.state import State, StateFile, state_path
 from fedproxy.control.weights import AutoWeights
 from fedproxy.control.words import Word
@@ -57,6 +58,7 @@ from fedproxy.observe.metrics import View
 from fedproxy.observe.processes import Processes, Running
 from fedproxy.proxy.explaining import Question
 from fedproxy.serve import descriptors, orphans, reaper
+from fedproxy.serve.discovering import Discovery
 from fedproxy.serve.disk import DiskThread
 from fedproxy.serve.fleet import FleetLink
 from fedproxy.serve.log import check_log
@@ -132,7 +134,7 @@ class Service:
         notifier: Notifier | None = None,
     ) -> None:
         self.config = config
-        self._own = config  # what the file says, without what operators set
+        self._own = config  # what the file and the sources say, without what operators set
         self._log = log
         self._reread = reread
         self._files = files or (lambda: [] if file is None else [file])
@@ -182,6 +184,7 @@ class Service:
         self._orphans = orphans.Orphans()
         self._reaper: asyncio.Task[None] | None = None
         self._moved_at = -SETTLED  # when listeners last changed
+        self._discovery = Discovery(self._on_event, self._take_found)
 
     _planes: Planes
     _pages: ErrorPages
@@ -235,6 +238,7 @@ class Service:
         return self._chores.start(work)
 
     async def _start(self) -> None:
+        self._own = await self._discovery.start(self._own)
         self._state_file = StateFile(state_path(self._own, self._file, os.environ))
         self._state, complaints = self._state_file.load()
         for line in complaints:
@@ -579,6 +583,7 @@ class Service:
         self._serving = False
         self._notifier.stopping(drain + 10.0)
         await cancel(self._chores)
+        await self._discovery.close()
         if self.link is not None:
             self.link.retire()
         if self._prober is not None:
@@ -725,8 +730,13 @@ class Service:
             yield from planes.processes()
 
     def config_masked(self, *, own: bool = False) -> dict[str, Any]:
-        """The config in force, without its secrets; own: without what operators changed at run time."""
-        return masked(self._own if own else self.config)
+        """The config in force, without its secrets; own: as its file has it."""
+        return masked(self._discovery.own if own else self.config)
+
+    def origin(self, name: str) -> str:
+        """Where a member comes from: `config`, `directory: FILE`, `dns: NAME` or `operator`."""
+        change = self._state.members.get(name)
+        return OPERATOR if change is not None else self._discovery.origin(name)
 
     async def change(self, name: str, intent: Intent | None, weight: Weight | None, who: str) -> None:
         """The operator's intent for a member, in force when this returns, and kept. who: whose it is.
@@ -793,7 +803,9 @@ class Service:
         async with self._changing:
             if self._reread is None:
                 raise ConfigError([_NO_FILE])
-            own = self._reread()
+            prepared = await self._discovery.prepare(self._reread())
+            await self._discovery.drop(prepared)
+            own = prepared.config
             state, _ = operators.reconcile(own, self._state)
             self._open_files(operators.overlay(own, state))
             return self._differences(own, state)
@@ -979,21 +991,38 @@ class Service:
         return faults
 
     async def _reload(self, who: str) -> list[Fault]:
-        if self._reread is None:
+        reread = self._reread
+        if reread is None:
             return [_NO_FILE]
+        return await self._adopt(lambda: self._read_again(reread), who)
+
+    async def _take_found(self) -> list[Fault]:
+        """Puts in force what the sources of members have found, as a reload would."""
+        async with self._changing:
+            return await self._adopt(lambda: self._discovery.own, "source")
+
+    async def _adopt(self, read: Callable[[], Config], who: str) -> list[Fault]:
+        """Puts a config in force, with what its sources have; or changes nothing and says what is wrong."""
         before = self.config
+        prepared = None
         try:
-            own = self._read_again(self._reread)
+            prepared = await self._discovery.prepare(read())
+            own = prepared.config
             state, dropped = operators.reconcile(
                 own, self._state if self.link is None else self.link.words.state()
             )
             await self._take_over(operators.overlay(own, state), own, state)
+            await self._discovery.commit(prepared)
+            prepared = None
         except ConfigError as error:
             return error.faults
         except OSError as error:
             return [Fault("", error.strerror or str(error))]
         except StartError as error:
             return [Fault("", str(error))]
+        finally:
+            if prepared is not None:
+                await self._discovery.drop(prepared)
         for line in dropped:
             if line not in self._overtaken:
                 self.note(EventName.STATE_DROPPED, line, who=who)
@@ -1026,11 +1055,17 @@ class Service:
                 self.note(EventName.MEMBER_LEFT, f"{name} left the federation", name, who)
         for name, settings in new.items():
             if name not in old:
-                self.note(EventName.MEMBER_JOINED, f"{name} joined the federation", name, who)
+                self.note(
+                    EventName.MEMBER_JOINED, f"{name} joined the federation{self._from(name)}", name, who
+                )
             elif (weight := old[name].weight) != settings.weight:
                 now = weight_text(settings.weight)
                 text = f"the weight of {name} changed from {weight_text(weight)} to {now}"
                 self.note(EventName.MEMBER_WEIGHT, text, name, who)
+
+    def _from(self, name: str) -> str:
+        origin = self.origin(name)
+        return "" if origin == CONFIG else f", from {origin}"
 
     async def _take_over(self, config: Config, own: Config, state: State) -> None:
         """Raises ConfigError, OSError or StartError, with nothing changed."""

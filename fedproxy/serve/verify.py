@@ -14,11 +14,13 @@ from pathlib import Path
 
 from fedproxy.config.advice import Advice, advise, certificate_ends, in_kubernetes
 from fedproxy.config.check import ValidParts, faults_of
-from fedproxy.config.load import Reading, examine, read_text
-from fedproxy.config.model import Config, TlsSettings
+from fedproxy.config.load import MemberFile, Reading, examine, read_member, read_text
+from fedproxy.config.model import Config, MemberSettings, TlsSettings
 from fedproxy.config.places import Finding, Location
 from fedproxy.config.report import Warned, warning_lines
-from fedproxy.errors import ConfigError, Fault
+from fedproxy.control.folder import member_files, printable
+from fedproxy.control.sources import FoundMember, gather
+from fedproxy.errors import ConfigError, Fault, Position
 from fedproxy.serve.assemble import endpoint_of
 from fedproxy.serve.tls import Certificates
 from fedproxy.web.error_pages import error_pages
@@ -68,6 +70,66 @@ def verify(file: Path, env: Mapping[str, str]) -> CheckedFile:
     if reading.config is not None:
         advice += advise(reading.config, env)
     return CheckedFile(reading, wrong.faults if wrong is not None else [], _warnings(reading, advice))
+
+
+def verify_all(file: Path, env: Mapping[str, str]) -> CheckedFile:
+    """The same with the files of `sources.directory`. An edge serves without those that have faults."""
+    checked = verify(file, env)
+    if checked.faults or checked.config.sources.directory is None:
+        return checked
+    config, folder = checked.config, checked.config.sources.directory
+    try:
+        files = member_files(folder)
+    except OSError as error:
+        text = f"is {str(folder)!r}, which cannot be read: {error.strerror}, expected files of members there"
+        return checked.with_more([], [Advice("source-unusable", ("sources", "directory"), text)])
+    advice = []
+    if len(files) > config.sources.limit:
+        text = f"is {config.sources.limit}, and there are {len(files)} files, expected at least that many"
+        advice.append(Advice("source-limit", ("sources", "limit"), text))
+    read = {each: read_member(each, env) for each in files[: config.sources.limit]}
+    faults = [_in_file(each, fault) for each, member in read.items() for fault in member.faults]
+    for each in read:
+        if each.stem in config.members:
+            text = f"is also in {printable(each)}, which is not used: the config wins"
+            advice.append(Advice("source-hidden", ("members", each.stem), text))
+    try:
+        for name, text in gather(config, [_found(read)], {}, fault_of).refused.items():
+            faults.append(_in_file(folder / f"{name}.yaml", Fault("", text)))
+    except ConfigError as error:
+        faults += error.faults
+    return replace(checked.with_more([], advice), faults=faults)
+
+
+def members_in(config: Config, env: Mapping[str, str]) -> dict[str, FoundMember]:
+    """The members in those files of a config's directory that have no faults."""
+    folder = config.sources.directory
+    with suppress(OSError):
+        files = [] if folder is None else member_files(folder)
+        return _found({each: read_member(each, env) for each in files[: config.sources.limit]})
+    return {}
+
+
+def _found(read: Mapping[Path, MemberFile]) -> dict[str, FoundMember]:
+    return {
+        file.stem: FoundMember(member.settings, printable(file))
+        for file, member in read.items()
+        if member.settings is not None
+    }
+
+
+def _in_file(file: Path, fault: Fault) -> Fault:
+    place = fault.place or Position(1, 1)
+    return replace(fault, place=replace(place, file=printable(file)))
+
+
+def fault_of(name: str, settings: MemberSettings) -> str | None:
+    """What is wrong with the files that a member's settings name; None if nothing is."""
+    try:
+        endpoint_of(name, settings)
+    except ConfigError as error:
+        return "; ".join(fault.message for fault in error.faults)
+    return None
 
 
 def _warnings(reading: Reading, advice: Sequence[Advice]) -> list[Warned]:

@@ -113,6 +113,9 @@ class AdminState(Protocol):
     def set_by(self, name: str) -> str | None:
         """Who set last what an operator set of a member; None if nobody did, or it is not known."""
 
+    def origin(self, name: str) -> str:
+        """Where a member comes from: `config`, `directory: FILE`, `dns: NAME` or `operator`."""
+
     def learned(self, name: str) -> Learned:
         """What launches have taught of a member."""
 
@@ -293,7 +296,10 @@ class _Admin:
             raise RefusedError(503, "No worker is there who could say it.") from None
         if text is None:
             raise RefusedError(422, f"url: no visitor can ask for {question.target[:200]!r}.")
-        return web.Response(text=text, content_type="application/json")
+        found = json.loads(text)
+        if found.get("member") is not None:
+            found["origin"] = self._state.origin(found["member"])
+        return web.json_response(found)
 
     # Writing
 
@@ -368,6 +374,7 @@ class _Admin:
                 **describe(member, parts[member.name]),
                 "auto": has_auto(members.get(member.name)),
                 "set_by": self._state.set_by(member.name),
+                "source": self._state.origin(member.name),
                 **_learned(self._state.learned(member.name), figures.get(member.name)),
                 **probed(member, members.get(member.name)),
                 "dashboard": dashboard(members.get(member.name)),

@@ -105,6 +105,9 @@ class LiveState(Protocol):
     def known(self) -> Survey:
         """The last known survey, without asking the workers."""
 
+    def origin(self, name: str) -> str:
+        """Where a member comes from, in a word or two; `config` if that is its file."""
+
     def next_look(self) -> asyncio.Future[None]:
         """Done when the history has seen the next survey. Shared: do not cancel it."""
 
@@ -186,6 +189,7 @@ class Live:
                 "chosen": _chosen(lately.sources),
                 "choices": {str(reason): count for reason, count in member.counts.choices.items()},
                 "dashboard": dashboard(settings.get(name)),
+                "source": self._state.origin(name),
                 "events": [_shown(event) for event in events[name]],
             }
 

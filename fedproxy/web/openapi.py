@@ -73,6 +73,10 @@ _MEMBER: Final = _object(
         "state": {"enum": [each.value for each in Intent], "description": "What operators set."},
         "status": {"enum": [each.value for each in Status], "description": "How it is, in one word."},
         "set_by": _MAYBE_TEXT,
+        "source": {
+            **_TEXT,
+            "description": "Where it comes from: `config`, `directory: FILE`, `dns: NAME` or `operator`.",
+        },
         "healthy": _FLAG,
         "reasons": _TEXTS,
         "details": _TEXTS,
@@ -147,6 +151,7 @@ _EXPLANATION: Final = _object(
         "cookie": {**_MAYBE_TEXT, "description": "The member that the cookie names."},
         "session": {**_MAYBE_TEXT, "description": "Where the session is known to run."},
         "member": {**_MAYBE_TEXT, "description": "Who would be asked."},
+        "origin": {**_TEXT, "description": "Where the member comes from: as `source` of a member."},
         "source": {**_TEXT, "description": "What chose it: as in `fedproxy_affinity_total`."},
         "last_resort": _FLAG,
         "next": {**_TEXTS, "description": "Who would be asked after it, if each fails."},

@@ -68,6 +68,7 @@ UNWISE = [
     ("weight-scale members.b.weight", with_members({"weight": "auto"})),
     ("weight-scale members.a.weight", with_members({"weight": 0.5}, {"weight": "auto"})),
     ("no-prime members", with_members({"prime": False})),
+    ("source-plain sources.dns.0", {"sources": {"dns": "_http._tcp.b.example", "scheme": "http"}}),
     ("eject-all breaker.max_ejected", {"breaker": {"max_ejected": 1}}),
     ("same-url members.b.url", with_members(b={"url": "HTTPS://a.example:443/"})),
     ("loop members.b.url", {"public_url": "https://b.example"}),

@@ -606,6 +606,58 @@ def test_tokens_have_names_and_rights() -> None:
     assert parse("members: {a: {url: 'http://a'}}", {}).admin.named_tokens == {}
 
 
+def test_members_may_be_left_out_where_there_are_sources() -> None:
+    for members in ("", "members: {}\n", "members:\n", "members: {a: {url: 'https://a', active: false}}\n"):
+        for sources in ("{dns: a.test}", "{directory: /not/there}"):
+            assert not parse(f"{members}sources: {sources}", {}).active_members
+    assert faults("sources: {limit: 5}") == ["members: is missing, expected a mapping"]
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("A.Test.", ("a.test",)),
+        ("_http._tcp.a.test", ("_http._tcp.a.test",)),
+        ("[a.test, b.test]", ("a.test", "b.test")),
+    ],
+)
+def test_names_of_sources_are_one_or_many(given: str, names: tuple[str, ...]) -> None:
+    assert parse(f"sources: {{dns: {given}}}", {}).sources.dns == names
+
+
+@pytest.mark.parametrize(
+    ("sources", "fault"),
+    [
+        ("{dns: 10.0.0.1}", "sources.dns.0: is '10.0.0.1', expected a DNS name such as"),
+        ("{dns: [a.test, 'a b']}", "sources.dns.1: is 'a b', expected a DNS name such as"),
+        ("{dns: ['[::1]']}", "sources.dns.0: is '[::1]', expected a DNS name such as"),
+        ("{dns: [a.test, A.test.]}", "sources.dns: has 'a.test' twice, expected each name once"),
+        ("{dns: {a: b}}", "sources.dns: is a mapping, expected a list"),
+        ("{dns: a.test, interval: 61s}", "sources.interval: is 61s, expected a duration from 1s to 60s"),
+        ("{dns: a.test, interval: 0.5}", "sources.interval: is 500ms, expected a duration from 1s to 60s"),
+        ("{dns: a.test, port: 0}", "sources.port: is 0, expected a port from 1 to 65535"),
+        ("{dns: a.test, scheme: ftp}", "sources.scheme: is 'ftp', expected https or http"),
+        ("{dns: a.test, limit: 0}", "sources.limit: is 0, expected a whole number of at least 1"),
+        ("{directory: ''}", "sources.directory: is '', expected the path of a folder"),
+        (
+            "{directorry: /x, dns: a.test}",
+            "sources.directorry: is not a known key, did you mean 'directory'?",
+        ),
+    ],
+)
+def test_sources_that_cannot_be_are_faults(sources: str, fault: str) -> None:
+    found = faults(f"sources: {sources}")
+    assert len(found) == 1
+    assert found[0].startswith(fault)
+
+
+def test_authority_needs_https() -> None:
+    text = f"sources: {{dns: a.test, scheme: http, settings: {{ca: {__file__}}}}}"
+    assert faults(text) == [
+        "sources.settings: has a ca, and scheme is http, expected https with it",
+    ]
+
+
 def test_reference_is_what_the_models_say() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text()
     assert written == render(), "python -m fedproxy.config.reference > docs/configuration.md"

@@ -76,6 +76,25 @@ def test_weight_that_is_the_configs_own_is_nothing_to_keep() -> None:
     assert set_weight(config(), state, "a", 50) == State()
 
 
+def test_what_was_set_of_a_member_that_a_source_may_find_again_is_kept() -> None:
+    sources = {"sources": {"dns": "a.test"}}
+    both, alone = config(**sources), config({"b": B}, **sources)
+    state = leave(both, set_weight(both, State(), "b", 3), "a")
+    state = join(both, state, "b", NEW)
+    for seen in ({}, {"a": A}, {"b": B}, {"a": A, "b": B}):
+        kept, lines = reconcile(config(seen, **sources), state)
+        assert (kept, lines) == (state, [])
+    assert overlay(config({}, **sources), state).members == {}
+    assert list(overlay(both, state).members) == ["b"]
+    # One that is another by now is the config's again.
+    assert reconcile(config({"a": B}, **sources), state)[1] == [
+        "a: was deleted at run time, but the config has changed its entry since: the config applies"
+    ]
+    weighed = set_weight(alone, State(), "b", 3)
+    assert reconcile(config({}, **sources), weighed) == (weighed, [])
+    assert reconcile(config({"a": A}), weighed)[0] == State()
+
+
 def test_weight_of_nobody_is_an_error() -> None:
     with pytest.raises(KeyError):
         set_weight(config(), State(), "nobody", 7)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
-A, CNAME, AAAA = 1, 5, 28
+A, CNAME, AAAA, SRV = 1, 5, 28, 33
 NO_ERROR, SERVFAIL, NXDOMAIN, REFUSED = 0, 2, 3, 5
 
 
@@ -28,6 +28,11 @@ class Reply:
         return cls([(AAAA if ":" in each else A, ttl, _packed(each)) for each in addresses])
 
     @classmethod
+    def services(cls, *records: tuple[int, int, int, str], ttl: int = 1) -> Reply:
+        """SRV records: priority, weight, port and target."""
+        return cls([(SRV, ttl, struct.pack(">HHH", *each[:3]) + encoded(each[3])) for each in records])
+
+    @classmethod
     def alias(cls, name: str, *addresses: str, ttl: int, of_address: int) -> Reply:
         """A CNAME, and the addresses of the name behind it."""
         records = [(A, of_address, _packed(each)) for each in addresses]
@@ -38,7 +43,7 @@ class Zone(asyncio.DatagramProtocol):
     """The name server. `replies` by name and type; what is not there has no data.
 
     `asked` are the questions that came, in order. With `rotate`, one of its replies after the other answers
-    all questions for A.
+    all questions for A. Those in `cut` are told that more did not fit.
     """
 
     def __init__(self) -> None:
@@ -46,6 +51,7 @@ class Zone(asyncio.DatagramProtocol):
         self.rotate: list[Reply] = []
         self.asked: list[tuple[str, int]] = []
         self.down = False
+        self.cut: set[tuple[str, int]] = set()
 
     def holds(self, name: str, *addresses: str, ttl: int = 1) -> None:
         """The name has these addresses, and no others."""
@@ -59,7 +65,7 @@ class Zone(asyncio.DatagramProtocol):
         self.address = f"{host}:{port}"
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        name, kind, end = _question(data)
+        name, kind, _ = _question(data)
         self.asked.append((name, kind))
         if self.rotate and kind == A:
             reply = self.rotate.pop(0)
@@ -68,15 +74,24 @@ class Zone(asyncio.DatagramProtocol):
             reply = self.replies.get((name, kind), Reply())
         if reply.silent or self.down:
             return
-        flags = 0x8580 | reply.code
-        out = data[:2] + struct.pack(">HHHHH", flags, 1, len(reply.records), 0, 0) + data[12:end]
-        # Each record is of the name asked for, until an alias leads on.
-        owner = b"\xc0\x0c"
-        for type_, ttl, rdata in reply.records:
-            out += owner + struct.pack(">HHIH", type_, 1, ttl, len(rdata)) + rdata
-            if type_ == CNAME:
-                owner = rdata
-        self.transport.sendto(out, addr)
+        out = bytearray(said(data, reply))
+        if (name, kind) in self.cut:
+            out[2] |= 2  # TC
+        self.transport.sendto(bytes(out), addr)
+
+
+def said(data: bytes, reply: Reply) -> bytes:
+    """The answer to a question."""
+    _, _, end = _question(data)
+    flags = 0x8580 | reply.code
+    out = data[:2] + struct.pack(">HHHHH", flags, 1, len(reply.records), 0, 0) + data[12:end]
+    # Each record is of the name asked for, until an alias leads on.
+    owner = b"\xc0\x0c"
+    for type_, ttl, rdata in reply.records:
+        out += owner + struct.pack(">HHIH", type_, 1, ttl, len(rdata)) + rdata
+        if type_ == CNAME:
+            owner = rdata
+    return out
 
 
 def _packed(address: str) -> bytes:
@@ -85,7 +100,8 @@ def _packed(address: str) -> bytes:
 
 def encoded(name: str) -> bytes:
     """A name as labels."""
-    return b"".join(bytes((len(label),)) + label.encode() for label in name.split(".")) + b"\0"
+    labels = name.removesuffix(".").split(".") if name != "." else []
+    return b"".join(bytes((len(label),)) + label.encode() for label in labels) + b"\0"
 
 
 def _question(data: bytes) -> tuple[str, int, int]:

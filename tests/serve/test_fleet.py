@@ -267,13 +267,14 @@ async def test_launches_at_a_member_are_limited_over_all_edges(workers: int) -> 
             await until(
                 lambda: all(each.link.fleet.count == 3 for each in all_edges if each.link), "each other"
             )
-            started = [
-                asyncio.create_task(launch(session, all_edges[number % 3], f"r{number}"))
-                for number in range(30)
-            ]
+            started = []
+            for number in range(30):
+                started.append(asyncio.create_task(launch(session, all_edges[number % 3], f"r{number}")))
+                if workers > 1:
+                    # Two of them may take the last slot of their edge in the same moment.
+                    await until(lambda: sum(each.running for each in found) == len(started), "it")  # noqa: B023
             await until(lambda: sum(each.running for each in found) == 30, "every launch")
-            # What one edge may have too much of, two of its workers may have taken in the same moment.
-            assert found[0].most <= 6 + 3 * (workers - 1)
+            assert found[0].most <= 6
             assert found[0].most >= 4
             for each in found:
                 each.finish.set()

@@ -20,8 +20,9 @@ from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.errors import ConfigError
 from fedproxy.serve.live import _try_addresses, look
 from fedproxy.serve.service import Service
-from fedproxy.serve.verify import CheckedFile, Reader, verify
+from fedproxy.serve.verify import CheckedFile, Reader, members_in, verify, verify_all
 from tests.rig import guard
+from tests.rig.names import SRV, Reply, name_server
 from tests.rig.visitor import END, pair
 
 MEMBERS = {"a": {"url": "https://a.example", "prime": True}}
@@ -453,3 +454,95 @@ def test_reader_names_all_that_it_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         reader.read()
     assert parts / "b.yaml" in reader.files()
+
+
+# Sources of members
+
+
+def test_files_of_the_directory_have_faults_with_their_places(tmp_path: Path, write: Write) -> None:
+    folder = tmp_path / "members"
+    folder.mkdir()
+    junk = tmp_path / "junk.pem"
+    junk.write_text("junk")
+    for name, text in (
+        ("b", "url: https://b.example\nweight: -1"),
+        ("c", ""),
+        ("d", "{url: https://d.example, prime: true}"),
+        ("e", f"{{url: https://e.example, ca: {junk}}}"),
+        ("f", "url: https://${HOST}"),
+        ("a", "url: https://other.example"),
+    ):
+        (folder / f"{name}.yaml").write_text(text)
+    checked = verify_all(write({"sources": {"directory": str(folder)}}), {"HOST": "f.example"})
+    assert sorted(faults(checked)) == [
+        f"{folder}/b.yaml:2:9: weight: is -1, expected auto or a number of at least 0",
+        f"{folder}/c.yaml:1:1: is empty, expected at least `url`",
+        f"{folder}/d.yaml:1:1: prime: is true, but a is prime already, expected at most one prime member",
+        f"{folder}/e.yaml:1:1: {junk} cannot be used, expected certificates as PEM",
+    ]
+    assert names(checked) == ["source-hidden"]
+    # An edge starts without them.
+    assert verify(tmp_path / "edge.yaml", {}).faults == []
+    assert list(members_in(checked.reading.config, {})) == ["a", "d", "e"]  # type: ignore[union-attr, arg-type]
+
+
+def test_directory_that_cannot_be_read_is_a_warning(tmp_path: Path, write: Write) -> None:
+    checked = verify_all(write({"sources": {"directory": str(tmp_path / "none")}}), {})
+    assert (faults(checked), names(checked)) == ([], ["source-unusable"])
+    assert members_in(checked.config, {}) == {}
+
+
+def test_more_files_than_the_limit_are_a_warning(tmp_path: Path, write: Write) -> None:
+    for name in "bcd":
+        (tmp_path / f"{name}.yaml").write_text(f"url: https://{name}.example")
+    checked = verify_all(write({"sources": {"directory": str(tmp_path), "limit": 2}}), {})
+    assert (faults(checked), names(checked)) == ([], ["source-limit"])
+
+
+def test_set_that_does_not_fit_with_the_config_is_a_fault(tmp_path: Path, write: Write) -> None:
+    folder = tmp_path / "members"
+    folder.mkdir()
+    (folder / "b.yaml").write_text("{url: https://b.example, active: false}")
+    config = {"sources": {"directory": str(folder)}, "routes": [{"path": "/x", "to": "b"}]}
+    assert faults(verify_all(write(config), {})) == [
+        "f: routes.0.to: is 'b', a past member, expected an active one"
+    ]
+
+
+async def test_names_are_asked_and_their_members_probed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Write
+) -> None:
+    (tmp_path / "members").mkdir()
+    (tmp_path / "members/f.yaml").write_text("url: http://127.0.0.1:1")
+    data = {
+        "members": {},
+        "listen": [{"address": "127.0.0.1:0"}],
+        "admin": {"address": "127.0.0.1:0"},
+        "health": {"timeout": 2},
+        "sources": {
+            "dns": ["_http._tcp.a.test", "b.test"],
+            "scheme": "http",
+            "directory": str(tmp_path / "members"),
+        },
+    }
+    async with guard(), name_server() as zone:
+        monkeypatch.setenv("FEDPROXY_NAMESERVERS", zone.address)
+        zone.holds("pod.test", "127.0.0.1")
+        zone.replies["_http._tcp.a.test", SRV] = Reply.services((0, 1, 1, "pod.test"))
+        checked = await look(verify(write(data), {}))
+    assert {(each.name, each.what.path) for each in checked.warnings} == {
+        ("source-unusable", "sources.dns.1"),
+        ("member-unhealthy", "members.f"),
+        ("member-unhealthy", "members.pod.test"),
+    }
+
+
+async def test_nobody_to_probe_is_not_waited_for(write: Write) -> None:
+    data = {
+        "members": {},
+        "listen": [{"address": "127.0.0.1:0"}],
+        "admin": {"address": "127.0.0.1:0"},
+        "sources": {"directory": "/not/there"},
+    }
+    async with guard():
+        assert (await look(verify(write(data), {}))).warnings == []

@@ -85,6 +85,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "state": "ready",
         "status": "available",
         "set_by": None,
+        "source": "config",
         "healthy": True,
         "reasons": [],
         "details": [],
@@ -738,7 +739,7 @@ async def test_question_reaches_who_knows(client: Client, state: State) -> None:
     state.answer = '{"member": "gesis"}'
     response = await client.post("/explain", json={"url": "/v2/gh/a/b/HEAD"})
     assert (response.status, response.content_type) == (200, "application/json")
-    assert await response.json() == {"member": "gesis"}
+    assert await response.json() == {"member": "gesis", "origin": "config"}
     question = {
         "url": "HTTPS://mybinder.org:8443/a?b=c",
         "cookie": "gesis!1",

@@ -401,6 +401,12 @@ def test_times_are_in_the_units_that_matter(seconds: float, words: str) -> None:
     assert live._lasted(seconds) == words
 
 
+async def test_member_that_was_found_says_where(client: Client) -> None:
+    text = await (await client.get("/")).text()
+    assert "dns: _https._tcp.example.org" in card_of(text, "ovh")
+    assert "Comes from" not in card_of(text, "gesis")
+
+
 async def test_member_s_dashboard_is_a_link(aiohttp_client: AiohttpClient) -> None:
     url = "https://grafana.example.org/d/x?a=1&b=2"
     config = CONFIG.replace("    weight: 150\n", f"    weight: 150\n    dashboard: {url}\n")
