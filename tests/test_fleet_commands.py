@@ -40,21 +40,8 @@ def test_edges_are_a_table_with_this_one_first(admin: str, state: State) -> None
     assert rows[0][:3] == ["name", "version", "config"]
     assert rows[1][:8] == ["here", "(here)", "1.0", "abc", "2", "30", "4000", "6"]
     assert rows[1][-1] == "yes" and rows[2][-1] == "no"
-    assert rows[3] == [
-        "other",
-        "0.9",
-        "def",
-        "?",
-        "?",
-        "?",
-        "?",
-        "?",
-        "no",
-        "version",
-        "0.9,",
-        "another",
-        "config",
-    ]
+    assert rows[3][:3] == ["other", "0.9", "def"] and set(rows[3][3:8]) == {"?"}
+    assert lines[3].endswith("version 0.9, another config")
     assert lines[-1] == "store: redis://store.test:6379/0 is there since 2027-01-15T08:00:00+00:00"
 
 
