@@ -31,7 +31,8 @@ class EdgeSeen:
 
     here: it is this one. config: a digest, equal for equal configs. started_at: in seconds since the epoch,
     by its own clock. probes: it probes the members itself; with `one_prober` that is one edge for all.
-    disagrees: what it has not in common with this edge and should have, in words.
+    disagrees: what it has not in common with this edge and should have, in words. id: of its run, as by
+    mistake several may have one name.
     """
 
     name: str
@@ -46,6 +47,7 @@ class EdgeSeen:
     started_at: float | None = None
     probes: bool = False
     disagrees: Sequence[str] = ()
+    id: str = ""
 
 
 @dataclass(frozen=True)

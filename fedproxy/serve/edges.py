@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fedproxy import __version__
 from fedproxy.observe.fleet import EdgeSeen, FleetSeen, MemberAcross, MembersAcross, StoreSeen
-from fedproxy.serve.fleet import add_up_members, answer_of, config_digest
+from fedproxy.serve.fleet import add_up_members, answer_of
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
@@ -41,13 +41,13 @@ def see_fleet(link: FleetLink) -> FleetSeen:
     return FleetSeen(see_store(link), edges, link.fleet.count, link.fleet.slots.limits())
 
 
-def see_alone(own: Config, survey: Survey, started_at: float, store: StoreSeen) -> FleetSeen:
-    """An edge that shares no store. own: the config without what operators set."""
+def see_alone(own: Config, digest: str, survey: Survey, started_at: float, store: StoreSeen) -> FleetSeen:
+    """An edge that shares no store. own: the config without what operators set; digest: of that."""
     edge = EdgeSeen(
         name=own.edge_name or platform.node() or "edge",
         here=True,
         version=__version__,
-        config=config_digest(own),
+        config=digest,
         workers=survey.workers,
         connections=survey.edge.connections,
         requests=survey.edge.requests,
@@ -55,6 +55,7 @@ def see_alone(own: Config, survey: Survey, started_at: float, store: StoreSeen) 
         launches=sum(member.launches for member in survey.members),
         started_at=round(started_at, 1),
         probes=True,
+        id=f"{os.getpid()}",
     )
     return FleetSeen(store, [edge])
 
@@ -74,6 +75,7 @@ def read_edge(said: Mapping[str, Any]) -> EdgeSeen:
         started_at=_time(said.get("started_at")),
         probes=said.get("probes") is True,
         disagrees=[str(each)[:_LONGEST] for each in said.get("disagrees", ())],
+        id=_text(said.get("id")) or "",
     )
 
 

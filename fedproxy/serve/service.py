@@ -62,7 +62,7 @@ from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.discovering import Discovery
 from fedproxy.serve.disk import DiskThread
 from fedproxy.serve.edges import ask_members, is_usable, members_alone, see_alone, see_fleet
-from fedproxy.serve.fleet import FleetLink
+from fedproxy.serve.fleet import FleetLink, config_digest
 from fedproxy.serve.log import check_log
 from fedproxy.serve.otlp_metrics import MetricsExport
 from fedproxy.serve.plane import SETTLED, Shape, shape
@@ -172,6 +172,7 @@ class Service:
         self._state = State()
         self._state_file = StateFile(None)
         self._keeps = True  # the state's file could be written, the last time
+        self._digest: tuple[Config | None, str] = None, ""  # of what the file says
         self.link: FleetLink | None = None
         self._slots: LaunchSlots | None = None
         self._overtaken: frozenset[str] = frozenset()
@@ -432,7 +433,10 @@ class Service:
         """The edges that share a store with this one, or this one alone."""
         if self.link is not None:
             return see_fleet(self.link)
-        return see_alone(self._own, self.known(), self.started_at, self._file_seen())
+        own = self._own
+        if self._digest[0] is not own:
+            self._digest = own, config_digest(own)
+        return see_alone(own, self._digest[1], self.known(), self.started_at, self._file_seen())
 
     def _file_seen(self) -> StoreSeen:
         path = self._state_file.path
@@ -1248,7 +1252,7 @@ class Service:
             looks += 1
             if looks % _LOOK_AT_CERTIFICATES == 0:
                 self._renew_certificates()
-            if looks % _LOOK_AT_EDGES == 0 and self.link is not None:
+            if looks % _LOOK_AT_EDGES == 0 and self.link is not None and self.link.fleet.there:
                 self.link.note_disagreements()
             if time.monotonic() >= rotate_at:
                 rotate_at += _ROTATE_TICKETS

@@ -136,6 +136,7 @@ _STORE: Final = {
 _ONE_EDGE: Final = _object(
     {
         "name": _TEXT,
+        "id": {**_TEXT, "description": "Of its run."},
         "here": {**_FLAG, "description": "It is the one that answers."},
         "version": _MAYBE_TEXT,
         "config": {**_MAYBE_TEXT, "description": "A digest: equal for equal configs."},
