@@ -27,6 +27,7 @@ from fedproxy.observe.processes import ProcessUse, Role
 from tests.rig import programs
 from tests.rig.build import member
 from tests.rig.dashboard import DASHBOARD, QUERIES, panels
+from tests.rig.state import fleet_of_three
 
 ROOT = Path(__file__).parent.parent
 PROMETHEUS = ROOT / "conf" / "prometheus"
@@ -47,6 +48,7 @@ VALUES = {
     ("fedproxy_config_reloads_total", "result"): {"success", "failure"},
     ("fedproxy_log_lines_dropped_total", "log"): {"access", "events"},
     ("fedproxy_member_addresses", "state"): {"usable", "aside"},
+    ("fedproxy_store_commands_total", "result"): {"ok", "failed"},
     ("fedproxy_member_pods", "kind"): {"total", "build", "user"},
     ("fedproxy_process_cpu_seconds_total", "process"): set(get_args(Role)),
     ("member:fedproxy_bytes:rate5m", "direction"): {"in", "out"},
@@ -89,7 +91,13 @@ def _exposed() -> dict[str, set[str]]:
     addresses = (AddressState("192.0.2.1", 0),)
     seen = replace(snapshot(gesis, 0.0, addresses=addresses), pods={"total": 1}, quota=2, checks={"x": True})
     processes = [ProcessUse("worker", "0", 1.0, 1.0, 1, 1, 1, 1.0)]
-    view = View(Survey([seen], edge), reloaded_at=1.0, certificates={"x": 1.0}, processes=processes)
+    view = View(
+        Survey([seen], edge),
+        reloaded_at=1.0,
+        certificates={"x": 1.0},
+        processes=processes,
+        fleet=fleet_of_three(),
+    )
     labels: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate", "member"}}
     for family in text_string_to_metric_families("".join(expose(view, ""))):
         for sample in family.samples:

@@ -21,6 +21,7 @@ from fedproxy.cli.asking import (
     path_of,
 )
 from fedproxy.cli.base import FILE_ARGUMENT, JSON, Syntax, main, number_text, say, table
+from fedproxy.cli.fleet import show_members_of_fleet
 from fedproxy.config.report import Difference, compare
 from fedproxy.config.units import WEIGHT, Weight, weight_text
 
@@ -28,8 +29,12 @@ from fedproxy.config.units import WEIGHT, Weight, weight_text
 @main.command()
 @ADMIN
 @JSON
-def members(admin: str, as_json: bool) -> None:
+@click.option("--fleet", is_flag=True, help="As all edges that share a store see them: sums over the edges.")
+def members(admin: str, as_json: bool, fleet: bool) -> None:
     """Show the members."""
+    if fleet:
+        show_members_of_fleet(admin, as_json)
+        return
     rows = ask_members(admin)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -63,6 +68,11 @@ def _say_changes(answer: Any) -> None:
         click.echo("nothing would change")
 
 
+def _say_if_it_waits(name: str, answer: Any) -> None:
+    if isinstance(answer, dict) and answer.get("waiting") is True:
+        click.echo(f"{name}: the store is away, so the other edges hear of it once it is back")
+
+
 def _changes(state: str, text: str) -> None:
     @main.command(state, help=text)
     @ADMIN
@@ -75,12 +85,13 @@ def _changes(state: str, text: str) -> None:
                 if dry:
                     _say_changes(ask(admin, f"{path_of(name)}?dry_run=true", {"state": state}))
                     continue
-                ask(admin, path_of(name), {"state": state})
+                answer = ask(admin, path_of(name), {"state": state})
             except Refused as error:
                 say(f"{name}: {error.message}" if len(names) > 1 else error.message)
                 refused = True
             else:
                 click.echo(f"{name}: {state}")
+                _say_if_it_waits(name, answer)
         if refused:
             raise SystemExit(1)
 
@@ -100,8 +111,9 @@ def weight(name: str, number: Weight, admin: str, dry: bool) -> None:
     if dry:
         _say_changes(ask(admin, f"{path_of(name)}?dry_run=true", {"weight": number}))
         return
-    ask(admin, path_of(name), {"weight": number})
+    answer = ask(admin, path_of(name), {"weight": number})
     click.echo(f"{name}: weight {weight_text(number)}")
+    _say_if_it_waits(name, answer)
 
 
 @main.command()

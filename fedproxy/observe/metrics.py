@@ -29,6 +29,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot, Status, Survey
 from fedproxy.decide.waits import Reason
 from fedproxy.errors import EdgeError, VisitorError, VisitorGone, reasons_of
+from fedproxy.observe.fleet import FleetSeen
 from fedproxy.observe.processes import ProcessUse
 from fedproxy.wire.h2.allowance import KINDS
 from fedproxy.wire.h2.frame import Code
@@ -62,7 +63,7 @@ class View:
 
     reloads: by result (`success`, `failure`). reloaded_at: the time of the last successful load of a config.
     certificates: when each expires, by name. sessions: of how many it is known where they run. processes: the
-    edge's own. Times are in seconds since the epoch.
+    edge's own. fleet: the store, and the edges that share it. Times are in seconds since the epoch.
     """
 
     survey: Survey
@@ -71,6 +72,7 @@ class View:
     certificates: Mapping[str, float] = field(default_factory=dict)
     sessions: int = 0
     processes: Sequence[ProcessUse] = ()
+    fleet: FleetSeen = field(default_factory=FleetSeen)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def collect(view: View) -> Iterator[Family]:
     yield from _state(members)
     yield from _probed(members)
     yield from _edge(view)
+    yield from _fleet(view.fleet)
     yield from _of_processes(view.processes)
     yield from _of_federation_redirect(members)
 
@@ -465,6 +468,47 @@ def _edge(view: View) -> Iterator[Family]:
         "Always 1; `compiled` is whether the hot path is extension modules.",
         ("version", "compiled"),
         [((__version__, str(is_compiled()).lower()), 1)],
+    )
+
+
+def _fleet(fleet: FleetSeen) -> Iterator[Family]:
+    """The store, and the other edges that share it."""
+    store = fleet.store
+    yield _gauge(
+        "fedproxy_store_up",
+        "1 if the store that edges share answers, or the file of what operators set can be written; else 0.",
+        (),
+        [((), int(store.up))],
+    )
+    yield _counter(
+        "fedproxy_store_commands",
+        "Commands to the store that edges share, by result.",
+        ("result",),
+        (((result,), store.commands.get(result, 0)) for result in ("ok", "failed")),
+    )
+    yield _counter(
+        "fedproxy_store_hints_dropped",
+        "What other edges should have known and were not told, as the store was away for too long.",
+        (),
+        [((), store.dropped)],
+    )
+    yield _gauge(
+        "fedproxy_edges",
+        "Edges that share a store, with this one; while the store is away as many as there were.",
+        (),
+        [((), fleet.alive)],
+    )
+    yield _gauge(
+        "fedproxy_edges_disagreeing",
+        "Other edges with another config or version than this one, or with its name.",
+        (),
+        [((), sum(bool(edge.disagrees) for edge in fleet.edges))],
+    )
+    yield _gauge(
+        "fedproxy_launch_slots",
+        "Of a member's max_launches, those that this edge holds; the rest is for other edges.",
+        ("member",),
+        (((member,), slots) for member, slots in fleet.slots.items()),
     )
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -119,6 +120,7 @@ class FleetLink:
         self._saved = b""
         self._disagrees: dict[str, str] = {}
         self.digest = config_digest(own)
+        self.store_since: float | None = None  # when the store came or went
 
     # The file
 
@@ -259,6 +261,7 @@ class FleetLink:
 
     def on_store(self, there: bool, why: str) -> None:
         """As `FleetListener` says."""
+        self.store_since = time.time()
         place = self.fleet.store.place
         if there:
             self._host.note(EventName.STORE_BACK, f"the store at {place} is there")
@@ -295,22 +298,7 @@ class FleetLink:
 
     def answer(self) -> Mapping[str, Any]:
         """As `FleetListener` says."""
-        survey = self._host.known()
-        share = shares(survey.members)
-        return {
-            "members": {
-                member.name: {
-                    "status": member.status.value,
-                    "state": member.intent.value,
-                    "weight": member.weight,
-                    "share": round(share[member.name], 4),
-                    "in_flight": member.in_flight,
-                    "launches": member.launches,
-                    "requests": sum(member.counts.codes.values()),
-                }
-                for member in survey.members
-            }
-        }
+        return answer_of(self._host.known())
 
     def edges(self) -> list[dict[str, Any]]:
         """Every edge of the fleet, this one first, with what it disagrees about with this one."""
@@ -341,6 +329,25 @@ class FleetLink:
         return [own, *await self.fleet.ask()]
 
 
+def answer_of(survey: Survey) -> Mapping[str, Any]:
+    """How an edge sees its members, in JSON's types."""
+    share = shares(survey.members)
+    return {
+        "members": {
+            member.name: {
+                "status": member.status.value,
+                "state": member.intent.value,
+                "weight": member.weight,
+                "share": round(share[member.name], 4),
+                "in_flight": member.in_flight,
+                "launches": member.launches,
+                "requests": sum(member.counts.codes.values()),
+            }
+            for member in survey.members
+        }
+    }
+
+
 def disagreements(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What two edges of one fleet should have in common and do not, in words."""
     found = []
@@ -367,7 +374,7 @@ def add_up_members(answers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, 
                 str(name), {"in_flight": 0, "launches": 0, "requests": 0, "status": {}, "weights": {}}
             )
             for key in ("in_flight", "launches", "requests"):
-                with suppress(TypeError, ValueError):
+                with suppress(TypeError, ValueError, OverflowError):
                     member[key] += int(said.get(key, 0))
             edge = str(answer.get("edge"))
             member["status"].setdefault(str(said.get("status")), []).append(edge)

@@ -53,6 +53,7 @@ from fedproxy.decide.sessions import KnownSession, SessionRecord
 from fedproxy.decide.snapshot import QUOTA_ALONE, Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
 from fedproxy.event import Event, EventName
+from fedproxy.observe.fleet import FleetSeen, MembersAcross, StoreSeen
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View
 from fedproxy.observe.processes import Processes, Running
@@ -60,7 +61,8 @@ from fedproxy.proxy.explaining import Question
 from fedproxy.serve import descriptors, orphans, reaper
 from fedproxy.serve.discovering import Discovery
 from fedproxy.serve.disk import DiskThread
-from fedproxy.serve.fleet import FleetLink
+from fedproxy.serve.edges import ask_members, is_usable, members_alone, see_alone, see_fleet
+from fedproxy.serve.fleet import FleetLink, config_digest
 from fedproxy.serve.log import check_log
 from fedproxy.serve.otlp_metrics import MetricsExport
 from fedproxy.serve.plane import SETTLED, Shape, shape
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
 
 _LOOK = 0.4  # seconds between two looks at the config's file
 _LOOK_AT_CERTIFICATES = 12  # every so many of them
+_LOOK_AT_EDGES = 30  # and every so many of them, about every 12 seconds
 _ROTATE_TICKETS = 12 * 3600.0  # seconds
 _AT_ONCE = 0.1  # seconds between two looks at the members at least: what goes wrong does so in crowds
 _KEEP_SESSIONS = 0.25  # seconds between two writes of what was learned of sessions
@@ -168,6 +171,8 @@ class Service:
         self._read: tuple[object, ...] = ()  # the signature of what was read last
         self._state = State()
         self._state_file = StateFile(None)
+        self._keeps = True  # the state's file could be written, the last time
+        self._digest: tuple[Config | None, str] = None, ""  # of what the file says
         self.link: FleetLink | None = None
         self._slots: LaunchSlots | None = None
         self._overtaken: frozenset[str] = frozenset()
@@ -241,6 +246,7 @@ class Service:
         self._own = await self._discovery.start(self._own)
         self._state_file = StateFile(state_path(self._own, self._file, os.environ))
         self._state, complaints = self._state_file.load()
+        self._keeps = is_usable(self._state_file.path)
         for line in complaints:
             self.note(EventName.STATE_UNUSABLE, line)
         if self._own.shared_store is not None:
@@ -422,6 +428,29 @@ class Service:
                 self.note(EventName.STATE_DROPPED, line)
         self._overtaken = frozenset(dropped)
         return state
+
+    def fleet(self) -> FleetSeen:
+        """The edges that share a store with this one, or this one alone."""
+        if self.link is not None:
+            return see_fleet(self.link)
+        own = self._own
+        if self._digest[0] is not own:
+            self._digest = own, config_digest(own)
+        return see_alone(own, self._digest[1], self.known(), self.started_at, self._file_seen())
+
+    def _file_seen(self) -> StoreSeen:
+        path = self._state_file.path
+        return StoreSeen(None if path is None else str(path), up=self._keeps)
+
+    def waits(self, name: str) -> bool:
+        """Whether the other edges do not know yet what operators set of a member, as the store is away."""
+        return self.link is not None and name in self.link.words.waiting
+
+    async def fleet_members(self) -> MembersAcross:
+        """The members as all edges see them. Raises StoreError."""
+        if self.link is not None:
+            return await ask_members(self.link)
+        return members_alone(self.fleet().edges[0].name, await self.survey())
 
     # Sessions
 
@@ -719,6 +748,7 @@ class Service:
             certificates=self.certificates(),
             sessions=self.sessions_known,
             processes=self._processes.look(self._running()),
+            fleet=see_fleet(self.link) if self.link is not None else FleetSeen(self._file_seen()),
         )
 
     def _running(self) -> Iterator[Running]:
@@ -848,7 +878,7 @@ class Service:
             state = operators.sign(change(), name, who)
             find_targets(operators.overlay(self._own, state))
             # On a slow disk this takes its time, and visitors are not to wait.
-            await self._disk.run(partial(self._state_file.save, state))
+            await self._disk.run(partial(self._save_state, state))
             self._put_in_force(state)
             return ""
         for _ in range(_ATTEMPTS):
@@ -865,6 +895,12 @@ class Service:
                 await self._save_words()
                 return "" if taken else "; the store is away, so the other edges hear of it later"
         raise OSError(errno.EBUSY, f"others change {name} at the same time")
+
+    def _save_state(self, state: State) -> None:
+        """Blocks. Raises OSError."""
+        self._keeps = False
+        self._state_file.save(state)
+        self._keeps = is_usable(self._state_file.path)
 
     def _put_in_force(self, state: State) -> None:
         """Raises ConfigError, with nothing changed."""
@@ -1031,7 +1067,7 @@ class Service:
             self._overtaken = frozenset(dropped)
         elif dropped:
             with suppress(OSError):
-                await self._disk.run(partial(self._state_file.save, state))
+                await self._disk.run(partial(self._save_state, state))
         return []
 
     def _read_again(self, reread: Callable[[], Config]) -> Config:
@@ -1216,6 +1252,8 @@ class Service:
             looks += 1
             if looks % _LOOK_AT_CERTIFICATES == 0:
                 self._renew_certificates()
+            if looks % _LOOK_AT_EDGES == 0 and self.link is not None and self.link.fleet.there:
+                self.link.note_disagreements()
             if time.monotonic() >= rotate_at:
                 rotate_at += _ROTATE_TICKETS
                 secret = secrets.token_bytes(32)

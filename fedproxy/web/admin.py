@@ -13,6 +13,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -24,7 +25,7 @@ from markupsafe import Markup
 from fedproxy import __version__
 from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import shares
-from fedproxy.errors import ConfigError
+from fedproxy.errors import ConfigError, StoreError
 from fedproxy.observe.history import Figures, History
 from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.proxy.explaining import Question
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fedproxy.decide.knowledge import Learned
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
+    from fedproxy.observe.fleet import FleetSeen, MembersAcross
 
 _POLICY: Final = "script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'none'"
 _MOST: Final = 1e18
@@ -119,6 +121,15 @@ class AdminState(Protocol):
     def learned(self, name: str) -> Learned:
         """What launches have taught of a member."""
 
+    def fleet(self) -> FleetSeen:
+        """The edges that share a store with this one, or this one alone."""
+
+    def waits(self, name: str) -> bool:
+        """Whether the other edges do not know yet what operators set of a member, as the store is away."""
+
+    async def fleet_members(self) -> MembersAcross:
+        """The members as all edges see them, within a few seconds. Raises StoreError."""
+
     async def explain(self, question: Question) -> str | None:
         """Why a request would go where it goes, as JSON; None for one that no visitor could make.
 
@@ -182,6 +193,7 @@ def create_admin_app(state: AdminState, streams: int = MOST_STREAMS) -> web.Appl
     app.router.add_patch(_MEMBER, admin.change)
     app.router.add_put(_MEMBER, admin.join)
     app.router.add_delete(_MEMBER, admin.leave)
+    app.router.add_get("/edges", admin.edges)
     app.router.add_get("/config", admin.config)
     app.router.add_get("/certificates", admin.certificates)
     app.router.add_get("/openapi.json", admin.openapi)
@@ -266,9 +278,25 @@ class _Admin:
         return web.json_response(answer, status=200 if ready else 503)
 
     async def members(self, request: web.Request) -> web.Response:
+        if _flag(request, "fleet"):
+            return await self._members_of_fleet()
         survey = await self._state.survey()
         edge = {"requests": survey.edge.requests, "refused": dict(survey.edge.rejected)}
         return web.json_response({"members": self._described(survey), "edge": edge})
+
+    async def _members_of_fleet(self) -> web.Response:
+        try:
+            found = await self._state.fleet_members()
+        except StoreError as error:
+            text = f"The other edges cannot be asked: the store does not answer: {error}."
+            raise RefusedError(503, text) from error
+        return web.json_response(asdict(found))
+
+    async def edges(self, request: web.Request) -> web.Response:
+        fleet = self._state.fleet()
+        store = {**asdict(fleet.store), "since": _dated(fleet.store.since)}
+        edges = [{**asdict(edge), "started_at": _dated(edge.started_at)} for edge in fleet.edges]
+        return web.json_response({"store": store, "edges": edges})
 
     async def member(self, request: web.Request) -> web.Response:
         return web.json_response(self._described_one(await self._state.survey(), _name(request)))
@@ -279,7 +307,7 @@ class _Admin:
 
     async def certificates(self, request: web.Request) -> web.Response:
         found = [
-            {"name": name, "expires": datetime.fromtimestamp(ends, UTC).isoformat(timespec="seconds")}
+            {"name": name, "expires": _dated(ends)}
             for name, ends in sorted(self._state.certificates().items())
         ]
         return web.json_response({"certificates": found})
@@ -329,18 +357,19 @@ class _Admin:
         survey = await self._state.survey()
         if survey.named(name) is None:
             # It was added as a past member, which has no state to describe.
-            return web.Response(status=204)
+            return self._nothing_but(name)
         return web.json_response(self._described_one(survey, name), status=200 if known else 201)
 
     async def leave(self, request: web.Request) -> web.Response:
         who = self._gate.writer(request)
         if _is_dry(request):
             return await _preview(request, self._state.preview_leave(_name(request)))
-        faults = await _write(self._state.leave(_name(request), who))
+        name = _name(request)
+        faults = await _write(self._state.leave(name, who))
         if faults:
             return _refuse(request, faults)
         await self._state.survey()
-        return web.Response(status=204)
+        return self._nothing_but(name)
 
     async def reload(self, request: web.Request) -> web.Response:
         who = self._gate.writer(request)
@@ -350,6 +379,10 @@ class _Admin:
         return _refuse(request, faults) if faults else web.json_response({"reloaded": True})
 
     # Shared
+
+    def _nothing_but(self, name: str) -> web.Response:
+        """The answer where no member can be described: empty, unless the word on it waits for the store."""
+        return web.json_response({"waiting": True}) if self._state.waits(name) else web.Response(status=204)
 
     def _is_ready(self, survey: Survey) -> bool:
         return self._state.listening and any(member.answers for member in survey.members)
@@ -375,6 +408,7 @@ class _Admin:
                 "auto": has_auto(members.get(member.name)),
                 "set_by": self._state.set_by(member.name),
                 "source": self._state.origin(member.name),
+                "waiting": self._state.waits(member.name),
                 **_learned(self._state.learned(member.name), figures.get(member.name)),
                 **probed(member, members.get(member.name)),
                 "dashboard": dashboard(members.get(member.name)),
@@ -395,6 +429,14 @@ def _learned(learned: Learned, lately: Figures | None) -> dict[str, Any]:
         },
         "images_known": images,
     }
+
+
+def _dated(time: float | None) -> str | None:
+    """A time in seconds since the epoch as the API has it; None if there is none, or in no possible year."""
+    try:
+        return None if time is None else datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _name(request: web.Request) -> str:

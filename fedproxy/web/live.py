@@ -18,7 +18,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from fedproxy.config.model import Config
     from fedproxy.decide.snapshot import Snapshot, Survey
+    from fedproxy.observe.fleet import EdgeSeen, FleetSeen
 
 MOST_STREAMS: Final = 200
 _PATIENCE: Final = 10.0  # seconds for a reader to take what it was sent
@@ -108,6 +109,9 @@ class LiveState(Protocol):
     def origin(self, name: str) -> str:
         """Where a member comes from, in a word or two; `config` if that is its file."""
 
+    def fleet(self) -> FleetSeen:
+        """The edges that share a store with this one, or this one alone."""
+
     def next_look(self) -> asyncio.Future[None]:
         """Done when the history has seen the next survey. Shared: do not cancel it."""
 
@@ -158,6 +162,7 @@ class Live:
             "workers": survey.workers,
             "members": members,
             "available": sum(member.available for member in survey.members),
+            "fleet": _fleet(self._state.fleet()),
             "time": _written(history.time) if history.time else None,
             "lately": edge,
             "refusals": [(describe_refusal(each.reason), each) for each in edge.refusals],
@@ -350,6 +355,31 @@ def _lasted(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // 1440} days"
+
+
+def _fleet(fleet: FleetSeen) -> dict[str, Any] | None:
+    """The fleet as the template has it; None for an edge that shares no store."""
+    store = fleet.store
+    if not store.shared:
+        return None
+    # Sorting is stable: this one is the first of its kind.
+    edges = sorted(fleet.edges, key=lambda edge: not edge.disagrees)
+    return {
+        "place": store.place,
+        "up": store.up,
+        "since": None if store.since is None else _written(store.since),
+        "waiting": store.waiting,
+        "edges": [_edge(edge) for edge in edges],
+    }
+
+
+def _edge(edge: EdgeSeen) -> dict[str, Any]:
+    started = edge.started_at
+    return {
+        **asdict(edge),
+        "key": edge.id or edge.name,
+        "up": None if started is None else _lasted(time.time() - started),
+    }
 
 
 def _trouble(member: Snapshot, lately: Figures, events: Iterable[Event]) -> str | None:

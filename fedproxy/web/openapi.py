@@ -77,6 +77,10 @@ _MEMBER: Final = _object(
             **_TEXT,
             "description": "Where it comes from: `config`, `directory: FILE`, `dns: NAME` or `operator`.",
         },
+        "waiting": {
+            **_FLAG,
+            "description": "The store is away: other edges hear later of what operators set of it last.",
+        },
         "healthy": _FLAG,
         "reasons": _TEXTS,
         "details": _TEXTS,
@@ -111,6 +115,51 @@ _EDGE: Final = {
     **_object({"requests": _COUNT, "refused": _COUNTS}),
     "description": "What visitors asked for, and what the edge refused, by reason; since the start.",
 }
+_MAYBE_TIME: Final[Schema] = {"type": ["string", "null"], "format": "date-time"}
+_STORE: Final = {
+    **_object(
+        {
+            "place": {
+                **_MAYBE_TEXT,
+                "description": "A file, or a URL without secrets; null if there is none.",
+            },
+            "shared": {**_FLAG, "description": "Whether other edges may use it."},
+            "up": _FLAG,
+            "since": _MAYBE_TIME,
+            "commands": {**_COUNTS, "description": "How many were sent to it, by result."},
+            "dropped": {**_COUNT, "description": "Hints of which other edges were never told."},
+            "waiting": {**_TEXTS, "description": "Members of which operators' words wait for it."},
+        }
+    ),
+    "description": "Where what operators set is kept, and what edges share.",
+}
+_ONE_EDGE: Final = _object(
+    {
+        "name": _TEXT,
+        "id": {**_TEXT, "description": "Of its run."},
+        "here": {**_FLAG, "description": "It is the one that answers."},
+        "version": _MAYBE_TEXT,
+        "config": {**_MAYBE_TEXT, "description": "A digest: equal for equal configs."},
+        "workers": _MAYBE_COUNT,
+        "connections": _MAYBE_COUNT,
+        "requests": _MAYBE_COUNT,
+        "in_flight": _MAYBE_COUNT,
+        "launches": _MAYBE_COUNT,
+        "started_at": _MAYBE_TIME,
+        "probes": {**_FLAG, "description": "It probes the members itself."},
+        "disagrees": {**_TEXTS, "description": "What it should have in common with this one and has not."},
+    }
+)
+_MEMBER_ACROSS: Final = _object(
+    {
+        "name": _TEXT,
+        "in_flight": _COUNT,
+        "launches": _COUNT,
+        "requests": _COUNT,
+        "status": {"type": "object", "additionalProperties": _TEXTS},
+        "weights": {"type": "object", "additionalProperties": _TEXTS},
+    }
+)
 _EVENT: Final = _object(
     {
         "time": {"type": "string", "format": "date-time"},
@@ -162,9 +211,18 @@ _DIFFERENCE: Final = _object({"key": _TEXT, "before": {}, "after": {}})
 _FAULT: Final = _object({"path": _TEXT, "message": _TEXT}, {"line": _COUNT, "column": _COUNT, "file": _TEXT})
 _SCHEMAS: Final[dict[str, Schema]] = {
     "Member": _MEMBER,
+    "Edge": _ONE_EDGE,
+    "MembersAcross": {
+        **_object({"members": _array(_MEMBER_ACROSS), "edges": _COUNT, "missing": _TEXTS}),
+        "description": "Sums over the edges; by status and by weight the names of the edges that say so.",
+    },
     "Event": _EVENT,
     "Explanation": _EXPLANATION,
     "Preview": _object({"dry_run": {"const": True}, "changes": {"type": "array", "items": _DIFFERENCE}}),
+    "Waiting": {
+        **_object({"waiting": {"const": True}}),
+        "description": "Done here; the store is away, so the other edges hear of it later.",
+    },
     "Error": _object(
         {"error": _TEXT, "detail": _TEXT, "request_id": _TEXT},
         {"faults": {"type": "array", "items": _FAULT}},
@@ -278,8 +336,8 @@ def _write(
     return found
 
 
-def _either(name: str) -> Schema:
-    return {"anyOf": [_ref(name), _ref("Preview")]}
+def _either(*names: str) -> Schema:
+    return {"anyOf": [_ref(name) for name in (*names, "Preview")]}
 
 
 def _paths() -> dict[str, Any]:
@@ -290,10 +348,24 @@ def _paths() -> dict[str, Any]:
         "description": "Without what operators changed at run time.",
         "schema": {"type": "boolean"},
     }
+    fleet = {
+        "name": "fleet",
+        "in": "query",
+        "description": "As all edges see them.",
+        "schema": {"type": "boolean"},
+    }
+    edges = _object({"store": _STORE, "edges": _array(_ref("Edge"))})
     reloaded = _object({"reloaded": {"const": True}})
     certificate = _object({"name": _TEXT, "expires": {"type": "string", "format": "date-time"}})
     return {
-        "/members": {"get": _get("All members", _object({"members": _array(member), "edge": _EDGE}))},
+        "/members": {
+            "get": _get(
+                "All members, as this edge or as all edges of the fleet see them",
+                {"anyOf": [_object({"members": _array(member), "edge": _EDGE}), _ref("MembersAcross")]},
+                fleet,
+                s503=_ERROR,
+            )
+        },
         "/members/{name}": {
             "get": _get("One member", member, _NAME, **unknown),
             "patch": _write(
@@ -303,11 +375,14 @@ def _paths() -> dict[str, Any]:
                 "Add a member, or replace its settings",
                 "Settings",
                 _NAME,
-                s200=_either("Member"),
+                s200=_either("Member", "Waiting"),
                 s201=member,
                 s204=None,
             ),
-            "delete": _write("Remove a member", None, _NAME, s200=_ref("Preview"), s204=None, **unknown),
+            "delete": _write("Remove a member", None, _NAME, s200=_either("Waiting"), s204=None, **unknown),
+        },
+        "/edges": {
+            "get": _get("The edges of the fleet, this one first, and the store that they share", edges)
         },
         "/config": {"get": _get("The config in force, secrets masked", {"type": "object"}, own)},
         "/reload": {

@@ -265,7 +265,7 @@ def test_protocol_is_another_when_messages_are() -> None:
     classes = sorted({*get_args(ToWorker), *get_args(FromWorker)}, key=lambda each: each.__name__)
     shapes = [f"{each.__name__}({', '.join(f.name for f in fields(each))})" for each in classes]
     assert (PROTOCOL, shapes) == (
-        6,
+        7,
         [
             "Account(number, survey, after)",
             "AccountPart(at, members)",
@@ -282,6 +282,8 @@ def test_protocol_is_another_when_messages_are() -> None:
             "LaunchMoved(key, name)",
             "LaunchRequested(client)",
             "LaunchSeen(seen)",
+            "LaunchSlotWanted(name)",
+            "LaunchSlots(limits)",
             "LaunchesInFlight(running)",
             "LaunchesTaught(content)",
             "Logo(url, key, kind, content)",

@@ -16,6 +16,7 @@ from fedproxy.decide.snapshot import AddressState, Survey, snapshot
 from fedproxy.observe.metrics import View, content_type, expose
 from fedproxy.observe.processes import ProcessUse
 from tests.rig.build import member
+from tests.rig.state import fleet_of_three
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -309,3 +310,23 @@ def test_openmetrics_has_the_example_of_each_bucket_and_plain_text_has_none() ->
         "+Inf": ("b" * 32, 9999.0, 1763900001.5),
     }
     assert "trace_id" not in "".join(expose(view_of(gesis), ""))
+
+
+def test_edge_that_is_alone_is_one_edge_whose_file_is_its_store() -> None:
+    found = samples(families(view_of(member("gesis"))).values())
+    assert found["fedproxy_edges", frozenset()] == found["fedproxy_store_up", frozenset()] == 1
+    assert found["fedproxy_edges_disagreeing", frozenset()] == 0
+    assert not [name for name, _ in found if name == "fedproxy_launch_slots"]
+    results = [dict(labels)["result"] for name, labels in found if name == "fedproxy_store_commands_total"]
+    assert sorted(results) == ["failed", "ok"]
+
+
+def test_fleet_is_counted_with_what_its_store_did() -> None:
+    view = replace(view_of(member("gesis")), fleet=fleet_of_three(up=False))
+    found = samples(families(view).values())
+    assert found["fedproxy_edges", frozenset()] == 3
+    assert found["fedproxy_edges_disagreeing", frozenset()] == 1
+    assert found["fedproxy_store_up", frozenset()] == 0
+    assert found["fedproxy_store_commands_total", frozenset({("result", "failed")})] == 3
+    assert found["fedproxy_store_hints_dropped_total", frozenset()] == 2
+    assert found["fedproxy_launch_slots", frozenset({("member", "gesis")})] == 7

@@ -26,6 +26,7 @@ from fedproxy.demo.toy import Mode, ToyBinderHub
 from fedproxy.event import EventName
 from fedproxy.serve.service import Service
 from tests.rig import programs
+from tests.rig.state import fleet_of_three
 
 pytestmark = [programs.needs("chromium", "chromium"), pytest.mark.asyncio(loop_scope="module")]
 
@@ -516,3 +517,31 @@ async def test_page_that_needs_a_token_for_reading_asks_for_it(edge: Edge) -> No
         await page.get_by_role("button", name="Forget it").click()
         await expect(page.locator("#live")).to_be_empty()
         assert all("401" in said for said in seen.complaints), seen.complaints
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1600, "light")])
+async def test_edges_of_a_fleet_fit_and_can_be_read_by_everybody(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, scheme: str, width: int
+) -> None:
+    fleet = fleet_of_three()
+    monkeypatch.setattr(edge.service, "fleet", lambda: fleet)
+    viewport = {"width": width, "height": 800}
+    async with edge.page("live", viewport=viewport, color_scheme=scheme) as (page, seen):
+        section = page.get_by_role("region", name="Edges")
+        await expect(section).to_contain_text("Store up")
+        rows = section.locator("tbody tr")
+        await expect(rows).to_have_text([re.compile(name) for name in ("other", "here", "like")])
+        await expect(page.get_by_role("region", name="What is wrong")).to_have_count(0)
+        fleet = fleet_of_three(up=False, waiting=("toy-oxford",))
+        # By the keyboard alone, as soon as it is on the open page.
+        link = page.get_by_role("region", name="What is wrong").get_by_role("link", name="Store")
+        await link.focus()
+        await page.keyboard.press("Enter")
+        await expect(section.get_by_role("heading")).to_be_focused()
+        await expect(section).to_be_in_viewport()
+        await expect(section).to_contain_text("hear later of what was set here for toy-oxford.")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        assert await section.locator("table").evaluate("each => each.getBoundingClientRect().right") <= width
+        found = await Axe().run(page)
+        assert not found.violations_count, found.generate_report()
+        assert not seen.complaints

@@ -20,8 +20,9 @@ from fedproxy.demo.toy import Mode, ToyBinderHub
 from tests.rig import programs
 from tests.rig.command import Program, fedproxy
 from tests.rig.dashboard import QUERIES
+from tests.rig.redis import REDIS, redis
 
-pytestmark = [programs.needs(each, "prometheus") for each in ("prometheus", "promtool")]
+pytestmark = [REDIS, *(programs.needs(each, "prometheus") for each in ("prometheus", "promtool"))]
 
 RULES = Path(__file__).parents[2] / "conf" / "prometheus"
 #: Names of federation-redirect's that promtool does not like, kept for existing dashboards.
@@ -139,7 +140,10 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         for toy in members.values():
             await toy.start()
             stack.push_async_callback(toy.stop)
-        edge = await stack.enter_async_context(fedproxy("serve", "--config", _edge(folder, members)))
+        # Only an edge that shares a store has all metrics.
+        server = await stack.enter_async_context(redis())
+        config = _edge(folder, members, server.url)
+        edge = await stack.enter_async_context(fedproxy("serve", "--config", config))
         host, port = await edge.address("listening on ")
         admin = "{}:{}".format(*await edge.address("admin on "))
         running = stack.enter_context(ExitStack())
@@ -160,7 +164,7 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         yield found
 
 
-def _edge(folder: Path, members: dict[str, ToyBinderHub]) -> Path:
+def _edge(folder: Path, members: dict[str, ToyBinderHub], store: str) -> Path:
     issued = trustme.CA().issue_cert("localhost")
     chain, key = folder / "tls.crt", folder / "tls.key"
     chain.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
@@ -168,12 +172,15 @@ def _edge(folder: Path, members: dict[str, ToyBinderHub]) -> Path:
     tls = {"certificate": str(chain), "private_key": str(key)}
     config = {
         "listen": [{"address": "127.0.0.1:0"}, {"address": "127.0.0.1:0", "tls": tls}],
-        "admin": {"address": "127.0.0.1:0", "state": "off"},
+        "admin": {"address": "127.0.0.1:0"},
+        "store": store,
         "workers": 2,
         "access_log": "off",
         "health": {"interval": "200ms", "unhealthy_interval": "200ms", "fall": 2},
         "breaker": {"open": "500ms", "open_max": "1s"},
-        "members": {name: {"url": toy.url, "weight": 50} for name, toy in members.items()},
+        "members": {
+            name: {"url": toy.url, "weight": 50, "max_launches": 1000} for name, toy in members.items()
+        },
     }
     file = folder / "edge.yaml"
     file.write_text(yaml.safe_dump(config))

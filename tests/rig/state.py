@@ -21,6 +21,7 @@ from fedproxy.decide.knowledge import Learned
 from fedproxy.decide.member import Intent, Member
 from fedproxy.decide.snapshot import AddressState, Snapshot, Survey, merge, snapshot
 from fedproxy.errors import ConfigError, Fault
+from fedproxy.observe.fleet import EdgeSeen, FleetSeen, MemberAcross, MembersAcross, StoreSeen
 from fedproxy.observe.history import History
 from fedproxy.observe.metrics import View
 from fedproxy.proxy.explaining import Question
@@ -57,6 +58,7 @@ class State:
     """Does what it is told, or raises `error`; `asked` is what it was asked for, in that order.
 
     signed: who changed which member. refused: the clients of requests that were refused.
+    shared: the fleet, where there is one; across: its members, or why it cannot be asked.
     `look` shows the history how the members are, `waiting` is how many wait for that.
     """
 
@@ -79,6 +81,8 @@ class State:
         self.asked: list[str] = []
         self.signed: dict[str, str] = {}
         self.refused: list[str] = []
+        self.shared: FleetSeen | None = None
+        self.across: MembersAcross | Exception = MembersAcross([])
         self.history = History()
         self.now = 0.0
         self.waiting = 0
@@ -131,7 +135,21 @@ class State:
             self.reloaded_at,
             certificates=self.expiries,
             sessions=7,
+            fleet=self.fleet(),
         )
+
+    def fleet(self) -> FleetSeen:
+        return self.shared or FleetSeen(
+            StoreSeen("/var/state.json"), [EdgeSeen("alone", here=True, probes=True)]
+        )
+
+    def waits(self, name: str) -> bool:
+        return name in self.fleet().store.waiting
+
+    async def fleet_members(self) -> MembersAcross:
+        if isinstance(self.across, Exception):
+            raise self.across
+        return self.across
 
     def logos(self) -> dict[str, Logo]:
         return {logo.url: logo for logo in self.images}
@@ -224,6 +242,38 @@ class State:
     def _set(self, state: operators.State) -> None:
         self.config = operators.overlay(self.config, state)
         self.federation = _members(self.config)
+
+
+def fleet_of_three(*, up: bool = True, waiting: tuple[str, ...] = ()) -> FleetSeen:
+    """This edge, one that agrees and one that does not; the store is there since 2027, or away."""
+    store = StoreSeen(
+        "redis://store.test:6379/0", True, up, 1_800_000_000.0, {"ok": 70, "failed": 3}, 2, waiting
+    )
+    return FleetSeen(
+        store,
+        [
+            EdgeSeen("here", True, "1.0", "abc", 2, 30, 4000, 5, 6, 1_799_990_000.0, probes=True),
+            EdgeSeen("like", False, "1.0", "abc", 2, 31, 4001, 6, 7, 1_799_990_001.0),
+            EdgeSeen("other", False, "0.9", "def", disagrees=["version 0.9", "another config"]),
+        ],
+        alive=3,
+        slots={"gesis": 7},
+    )
+
+
+def members_of_three() -> MembersAcross:
+    """As the first two of the three see them: of one member they say the same, of the other they do not."""
+    both = ["here", "like"]
+    return MembersAcross(
+        [
+            MemberAcross("gesis", 5, 2, 100, {"available": both}, {"50": both}),
+            MemberAcross(
+                "ovh", 3, 0, 7, {"ejected": ["here"], "available": ["like"]}, {"150": ["here"], "1": ["like"]}
+            ),
+        ],
+        edges=2,
+        missing=["other"],
+    )
 
 
 def _members(config: Config) -> Federation:

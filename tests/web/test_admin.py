@@ -86,6 +86,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "status": "available",
         "set_by": None,
         "source": "config",
+        "waiting": False,
         "healthy": True,
         "reasons": [],
         "details": [],

@@ -21,6 +21,7 @@ from fedproxy import __version__, is_compiled
 from fedproxy.decide.counts import BOUNDS
 from fedproxy.decide.member import Intent
 from fedproxy.event import Event, EventName
+from fedproxy.observe.fleet import EdgeSeen
 from fedproxy.observe.history import STEP, Quantile
 from fedproxy.observe.metrics import REASONS
 from fedproxy.web import live, refusals
@@ -28,7 +29,7 @@ from fedproxy.web.admin import create_admin_app
 from fedproxy.web.refusals import describe_refusal
 from tests.rig import RawClient, guard, until
 from tests.rig.page import Page
-from tests.rig.state import CONFIG, Client, State
+from tests.rig.state import CONFIG, Client, State, fleet_of_three
 
 MARKUP = "<script>alert(1)</script>\"'&\r\n\r\ndata: x"
 
@@ -560,3 +561,50 @@ async def test_nothing_is_sent_of_members_before_the_first_look(aiohttp_client: 
         assert (await reader.event())[0] == "charts"
         await look(state)
         assert "gesis" in await reader.page()
+
+
+# The edges of a fleet
+
+
+def edges_of(text: str) -> list[str]:
+    """The rows of the table of edges, as text."""
+    table = text.partition('<table class="edges">')[2].partition("</table>")[0]
+    rows = re.findall(r"<tr data-key[^>]*>(.*?)</tr>", table, re.DOTALL)
+    return [" ".join(unescape(re.sub("<[^>]*>", " ", row)).split()) for row in rows]
+
+
+async def test_edge_that_is_alone_shows_no_edges(client: Client) -> None:
+    text = await (await client.get("/")).text()
+    assert "Edges" not in text and 'id="edges"' not in text and "Store" not in text
+
+
+async def test_edges_are_shown_with_those_that_disagree_first(client: Client, state: State) -> None:
+    state.shared = fleet_of_three()
+    text = await (await client.get("/")).text()
+    rows = edges_of(text)
+    assert rows[0] == "other no: version 0.9, another config 0.9 def unknown no - - - - -"
+    assert re.fullmatch(r"here this one yes 1\.0 abc .+ yes 2 30 5 6 4000", rows[1])
+    assert [row.split()[0] for row in rows] == ["other", "here", "like"]
+    assert "Store up" in text and '<h2 id="trouble">' not in text
+    assert Page(text).open == []
+
+
+async def test_store_that_is_away_is_what_is_wrong_and_what_waits_is_named(
+    client: Client, state: State
+) -> None:
+    state.shared = fleet_of_three(up=False, waiting=("gesis",))
+    text = await (await client.get("/")).text()
+    trouble = text.partition('<h2 id="trouble">')[2].partition("</section>")[0]
+    assert '<a href="#edges">Store</a></strong>: away since 08:00:00; this edge goes on' in trouble
+    assert 'what was set here for <a href="#member-gesis">gesis</a>.' in text
+    assert text.count("the other edges hear of it later") == 1
+    page = Page(text)
+    assert {"edges", "trouble"} <= set(page.ids) and set(page.labelled_by) <= set(page.ids)
+
+
+async def test_what_another_edge_says_is_only_text(client: Client, state: State) -> None:
+    edges = [EdgeSeen(MARKUP, here=False, version=MARKUP, config=MARKUP, disagrees=[MARKUP], id=MARKUP)]
+    state.shared = replace(fleet_of_three(), edges=edges)
+    text = await (await client.get("/")).text()
+    assert "<script>alert" not in text
+    assert Page(text).open == []
