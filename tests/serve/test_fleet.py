@@ -390,7 +390,7 @@ async def test_breaker_that_opened_elsewhere_is_believed_only_if_the_member_fail
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_what_launches_teach_one_edge_all_know(workers: int) -> None:
-    image = b"i" * 16
+    image = b"i" * 8
     async with redis() as server, members() as found:
         both = (config(server, found, name, workers=workers) for name in ("one", "two"))
         async with edges(*both) as (one, two):
