@@ -69,7 +69,7 @@ or its pod starts, it does not move: it may still fail, find no room after the b
 
 **Edges** know what their launches told them, what their breakers count, and what probes find: a crash after
 `edge.fall` probes, and a member that says that it is full with the next one. Several edges know nothing of
-each other's launches.
+each other's launches, unless they share a store (`edge.shared`).
 
 Left out, to keep it small: requests that are no launches, visitors who leave before their pod is there, and
 the network. Builds take no slots, and a pod that starts is not stopped by a crash of its BinderHub.

@@ -8,7 +8,7 @@ An event is a tuple on a heap: time, a number that makes the order certain, what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import fsum
 from typing import Any, Final
@@ -260,10 +260,10 @@ class Run:
         build.launches.append(launch)
         hub.waiting += 1
         # As the edge does: a trial of the breaker need not wait for a build.
-        federation = launch.edge.federation
-        federation.answered(launch.lease, now, launch.client)
+        launch.edge.federation.answered(launch.lease, now, launch.client)
         if launch.edge.learns:
-            federation.build_begun(self.launches.digest(image), hub.name, now)
+            for each in self._told(launch.edge):
+                each.federation.build_begun(self.launches.digest(image), hub.name, now)
 
     # Builds
 
@@ -377,7 +377,12 @@ class Run:
             start = now - built if end is End.READY else None
         image = self.launches.digest(launch.image)
         seen = Seen(image, launch.hub.name, launch.found, build, start, end, failed)
-        launch.edge.federation.learn(seen, now)
+        for each in self._told(launch.edge):
+            each.federation.learn(seen, now)
+
+    def _told(self, edge: Edge) -> Sequence[Edge]:
+        """Those who hear of what a launch teaches that edge."""
+        return self.edges if self.scenario.edge.shared else (edge,)
 
     # What is measured besides
 

@@ -212,7 +212,11 @@ class EdgeSettings(Section):
 
     count: Annotated[int, _EDGES] = Field(
         default=1,
-        description="How many edges; each decides by what it saw itself. A launch comes to any of them.",
+        description="How many edges; each decides by what it knows itself. A launch comes to any of them.",
+    )
+    shared: Flag = Field(
+        default=False,
+        description="They share a store: what a launch teaches one edge, all know at once.",
     )
     attempts: Few = Field(
         default=3, description="Members that a launch is sent to at most (`retry.attempts`)."
