@@ -409,14 +409,10 @@ def _reason_out(member: Member, share: float, now: float, launch: bool, client: 
     if member.in_flight >= member.max_requests:
         return f"is full: {member.in_flight} requests in flight"
     if launch and member.full(launch=True):
-        running, most, slots = (
-            member.launches + member.launches_elsewhere,
-            member.max_launches,
-            member.launch_slots,
-        )
-        if slots is not None and most is not None and running < most:
-            return f"is full: {running} launches in flight, and this edge has {slots} of its {most} slots"
-        return f"is full: {running} launches in flight"
+        full = f"is full: {member.launches + member.launches_elsewhere} launches in flight"
+        if member.launch_slots is None:
+            return full
+        return f"{full}, and of {member.max_launches} slots this edge has {member.launch_slots}"
     if not share:
         return "has weight 0" if member.intent is _READY else "is draining"
     return None

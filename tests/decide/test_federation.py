@@ -627,6 +627,12 @@ def test_ranking_has_every_member_and_says_who_is_out() -> None:
     ovh.max_launches = 0
     assert [each.out for each in fed.rank(KEY, 0.0, launch=True)][-1] == "is full: 0 launches in flight"
     assert [each.score for each in fed.rank(KEY, 0.0, launch=True)] == [None, None, None]
+    ovh.max_launches, ovh.launch_slots = 5, 0
+    assert fed.rank(KEY, 0.0, launch=True)[-1].out == (
+        "is full: 0 launches in flight, and of 5 slots this edge has 0"
+    )
+    ovh.launch_slots, ovh.in_flight = 1, ovh.max_requests
+    assert fed.rank(KEY, 0.0, launch=True)[-1].out == f"is full: {ovh.in_flight} requests in flight"
 
 
 def test_ranking_tells_a_breaker_from_its_member() -> None:

@@ -253,3 +253,12 @@ def test_never_more_than_the_burst_and_what_time_brings(launches: int, per: floa
         assert 0.0 <= wait <= per * (1 + 1e-6)
         passed += wait == 0.0
     assert passed <= launches + now * launches / per + 1e-3 * launches + 1
+
+
+def test_what_a_client_owes() -> None:
+    rate = LaunchRate(3, 60.0)
+    assert rate.owed(b"jo", 100.0) == 0.0
+    rate.note(b"jo", 100.0)
+    rate.note(b"jo", 100.0)
+    assert rate.owed(b"jo", 110.0) == 30.0
+    assert rate.owed(b"jo", 200.0) == 0.0

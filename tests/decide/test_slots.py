@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedproxy.decide.breaker import Breaker, BreakerPolicy
+from fedproxy.decide.member import Member
 from fedproxy.decide.slots import Claim, Grant, Holding, Slots, alone, grant
 
 
@@ -182,3 +184,20 @@ def test_more_in_flight_than_was_granted_is_held() -> None:
     ask_for(own, [Holding(1, 1)])
     own.touch_all()
     assert own.claims() == {"a": Claim(2, 2, 2)}
+
+
+def test_member_takes_as_many_launches_as_this_edge_has_slots() -> None:
+    short: list[str] = []
+    member = Member("a", "http://a", Breaker(BreakerPolicy()), max_launches=3)
+    member.launch_slots, member.on_short = 1, short.append
+    assert not member.full(launch=True)
+    member.launches = 1
+    assert member.full(launch=True)
+    assert short == ["a"]
+    member.launch_slots = 9
+    member.launches_elsewhere = 2
+    assert member.full(launch=True)
+    assert not member.full()
+    member.launches_elsewhere, member.launch_slots, member.on_short = 1, 2, None
+    assert member.full(launch=True)
+    assert short == ["a"]
