@@ -18,8 +18,9 @@ from rich.console import Console
 
 from benchmarks.fleet import member as members
 from benchmarks.fleet.record import faults
-from benchmarks.fleet.run import AGREEMENT, QUICK, USUAL, measure
-from benchmarks.fleet.show import show
+from benchmarks.fleet.run import AGREEMENT, EDGES, PROBES_EVERY, QUICK, USUAL, measure, measure_probes
+from benchmarks.fleet.scale import ROUND, SIZES, measure_scale, probes_a_minute
+from benchmarks.fleet.show import delays, loads, show
 from benchmarks.peers import BenchmarkError
 
 _WIDTH: Final = 120  # columns of a terminal that a table needs
@@ -64,6 +65,58 @@ def main(
         console.print(f"missed: {line}")
     if missed:
         raise SystemExit(1)
+
+
+@main.command("scale")
+@click.option(
+    "--edges", type=click.IntRange(1, 1000), help="Only so many, with --members.  [default: 3 to 100]"
+)
+@click.option("--members", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option(
+    "--launches",
+    type=click.FloatRange(0, min_open=True),
+    default=20,
+    show_default=True,
+    help="Launches a second, of all edges.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=20, show_default=True, help="Of each measurement."
+)
+@click.option("--port", type=click.IntRange(1024, 65000), default=18300, show_default=True, help="Of Redis.")
+@click.option("--no-probes", is_flag=True, help="Do not count the probes of real edges.")
+@click.option("--json", "output", type=_FILE, metavar="FILE", help="Write the figures there, too.")
+def scale_up(
+    edges: int | None,
+    members: int,
+    launches: float,
+    seconds: float,
+    port: int,
+    no_probes: bool,
+    output: Path | None,
+) -> None:
+    """Measure what many edges cost one Redis, and count the probes of a few real ones."""
+    console = Console(width=max(Console().width, _WIDTH))
+    sizes = SIZES if edges is None else ((edges, members),)
+    probes: dict[str, float] = {}
+    try:
+        uses = uvloop.run(measure_scale(sizes, seconds, launches, port, console.print))
+        for one_prober in () if no_probes else (True, False):
+            console.print(f"probes of {len(EDGES)} real edges, {'one' if one_prober else 'each'} probes ...")
+            probes["one" if one_prober else "each"] = uvloop.run(measure_probes(one_prober))
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from error
+    console.print(loads(uses))
+    console.print(delays(uses))
+    for who, counted in probes.items():
+        expected = probes_a_minute(len(EDGES), PROBES_EVERY, who == "one")
+        usual = probes_a_minute(len(EDGES), ROUND, who == "one")
+        console.print(
+            f"rounds of probes of a member in a minute, {who} of {len(EDGES)} edges probes it every "
+            f"{PROBES_EVERY:g} s: {counted:.1f}, expected {expected:.1f}; every {ROUND:g} s {usual:.0f}"
+        )
+    if output is not None:
+        found = {"uses": [each.as_json() for each in uses], "probes": probes}
+        output.write_text(json.dumps(found, indent=2) + "\n")
 
 
 @main.command("member", hidden=True)

@@ -85,7 +85,8 @@ def count_open(changes: Iterable[StreamCount], at: float) -> int:
 def peak(changes: Sequence[StreamCount], begin: float, end: float) -> int:
     """The most streams that were open at once between two moments."""
     now = most = count_open(changes, begin)
-    for each in sorted(changes):
+    # Of what happens at the same time, what ends is first.
+    for each in sorted(changes, key=lambda change: (change.at, change.change)):
         if begin < each.at < end:
             now += each.change
             most = max(most, now)

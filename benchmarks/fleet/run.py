@@ -22,7 +22,7 @@ import aiohttp
 import yaml
 
 from benchmarks.fleet.crowd import PORT, GuestCrowd
-from benchmarks.fleet.member import read_streams
+from benchmarks.fleet.member import count_probes, read_streams
 from benchmarks.fleet.place import find_site
 from benchmarks.fleet.record import CutOff, Faced, FleetPhase, PhaseFigures, figures
 from benchmarks.peers import BenchmarkError, Process
@@ -35,6 +35,9 @@ MOST: Final = 9
 """`max_launches` of each member."""
 AGREEMENT: Final = 1.0
 """Seconds within which what operators say is to be in force on all edges."""
+PROBES_EVERY: Final = 2.0
+"""Seconds from one round of probes to the next."""
+_PROBED: Final = 20.0  # seconds in which probes are counted
 _REDIS_PORT: Final = 6379
 _TOKEN: Final = "benchmark"
 _READY: Final = 20.0  # seconds that a program may take to be ready
@@ -108,6 +111,7 @@ class FleetRun:
         self, stack: ExitStack, folder: Path, durations: Durations, say: Callable[[str], None]
     ) -> None:
         self.notes: list[str] = []
+        self.one_prober = True
         self._stack = stack
         self._folder = folder
         self._for = durations
@@ -190,7 +194,13 @@ class FleetRun:
             "workers": 1,
             "access_log": "off",
             "log": "json",
-            "health": {"interval": "2s", "timeout": "1s", "fall": 2, "unhealthy_interval": "2s"},
+            "health": {
+                "interval": PROBES_EVERY,
+                "timeout": "1s",
+                "fall": 2,
+                "unhealthy_interval": "2s",
+                "one_prober": self.one_prober,
+            },
             "timeouts": {"connect": "1s", "response_head": "5s", "drain": "15s"},
             "members": {
                 name: {
@@ -275,11 +285,7 @@ class FleetRun:
 
     async def run(self, guests: int, rate: float, launches: float) -> list[PhaseFigures]:
         """All phases. Raises BenchmarkError if something does not start, or ends by itself."""
-        self.start_redis()
-        for name in MEMBERS:
-            self.start_member(name)
-        await self._members_serve()
-        await asyncio.gather(*map(self.start_edge, EDGES))
+        await self._start_all()
         edges = {name: self.addresses[name] for name in EDGES}
         self._crowd = GuestCrowd(edges, guests, rate, launches)
         self._crowd.start()
@@ -296,6 +302,28 @@ class FleetRun:
         by_address = {self.addresses[edge]: edge for edge in EDGES}
         streams = {name: read_streams(self._notes(name), by_address) for name in MEMBERS}
         return [figures(phase, self._cuts, streams, MOST) for phase in self._phases]
+
+    async def _start_all(self) -> None:
+        self.start_redis()
+        for name in MEMBERS:
+            self.start_member(name)
+        await self._members_serve()
+        await asyncio.gather(*map(self.start_edge, EDGES))
+
+    async def count_probes(self) -> float:
+        """Rounds of probes that a member gets in a minute from all edges, without any visitors."""
+        try:
+            await self._start_all()
+            # Not before one has taken it over for all.
+            await asyncio.sleep(3 * PROBES_EVERY)
+            begin = time.monotonic()
+            await asyncio.sleep(_PROBED)
+            end = time.monotonic()
+        finally:
+            for client in self._clients.values():
+                await client.close()
+        rounds = sum(count_probes(self._notes(name), begin, end).total() for name in MEMBERS)
+        return rounds / len(MEMBERS) * 60 / (end - begin)
 
     async def _members_serve(self) -> None:
         async with asyncio.timeout(_READY):
@@ -427,3 +455,15 @@ async def measure(
             "members": len(MEMBERS),
         }
         return FleetResult(run.where, settings, found, run.notes)
+
+
+async def measure_probes(one_prober: bool) -> float:
+    """Rounds of probes of a member in a minute. Raises BenchmarkError."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedproxy-fleet-")))
+        run = FleetRun(stack, folder, USUAL, lambda _: None)
+        run.one_prober = one_prober
+        try:
+            return await run.count_probes()
+        except TimeoutError as error:
+            raise BenchmarkError("something did not start in time") from error

@@ -12,6 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from benchmarks.fleet.record import PhaseFigures
     from benchmarks.fleet.run import FleetResult
+    from benchmarks.fleet.scale import StoreUse
 
 
 def table(title: str, first: str, columns: Sequence[str]) -> Table:
@@ -50,6 +51,33 @@ def launches(phases: Sequence[PhaseFigures], most: int) -> Table:
             *(each.name, str(each.launches), str(each.ready), str(each.full), str(each.launch_moves)),
             *(str(each.roomy), str(each.peak), str(each.overshoot), str(each.words)),
             *(_seconds(each.agreed_median), _seconds(longest)),
+        )
+    return made
+
+
+def loads(uses: Sequence[StoreUse]) -> Table:
+    """What edges cost their store, each a second."""
+    columns = ("launches", "calls", "executed", "KiB in", "KiB out", "Redis CPU", "edge CPU", "Redis MiB")
+    made = table("A second of a fleet's store", "edges x members", columns)
+    for each in uses:
+        made.add_row(
+            *(f"{each.edges} x {each.members}", f"{each.launches:g}", f"{sum(each.calls.values()):,.0f}"),
+            *(f"{each.executed:,.0f}", f"{each.received / 1024:,.0f}", f"{each.sent / 1024:,.0f}"),
+            *(f"{each.redis_cpu:.1%}", f"{each.edge_cpu:.2%}", f"{each.memory / (1 << 20):.1f}"),
+        )
+    return made
+
+
+def delays(uses: Sequence[StoreUse]) -> Table:
+    """How long what edges agree on takes."""
+    columns = ("launches", "all there s", "word ms", "max ms", "asked ms", "answers", "refused", "troubles")
+    made = table("Agreement; refused: for want of a slot that another edge held", "edges x members", columns)
+    for each in uses:
+        word = ("late", "") if each.word is None else tuple(f"{seconds * 1000:.0f}" for seconds in each.word)
+        asked = ("failed", "") if each.asked is None else (f"{each.asked[0] * 1000:.0f}", f"{each.asked[1]}")
+        made.add_row(
+            *(f"{each.edges} x {each.members}", f"{each.launches:g}", f"{each.begin:.1f}", *word, *asked),
+            *(f"{each.refused:.0%}", str(each.troubles)),
         )
     return made
 
