@@ -59,14 +59,20 @@ def found(faced: Faced, *, most: int = 9, allowed: int = 0, **open_at: list[Stre
     [
         (moved(110.0), True),
         (moved(99.0), False),
-        (moved(119.0 + NOTICE), True),
-        (moved(121.0 + NOTICE), False),
+        (moved(139.0), True),
+        (moved(141.0), False),
         (moved(110.0, edge="edge1"), False),
         (moved(110.0, home="m3"), False),
     ],
 )
 def test_move_is_needed_while_that_member_is_cut_off_from_that_edge(visit: MovedVisit, excused: bool) -> None:
     assert cut_off(visit, [CUT]) is excused
+
+
+def test_breaker_has_time_to_try_again_after_a_short_cut() -> None:
+    short = CutOff("edge2", "m2", 100.0, 101.0)
+    assert cut_off(moved(100.5 + NOTICE), [short])
+    assert not cut_off(moved(101.5 + NOTICE), [short])
 
 
 def test_moves_without_need_are_counted_apart_from_launches() -> None:

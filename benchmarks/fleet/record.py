@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from benchmarks.histogram import Histogram
 
-#: Seconds after a cut in which an edge need not know yet that a member is there again.
+#: Seconds after a cut in which an edge need not know yet that a member is there again; as many as the cut
+#: lasted if those are more, since a breaker that fails again waits twice as long before it tries.
 NOTICE: Final = 10.0
 _EXAMPLES: Final = 100
 
@@ -71,7 +72,7 @@ def cut_off(visit: MovedVisit | LostVisit, cuts: Iterable[CutOff]) -> bool:
     return any(
         cut.edge == visit.edge
         and cut.member == visit.home
-        and visit.sent < cut.end + NOTICE
+        and visit.sent < cut.end + max(NOTICE, cut.end - cut.begin)
         and visit.done > cut.begin
         for cut in cuts
     )
