@@ -87,6 +87,11 @@ def test_launch_that_moved_though_its_member_had_room_is_told() -> None:
     assert found(faced, most=2, m2=streams((91.0, 1), (96.0, 1))).roomy == 1
 
 
+def test_launch_without_room_is_told_apart_if_some_member_had_room() -> None:
+    got = found(Faced(full=[95.0, 97.0]), most=1, m1=streams((91.0, 1)), m2=streams((96.0, 1)))
+    assert (got.full, got.unused) == (2, 1)
+
+
 # Failures
 
 
@@ -139,7 +144,9 @@ def test_figure_that_misses_its_target_is_named() -> None:
 
 
 def test_tables_show_every_phase_and_the_result_is_json() -> None:
-    faced = Faced(requests=10, launches=2, ready=1, full=1, late=[2.5], lost=[lost(110.0, Errand.SESSION)])
+    faced = Faced(
+        requests=10, launches=2, ready=1, full=[95.0], late=[2.5], lost=[lost(110.0, Errand.SESSION)]
+    )
     faced.times.add(2000.0)
     phases = [found(faced), found(Faced(agreed=[0.1]))]
     assert visits(phases).row_count == launches(phases, 9).row_count == 2

@@ -248,7 +248,7 @@ class GuestCrowd:
             if match := _USER.search(str(said.get("url"))):
                 guest.session, guest.at, guest.left = f"{match[0]}lab", reply.member, _SESSION
         elif said.get("status_code") in _NO_ROOM:
-            faced.full += 1
+            faced.full.append(time.monotonic())
         else:
             self._lose(guest, sent, Errand.LAUNCH, f"failed: {said.get('message')}")
 

@@ -99,7 +99,8 @@ class Faced:
     """What the visitors of a phase met with: what was sent in it, and what was moved or lost in it.
 
     again: sent again as a browser does, since a connection that was kept broke before any answer. elsewhere:
-    connections that an edge refused, and another one took. full: launches for which there was no room.
+    connections that an edge refused, and another one took. full: when launches were told that there is no
+    room.
     """
 
     requests: int = 0
@@ -107,7 +108,7 @@ class Faced:
     elsewhere: int = 0
     launches: int = 0
     ready: int = 0
-    full: int = 0
+    full: list[float] = field(default_factory=list)
     times: Histogram = field(default_factory=Histogram)
     moved: list[MovedVisit] = field(default_factory=list)
     lost: list[LostVisit] = field(default_factory=list)
@@ -138,10 +139,11 @@ class PhaseFigures:
 
     failed: accepted by an edge, and failed; of those `cut_off` for sessions whose member could not be reached
     from that edge, which nobody else could have served. moves: visitors who were moved though their member
-    was there. launch_moves: launches that went to another member for want of a slot; roomy: of those, the
-    ones whose member had room, counted at the member. peak: the most launches at once at a member; overshoot:
-    by which it exceeded `max_launches`. p50, p99, longest: milliseconds to an answer's
-    head. examples: the first of what should not have been.
+    was there. full: launches that were told that there is no room; unused: of those, the ones for which some
+    member had room, counted at the members. launch_moves: launches that went to another member for want of a
+    slot; roomy: of those, the ones whose member had room. peak: the most launches at once at a member;
+    overshoot: by which it exceeded `max_launches`. p50, p99, longest: milliseconds to an answer's head.
+    examples: the first of what should not have been.
     """
 
     name: str
@@ -158,6 +160,7 @@ class PhaseFigures:
     launches: int
     ready: int
     full: int
+    unused: int
     launch_moves: int
     roomy: int
     peak: int
@@ -202,7 +205,8 @@ def figures(
         moves=len(moved),
         launches=faced.launches,
         ready=faced.ready,
-        full=faced.full,
+        full=len(faced.full),
+        unused=sum(any(count_open(each, at) < most for each in streams.values()) for at in faced.full),
         launch_moves=len(launched),
         roomy=sum(count_open(streams.get(each.home, ()), each.sent) < most for each in launched),
         peak=highest,

@@ -411,6 +411,13 @@ async def measure_scale(
     say: Callable[[str], None],
 ) -> list[StoreUse]:
     """All sizes, one after the other. Raises BenchmarkError."""
+    failed = Counter[str]()
+
+    def note(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        failed[f"{context['message']}: {context.get('exception')!r}"] += 1
+
+    # An edge would log it, once.
+    asyncio.get_running_loop().set_exception_handler(note)
     with ExitStack() as stack:
         server = StoreServer(stack, port)
         await server.wait()
@@ -419,4 +426,6 @@ async def measure_scale(
             say(f"{edges} edges, {members} members ...")
             found += await measure_size(server, edges, members, seconds, launches)
         await server.client.aclose()
+        for line, times in failed.items():
+            say(f"{times} times: {line}")
         return found

@@ -43,13 +43,25 @@ def visits(phases: Sequence[PhaseFigures]) -> Table:
 
 def launches(phases: Sequence[PhaseFigures], most: int) -> Table:
     """What launches met with, and operators."""
-    columns = ("launches", "ready", "no room", "moved", "roomy", "peak", "over", "words", "median s", "max s")
+    columns = (
+        "launches",
+        "ready",
+        "no room",
+        "unused",
+        "moved",
+        "roomy",
+        "peak",
+        "over",
+        "words",
+        "median s",
+        "max s",
+    )
     made = table(f"Launches, at most {most} at once at a member; operators' words", "phase", columns)
     for each in phases:
         longest = each.agreed_most if each.agreed_most is not None else each.late_most
         made.add_row(
-            *(each.name, str(each.launches), str(each.ready), str(each.full), str(each.launch_moves)),
-            *(str(each.roomy), str(each.peak), str(each.overshoot), str(each.words)),
+            *(each.name, str(each.launches), str(each.ready), str(each.full), str(each.unused)),
+            *(str(each.launch_moves), str(each.roomy), str(each.peak), str(each.overshoot), str(each.words)),
             *(_seconds(each.agreed_median), _seconds(longest)),
         )
     return made
