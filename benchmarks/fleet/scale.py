@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any, Final
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from benchmarks.peers import BenchmarkError, Process, require_free
 from fedproxy.config.store import StoreAddress
@@ -238,8 +239,12 @@ class FleetOfMany:
         return time.monotonic() - began
 
     async def close(self) -> None:
-        """All leave."""
-        await asyncio.gather(*(fleet.close() for fleet in self.fleets))
+        """All leave. Raises BenchmarkError if they do not within some seconds."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await asyncio.gather(*(fleet.close() for fleet in self.fleets))
+        except TimeoutError as error:
+            raise BenchmarkError(f"edges did not leave within {_PATIENCE:.0f} s") from error
 
     async def probe(self) -> None:
         """Whoever probes for all finds something new of each member in every round."""
@@ -424,8 +429,14 @@ async def measure_scale(
         found = []
         for edges, members in sizes:
             say(f"{edges} edges, {members} members ...")
-            found += await measure_size(server, edges, members, seconds, launches)
-        await server.client.aclose()
+            try:
+                found += await measure_size(server, edges, members, seconds, launches)
+            except BenchmarkError as error:
+                # What was measured before is worth having.
+                say(f"failed: {error}")
+                break
+        with contextlib.suppress(OSError, RedisError):
+            await server.client.aclose()
         for line, times in failed.items():
             say(f"{times} times: {line}")
         return found
