@@ -324,13 +324,15 @@ class FleetOfMany:
 
 
 async def measure_size(
-    server: StoreServer, edges: int, members: int, seconds: float, launches: float
-) -> list[StoreUse]:
-    """At rest, and with launches. Raises BenchmarkError if the edges do not find each other."""
+    server: StoreServer, edges: int, members: int, seconds: float, launches: float, found: list[StoreUse]
+) -> None:
+    """At rest, and with launches; each is added to `found`.
+
+    Raises BenchmarkError if the edges do not find each other, or do not end.
+    """
     many = FleetOfMany(server, edges, members)
     await server.client.flushall()
     tasks: list[asyncio.Task[None]] = []
-    found = []
     try:
         try:
             begin = await many.start()
@@ -357,7 +359,6 @@ async def measure_size(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await many.close()
-    return found
 
 
 async def _wait_for_rest(server: StoreServer) -> None:
@@ -426,11 +427,11 @@ async def measure_scale(
     with ExitStack() as stack:
         server = StoreServer(stack, port)
         await server.wait()
-        found = []
+        found: list[StoreUse] = []
         for edges, members in sizes:
             say(f"{edges} edges, {members} members ...")
             try:
-                found += await measure_size(server, edges, members, seconds, launches)
+                await measure_size(server, edges, members, seconds, launches, found)
             except BenchmarkError as error:
                 # What was measured before is worth having.
                 say(f"failed: {error}")
