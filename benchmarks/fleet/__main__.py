@@ -6,11 +6,12 @@ Everything that is made is removed at the end.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+from collections.abc import Coroutine
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, TypeVar
 
 import click
 import uvloop
@@ -23,13 +24,28 @@ from benchmarks.fleet.scale import ROUND, SIZES, measure_scale, probes_a_minute
 from benchmarks.fleet.show import delays, loads, show
 from benchmarks.peers import BenchmarkError
 
+T = TypeVar("T")
+
 _WIDTH: Final = 120  # columns of a terminal that a table needs
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
-def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    # As an exception, so that everything that was made is removed on the way out.
-    raise SystemExit(128 + number)
+async def _until_told(work: Coroutine[Any, Any, T]) -> T:
+    """Runs it, or ends it in order when this process is told to end."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    return await task
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return uvloop.run(_until_told(work))
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from error
+    except asyncio.CancelledError:
+        raise click.ClickException("ended before it was done") from None
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,16 +63,11 @@ def main(
     context: click.Context, quick: bool, visitors: int, rate: float, launches: float, output: Path | None
 ) -> None:
     """Let parts of a fleet fail under load: exits with 1 if a figure misses its target."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
     if context.invoked_subcommand is not None:
         return
     console = Console(width=max(Console().width, _WIDTH))
     durations = QUICK if quick else USUAL
-    try:
-        found = uvloop.run(measure(durations, visitors, rate, launches, console.print))
-    except BenchmarkError as error:
-        raise click.ClickException(str(error)) from error
+    found = _run(measure(durations, visitors, rate, launches, console.print))
     show(found, console)
     if output is not None:
         output.write_text(json.dumps(found.as_json(), indent=2) + "\n")
@@ -98,13 +109,10 @@ def scale_up(
     console = Console(width=max(Console().width, _WIDTH))
     sizes = SIZES if edges is None else ((edges, members),)
     probes: dict[str, float] = {}
-    try:
-        uses = uvloop.run(measure_scale(sizes, seconds, launches, port, console.print))
-        for one_prober in () if no_probes else (True, False):
-            console.print(f"probes of {len(EDGES)} real edges, {'one' if one_prober else 'each'} probes ...")
-            probes["one" if one_prober else "each"] = uvloop.run(measure_probes(one_prober))
-    except BenchmarkError as error:
-        raise click.ClickException(str(error)) from error
+    uses = _run(measure_scale(sizes, seconds, launches, port, console.print))
+    for one_prober in () if no_probes else (True, False):
+        console.print(f"probes of {len(EDGES)} real edges, {'one' if one_prober else 'each'} probes ...")
+        probes["one" if one_prober else "each"] = _run(measure_probes(one_prober))
     console.print(loads(uses))
     console.print(delays(uses))
     for who, counted in probes.items():

@@ -43,6 +43,7 @@ _TOKEN: Final = "benchmark"
 _READY: Final = 20.0  # seconds that a program may take to be ready
 _ASK: Final = 0.02  # seconds between two looks whether a word is in force
 _AGREE: Final = 15.0  # seconds after which it is given up
+_GRACE: Final = 0.5  # seconds that a program has at the end of the run
 _ENDED: Final = 20.0  # seconds that an edge may take to end
 
 
@@ -142,7 +143,8 @@ class FleetRun:
                 stderr=stderr.fileno(),
             )
         self._programs[host] = process
-        self._stack.callback(process.stop)
+        # At the end nobody waits for what drains.
+        self._stack.callback(process.stop, _GRACE)
         if host not in self._logs:
             self._logs[host] = self._stack.enter_context(log.open())
 
@@ -289,9 +291,9 @@ class FleetRun:
         edges = {name: self.addresses[name] for name in EDGES}
         self._crowd = GuestCrowd(edges, guests, rate, launches)
         self._crowd.start()
-        self._say(f"{guests} visitors come ...")
-        await asyncio.sleep(self._for.warm)
         try:
+            self._say(f"{guests} visitors come ...")
+            await asyncio.sleep(self._for.warm)
             await self._faults()
             # What was sent in the last phase is still to be answered.
             await asyncio.sleep(self._for.settle)
