@@ -123,7 +123,7 @@ class QuietEdge:
 class StoreUse:
     """What so many edges used of their store, a second; `launches`: with so many a second, of all edges.
 
-    calls: of clients, by what they are. executed: commands, those in scripts too. received, sent: bytes, of
+    calls: some of the commands, by name. executed: all commands; both with those in scripts. received, sent: bytes, of
     Redis. redis_cpu: of one processor, from 0 to 1; edge_cpu: the same of one edge. memory: bytes.
     begin: seconds until all edges were there. word: seconds from an operator's word until all had it, the
     median and the most; None if it came too late. asked: seconds until all had said how their members are,
@@ -387,14 +387,14 @@ def _use(
     seconds = after.at - before.at
     calls = {name: (count - before.calls.get(name, 0)) / seconds for name, count in after.calls.items()}
     edges = len(many.fleets)
-    by_clients = {
+    chosen = {
         name: calls[name] for name in ("evalsha", "publish", "hgetall", "xrange", "hset") if name in calls
     }
     return StoreUse(
         edges=edges,
         members=len(many.members),
         launches=rate,
-        calls={name: round(count, 1) for name, count in by_clients.items() if count >= 0.05},
+        calls={name: round(count, 1) for name, count in chosen.items() if count >= 0.05},
         executed=sum(calls.values()),
         received=(after.received - before.received) / seconds,
         sent=(after.sent - before.sent) / seconds,

@@ -69,12 +69,23 @@ def launches(phases: Sequence[PhaseFigures], most: int) -> Table:
 
 def loads(uses: Sequence[StoreUse]) -> Table:
     """What edges cost their store, each a second."""
-    columns = ("launches", "calls", "executed", "KiB in", "KiB out", "Redis CPU", "edge CPU", "Redis MiB")
+    columns = (
+        "launches",
+        "scripts",
+        "published",
+        "executed",
+        "KiB in",
+        "KiB out",
+        "Redis CPU",
+        "edge CPU",
+        "Redis MiB",
+    )
     made = table("A second of a fleet's store", "edges x members", columns)
     for each in uses:
         made.add_row(
-            *(f"{each.edges} x {each.members}", f"{each.launches:g}", f"{sum(each.calls.values()):,.0f}"),
-            *(f"{each.executed:,.0f}", f"{each.received / 1024:,.0f}", f"{each.sent / 1024:,.0f}"),
+            *(f"{each.edges} x {each.members}", f"{each.launches:g}", f"{each.calls.get('evalsha', 0):,.0f}"),
+            *(f"{each.calls.get('publish', 0):,.0f}", f"{each.executed:,.0f}"),
+            *(f"{each.received / 1024:,.0f}", f"{each.sent / 1024:,.0f}"),
             *(f"{each.redis_cpu:.1%}", f"{each.edge_cpu:.2%}", f"{each.memory / (1 << 20):.1f}"),
         )
     return made
