@@ -123,8 +123,8 @@ class QuietEdge:
 class StoreUse:
     """What so many edges used of their store, a second; `launches`: with so many a second, of all edges.
 
-    calls: some of the commands, by name. executed: all commands; both with those in scripts. received, sent: bytes, of
-    Redis. redis_cpu: of one processor, from 0 to 1; edge_cpu: the same of one edge. memory: bytes.
+    calls: some of the commands, by name. executed: all commands; both with those in scripts. received, sent:
+    bytes, of Redis. redis_cpu: of one processor, from 0 to 1; edge_cpu: the same of one edge. memory: bytes.
     begin: seconds until all edges were there. word: seconds from an operator's word until all had it, the
     median and the most; None if it came too late. asked: seconds until all had said how their members are,
     and how many edges were in time. refused: launches for want of a slot though the member had one.
