@@ -138,6 +138,7 @@ class Fleet:
         self._cutter: asyncio.TimerHandle | None = None
         self._said: dict[str, float] = {}
         self._taking = asyncio.Lock()
+        self._closing = False
 
     # Start and end
 
@@ -166,6 +167,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Gives back what it holds, and ends. Raises nothing."""
+        self._closing = True
         await cancel(self._tasks)
         await cancel(self._chores)
         if self._cutter is not None:
@@ -305,6 +307,8 @@ class Fleet:
     # What others tell
 
     def _on_told(self, topic: Topic, content: bytes) -> None:
+        if self._closing:
+            return
         match topic:
             case Topic.HINT:
                 at, _, content = content.partition(b"\0")
@@ -490,7 +494,9 @@ class Fleet:
         """Something that other edges should know. If too much waits already, the oldest is dropped."""
         if isinstance(hint, LaunchRequested) and self._rate is not None:
             self._rate.note(hint.client, time.monotonic())
-            self._launched[hint.client] = self._launched.get(hint.client, 0) + 1
+            # While the store is away: no more clients than the others would take.
+            if len(self._launched) < _MOST_WAITING or hint.client in self._launched:
+                self._launched[hint.client] = self._launched.get(hint.client, 0) + 1
         if len(self._outbox) >= _MOST_WAITING:
             self._outbox.popleft()
             self.dropped += 1
@@ -533,7 +539,11 @@ class Fleet:
             kept = [each for each in some if type(each) in WORTH]
             passing = [each for each in some if type(each) not in WORTH]
             if kept:
-                await self.store.hint(pack(kept))
+                try:
+                    await self.store.hint(pack(kept))
+                except StoreError:
+                    self._outbox.extendleft(reversed(kept))
+                    raise
             if passing:
                 await self.store.tell(Topic.HINT, b"\0" + pack(passing))
         if self._launched:
@@ -541,7 +551,11 @@ class Fleet:
         if self._reports:
             reports, self._reports = self._reports, {}
             if self.prober == self.id:
-                await self.store.report(reports, _REPORTS_KEPT)
+                try:
+                    await self.store.report(reports, _REPORTS_KEPT)
+                except StoreError:
+                    self._reports = reports | self._reports
+                    raise
                 for content in reports.values():
                     await self.store.tell(Topic.REPORT, content)
 
@@ -550,7 +564,12 @@ class Fleet:
         rate = self._rate
         if rate is None:
             return
-        left = await self.store.rate(launched, self._each, self._per)
+        try:
+            left = await self.store.rate(launched, self._each, self._per)
+        except StoreError:
+            for client, count in launched.items():
+                self._launched[client] = self._launched.get(client, 0) + count
+            raise
         now = time.monotonic()
         for client, seconds in left.items():
             # Those that other edges counted before this one was there to hear of them.

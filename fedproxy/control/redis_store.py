@@ -43,6 +43,12 @@ _CLAIMS_AT_A_TIME: Final = 50
 _ANSWERS: Final = 10  # seconds that answers to a question are kept
 _LONGEST: Final = 200  # characters of what a server says is wrong
 
+# The client raises RuntimeError or AttributeError where a connection is lost while it says hello.
+_FAILURES: Final = (
+    *(RedisError, OSError, TimeoutError, ValueError, TypeError, IndexError),
+    *(RuntimeError, AttributeError),
+)
+
 _NOW: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -97,7 +103,7 @@ for at = 3, #KEYS do
   local first = 5 + (at - 3) * 4
   local most, held = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
   local used, wants = tonumber(ARGV[first + 2]), ARGV[first + 3] == '1'
-  local others, all, starving = 0, used, false
+  local others, all, starving, spares = 0, used, false, {}
   local fields = redis.call('HGETALL', KEYS[at])
   for i = 1, #fields, 2 do
     if fields[i] ~= ARGV[1] then
@@ -105,16 +111,18 @@ for at = 3, #KEYS do
       if its and alive[fields[i]] then
         others = others + its
         all = all + taken
+        spares[#spares + 1] = its - taken
         if wanting == '1' and tonumber(its) <= tonumber(taken) then starving = true end
       else
         redis.call('HDEL', KEYS[at], fields[i])
       end
     end
   end
-  local free = math.max(0, most - all)
+  local free, given = math.max(0, most - all), 0
   local even = math.floor(free / edges)
+  for _, spare in ipairs(spares) do given = given + math.max(0, spare - even) end
   local target = used + even
-  if wants or (free % edges > 0 and not starving) then target = target + 1 end
+  if wants or (not starving and given < free % edges) then target = target + 1 end
   local slots = math.max(0, math.min(target, most - others, grows and most or held))
   local lacks = wants or (even > 0 and 2 * (slots - used) <= even)
   held = math.max(slots, used)
@@ -312,16 +320,16 @@ class RedisStore:
                     elif message["type"] == "message" and message["channel"].decode() == channel:
                         self._on_message(message["data"], told)
                 elif now - heard > 2 * _ECHO:
-                    raise TimeoutError  # noqa: TRY301 -- handled like any other way to lose it
+                    raise TimeoutError
                 elif now - heard > _ECHO:
                     await client.publish(echo, b"")
-        except (RedisError, OSError, TimeoutError) as error:
+        except _FAILURES as error:
             if ready.done():
                 lost()
             else:
                 ready.set_exception(StoreError(_words_of(error), "subscribe"))
         finally:
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
+            with contextlib.suppress(*_FAILURES):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     def _on_message(self, data: bytes, told: OnTold) -> None:
@@ -341,7 +349,7 @@ class RedisStore:
         closing = [*self._sentinels, *([client] if client is not None else [])]
         self._sentinels = ()
         for each in closing:
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
+            with contextlib.suppress(*_FAILURES):
                 async with asyncio.timeout(_ANSWER):
                     await each.aclose()
 
@@ -350,7 +358,7 @@ class RedisStore:
         try:
             async with asyncio.timeout(_WHOLE):
                 yield
-        except (RedisError, OSError, TimeoutError, ValueError, TypeError, IndexError) as error:
+        except _FAILURES as error:
             self._commands["failed"] += 1
             raise StoreError(_words_of(error), command) from error
         except StoreError:

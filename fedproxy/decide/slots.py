@@ -50,8 +50,10 @@ def grant(claim: Claim, others: Sequence[Holding], edges: int, may_grow: bool = 
     free = max(0, claim.most - used)
     even = free // edges
     target = claim.used + even
+    # No more than there is left over, or somebody lacks an even part for ever.
+    given = sum(max(0, other.held - other.used - even) for other in others)
     starving = any(other.wants and other.held <= other.used for other in others)
-    if claim.wants or (free % edges and not starving):
+    if claim.wants or (not starving and given < free % edges):
         target += 1
     room = claim.most - sum(other.held for other in others)
     slots = max(0, min(target, room, claim.most if may_grow else claim.held))
@@ -74,13 +76,14 @@ def alone(held: int | None, most: int, edges: int) -> int:
 class _Own:
     """What this edge has at one member. slots: by the last answer; None before the first."""
 
-    __slots__ = ("held", "most", "slots", "used", "wants")
+    __slots__ = ("held", "most", "slots", "told", "used", "wants")
 
     def __init__(self, most: int, used: int) -> None:
         self.most = most
         self.used = used
         self.held = 0
         self.wants = False
+        self.told = False  # others know that it is short, and nothing has changed since
         self.slots: int | None = None
 
 
@@ -126,6 +129,7 @@ class Slots:
         own = self._own.get(name)
         if own is not None and own.used >= (own.most if own.slots is None else own.slots) < own.most:
             own.wants = True
+            own.told = False
             self._dirty[name] = None
 
     def retire(self) -> None:
@@ -144,8 +148,11 @@ class Slots:
         self.touch(list(self._own))
 
     def touch_wanted(self) -> None:
-        """What was wanted and has not come is asked for again."""
-        self.touch([name for name, own in self._own.items() if own.wants])
+        """What was lacking and has not come is asked for again."""
+        for name, own in self._own.items():
+            if own.wants or own.told:
+                own.told = False
+                self._dirty[name] = None
 
     @property
     def dirty(self) -> bool:
@@ -172,8 +179,10 @@ class Slots:
             own.held = max(answer.slots, claim.used)
             if claim.wants and answer.slots > claim.used:
                 own.wants = False
-            if answer.short:
+            # Once: who hears of it asks too, and would be told of again by all who are short.
+            if answer.short and not own.told:
                 short.append(name)
+            own.told = answer.short
         return short
 
     def limits(self) -> dict[str, int]:

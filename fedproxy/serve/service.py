@@ -175,6 +175,7 @@ class Service:
         self._digest: tuple[Config | None, str] = None, ""  # of what the file says
         self.link: FleetLink | None = None
         self._slots: LaunchSlots | None = None
+        self._early: list[Hint] = []  # what was heard before there was somebody to tell
         self._overtaken: frozenset[str] = frozenset()
         self._tickets = secrets.token_bytes(32)
         self.admin_address: tuple[str, int] = ("", 0)
@@ -275,6 +276,9 @@ class Service:
             await self._planes.start(self._to_apply(), self._known_health(), self._tickets)
             if self._slots is not None:
                 self._planes.tell(self._slots)
+            early, self._early = self._early, []
+            for hint in early:
+                self.hear_hint(hint)
         except BaseException:
             await self.stop()
             raise
@@ -347,6 +351,7 @@ class Service:
     def hear_hint(self, hint: Hint) -> None:
         """As `FleetHost` says."""
         if not hasattr(self, "_planes"):
+            self._early.append(hint)
             return
         match hint:
             case SessionsKnown():
