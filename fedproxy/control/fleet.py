@@ -128,6 +128,7 @@ class Fleet:
         self._launched: dict[bytes, int] = {}
         self._reports: dict[str, bytes] = {}
         self._known_reports: dict[str, Report] = {}
+        self._read: Mapping[str, bytes] = {}  # reports, when all were read last
         self._last_hint: str | None = None
         self._limits: dict[str, int] = {}
         self._wake = asyncio.Event()
@@ -234,9 +235,10 @@ class Fleet:
         if beat.order != self.words.order or self.words.waiting:
             await self._guarded(self._read_words)
             await self._guarded(self._submit)
-        if beats % _RECORDS == 0:
+        # Each reads what all have told: the more edges, the less often.
+        if beats % max(_RECORDS, self.count // 10) == 0:
             await self._guarded(self._read_records)
-        if beats % _CHECK == 0:
+        if beats % max(_CHECK, self.count // 2) == 0:
             await self._guarded(self._read_hints)
             if self.prober == self.id:
                 await self._guarded(self._keep_reports)
@@ -354,15 +356,15 @@ class Fleet:
 
     def _hear_report(self, content: bytes) -> None:
         report = unpack_report(content)
-        if report is not None and not self.probes:
+        if report is not None and not self.probes and report != self._known_reports.get(report.name):
             self._known_reports[report.name] = report
             self._listener.on_report(report)
 
     async def _read_reports(self) -> None:
         if not self.probes:
-            for content in (await self.store.reports()).values():
-                report = unpack_report(content)
-                if report is not None and report != self._known_reports.get(report.name):
+            before, self._read = self._read, await self.store.reports()
+            for name, content in self._read.items():
+                if content != before.get(name):
                     self._hear_report(content)
 
     async def _read_records(self) -> None:
@@ -517,6 +519,7 @@ class Fleet:
     def forget(self, known: Mapping[str, object]) -> None:
         """Members have left; `known` are those that are there."""
         self._known_reports = {name: each for name, each in self._known_reports.items() if name in known}
+        self._read = {name: each for name, each in self._read.items() if name in known}
 
     async def _send(self) -> None:
         while True:
@@ -616,11 +619,11 @@ class Fleet:
         question = secrets.token_hex(8)
         await self.store.tell(Topic.QUESTION, question.encode())
         waited = 0.0
-        found: Sequence[bytes] = ()
+        found: list[bytes] = []
         while len(found) < self.count - 1 and waited < _TO_ANSWER:
             await asyncio.sleep(_TO_ANSWER / 8)
             waited += _TO_ANSWER / 8
-            found = await self.store.answers(question)
+            found += await self.store.answers(question, len(found))
         return [said for content in found if (said := _read_record(content, 1 << 22)) is not None]
 
     async def _answer(self, question: bytes) -> None:

@@ -516,10 +516,10 @@ class RedisStore:
             await self._redis.rpush(key, content)
             await self._redis.expire(key, _ANSWERS)
 
-    async def answers(self, question: str) -> Sequence[bytes]:
+    async def answers(self, question: str, after: int = 0) -> Sequence[bytes]:
         """See `Store`."""
         async with self._asking("answers"):
-            found: list[bytes] = await self._redis.lrange(self._key(f"answers:{question}"), 0, -1)
+            found: list[bytes] = await self._redis.lrange(self._key(f"answers:{question}"), after, -1)
         return found
 
 

@@ -158,5 +158,5 @@ class Store(Protocol):
     async def answer(self, question: str, content: bytes) -> None:
         """This edge's answer to a question."""
 
-    async def answers(self, question: str) -> Sequence[bytes]:
-        """The answers to a question so far."""
+    async def answers(self, question: str, after: int = 0) -> Sequence[bytes]:
+        """The answers to a question so far, but for so many that came first."""

@@ -177,6 +177,7 @@ async def test_values_reports_and_answers(edges: Edges) -> None:
     await one.answer("q", b"1")
     await two.answer("q", b"2")
     assert await one.answers("q") == [b"1", b"2"]
+    assert await one.answers("q", 1) == [b"2"]
     assert await one.answers("other") == []
 
 

@@ -195,6 +195,6 @@ class MemoryStore:
         await self._come("answer")
         self.shared.answers.setdefault(question, []).append(content)
 
-    async def answers(self, question: str) -> Sequence[bytes]:
+    async def answers(self, question: str, after: int = 0) -> Sequence[bytes]:
         await self._come("answers")
-        return list(self.shared.answers.get(question, ()))
+        return self.shared.answers.get(question, [])[after:]
