@@ -104,7 +104,11 @@ ImagePlace = tuple[int, int, int, int]
 
 def longest_build(places: Sequence[ImagePlace]) -> float:
     """The longest build of an image that is known, in seconds; 0 if none is."""
-    return float(max([build for *_, build in places], default=0))
+    longest = 0
+    for _, _, _, build in places:
+        if build > longest:
+            longest = build
+    return float(longest)
 
 
 class Average:
@@ -216,7 +220,19 @@ class Experience:
     """
 
     __slots__ = (
-        *("build", "certain", "faded", "failing", "found", "fresh", "launch", "risk", "slot", "slowness"),
+        *(
+            "build",
+            "certain",
+            "doubt",
+            "faded",
+            "failing",
+            "found",
+            "fresh",
+            "launch",
+            "risk",
+            "slot",
+            "slowness",
+        ),
         *("start", "unknown", "with_image", "without_image"),
     )
 
@@ -235,6 +251,7 @@ class Experience:
         self.certain = _FOUND
         self.fresh = 0.0
         self.risk = _FAILING
+        self.doubt = (1.0 + self.risk) ** 4
 
 
 _PARTS: Final = ("found", "unknown", "failing")  # averages of values from 0 to 1
@@ -350,6 +367,7 @@ class Knowledge:
         known.certain = min(0.99, known.found.mean(_FOUND, _FOUND_TRUST))
         failing = min(_MOST_FAILING, known.failing.mean(_FAILING, _FAILING_TRUST))
         known.risk = failing / (1.0 - failing)
+        known.doubt = (1.0 + known.risk) ** 4
 
     def chances(self, places: Sequence[ImagePlace], now: float) -> dict[int, float]:
         """How likely it is that members have an image, by their numbers; -1 stands for all others, if that

@@ -12,7 +12,6 @@ the same mostly agree.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -187,9 +186,11 @@ class ExpectedWait:
 
     def _near(self, costs: Sequence[Cost]) -> list[int]:
         """Which of these are as good as the best."""
-        least = math.inf
+        least = costs[0].whole
         for cost in costs:
-            least = min(least, cost.whole)
+            # Not `min`: where this is compiled that is a call with two new objects.
+            if cost.whole < least:
+                least = cost.whole
         limit = least + self.policy.band * 2.0 * self.knowledge.usual_build
         return [at for at, cost in enumerate(costs) if cost.whole <= limit]
 
@@ -233,20 +234,19 @@ class ExpectedWait:
             cost.chance = chance
             cost.joins = joins
             cost.wait = wait + start
-            risk = known.risk
             price = unit * member.price
             if price < 0:
                 # That it is below its share is no reason to send visitors where launches fail.
-                price /= (1.0 + risk) ** 4
+                price /= known.doubt
             cost.price = price
-            cost.whole = start + own + risk * failure + price
+            cost.whole = start + own + known.risk * failure + price
             if member.room is not None and member.launches + member.launches_elsewhere >= member.room:
                 cost.whole += crowded
                 # Its price would fall all the time, and bring a herd when it has room again.
                 cost.due = 0.0
             else:
                 # A member that fails launches has a smaller share, in place of a low price for it.
-                cost.due = shares[at] / (1.0 + risk) ** 4
+                cost.due = shares[at] / known.doubt
             found.append(cost)
         return found
 
@@ -265,7 +265,11 @@ class ExpectedWait:
             price = member.price - each * due
             if member is chosen:
                 price += step
-            member.price = min(max(price, -most), most)
+            if price > most:
+                price = most
+            elif price < -most:
+                price = -most
+            member.price = price
 
 
 def _reason(costs: Sequence[Cost], at: int, *, tie: bool) -> Reason:
