@@ -485,6 +485,17 @@ def test_values_in_the_documents_work(parent: Path, read: Read) -> None:
     assert read(objects).members.keys() == {"first", "second"}
     assert "Ingress" in objects
 
+    for word, found in (
+        ("redis: {enabled", "NetworkPolicyStore"),
+        ("passwordSecret", "NetworkPolicy"),
+        ("targetConnections", "HorizontalPodAutoscaler"),
+    ):
+        objects = by_kind(_rendered({**VALUES["defaults"], **fence("kubernetes.md", word)}))
+        assert found in objects
+        assert (read(objects).shared_store is None) == (word == "targetConnections")
+    (text,) = fence("kubernetes.md", "kind: ConfigMap")["data"].values()
+    assert parse(json.dumps({"members": {"a": yaml.safe_load(text)}}), {}).members["a"].weight == 50
+
     values = fence("migrating.md", "federationRedirect:", "fedproxy:")
     assert values["fedproxy"]["hosts"] == values["federationRedirect"]["hosts"]
     objects = by_kind(_rendered({"federationRedirect": values["fedproxy"]}, parent, "staging"))
