@@ -602,6 +602,10 @@ def test_way_to_a_store_of_its_own_is_open_and_its_config_is_valid(
     assert found is not None
     assert {port for _, port in found.servers} <= set(ports)
     assert not any(kind.endswith("Store") for kind in made)
+    # Fleets of one server would hear each other's messages, whatever their databases.
+    assert read(made).store_prefix == "fedproxy:prod:fedproxy"
+    given = _with_store(url=url, config={"store_prefix": "binders"})
+    assert read(by_kind(_rendered({**given, "existingSecret": "tokens"}))).store_prefix == "binders"
 
 
 def test_config_names_the_store_of_the_chart_and_the_pod(read: Read) -> None:

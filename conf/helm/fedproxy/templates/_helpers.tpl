@@ -185,6 +185,9 @@ helm.sh/chart: {{ printf "fedproxy-%s" .Chart.Version | replace "+" "_" }}
   {{- $_ := set $file "edge_name" "${FEDPROXY_EDGE_NAME}" -}}
   {{- end -}}
   {{- end -}}
+  {{- if and .Values.store.url (not $config.store_prefix) -}}
+  {{- $_ := set $file "store_prefix" (printf "fedproxy:%s:%s" .Release.Namespace .Release.Name | trunc 100) -}}
+  {{- end -}}
   {{- if or .Values.store.ca.secret .Values.store.ca.configMap -}}
   {{- $_ := set $file "store_ca" "/etc/fedproxy-store/ca.crt" -}}
   {{- end -}}
