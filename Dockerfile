@@ -13,7 +13,7 @@ RUN pip install --require-hashes --requirement requirements/build.txt \
 COPY fedproxy ./fedproxy
 RUN pip wheel --no-build-isolation --no-deps --wheel-dir /wheels . \
     && python -m venv --without-pip /opt/fedproxy \
-    && pip --python /opt/fedproxy/bin/python install --no-index --find-links /wheels 'fedproxy[otel]' \
+    && pip --python /opt/fedproxy/bin/python install --no-index --find-links /wheels 'fedproxy[otel,redis]' \
     && cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible --output-file /opt/fedproxy/sbom.cdx.json /opt/fedproxy \
     && install -d -o 65532 -g 65532 -m 0700 /state
 

@@ -68,7 +68,7 @@ compiled: .compiled/.made
 
 # What the image is built from and with: the newest versions that fit pyproject.toml, each with its hashes.
 lock: $(VENV)/.test
-	$(LOCK) --extra otel --output-file requirements/image.txt pyproject.toml
+	$(LOCK) --extra otel --extra redis --output-file requirements/image.txt pyproject.toml
 	$(BIN)/python -m tests.locks | $(LOCK) --output-file requirements/build.txt -
 
 clean:

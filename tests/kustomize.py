@@ -5,6 +5,7 @@ Whatever else a file says is an AssertionError, so that a test cannot pass on so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,18 @@ Object = dict[str, Any]
 
 # By which field strategic merge tells the items of a list; and the lists that a patch replaces whole.
 _KEYS = {"containers": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
+_SECOND = {"-dashboard": "Dashboard", "-to-store": "ToStore", "-store": "Store"}
 _WHOLE = {"args", "command", "drop", "metrics", "policies", "policyTypes"}
+
+
+def by_kind(items: Sequence[Object]) -> dict[str, Object]:
+    """By kind, as there is one of each. What only some installations have is told by the end of its name."""
+    named = {}
+    for item in items:
+        ends = [end for end in _SECOND if item["metadata"]["name"].endswith(end)]
+        named[item["kind"] + "".join(_SECOND[end] for end in ends[:1])] = item
+    assert len(named) == len(items)
+    return named
 
 
 def selectors(objects: dict[str, Object]) -> list[dict[str, str]]:

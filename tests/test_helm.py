@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,20 @@ from fedproxy.config.load import convert, parse
 from fedproxy.config.model import Config
 from fedproxy.config.units import duration
 from tests import helm
-from tests.kustomize import Object, render, selectors
+from tests.kustomize import Object, by_kind, render, selectors
 
 Read = Callable[[dict[str, Object]], Config]
 
 ROOT = Path(__file__).parent.parent
 CHART = ROOT / "conf" / "helm" / "fedproxy"
-BASE = {item["kind"]: item for item in render(ROOT / "conf" / "kubernetes" / "base")}
+BASE = by_kind(render(ROOT / "conf" / "kubernetes" / "base"))
 VERSIONS = ["1.30", "1.37"]  # the chart's oldest, and the newest
-SECRETS = {"FEDPROXY_ADMIN_TOKEN": "a" * 32, "FEDPROXY_COOKIE_SECRET": "b" * 32}
+VARIABLES = {
+    "FEDPROXY_ADMIN_TOKEN": "a" * 32,
+    "FEDPROXY_COOKIE_SECRET": "b" * 32,
+    "FEDPROXY_STORE_PASSWORD": "c" * 32,
+    "FEDPROXY_EDGE_NAME": "fedproxy-7d9c-x2x",
+}
 IN_KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 CUSTOM = {"HTTPRoute", "PodMonitor", "PrometheusRule"}  # what Kubernetes' own schemas do not have
 MEMBERS = {
@@ -62,6 +67,15 @@ INCUMBENT: dict[str, Any] = {
 }
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {"config": {"members": MEMBERS}},
+    "store": {
+        "config": {"members": MEMBERS},
+        "store": {"redis": {"enabled": True}},
+        "imagePullSecrets": [{"name": "registry"}],
+        "nodeSelector": {"pool": "core"},
+        "priorityClassName": "binderhub-core",
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+    },
+    "members": {"memberConfigMaps": ["first", "second"]},
     "incumbent": INCUMBENT,
     "everything": {
         "host": "mybinder.example.org",
@@ -84,6 +98,23 @@ VALUES: dict[str, dict[str, Any]] = {
         "image": {"name": "registry.example.org/fedproxy", "tag": "1.2"},
         "imagePullSecrets": [{"name": "registry"}],
         "existingSecret": "tokens",
+        "store": {
+            "url": "rediss+sentinel://edge:${FEDPROXY_STORE_PASSWORD}@a.example.org:26380,b.example.org/main/1",
+            "passwordSecret": {"name": "redis", "key": "password"},
+            "ca": {"configMap": "trust", "key": "redis.pem"},
+        },
+        "autoscaling": {
+            "targetConnections": 5000,
+            "extraMetrics": [
+                {
+                    "type": "Resource",
+                    "resource": {
+                        "name": "memory",
+                        "target": {"type": "Utilization", "averageUtilization": 80},
+                    },
+                }
+            ],
+        },
         "tls": {"existingSecret": "certificate"},
         "serviceAccount": {"name": "edge", "annotations": {"a": "b"}},
         "podLabels": {"team": "edge"},
@@ -109,6 +140,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "httpRoute": {"enabled": True, "annotations": {"a": "b"}, "parentRefs": [{"name": "public"}]},
         "networkPolicy": {
             "visitors": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+            "store": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
             "extraEgress": [{"ports": [{"protocol": "TCP", "port": 8443}]}],
             "extraIngress": [{"ports": [{"protocol": "TCP", "port": 9000}]}],
         },
@@ -159,15 +191,6 @@ def _refusal(values: object) -> str:
     return result.stderr
 
 
-def _by_kind(items: Sequence[Object]) -> dict[str, Object]:
-    """There is one of each, but for the dashboard's ConfigMap."""
-    named = {
-        item["kind"] + ("Dashboard" * item["metadata"]["name"].endswith("-dashboard")): item for item in items
-    }
-    assert len(named) == len(items)
-    return named
-
-
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A larger chart that has this one, by the name of federation-redirect's values there."""
@@ -191,9 +214,9 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def objects(request: pytest.FixtureRequest, parent: Path) -> dict[str, Object]:
     """The rendered objects of a set of values, by kind."""
     if request.param != "subchart":
-        return _by_kind(_rendered(VALUES[request.param]))
+        return by_kind(_rendered(VALUES[request.param]))
     values = {"federationRedirect": INCUMBENT, "global": {"a": "b"}, "other": {"c": "d"}}
-    return _by_kind(_rendered(values, parent, "prod"))
+    return by_kind(_rendered(values, parent, "prod"))
 
 
 def _pod(objects: dict[str, Object]) -> Any:
@@ -212,17 +235,20 @@ def _text(objects: dict[str, Object]) -> str:
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
-    """Reads the config of rendered objects, with a certificate in place of the mounted one."""
+    """Reads the config of rendered objects, with certificates in place of the mounted ones."""
     folder = tmp_path_factory.mktemp("tls")
-    issued = trustme.CA().issue_cert("mybinder.example.org")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.crt")
+    issued = authority.issue_cert("mybinder.example.org")
     issued.cert_chain_pems[0].write_to_path(folder / "tls.crt")
     issued.private_key_pem.write_to_path(folder / "tls.key")
 
     def config(objects: dict[str, Object]) -> Config:
-        (mount,) = [
-            each["mountPath"] for each in _container(objects)["volumeMounts"] if each["name"] == "tls"
-        ] or ["/none"]
-        return parse(_text(objects).replace(f"{mount}/", f"{folder}/"), SECRETS)
+        text = _text(objects)
+        for mount in _container(objects)["volumeMounts"]:
+            if mount["name"] in ("tls", "store-ca"):
+                text = text.replace(f"{mount['mountPath']}/", f"{folder}/")
+        return parse(text, VARIABLES)
 
     return config
 
@@ -277,14 +303,33 @@ def test_every_object_fits_the_schema(objects: dict[str, Object], version: str) 
         if item["kind"] not in CUSTOM:
             kubernetes_validate.validate(item, version, strict=True)
         assert item["metadata"]["namespace"] == "prod"
-        assert item["metadata"]["labels"]["app.kubernetes.io/name"] == "fedproxy"
+        assert item["metadata"]["labels"]["app.kubernetes.io/name"] in ("fedproxy", "fedproxy-store")
 
 
 def test_chart_makes_what_the_manifests_make() -> None:
-    made = _by_kind(_rendered(VALUES["defaults"]))
+    made = by_kind(_rendered(VALUES["defaults"]))
     assert made.keys() == BASE.keys() | {"ConfigMap", "Secret"}
     for kind, item in BASE.items():
         assert _bare(made[kind]) == item, kind
+
+
+def test_chart_makes_the_store_that_the_manifests_make() -> None:
+    made = by_kind(_rendered({**VALUES["defaults"], "store": {"redis": {"enabled": True}}}))
+    base = by_kind(_rendered(VALUES["defaults"]))
+    shipped = by_kind(render(ROOT / "conf" / "kubernetes" / "staging"))
+    added = made.keys() - base.keys()
+    assert added == {"DeploymentStore", "ServiceStore", "NetworkPolicyStore"}
+    for kind in added:
+        expected = {**shipped[kind], "metadata": {**shipped[kind]["metadata"]}}
+        del expected["metadata"]["namespace"]
+        assert _bare(made[kind]) == expected, kind
+    (edge,) = shipped["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert _container(made)["env"] == edge["env"]
+    # Here the edges' own policy has it.
+    assert (
+        _bare(made["NetworkPolicy"]["spec"]["egress"])[-1:]
+        == shipped["NetworkPolicyToStore"]["spec"]["egress"]
+    )
 
 
 _OF_HELM = {
@@ -327,22 +372,29 @@ def _name(objects: dict[str, Object]) -> str:
 
 def test_secret_of_the_variables_is_there_or_named(objects: dict[str, Object]) -> None:
     references = [
-        each["valueFrom"]["secretKeyRef"] for each in _container(objects)["env"] if "valueFrom" in each
+        each["valueFrom"]["secretKeyRef"]
+        for pod in (objects["Deployment"], objects.get("DeploymentStore"))
+        if pod is not None
+        for each in pod["spec"]["template"]["spec"]["containers"][0]["env"]
+        if "secretKeyRef" in each.get("valueFrom", {})
     ]
-    assert {reference["key"] for reference in references} == {"admin-token", "cookie-secret"}
-    (name,) = {reference["name"] for reference in references}
+    asked = {(reference["name"], reference["key"]) for reference in references}
     if "Secret" in objects:
-        assert name == objects["Secret"]["metadata"]["name"]
+        name = objects["Secret"]["metadata"]["name"]
         made = {key: base64.b64decode(value) for key, value in objects["Secret"]["data"].items()}
-        assert len(set(made.values())) == 2
+        assert asked == {(name, key) for key in made}
+        assert made.keys() - {"store-password"} == {"admin-token", "cookie-secret"}
+        assert ("store-password" in made) == ("DeploymentStore" in objects)
+        assert len(set(made.values())) == len(made)
         assert all(len(value) == 64 for value in made.values())
     else:
-        assert name == "tokens"
+        assert asked == {("tokens", "admin-token"), ("tokens", "cookie-secret"), ("redis", "password")}
 
 
 def test_secret_has_the_values_that_are_given() -> None:
-    values = {**VALUES["defaults"], "secret": {"adminToken": "t" * 20, "cookieSecret": "c" * 20}}
-    made = _by_kind(_rendered(values))["Secret"]["data"]
+    secret = {"adminToken": "t" * 20, "cookieSecret": "c" * 20, "storePassword": "p" * 20}
+    made = by_kind(_rendered({**VALUES["store"], "secret": secret}))["Secret"]["data"]
+    assert base64.b64decode(made["store-password"]).decode() == "p" * 20
     assert base64.b64decode(made["admin-token"]).decode() == "t" * 20
     assert base64.b64decode(made["cookie-secret"]).decode() == "c" * 20
 
@@ -358,7 +410,7 @@ def test_replica_that_goes_has_the_time_that_its_config_gives_to_streams(
 @pytest.mark.parametrize("drain", [0, 90, "90", "1500ms", "1.5h", "3300s", "2m", "1d"])
 def test_grace_period_follows_every_way_to_write_a_duration(drain: str | int) -> None:
     values = {"config": {"members": MEMBERS, "timeouts": {"drain": drain}}, "preStopSeconds": 20}
-    grace = _pod(_by_kind(_rendered(values)))["spec"]["terminationGracePeriodSeconds"]
+    grace = _pod(by_kind(_rendered(values)))["spec"]["terminationGracePeriodSeconds"]
     seconds = duration(drain)
     assert seconds is not None
     assert seconds + 45 <= grace < seconds + 46
@@ -397,7 +449,7 @@ def test_config_is_valid_and_nothing_in_it_is_unwise(objects: dict[str, Object],
 
 def test_config_has_what_the_values_say(read: Read) -> None:
     values = VALUES["everything"]
-    config = read(_by_kind(_rendered(values)))
+    config = read(by_kind(_rendered(values)))
     assert config.public_url == "https://mybinder.example.org"
     assert config.members.keys() == MEMBERS.keys()
     assert config.limits.request_body == 2_000_000
@@ -411,8 +463,8 @@ def test_values_of_federation_redirect_give_the_edge_that_its_own_config_gives(
 ) -> None:
     beside = {"admin": {"address": "0.0.0.0:8081"}, "silence": ["admin-reachable", "drain-cut-off"]}
     expected = parse(convert(json.dumps(INCUMBENT | beside)), {})
-    assert read(_by_kind(_rendered(INCUMBENT))) == expected
-    in_larger = _by_kind(_rendered({"federationRedirect": INCUMBENT}, parent, "prod"))
+    assert read(by_kind(_rendered(INCUMBENT))) == expected
+    in_larger = by_kind(_rendered({"federationRedirect": INCUMBENT}, parent, "prod"))
     assert read(in_larger) == expected
     assert expected.members.keys() == {"hetzner-2i2c", "hetzner-gesis"}
     # Not a worker for each processor of the node.
@@ -429,25 +481,40 @@ def test_values_in_the_documents_work(parent: Path, read: Read) -> None:
         ]
         return yaml.safe_load(found)
 
-    objects = _by_kind(_rendered(fence("kubernetes.md", "# values.yaml")))
+    objects = by_kind(_rendered(fence("kubernetes.md", "# values.yaml")))
     assert read(objects).members.keys() == {"first", "second"}
     assert "Ingress" in objects
 
+    for word, found in (
+        ("redis: {enabled", "NetworkPolicyStore"),
+        ("passwordSecret", "NetworkPolicy"),
+        ("targetConnections", "HorizontalPodAutoscaler"),
+    ):
+        objects = by_kind(_rendered({**VALUES["defaults"], **fence("kubernetes.md", word)}))
+        assert found in objects
+        assert (read(objects).shared_store is None) == (word == "targetConnections")
+    (text,) = fence("kubernetes.md", "kind: ConfigMap")["data"].values()
+    assert parse(json.dumps({"members": {"a": yaml.safe_load(text)}}), {}).members["a"].weight == 50
+
     values = fence("migrating.md", "federationRedirect:", "fedproxy:")
     assert values["fedproxy"]["hosts"] == values["federationRedirect"]["hosts"]
-    objects = _by_kind(_rendered({"federationRedirect": values["fedproxy"]}, parent, "staging"))
+    objects = by_kind(_rendered({"federationRedirect": values["fedproxy"]}, parent, "staging"))
     assert read(objects).members.keys() == {"staging"}
     assert objects["Service"]["metadata"]["name"] == "fedproxy"
 
 
 @pytest.mark.parametrize("headroom", [0, None])
 def test_headroom_of_nothing_is_another_value_than_none(headroom: int | None, read: Read) -> None:
-    objects = _by_kind(_rendered({**INCUMBENT, "pod_headroom": headroom}))
+    objects = by_kind(_rendered({**INCUMBENT, "pod_headroom": headroom}))
     assert read(objects).health.pod_headroom == (10 if headroom is None else 0)
 
 
 def test_larger_chart_can_leave_it_out(parent: Path) -> None:
     assert _rendered({}, parent, "prod") == []
+
+
+def _with_store(config: Object | None = None, **store: Any) -> dict[str, Any]:
+    return {"config": {"members": MEMBERS, **(config or {})}, "store": store}
 
 
 @pytest.mark.parametrize(
@@ -464,6 +531,26 @@ def test_larger_chart_can_leave_it_out(parent: Path) -> None:
         ({"config": {"members": MEMBERS}, "host": "a", "httpRoute": {"enabled": True}}, "name the Gateway"),
         ({"config": {"members": MEMBERS}, "ingres": {}}, "'ingres' not allowed"),
         ({"hosts": {"a": {"weight": 1}}}, "missing property 'url'"),
+        (_with_store(url="redis://a", redis={"enabled": True}), "are two stores"),
+        (_with_store(url="redis.example.org:6379"), "store.url must be redis://HOST"),
+        (_with_store(url="http://redis.example.org"), "store.url must be redis://HOST"),
+        (_with_store(url="redis://"), "store.url must be redis://HOST"),
+        (_with_store(url="redis://:secret@a"), "would be in a ConfigMap"),
+        (_with_store(url="redis://edge:secret@a"), "would be in a ConfigMap"),
+        (_with_store(url="redis://:${FEDPROXY_STORE_PASSWORD}@a"), "name the Secret"),
+        (_with_store(url="redis://a", passwordSecret={"name": "b"}), "store.passwordSecret has no use"),
+        (_with_store(url="redis://a", ca={"secret": "b"}), "with TLS"),
+        (_with_store(redis={"enabled": True}, ca={"secret": "b"}), "with TLS"),
+        (_with_store(url="rediss://a", ca={"secret": "b", "configMap": "c"}), "two places"),
+        (_with_store(url="redis://a", config={"store": "redis://b"}), "two ways to name the store"),
+        ({"hosts": INCUMBENT["hosts"], "store": {"url": "redis://a"}}, "store has no meaning beside hosts"),
+        ({"hosts": INCUMBENT["hosts"], "memberConfigMaps": ["a"]}, "memberConfigMaps has no meaning"),
+        (
+            {"config": {"sources": {"directory": "/a"}}, "memberConfigMaps": ["a"]},
+            "two places for members",
+        ),
+        ({**_with_store(redis={"enabled": True}), "secret": {"storePassword": "a/b"}}, "storePassword"),
+        (_with_store(redis={"enabled": True, "maxmemory": "96Mi"}), "maxmemory"),
         ({"hosts": INCUMBENT["hosts"], "load_balancer": "fair"}, "load_balancer"),
     ],
 )
@@ -471,12 +558,126 @@ def test_values_that_cannot_work_are_refused(values: dict[str, Any], said: str) 
     assert said in _refusal(values)
 
 
+# The store
+
+
+def test_replicas_without_a_store_are_warned_of() -> None:
+    def notes(**values: Any) -> str:
+        result = _helm("install", "edge", CHART, "--dry-run=client", values={**VALUES["defaults"], **values})
+        return result.stdout.partition("NOTES:")[2]
+
+    assert "WARNING: the replicas share no store" in notes()
+    assert "WARNING" in notes(autoscaling={"enabled": False})
+    assert "WARNING" not in notes(autoscaling={"enabled": False}, replicas=1)
+    for values in (
+        {"store": {"redis": {"enabled": True}}},
+        {"config": {"members": MEMBERS, "store": "redis://a"}},
+    ):
+        assert "WARNING" not in notes(**values)
+        assert "-- fedproxy edges" in notes(**values)
+
+
+@pytest.mark.parametrize(
+    ("url", "ports"),
+    [
+        ("redis://a", [6379]),
+        ("redis://a:7000/2", [7000]),
+        ("redis://[2001:db8::1]", [6379]),
+        ("rediss://edge:${FEDPROXY_STORE_PASSWORD}@[2001:db8::1]:7000", [7000]),
+        ("redis+sentinel://a,b:26380/main", [26379, 26380, 6379]),
+        ("rediss+cluster://a:7000,b:7000,c", [7000, 6379]),
+    ],
+)
+def test_way_to_a_store_of_its_own_is_open_and_its_config_is_valid(
+    url: str, ports: list[int], read: Read
+) -> None:
+    made = by_kind(_rendered({**_with_store(url=url), "existingSecret": "tokens"}))
+    (rule,) = [
+        each
+        for each in made["NetworkPolicy"]["spec"]["egress"]
+        if each not in BASE["NetworkPolicy"]["spec"]["egress"]
+    ]
+    assert rule == {"ports": [{"protocol": "TCP", "port": port} for port in ports]}
+    found = read(made).shared_store
+    assert found is not None
+    assert {port for _, port in found.servers} <= set(ports)
+    assert not any(kind.endswith("Store") for kind in made)
+    # Fleets of one server would hear each other's messages, whatever their databases.
+    assert read(made).store_prefix == "fedproxy:prod:fedproxy"
+    given = _with_store(url=url, config={"store_prefix": "binders"})
+    assert read(by_kind(_rendered({**given, "existingSecret": "tokens"}))).store_prefix == "binders"
+
+
+def test_config_names_the_store_of_the_chart_and_the_pod(read: Read) -> None:
+    for release, name in (("fedproxy", "fedproxy-store"), ("x" * 50, f"{'x' * 50}-fedpro-store")):
+        objects = by_kind(_rendered(VALUES["store"], release=release))
+        config = read(objects)
+        assert config.shared_store is not None
+        assert config.shared_store.servers == ((name, 6379),)
+        assert config.shared_store.password == VARIABLES["FEDPROXY_STORE_PASSWORD"]
+        assert config.edge_name == VARIABLES["FEDPROXY_EDGE_NAME"]
+        assert objects["ServiceStore"]["metadata"]["name"] == name
+        labels = objects["DeploymentStore"]["spec"]["template"]["metadata"]["labels"]
+        assert objects["ServiceStore"]["spec"]["selector"] == labels
+        assert not any(selector.items() <= labels.items() for selector in selectors(objects))
+
+
+def test_pod_of_the_store_runs_where_the_edges_run() -> None:
+    objects = by_kind(_rendered(VALUES["store"]))
+    store, edge = (objects[kind]["spec"]["template"]["spec"] for kind in ("DeploymentStore", "Deployment"))
+    for key in ("nodeSelector", "imagePullSecrets", "priorityClassName", "securityContext"):
+        assert store[key] == edge[key]
+    assert store["tolerations"][-1:] == edge["tolerations"]
+
+
+def test_authorities_of_the_store_are_where_the_config_looks(
+    everything: dict[str, Object], read: Read
+) -> None:
+    config = read(everything)
+    assert config.shared_store is not None
+    assert (config.shared_store.kind, config.shared_store.tls) == ("sentinel", True)
+    assert config.shared_store.ca is not None
+    (mount,) = [each for each in _container(everything)["volumeMounts"] if each["name"] == "store-ca"]
+    (volume,) = [each for each in _pod(everything)["spec"]["volumes"] if each["name"] == "store-ca"]
+    assert volume["configMap"] == {"name": "trust", "items": [{"key": "redis.pem", "path": "ca.crt"}]}
+    assert f"store_ca: {mount['mountPath']}/ca.crt" in _text(everything)
+    assert "subPath" not in mount
+    secret = by_kind(_rendered(_with_store(url="rediss://a", ca={"secret": "b"})))
+    (volume,) = [each for each in _pod(secret)["spec"]["volumes"] if each["name"] == "store-ca"]
+    assert volume["secret"] == {"secretName": "b", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+
+
+def test_members_come_from_config_maps_that_may_be_missing(read: Read) -> None:
+    objects = by_kind(_rendered(VALUES["members"]))
+    config = read(objects)
+    assert config.members == {}
+    (mount,) = [each for each in _container(objects)["volumeMounts"] if each["name"] == "member-files"]
+    assert str(config.sources.directory) == mount["mountPath"]
+    (volume,) = [each for each in _pod(objects)["spec"]["volumes"] if each["name"] == "member-files"]
+    sources = [{"configMap": {"name": name, "optional": True}} for name in ("first", "second")]
+    assert volume["projected"]["sources"] == sources
+    both = {**VALUES["members"], "config": {"members": MEMBERS, "sources": {"dns": "a.example.org"}}}
+    config = read(by_kind(_rendered(both)))
+    assert config.sources.dns == ("a.example.org",)
+    assert str(config.sources.directory) == mount["mountPath"]
+
+
 # What is on request
+
+
+def test_autoscaler_follows_connections_too(everything: dict[str, Object]) -> None:
+    cpu, connections, memory = everything["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert [cpu] == BASE["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert connections["pods"] == {
+        "metric": {"name": "fedproxy_downstream_connections"},
+        "target": {"type": "AverageValue", "averageValue": "5000"},
+    }
+    assert memory["resource"]["name"] == "memory"
 
 
 @pytest.fixture(scope="module")
 def everything() -> dict[str, Object]:
-    return _by_kind(_rendered(VALUES["everything"]))
+    return by_kind(_rendered(VALUES["everything"]))
 
 
 def test_visitors_of_all_hosts_are_sent_to_the_service(everything: dict[str, Object]) -> None:
@@ -524,20 +725,22 @@ def test_network_policy_adds_rules_and_limits_visitors(everything: dict[str, Obj
     policy = everything["NetworkPolicy"]["spec"]
     assert policy["ingress"][0]["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
     assert policy["ingress"][-1] == {"ports": [{"protocol": "TCP", "port": 9000}]}
+    store = [{"protocol": "TCP", "port": port} for port in (26380, 26379, 6379)]
+    assert policy["egress"][2] == {"ports": store, "to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}]}
     assert policy["egress"][:2] == BASE["NetworkPolicy"]["spec"]["egress"]
     assert policy["egress"][-1] == {"ports": [{"protocol": "TCP", "port": 8443}]}
 
 
 def test_nobody_reaches_the_admin_listener_where_nobody_is_named() -> None:
     values = {**VALUES["defaults"], "networkPolicy": {"admin": []}}
-    (rule,) = _by_kind(_rendered(values))["NetworkPolicy"]["spec"]["ingress"]
+    (rule,) = by_kind(_rendered(values))["NetworkPolicy"]["spec"]["ingress"]
     assert {port["port"] for port in rule["ports"]} == {8080, 8443}
 
 
 def test_what_is_off_is_not_made() -> None:
     off = ("autoscaling", "podDisruptionBudget", "networkPolicy")
     values = {**VALUES["defaults"], **{name: {"enabled": False} for name in off}, "replicas": 4}
-    objects = _by_kind(_rendered({**values, "serviceAccount": {"create": False}}))
+    objects = by_kind(_rendered({**values, "serviceAccount": {"create": False}}))
     assert objects.keys() == {"ConfigMap", "Secret", "Service", "Deployment"}
     assert objects["Deployment"]["spec"]["replicas"] == 4
     assert _pod(objects)["spec"]["serviceAccountName"] == "default"

@@ -43,6 +43,7 @@ def _is_flag(word: str) -> bool:
 
 
 INSTRUCTIONS = _instructions((ROOT / "Dockerfile").read_text())
+MAKEFILE = (ROOT / "Makefile").read_text()
 LAST_STAGE = INSTRUCTIONS[max(i for i, found in enumerate(INSTRUCTIONS) if found.name == "FROM") :]
 
 
@@ -83,6 +84,13 @@ def test_only_what_is_locked_is_installed_and_nothing_of_it_is_cached() -> None:
     assert "PIP_NO_CACHE_DIR=1" in _of("ENV")[0].value
     # A step before a pipe or a semicolon could fail unseen.
     assert not any(re.search(r"[|;]|sudo|apt|curl|wget", run.value) for run in runs)
+
+
+def test_image_has_what_a_config_may_ask_for() -> None:
+    """Without the extra, an edge with a shared store or a collector would not start."""
+    (installed,) = re.findall(r"'fedproxy\[([a-z,]+)\]'", " ".join(run.value for run in _of("RUN")))
+    (locked,) = re.findall(r"^\t\$\(LOCK\) (.*) --output-file requirements/image", MAKEFILE, re.MULTILINE)
+    assert installed.split(",") == re.findall(r"--extra (\w+)", locked) == ["otel", "redis"]
 
 
 def test_last_stage_only_copies_from_the_first() -> None:

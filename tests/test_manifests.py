@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import configparser
+import os
 import re
 import shutil
 import subprocess
 import sys
+from asyncio.subprocess import DEVNULL
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError
 
 from fedproxy import __version__
 from fedproxy.config.load import convert, load, parse
 from fedproxy.config.model import Config
-from tests.kustomize import Object, render, selectors
+from tests.kustomize import Object, by_kind, render, selectors
+from tests.rig.redis import REDIS, redis
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "conf" / "kubernetes"
 OVERLAYS = sorted(path.parent.name for path in KUBERNETES.glob("*/config.yaml"))
 VERSIONS = ["1.30", "1.37"]  # the oldest that has the preStop sleep without a feature gate, and the newest
-SECRETS = {"FEDPROXY_ADMIN_TOKEN": "a" * 32, "FEDPROXY_COOKIE_SECRET": "b" * 32}
+SECRETS = {
+    "FEDPROXY_ADMIN_TOKEN": "a" * 32,
+    "FEDPROXY_COOKIE_SECRET": "b" * 32,
+    "FEDPROXY_STORE_PASSWORD": "c" * 32,
+}
+VARIABLES = {**SECRETS, "FEDPROXY_EDGE_NAME": "fedproxy-7d9c-x2x"}
 SPARE = 15  # seconds between the end of the drain and SIGKILL
 
 overlay = pytest.mark.parametrize("name", OVERLAYS)
@@ -31,11 +42,8 @@ overlay = pytest.mark.parametrize("name", OVERLAYS)
 
 @cache
 def _objects(name: str) -> dict[str, Object]:
-    """The rendered objects by kind: there is one of each."""
-    objects = render(KUBERNETES / name)
-    by_kind = {item["kind"]: item for item in objects}
-    assert len(by_kind) == len(objects)
-    return by_kind
+    """The rendered objects by kind."""
+    return by_kind(render(KUBERNETES / name))
 
 
 def _pod(name: str) -> Any:
@@ -52,7 +60,7 @@ def _ports(name: str) -> dict[str, int]:
 
 
 def _config(name: str) -> Config:
-    return load(KUBERNETES / name / "config.yaml", SECRETS)
+    return load(KUBERNETES / name / "config.yaml", VARIABLES)
 
 
 def _validate(item: Object, version: str) -> None:
@@ -156,8 +164,11 @@ def test_config_is_mounted_so_that_a_change_arrives(name: str) -> None:
 @overlay
 def test_variables_of_the_config_come_from_the_secret_that_the_documents_make(name: str) -> None:
     text = _objects(name)["ConfigMap"]["data"]["config.yaml"]
-    given = {variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in _container(name)["env"]}
-    assert set(re.findall(r"\$\{(\w+)\}", text)) == set(given) == set(SECRETS)
+    variables = {variable["name"]: variable["valueFrom"] for variable in _container(name)["env"]}
+    assert set(re.findall(r"\$\{(\w+)\}", text)) == set(variables) == set(VARIABLES)
+    assert variables.pop("FEDPROXY_EDGE_NAME") == {"fieldRef": {"fieldPath": "metadata.name"}}
+    given = {variable: source["secretKeyRef"] for variable, source in variables.items()}
+    assert set(given) == set(SECRETS)
     document = (ROOT / "docs" / "kubernetes.md").read_text()
     (secret,) = {reference["name"] for reference in given.values()}
     assert f"create secret generic {secret} " in document
@@ -211,7 +222,7 @@ def test_production_has_the_members_of_the_example_config() -> None:
 @pytest.mark.parametrize("file", ["mybinder.yaml", *(f"kubernetes/{name}/config.yaml" for name in OVERLAYS)])
 def test_edge_answers_by_itself_what_an_imported_config_does(file: str) -> None:
     imported = parse(convert('{"hosts": {"a": {"url": "https://a", "prime": true}}}'), {})
-    shipped = load(ROOT / "conf" / file, SECRETS)
+    shipped = load(ROOT / "conf" / file, VARIABLES)
 
     def answered(config: Config) -> set[tuple[str, str | None, int | None]]:
         return {(route.path, route.redirect, route.status) for route in config.routes if route.status}
@@ -227,8 +238,8 @@ def test_edge_answers_by_itself_what_an_imported_config_does(file: str) -> None:
 def test_tls_component_adds_the_certificate_and_its_port(tmp_path: Path) -> None:
     shutil.copytree(KUBERNETES, tmp_path, dirs_exist_ok=True)
     said = tmp_path / "staging" / "kustomization.yaml"
-    said.write_text(said.read_text() + "components: [../tls]\n")
-    objects = {item["kind"]: item for item in render(tmp_path / "staging")}
+    said.write_text(said.read_text().replace("components:\n", "components:\n  - ../tls\n"))
+    objects = by_kind(render(tmp_path / "staging"))
     for item in objects.values():
         _validate(item, VERSIONS[-1])
     spec = objects["Deployment"]["spec"]["template"]["spec"]
@@ -242,6 +253,83 @@ def test_tls_component_adds_the_certificate_and_its_port(tmp_path: Path) -> None
         mount["name"] for mount in container["volumeMounts"]
     }
     assert [port["targetPort"] for port in objects["Service"]["spec"]["ports"]] == ["http", "https"]
+
+
+# The store
+
+
+@overlay
+def test_edges_find_the_store_and_nobody_else_does(name: str) -> None:
+    objects = _objects(name)
+    config = _config(name)
+    assert config.shared_store is not None
+    ((host, port),) = config.shared_store.servers
+    service = objects["ServiceStore"]
+    assert host == service["metadata"]["name"]
+    assert [each["port"] for each in service["spec"]["ports"]] == [port]
+    assert config.shared_store.password == SECRETS["FEDPROXY_STORE_PASSWORD"]
+    assert config.edge_name == VARIABLES["FEDPROXY_EDGE_NAME"]
+
+    edges = _pod(name)["metadata"]["labels"]
+    store = objects["DeploymentStore"]["spec"]["template"]["metadata"]["labels"]
+    ports = [{"protocol": "TCP", "port": port}]
+    policy = objects["NetworkPolicyStore"]["spec"]
+    assert policy["ingress"] == [{"ports": ports, "from": [{"podSelector": {"matchLabels": edges}}]}]
+    assert policy["egress"] == []
+    way = objects["NetworkPolicyToStore"]["spec"]
+    assert way["podSelector"]["matchLabels"] == edges
+    assert way["egress"] == [{"ports": ports, "to": [{"podSelector": {"matchLabels": store}}]}]
+    for each in (policy["podSelector"], objects["DeploymentStore"]["spec"]["selector"]):
+        assert each == {"matchLabels": store}
+    assert service["spec"]["selector"] == store
+    # No visitor is sent to the store, and no budget or autoscaler counts it.
+    assert all(not selector.items() <= store.items() for selector in selectors(objects))
+
+
+@overlay
+def test_pod_of_the_store_meets_the_restricted_security_standard_and_is_alone(name: str) -> None:
+    deployment = _objects(name)["DeploymentStore"]["spec"]
+    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+    spec = deployment["template"]["spec"]
+    (container,) = spec["containers"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"] == _pod(name)["spec"]["securityContext"]
+    assert container["securityContext"] == _container(name)["securityContext"]
+    # Nothing is kept, so nothing is mounted.
+    assert "volumes" not in spec
+    memory = int(container["args"][container["args"].index("--maxmemory") + 1].removesuffix("mb"))
+    assert memory <= 0.6 * int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+
+
+@REDIS
+@pytest.mark.parametrize("password", ["0aZ9" * 16, "-._~"])
+async def test_edge_gets_on_with_a_store_that_was_started_as_the_manifest_says(password: str) -> None:
+    (container,) = _objects("production")["DeploymentStore"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["valkey-server"]
+    (variable,) = container["env"]
+    options = [each.replace(f"$({variable['name']})", password) for each in container["args"]]
+    async with redis(*options, login=f":{password}@") as server:
+        with pytest.raises(AuthenticationError):
+            await server.client.ping()
+        probe = container["livenessProbe"]["exec"]["command"]
+        command = ["redis-cli", "-p", str(server.port), *probe[1:]]
+        for given, status in ((password, 0), ("", 1)):
+            environment = {**os.environ, variable["name"]: given}
+            asked = await asyncio.create_subprocess_exec(
+                *command, env=environment, stdout=DEVNULL, stderr=DEVNULL
+            )
+            assert await asked.wait() == status
+        store = server.store()
+        await store.open("edge", lambda _topic, _content: None, lambda: None)
+        try:
+            assert (await store.beat(b"{}", 1, True)).edges == 1
+            client = Redis(port=server.port, password=password, decode_responses=True)
+            policy = await client.config_get("maxmemory*")
+            assert policy["maxmemory-policy"] == "noeviction"
+            assert policy["maxmemory"] == str(96 << 20)
+            await client.aclose()
+        finally:
+            await store.close()
 
 
 @pytest.mark.parametrize("extra", ["nameSuffix: -x", "commonLabels: {a: b}", "replicas: []"])

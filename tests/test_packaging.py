@@ -27,7 +27,7 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = ROOT / "requirements"
 LOCKS = {
-    "image.txt": [*PROJECT["dependencies"], *EXTRAS["otel"]],
+    "image.txt": [*PROJECT["dependencies"], *EXTRAS["otel"], *EXTRAS["redis"]],
     "build.txt": builders(),
 }
 SUPPORTED = ["3.11", "3.12", "3.13", "3.14"]

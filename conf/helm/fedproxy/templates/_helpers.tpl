@@ -63,6 +63,85 @@ helm.sh/chart: {{ printf "fedproxy-%s" .Chart.Version | replace "+" "_" }}
 {{- if .Values.hosts }}true{{ end -}}
 {{- end -}}
 
+{{/* The URL of what the replicas share. Nothing, if they share nothing. */}}
+{{- define "fedproxy.store" -}}
+{{- $store := .Values.store -}}
+{{- if or $store.url $store.redis.enabled -}}
+  {{- if and $store.url $store.redis.enabled -}}
+  {{- fail "store.url and store.redis.enabled are two stores: use one" -}}
+  {{- end -}}
+  {{- if .Values.config.store -}}
+  {{- fail "config.store and store are two ways to name the store: use one" -}}
+  {{- end -}}
+  {{- if include "fedproxy.hosts" . -}}
+  {{- fail "store has no meaning beside hosts: use config.members" -}}
+  {{- end -}}
+{{- end -}}
+{{- if $store.redis.enabled -}}
+redis://:${FEDPROXY_STORE_PASSWORD}@{{ include "fedproxy.storeName" . }}
+{{- else if $store.url -}}
+  {{/* What is wrong may be a password, so it is not shown. */}}
+  {{- if not (regexMatch "^rediss?([+](sentinel|cluster))?://[^/\\s]+" $store.url) -}}
+  {{- fail "store.url must be redis://HOST, rediss://HOST, redis+sentinel://HOST,HOST/SERVICE or redis+cluster://HOST,HOST" -}}
+  {{- end -}}
+  {{- if regexMatch "://[^/@]*:[^$@/][^@]*@" $store.url -}}
+  {{- fail "store.url has a password, which would be in a ConfigMap: write ${FEDPROXY_STORE_PASSWORD}, and name its Secret in store.passwordSecret" -}}
+  {{- end -}}
+  {{- $store.url -}}
+{{- end -}}
+{{- with $store.ca -}}
+  {{- if and .secret .configMap -}}
+  {{- fail "store.ca.secret and store.ca.configMap are two places: use one" -}}
+  {{- end -}}
+  {{- if and (or .secret .configMap) (not (hasPrefix "rediss" $store.url)) -}}
+  {{- fail "store.ca is for a store.url with TLS, such as rediss://HOST" -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "fedproxy.storeName" -}}
+{{- include "fedproxy.fullname" . | trunc 57 | trimSuffix "-" }}-store
+{{- end -}}
+
+{{/* Not the edges' own name: their selectors would find it. */}}
+{{- define "fedproxy.storeSelector" -}}
+app.kubernetes.io/name: {{ include "fedproxy.name" . | trunc 57 | trimSuffix "-" }}-store
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "fedproxy.storeLabels" -}}
+{{ include "fedproxy.storeSelector" . }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "fedproxy-%s" .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* The Secret with the store's password. Nothing, if the store has none. */}}
+{{- define "fedproxy.storeSecret" -}}
+{{- $named := .Values.store.passwordSecret.name | default .Values.existingSecret -}}
+{{- if contains "${FEDPROXY_STORE_PASSWORD}" (include "fedproxy.store" .) -}}
+  {{- if not (or $named .Values.store.redis.enabled .Values.secret.storePassword) -}}
+  {{- fail "store.url has ${FEDPROXY_STORE_PASSWORD}: name the Secret with it in store.passwordSecret" -}}
+  {{- end -}}
+  {{- $named | default (include "fedproxy.fullname" .) -}}
+{{- else if .Values.store.passwordSecret.name -}}
+  {{- fail "store.passwordSecret has no use: store.url has no ${FEDPROXY_STORE_PASSWORD}" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The ports of store.url, as JSON. What Sentinels lead to is expected on Redis' own. */}}
+{{- define "fedproxy.storePorts" -}}
+{{- $url := include "fedproxy.store" . -}}
+{{- $isSentinel := contains "+sentinel:" $url -}}
+{{- $ports := list -}}
+{{- range regexReplaceAll "^[a-z+]+://(.*@)?([^/]*).*$" $url "${2}" | splitList "," -}}
+{{- $ports = append $ports (regexFind ":[0-9]+$" . | trimPrefix ":" | default (ternary "26379" "6379" $isSentinel) | int) -}}
+{{- end -}}
+{{- if $isSentinel -}}
+{{- $ports = append $ports 6379 -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
+{{- end -}}
+
 {{/* What the edge reads. JSON is YAML, so that the file is the same for both. */}}
 {{- define "fedproxy.config" -}}
 {{- $config := .Values.config -}}
@@ -88,16 +167,37 @@ helm.sh/chart: {{ printf "fedproxy-%s" .Chart.Version | replace "+" "_" }}
   {{- $_ := set $file $key . -}}
   {{- end -}}
   {{- end -}}
+  {{- if .Values.memberConfigMaps -}}
+  {{- fail "memberConfigMaps has no meaning beside hosts: use config.members" -}}
+  {{- end -}}
   {{- toPrettyJson $file -}}
 {{- else -}}
-  {{- if not (or $config.members $config.sources $config.include) -}}
+  {{- if not (or $config.members $config.sources $config.include .Values.memberConfigMaps) -}}
   {{- fail "no members: set config.members, or hosts as federation-redirect has them" -}}
   {{- end -}}
-  {{- $file := $config -}}
+  {{- $file := dict -}}
   {{- if and .Values.host (not $config.public_url) -}}
-  {{- $file = merge (dict "public_url" (printf "https://%s" .Values.host)) $config -}}
+  {{- $_ := set $file "public_url" (printf "https://%s" .Values.host) -}}
   {{- end -}}
-  {{- toYaml $file -}}
+  {{- with include "fedproxy.store" . -}}
+  {{- $_ := set $file "store" . -}}
+  {{- if not $config.edge_name -}}
+  {{- $_ := set $file "edge_name" "${FEDPROXY_EDGE_NAME}" -}}
+  {{- end -}}
+  {{- end -}}
+  {{- if and .Values.store.url (not $config.store_prefix) -}}
+  {{- $_ := set $file "store_prefix" (printf "fedproxy:%s:%s" .Release.Namespace .Release.Name | trunc 100) -}}
+  {{- end -}}
+  {{- if or .Values.store.ca.secret .Values.store.ca.configMap -}}
+  {{- $_ := set $file "store_ca" "/etc/fedproxy-store/ca.crt" -}}
+  {{- end -}}
+  {{- if .Values.memberConfigMaps -}}
+  {{- if ($config.sources | default dict).directory -}}
+  {{- fail "config.sources.directory and memberConfigMaps are two places for members: use one" -}}
+  {{- end -}}
+  {{- $_ := set $file "sources" (dict "directory" "/etc/fedproxy-members") -}}
+  {{- end -}}
+  {{- toYaml (merge $file $config) -}}
 {{- end -}}
 {{- end -}}
 
