@@ -118,6 +118,7 @@ class Fleet:
         self.others: tuple[OtherEdge, ...] = ()
         self.count = 1  # edges, with this one
         self.dropped = 0  # hints that were never told
+        self.retired = False
         self.prober: str | None = None
         self._listener = listener
         self._chance = chance or (lambda: secrets.randbelow(1 << 20) / (1 << 20))
@@ -156,6 +157,7 @@ class Fleet:
     def retire(self) -> None:
         """Nobody new comes here: what is not in use is given back, and others probe the members."""
         self.shares_probes = False
+        self.retired = True
         self.slots.retire()
         if self.there:
             self._chores.start(self._guarded(self._let_go))

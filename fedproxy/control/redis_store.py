@@ -235,7 +235,9 @@ class RedisStore:
 
     @property
     def _channel(self) -> str:
-        return self._key("told")
+        # Channels belong to no database.
+        database = self._address.database
+        return self._key(f"told:{database}" if database else "told")
 
     # Connections
 

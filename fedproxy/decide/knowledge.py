@@ -216,7 +216,8 @@ class Experience:
 
     What is expected, worked out of these: start: seconds from an image to `ready`. slowness: of its builds.
     certain, fresh: the chance of an image that is known to be there, and of another. risk: launches that fail
-    for one that does not. faded: when failures were last forgotten a little.
+    for one that does not. doubt: what its share is divided by for that. faded: when failures were last
+    forgotten a little.
     """
 
     __slots__ = (

@@ -293,6 +293,7 @@ class FleetLink:
             "launches": sum(member.launches for member in survey.members),
             "order": self.words.order,
             "probes": self.fleet.probes,
+            "draining": self.fleet.retired,
             "pid": os.getpid(),
         }
 
@@ -350,7 +351,10 @@ def answer_of(survey: Survey) -> Mapping[str, Any]:
 
 def disagreements(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What two edges of one fleet should have in common and do not, in words."""
-    found = []
+    found: list[str] = []
+    if own.get("draining") or other.get("draining"):
+        # One that is about to go.
+        return found
     if other.get("version") != own["version"]:
         found.append(f"version {other.get('version')}")
     if other.get("config") != own["config"]:

@@ -211,6 +211,22 @@ async def test_two_fleets_in_one_server_know_nothing_of_each_other() -> None:
 
 
 @REDIS
+async def test_fleets_in_two_databases_hear_nothing_of_each_other() -> None:
+    """Redis has one set of channels for all databases."""
+    async with redis() as server:
+        one = Edges(server.store)
+        ours, other = await one.edge("one"), RedisStore(store_at(server.url + "/1"), "fedproxy")
+        await other.open("other", lambda topic, content: None, lambda: None)
+        await other.tell(Topic.WORD, b"a")
+        third = await one.edge("third")
+        await third.tell(Topic.WORD, b"b")
+        await until(lambda: one.told["one"], "a word")
+        assert one.told["one"] == [(Topic.WORD, b"b")]
+        for each in (ours, other, third):
+            await each.close()
+
+
+@REDIS
 async def test_every_key_but_operators_words_has_an_end() -> None:
     async with redis() as server:
         edges = Edges(server.store)

@@ -436,6 +436,7 @@ def test_disagreements_in_words() -> None:
     assert disagreements(own, {**own, "name": "two"}) == []
     assert disagreements(own, {**own, "members": "n"}) == ["other members or weights", "the same name"]
     assert disagreements(own, {"name": "two"}) == ["version None", "another config"]
+    assert disagreements(own, {"name": "two", "draining": True}) == []
 
 
 def test_edges_may_differ_in_what_is_their_own() -> None:
