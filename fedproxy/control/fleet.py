@@ -410,11 +410,18 @@ class Fleet:
     async def _say(self, name: str, word: Word, base: int) -> bool:
         """False if another word was said meanwhile, which was taken."""
         content = word.pack()
+        self.words.trying(name, content)
         answer = await self.store.say(name, content, base, self.words.order)
+        while isinstance(answer, Overtaken) and self.words.is_own(name, answer.by.word):
+            # The store took an earlier one that it did not answer in time: that is nobody else's.
+            base = answer.by.order
+            answer = await self.store.say(name, content, base, max(self.words.order, base))
         if isinstance(answer, Overtaken):
             self._take(name, answer.by)
+            self.words.settled(name)
             return False
         self._take(name, Stored(answer, content))
+        self.words.settled(name)
         with suppress(StoreError):
             # If this is lost, the others see it by the next beat.
             await self.store.tell(Topic.WORD, name.encode())
@@ -422,19 +429,19 @@ class Fleet:
 
     async def _submit(self) -> None:
         """Says what was said while the store was away."""
-        overtaken = []
-        for name, (base, word) in list(self.words.waiting.items()):
+        waiting = list(self.words.waiting.items())
+        for name, (base, word) in waiting:
             taken = await self._say(name, word, base)
-            self.words.waiting.pop(name, None)
+            self.words.done(name, word, taken)
             if not taken:
-                overtaken.append(name)
                 by = self.words.word(name)
                 who = f" by {by.who} at {by.edge}" if by is not None and by.who else ""
                 self._listener.on_trouble(
                     f"what {word.who or 'somebody'} set for {name} here while the store was away does not "
                     f"hold: something else was set meanwhile{who}"
                 )
-        if overtaken:
+        if waiting:
+            # What waits is in a file too, and is to be taken out of it.
             self._listener.on_words()
 
     # Launches

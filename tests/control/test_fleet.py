@@ -187,6 +187,34 @@ async def test_word_that_the_store_refuses_waits_too() -> None:
         assert edges.shared.order == 1
 
 
+async def test_word_that_the_store_took_without_an_answer_does_not_undo_the_next_one() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.late.add("say")
+        assert await one.fleet.say("a", word("drain")) is False
+        assert await one.fleet.say("a", word("maint")) is False
+        edges.shared.late.clear()
+        await until(lambda: not one.fleet.words.waiting, "the word")
+        await until(lambda: two.fleet.words.state().intents == {"a": "maint"}, "the newest word")
+        assert one.fleet.words.state().intents == {"a": "maint"}
+        assert [line for line in one.trouble if "does not hold" in line] == []
+
+
+async def test_word_that_is_said_while_the_one_before_is_told_is_told_too() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.cut()
+        await until(lambda: not one.fleet.there, "the loss")
+        assert await one.fleet.say("a", word("drain")) is False
+        answer = edges.shared.holds["say"] = asyncio.Event()
+        edges.shared.cut(down=False)
+        await until(lambda: edges.shared.order == 1, "the first word")
+        assert await one.fleet.say("a", word("maint")) is False
+        answer.set()
+        await until(lambda: two.fleet.words.state().intents == {"a": "maint"}, "the newest word")
+        assert not one.fleet.words.waiting
+
+
 async def test_what_was_said_to_one_that_was_cut_off_does_not_undo_what_was_said_meanwhile() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")

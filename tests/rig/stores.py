@@ -12,11 +12,17 @@ from fedproxy.errors import StoreError
 
 
 class Shared:
-    """What several stores share. now: seconds. refused: commands that fail though the store is there."""
+    """What several stores share.
+
+    now: seconds. refused: commands that fail though the store is there. late: those that it does and does not
+    answer in time. holds: those that it answers when the event is set.
+    """
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.refused: set[str] = set()
+        self.late: set[str] = set()
+        self.holds: dict[str, asyncio.Event] = {}
         self.stores: list[MemoryStore] = []
         self.empty()
 
@@ -73,6 +79,13 @@ class MemoryStore:
         if command in self.shared.refused:
             raise StoreError(f"no permission for {command}", command)
 
+    async def _go(self, command: str) -> None:
+        """The answer is on its way."""
+        if command in self.shared.late:
+            raise StoreError("did not answer in time", command)
+        if command in self.shared.holds:
+            await self.shared.holds[command].wait()
+
     async def open(self, edge: str, told: OnTold, lost: Callable[[], None]) -> None:
         self.opened += 1
         await self._come("open")
@@ -122,8 +135,10 @@ class MemoryStore:
         if base is not None and before is not None and before.order > base:
             return Overtaken(before)
         self.shared.order = max(self.shared.order, known) + 1
-        self.shared.words[member] = Stored(self.shared.order, word)
-        return self.shared.order
+        order = self.shared.order
+        self.shared.words[member] = Stored(order, word)
+        await self._go("say")
+        return order
 
     async def offer(self, words: Mapping[str, Stored]) -> None:
         await self._come("offer")
