@@ -161,7 +161,9 @@ class Fleet:
     async def _let_go(self) -> None:
         await self._take_lease()
         await self.store.tell(Topic.LEASE, b"")
-        await self._ask_slots()
+        for _ in range(2):
+            # What it does not use, and then that it keeps to that.
+            await self._ask_slots()
         await self.store.tell(Topic.SLOTS, "\n".join(self._limits).encode())
 
     async def close(self) -> None:
@@ -488,6 +490,8 @@ class Fleet:
             raise
         short = self.slots.granted(claims, grants)
         self._tell_limits()
+        if self.slots.dirty:
+            self._wake.set()
         if short:
             await self.store.tell(Topic.SLOTS, "\n".join(short).encode())
 

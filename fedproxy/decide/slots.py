@@ -2,7 +2,9 @@
 
 No launch waits for the store. So each edge holds slots of a member in advance: it launches while it has a
 free one, and asks for others and gives back what it does not need in the background. The slots of all edges
-never add up to more than `max_launches`, whatever each of them believes about the others.
+never add up to more than `max_launches`, whatever each of them believes about the others. So what it gives
+back is free for others only when it says that it does not launch there any more: while it waits for an answer
+it does, and an answer may be lost.
 
 Free slots are shared out evenly. What is left over when they are fewer than the edges goes to whoever asks
 first, and is passed on to an edge that had to refuse a launch for want of one.
@@ -11,7 +13,9 @@ first, and is passed on to an edge that had to refuse a launch for want of one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_MOST_SHORT: Final = 3
 
 
 class Holding(NamedTuple):
@@ -60,6 +64,11 @@ def grant(claim: Claim, others: Sequence[Holding], edges: int, may_grow: bool = 
     return Grant(slots, may_grow and slots < target and lacks)
 
 
+def kept(claim: Claim, slots: int) -> int:
+    """The slots that others have to leave to an edge that claims this and is answered with so many."""
+    return max(slots, claim.used, claim.held)
+
+
 def alone(held: int | None, most: int, edges: int) -> int:
     """The slots of an edge that cannot reach the store, and may have lost its own to others.
 
@@ -74,13 +83,14 @@ def alone(held: int | None, most: int, edges: int) -> int:
 class _Own:
     """What this edge has at one member. slots: by the last answer; None before the first."""
 
-    __slots__ = ("held", "most", "slots", "used", "wants")
+    __slots__ = ("held", "most", "short", "slots", "used", "wants")
 
     def __init__(self, most: int, used: int) -> None:
         self.most = most
         self.used = used
         self.held = 0
         self.wants = False
+        self.short = 0  # answers in a row that others hold too much
         self.slots: int | None = None
 
 
@@ -144,8 +154,8 @@ class Slots:
         self.touch(list(self._own))
 
     def touch_wanted(self) -> None:
-        """What was wanted and has not come is asked for again."""
-        self.touch([name for name, own in self._own.items() if own.wants])
+        """What was wanted, or others were to give back, and has not come is asked for again."""
+        self.touch([name for name, own in self._own.items() if own.wants or 0 < own.short <= _MOST_SHORT])
 
     @property
     def dirty(self) -> bool:
@@ -170,6 +180,10 @@ class Slots:
             claim = claims[name]
             own.slots = answer.slots
             own.held = max(answer.slots, claim.used)
+            own.short = own.short + 1 if answer.short else 0
+            if own.held < claim.held:
+                # From now on it keeps to that, and what it had beyond is free when the store knows.
+                self._dirty[name] = None
             if claim.wants and answer.slots > claim.used:
                 own.wants = False
             if answer.short:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from fedproxy.control.store import PRESENCE, Beat, OldHint, OnTold, Overtaken, Stored, Topic
-from fedproxy.decide.slots import Claim, Grant, Holding, grant
+from fedproxy.decide.slots import Claim, Grant, Holding, grant, kept
 from fedproxy.errors import StoreError
 
 
@@ -15,14 +15,13 @@ class Shared:
     """What several stores share.
 
     now: seconds. refused: commands that fail though the store is there. late: those that it does and does not
-    answer in time. holds: those that it answers when the event is set.
+    answer in time.
     """
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.refused: set[str] = set()
         self.late: set[str] = set()
-        self.holds: dict[str, asyncio.Event] = {}
         self.stores: list[MemoryStore] = []
         self.empty()
 
@@ -47,7 +46,7 @@ class Shared:
 
 
 class MemoryStore:
-    """One edge's way to it."""
+    """One edge's way to it. holds: commands that it answers when the event is set."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -55,6 +54,7 @@ class MemoryStore:
         self.down = False
         self.opened = 0
         self.calls: Counter[str] = Counter()
+        self.holds: dict[str, asyncio.Event] = {}
         self._edge = ""
         self._told: OnTold | None = None
         self._lost: Callable[[], None] | None = None
@@ -83,8 +83,8 @@ class MemoryStore:
         """The answer is on its way."""
         if command in self.shared.late:
             raise StoreError("did not answer in time", command)
-        if command in self.shared.holds:
-            await self.shared.holds[command].wait()
+        if command in self.holds:
+            await self.holds[command].wait()
 
     async def open(self, edge: str, told: OnTold, lost: Callable[[], None]) -> None:
         self.opened += 1
@@ -155,7 +155,8 @@ class MemoryStore:
             others = [each for edge, each in held.items() if edge != self._edge and edge in self.shared.seen]
             edges = len({*self.shared.seen, self._edge})
             answer = found[member] = grant(claim, others, edges, self._settled())
-            held[self._edge] = Holding(max(answer.slots, claim.used), claim.used, claim.wants)
+            held[self._edge] = Holding(kept(claim, answer.slots), claim.used, claim.wants)
+            await self._go("slots")
         return found
 
     async def rate(self, launches: Mapping[bytes, int], each: float, per: float) -> Mapping[bytes, float]:
