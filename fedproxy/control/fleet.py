@@ -32,6 +32,7 @@ _GATHER: Final = 0.02  # seconds in which what happens is told together
 _CUT_OFF: Final = PRESENCE * 0.8  # seconds after which others may have taken what this edge holds
 _RECORDS: Final = 5  # beats between two looks at what other edges are
 _CHECK: Final = 15  # beats between two looks at what should have been told: hints and reports
+_GIVEN_BACK: Final = (0.1, 0.3)  # seconds after which slots that others hold too much of are asked for again
 _ALL_SLOTS: Final = 60  # beats between two times that all slots are asked anew
 _BACK_OFF, _BACK_OFF_MAX = 0.2, 0.8  # seconds until the store is tried again
 _MOST_WAITING: Final = 2000  # hints that wait to be told
@@ -165,7 +166,9 @@ class Fleet:
     async def _let_go(self) -> None:
         await self._take_lease()
         await self.store.tell(Topic.LEASE, b"")
-        await self._ask_slots()
+        for _ in range(2):
+            # What it does not use, and then that it keeps to that.
+            await self._ask_slots()
         await self.store.tell(Topic.SLOTS, "\n".join(self._limits).encode())
 
     async def close(self) -> None:
@@ -418,11 +421,18 @@ class Fleet:
     async def _say(self, name: str, word: Word, base: int) -> bool:
         """False if another word was said meanwhile, which was taken."""
         content = word.pack()
+        self.words.trying(name, content)
         answer = await self.store.say(name, content, base, self.words.order)
+        while isinstance(answer, Overtaken) and self.words.is_own(name, answer.by.word):
+            # The store took an earlier one that it did not answer in time: that is nobody else's.
+            base = answer.by.order
+            answer = await self.store.say(name, content, base, max(self.words.order, base))
         if isinstance(answer, Overtaken):
             self._take(name, answer.by)
+            self.words.settled(name)
             return False
         self._take(name, Stored(answer, content))
+        self.words.settled(name)
         with suppress(StoreError):
             # If this is lost, the others see it by the next beat.
             await self.store.tell(Topic.WORD, name.encode())
@@ -430,19 +440,19 @@ class Fleet:
 
     async def _submit(self) -> None:
         """Says what was said while the store was away."""
-        overtaken = []
-        for name, (base, word) in list(self.words.waiting.items()):
+        waiting = list(self.words.waiting.items())
+        for name, (base, word) in waiting:
             taken = await self._say(name, word, base)
-            self.words.waiting.pop(name, None)
+            self.words.done(name, word, taken)
             if not taken:
-                overtaken.append(name)
                 by = self.words.word(name)
                 who = f" by {by.who} at {by.edge}" if by is not None and by.who else ""
                 self._listener.on_trouble(
                     f"what {word.who or 'somebody'} set for {name} here while the store was away does not "
                     f"hold: something else was set meanwhile{who}"
                 )
-        if overtaken:
+        if waiting:
+            # What waits is in a file too, and is to be taken out of it.
             self._listener.on_words()
 
     # Launches
@@ -489,8 +499,18 @@ class Fleet:
             raise
         short = self.slots.granted(claims, grants)
         self._tell_limits()
+        if self.slots.dirty:
+            self._wake.set()
         if short:
             await self.store.tell(Topic.SLOTS, "\n".join(short).encode())
+            # Others answer to that by giving back what they do not use.
+            for seconds in _GIVEN_BACK:
+                asyncio.get_running_loop().call_later(seconds, self._ask_short)
+
+    def _ask_short(self) -> None:
+        self.slots.touch_short()
+        if self.slots.dirty:
+            self._wake.set()
 
     # What this edge tells
 

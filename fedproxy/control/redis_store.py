@@ -86,7 +86,7 @@ return {redis.call('GET', KEYS[4]) or '0', edges, holder or '', knows and 1 or 0
 """
 )
 
-# The rules of `decide.slots.grant`, for many members. KEYS: edges, settling, the slots of each member.
+# The rules of `decide.slots`: `grant` and `kept`, for many members. KEYS: edges, settling, slots of each.
 # ARGV: edge, presence, known, keep; then most, held, used and wants of each member.
 _SLOTS: Final = (
     _NOW
@@ -125,7 +125,7 @@ for at = 3, #KEYS do
   if wants or (not starving and given < free % edges) then target = target + 1 end
   local slots = math.max(0, math.min(target, most - others, grows and most or held))
   local lacks = wants or (even > 0 and 2 * (slots - used) <= even)
-  held = math.max(slots, used)
+  held = math.max(slots, used, held)
   if held > 0 or wants then
     redis.call('HSET', KEYS[at], ARGV[1], string.format('%d %d %d', held, used, wants and 1 or 0))
     redis.call('PEXPIRE', KEYS[at], ARGV[4])

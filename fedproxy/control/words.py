@@ -69,6 +69,7 @@ class Words:
         self.waiting: dict[str, tuple[int, Word]] = {}
         self.order = 0
         self._read: dict[str, Word] = {}
+        self._tried: dict[str, set[bytes]] = {}
 
     def base(self, name: str) -> int:
         """The order of the word that holds for a member; 0 for none."""
@@ -98,6 +99,29 @@ class Words:
         """A word that the store does not have yet."""
         base, _ = self.waiting.get(name, (self.base(name), word))
         self.waiting[name] = base, word
+
+    def done(self, name: str, word: Word, taken: bool) -> None:
+        """A word that waited was told to the store, which took it or not.
+
+        One that was said here meanwhile goes on waiting: over this word, if it was taken.
+        """
+        base, newest = self.waiting.pop(name, (0, word))
+        if newest is not word:
+            self.waiting[name] = self.base(name) if taken else base, newest
+
+    # A store that does not answer in time may have taken a word all the same.
+
+    def trying(self, name: str, content: bytes) -> None:
+        """The store is told a word."""
+        self._tried.setdefault(name, set()).add(content)
+
+    def is_own(self, name: str, content: bytes) -> bool:
+        """Whether the store was told this word by this edge, and has not answered."""
+        return content in self._tried.get(name, ())
+
+    def settled(self, name: str) -> None:
+        """The store has answered."""
+        self._tried.pop(name, None)
 
     def newer_than(self, words: Mapping[str, Stored]) -> dict[str, Stored]:
         """What the store should have and has lost, given all that it has."""

@@ -2,7 +2,9 @@
 
 No launch waits for the store. So each edge holds slots of a member in advance: it launches while it has a
 free one, and asks for others and gives back what it does not need in the background. The slots of all edges
-never add up to more than `max_launches`, whatever each of them believes about the others.
+never add up to more than `max_launches`, whatever each of them believes about the others. So what it gives
+back is free for others only when it says that it does not launch there any more: while it waits for an answer
+it does, and an answer may be lost.
 
 Free slots are shared out evenly. What is left over when they are fewer than the edges goes to whoever asks
 first, and is passed on to an edge that had to refuse a launch for want of one.
@@ -11,7 +13,10 @@ first, and is passed on to an edge that had to refuse a launch for want of one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+
+_MOST_TRIES: Final = 3
 
 
 class Holding(NamedTuple):
@@ -62,6 +67,11 @@ def grant(claim: Claim, others: Sequence[Holding], edges: int, may_grow: bool = 
     return Grant(slots, may_grow and slots < target and lacks)
 
 
+def kept(claim: Claim, slots: int) -> int:
+    """The slots that others have to leave to an edge that claims this and is answered with so many."""
+    return max(slots, claim.used, claim.held)
+
+
 def alone(held: int | None, most: int, edges: int) -> int:
     """The slots of an edge that cannot reach the store, and may have lost its own to others.
 
@@ -76,7 +86,7 @@ def alone(held: int | None, most: int, edges: int) -> int:
 class _Own:
     """What this edge has at one member. slots: by the last answer; None before the first."""
 
-    __slots__ = ("held", "most", "slots", "told", "used", "wants")
+    __slots__ = ("held", "most", "slots", "told", "tries", "used", "wants")
 
     def __init__(self, most: int, used: int) -> None:
         self.most = most
@@ -84,6 +94,7 @@ class _Own:
         self.held = 0
         self.wants = False
         self.told = False  # others know that it is short, and nothing has changed since
+        self.tries = 0  # times that this was said in vain
         self.slots: int | None = None
 
 
@@ -150,9 +161,14 @@ class Slots:
     def touch_wanted(self) -> None:
         """What was lacking and has not come is asked for again."""
         for name, own in self._own.items():
-            if own.wants or own.told:
+            if own.wants or (own.told and own.tries < _MOST_TRIES):
                 own.told = False
+                own.tries += 1
                 self._dirty[name] = None
+
+    def touch_short(self) -> None:
+        """What others were told of to give back is asked for again."""
+        self.touch([name for name, own in self._own.items() if own.told])
 
     @property
     def dirty(self) -> bool:
@@ -177,12 +193,17 @@ class Slots:
             claim = claims[name]
             own.slots = answer.slots
             own.held = max(answer.slots, claim.used)
+            if own.held < claim.held:
+                # From now on it keeps to that, and what it had beyond is free when the store knows.
+                self._dirty[name] = None
             if claim.wants and answer.slots > claim.used:
                 own.wants = False
             # Once: who hears of it asks too, and would be told of again by all who are short.
             if answer.short and not own.told:
                 short.append(name)
             own.told = answer.short
+            if not answer.short:
+                own.tries = 0
         return short
 
     def limits(self) -> dict[str, int]:

@@ -295,6 +295,8 @@ class Service:
             self._logos.apply(self.config.logos)
         self._metrics.put(self.config.otlp_metrics)
         self._serving = True
+        # What others said since it joined; and what it knows of the fleet is kept, for a start without.
+        self.take_words()
 
     # The fleet
 
@@ -377,7 +379,7 @@ class Service:
 
     def take_words(self) -> None:
         """As `FleetHost` says."""
-        if self._serving:
+        if self._serving and self.link is not None:
             self._do(self._take_words())
 
     async def _take_words(self) -> None:

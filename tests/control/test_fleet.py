@@ -187,6 +187,34 @@ async def test_word_that_the_store_refuses_waits_too() -> None:
         assert edges.shared.order == 1
 
 
+async def test_word_that_the_store_took_without_an_answer_does_not_undo_the_next_one() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.late.add("say")
+        assert await one.fleet.say("a", word("drain")) is False
+        assert await one.fleet.say("a", word("maint")) is False
+        edges.shared.late.clear()
+        await until(lambda: not one.fleet.words.waiting, "the word")
+        await until(lambda: two.fleet.words.state().intents == {"a": "maint"}, "the newest word")
+        assert one.fleet.words.state().intents == {"a": "maint"}
+        assert [line for line in one.trouble if "does not hold" in line] == []
+
+
+async def test_word_that_is_said_while_the_one_before_is_told_is_told_too() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        edges.shared.cut()
+        await until(lambda: not one.fleet.there, "the loss")
+        assert await one.fleet.say("a", word("drain")) is False
+        answer = one.store.holds["say"] = asyncio.Event()
+        edges.shared.cut(down=False)
+        await until(lambda: edges.shared.order == 1, "the first word")
+        assert await one.fleet.say("a", word("maint")) is False
+        answer.set()
+        await until(lambda: two.fleet.words.state().intents == {"a": "maint"}, "the newest word")
+        assert not one.fleet.words.waiting
+
+
 async def test_what_was_said_to_one_that_was_cut_off_does_not_undo_what_was_said_meanwhile() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
@@ -248,6 +276,32 @@ async def test_who_needs_slots_gets_them_from_who_does_not() -> None:
             await until(lambda used=used: one.heard.limits["a"] >= used, f"slot {used}")  # type: ignore[misc]
             one.fleet.launches({"a": used})
             assert one.heard.limits["a"] + two.heard.limits["a"] <= 10
+
+
+async def test_launches_that_begin_while_slots_are_given_back_do_not_exceed_the_limit() -> None:
+    async with made() as edges:
+        one = await edges.start("one", most={"a": 10})
+        assert one.heard.limits == {"a": 10}
+        answer = one.store.holds["slots"] = asyncio.Event()
+        two = await edges.start("two", most={"a": 10})
+        await until(lambda: two.store.calls["slots"] >= 3, "its questions")
+        # It has no answer yet.
+        one.fleet.launches({"a": 10})
+        answer.set()
+        await until(lambda: edges.shared.held["a"][one.fleet.id].used == 10, "the launches")
+        assert two.heard.limits == {"a": 0}
+
+
+async def test_edge_that_comes_later_gets_its_part_before_it_has_to_refuse_anybody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedproxy.control.fleet._ALL_SLOTS", 10_000)
+    async with made() as edges:
+        one, two = [await edges.start(name, most={"a": 10}) for name in ("one", "two")]
+        await until(lambda: (one.heard.limits, two.heard.limits) == ({"a": 5}, {"a": 5}), "its part")
+        before = one.store.calls["slots"] + two.store.calls["slots"]
+        await asyncio.sleep(0.2)
+        assert one.store.calls["slots"] + two.store.calls["slots"] == before
 
 
 async def test_last_slot_goes_to_who_had_to_refuse_a_launch() -> None:

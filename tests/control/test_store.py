@@ -106,6 +106,9 @@ async def test_slots_are_shared_out(edges: Edges) -> None:
     await two.beat(b"", 1, True)
     assert await two.slots({"a": Claim(10, 0, 0)}) == {"a": Grant(0, True)}
     assert await one.slots({"a": Claim(10, 10, 2)}) == {"a": Grant(6, False)}
+    # Until it has heard that, it launches as before.
+    assert await two.slots({"a": Claim(10, 0, 0)}) == {"a": Grant(0, True)}
+    assert await one.slots({"a": Claim(10, 6, 2)}) == {"a": Grant(6, False)}
     assert await two.slots({"a": Claim(10, 0, 0)}) == {"a": Grant(4, False)}
     # Who is gone holds nothing.
     await one.leave()

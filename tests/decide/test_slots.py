@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.member import Member
-from fedproxy.decide.slots import Claim, Grant, Holding, Slots, alone, grant
+from fedproxy.decide.slots import Claim, Grant, Holding, Slots, alone, grant, kept
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,34 @@ def test_only_what_changed_is_asked_again() -> None:
     assert own.claims() == {"b": Claim(10, 10, 0)}
     own.touch_all()
     assert [*own.claims()] == ["a", "b"]
+
+
+def test_what_is_given_back_is_said_once_more_when_it_is_kept_to() -> None:
+    own = Slots()
+    own.apply({"a": 10})
+    own.cut_off = False
+    ask_for(own, [], 1)
+    own.touch_all()
+    claims = own.claims()
+    answer = grant(claims["a"], [Holding(0, 0)], 2)
+    assert (answer, kept(claims["a"], answer.slots)) == (Grant(5, False), 10)
+    own.granted(claims, {"a": answer})
+    assert own.limits() == {"a": 5}
+    claims = own.claims()
+    assert claims == {"a": Claim(10, 5, 0)}
+    assert kept(claims["a"], 5) == 5
+    own.granted(claims, {"a": Grant(5, False)})
+    assert not own.dirty
+
+
+def test_what_others_do_not_give_back_is_not_asked_for_without_end() -> None:
+    own = Slots()
+    own.apply({"a": 10})
+    for _ in range(4):
+        assert own.dirty
+        ask_for(own, [Holding(10, 0)])
+        own.touch_wanted()
+    assert not own.dirty
 
 
 def test_a_refused_launch_is_wanted_until_there_is_a_slot() -> None:

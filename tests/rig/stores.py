@@ -7,16 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from fedproxy.control.store import PRESENCE, Beat, OldHint, OnTold, Overtaken, Stored, Topic
-from fedproxy.decide.slots import Claim, Grant, Holding, grant
+from fedproxy.decide.slots import Claim, Grant, Holding, grant, kept
 from fedproxy.errors import StoreError
 
 
 class Shared:
-    """What several stores share. now: seconds. refused: commands that fail though the store is there."""
+    """What several stores share.
+
+    now: seconds. refused: commands that fail though the store is there. late: those that it does and does not
+    answer in time.
+    """
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.refused: set[str] = set()
+        self.late: set[str] = set()
         self.stores: list[MemoryStore] = []
         self.empty()
 
@@ -41,7 +46,7 @@ class Shared:
 
 
 class MemoryStore:
-    """One edge's way to it."""
+    """One edge's way to it. holds: commands that it answers when the event is set."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -49,6 +54,7 @@ class MemoryStore:
         self.down = False
         self.opened = 0
         self.calls: Counter[str] = Counter()
+        self.holds: dict[str, asyncio.Event] = {}
         self._edge = ""
         self._told: OnTold | None = None
         self._lost: Callable[[], None] | None = None
@@ -72,6 +78,13 @@ class MemoryStore:
             raise StoreError("is down", command)
         if command in self.shared.refused:
             raise StoreError(f"no permission for {command}", command)
+
+    async def _go(self, command: str) -> None:
+        """The answer is on its way."""
+        if command in self.shared.late:
+            raise StoreError("did not answer in time", command)
+        if command in self.holds:
+            await self.holds[command].wait()
 
     async def open(self, edge: str, told: OnTold, lost: Callable[[], None]) -> None:
         self.opened += 1
@@ -122,8 +135,10 @@ class MemoryStore:
         if base is not None and before is not None and before.order > base:
             return Overtaken(before)
         self.shared.order = max(self.shared.order, known) + 1
-        self.shared.words[member] = Stored(self.shared.order, word)
-        return self.shared.order
+        order = self.shared.order
+        self.shared.words[member] = Stored(order, word)
+        await self._go("say")
+        return order
 
     async def offer(self, words: Mapping[str, Stored]) -> None:
         await self._come("offer")
@@ -140,7 +155,8 @@ class MemoryStore:
             others = [each for edge, each in held.items() if edge != self._edge and edge in self.shared.seen]
             edges = len({*self.shared.seen, self._edge})
             answer = found[member] = grant(claim, others, edges, self._settled())
-            held[self._edge] = Holding(max(answer.slots, claim.used), claim.used, claim.wants)
+            held[self._edge] = Holding(kept(claim, answer.slots), claim.used, claim.wants)
+            await self._go("slots")
         return found
 
     async def rate(self, launches: Mapping[bytes, int], each: float, per: float) -> Mapping[bytes, float]:

@@ -198,6 +198,34 @@ async def test_words_are_kept_while_the_store_is_away_and_over_a_restart(tmp_pat
             assert states(other) == {"a": ("drain", 4)}
 
 
+async def test_what_an_edge_finds_at_its_start_is_kept_for_a_start_without_a_store(tmp_path: Path) -> None:
+    async with members() as found, redis() as server:
+        async with edge(config(server, found)) as one:
+            await one.change("a", Intent.DRAIN, None, WHO)
+            file = tmp_path / "two.yaml"
+            async with edge(config(server, found, "two"), file) as two:
+                await until(lambda: two.link is not None and two.link.unsaved() is None, "what is kept")
+        server.hang()
+        async with edge(config(server, found, "two"), file) as two:
+            assert states(two)["a"][0] == "drain"
+
+
+async def test_what_is_said_while_an_edge_starts_is_in_force_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with members() as found, redis() as server, edge(config(server, found)) as one:
+        load = Service._load_sessions
+
+        async def slowly(service: Service) -> None:
+            await one.change("a", Intent.DRAIN, None, WHO)
+            assert service.link is not None
+            words = service.link.words
+            await until(lambda: words.state().intents == {"a": "drain"}, "the word")
+            await load(service)
+
+        monkeypatch.setattr(Service, "_load_sessions", slowly)
+        async with edge(config(server, found, "two")) as two:
+            await come_to(two, {"a": ("drain", 1)})
+
+
 async def test_first_edge_with_a_store_brings_what_was_set_when_it_was_alone(tmp_path: Path) -> None:
     file = tmp_path / "edge.yaml"
     StateFile(tmp_path / "edge.state.json").save(
