@@ -61,6 +61,8 @@ NAMES: Mapping[str, str] = {
     "source-plain": "members that DNS names are asked over the network without TLS",
     "source-unusable": "`sources.directory` cannot be read, or with `--live`, a name in `sources.dns` has no "
     "members: it adds none as long as that is so",
+    "store-plain": "a store outside the site is reached without TLS: whoever is on the way can read and write",
+    "store-unusable": "with `--live`: the store cannot be reached, or refuses what an edge does there",
     "trust-everybody": "`trusted_proxies` has everybody's address: any visitor may name any client address",
 }
 WARNING = Kind(
@@ -89,6 +91,7 @@ def advise(config: Config, env: Mapping[str, str]) -> list[Advice]:
         *_visitors(config),
         *_members(config),
         *_routes(config.routes),
+        *_store(config),
     ]
 
 
@@ -278,15 +281,27 @@ def _members(config: Config) -> Iterator[Advice]:
             yield Advice("host-of-one", ("members", name, "hosts", member.hosts.index(public_host)), text)
 
 
+def _store(config: Config) -> Iterator[Advice]:
+    store = config.shared_store
+    if store is not None and not store.tls and any(_is_away(host) for host, _ in store.servers):
+        text = f"is {store.place!r}, which can be read on its way, expected rediss://"
+        yield Advice("store-plain", ("store",), text)
+
+
 def _goes_plainly(member: MemberSettings) -> bool:
-    """Whether requests leave the site without TLS: to a public address, or to a name of the public DNS."""
+    """Whether requests leave the site without TLS."""
     address = member.address
-    if address.tls or address.path or _is_own(address.host):
+    return not (address.tls or address.path) and _is_away(address.host)
+
+
+def _is_away(host: str) -> bool:
+    """Whether a host is not of the site: a public address, or a name of the public DNS."""
+    if _is_own(host):
         return False
     try:
-        return ipaddress.ip_address(address.host).is_global
+        return ipaddress.ip_address(host).is_global
     except ValueError:
-        return _is_public(address.host)
+        return _is_public(host)
 
 
 def _is_public(name: str) -> bool:

@@ -16,6 +16,7 @@ from fedproxy.config.places import Finding, Location
 from fedproxy.control.names import NameServers
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.sources import gather
+from fedproxy.errors import StoreError
 from fedproxy.serve.admin import ask_admin
 from fedproxy.serve.discovering import name_of
 from fedproxy.serve.probes import find_targets, probe_policy
@@ -35,8 +36,31 @@ async def look(checked: CheckedFile) -> CheckedFile:
     Addresses that a running edge of this config listens on are not taken.
     """
     config = checked.config
-    findings, (advice, found) = await asyncio.gather(_try_addresses(config), _find(config))
-    return checked.with_more(findings, [*advice, *await _probe(found)])
+    findings, (advice, found), store = await asyncio.gather(
+        _try_addresses(config), _find(config), _try_store(config)
+    )
+    return checked.with_more(findings, [*advice, *store, *await _probe(found)])
+
+
+async def _try_store(config: Config) -> list[Advice]:
+    """Whether an edge could use the store that it shares. Nothing stays there."""
+    address = config.shared_store
+    if address is None:
+        return []
+    # Only who has a store needs the package.
+    from fedproxy.control.redis_store import RedisStore
+
+    store = RedisStore(address, config.store_prefix)
+    try:
+        await store.open(f"check#{os.getpid()}", lambda topic, content: None, lambda: None)
+        await store.words()
+        await store.put(f"check:{os.getpid()}", b"", 1.0)
+        await store.rate({}, 1.0, 1.0)
+    except StoreError as error:
+        return [Advice("store-unusable", ("store",), f"at {store.place} cannot be used: {error}")]
+    finally:
+        await store.close()
+    return []
 
 
 async def _find(config: Config) -> tuple[list[Advice], Config]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedproxy.config.advice import advise
 from fedproxy.config.load import parse
 from fedproxy.config.report import changed_secrets, masked
 from fedproxy.config.store import STORE, StoreAddress, store
@@ -110,3 +111,19 @@ def test_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("fedproxy.config.model.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'fedproxy\[redis\]'"):
         parse(MEMBERS + "store: redis://h\n", {})
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("redis://127.0.0.1", False),
+        ("redis://10.1.2.3", False),
+        ("redis://redis.default.svc.cluster.local", False),
+        ("redis://redis.example.org", True),
+        ("rediss://redis.example.org", False),
+        ("redis+sentinel://10.1.2.3,8.8.8.8/mine", True),
+    ],
+)
+def test_store_outside_the_site_without_tls_is_unwise(url: str, warned: bool) -> None:
+    advice = advise(parse(MEMBERS + f"store: {url}\n", {}), {})
+    assert ("store-plain" in [each.name for each in advice]) is warned

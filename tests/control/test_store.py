@@ -17,9 +17,11 @@ from fedproxy.control.redis_store import RedisStore
 from fedproxy.control.store import Overtaken, Store, Stored, Topic
 from fedproxy.decide.slots import Claim, Grant
 from fedproxy.errors import StoreError
+from fedproxy.serve.live import _try_store
 from tests.rig import until
 from tests.rig.programs import free_port
 from tests.rig.redis import REDIS, RedisServer, redis
+from tests.rig.service import config_of
 from tests.rig.stores import MemoryStore, Shared
 from tests.rig.visitor import END, pair
 
@@ -369,6 +371,18 @@ async def test_store_that_is_not_open_says_so() -> None:
     assert "127.0.0.1" in store.place
     await store.close()
     await server.close()
+
+
+@REDIS
+async def test_check_of_a_config_says_whether_its_store_can_be_used() -> None:
+    async with redis() as server:
+        config = config_of("http://127.0.0.1:9", store=server.url)
+        assert await _try_store(config) == []
+        await server.client.config_set("requirepass", "hidden")
+        (advice,) = await _try_store(config)
+        assert (advice.name, advice.where) == ("store-unusable", ("store",))
+        assert advice.text == f"at {server.url} cannot be used: wants a password"
+    assert await _try_store(config_of("http://127.0.0.1:9")) == []
 
 
 # Other ways to a server
