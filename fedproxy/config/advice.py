@@ -61,7 +61,7 @@ NAMES: Mapping[str, str] = {
     "source-plain": "members that DNS names are asked over the network without TLS",
     "source-unusable": "`sources.directory` cannot be read, or with `--live`, a name in `sources.dns` has no "
     "members: it adds none as long as that is so",
-    "store-plain": "a store outside the site is reached without TLS: whoever is on the way can read and write",
+    "store-plain": "a store outside the site is reached without TLS: who is on the way can read and write",
     "store-unusable": "with `--live`: the store cannot be reached, or refuses what an edge does there",
     "trust-everybody": "`trusted_proxies` has everybody's address: any visitor may name any client address",
 }
