@@ -203,7 +203,7 @@ class Live:
         now, state = time.time(), self._state
         loaded = state.reloaded_at
         about: dict[str, Any] = {
-            "host": self._host,
+            "host": self._state.config.edge_name or self._host,
             "version": f"{__version__}, {'compiled' if self._compiled else 'not compiled'}",
             "started": _written(state.started_at),
             "up": _lasted(now - state.started_at),
