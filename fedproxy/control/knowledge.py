@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-from fedproxy.control.state import beside, put_aside, write_file
+from fedproxy.control.state import beside, put_aside, read_file, write_file
 from fedproxy.decide.knowledge import Knowledge
 
 _MOST_BYTES: Final = 64 << 20
@@ -31,15 +31,11 @@ class KnowledgeFile:
         if self.path is None:
             return []
         try:
-            if self.path.exists() and not self.path.is_file():
-                # A pipe would block.
-                return [f"{self.path} is no file; launches teach anew"]
-            with self.path.open("rb") as file:
-                packed = file.read(_MOST_BYTES)
-        except FileNotFoundError:
-            return []
+            packed = read_file(self.path, _MOST_BYTES)
         except OSError as error:
-            return [f"{self.path} cannot be read: {error.strerror}; launches teach anew"]
+            return [f"{error.strerror}; launches teach anew"]
+        if packed is None:
+            return []
         try:
             into.load(zlib.decompressobj().decompress(packed, _MOST_BYTES))
         except (zlib.error, ValueError) as error:

@@ -17,6 +17,7 @@ A change records what the config had at that time, and applies as long as the co
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -412,6 +413,23 @@ def put_aside(path: Path, message: str) -> tuple[str, Path | None]:
         line = f"{message}; {path} stays as it is ({error.strerror}), and nothing is saved across a restart"
         return line, None
     return f"{message}; it is now {aside}, and is ignored", path
+
+
+def read_file(path: Path, most: int) -> bytes | None:
+    """What a file has, up to so many bytes; None if there is none.
+
+    Raises OSError with a line for an operator.
+    """
+    try:
+        if not path.exists() or path.is_file():
+            with path.open("rb") as file:
+                return file.read(most)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be read: {error.strerror}") from error
+    # A pipe would block.
+    raise OSError(errno.EINVAL, f"{path} is no file")
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fedproxy.control.state import Said, State, beside, put_aside, read_said, with_said, write_file
+from fedproxy.control.state import Said, State, beside, put_aside, read_file, read_said, with_said, write_file
 from fedproxy.control.store import Stored
 from fedproxy.errors import ConfigError
 
@@ -187,15 +187,11 @@ class WordsFile:
         if self.path is None:
             return []
         try:
-            if self.path.exists() and not self.path.is_file():
-                # A pipe would block.
-                return [f"{self.path} is no file"]
-            with self.path.open("rb") as file:
-                content = file.read(_MOST_BYTES)
-        except FileNotFoundError:
-            return []
+            content = read_file(self.path, _MOST_BYTES)
         except OSError as error:
-            return [f"{self.path} cannot be read: {error.strerror}"]
+            return [str(error.strerror)]
+        if content is None:
+            return []
         try:
             return into.unpack(content)
         except ValueError as error:
