@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from fedproxy.control.foreign import read_json
 from fedproxy.control.hints import WORTH, Hint, pack, pack_report, unpack, unpack_report
 from fedproxy.control.messages import LaunchRequested
 from fedproxy.control.prober import Report
@@ -631,10 +632,8 @@ def _tell_failure(task: asyncio.Task[None]) -> None:
 
 
 def _read_record(content: bytes, most: int = _MOST_RECORD) -> dict[str, Any] | None:
-    if len(content) > most:
-        return None
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = read_json(content, most)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -41,6 +41,7 @@ _KEEP: Final = 24 * 3600  # seconds after which a fleet that is gone has left no
 _MOST_WORDS: Final = 10_000
 _CLAIMS_AT_A_TIME: Final = 50
 _ANSWERS: Final = 10  # seconds that answers to a question are kept
+_GREATEST: Final = 1 << 52  # number that scripts count from
 _LONGEST: Final = 200  # characters of what a server says is wrong
 
 _NOW: Final = """
@@ -131,11 +132,16 @@ return granted
 """
 )
 
+# An order that no edge has given, as it is too great to count on from there, is none.
 _ORDERS: Final = """
-local function order_of(stored)
-  return stored and tonumber(string.match(stored, '^(%d+) ') or '') or 0
+local function known(text)
+  local order = tonumber(string.match(text or '', '^%d+$') or '') or 0
+  return order <= 2^52 and order or 0
 end
-local newest = tonumber(redis.call('GET', KEYS[2]) or '0') or 0
+local function order_of(stored)
+  return stored and known(string.match(stored, '^(%d+) ')) or 0
+end
+local newest = known(redis.call('GET', KEYS[2]) or '')
 """
 
 # KEYS: words, order. ARGV: member, word, base or nothing, known, most.
@@ -147,7 +153,7 @@ if ARGV[3] ~= '' and order_of(before) > tonumber(ARGV[3]) then return {'0', befo
 if not before and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[5]) then
   return redis.error_reply('FULL there are words on ' .. ARGV[5] .. ' members, and no more are kept')
 end
-newest = string.format('%.0f', math.max(newest, tonumber(ARGV[4])) + 1)
+newest = string.format('%.0f', math.max(newest, order_of(before), tonumber(ARGV[4])) + 1)
 redis.call('SET', KEYS[2], newest)
 redis.call('HSET', KEYS[1], ARGV[1], newest .. ' ' .. ARGV[2])
 return {newest, ''}
@@ -516,7 +522,7 @@ class RedisStore:
 
 
 def _number(text: bytes) -> int:
-    return int(text) if text.isdigit() and len(text) < 17 else 0
+    return int(text) if text.isdigit() and len(text) < 17 and int(text) <= _GREATEST else 0
 
 
 def _stored(value: bytes) -> Stored:

@@ -290,6 +290,16 @@ async def test_keys_of_a_stranger_of_another_type_are_said() -> None:
         await server.client.set("fedproxy:order", "many")
         await server.client.hset("fedproxy:slots:a", mapping={"one#x": "3 all", "zz": "9 9 9 9"})
         await server.client.set("fedproxy:rate:63", "soon")
+        # Nor is it an order that could be counted on from.
+        await server.client.delete("fedproxy:words")
+        for order in ("9" * 30, str(2**53 + 1), "inf", "-5", "1e9"):
+            await server.client.set("fedproxy:order", order)
+            await server.client.hset("fedproxy:words", "a", f"{order} word")
+            assert (await store.beat(b"", 1, True)).order == 0
+            first = await store.say("a", b"word", 0, 0)
+            assert first == 1
+            assert await store.say("a", b"word", first, 0) == 2
+        await server.client.set("fedproxy:order", "many")
         assert (await store.beat(b"", 1, True)).order == 0
         assert await store.slots({"a": Claim(4, 0, 0)}) == {"a": Grant(4, False)}
         assert await store.rate({b"c": 1}, 1.0, 60.0) == {b"c": 1.0}

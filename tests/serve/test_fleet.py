@@ -20,7 +20,7 @@ from fedproxy.control.messages import BreakerOpened, BuildBegun, LaunchSeen, Ses
 from fedproxy.control.state import Said, State, StateFile, Weight
 from fedproxy.control.store import Topic
 from fedproxy.control.words import Word
-from fedproxy.decide.knowledge import Seen
+from fedproxy.decide.knowledge import DIGEST, Seen
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
 from fedproxy.event import EventName
@@ -418,7 +418,7 @@ async def test_breaker_that_opened_elsewhere_is_believed_only_if_the_member_fail
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_what_launches_teach_one_edge_all_know(workers: int) -> None:
-    image = b"i" * 16
+    image = b"i" * DIGEST
     async with redis() as server, members() as found:
         both = (config(server, found, name, workers=workers) for name in ("one", "two"))
         async with edges(*both) as (one, two):
@@ -464,6 +464,14 @@ def test_disagreements_in_words() -> None:
     assert disagreements(own, {**own, "name": "two"}) == []
     assert disagreements(own, {**own, "members": "n"}) == ["other members or weights", "the same name"]
     assert disagreements(own, {"name": "two"}) == ["version None", "another config"]
+
+
+def test_what_another_edge_says_of_itself_is_bounded() -> None:
+    own = {"name": "one", "version": "1", "config": "x", "members": "m"}
+    assert disagreements(own, {**own, "name": "two", "version": {"1": 1}}) == ["version None"]
+    assert disagreements(own, {**own, "name": "two", "version": "9" * 999}) == ["version " + "9" * 100]
+    found = add_up_members([{"id": [], "members": {"a": {"launches": 10**4000, "requests": -3}}}])
+    assert (found["a"]["launches"], found["a"]["requests"]) == (1 << 53, 0)
 
 
 def test_edges_may_differ_in_what_is_their_own() -> None:
