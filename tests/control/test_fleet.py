@@ -563,3 +563,108 @@ async def test_error_of_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_report_that_is_kept_is_what_others_read() -> None:
     assert pack_report(Report("a", True)).startswith(b'{"name":"a"')
+
+
+# What goes wrong
+
+
+async def test_hint_that_is_told_while_an_edge_arrives_does_not_hide_those_before() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        for number in range(3):
+            one.fleet.tell(LaunchMoved(b"%d" % number, "a"))
+        await until(lambda: edges.shared.hints, "the hints")
+        two = Edge(edges.shared, "two")
+        edges.all.append(two)
+        answer = two.store.holds["words"] = asyncio.Event()
+        starting = asyncio.ensure_future(two.fleet.start())
+        await until(lambda: two.store.calls["words"], "the arrival")
+        one.fleet.tell(LaunchMoved(b"3", "a"))
+        await until(lambda: len(edges.shared.hints) >= 2, "the next hint")
+        answer.set()
+        await starting
+        wanted = [LaunchMoved(b"%d" % number, "a") for number in range(4)]
+        await until(lambda: two.heard.hints == wanted, lambda: two.heard.hints)
+
+
+async def test_what_the_store_refuses_does_not_stop_the_rest() -> None:
+    async with made() as edges:
+        edges.shared.refused |= {"slots", "words", "hint", "rate"}
+        one = await edges.start("one", most={"a": 2})
+        one.fleet.apply({"a": 2}, (2, 60.0))
+        assert one.fleet.there
+        one.fleet.launches({"a": 1})
+        one.fleet.tell(LaunchMoved(b"k", "a"))
+        one.fleet.tell(LaunchRequested(b"jo"))
+        await until(lambda: one.fleet.prober == one.fleet.id, "the lease")
+        one.fleet.report(Report("a", True))
+        await until(lambda: "a" in edges.shared.reports, "the report")
+        assert {line.split(":")[0] for line in one.trouble} >= {
+            f"the store refuses {command}" for command in ("slots", "words", "hint")
+        }
+
+
+async def test_report_that_the_store_refused_is_told_later() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        await until(lambda: one.fleet.prober == one.fleet.id, "the lease")
+        edges.shared.refused.add("report")
+        one.fleet.report(Report("a", True))
+        await until(
+            lambda: "the store refuses report: no permission for report" in one.trouble, "the trouble"
+        )
+        one.fleet._known_reports.clear()
+        edges.shared.refused.clear()
+        await until(lambda: "a" in edges.shared.reports, "the report")
+
+
+async def test_rate_that_is_turned_off_while_launches_are_counted() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        one.fleet.apply({}, (2, 60.0))
+        answer = one.store.holds["rate"] = asyncio.Event()
+        one.fleet.tell(LaunchRequested(b"jo"))
+        await until(lambda: b"jo" in edges.shared.paid, "the count")
+        one.fleet.apply({}, None)
+        answer.set()
+        one.fleet.tell(LaunchMoved(b"k", "a"))
+        await until(lambda: len(edges.shared.hints) == 1, "what is told next")
+        assert not any(task.done() for task in one.fleet._tasks)
+
+
+async def test_launches_are_not_gathered_while_the_store_is_away() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        one.fleet.apply({}, (2, 60.0))
+        edges.shared.cut()
+        await until(lambda: not one.fleet.there, "the loss")
+        for number in range(100):
+            one.fleet.tell(LaunchRequested(b"%d" % number))
+        assert not one.fleet._launched
+
+
+async def test_crowd_of_messages_is_answered_once() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        other = MemoryStore(edges.shared)
+        await other.open("x", lambda topic, content: None, lambda: None)
+        before = one.store.calls.copy()
+        for number in range(1000):
+            for topic in (Topic.WORD, Topic.TICKETS, Topic.LEASE):
+                one.fleet._on_told(topic, b"a")
+            one.fleet._on_told(Topic.QUESTION, b"%d" % number)
+        assert len(one.fleet._chores) <= 110
+        await until(lambda: not len(one.fleet._chores), "the answers")
+        assert one.store.calls["words"] - before["words"] <= 3
+        assert one.store.calls["answer"] <= 100
+
+
+async def test_who_has_ended_does_nothing_more() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        await one.fleet.close()
+        one.fleet.retire()
+        one.fleet._on_told(Topic.LEASE, b"")
+        await asyncio.sleep(0.05)
+        assert one.trouble == []
+        assert edges.shared.seen == {}

@@ -59,7 +59,7 @@ def test_what_no_file_or_answer_could_take_is_not_read(text: str) -> None:
     assert unpack_report(report) is None
     assert list(unpack(b'[["moved","","a"],["moved","",%b]]' % content)) == []
     said = b'{"said": {}, "who": %b, "edge": "", "at": 1}' % content
-    with pytest.raises(ValueError, match="edge writes|KiB"):
+    with pytest.raises(ValueError, match=r"edge writes|KiB"):
         read_word("a", said)
 
 

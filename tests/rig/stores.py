@@ -127,6 +127,7 @@ class MemoryStore:
 
     async def words(self) -> Mapping[str, Stored]:
         await self._come("words")
+        await self._go("words")
         return dict(self.shared.words)
 
     async def say(self, member: str, word: bytes, base: int | None, known: int) -> int | Overtaken:
@@ -165,6 +166,7 @@ class MemoryStore:
         for client, count in launches.items():
             paid = max(now, self.shared.paid.get(client, now))
             self.shared.paid[client] = min(paid + count * each, now + per)
+        await self._go("rate")
         return {client: self.shared.paid[client] - now for client in launches}
 
     async def tell(self, topic: Topic, content: bytes) -> None:
