@@ -136,6 +136,7 @@ class Fleet:
         self._last_hint: str | None = None
         self._caught_up = False  # with the hints that were told before
         self._closed = False
+        self._all_known = True  # by the store: what each edge holds
         self._due: set[str] = set()
         self._limits: dict[str, int] = {}
         self._wake = asyncio.Event()
@@ -246,6 +247,10 @@ class Fleet:
         beat = await self.store.beat(self._record(), self.count, self.shares_probes)
         self._on_presence(sent, beat.edges)
         self._know(beat.prober, beat.edges)
+        if not (beat.knows_all and self._all_known):
+            # What it holds is told again, and then it may get what it did not get meanwhile.
+            self.slots.touch_all()
+        self._all_known = beat.knows_all
         if beat.order != self.words.order or self.words.waiting:
             await self._guarded(self._read_words)
             await self._guarded(self._submit)

@@ -55,12 +55,23 @@ _BEAT: Final = (
     _NOW
     + """
 local settling = redis.call('EXISTS', KEYS[1]) == 0
-for _, edge in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])) do
-  redis.call('ZREM', KEYS[1], edge)
-  redis.call('HDEL', KEYS[2], edge)
-  settling = true
+local function bury(edges)
+  for _, edge in ipairs(edges) do
+    redis.call('ZREM', KEYS[1], edge)
+    redis.call('HDEL', KEYS[2], edge)
+    settling = true
+  end
 end
-if settling then redis.call('SET', KEYS[5], '1', 'PX', ARGV[7]) end
+bury(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3]))
+-- As the clock of another server had it, before this one took over.
+bury(redis.call('ZRANGEBYSCORE', KEYS[1], now + ARGV[3], '+inf'))
+-- This edge knows of others and is not known: everything was lost, and those that come now are not all.
+local lost = tonumber(ARGV[5]) > 1 and not redis.call('ZSCORE', KEYS[1], ARGV[1])
+if lost then
+  redis.call('SET', KEYS[5], 'lost', 'PX', ARGV[7])
+elseif settling and redis.call('GET', KEYS[5]) ~= 'lost' then
+  redis.call('SET', KEYS[5], '1', 'PX', ARGV[7])
+end
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
@@ -76,7 +87,8 @@ if holder == false or holder == ARGV[1] then
   end
 end
 local edges = redis.call('ZCARD', KEYS[1])
-local knows = redis.call('EXISTS', KEYS[5]) == 0 or edges >= tonumber(ARGV[5])
+local since = redis.call('GET', KEYS[5])
+local knows = not since or (since ~= 'lost' and edges >= tonumber(ARGV[5]))
 return {redis.call('GET', KEYS[4]) or '0', edges, holder or '', knows and 1 or 0}
 """
 )
@@ -91,8 +103,13 @@ for _, edge in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - ARGV[2]
   alive[edge] = true
   edges = edges + 1
 end
-if not alive[ARGV[1]] then edges = edges + 1 end
-local grows = redis.call('EXISTS', KEYS[2]) == 0 or edges >= tonumber(ARGV[3])
+local since = redis.call('GET', KEYS[2])
+local grows = not since or (since ~= 'lost' and edges >= tonumber(ARGV[3]))
+if not alive[ARGV[1]] then
+  -- Everything may have been lost since its last sign of life.
+  edges = edges + 1
+  grows = false
+end
 local granted = {}
 for at = 3, #KEYS do
   local first = 5 + (at - 3) * 4

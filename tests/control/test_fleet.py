@@ -329,6 +329,32 @@ async def test_edge_that_is_cut_off_keeps_its_part_at_most(monkeypatch: pytest.M
         await until(lambda: one.heard.limits["a"] >= 6, "what it needs")
 
 
+async def test_slots_are_kept_by_who_has_them_when_the_store_forgets_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedproxy.control.fleet._ALL_SLOTS", 10_000)
+    async with made() as edges:
+        one, two = [await edges.start(name, most={"a": 4}) for name in ("one", "two")]
+        await edges.count(2)
+        one.fleet.launches({"a": 1})
+        for used in range(2, 5):
+            one.fleet.want("a")
+            await until(lambda used=used: one.heard.limits["a"] >= used, f"slot {used}")  # type: ignore[misc]
+            one.fleet.launches({"a": used})
+        await until(lambda: two.heard.limits == {"a": 0}, "all are in use")
+        edges.shared.empty()
+        for _ in range(100):
+            two.fleet.want("a")
+            await asyncio.sleep(0.002)
+            assert two.heard.limits == {"a": 0}
+        edges.shared.now += 2
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert two.heard.limits == {"a": 0}
+        one.fleet.launches({"a": 1})
+        await until(lambda: two.heard.limits["a"] >= 1, "what is free")
+
+
 async def test_slots_that_cannot_be_asked_for_are_asked_for_again() -> None:
     async with made() as edges:
         one = await edges.start("one", most={"a": 9})

@@ -122,6 +122,26 @@ async def test_slots_do_not_grow_until_all_have_told_theirs(edges: Edges) -> Non
     assert await one.slots({"a": Claim(9, 3, 1)}) == {"a": Grant(3, False)}
 
 
+async def test_slots_do_not_grow_when_a_store_forgot_everything_while_edges_were_there(edges: Edges) -> None:
+    one, two = await edges.edge("one"), await edges.edge("two")
+    await one.beat(b"", 1, True)
+    # A store that forgot them: one of them was alone so far, as far as it knows, and two not.
+    assert not (await two.beat(b"", 2, True)).knows_all
+    assert not (await one.beat(b"", 1, True)).knows_all
+    assert await one.slots({"a": Claim(9, 3, 1)}) == {"a": Grant(3, False)}
+
+
+@REDIS
+async def test_edges_that_were_seen_in_the_future_are_not_there_for_long() -> None:
+    """Another server took over, whose clock is behind."""
+    async with redis() as server:
+        store = await Edges(server.store).edge("one")
+        seconds, _ = await server.client.time()
+        await server.client.zadd("fedproxy:edges", {"gone": (seconds + 600) * 1000})
+        assert (await store.beat(b"", 1, True)).edges == 1
+        await store.close()
+
+
 async def test_store_decides_as_decide_slots_does(edges: Edges) -> None:
     if isinstance(await edges.edge("one"), MemoryStore):
         return
