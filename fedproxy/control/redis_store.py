@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -43,6 +44,8 @@ _CLAIMS_AT_A_TIME: Final = 50
 _ANSWERS: Final = 10  # seconds that answers to a question are kept
 _GREATEST: Final = 1 << 52  # number that scripts count from
 _LONGEST: Final = 200  # characters of what a server says is wrong
+
+_IN_SCRIPT: Final = re.compile(r"\.? *script: [0-9a-f]{40}.*")
 
 _NOW: Final = """
 local time = redis.call('TIME')
@@ -554,4 +557,5 @@ def _words_of(error: BaseException) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     if lines[0].startswith("HELLO must be called with the client already authenticated"):
         return "wants a password"
-    return lines[0].rstrip(". ")[:_LONGEST]
+    # Where in a script it happened says nothing to people.
+    return _IN_SCRIPT.sub("", lines[0]).rstrip(". ")[:_LONGEST]

@@ -530,3 +530,16 @@ async def test_reload_keeps_what_the_fleet_said(tmp_path: Path) -> None:
                 "one",
                 one.link.words.word("a").at,  # type: ignore[union-attr]
             )
+
+
+async def test_another_store_takes_a_restart_and_that_is_said(tmp_path: Path) -> None:
+    async with members() as found, redis() as server:
+        first = config(server, found)
+        now = [first.model_copy(update={"edge_name": "two", "store_prefix": "other"})]
+        async with edge(first, tmp_path / "edge.yaml", reread=lambda: now[0]) as one:
+            assert await one.reload() == []
+            for key in ("store_prefix", "edge_name"):
+                text = f"{key} has changed, which takes a restart: the one from before goes on"
+                assert events(one).count(text) == 1
+            assert one.link is not None
+            assert one.link.fleet.name == "one"
