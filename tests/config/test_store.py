@@ -9,6 +9,7 @@ import pytest
 from fedproxy.config.load import parse
 from fedproxy.config.report import changed_secrets, masked
 from fedproxy.config.store import STORE, StoreAddress, store
+from fedproxy.config.units import without_password
 from fedproxy.control.state import state_path
 from fedproxy.errors import ConfigError
 
@@ -110,3 +111,16 @@ def test_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("fedproxy.config.model.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'fedproxy\[redis\]'"):
         parse(MEMBERS + "store: redis://h\n", {})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:a@h/0?password=secret",
+        "redis://u:pa/secret@h",
+        "rediss+sentinel://u:a@secret@h,i/s",
+        "redis://h#secret",
+    ],
+)
+def test_what_may_be_a_password_is_not_shown_in_a_url_that_is_none(url: str) -> None:
+    assert "secret" not in without_password(f"is '{url}', expected another")
