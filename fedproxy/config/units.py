@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Replaces a secret wherever a config is shown.
 MASK = "***"
+# Of a store: nothing but a password may have a slash or a second @, and its query is none of ours.
+_LOGIN = re.compile(r"(rediss?(?:\+[a-z]+)?://[^\s:@']*:)[^\s']*@")
+_QUERY = re.compile(r"(rediss?(?:\+[a-z]+)?://[^\s?#']*[?#])[^\s']+")
 _PASSWORD = re.compile(r"(//[^/@\s]*:)[^/@\s]*@")
 
 Network = IPv4Network | IPv6Network
@@ -70,7 +73,8 @@ class Kind:
 
 def without_password(shown: str) -> str:
     """A text with the passwords of its URLs masked."""
-    return _PASSWORD.sub(rf"\1{MASK}@", shown)
+    shown = _LOGIN.sub(rf"\1{MASK}@", shown)
+    return _QUERY.sub(rf"\1{MASK}", _PASSWORD.sub(rf"\1{MASK}@", shown))
 
 
 def number(value: object) -> float | None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from fedproxy.control.foreign import read_json
 from fedproxy.control.hints import WORTH, Hint, pack, pack_report, unpack, unpack_report
 from fedproxy.control.messages import LaunchRequested
 from fedproxy.control.prober import Report
@@ -42,8 +43,12 @@ _GRACE: Final = 3.0  # seconds that the first attempt may take, before visitors 
 _TO_ANSWER: Final = 0.4  # seconds that other edges have to answer a question
 _IS_PLACE: Final = re.compile(rb"[0-9]{1,18}(-[0-9]{1,18})?").fullmatch
 _QUESTION: Final = 64
+_CHORES: Final = 8  # answers to what others tell that are under way at once
+_TO_END: Final = 3.0  # seconds that the end may take
+_CLIENTS_AT_ONCE: Final = 500
 _MOST_EDGES: Final = 1000
 _MOST_RECORD: Final = 1 << 16
+_MOST_REPORTS: Final = 10_000
 _SAID_AGAIN: Final = 60.0  # seconds in which the same trouble is said once
 _VALUES: Final = 60  # beats between two looks at the secret of TLS session tickets
 
@@ -132,6 +137,10 @@ class Fleet:
         self._known_reports: dict[str, Report] = {}
         self._read: Mapping[str, bytes] = {}  # reports, when all were read last
         self._last_hint: str | None = None
+        self._caught_up = False  # with the hints that were told before
+        self._closed = False
+        self._all_known = True  # by the store: what each edge holds
+        self._due: set[str] = set()
         self._limits: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._broken = asyncio.Event()
@@ -141,7 +150,7 @@ class Fleet:
         self._cutter: asyncio.TimerHandle | None = None
         self._said: dict[str, float] = {}
         self._taking = asyncio.Lock()
-        self._closing = False
+        self._few = asyncio.Semaphore(_CHORES)
 
     # Start and end
 
@@ -173,17 +182,20 @@ class Fleet:
 
     async def close(self) -> None:
         """Gives back what it holds, and ends. Raises nothing."""
-        self._closing = True
+        self._closed = True
         await cancel(self._tasks)
         await cancel(self._chores)
         if self._cutter is not None:
             self._cutter.cancel()
-        if self.there:
-            with suppress(StoreError):
-                await self._flush()
-                await self.store.leave()
-                await self.store.tell(Topic.LEASE, b"")
-                await self.store.tell(Topic.SLOTS, "\n".join(self._limits).encode())
+        was_there, self.there = self.there, False
+        if was_there:
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(_TO_END):
+                    await self.store.leave()
+                    await self.store.tell(Topic.LEASE, b"")
+                    await self.store.tell(Topic.SLOTS, "\n".join(self._limits).encode())
+                    await self._tell_hints()
+                    await self._count_launches()
         await self.store.close()
 
     async def _stay(self) -> None:
@@ -192,6 +204,7 @@ class Fleet:
         while True:
             try:
                 self._broken.clear()
+                self._caught_up = False
                 await self.store.open(self.id, self._on_told, self._broken.set)
                 await self._arrive()
                 delay = _BACK_OFF
@@ -217,15 +230,16 @@ class Fleet:
         """Agrees with the others again."""
         sent = time.monotonic()
         beat = await self.store.beat(self._record(), self.count, self.shares_probes)
-        await self._read_words()
-        await self._submit()
+        # One that takes part may not stop here: others count on it, and it may be the one that probes.
+        await self._guarded(self._read_words)
+        await self._guarded(self._submit)
         self._on_presence(sent, beat.edges)
         self._know(beat.prober, beat.edges)
         if not self.there:
             self.there = True
             self._listener.on_store(True, "")
         self.slots.touch_all()
-        await self._ask_slots()
+        await self._guarded(self._ask_slots)
         await self._guarded(self._read_records)
         await self._guarded(self._read_hints)
         await self._guarded(self._read_reports)
@@ -237,6 +251,10 @@ class Fleet:
         beat = await self.store.beat(self._record(), self.count, self.shares_probes)
         self._on_presence(sent, beat.edges)
         self._know(beat.prober, beat.edges)
+        if not (beat.knows_all and self._all_known):
+            # What it holds is told again, and then it may get what it did not get meanwhile.
+            self.slots.touch_all()
+        self._all_known = beat.knows_all
         if beat.order != self.words.order or self.words.waiting:
             await self._guarded(self._read_words)
             await self._guarded(self._submit)
@@ -257,12 +275,17 @@ class Fleet:
         if self.slots.dirty:
             self._wake.set()
 
-    async def _guarded(self, work: Callable[[], Any]) -> None:
-        """What may fail without the rest: a key of a stranger, too narrow rights. Said, and tried again."""
+    async def _guarded(self, work: Callable[[], Any]) -> bool:
+        """What may fail without the rest: a key of a stranger, too narrow rights. Said, and tried again.
+
+        Whether it did not fail.
+        """
         try:
             await work()
         except StoreError as error:
             self.say_trouble(f"the store refuses {error.command or 'a command'}: {error}")
+            return False
+        return True
 
     def say_trouble(self, line: str) -> None:
         """Says a line to operators, if it was not said lately."""
@@ -314,16 +337,19 @@ class Fleet:
     # What others tell
 
     def _on_told(self, topic: Topic, content: bytes) -> None:
-        if self._closing:
+        if self._closed:
             return
         match topic:
             case Topic.HINT:
                 at, _, content = content.partition(b"\0")
-                if _IS_PLACE(at):
+                if not _IS_PLACE(at):
+                    self._hear(content)
+                elif self._caught_up:
                     self._last_hint = at.decode("ascii", "replace")
-                self._hear(content)
+                    self._hear(content)
+                # Else it is read after those before it.
             case Topic.WORD:
-                self._chores.start(self._guarded(self._read_words))
+                self._soon("words", self._read_words)
             case Topic.SLOTS:
                 self.slots.touch(content.decode("utf-8", "replace").split("\n"))
                 if self.slots.dirty:
@@ -331,12 +357,28 @@ class Fleet:
             case Topic.REPORT:
                 self._hear_report(content)
             case Topic.QUESTION:
-                self._chores.start(self._guarded(lambda: self._answer(content)))
+                if len(self._due) < _AT_ONCE:
+                    self._soon(f"question {content[:_QUESTION]!r}", lambda: self._answer(content))
             case Topic.LEASE:
                 # Whoever is first has it. At once: nobody probes at the moment.
-                self._chores.start(self._guarded(self._take_lease))
+                self._soon("lease", self._take_lease)
             case Topic.TICKETS:
-                self._chores.start(self._guarded(self._agree_on_tickets))
+                self._soon("tickets", self._agree_on_tickets)
+
+    def _soon(self, what: str, work: Callable[[], Any]) -> None:
+        """Does it in the background: once, however often others ask for it before it begins."""
+
+        async def begin() -> None:
+            self._due.discard(what)
+            await self._guarded(work)
+
+        if what not in self._due and not self._closed:
+            self._due.add(what)
+            self._chores.start(self._in_turn(begin))
+
+    async def _in_turn(self, work: Callable[[], Any]) -> None:
+        async with self._few:
+            await work()
 
     async def _take_lease(self) -> None:
         sent = time.monotonic()
@@ -353,15 +395,20 @@ class Fleet:
 
     async def _read_hints(self) -> None:
         """Those that were told while nobody here listened, and those that were lost on the way."""
-        while hints := await self.store.hints(self._last_hint):
-            for hint in hints:
-                self._last_hint = hint.at
-                if hint.edge != self.id:
-                    self._hear(hint.content, hint.age)
+        try:
+            while hints := await self.store.hints(self._last_hint):
+                for hint in hints:
+                    self._last_hint = hint.at
+                    if hint.edge != self.id:
+                        self._hear(hint.content, hint.age)
+        finally:
+            self._caught_up = True
 
     def _hear_report(self, content: bytes) -> None:
         report = unpack_report(content)
-        if report is not None and not self.probes and report != self._known_reports.get(report.name):
+        room = len(self._known_reports) < _MOST_REPORTS
+        known = self._known_reports.get(report.name) if report is not None else None
+        if report is not None and not self.probes and report != known and (room or known is not None):
             self._known_reports[report.name] = report
             self._listener.on_report(report)
 
@@ -548,17 +595,19 @@ class Fleet:
             await self._wake.wait()
             await asyncio.sleep(_GATHER)
             self._wake.clear()
-            if self.there:
-                try:
-                    await self._flush()
-                except StoreError as error:
-                    self.say_trouble(f"the store refuses {error.command or 'a command'}: {error}")
-                    # If it is away the next beat finds out; else this is tried again with that.
-                    await asyncio.sleep(_BEAT)
+            if self.there and not await self._flush():
+                # If it is away the next beat finds out; else this is tried again with that.
+                await asyncio.sleep(_BEAT)
 
-    async def _flush(self) -> None:
-        if self.slots.dirty:
-            await self._ask_slots()
+    async def _flush(self) -> bool:
+        """Tells what is to be told. Whether the store took all; what it refuses does not stop the rest."""
+        done = True
+        for tell in (self._ask_slots, self._tell_hints, self._count_launches, self._tell_reports):
+            if self.there:
+                done &= await self._guarded(tell)
+        return done
+
+    async def _tell_hints(self) -> None:
         while self._outbox:
             some = [self._outbox.popleft() for _ in range(min(_AT_ONCE, len(self._outbox)))]
             kept = [each for each in some if type(each) in WORTH]
@@ -571,36 +620,43 @@ class Fleet:
                     raise
             if passing:
                 await self.store.tell(Topic.HINT, b"\0" + pack(passing))
-        if self._launched:
-            await self._count_launches()
-        if self._reports:
-            reports, self._reports = self._reports, {}
-            if self.prober == self.id:
-                try:
-                    await self.store.report(reports, _REPORTS_KEPT)
-                except StoreError:
-                    self._reports = reports | self._reports
-                    raise
+
+    async def _tell_reports(self) -> None:
+        reports, self._reports = self._reports, {}
+        # One that was silent for too long, as it hung, may have been followed by another.
+        if reports and self.prober == self.id and not self.slots.cut_off:
+            try:
+                await self.store.report(reports, _REPORTS_KEPT)
                 for content in reports.values():
                     await self.store.tell(Topic.REPORT, content)
+            except StoreError:
+                # They are only found anew when they change.
+                self._reports = {**reports, **self._reports}
+                self._wake.set()
+                raise
 
     async def _count_launches(self) -> None:
-        launched, self._launched = self._launched, {}
-        rate = self._rate
+        launched, self._launched = list(self._launched.items()), {}
+        while launched:
+            # Nobody else is served there while a script runs.
+            some, launched = launched[:_CLIENTS_AT_ONCE], launched[_CLIENTS_AT_ONCE:]
+            try:
+                await self._count_some(dict(some))
+            except StoreError:
+                for client, count in (*some, *launched):
+                    self._launched[client] = self._launched.get(client, 0) + count
+                raise
+
+    async def _count_some(self, launched: Mapping[bytes, int]) -> None:
+        # Another config may be in force when the store answers.
+        rate, each, per = self._rate, self._each, self._per
         if rate is None:
             return
-        try:
-            left = await self.store.rate(launched, self._each, self._per)
-        except StoreError:
-            for client, count in launched.items():
-                self._launched[client] = self._launched.get(client, 0) + count
-            raise
+        left = await self.store.rate(launched, each, per)
         now = time.monotonic()
         for client, seconds in left.items():
             # Those that other edges counted before this one was there to hear of them.
-            missing = min(
-                round(self._per / self._each), round((seconds - rate.owed(client, now)) / self._each)
-            )
+            missing = min(round(per / each), round((seconds - rate.owed(client, now)) / each))
             for _ in range(missing):
                 rate.note(client, now)
                 self._listener.on_hint(LaunchRequested(client))
@@ -664,10 +720,8 @@ def _tell_failure(task: asyncio.Task[None]) -> None:
 
 
 def _read_record(content: bytes, most: int = _MOST_RECORD) -> dict[str, Any] | None:
-    if len(content) > most:
-        return None
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = read_json(content, most)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from fedproxy.control.foreign import read_json
 from fedproxy.control.messages import (
     BreakerOpened,
     BuildBegun,
@@ -31,6 +32,7 @@ Hint = BreakerOpened | LaunchMoved | LaunchRequested | BuildBegun | LaunchSeen |
 
 _LONGEST: Final = 4096  # characters of a text, or of bytes as text
 _MOST: Final = 1000  # items of a list
+_MOST_BYTES: Final = 4 << 20
 _MOST_WITNESSES: Final = 16
 
 #: Seconds for which a hint is worth taking that was told before; those that are not here are not kept.
@@ -55,8 +57,8 @@ def pack(hints: Iterable[Hint]) -> bytes:
 def unpack(content: bytes) -> Iterator[Hint]:
     """The hints of a message that are understood. Raises nothing."""
     try:
-        items = json.loads(content)
-    except (ValueError, RecursionError):
+        items = read_json(content, _MOST_BYTES)
+    except ValueError:
         return
     for item in items[:_MOST] if isinstance(items, list) else ():
         try:
@@ -142,7 +144,7 @@ def pack_report(report: Report) -> bytes:
 def unpack_report(content: bytes) -> Report | None:
     """The report; None if that is none. Raises nothing."""
     try:
-        found: Any = json.loads(content)
+        found = read_json(content, _MOST_BYTES)
         pods = {_name(kind): _whole(number) for kind, number in _mapping(found["pods"])}
         checks = {_name(check): passed is True for check, passed in _mapping(found["checks"])}
         return Report(
@@ -155,7 +157,7 @@ def unpack_report(content: bytes) -> Report | None:
             details=tuple(_name(each) for each in _list(found["details"])[:16]),
             base_path=None if found["base_path"] is None else _name(found["base_path"]),
         )
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ _KEEP: Final = 24 * 3600  # seconds after which a fleet that is gone has left no
 _MOST_WORDS: Final = 10_000
 _CLAIMS_AT_A_TIME: Final = 50
 _ANSWERS: Final = 10  # seconds that answers to a question are kept
+_GREATEST: Final = 1 << 52  # number that scripts count from
 _LONGEST: Final = 200  # characters of what a server says is wrong
 
 # The client raises RuntimeError or AttributeError where a connection is lost while it says hello.
@@ -48,6 +50,7 @@ _FAILURES: Final = (
     *(RedisError, OSError, TimeoutError, ValueError, TypeError, IndexError),
     *(RuntimeError, AttributeError),
 )
+_IN_SCRIPT: Final = re.compile(r"\.? *script: [0-9a-f]{40}.*")
 
 _NOW: Final = """
 local time = redis.call('TIME')
@@ -60,12 +63,23 @@ _BEAT: Final = (
     _NOW
     + """
 local settling = redis.call('EXISTS', KEYS[1]) == 0
-for _, edge in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])) do
-  redis.call('ZREM', KEYS[1], edge)
-  redis.call('HDEL', KEYS[2], edge)
-  settling = true
+local function bury(edges)
+  for _, edge in ipairs(edges) do
+    redis.call('ZREM', KEYS[1], edge)
+    redis.call('HDEL', KEYS[2], edge)
+    settling = true
+  end
 end
-if settling then redis.call('SET', KEYS[5], '1', 'PX', ARGV[7]) end
+bury(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3]))
+-- As the clock of another server had it, before this one took over.
+bury(redis.call('ZRANGEBYSCORE', KEYS[1], now + ARGV[3], '+inf'))
+-- This edge knows of others and is not known: everything was lost, and those that come now are not all.
+local lost = tonumber(ARGV[5]) > 1 and not redis.call('ZSCORE', KEYS[1], ARGV[1])
+if lost then
+  redis.call('SET', KEYS[5], 'lost', 'PX', ARGV[7])
+elseif settling and redis.call('GET', KEYS[5]) ~= 'lost' then
+  redis.call('SET', KEYS[5], '1', 'PX', ARGV[7])
+end
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
@@ -81,7 +95,8 @@ if holder == false or holder == ARGV[1] then
   end
 end
 local edges = redis.call('ZCARD', KEYS[1])
-local knows = redis.call('EXISTS', KEYS[5]) == 0 or edges >= tonumber(ARGV[5])
+local since = redis.call('GET', KEYS[5])
+local knows = not since or (since ~= 'lost' and edges >= tonumber(ARGV[5]))
 return {redis.call('GET', KEYS[4]) or '0', edges, holder or '', knows and 1 or 0}
 """
 )
@@ -96,8 +111,13 @@ for _, edge in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now - ARGV[2]
   alive[edge] = true
   edges = edges + 1
 end
-if not alive[ARGV[1]] then edges = edges + 1 end
-local grows = redis.call('EXISTS', KEYS[2]) == 0 or edges >= tonumber(ARGV[3])
+local since = redis.call('GET', KEYS[2])
+local grows = not since or (since ~= 'lost' and edges >= tonumber(ARGV[3]))
+if not alive[ARGV[1]] then
+  -- Everything may have been lost since its last sign of life.
+  edges = edges + 1
+  grows = false
+end
 local granted = {}
 for at = 3, #KEYS do
   local first = 5 + (at - 3) * 4
@@ -139,11 +159,16 @@ return granted
 """
 )
 
+# An order that no edge has given, as it is too great to count on from there, is none.
 _ORDERS: Final = """
-local function order_of(stored)
-  return stored and tonumber(string.match(stored, '^(%d+) ') or '') or 0
+local function known(text)
+  local order = tonumber(string.match(text or '', '^%d+$') or '') or 0
+  return order <= 2^52 and order or 0
 end
-local newest = tonumber(redis.call('GET', KEYS[2]) or '0') or 0
+local function order_of(stored)
+  return stored and known(string.match(stored, '^(%d+) ')) or 0
+end
+local newest = known(redis.call('GET', KEYS[2]) or '')
 """
 
 # KEYS: words, order. ARGV: member, word, base or nothing, known, most.
@@ -155,7 +180,7 @@ if ARGV[3] ~= '' and order_of(before) > tonumber(ARGV[3]) then return {'0', befo
 if not before and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[5]) then
   return redis.error_reply('FULL there are words on ' .. ARGV[5] .. ' members, and no more are kept')
 end
-newest = string.format('%.0f', math.max(newest, tonumber(ARGV[4])) + 1)
+newest = string.format('%.0f', math.max(newest, order_of(before), tonumber(ARGV[4])) + 1)
 redis.call('SET', KEYS[2], newest)
 redis.call('HSET', KEYS[1], ARGV[1], newest .. ' ' .. ARGV[2])
 return {newest, ''}
@@ -526,7 +551,7 @@ class RedisStore:
 
 
 def _number(text: bytes) -> int:
-    return int(text) if text.isdigit() and len(text) < 17 else 0
+    return int(text) if text.isdigit() and len(text) < 17 and int(text) <= _GREATEST else 0
 
 
 def _stored(value: bytes) -> Stored:
@@ -541,4 +566,5 @@ def _words_of(error: BaseException) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     if lines[0].startswith("HELLO must be called with the client already authenticated"):
         return "wants a password"
-    return lines[0].rstrip(". ")[:_LONGEST]
+    # Where in a script it happened says nothing to people.
+    return _IN_SCRIPT.sub("", lines[0]).rstrip(". ")[:_LONGEST]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fedproxy.control.foreign import read_json
 from fedproxy.control.state import Said, State, beside, put_aside, read_file, read_said, with_said, write_file
 from fedproxy.control.store import Stored
 from fedproxy.errors import ConfigError
@@ -45,7 +46,7 @@ def read_word(name: str, content: bytes) -> Word:
     if len(content) > _LONGEST:
         raise ValueError(f"is larger than {_LONGEST >> 10} KiB")
     try:
-        found: Any = json.loads(content)
+        found = read_json(content, _LONGEST)
         said = read_said(name, found["said"])
         who, edge, at = found["who"], found["edge"], found["at"]
         if not (isinstance(who, str) and isinstance(edge, str) and isinstance(at, int | float)):

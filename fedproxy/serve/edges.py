@@ -95,7 +95,7 @@ def _time(said: object) -> float | None:
 async def ask_members(link: FleetLink) -> MembersAcross:
     """The members as all edges see them. Raises StoreError."""
     answers = await link.ask_members()
-    answered = {answer.get("id") for answer in answers}
+    answered = {_text(answer.get("id")) for answer in answers}
     missing = sorted(other.name for other in link.fleet.others if other.id not in answered)
     return MembersAcross(_members(add_up_members(answers)), len(answers), missing)
 

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fedproxy import __version__
 from fedproxy.control import hints
 from fedproxy.control.fleet import Fleet
-from fedproxy.control.messages import BreakerOpened, Fact, LaunchSlots, LaunchSlotWanted, SessionsKnown
+from fedproxy.control.messages import (
+    BreakerOpened,
+    BuildBegun,
+    Fact,
+    LaunchMoved,
+    LaunchSeen,
+    LaunchSlots,
+    LaunchSlotWanted,
+    SessionsKnown,
+)
 from fedproxy.control.words import Words, WordsFile
 from fedproxy.decide.snapshot import shares
 from fedproxy.event import EventName
@@ -33,6 +42,8 @@ _ON_THE_WAY: Final = frozenset(("dns", "connect", "tls", "timeout", "reset"))
 _PER_EDGE: Final = ("edge_name", "admin", "listen", "workers", "access_log_file", "log", "access_log")
 _CHECK_AGAIN: Final = 5.0  # seconds between two checks of a member whose breaker opened elsewhere
 _DIGEST: Final = 12  # characters
+_LONGEST: Final = 100  # characters of what another edge says of itself
+_MOST: Final = 1 << 53
 
 
 class FleetHost(Protocol):
@@ -230,7 +241,7 @@ class FleetLink:
         """As `FleetListener` says."""
         if isinstance(hint, BreakerOpened):
             self._check(hint)
-        else:
+        elif _member_of(hint) in (None, *self._host.config.active_members):
             self._host.hear_hint(hint)
 
     def _check(self, opened: BreakerOpened) -> None:
@@ -307,6 +318,7 @@ class FleetLink:
         found = [{**own, "id": self.fleet.id, "here": True, "disagrees": []}]
         for other in self.fleet.others:
             said = {key: value for key, value in other.said.items() if key in own}
+            said["name"] = other.name[:_LONGEST]
             found.append({**said, "id": other.id, "here": False, "disagrees": disagreements(own, said)})
         return found
 
@@ -315,7 +327,7 @@ class FleetLink:
         now: dict[str, str] = {}
         for edge in self.edges()[1:]:
             if edge["disagrees"]:
-                now[edge["id"]] = text = f"edge {edge.get('name')} has {' and '.join(edge['disagrees'])}"
+                now[edge["id"]] = text = f"edge {edge['name']} has {' and '.join(edge['disagrees'])}"
                 # Twice the same: whoever rolls a config out is not told of each step.
                 if self._disagrees.get(edge["id"]) == text:
                     self._host.note(EventName.EDGE_DISAGREES, text)
@@ -328,6 +340,17 @@ class FleetLink:
         """How every edge sees the members, this one first. Raises StoreError."""
         own = {"edge": self.fleet.name, "id": self.fleet.id, **self.answer()}
         return [own, *await self.fleet.ask()]
+
+
+def _member_of(hint: hints.Hint) -> str | None:
+    """The member that a hint is about, if that is one."""
+    match hint:
+        case BreakerOpened(name) | BuildBegun(_, name) | LaunchMoved(_, name):
+            return name
+        case LaunchSeen(seen):
+            return seen.member
+        case _:
+            return None
 
 
 def answer_of(survey: Survey) -> Mapping[str, Any]:
@@ -355,8 +378,8 @@ def disagreements(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]
     if own.get("draining") or other.get("draining"):
         # One that is about to go.
         return found
-    if other.get("version") != own["version"]:
-        found.append(f"version {other.get('version')}")
+    if (version := other.get("version")) != own["version"]:
+        found.append(f"version {version[:_LONGEST] if isinstance(version, str) else None}")
     if other.get("config") != own["config"]:
         found.append("another config")
     elif other.get("members") != own["members"]:
@@ -379,7 +402,7 @@ def add_up_members(answers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, 
             )
             for key in ("in_flight", "launches", "requests"):
                 with suppress(TypeError, ValueError, OverflowError):
-                    member[key] += int(said.get(key, 0))
+                    member[key] += max(0, min(int(said.get(key, 0)), _MOST))
             edge = str(answer.get("edge"))
             member["status"].setdefault(str(said.get("status")), []).append(edge)
             member["weights"].setdefault(str(said.get("weight")), []).append(edge)

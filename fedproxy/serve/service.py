@@ -93,6 +93,7 @@ _KEEP_SESSIONS = 0.25  # seconds between two writes of what was learned of sessi
 _KEEP_KNOWLEDGE = 60.0  # seconds between two times that what launches taught is kept
 _KEEP_AGAIN = 30.0  # seconds until that is tried again after it failed
 _SESSIONS_AT_A_TIME = 1000
+_AT_START = ("store", "store_prefix", "edge_name")  # of the config, what is only read then
 _ATTEMPTS = 5  # to set something that others set at the same time
 _LAST_SAVE = 5.0  # seconds that the last write may take
 _EXPIRE = 60.0  # seconds between two looks for sessions that are over
@@ -1046,7 +1047,7 @@ class Service:
 
     async def _adopt(self, read: Callable[[], Config], who: str) -> list[Fault]:
         """Puts a config in force, with what its sources have; or changes nothing and says what is wrong."""
-        before = self.config
+        before, own_before = self.config, self._own
         prepared = None
         try:
             prepared = await self._discovery.prepare(read())
@@ -1070,6 +1071,10 @@ class Service:
             if line not in self._overtaken:
                 self.note(EventName.STATE_DROPPED, line, who=who)
         self._compare(before, self.config, who)
+        for key in _AT_START:
+            if getattr(own, key) != getattr(own_before, key):
+                text = f"{key} has changed, which takes a restart: the one from before goes on"
+                self.note(EventName.CONFIG_WARNING, text, who=who)
         if self.link is not None:
             self._overtaken = frozenset(dropped)
         elif dropped:

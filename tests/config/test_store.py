@@ -10,6 +10,7 @@ from fedproxy.config.advice import advise
 from fedproxy.config.load import parse
 from fedproxy.config.report import changed_secrets, masked
 from fedproxy.config.store import STORE, StoreAddress, store
+from fedproxy.config.units import without_password
 from fedproxy.control.state import state_path
 from fedproxy.errors import ConfigError
 
@@ -127,3 +128,16 @@ def test_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_store_outside_the_site_without_tls_is_unwise(url: str, warned: bool) -> None:
     advice = advise(parse(MEMBERS + f"store: {url}\n", {}), {})
     assert ("store-plain" in [each.name for each in advice]) is warned
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:a@h/0?password=secret",
+        "redis://u:pa/secret@h",
+        "rediss+sentinel://u:a@secret@h,i/s",
+        "redis://h#secret",
+    ],
+)
+def test_what_may_be_a_password_is_not_shown_in_a_url_that_is_none(url: str) -> None:
+    assert "secret" not in without_password(f"is '{url}', expected another")

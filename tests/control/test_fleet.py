@@ -329,6 +329,32 @@ async def test_edge_that_is_cut_off_keeps_its_part_at_most(monkeypatch: pytest.M
         await until(lambda: one.heard.limits["a"] >= 6, "what it needs")
 
 
+async def test_slots_are_kept_by_who_has_them_when_the_store_forgets_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedproxy.control.fleet._ALL_SLOTS", 10_000)
+    async with made() as edges:
+        one, two = [await edges.start(name, most={"a": 4}) for name in ("one", "two")]
+        await edges.count(2)
+        one.fleet.launches({"a": 1})
+        for used in range(2, 5):
+            one.fleet.want("a")
+            await until(lambda used=used: one.heard.limits["a"] >= used, f"slot {used}")  # type: ignore[misc]
+            one.fleet.launches({"a": used})
+        await until(lambda: two.heard.limits == {"a": 0}, "all are in use")
+        edges.shared.empty()
+        for _ in range(100):
+            two.fleet.want("a")
+            await asyncio.sleep(0.002)
+            assert two.heard.limits == {"a": 0}
+        edges.shared.now += 2
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert two.heard.limits == {"a": 0}
+        one.fleet.launches({"a": 1})
+        await until(lambda: two.heard.limits["a"] >= 1, "what is free")
+
+
 async def test_slots_that_cannot_be_asked_for_are_asked_for_again() -> None:
     async with made() as edges:
         one = await edges.start("one", most={"a": 9})
@@ -563,3 +589,108 @@ async def test_error_of_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_report_that_is_kept_is_what_others_read() -> None:
     assert pack_report(Report("a", True)).startswith(b'{"name":"a"')
+
+
+# What goes wrong
+
+
+async def test_hint_that_is_told_while_an_edge_arrives_does_not_hide_those_before() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        for number in range(3):
+            one.fleet.tell(LaunchMoved(b"%d" % number, "a"))
+        await until(lambda: edges.shared.hints, "the hints")
+        two = Edge(edges.shared, "two")
+        edges.all.append(two)
+        answer = two.store.holds["words"] = asyncio.Event()
+        starting = asyncio.ensure_future(two.fleet.start())
+        await until(lambda: two.store.calls["words"], "the arrival")
+        one.fleet.tell(LaunchMoved(b"3", "a"))
+        await until(lambda: len(edges.shared.hints) >= 2, "the next hint")
+        answer.set()
+        await starting
+        wanted = [LaunchMoved(b"%d" % number, "a") for number in range(4)]
+        await until(lambda: two.heard.hints == wanted, lambda: two.heard.hints)
+
+
+async def test_what_the_store_refuses_does_not_stop_the_rest() -> None:
+    async with made() as edges:
+        edges.shared.refused |= {"slots", "words", "hint", "rate"}
+        one = await edges.start("one", most={"a": 2})
+        one.fleet.apply({"a": 2}, (2, 60.0))
+        assert one.fleet.there
+        one.fleet.launches({"a": 1})
+        one.fleet.tell(LaunchMoved(b"k", "a"))
+        one.fleet.tell(LaunchRequested(b"jo"))
+        await until(lambda: one.fleet.prober == one.fleet.id, "the lease")
+        one.fleet.report(Report("a", True))
+        await until(lambda: "a" in edges.shared.reports, "the report")
+        assert {line.split(":")[0] for line in one.trouble} >= {
+            f"the store refuses {command}" for command in ("slots", "words", "hint")
+        }
+
+
+async def test_report_that_the_store_refused_is_told_later() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        await until(lambda: one.fleet.prober == one.fleet.id, "the lease")
+        edges.shared.refused.add("report")
+        one.fleet.report(Report("a", True))
+        await until(
+            lambda: "the store refuses report: no permission for report" in one.trouble, "the trouble"
+        )
+        one.fleet._known_reports.clear()
+        edges.shared.refused.clear()
+        await until(lambda: "a" in edges.shared.reports, "the report")
+
+
+async def test_rate_that_is_turned_off_while_launches_are_counted() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        one.fleet.apply({}, (2, 60.0))
+        answer = one.store.holds["rate"] = asyncio.Event()
+        one.fleet.tell(LaunchRequested(b"jo"))
+        await until(lambda: b"jo" in edges.shared.paid, "the count")
+        one.fleet.apply({}, None)
+        answer.set()
+        one.fleet.tell(LaunchMoved(b"k", "a"))
+        await until(lambda: len(edges.shared.hints) == 1, "what is told next")
+        assert not any(task.done() for task in one.fleet._tasks)
+
+
+async def test_launches_are_not_gathered_while_the_store_is_away() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        one.fleet.apply({}, (2, 60.0))
+        edges.shared.cut()
+        await until(lambda: not one.fleet.there, "the loss")
+        for number in range(100):
+            one.fleet.tell(LaunchRequested(b"%d" % number))
+        assert not one.fleet._launched
+
+
+async def test_crowd_of_messages_is_answered_once() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        other = MemoryStore(edges.shared)
+        await other.open("x", lambda topic, content: None, lambda: None)
+        before = one.store.calls.copy()
+        for number in range(1000):
+            for topic in (Topic.WORD, Topic.TICKETS, Topic.LEASE):
+                one.fleet._on_told(topic, b"a")
+            one.fleet._on_told(Topic.QUESTION, b"%d" % number)
+        assert len(one.fleet._chores) <= 110
+        await until(lambda: not len(one.fleet._chores), "the answers")
+        assert one.store.calls["words"] - before["words"] <= 3
+        assert one.store.calls["answer"] <= 100
+
+
+async def test_who_has_ended_does_nothing_more() -> None:
+    async with made() as edges:
+        one = await edges.start("one")
+        await one.fleet.close()
+        one.fleet.retire()
+        one.fleet._on_told(Topic.LEASE, b"")
+        await asyncio.sleep(0.05)
+        assert one.trouble == []
+        assert edges.shared.seen == {}

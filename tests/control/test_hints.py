@@ -20,6 +20,7 @@ from fedproxy.control.messages import (
     SessionsKnown,
 )
 from fedproxy.control.prober import Report
+from fedproxy.control.words import read_word
 from fedproxy.decide.knowledge import Seen
 from fedproxy.decide.launch import End
 
@@ -47,6 +48,19 @@ REPORT = Report(
 
 def test_hints_are_read_as_they_were_written() -> None:
     assert list(unpack(pack(HINTS))) == HINTS
+
+
+@pytest.mark.parametrize(
+    "text", [r'"\ud800"', "NaN", "1e999", "-Infinity", "[" * 100_000, '"' + "x" * (5 << 20) + '"', '"\xff"']
+)
+def test_what_no_file_or_answer_could_take_is_not_read(text: str) -> None:
+    content = text.encode("latin-1")
+    report = pack_report(REPORT).replace(b'"Docker registry"', content, 1)
+    assert unpack_report(report) is None
+    assert list(unpack(b'[["moved","","a"],["moved","",%b]]' % content)) == []
+    said = b'{"said": {}, "who": %b, "edge": "", "at": 1}' % content
+    with pytest.raises(ValueError, match=r"edge writes|KiB"):
+        read_word("a", said)
 
 
 def test_only_some_facts_are_for_other_edges() -> None:

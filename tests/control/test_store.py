@@ -124,6 +124,26 @@ async def test_slots_do_not_grow_until_all_have_told_theirs(edges: Edges) -> Non
     assert await one.slots({"a": Claim(9, 3, 1)}) == {"a": Grant(3, False)}
 
 
+async def test_slots_do_not_grow_when_a_store_forgot_everything_while_edges_were_there(edges: Edges) -> None:
+    one, two = await edges.edge("one"), await edges.edge("two")
+    await one.beat(b"", 1, True)
+    # A store that forgot them: one of them was alone so far, as far as it knows, and two not.
+    assert not (await two.beat(b"", 2, True)).knows_all
+    assert not (await one.beat(b"", 1, True)).knows_all
+    assert await one.slots({"a": Claim(9, 3, 1)}) == {"a": Grant(3, False)}
+
+
+@REDIS
+async def test_edges_that_were_seen_in_the_future_are_not_there_for_long() -> None:
+    """Another server took over, whose clock is behind."""
+    async with redis() as server:
+        store = await Edges(server.store).edge("one")
+        seconds, _ = await server.client.time()
+        await server.client.zadd("fedproxy:edges", {"gone": (seconds + 600) * 1000})
+        assert (await store.beat(b"", 1, True)).edges == 1
+        await store.close()
+
+
 async def test_store_decides_as_decide_slots_does(edges: Edges) -> None:
     if isinstance(await edges.edge("one"), MemoryStore):
         return
@@ -303,12 +323,22 @@ async def test_keys_of_a_stranger_of_another_type_are_said() -> None:
         store = await edges.edge("one")
         await store.beat(b"", 1, True)
         for ask in (store.words, store.reports, lambda: store.hints(None), lambda: store.say("a", b"", 0, 0)):
-            with pytest.raises(StoreError, match="wrong kind of value"):
+            with pytest.raises(StoreError, match=r"wrong kind of value$"):
                 await ask()
         # What others wrote into ours is no number and no holding.
         await server.client.set("fedproxy:order", "many")
         await server.client.hset("fedproxy:slots:a", mapping={"one#x": "3 all", "zz": "9 9 9 9"})
         await server.client.set("fedproxy:rate:63", "soon")
+        # Nor is it an order that could be counted on from.
+        await server.client.delete("fedproxy:words")
+        for order in ("9" * 30, str(2**53 + 1), "inf", "-5", "1e9"):
+            await server.client.set("fedproxy:order", order)
+            await server.client.hset("fedproxy:words", "a", f"{order} word")
+            assert (await store.beat(b"", 1, True)).order == 0
+            first = await store.say("a", b"word", 0, 0)
+            assert first == 1
+            assert await store.say("a", b"word", first, 0) == 2
+        await server.client.set("fedproxy:order", "many")
         assert (await store.beat(b"", 1, True)).order == 0
         assert await store.slots({"a": Claim(4, 0, 0)}) == {"a": Grant(4, False)}
         assert await store.rate({b"c": 1}, 1.0, 60.0) == {b"c": 1.0}

@@ -38,6 +38,7 @@ class Shared:
         self.paid: dict[bytes, float] = {}
         self.answers: dict[str, list[bytes]] = {}
         self.settling_until = 0.0
+        self.lost = False
 
     def cut(self, down: bool = True) -> None:
         """Nobody reaches it any more, or all may again."""
@@ -100,7 +101,10 @@ class MemoryStore:
         self._known = known
         dead = [edge for edge, at in shared.seen.items() if shared.now - at >= PRESENCE]
         if dead or not shared.seen:
+            shared.lost &= not self._settled()
             shared.settling_until = shared.now + 2
+        if known > 1 and self._edge not in shared.seen:
+            shared.lost, shared.settling_until = True, shared.now + 2
         for edge in dead:
             del shared.seen[edge], shared.records[edge]
             if shared.lease == edge:
@@ -112,7 +116,10 @@ class MemoryStore:
         return Beat(shared.order, len(shared.seen), shared.lease, self._settled())
 
     def _settled(self) -> bool:
-        return self.shared.now >= self.shared.settling_until or len(self.shared.seen) >= self._known
+        shared = self.shared
+        if shared.now >= shared.settling_until:
+            return True
+        return not shared.lost and len(shared.seen) >= self._known
 
     async def leave(self) -> None:
         await self._come("leave")
@@ -127,6 +134,7 @@ class MemoryStore:
 
     async def words(self) -> Mapping[str, Stored]:
         await self._come("words")
+        await self._go("words")
         return dict(self.shared.words)
 
     async def say(self, member: str, word: bytes, base: int | None, known: int) -> int | Overtaken:
@@ -154,7 +162,8 @@ class MemoryStore:
             held = self.shared.held.setdefault(member, {})
             others = [each for edge, each in held.items() if edge != self._edge and edge in self.shared.seen]
             edges = len({*self.shared.seen, self._edge})
-            answer = found[member] = grant(claim, others, edges, self._settled())
+            may_grow = self._settled() and self._edge in self.shared.seen
+            answer = found[member] = grant(claim, others, edges, may_grow)
             held[self._edge] = Holding(kept(claim, answer.slots), claim.used, claim.wants)
             await self._go("slots")
         return found
@@ -165,6 +174,7 @@ class MemoryStore:
         for client, count in launches.items():
             paid = max(now, self.shared.paid.get(client, now))
             self.shared.paid[client] = min(paid + count * each, now + per)
+        await self._go("rate")
         return {client: self.shared.paid[client] - now for client in launches}
 
     async def tell(self, topic: Topic, content: bytes) -> None:

@@ -20,7 +20,7 @@ from fedproxy.control.messages import BreakerOpened, BuildBegun, LaunchSeen, Ses
 from fedproxy.control.state import Said, State, StateFile, Weight
 from fedproxy.control.store import Topic
 from fedproxy.control.words import Word
-from fedproxy.decide.knowledge import Seen
+from fedproxy.decide.knowledge import DIGEST, Seen
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
 from fedproxy.event import EventName
@@ -418,7 +418,7 @@ async def test_breaker_that_opened_elsewhere_is_believed_only_if_the_member_fail
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_what_launches_teach_one_edge_all_know(workers: int) -> None:
-    image = b"i" * 8
+    image = b"i" * DIGEST
     async with redis() as server, members() as found:
         both = (config(server, found, name, workers=workers) for name in ("one", "two"))
         async with edges(*both) as (one, two):
@@ -465,6 +465,14 @@ def test_disagreements_in_words() -> None:
     assert disagreements(own, {**own, "members": "n"}) == ["other members or weights", "the same name"]
     assert disagreements(own, {"name": "two"}) == ["version None", "another config"]
     assert disagreements(own, {"name": "two", "draining": True}) == []
+
+
+def test_what_another_edge_says_of_itself_is_bounded() -> None:
+    own = {"name": "one", "version": "1", "config": "x", "members": "m"}
+    assert disagreements(own, {**own, "name": "two", "version": {"1": 1}}) == ["version None"]
+    assert disagreements(own, {**own, "name": "two", "version": "9" * 999}) == ["version " + "9" * 100]
+    found = add_up_members([{"id": [], "members": {"a": {"launches": 10**4000, "requests": -3}}}])
+    assert (found["a"]["launches"], found["a"]["requests"]) == (1 << 53, 0)
 
 
 def test_edges_may_differ_in_what_is_their_own() -> None:
@@ -523,3 +531,16 @@ async def test_reload_keeps_what_the_fleet_said(tmp_path: Path) -> None:
                 "one",
                 one.link.words.word("a").at,  # type: ignore[union-attr]
             )
+
+
+async def test_another_store_takes_a_restart_and_that_is_said(tmp_path: Path) -> None:
+    async with members() as found, redis() as server:
+        first = config(server, found)
+        now = [first.model_copy(update={"edge_name": "two", "store_prefix": "other"})]
+        async with edge(first, tmp_path / "edge.yaml", reread=lambda: now[0]) as one:
+            assert await one.reload() == []
+            for key in ("store_prefix", "edge_name"):
+                text = f"{key} has changed, which takes a restart: the one from before goes on"
+                assert events(one).count(text) == 1
+            assert one.link is not None
+            assert one.link.fleet.name == "one"
