@@ -565,8 +565,7 @@ class Fleet:
         """Something that other edges should know. If too much waits already, the oldest is dropped."""
         if isinstance(hint, LaunchRequested) and self._rate is not None:
             self._rate.note(hint.client, time.monotonic())
-            # While the store is away: no more clients than the others would take.
-            if len(self._launched) < _MOST_WAITING or hint.client in self._launched:
+            if self.there:
                 self._launched[hint.client] = self._launched.get(hint.client, 0) + 1
         if len(self._outbox) >= _MOST_WAITING:
             self._outbox.popleft()
