@@ -387,7 +387,7 @@ class Fleet:
         self._know(beat.prober, beat.edges)
 
     def _hear(self, content: bytes, age: float = 0.0) -> None:
-        for hint in unpack(content):
+        for hint in unpack(content, time.time() - age):
             if age <= WORTH.get(type(hint), 5.0):
                 if isinstance(hint, LaunchRequested) and self._rate is not None:
                     self._rate.note(hint.client, time.monotonic())
@@ -613,12 +613,12 @@ class Fleet:
             passing = [each for each in some if type(each) not in WORTH]
             if kept:
                 try:
-                    await self.store.hint(pack(kept))
+                    await self.store.hint(pack(kept, time.time()))
                 except StoreError:
                     self._outbox.extendleft(reversed(kept))
                     raise
             if passing:
-                await self.store.tell(Topic.HINT, b"\0" + pack(passing))
+                await self.store.tell(Topic.HINT, b"\0" + pack(passing, time.time()))
 
     async def _tell_reports(self) -> None:
         reports, self._reports = self._reports, {}

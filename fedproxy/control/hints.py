@@ -49,13 +49,16 @@ def is_hint(fact: object) -> bool:
     return isinstance(fact, Hint)
 
 
-def pack(hints: Iterable[Hint]) -> bytes:
-    """Hints as one message."""
-    return json.dumps([_written(each) for each in hints], separators=(",", ":")).encode()
+def pack(hints: Iterable[Hint], now: float) -> bytes:
+    """Hints as one message. now: seconds since the epoch by this edge's clock; the message has only ages."""
+    return json.dumps([_written(each, now) for each in hints], separators=(",", ":")).encode()
 
 
-def unpack(content: bytes) -> Iterator[Hint]:
-    """The hints of a message that are understood. Raises nothing."""
+def unpack(content: bytes, now: float) -> Iterator[Hint]:
+    """The hints of a message that are understood. Raises nothing.
+
+    now: when it was told, in seconds since the epoch by this edge's clock.
+    """
     try:
         items = read_json(content, _MOST_BYTES)
     except ValueError:
@@ -63,12 +66,12 @@ def unpack(content: bytes) -> Iterator[Hint]:
     for item in items[:_MOST] if isinstance(items, list) else ():
         try:
             kind, *rest = item
-            yield _READ[kind](*rest)
+            yield _sessions(now, *rest) if kind == "sessions" else _READ[kind](*rest)
         except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
             continue
 
 
-def _written(hint: Hint) -> Sequence[object]:
+def _written(hint: Hint, now: float) -> Sequence[object]:
     match hint:
         case BreakerOpened(name, witnesses):
             return "opened", name, [_text(each) for each in sorted(witnesses)]
@@ -85,7 +88,7 @@ def _written(hint: Hint) -> Sequence[object]:
             )
         case SessionsKnown(records):
             return "sessions", [
-                (_text(path), int(ground), url, name, since, used, _text(again))
+                (_text(path), int(ground), url, name, _age(since, now), _age(used, now), _text(again))
                 for path, ground, url, name, since, used, again in records
             ]
 
@@ -105,12 +108,27 @@ def _seen(
     )
 
 
+def _age(at: float, now: float) -> float:
+    return round(max(0.0, now - at), 3)
+
+
+def _sessions(now: float, records: object) -> SessionsKnown:
+    return SessionsKnown(tuple([_session(now, *each) for each in _list(records)[:_MOST]]))
+
+
 def _session(
-    path: object, ground: object, url: object, name: object, since: object, used: object, again: object
+    now: float,
+    path: object,
+    ground: object,
+    url: object,
+    name: object,
+    since: object,
+    used: object,
+    again: object,
 ) -> SessionRecord:
     return (
         *(_bytes(path), int(Ground(ground)), _name(url), _name(name)),  # type: ignore[arg-type]
-        *(_time(since) or 0.0, _time(used) or 0.0, _bytes(again)),
+        *(now - (_time(since) or 0.0), now - (_time(used) or 0.0), _bytes(again)),
     )
 
 
@@ -120,7 +138,6 @@ _READ: Final[Mapping[object, Callable[..., Hint]]] = {
     "launched": lambda client: LaunchRequested(_bytes(client)),
     "build": lambda image, name: BuildBegun(_bytes(image), _name(name)),
     "seen": _seen,
-    "sessions": lambda records: SessionsKnown(tuple(_session(*each) for each in _list(records)[:_MOST])),
 }
 
 

@@ -127,6 +127,7 @@ class FleetLink:
         )
         self._prober: Prober | None = None
         self._doubted: set[str] = set()
+        self._unheard: set[str] = set()
         self._checked: dict[str, float] = {}
         self._saved = b""
         self._disagrees: dict[str, str] = {}
@@ -321,6 +322,21 @@ class FleetLink:
             said["name"] = other.name[:_LONGEST]
             found.append({**said, "id": other.id, "here": False, "disagrees": disagreements(own, said)})
         return found
+
+    def look(self) -> None:
+        """To be called every some seconds.
+
+        What the edge that probes for all does not tell of, as its config does not have it, is probed here.
+        """
+        self.note_disagreements()
+        unheard: set[str] = set()
+        if not self.fleet.probes and self.fleet.there:
+            members = self._host.config.active_members
+            unheard = {name for name in members if self.fleet.known_report(name) is None} - self._doubted
+        again, self._unheard = unheard & self._unheard, unheard
+        if again:
+            self._doubted |= again
+            self._probe_again()
 
     def note_disagreements(self) -> None:
         """Tells once of each edge that has another config or version for more than a moment."""

@@ -1265,7 +1265,7 @@ class Service:
             if looks % _LOOK_AT_CERTIFICATES == 0:
                 self._renew_certificates()
             if looks % _LOOK_AT_EDGES == 0 and self.link is not None and self.link.fleet.there:
-                self.link.note_disagreements()
+                self.link.look()
             if time.monotonic() >= rotate_at:
                 rotate_at += _ROTATE_TICKETS
                 secret = secrets.token_bytes(32)

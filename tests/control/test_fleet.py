@@ -492,7 +492,7 @@ async def test_nonsense_of_others_is_passed_over() -> None:
         for topic in Topic:
             await other.tell(topic, b"\xff{")
         await other.beat(b"[1]", 1, False)
-        await other.tell(Topic.HINT, b"\0" + pack([LaunchMoved(b"k", "a")]))
+        await other.tell(Topic.HINT, b"\0" + pack([LaunchMoved(b"k", "a")], 0.0))
         await until(lambda: one.heard.hints, "the hint")
         await until(lambda: edges.shared.records.keys() == {one.fleet.id, "x"}, "both")
         assert one.fleet.others == ()

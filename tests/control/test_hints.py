@@ -25,6 +25,7 @@ from fedproxy.decide.knowledge import Seen
 from fedproxy.decide.launch import End
 
 IMAGE = bytes(range(16))
+NOW = 1000.0
 HINTS: list[Hint] = [
     BreakerOpened("a", frozenset((b"\x7f\0\0\1", b"\0\xff"))),
     LaunchMoved(b"gh/owner/repo", "b"),
@@ -47,7 +48,7 @@ REPORT = Report(
 
 
 def test_hints_are_read_as_they_were_written() -> None:
-    assert list(unpack(pack(HINTS))) == HINTS
+    assert list(unpack(pack(HINTS, NOW), NOW)) == HINTS
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,20 @@ def test_what_no_file_or_answer_could_take_is_not_read(text: str) -> None:
     content = text.encode("latin-1")
     report = pack_report(REPORT).replace(b'"Docker registry"', content, 1)
     assert unpack_report(report) is None
-    assert list(unpack(b'[["moved","","a"],["moved","",%b]]' % content)) == []
+    assert list(unpack(b'[["moved","","a"],["moved","",%b]]' % content, NOW)) == []
     said = b'{"said": {}, "who": %b, "edge": "", "at": 1}' % content
     with pytest.raises(ValueError, match=r"edge writes|KiB"):
         read_word("a", said)
+
+
+def test_clocks_of_edges_may_be_minutes_apart() -> None:
+    """What happened 10 s ago there did so here, whatever time it is."""
+    (found,) = unpack(pack([SessionsKnown(((b"/user/jo", 2, "u", "a", 990.0, 995.0, b""),))], 1000.0), 1600.0)
+    assert isinstance(found, SessionsKnown)
+    assert found.records[0][4:6] == (1590.0, 1595.0)
+    (ahead,) = unpack(pack([SessionsKnown(((b"/user/jo", 2, "u", "a", 2e9, 2e9, b""),))], 1000.0), 1000.0)
+    assert isinstance(ahead, SessionsKnown)
+    assert ahead.records[0][4:6] == (1000.0, 1000.0)
 
 
 def test_only_some_facts_are_for_other_edges() -> None:
@@ -95,17 +106,17 @@ def test_only_some_facts_are_for_other_edges() -> None:
 )
 def test_what_is_no_hint_is_passed_over(item: object) -> None:
     content = json.dumps([item, ["build", "AAAA", "a"]]).encode()
-    assert list(unpack(content)) == [BuildBegun(b"\0\0\0", "a")]
+    assert list(unpack(content, NOW)) == [BuildBegun(b"\0\0\0", "a")]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"7", b"\xff", b"[" * 100_000])
 def test_what_is_no_message_has_no_hints(content: bytes) -> None:
-    assert list(unpack(content)) == []
+    assert list(unpack(content, NOW)) == []
 
 
 def test_no_more_than_so_many() -> None:
-    assert len(list(unpack(pack([HINTS[1]] * 1500)))) == 1000
-    (found,) = unpack(pack([BreakerOpened("a", frozenset(bytes([n]) for n in range(100)))]))
+    assert len(list(unpack(pack([HINTS[1]] * 1500, NOW), NOW))) == 1000
+    (found,) = unpack(pack([BreakerOpened("a", frozenset(bytes([n]) for n in range(100)))], NOW), NOW)
     assert isinstance(found, BreakerOpened)
     assert len(found.witnesses) == 16
 
@@ -118,7 +129,7 @@ def test_no_more_than_so_many() -> None:
 )
 def test_nothing_makes_reading_fail(value: object) -> None:
     content = json.dumps(value).encode()
-    assert list(unpack(content)) == [] or isinstance(value, list)
+    assert list(unpack(content, NOW)) == [] or isinstance(value, list)
     assert unpack_report(content) is None
 
 

@@ -394,11 +394,29 @@ async def test_member_that_only_the_other_edge_cannot_reach_stays_healthy_here()
             await until(lambda: not two.reports["a"].healthy, "its own verdict")
 
 
+async def test_member_that_only_this_edge_has_is_probed_here() -> None:
+    async with redis() as server, members(2) as found:
+        both = config(server, found[:1]), config(server, found, "two")
+        async with edges(*both) as (one, two):
+            assert one.link is not None
+            assert two.link is not None
+            link = two.link
+            await until(lambda: "a" in two.reports, "the report of the other")
+            assert not link.fleet.probes
+            link.look()
+            assert link._doubted == set()
+            link.look()
+            assert link._doubted == {"b"}
+            await until(lambda: "b" in two.reports, "its own report")
+            found[1].status = 500
+            await until(lambda: not two.reports["b"].healthy, "the verdict")
+
+
 async def test_breaker_that_opened_elsewhere_is_believed_only_if_the_member_fails_here() -> None:
     async with redis() as server, members(2) as found, edges(config(server, found)) as (one,):
         other = server.store()
         await other.open("x", lambda topic, content: None, lambda: None)
-        opened = b"\0" + pack([BreakerOpened("a", frozenset((b"1", b"2"))), BreakerOpened("gone")])
+        opened = b"\0" + pack([BreakerOpened("a", frozenset((b"1", b"2"))), BreakerOpened("gone")], 0.0)
         member = one.federation.by_name["a"]
         await other.tell(Topic.HINT, opened)
         assert one.link is not None
