@@ -377,6 +377,14 @@ class Federation:
             if member.breaker.is_due(now) and self._may_eject():
                 member.breaker.trip(now, self._rng.random())
 
+    def is_short(self) -> bool:
+        """Whether other edges hold slots for launches, some of which this one may have in a moment."""
+        for member in self.members:
+            most, slots = member.max_launches, member.launch_slots
+            if member.open and most is not None and slots is not None and slots < most:
+                return True
+        return False
+
     def _may_eject(self) -> bool:
         """Whether one more breaker may open."""
         ejected = sum(not member.breaker.closed for member in self.members)

@@ -1,14 +1,16 @@
 """How a request gets its answer: the member that is chosen, the attempts, and when there is another.
 
-Every step is a plain `def`, so no step is interrupted; the one thing waited for is a new connection.
+Every step is a plain `def`, so no step is interrupted. What is waited for is a new connection; and a launch
+that would be refused waits a moment for a slot.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from fedproxy.decide.affinity import Source
-from fedproxy.decide.federation import Lease
+from fedproxy.decide.federation import Lease, Refusal
 from fedproxy.errors import EdgeError, ExchangeError, MemberError, StaleConnection
 from fedproxy.proxy.answers import refused
 from fedproxy.proxy.attempt import Attempt
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 
 # Looking up what an enumeration holds is slow, and these are asked for by each request.
+_FULL: Final = Refusal.FULL
 _COOKIE: Final = Source.COOKIE
 _HOST: Final = Source.HOST
 _MOVED: Final = Source.MOVED
@@ -35,6 +38,8 @@ _FOUND: Final = Source.FOUND
 _CHOOSING: Final = Phase.CHOOSING
 _ASKING: Final = Phase.ASKING
 _OVER: Final = Phase.OVER
+# Seconds between two looks whether there is a slot, 0.4 in all. Nothing of the store is waited for.
+_PAUSES: Final = (0.05, 0.1, 0.1, 0.15)
 
 
 class Attempting(Receiver[RoutedRequest]):
@@ -160,8 +165,24 @@ class Attempting(Receiver[RoutedRequest]):
         )
         if isinstance(lease, Lease):
             self.ask(lease)
+        elif self.is_launch and lease is _FULL and self.context.runtime.federation.is_short():
+            self.context.start(self._queue())
         else:
             self.refuse(refused(lease))
+
+    async def _queue(self) -> None:
+        """A launch for which only other edges have slots: what they give back may be here in a moment."""
+        context = self.context
+        for pause in _PAUSES:
+            await asyncio.sleep(pause)
+            if self.phase is not _CHOOSING:
+                return
+            now = context.clock()
+            lease = context.runtime.choose(self.line, self.block, self.origin.client, now, True)
+            if isinstance(lease, Lease):
+                self.ask(lease)
+                return
+        self.refuse(refused(_FULL))
 
     def answered_before(self) -> bool:
         """Asks each filter for an answer. True if one has given it, so that no member is chosen."""

@@ -230,7 +230,7 @@ class Exchange(Sending):
         now = self.context.clock()
         self.error = error or VisitorGone()
         if self.last is None:
-            where = "R"
+            where = "Q" if self.is_launch else "R"
         elif self.first_byte_at is not None:
             where = "D"
         else:

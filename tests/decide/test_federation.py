@@ -669,3 +669,17 @@ def test_ranking_by_chance_has_chances_and_one_by_load_has_room() -> None:
         (ovh, 0.5),
         (prime, 0.25),
     ]
+
+
+def test_federation_is_short_if_only_other_edges_have_slots() -> None:
+    fed, prime, gesis, _ = three()
+    assert not fed.is_short()
+    gesis.max_launches = 3
+    assert not fed.is_short()
+    gesis.launch_slots = 3
+    assert not fed.is_short()
+    gesis.launch_slots = 2
+    assert fed.is_short()
+    gesis.set_intent(Intent.MAINT)
+    assert not fed.is_short()
+    assert prime.launch_slots is None

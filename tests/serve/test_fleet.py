@@ -309,7 +309,7 @@ async def test_launches_at_a_member_are_limited_over_all_edges(workers: int) -> 
             assert set(await asyncio.gather(*started)) == {"built"}
 
 
-async def test_edge_without_a_slot_gets_one_for_the_next_launch() -> None:
+async def test_edge_without_a_slot_gets_one_while_the_launch_waits() -> None:
     async with redis() as server, members(2) as found:
         settings = [
             config(server, found, name, a={"max_launches": 1}, b={"weight": 0}) for name in ("one", "two")
@@ -323,10 +323,11 @@ async def test_edge_without_a_slot_gets_one_for_the_next_launch() -> None:
             )
             assert at.link is not None
             fleet = at.link.fleet
-            assert await launch(session, at, "r1") == "failed"
-            await until(lambda: fleet.slots.limits()["a"] == 1, "the slot")
-            task = asyncio.create_task(launch(session, at, "r2"))
+            task = asyncio.create_task(launch(session, at, "r1"))
             await until(lambda: found[0].running == 1, "the launch")
+            assert fleet.slots.limits()["a"] == 1
+            # There is none to be had, and that is said after a moment.
+            assert await launch(session, at, "r2") == "failed"
             found[0].finish.set()
             assert await task == "built"
 
