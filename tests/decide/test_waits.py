@@ -346,3 +346,21 @@ def test_weights_next_to_nothing_are_no_fault() -> None:
     federation.roll(0.0)
     assert launch(federation, digest(9)) in "ab"
     assert [each.price for each in members] == [0, 0]
+
+
+def test_prices_stay_within_their_bounds() -> None:
+    members = three()
+    federation = edge(*members)
+    most = WaitPolicy().most
+    for each, price in zip(members, (most, -most, -most), strict=True):
+        each.price = price
+    chosen = launch(federation)
+    assert chosen in "bc"
+    prices = {each.name: each.price for each in members}
+    other = "c" if chosen == "b" else "b"
+    assert prices[other] == -most
+    assert -most < prices[chosen] < -most + 0.01
+    for each in members:
+        each.price = most
+    chosen = launch(federation)
+    assert [each.price for each in members if each.name == chosen] == [most]
