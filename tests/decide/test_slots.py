@@ -229,3 +229,13 @@ def test_member_takes_as_many_launches_as_this_edge_has_slots() -> None:
     member.launches_elsewhere, member.launch_slots, member.on_short = 1, 2, None
     assert member.full(launch=True)
     assert short == ["a"]
+
+
+def test_what_others_were_told_to_give_back_is_asked_for_again() -> None:
+    own = Slots()
+    own.apply({"a": 10, "b": 10})
+    own.cut_off = False
+    claims = own.claims()
+    assert own.granted(claims, {"a": Grant(0, True), "b": Grant(10, False)}) == ["a"]
+    own.touch_short()
+    assert [*own.claims()] == ["a"]
