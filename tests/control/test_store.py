@@ -374,6 +374,7 @@ async def test_server_that_hangs_fails_in_time_and_nobody_waits_for_ever(
 async def test_loss_of_what_others_tell_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server closes the connection, or only never says anything again."""
     monkeypatch.setattr("fedproxy.control.redis_store._ECHO", 0.1)
+    monkeypatch.setattr("fedproxy.control.redis_store._ANSWER", 2.0)
     async with asyncio.timeout(30), redis() as server:
         lost = asyncio.Event()
         store = server.store()
