@@ -138,7 +138,7 @@ def test_figure_that_misses_its_target_is_named() -> None:
         "1 requests failed",
         "1 visitors were moved without need",
         "max_launches was exceeded by 1",
-        "an operator's word took 1.50 s",
+        "an operator's change took 1.50 s",
     ]
     assert faults([found(Faced(), most=1, allowed=1, m1=streams((91.0, 1), (92.0, 1)))], 1.0) == []
 
@@ -161,8 +161,10 @@ def test_tables_show_every_phase_and_the_result_is_json() -> None:
 
 @pytest.mark.parametrize("failed", [True, False])
 def test_use_of_a_store_is_shown_whatever_came_too_late(failed: bool) -> None:
-    word, asked = (None, None) if failed else ((0.05, 0.1), (0.1, 2))
-    use = StoreUse(3, 3, 0.0, {"evalsha": 3.0}, 9.0, 1.0, 1.0, 0.01, 0.01, 1 << 20, 0.1, word, asked, 0.0, 0)
+    change, asked = (None, None) if failed else ((0.05, 0.1), (0.1, 2))
+    use = StoreUse(
+        3, 3, 0.0, {"evalsha": 3.0}, 9.0, 1.0, 1.0, 0.01, 0.01, 1 << 20, 0.1, change, asked, 0.0, 0
+    )
     assert loads([use]).row_count == delays([use]).row_count == 1
     assert json.loads(json.dumps(use.as_json()))["calls"] == {"evalsha": 3.0}
 

@@ -46,7 +46,7 @@ def test_edges_are_a_table_with_this_one_first(admin: str, state: State) -> None
 
 
 def test_edges_say_that_the_store_is_away_and_what_waits(admin: str, state: State) -> None:
-    state.shared = fleet_of_three(up=False, waiting=("gesis", "ovh"))
+    state.shared = fleet_of_three(up=False, pending=("gesis", "ovh"))
     _, lines, _ = asked(admin, "edges")
     assert "is away since 2027-01-15T08:00:00+00:00: the other edges are shown as they were" in lines[-1]
     assert lines[-1].endswith("; what was set here waits for it: gesis, ovh")
@@ -88,12 +88,13 @@ def test_members_of_a_fleet_whose_store_is_away_are_an_error_that_says_so(admin:
 
 
 @pytest.mark.parametrize(
-    ("words", "first"), [(("drain", "gesis"), "gesis: drain"), (("weight", "gesis", 3), "gesis: weight 3")]
+    ("words", "first"),
+    [(("drain", "gesis"), "gesis: drain"), (("weight", "gesis", 3), "gesis: weight 3")],
 )
 def test_change_that_waits_for_the_store_is_said_to(
     admin: str, state: State, words: tuple[object, ...], first: str
 ) -> None:
     assert asked(admin, *words)[1] == [first]
-    state.shared = fleet_of_three(up=False, waiting=("gesis",))
+    state.shared = fleet_of_three(up=False, pending=("gesis",))
     later = "gesis: the store is away, so the other edges hear of it once it is back"
     assert asked(admin, *words)[1] == [first, later]

@@ -120,8 +120,8 @@ class Faced:
 class FleetPhase:
     """A phase: what it is, when, what visitors met with, and what the edges said happened.
 
-    agreed: seconds from an operator's word to the moment when it was in force on all edges; late: the same of
-    words that were said while the store was away, from when it was there again. allowed: how much
+    agreed: seconds from an operator's change to the moment when it was in force on all edges; late: the same
+    of changes that were made while the store was away, from when it was there again. allowed: how much
     `max_launches` may be exceeded in it.
     """
 
@@ -166,7 +166,7 @@ class PhaseFigures:
     peak: int
     overshoot: int
     allowed: int
-    words: int
+    changes: int
     agreed_median: float | None
     agreed_most: float | None
     late_most: float | None
@@ -212,7 +212,7 @@ def figures(
         peak=highest,
         overshoot=max(0, highest - most),
         allowed=phase.allowed,
-        words=len(faced.agreed) + len(faced.late),
+        changes=len(faced.agreed) + len(faced.late),
         agreed_median=median(faced.agreed) if faced.agreed else None,
         agreed_most=max(faced.agreed, default=None),
         late_most=max(faced.late, default=None),
@@ -232,7 +232,7 @@ def _told(visit: MovedVisit | LostVisit, begin: float) -> str:
 
 
 def faults(found: Iterable[PhaseFigures], agreement: float) -> list[str]:
-    """What missed its target, in words. agreement: seconds within which operators' words are in force."""
+    """What missed its target, in words. agreement: seconds within which operators' changes are in force."""
     lines = []
     for each in found:
         if each.failed:
@@ -242,5 +242,5 @@ def faults(found: Iterable[PhaseFigures], agreement: float) -> list[str]:
         if each.overshoot > each.allowed:
             lines.append(f"{each.name}: max_launches was exceeded by {each.overshoot}")
         if each.agreed_most is not None and each.agreed_most >= agreement:
-            lines.append(f"{each.name}: an operator's word took {each.agreed_most:.2f} s")
+            lines.append(f"{each.name}: an operator's change took {each.agreed_most:.2f} s")
     return lines

@@ -41,7 +41,7 @@ _PROBED: Final = 20.0  # seconds in which probes are counted
 _REDIS_PORT: Final = 6379
 _TOKEN: Final = "benchmark"
 _READY: Final = 20.0  # seconds that a program may take to be ready
-_ASK: Final = 0.02  # seconds between two looks whether a word is in force
+_ASK: Final = 0.02  # seconds between two looks whether a change is in force
 _AGREE: Final = 15.0  # seconds after which it is given up
 _GRACE: Final = 0.5  # seconds that a program has at the end of the run
 _ENDED: Final = 20.0  # seconds that an edge may take to end
@@ -50,8 +50,8 @@ _ENDED: Final = 20.0  # seconds that an edge may take to end
 @dataclass(frozen=True)
 class Durations:
     """Seconds. warm: before anything is counted. settle: of a phase before its fault. pause: between two
-    words of operators; in the last phase they come four times as often. The others are those of the fault, or
-    of what follows it."""
+    changes of operators; in the last phase they come four times as often. The others are those of the fault,
+    or of what follows it."""
 
     warm: float = 12.0
     baseline: float = 30.0
@@ -64,7 +64,7 @@ class Durations:
     parted: float = 20.0
     after_parted: float = 15.0
     roll: float = 6.0
-    words: float = 25.0
+    changes: float = 25.0
     pause: float = 2.0
 
 
@@ -81,7 +81,7 @@ QUICK: Final = Durations(
     parted=6,
     after_parted=3,
     roll=1,
-    words=5,
+    changes=5,
     pause=1,
 )
 
@@ -236,12 +236,12 @@ class FleetRun:
 
     # Operators
 
-    async def _words(self, faced: Faced, pause: float) -> None:
+    async def _changes(self, faced: Faced, pause: float) -> None:
         while True:
             await asyncio.sleep(pause)
-            await self.say_word(faced)
+            await self.make_change(faced)
 
-    def _next_word(self) -> tuple[str, dict[str, Any]]:
+    def _next_change(self) -> tuple[str, dict[str, Any]]:
         if self._drained is not None:
             name, self._drained = self._drained, None
             return name, {"state": "ready"}
@@ -253,32 +253,32 @@ class FleetRun:
         self._weights[name] = self._chance.choice(others)
         return name, {"weight": self._weights[name]}
 
-    async def say_word(self, faced: Faced) -> None:
-        """A word at any edge; how long until it is in force on all that live then."""
+    async def make_change(self, faced: Faced) -> None:
+        """A change at any edge; how long until it is in force on all that live then."""
         edges = list(self._alive)
         if edges:
-            name, word = self._next_word()
+            name, change = self._next_change()
             began = time.monotonic()
-            await self._patch(self._chance.choice(edges), name, word)
-            faced.agreed.append(await self._in_force(edges, name, word) - began)
+            await self._patch(self._chance.choice(edges), name, change)
+            faced.agreed.append(await self._in_force(edges, name, change) - began)
 
-    async def _patch(self, edge: str, name: str, word: Mapping[str, Any]) -> None:
+    async def _patch(self, edge: str, name: str, change: Mapping[str, Any]) -> None:
         token = {"Authorization": f"Bearer {_TOKEN}"}
-        async with self._clients[edge].patch(f"/members/{name}", json=word, headers=token) as answer:
+        async with self._clients[edge].patch(f"/members/{name}", json=change, headers=token) as answer:
             if answer.status != 200:
-                raise BenchmarkError(f"{edge} refused a word: {await answer.text()}")
+                raise BenchmarkError(f"{edge} refused a change: {await answer.text()}")
 
-    async def _in_force(self, edges: Sequence[str], name: str, word: Mapping[str, Any]) -> float:
+    async def _in_force(self, edges: Sequence[str], name: str, change: Mapping[str, Any]) -> float:
         """When the last of these edges had it in force; those that end meanwhile do not matter."""
-        return max(await asyncio.gather(*(self._in_force_on(edge, name, word) for edge in edges)))
+        return max(await asyncio.gather(*(self._in_force_on(edge, name, change) for edge in edges)))
 
-    async def _in_force_on(self, edge: str, name: str, word: Mapping[str, Any]) -> float:
+    async def _in_force_on(self, edge: str, name: str, change: Mapping[str, Any]) -> float:
         deadline = time.monotonic() + _AGREE
         while (now := time.monotonic()) < deadline and edge in self._alive:
             with contextlib.suppress(aiohttp.ClientError):
                 async with self._clients[edge].get(f"/members/{name}") as answer:
                     said = await answer.json()
-                if all(said.get(key) == value for key, value in word.items()):
+                if all(said.get(key) == value for key, value in change.items()):
                     return time.monotonic()
             await asyncio.sleep(_ASK)
         return now
@@ -341,19 +341,19 @@ class FleetRun:
     async def _faults(self) -> None:
         await self._phase("baseline", lambda _: asyncio.sleep(self._for.baseline))
         await self._phase("an edge is killed", self._kill_an_edge)
-        await self._phase("Redis is cut off", self._cut_redis_off, words=False)
+        await self._phase("Redis is cut off", self._cut_redis_off, changes=False)
         await self._phase("Redis restarts empty", self._empty_redis)
         if self.site.parted:
             await self._phase("an edge is cut off from a member", self._part_edge_and_member)
         await self._phase("all edges are rolled", self._roll)
-        await self._phase("operators' words", lambda _: asyncio.sleep(self._for.words), often=True)
+        await self._phase("operators' changes", lambda _: asyncio.sleep(self._for.changes), often=True)
 
     async def _phase(
         self,
         name: str,
         work: Callable[[Faced], Awaitable[object]],
         *,
-        words: bool = True,
+        changes: bool = True,
         often: bool = False,
     ) -> None:
         self._say(f"{name} ...")
@@ -362,7 +362,7 @@ class FleetRun:
         faced = self._crowd.faced = Faced()
         begin = time.monotonic()
         pause = self._for.pause / 4 if often else self._for.pause
-        operator = asyncio.create_task(self._words(faced, pause)) if words else None
+        operator = asyncio.create_task(self._changes(faced, pause)) if changes else None
         try:
             await work(faced)
         finally:
@@ -394,8 +394,8 @@ class FleetRun:
         await asyncio.sleep(self._for.redis / 2)
         await self._hold_redis(False)
         back = time.monotonic()
-        for name, word in said:
-            faced.late.append(await self._in_force(EDGES, name, word) - back)
+        for name, change in said:
+            faced.late.append(await self._in_force(EDGES, name, change) - back)
         await asyncio.sleep(self._for.after_redis)
 
     async def _hold_redis(self, held: bool) -> None:

@@ -30,10 +30,10 @@ from fedproxy.config.store import StoreAddress
 from fedproxy.control.fleet import Fleet
 from fedproxy.control.hints import Hint
 from fedproxy.control.messages import BuildBegun, LaunchRequested, LaunchSeen, SessionsKnown
+from fedproxy.control.overrides import Override
 from fedproxy.control.prober import Report
 from fedproxy.control.redis_store import RedisStore
-from fedproxy.control.state import Said
-from fedproxy.control.words import Word
+from fedproxy.control.state import MemberOverride
 from fedproxy.decide.knowledge import Seen
 from fedproxy.decide.launch import End
 from fedproxy.decide.sessions import Ground
@@ -47,13 +47,13 @@ ROUND: Final = 15.0
 """Seconds between two probes of a member."""
 _LASTS: Final = 10.0  # seconds of a launch
 _WORDS: Final = 7  # that are timed
-_PATIENCE: Final = 30.0  # seconds until a word is given up, and for all edges to be there
+_PATIENCE: Final = 30.0  # seconds until a change is given up, and for all edges to be there
 _REST: Final = 5.0  # seconds between two looks whether the beginning is over
 _BEGINNING: Final = 40.0  # seconds that it may take
 
 
 class QuietEdge:
-    """As `FleetListener` says; it does nothing, and counts. heard: when operators' words came last."""
+    """As `FleetListener` says; it does nothing, and counts. heard: when operators' changes came last."""
 
     def __init__(self, members: Sequence[str]) -> None:
         self.limits: Mapping[str, int] = {}
@@ -72,7 +72,7 @@ class QuietEdge:
         """As of `FleetListener`."""
         self.limits = limits
 
-    def on_words(self) -> None:
+    def on_overrides(self) -> None:
         """As of `FleetListener`."""
         self.heard = time.monotonic()
 
@@ -125,7 +125,7 @@ class StoreUse:
 
     calls: some of the commands, by name. executed: all commands; both with those in scripts. received, sent:
     bytes, of Redis. redis_cpu: of one processor, from 0 to 1; edge_cpu: the same of one edge. memory: bytes.
-    begin: seconds until all edges were there. word: seconds from an operator's word until all had it, the
+    begin: seconds until all edges were there. change: seconds from an operator's change until all had it, the
     median and the most; None if it came too late. asked: seconds until all had said how their members are,
     and how many edges were in time. refused: launches for want of a slot though the member had one.
     """
@@ -141,7 +141,7 @@ class StoreUse:
     edge_cpu: float
     memory: int
     begin: float
-    word: tuple[float, float] | None
+    change: tuple[float, float] | None
     asked: tuple[float, int] | None
     refused: float
     troubles: int
@@ -293,15 +293,15 @@ class FleetOfMany:
         path = b"/user/someone-" + image.hex().encode() + b"/"
         fleet.tell(SessionsKnown(((path, Ground.ANNOUNCED, url, name, now, now, b""),)))
 
-    async def time_words(self) -> tuple[float, float] | None:
-        """Seconds from an operator's word to the last edge that has it, the median and the most."""
+    async def time_changes(self) -> tuple[float, float] | None:
+        """Seconds from an operator's change to the last edge that has it, the median and the most."""
         found = []
         for number in range(_WORDS):
             began = time.monotonic()
             edge = self._chance.randrange(len(self.fleets))
             name = self._chance.choice(self.members)
-            said = Said.model_validate({"weight": {"value": 1 + number, "over": 10}})
-            if not await self.fleets[edge].say(name, Word(said, "bench", "here", time.time())):
+            said = MemberOverride.model_validate({"weight": {"value": 1 + number, "over": 10}})
+            if not await self.fleets[edge].set_override(name, Override(said, "bench", "here", time.time())):
                 return None
             others = [each for at, each in enumerate(self.listeners) if at != edge]
             deadline = began + _PATIENCE
@@ -351,9 +351,9 @@ async def measure_size(
             await asyncio.sleep(seconds)
             after = await server.counts()
             refused, launched = many.refused - refused, many.launched - launched
-            word = await many.time_words()
+            change = await many.time_changes()
             asked = await many.time_question()
-            found.append(_use(many, rate, before, after, begin, word, asked, refused / max(1, launched)))
+            found.append(_use(many, rate, before, after, begin, change, asked, refused / max(1, launched)))
     finally:
         for task in tasks:
             task.cancel()
@@ -380,7 +380,7 @@ def _use(
     before: StoreCounts,
     after: StoreCounts,
     begin: float,
-    word: tuple[float, float] | None,
+    change: tuple[float, float] | None,
     asked: tuple[float, int] | None,
     refused: float,
 ) -> StoreUse:
@@ -402,7 +402,7 @@ def _use(
         edge_cpu=(after.own - before.own) / seconds / edges,
         memory=after.memory,
         begin=begin,
-        word=word,
+        change=change,
         asked=asked,
         refused=refused,
         troubles=sum(len(each.troubles) for each in many.listeners),

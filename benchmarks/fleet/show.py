@@ -52,16 +52,22 @@ def launches(phases: Sequence[PhaseFigures], most: int) -> Table:
         "roomy",
         "peak",
         "over",
-        "words",
+        "changes",
         "median s",
         "max s",
     )
-    made = table(f"Launches, at most {most} at once at a member; operators' words", "phase", columns)
+    made = table(f"Launches, at most {most} at once at a member; operators' changes", "phase", columns)
     for each in phases:
         longest = each.agreed_most if each.agreed_most is not None else each.late_most
         made.add_row(
             *(each.name, str(each.launches), str(each.ready), str(each.full), str(each.unused)),
-            *(str(each.launch_moves), str(each.roomy), str(each.peak), str(each.overshoot), str(each.words)),
+            *(
+                str(each.launch_moves),
+                str(each.roomy),
+                str(each.peak),
+                str(each.overshoot),
+                str(each.changes),
+            ),
             *(_seconds(each.agreed_median), _seconds(longest)),
         )
     return made
@@ -93,13 +99,15 @@ def loads(uses: Sequence[StoreUse]) -> Table:
 
 def delays(uses: Sequence[StoreUse]) -> Table:
     """How long what edges agree on takes."""
-    columns = ("launches", "all there s", "word ms", "max ms", "asked ms", "answers", "refused", "troubles")
+    columns = ("launches", "all there s", "change ms", "max ms", "asked ms", "answers", "refused", "troubles")
     made = table("Agreement; refused: for want of a slot that another edge held", "edges x members", columns)
     for each in uses:
-        word = ("late", "") if each.word is None else tuple(f"{seconds * 1000:.0f}" for seconds in each.word)
+        change = (
+            ("late", "") if each.change is None else tuple(f"{seconds * 1000:.0f}" for seconds in each.change)
+        )
         asked = ("failed", "") if each.asked is None else (f"{each.asked[0] * 1000:.0f}", f"{each.asked[1]}")
         made.add_row(
-            *(f"{each.edges} x {each.members}", f"{each.launches:g}", f"{each.begin:.1f}", *word, *asked),
+            *(f"{each.edges} x {each.members}", f"{each.launches:g}", f"{each.begin:.1f}", *change, *asked),
             *(f"{each.refused:.0%}", str(each.troubles)),
         )
     return made

@@ -77,8 +77,8 @@ def _store_text(store: Mapping[str, Any]) -> str:
         state = "" if store.get("up") else ", which cannot be written"
         return f"none is shared, so this edge is alone; {where}{state}"
     since = f" since {store['since']}" if store.get("since") else ""
-    waiting = ", ".join(map(str, store.get("waiting") or ()))
-    waits = f"; what was set here waits for it: {waiting}" if waiting else ""
+    pending = ", ".join(map(str, store.get("pending") or ()))
+    waits = f"; what was set here waits for it: {pending}" if pending else ""
     if store.get("up"):
         return f"{place} is there{since}{waits}"
     return f"{place} is away{since}: the other edges are shown as they were known last{waits}"

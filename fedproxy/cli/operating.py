@@ -69,7 +69,7 @@ def _say_changes(answer: Any) -> None:
 
 
 def _say_if_it_waits(name: str, answer: Any) -> None:
-    if isinstance(answer, dict) and answer.get("waiting") is True:
+    if isinstance(answer, dict) and answer.get("pending") is True:
         click.echo(f"{name}: the store is away, so the other edges hear of it once it is back")
 
 

@@ -20,9 +20,9 @@ from typing import Any, Final, Protocol
 from fedproxy.control.foreign import read_json
 from fedproxy.control.hints import WORTH, Hint, pack, pack_report, unpack, unpack_report
 from fedproxy.control.messages import LaunchRequested
+from fedproxy.control.overrides import Override, Overrides
 from fedproxy.control.prober import Report
-from fedproxy.control.store import PRESENCE, Overtaken, Store, Stored, Topic
-from fedproxy.control.words import Word, Words
+from fedproxy.control.store import PRESENCE, Conflict, Store, Stored, Topic
 from fedproxy.decide.limit import LaunchRate
 from fedproxy.decide.slots import Slots
 from fedproxy.errors import StoreError
@@ -71,8 +71,8 @@ class FleetListener(Protocol):
     def on_slots(self, limits: Mapping[str, int]) -> None:
         """So many launches may run through this edge, by member."""
 
-    def on_words(self) -> None:
-        """Operators said something at another edge: `Fleet.words` has it."""
+    def on_overrides(self) -> None:
+        """Operators set something at another edge: `Fleet.overrides` has it."""
 
     def on_report(self, report: Report) -> None:
         """Whoever probes for all found this of a member."""
@@ -108,7 +108,7 @@ class Fleet:
         name: str,
         listener: FleetListener,
         *,
-        words: Words | None = None,
+        overrides: Overrides | None = None,
         shares_probes: bool = True,
         tickets: bytes = b"",
         chance: Callable[[], float] | None = None,
@@ -116,7 +116,7 @@ class Fleet:
         self.store = store
         self.name = name
         self.id = f"{name}#{secrets.token_hex(4)}"
-        self.words = words or Words()
+        self.overrides = overrides or Overrides()
         self.slots = Slots()
         self.there = False
         self.probes = True
@@ -231,7 +231,7 @@ class Fleet:
         sent = time.monotonic()
         beat = await self.store.beat(self._record(), self.count, self.shares_probes)
         # One that takes part may not stop here: others count on it, and it may be the one that probes.
-        await self._guarded(self._read_words)
+        await self._guarded(self._read_overrides)
         await self._guarded(self._submit)
         self._on_presence(sent, beat.edges)
         self._know(beat.prober, beat.edges)
@@ -255,8 +255,8 @@ class Fleet:
             # What it holds is told again, and then it may get what it did not get meanwhile.
             self.slots.touch_all()
         self._all_known = beat.knows_all
-        if beat.order != self.words.order or self.words.waiting:
-            await self._guarded(self._read_words)
+        if beat.order != self.overrides.order or self.overrides.pending:
+            await self._guarded(self._read_overrides)
             await self._guarded(self._submit)
         # Each reads what all have told: the more edges, the less often.
         if beats % max(_RECORDS, self.count // 10) == 0:
@@ -276,7 +276,7 @@ class Fleet:
             self._wake.set()
 
     async def _guarded(self, work: Callable[[], Any]) -> bool:
-        """What may fail without the rest: a key of a stranger, too narrow rights. Said, and tried again.
+        """What may fail without the rest: a key of a stranger, too narrow rights. Reported, and tried again.
 
         Whether it did not fail.
         """
@@ -348,8 +348,8 @@ class Fleet:
                     self._last_hint = at.decode("ascii", "replace")
                     self._hear(content)
                 # Else it is read after those before it.
-            case Topic.WORD:
-                self._soon("words", self._read_words)
+            case Topic.OVERRIDE:
+                self._soon("overrides", self._read_overrides)
             case Topic.SLOTS:
                 self.slots.touch(content.decode("utf-8", "replace").split("\n"))
                 if self.slots.dirty:
@@ -428,79 +428,79 @@ class Fleet:
                 others.append(OtherEdge(edge, name if isinstance(name, str) else edge, said))
         self.others = tuple(sorted(others, key=lambda other: (other.name, other.id)))
 
-    # Operators' words
+    # Overrides
 
-    async def _read_words(self) -> None:
+    async def _read_overrides(self) -> None:
         async with self._taking:
-            found = await self.store.words()
-            lost = self.words.newer_than(found)
+            found = await self.store.overrides()
+            lost = self.overrides.missing_from(found)
             if lost:
-                await self.store.offer(lost)
+                await self.store.restore(lost)
             news = False
             for name, stored in found.items():
                 news |= self._take(name, stored)
         if news:
-            self._listener.on_words()
+            self._listener.on_overrides()
 
     def _take(self, name: str, stored: Stored) -> bool:
         try:
-            return self.words.take(name, stored)
+            return self.overrides.take(name, stored)
         except ValueError as error:
             self.say_trouble(str(error))
             return False
 
-    async def say(self, name: str, word: Word) -> bool | None:
-        """An operator's word on a member, over the one that this edge knows.
+    async def set_override(self, name: str, override: Override) -> bool | None:
+        """An operator's override of a member, over the one that this edge knows.
 
         Returns True once the store has it; False if the store is away: it holds here, and waits. None if
-        somebody said something else meanwhile, which is known now: `word` is to be made anew.
+        somebody set something else meanwhile, which is known now: `override` is to be made anew.
         """
-        if self.there and name not in self.words.waiting:
+        if self.there and name not in self.overrides.pending:
             try:
-                taken = await self._say(name, word, self.words.base(name))
+                taken = await self._set_override(name, override, self.overrides.base(name))
             except StoreError as error:
-                self.say_trouble(f"the store does not take what operators say: {error}")
+                self.say_trouble(f"the store does not take what operators set: {error}")
             else:
                 return True if taken else None
-        self.words.wait(name, word)
+        self.overrides.hold(name, override)
         return False
 
-    async def _say(self, name: str, word: Word, base: int) -> bool:
-        """False if another word was said meanwhile, which was taken."""
-        content = word.pack()
-        self.words.trying(name, content)
-        answer = await self.store.say(name, content, base, self.words.order)
-        while isinstance(answer, Overtaken) and self.words.is_own(name, answer.by.word):
+    async def _set_override(self, name: str, override: Override, base: int) -> bool:
+        """False if another override was set meanwhile, which was taken."""
+        content = override.pack()
+        self.overrides.sent(name, content)
+        answer = await self.store.set_override(name, content, base, self.overrides.order)
+        while isinstance(answer, Conflict) and self.overrides.is_own(name, answer.by.content):
             # The store took an earlier one that it did not answer in time: that is nobody else's.
             base = answer.by.order
-            answer = await self.store.say(name, content, base, max(self.words.order, base))
-        if isinstance(answer, Overtaken):
+            answer = await self.store.set_override(name, content, base, max(self.overrides.order, base))
+        if isinstance(answer, Conflict):
             self._take(name, answer.by)
-            self.words.settled(name)
+            self.overrides.acknowledged(name)
             return False
         self._take(name, Stored(answer, content))
-        self.words.settled(name)
+        self.overrides.acknowledged(name)
         with suppress(StoreError):
             # If this is lost, the others see it by the next beat.
-            await self.store.tell(Topic.WORD, name.encode())
+            await self.store.tell(Topic.OVERRIDE, name.encode())
         return True
 
     async def _submit(self) -> None:
-        """Says what was said while the store was away."""
-        waiting = list(self.words.waiting.items())
-        for name, (base, word) in waiting:
-            taken = await self._say(name, word, base)
-            self.words.done(name, word, taken)
+        """Sends what was set while the store was away."""
+        pending = list(self.overrides.pending.items())
+        for name, (base, override) in pending:
+            taken = await self._set_override(name, override, base)
+            self.overrides.done(name, override, taken)
             if not taken:
-                by = self.words.word(name)
+                by = self.overrides.get(name)
                 who = f" by {by.who} at {by.edge}" if by is not None and by.who else ""
                 self._listener.on_trouble(
-                    f"what {word.who or 'somebody'} set for {name} here while the store was away does not "
-                    f"hold: something else was set meanwhile{who}"
+                    f"what {override.who or 'somebody'} set for {name} here while the store was away is not "
+                    f"in force: something else was set meanwhile{who}"
                 )
-        if waiting:
+        if pending:
             # What waits is in a file too, and is to be taken out of it.
-            self._listener.on_words()
+            self._listener.on_overrides()
 
     # Launches
 

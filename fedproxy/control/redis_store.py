@@ -22,7 +22,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
-from fedproxy.control.store import PRESENCE, Beat, OldHint, OnTold, Overtaken, Stored, Topic
+from fedproxy.control.store import PRESENCE, Beat, Conflict, OldHint, OnTold, Stored, Topic
 from fedproxy.decide.slots import Grant
 from fedproxy.errors import StoreError
 from fedproxy.tasks import cancel, heed_cancel
@@ -38,8 +38,8 @@ _SETTLE: Final = 2.0  # seconds in which edges tell what they hold after somebod
 _OLDEST: Final = 7  # major version
 _KEPT_HINTS: Final = 4096
 _HINTS_AT_A_TIME: Final = 500
-_KEEP: Final = 24 * 3600  # seconds after which a fleet that is gone has left nothing but operators' words
-_MOST_WORDS: Final = 10_000
+_KEEP: Final = 24 * 3600  # seconds after which a fleet that is gone has left nothing but overrides
+_MOST_OVERRIDES: Final = 10_000
 _CLAIMS_AT_A_TIME: Final = 50
 _ANSWERS: Final = 10  # seconds that answers to a question are kept
 _GREATEST: Final = 1 << 52  # number that scripts count from
@@ -171,14 +171,14 @@ end
 local newest = known(redis.call('GET', KEYS[2]) or '')
 """
 
-# KEYS: words, order. ARGV: member, word, base or nothing, known, most.
-_SAY: Final = (
+# KEYS: overrides, order. ARGV: member, override, base or nothing, known, most.
+_SET: Final = (
     _ORDERS
     + """
 local before = redis.call('HGET', KEYS[1], ARGV[1])
 if ARGV[3] ~= '' and order_of(before) > tonumber(ARGV[3]) then return {'0', before} end
 if not before and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[5]) then
-  return redis.error_reply('FULL there are words on ' .. ARGV[5] .. ' members, and no more are kept')
+  return redis.error_reply('FULL there are overrides of ' .. ARGV[5] .. ' members, and no more are kept')
 end
 newest = string.format('%.0f', math.max(newest, order_of(before), tonumber(ARGV[4])) + 1)
 redis.call('SET', KEYS[2], newest)
@@ -187,8 +187,8 @@ return {newest, ''}
 """
 )
 
-# KEYS: words, order. ARGV: member and stored word of each.
-_OFFER: Final = (
+# KEYS: overrides, order. ARGV: member and stored override of each.
+_RESTORE: Final = (
     _ORDERS
     + """
 for at = 1, #ARGV, 2 do
@@ -276,7 +276,7 @@ class RedisStore:
             self._scripts = {
                 name: client.register_script(text)
                 for name, text in (
-                    *(("beat", _BEAT), ("slots", _SLOTS), ("say", _SAY), ("offer", _OFFER)),
+                    *(("beat", _BEAT), ("slots", _SLOTS), ("set_override", _SET), ("restore", _RESTORE)),
                     *(("rate", _RATE), ("hint", _HINT), ("leave", _LEAVE)),
                 )
             }
@@ -360,7 +360,7 @@ class RedisStore:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     def _on_message(self, data: bytes, told: OnTold) -> None:
-        """Ignores what this edge said itself, and what nobody here understands."""
+        """Ignores what this edge sent itself, and what nobody here understands."""
         topic, _, rest = data.partition(b"\0")
         edge, _, content = rest.partition(b"\0")
         with contextlib.suppress(ValueError):
@@ -435,24 +435,28 @@ class RedisStore:
             found = await self._redis.hgetall(self._key(name))
         return {field.decode("utf-8", "replace"): value for field, value in found.items()}
 
-    # Operators' words
+    # Overrides
 
-    async def words(self) -> Mapping[str, Stored]:
+    async def overrides(self) -> Mapping[str, Stored]:
         """See `Store`."""
-        return {member: _stored(value) for member, value in (await self._hash("words")).items()}
+        return {member: _stored(value) for member, value in (await self._hash("overrides")).items()}
 
-    async def say(self, member: str, word: bytes, base: int | None, known: int) -> int | Overtaken:
+    async def set_override(self, member: str, content: bytes, base: int | None, known: int) -> int | Conflict:
         """See `Store`."""
         over = "" if base is None else base
-        order, by = await self._run("say", ["words", "order"], [member, word, over, known, _MOST_WORDS])
-        return Overtaken(_stored(by)) if by else _number(order)
+        order, by = await self._run(
+            "set_override", ["overrides", "order"], [member, content, over, known, _MOST_OVERRIDES]
+        )
+        return Conflict(_stored(by)) if by else _number(order)
 
-    async def offer(self, words: Mapping[str, Stored]) -> None:
+    async def restore(self, overrides: Mapping[str, Stored]) -> None:
         """See `Store`."""
         offered = [
-            part for member, (order, word) in words.items() for part in (member, b"%d %b" % (order, word))
+            part
+            for member, (order, content) in overrides.items()
+            for part in (member, b"%d %b" % (order, content))
         ]
-        await self._run("offer", ["words", "order"], offered)
+        await self._run("restore", ["overrides", "order"], offered)
 
     # Launches
 
@@ -555,8 +559,8 @@ def _number(text: bytes) -> int:
 
 
 def _stored(value: bytes) -> Stored:
-    order, _, word = value.partition(b" ")
-    return Stored(_number(order), word)
+    order, _, content = value.partition(b" ")
+    return Stored(_number(order), content)
 
 
 def _words_of(error: BaseException) -> str:

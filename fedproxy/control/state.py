@@ -78,8 +78,8 @@ class State(Section):
         return Intent(self.intents.get(name, "ready"))
 
 
-class Said(Section):
-    """All that operators have said of one member: its part of a `State`."""
+class MemberOverride(Section):
+    """All that operators have set of one member: its part of a `State`."""
 
     intent: Literal["ready", "drain", "maint"] = "ready"
     weight: Weight | None = None
@@ -87,9 +87,9 @@ class Said(Section):
     by: Annotated[str, units.TEXT] | None = None
 
 
-def said_of(state: State, name: str) -> Said:
-    """What the state says of a member."""
-    return Said(
+def override_of(state: State, name: str) -> MemberOverride:
+    """A member's part of the state."""
+    return MemberOverride(
         intent=state.intent(name).value,
         weight=state.weights.get(name),
         change=state.members.get(name),
@@ -97,13 +97,13 @@ def said_of(state: State, name: str) -> Said:
     )
 
 
-def with_said(said: Mapping[str, Said]) -> State:
-    """The state that says this of each member."""
+def state_of(overrides: Mapping[str, MemberOverride]) -> State:
+    """The state with these overrides."""
     return State(
-        intents={name: each.intent for name, each in said.items() if each.intent != "ready"},
-        weights={name: each.weight for name, each in said.items() if each.weight is not None},
-        members={name: each.change for name, each in said.items() if each.change is not None},
-        by={name: each.by for name, each in said.items() if each.by is not None},
+        intents={name: each.intent for name, each in overrides.items() if each.intent != "ready"},
+        weights={name: each.weight for name, each in overrides.items() if each.weight is not None},
+        members={name: each.change for name, each in overrides.items() if each.change is not None},
+        by={name: each.by for name, each in overrides.items() if each.by is not None},
     )
 
 
@@ -176,7 +176,7 @@ def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def overlay(config: Config, state: State) -> Config:
-    """The config with the state applied; changes that the config has overtaken are ignored.
+    """The config with the state applied; changes that the config has conflict are ignored.
 
     Raises ConfigError for members that do not fit, which `reconcile` drops.
     """
@@ -369,15 +369,15 @@ def _read(path: Path) -> State:
     return _valid(State, data)
 
 
-def read_said(name: str, data: object) -> Said:
-    """What another edge says that operators said of a member. Raises ConfigError."""
+def read_member_override(name: str, data: object) -> MemberOverride:
+    """An override that another edge wrote. Raises ConfigError."""
     if not isinstance(data, dict):
         raise ConfigError([Fault("", "is not a JSON object")])
     _valid(State, {"intents": {name: "drain"}})
-    said = _valid(Said, data)
-    if said.change is not None and said.change.settings is not None:
-        member_from(name, dict(said.change.settings))
-    return said
+    override = _valid(MemberOverride, data)
+    if override.change is not None and override.change.settings is not None:
+        member_from(name, dict(override.change.settings))
+    return override
 
 
 def _valid(model: type[_Model], data: Any) -> _Model:

@@ -1,7 +1,7 @@
 """The port to what the edges of a fleet share: who asks what of a store, whatever stands behind it.
 
 Nothing of it is on the way of a request. Every value has an owner and an expiry, so an edge that dies leaves
-nothing behind; but for operators' words, which hold until the next one. Their order is the store's, so no
+nothing behind; but for operators' overrides, which stay until the next one. Their order is the store's, so no
 clock of an edge matters.
 
 Whatever a store returns may have been written by another release, or by a stranger: bytes are only bytes.
@@ -23,13 +23,13 @@ PRESENCE: Final = 5.0
 class Topic(StrEnum):
     """What edges tell each other at once. What is lost on the way is read later.
 
-    HINT: facts of workers (`control.hints`). WORD: an operator's, on a member. SLOTS: somebody lacks slots
-    for launches at the members named. REPORT: of a probe. QUESTION: how is everybody? LEASE: it is free.
-    TICKETS: the secret of TLS session tickets has changed.
+    HINT: facts of workers (`control.hints`). OVERRIDE: an operator's, of a member. SLOTS: somebody lacks
+    slots for launches at the members named. REPORT: of a probe. QUESTION: how is everybody? LEASE: it is
+    free. TICKETS: the secret of TLS session tickets has changed.
     """
 
     HINT = "hint"
-    WORD = "word"
+    OVERRIDE = "override"
     SLOTS = "slots"
     REPORT = "report"
     QUESTION = "question"
@@ -40,7 +40,7 @@ class Topic(StrEnum):
 class Beat(NamedTuple):
     """The answer to a sign of life.
 
-    order: of the newest operator's word. edges: how many are alive. prober: the one that probes the members
+    order: of the newest override. edges: how many are alive. prober: the one that probes the members
     for all; None if nobody does. knows_all: it may be taken that every edge has told what it holds.
     """
 
@@ -51,10 +51,10 @@ class Beat(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """An operator's word as it is stored. order: the greater, the newer; each is given once."""
+    """An override as it is stored. order: the greater, the newer; each is given once."""
 
     order: int
-    word: bytes
+    content: bytes
 
 
 class OldHint(NamedTuple):
@@ -67,8 +67,8 @@ class OldHint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Overtaken:
-    """A word was not taken, as another was said meanwhile, which holds."""
+class Conflict:
+    """An override was not taken, as another was set meanwhile."""
 
     by: Stored
 
@@ -112,18 +112,18 @@ class Store(Protocol):
     async def records(self) -> Mapping[str, bytes]:
         """What each edge that is alive told with its last beat."""
 
-    async def words(self) -> Mapping[str, Stored]:
-        """Operators' words by member."""
+    async def overrides(self) -> Mapping[str, Stored]:
+        """Overrides by member."""
 
-    async def say(self, member: str, word: bytes, base: int | None, known: int) -> int | Overtaken:
-        """An operator's word on a member; its order is returned.
+    async def set_override(self, member: str, content: bytes, base: int | None, known: int) -> int | Conflict:
+        """An operator's override of a member; its order is returned.
 
-        base: the order of the word that it was said over; if that is not the newest any more, it is refused.
-        None: it holds in any case. known: the greatest order that this edge has seen.
+        base: the order of the override that it was set over; if that is not the newest any more, it is
+        refused. None: it is taken in any case. known: the greatest order that this edge has seen.
         """
 
-    async def offer(self, words: Mapping[str, Stored]) -> None:
-        """Words that the store may have lost. Newer ones that it has stay."""
+    async def restore(self, overrides: Mapping[str, Stored]) -> None:
+        """Overrides that the store may have lost. Newer ones that it has stay."""
 
     async def slots(self, claims: Mapping[str, Claim]) -> Mapping[str, Grant]:
         """Slots for launches by member."""

@@ -13,7 +13,7 @@ class StoreSeen:
     place: a file, or the URL without secrets; None if nothing is kept. shared: other edges may use it too.
     up: it answers; or the file could be written the last time. since: when that began, in seconds since the
     epoch; None if nobody knows yet. commands: so many were sent to it, by result. dropped: what other edges
-    should have known and were never told. waiting: the members of which operators' words wait for it.
+    should have known and were never told. pending: the members of which an override waits for it.
     """
 
     place: str | None = None
@@ -22,7 +22,7 @@ class StoreSeen:
     since: float | None = None
     commands: Mapping[str, int] = field(default_factory=dict)
     dropped: int = 0
-    waiting: Sequence[str] = ()
+    pending: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

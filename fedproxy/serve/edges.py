@@ -31,7 +31,7 @@ def see_store(link: FleetLink) -> StoreSeen:
         since=link.store_since,
         commands=dict(fleet.store.commands),
         dropped=fleet.dropped,
-        waiting=sorted(link.words.waiting),
+        pending=sorted(link.overrides.pending),
     )
 
 

@@ -27,7 +27,7 @@ from fedproxy.control.messages import (
     LaunchSlotWanted,
     SessionsKnown,
 )
-from fedproxy.control.words import Words, WordsFile
+from fedproxy.control.overrides import Overrides, OverridesFile
 from fedproxy.decide.snapshot import shares
 from fedproxy.event import EventName
 from fedproxy.serve.probes import find_targets, probe_policy
@@ -66,8 +66,8 @@ class FleetHost(Protocol):
     def tell_slots(self, slots: LaunchSlots) -> None:
         """How many launches may run through this edge; all who serve are told."""
 
-    def take_words(self) -> None:
-        """Operators said something at another edge."""
+    def take_overrides(self) -> None:
+        """Operators set something at another edge."""
 
     def take_report(self, report: Report) -> None:
         """What the probes found of a member, to be put in force."""
@@ -115,13 +115,13 @@ class FleetLink:
         self._host = host
         self._do = do
         self._started_at = started_at
-        self._file = WordsFile(state)
-        self.words = Words()
+        self._file = OverridesFile(state)
+        self.overrides = Overrides()
         self.fleet = Fleet(
             RedisStore(address, own.store_prefix),
             own.edge_name or platform.node() or "edge",
             self,
-            words=self.words,
+            overrides=self.overrides,
             shares_probes=own.health.one_prober,
             tickets=tickets,
         )
@@ -137,14 +137,14 @@ class FleetLink:
     # The file
 
     def load(self) -> list[str]:
-        """What was said before, as far as it was kept here; lines for an operator. Blocks."""
-        lines = self._file.load(self.words)
-        self._saved = self.words.pack()
+        """What was set before, as far as it was kept here; lines for an operator. Blocks."""
+        lines = self._file.load(self.overrides)
+        self._saved = self.overrides.pack()
         return lines
 
     def unsaved(self) -> Callable[[], None] | None:
-        """A call that keeps what was said, and blocks; None if there is nothing new. It raises OSError."""
-        content = self.words.pack()
+        """A call that keeps what was set, and blocks; None if there is nothing new. It raises OSError."""
+        content = self.overrides.pack()
         if content == self._saved:
             return None
 
@@ -263,9 +263,9 @@ class FleetLink:
         """As `FleetListener` says."""
         self._host.tell_slots(LaunchSlots(dict(limits)))
 
-    def on_words(self) -> None:
+    def on_overrides(self) -> None:
         """As `FleetListener` says."""
-        self._host.take_words()
+        self._host.take_overrides()
 
     def on_tickets(self, secret: bytes) -> None:
         """As `FleetListener` says."""
@@ -303,7 +303,7 @@ class FleetLink:
             "requests": survey.edge.requests,
             "in_flight": sum(member.in_flight for member in survey.members),
             "launches": sum(member.launches for member in survey.members),
-            "order": self.words.order,
+            "order": self.overrides.order,
             "probes": self.fleet.probes,
             "draining": self.fleet.retired,
             "pid": os.getpid(),

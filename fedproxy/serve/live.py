@@ -53,7 +53,7 @@ async def _try_store(config: Config) -> list[Advice]:
     store = RedisStore(address, config.store_prefix)
     try:
         await store.open(f"check#{os.getpid()}", lambda topic, content: None, lambda: None)
-        await store.words()
+        await store.overrides()
         await store.put(f"check:{os.getpid()}", b"", 1.0)
         await store.rate({}, 1.0, 1.0)
     except StoreError as error:

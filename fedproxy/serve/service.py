@@ -40,12 +40,12 @@ from fedproxy.control.messages import (
     SessionsKnown,
     TicketSecret,
 )
+from fedproxy.control.overrides import Override
 from fedproxy.control.prober import Prober, Report
 from fedproxy.control.sessions import SessionFile, SessionStore, sessions_path
 from fedproxy.control.sources import CONFIG, OPERATOR
 from fedproxy.control.state import State, StateFile, state_path
 from fedproxy.control.weights import AutoWeights
-from fedproxy.control.words import Word
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
@@ -177,7 +177,7 @@ class Service:
         self.link: FleetLink | None = None
         self._slots: LaunchSlots | None = None
         self._early: list[Hint] = []  # what was heard before there was somebody to tell
-        self._overtaken: frozenset[str] = frozenset()
+        self._inapplicable: frozenset[str] = frozenset()
         self._tickets = secrets.token_bytes(32)
         self.admin_address: tuple[str, int] = ("", 0)
         self.reloads = {"success": 0, "failure": 0}
@@ -254,7 +254,7 @@ class Service:
         if self._own.shared_store is not None:
             await self._join_fleet()
         self._state, dropped = operators.reconcile(self._own, self._state)
-        self._overtaken = frozenset(dropped)
+        self._inapplicable = frozenset(dropped)
         for line in dropped:
             self.note(EventName.STATE_DROPPED, line)
         self.config = operators.overlay(self._own, self._state)
@@ -296,13 +296,13 @@ class Service:
             self._logos.apply(self.config.logos)
         self._metrics.put(self.config.otlp_metrics)
         self._serving = True
-        # What others said since it joined; and what it knows of the fleet is kept, for a start without.
-        self.take_words()
+        # What others set since it joined; and what it knows of the fleet is kept, for a start without.
+        self.take_overrides()
 
     # The fleet
 
     async def _join_fleet(self) -> None:
-        """Knows what operators said at any edge, if the store can be reached; else what was kept of it."""
+        """Knows what operators set at any edge, if the store can be reached; else what was kept of it."""
         path = state_path(self._own, self._file, os.environ)
         link = self.link = FleetLink(
             self,
@@ -317,15 +317,17 @@ class Service:
         self._common.on_fact = link.on_fact
         self._common.on_running = link.fleet.launches
         link.apply(
-            operators.overlay(self._own, operators.reconcile(self._own, link.words.state())[0]), self._own
+            operators.overlay(self._own, operators.reconcile(self._own, link.overrides.state())[0]), self._own
         )
         await link.fleet.start()
-        if not link.words.order and not link.words.waiting:
+        if not link.overrides.order and not link.overrides.pending:
             # The first edge with a store, and it was alone before: what was set then holds for all.
             for name in {*self._state.intents, *self._state.weights, *self._state.members}:
-                said = operators.said_of(self._state, name)
-                await link.fleet.say(name, Word(said, said.by or "", link.fleet.name, time.time()))
-        self._state = link.words.state()
+                content = operators.override_of(self._state, name)
+                await link.fleet.set_override(
+                    name, Override(content, content.by or "", link.fleet.name, time.time())
+                )
+        self._state = link.overrides.state()
 
     @property
     def reports(self) -> Mapping[str, Report]:
@@ -378,17 +380,17 @@ class Service:
         if hasattr(self, "_planes"):
             self._planes.tell(TicketSecret(secret))
 
-    def take_words(self) -> None:
+    def take_overrides(self) -> None:
         """As `FleetHost` says."""
         if self._serving and self.link is not None:
-            self._do(self._take_words())
+            self._do(self._take_overrides())
 
-    async def _take_words(self) -> None:
+    async def _take_overrides(self) -> None:
         async with self._changing:
             if self.link is None:
                 return
             before = self._state
-            state = self._said()
+            state = self._applicable()
             if state != before:
                 try:
                     self._put_in_force(state)
@@ -397,15 +399,15 @@ class Service:
                         EventName.STORE_REFUSED, f"what operators set at another edge does not fit: {error}"
                     )
                     return
-                self._note_words(before, state)
-        await self._save_words()
+                self._note_overrides(before, state)
+        await self._save_overrides()
 
-    def _note_words(self, before: State, after: State, but: str = "") -> None:
+    def _note_overrides(self, before: State, after: State, but: str = "") -> None:
         """Tells what operators set at other edges, of all members but one."""
         for name in sorted({*before.by, *after.by, *before.intents} - {but}):
-            was, now = operators.said_of(before, name), operators.said_of(after, name)
-            word = self.link.words.word(name) if self.link is not None else None
-            who = f"{word.who} at {word.edge}" if word is not None and word.edge else now.by
+            was, now = operators.override_of(before, name), operators.override_of(after, name)
+            set_by = self.link.overrides.get(name) if self.link is not None else None
+            who = f"{set_by.who} at {set_by.edge}" if set_by is not None and set_by.edge else now.by
             if was.intent != now.intent:
                 event, meaning = _INTENTS[after.intent(name)]
                 self.note(event, f"{name} was set to {meaning}", name, who)
@@ -418,7 +420,7 @@ class Service:
                 text = "was added, or its settings were replaced" if there else "left the federation"
                 self.note(event, f"{name} {text}", name, who)
 
-    async def _save_words(self) -> None:
+    async def _save_overrides(self) -> None:
         save = self.link.unsaved() if self.link is not None else None
         if save is not None:
             try:
@@ -426,15 +428,15 @@ class Service:
             except OSError as error:
                 self.note(EventName.STATE_UNUSABLE, error.strerror or str(error))
 
-    def _said(self) -> State:
-        """What operators have said, as far as it fits the config."""
+    def _applicable(self) -> State:
+        """What operators have set, as far as it fits the config."""
         if self.link is None:
             return self._state
-        state, dropped = operators.reconcile(self._own, self.link.words.state())
+        state, dropped = operators.reconcile(self._own, self.link.overrides.state())
         for line in dropped:
-            if line not in self._overtaken:
+            if line not in self._inapplicable:
                 self.note(EventName.STATE_DROPPED, line)
-        self._overtaken = frozenset(dropped)
+        self._inapplicable = frozenset(dropped)
         return state
 
     def fleet(self) -> FleetSeen:
@@ -450,9 +452,9 @@ class Service:
         path = self._state_file.path
         return StoreSeen(None if path is None else str(path), up=self._keeps)
 
-    def waits(self, name: str) -> bool:
+    def is_pending(self, name: str) -> bool:
         """Whether the other edges do not know yet what operators set of a member, as the store is away."""
-        return self.link is not None and name in self.link.words.waiting
+        return self.link is not None and name in self.link.overrides.pending
 
     async def fleet_members(self) -> MembersAcross:
         """The members as all edges see them. Raises StoreError."""
@@ -785,7 +787,7 @@ class Service:
             if name not in self.config.active_members:
                 raise KeyError(name)
             before = self.config.members[name].weight
-            later = await self._say(name, lambda: self._intended(name, intent, weight), who)
+            later = await self._set_override(name, lambda: self._intended(name, intent, weight), who)
             if intent is not None:
                 event, meaning = _INTENTS[intent]
                 self.note(event, f"{name} was set to {meaning}{later}", name, who)
@@ -807,14 +809,16 @@ class Service:
         """A member joins, or takes the place of the one of that name. Raises ConfigError and OSError."""
         async with self._changing:
             known = name in self.config.members
-            later = await self._say(name, lambda: operators.join(self._own, self._state, name, settings), who)
+            later = await self._set_override(
+                name, lambda: operators.join(self._own, self._state, name, settings), who
+            )
             text = f"the settings of {name} were replaced" if known else f"{name} joined the federation"
             self.note(EventName.OPERATOR_JOIN, f"{text}{later}", name, who)
 
     async def leave(self, name: str, who: str) -> None:
         """A member leaves. Raises KeyError, ConfigError if there must be one, and OSError."""
         async with self._changing:
-            later = await self._say(name, lambda: operators.leave(self._own, self._state, name), who)
+            later = await self._set_override(name, lambda: operators.leave(self._own, self._state, name), who)
             self.note(EventName.OPERATOR_LEAVE, f"{name} left the federation{later}", name, who)
 
     # The same without doing it
@@ -877,8 +881,8 @@ class Service:
         """An admin request had a wrong token, or one with too few rights."""
         self.history.count(EventName.OPERATOR_REFUSED, {"": 1}, time.time(), _refusals, who=client)
 
-    async def _say(self, name: str, change: Callable[[], State], who: str) -> str:
-        """Puts what an operator says of a member in force, here and at all edges of the fleet.
+    async def _set_override(self, name: str, change: Callable[[], State], who: str) -> str:
+        """Puts what an operator sets of a member in force, here and at all edges of the fleet.
 
         Returns what is to be added to the event's text. Raises what `change` raises, ConfigError and OSError.
         """
@@ -892,15 +896,15 @@ class Service:
         for _ in range(_ATTEMPTS):
             state = operators.sign(change(), name, who)
             find_targets(operators.overlay(self._own, state))
-            said = operators.said_of(state, name)
-            word = Word(said, who, self.link.fleet.name, time.time())
-            taken = await self.link.fleet.say(name, word)
+            content = operators.override_of(state, name)
+            override = Override(content, who, self.link.fleet.name, time.time())
+            taken = await self.link.fleet.set_override(name, override)
             before = self._state
-            self._put_in_force(self._said())
-            # Others may have said something too; the caller tells of its own.
-            self._note_words(before, self._state, but=name if taken is not None else "")
+            self._put_in_force(self._applicable())
+            # Others may have set something too; the caller tells of its own.
+            self._note_overrides(before, self._state, but=name if taken is not None else "")
             if taken is not None:
-                await self._save_words()
+                await self._save_overrides()
                 return "" if taken else "; the store is away, so the other edges hear of it later"
         raise OSError(errno.EBUSY, f"others change {name} at the same time")
 
@@ -1053,7 +1057,7 @@ class Service:
             prepared = await self._discovery.prepare(read())
             own = prepared.config
             state, dropped = operators.reconcile(
-                own, self._state if self.link is None else self.link.words.state()
+                own, self._state if self.link is None else self.link.overrides.state()
             )
             await self._take_over(operators.overlay(own, state), own, state)
             await self._discovery.commit(prepared)
@@ -1068,7 +1072,7 @@ class Service:
             if prepared is not None:
                 await self._discovery.drop(prepared)
         for line in dropped:
-            if line not in self._overtaken:
+            if line not in self._inapplicable:
                 self.note(EventName.STATE_DROPPED, line, who=who)
         self._compare(before, self.config, who)
         for key in _AT_START:
@@ -1076,7 +1080,7 @@ class Service:
                 text = f"{key} has changed, which takes a restart: the one from before goes on"
                 self.note(EventName.CONFIG_WARNING, text, who=who)
         if self.link is not None:
-            self._overtaken = frozenset(dropped)
+            self._inapplicable = frozenset(dropped)
         elif dropped:
             with suppress(OSError):
                 await self._disk.run(partial(self._save_state, state))

@@ -124,7 +124,7 @@ class AdminState(Protocol):
     def fleet(self) -> FleetSeen:
         """The edges that share a store with this one, or this one alone."""
 
-    def waits(self, name: str) -> bool:
+    def is_pending(self, name: str) -> bool:
         """Whether the other edges do not know yet what operators set of a member, as the store is away."""
 
     async def fleet_members(self) -> MembersAcross:
@@ -381,8 +381,10 @@ class _Admin:
     # Shared
 
     def _nothing_but(self, name: str) -> web.Response:
-        """The answer where no member can be described: empty, unless the word on it waits for the store."""
-        return web.json_response({"waiting": True}) if self._state.waits(name) else web.Response(status=204)
+        """Where no member can be described: empty, unless an override of it waits for the store."""
+        return (
+            web.json_response({"pending": True}) if self._state.is_pending(name) else web.Response(status=204)
+        )
 
     def _is_ready(self, survey: Survey) -> bool:
         return self._state.listening and any(member.answers for member in survey.members)
@@ -408,7 +410,7 @@ class _Admin:
                 "auto": has_auto(members.get(member.name)),
                 "set_by": self._state.set_by(member.name),
                 "source": self._state.origin(member.name),
-                "waiting": self._state.waits(member.name),
+                "pending": self._state.is_pending(member.name),
                 **_learned(self._state.learned(member.name), figures.get(member.name)),
                 **probed(member, members.get(member.name)),
                 "dashboard": dashboard(members.get(member.name)),

@@ -368,7 +368,7 @@ def _fleet(fleet: FleetSeen) -> dict[str, Any] | None:
         "place": store.place,
         "up": store.up,
         "since": None if store.since is None else _written(store.since),
-        "waiting": store.waiting,
+        "pending": store.pending,
         "edges": [_edge(edge) for edge in edges],
     }
 

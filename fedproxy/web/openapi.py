@@ -77,7 +77,7 @@ _MEMBER: Final = _object(
             **_TEXT,
             "description": "Where it comes from: `config`, `directory: FILE`, `dns: NAME` or `operator`.",
         },
-        "waiting": {
+        "pending": {
             **_FLAG,
             "description": "The store is away: other edges hear later of what operators set of it last.",
         },
@@ -128,7 +128,7 @@ _STORE: Final = {
             "since": _MAYBE_TIME,
             "commands": {**_COUNTS, "description": "How many were sent to it, by result."},
             "dropped": {**_COUNT, "description": "Hints of which other edges were never told."},
-            "waiting": {**_TEXTS, "description": "Members of which operators' words wait for it."},
+            "pending": {**_TEXTS, "description": "Members of which an override waits for it."},
         }
     ),
     "description": "Where what operators set is kept, and what edges share.",
@@ -220,7 +220,7 @@ _SCHEMAS: Final[dict[str, Schema]] = {
     "Explanation": _EXPLANATION,
     "Preview": _object({"dry_run": {"const": True}, "changes": {"type": "array", "items": _DIFFERENCE}}),
     "Waiting": {
-        **_object({"waiting": {"const": True}}),
+        **_object({"pending": {"const": True}}),
         "description": "Done here; the store is away, so the other edges hear of it later.",
     },
     "Error": _object(

@@ -12,10 +12,10 @@ import pytest
 from fedproxy.control.fleet import Fleet
 from fedproxy.control.hints import Hint, pack, pack_report
 from fedproxy.control.messages import BreakerOpened, BuildBegun, LaunchMoved, LaunchRequested
+from fedproxy.control.overrides import Override
 from fedproxy.control.prober import Report
-from fedproxy.control.state import Said
+from fedproxy.control.state import MemberOverride
 from fedproxy.control.store import Topic
-from fedproxy.control.words import Word
 from fedproxy.errors import StoreError
 from tests.rig import until
 from tests.rig.stores import MemoryStore, Shared
@@ -46,7 +46,7 @@ class Listener:
     def __init__(self) -> None:
         self.hints: list[Hint] = []
         self.limits: Mapping[str, int] = {}
-        self.words = 0
+        self.overrides = 0
         self.reports: list[Report] = []
         self.roles: list[bool] = []
         self.tickets: list[bytes] = []
@@ -60,8 +60,8 @@ class Listener:
     def on_slots(self, limits: Mapping[str, int]) -> None:
         self.limits = limits
 
-    def on_words(self) -> None:
-        self.words += 1
+    def on_overrides(self) -> None:
+        self.overrides += 1
 
     def on_report(self, report: Report) -> None:
         self.reports.append(report)
@@ -127,39 +127,39 @@ async def made() -> AsyncIterator[Edges]:
             await edge.fleet.close()
 
 
-def word(intent: str = "drain", who: str = "kim", edge: str = "one") -> Word:
-    return Word(Said(intent=intent), who, edge, 1.0)  # type: ignore[arg-type]
+def override(intent: str = "drain", who: str = "kim", edge: str = "one") -> Override:
+    return Override(MemberOverride(intent=intent), who, edge, 1.0)  # type: ignore[arg-type]
 
 
-# Words
+# Overrides
 
 
-async def test_word_of_one_edge_is_known_to_all() -> None:
+async def test_override_at_one_edge_is_known_to_all() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
-        assert await one.fleet.say("a", word()) is True
-        await until(lambda: two.heard.words == 1, "the word")
-        assert two.fleet.words.state().intents == {"a": "drain"}
+        assert await one.fleet.set_override("a", override()) is True
+        await until(lambda: two.heard.overrides == 1, "the override")
+        assert two.fleet.overrides.state().intents == {"a": "drain"}
         late = await edges.start("late")
-        assert late.fleet.words.state().intents == {"a": "drain"}
+        assert late.fleet.overrides.state().intents == {"a": "drain"}
 
 
-async def test_word_that_was_not_told_is_seen_by_the_next_beat() -> None:
+async def test_override_that_was_not_told_is_seen_by_the_next_beat() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
         edges.shared.refused.add("tell")
-        assert await one.fleet.say("a", word()) is True
-        await until(lambda: two.heard.words == 1, "the word")
+        assert await one.fleet.set_override("a", override()) is True
+        await until(lambda: two.heard.overrides == 1, "the override")
 
 
-async def test_who_says_something_meanwhile_is_asked_to_look_again() -> None:
+async def test_who_sets_something_meanwhile_is_asked_to_look_again() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
-        edges.shared.refused.add("words")
-        assert await one.fleet.say("a", word()) is True
-        assert await two.fleet.say("a", word("maint")) is None
-        assert two.fleet.words.word("a") == word()
-        assert await two.fleet.say("a", word("maint")) is True
+        edges.shared.refused.add("overrides")
+        assert await one.fleet.set_override("a", override()) is True
+        assert await two.fleet.set_override("a", override("maint")) is None
+        assert two.fleet.overrides.get("a") == override()
+        assert await two.fleet.set_override("a", override("maint")) is True
 
 
 async def test_word_waits_while_the_store_is_away() -> None:
@@ -167,90 +167,90 @@ async def test_word_waits_while_the_store_is_away() -> None:
         one, two = await edges.start("one"), await edges.start("two")
         edges.shared.cut()
         await until(lambda: not one.fleet.there, "the loss")
-        assert await one.fleet.say("a", word()) is False
-        assert await one.fleet.say("a", word("maint")) is False
-        assert one.fleet.words.state().intents == {"a": "maint"}
+        assert await one.fleet.set_override("a", override()) is False
+        assert await one.fleet.set_override("a", override("maint")) is False
+        assert one.fleet.overrides.state().intents == {"a": "maint"}
         edges.shared.cut(down=False)
-        await until(lambda: two.fleet.words.state().intents == {"a": "maint"}, "the word")
+        await until(lambda: two.fleet.overrides.state().intents == {"a": "maint"}, "the override")
         assert one.heard.there == [True, False, True]
-        assert not one.fleet.words.waiting
+        assert not one.fleet.overrides.pending
 
 
-async def test_word_that_the_store_refuses_waits_too() -> None:
+async def test_override_that_the_store_refuses_waits_too() -> None:
     async with made() as edges:
         one = await edges.start("one")
-        edges.shared.refused.add("say")
-        assert await one.fleet.say("a", word()) is False
-        assert one.trouble == ["the store does not take what operators say: no permission for say"]
+        edges.shared.refused.add("set_override")
+        assert await one.fleet.set_override("a", override()) is False
+        assert one.trouble == ["the store does not take what operators set: no permission for set_override"]
         edges.shared.refused.clear()
-        await until(lambda: not one.fleet.words.waiting, "the word")
+        await until(lambda: not one.fleet.overrides.pending, "the override")
         assert edges.shared.order == 1
 
 
-async def test_word_that_the_store_took_without_an_answer_does_not_undo_the_next_one() -> None:
+async def test_override_that_the_store_took_without_an_answer_does_not_undo_the_next_one() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
-        edges.shared.late.add("say")
-        assert await one.fleet.say("a", word("drain")) is False
-        assert await one.fleet.say("a", word("maint")) is False
+        edges.shared.late.add("set_override")
+        assert await one.fleet.set_override("a", override("drain")) is False
+        assert await one.fleet.set_override("a", override("maint")) is False
         edges.shared.late.clear()
-        await until(lambda: not one.fleet.words.waiting, "the word")
-        await until(lambda: two.fleet.words.state().intents == {"a": "maint"}, "the newest word")
-        assert one.fleet.words.state().intents == {"a": "maint"}
-        assert [line for line in one.trouble if "does not hold" in line] == []
+        await until(lambda: not one.fleet.overrides.pending, "the override")
+        await until(lambda: two.fleet.overrides.state().intents == {"a": "maint"}, "the newest override")
+        assert one.fleet.overrides.state().intents == {"a": "maint"}
+        assert [line for line in one.trouble if "is not in force" in line] == []
 
 
-async def test_word_that_is_said_while_the_one_before_is_told_is_told_too() -> None:
+async def test_override_that_is_set_while_the_one_before_is_told_is_told_too() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
         edges.shared.cut()
         await until(lambda: not one.fleet.there, "the loss")
-        assert await one.fleet.say("a", word("drain")) is False
-        answer = one.store.holds["say"] = asyncio.Event()
+        assert await one.fleet.set_override("a", override("drain")) is False
+        answer = one.store.holds["set_override"] = asyncio.Event()
         edges.shared.cut(down=False)
-        await until(lambda: edges.shared.order == 1, "the first word")
-        assert await one.fleet.say("a", word("maint")) is False
+        await until(lambda: edges.shared.order == 1, "the first override")
+        assert await one.fleet.set_override("a", override("maint")) is False
         answer.set()
-        await until(lambda: two.fleet.words.state().intents == {"a": "maint"}, "the newest word")
-        assert not one.fleet.words.waiting
+        await until(lambda: two.fleet.overrides.state().intents == {"a": "maint"}, "the newest override")
+        assert not one.fleet.overrides.pending
 
 
-async def test_what_was_said_to_one_that_was_cut_off_does_not_undo_what_was_said_meanwhile() -> None:
+async def test_what_was_set_at_one_that_was_cut_off_does_not_undo_what_was_set_meanwhile() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
         one.store.cut()
         await until(lambda: not one.fleet.there, "the loss")
-        assert await one.fleet.say("a", word("drain")) is False
-        assert await two.fleet.say("a", word("maint", "sam", "two")) is True
+        assert await one.fleet.set_override("a", override("drain")) is False
+        assert await two.fleet.set_override("a", override("maint", "sam", "two")) is True
         one.store.cut(down=False)
-        await until(lambda: one.fleet.words.state().intents == {"a": "maint"}, "the other word")
+        await until(lambda: one.fleet.overrides.state().intents == {"a": "maint"}, "the other override")
         assert one.trouble == [
-            "what kim set for a here while the store was away does not hold: something else was set "
+            "what kim set for a here while the store was away is not in force: something else was set "
             "meanwhile by sam at two"
         ]
-        assert one.heard.words >= 1
+        assert one.heard.overrides >= 1
 
 
 async def test_store_that_lost_everything_is_told_again() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
-        assert await one.fleet.say("a", word()) is True
-        assert await two.fleet.say("b", word()) is True
+        assert await one.fleet.set_override("a", override()) is True
+        assert await two.fleet.set_override("b", override()) is True
         edges.shared.cut()
         edges.shared.empty()
         edges.shared.cut(down=False)
-        await until(lambda: edges.shared.words.keys() == {"a", "b"}, "the words")
-        assert await two.fleet.say("a", word("ready")) is True
-        await until(lambda: one.fleet.words.state().intents == {"b": "drain"}, "the newest")
+        await until(lambda: edges.shared.overrides.keys() == {"a", "b"}, "the overrides")
+        assert await two.fleet.set_override("a", override("ready")) is True
+        await until(lambda: one.fleet.overrides.state().intents == {"b": "drain"}, "the newest")
 
 
-async def test_word_that_cannot_be_read_is_said_and_the_rest_is_taken() -> None:
+async def test_override_that_cannot_be_read_is_reported_and_the_rest_is_taken() -> None:
     async with made() as edges:
         one, two = await edges.start("one"), await edges.start("two")
-        await one.store.say("a", b"?", None, 0)
-        assert await one.fleet.say("b", word()) is True
-        await until(lambda: two.fleet.words.state().intents == {"b": "drain"}, "the other")
-        assert two.trouble == ["what operators said of 'a' is not what an edge writes"]
+        await one.store.set_override("a", b"?", None, 0)
+        assert await one.fleet.set_override("b", override()) is True
+        await until(lambda: two.fleet.overrides.state().intents == {"b": "drain"}, "the other")
+        assert two.trouble == ["what operators set of 'a' is not what an edge writes"]
 
 
 # Slots
@@ -569,7 +569,7 @@ async def test_who_leaves_leaves_nothing() -> None:
     assert edges.shared.records == {}
 
 
-async def test_trouble_is_said_once_a_while_and_not_without_end() -> None:
+async def test_trouble_is_reported_once_a_while_and_not_without_end() -> None:
     edge = Edge(Shared(), "one")
     for number in range(100):
         edge.fleet.say_trouble(f"line {number}")
@@ -602,9 +602,9 @@ async def test_hint_that_is_told_while_an_edge_arrives_does_not_hide_those_befor
         await until(lambda: edges.shared.hints, "the hints")
         two = Edge(edges.shared, "two")
         edges.all.append(two)
-        answer = two.store.holds["words"] = asyncio.Event()
+        answer = two.store.holds["overrides"] = asyncio.Event()
         starting = asyncio.ensure_future(two.fleet.start())
-        await until(lambda: two.store.calls["words"], "the arrival")
+        await until(lambda: two.store.calls["overrides"], "the arrival")
         one.fleet.tell(LaunchMoved(b"3", "a"))
         await until(lambda: len(edges.shared.hints) >= 2, "the next hint")
         answer.set()
@@ -615,7 +615,7 @@ async def test_hint_that_is_told_while_an_edge_arrives_does_not_hide_those_befor
 
 async def test_what_the_store_refuses_does_not_stop_the_rest() -> None:
     async with made() as edges:
-        edges.shared.refused |= {"slots", "words", "hint", "rate"}
+        edges.shared.refused |= {"slots", "overrides", "hint", "rate"}
         one = await edges.start("one", most={"a": 2})
         one.fleet.apply({"a": 2}, (2, 60.0))
         assert one.fleet.there
@@ -626,7 +626,7 @@ async def test_what_the_store_refuses_does_not_stop_the_rest() -> None:
         one.fleet.report(Report("a", True))
         await until(lambda: "a" in edges.shared.reports, "the report")
         assert {line.split(":")[0] for line in one.trouble} >= {
-            f"the store refuses {command}" for command in ("slots", "words", "hint")
+            f"the store refuses {command}" for command in ("slots", "overrides", "hint")
         }
 
 
@@ -676,12 +676,12 @@ async def test_crowd_of_messages_is_answered_once() -> None:
         await other.open("x", lambda topic, content: None, lambda: None)
         before = one.store.calls.copy()
         for number in range(1000):
-            for topic in (Topic.WORD, Topic.TICKETS, Topic.LEASE):
+            for topic in (Topic.OVERRIDE, Topic.TICKETS, Topic.LEASE):
                 one.fleet._on_told(topic, b"a")
             one.fleet._on_told(Topic.QUESTION, b"%d" % number)
         assert len(one.fleet._chores) <= 110
         await until(lambda: not len(one.fleet._chores), "the answers")
-        assert one.store.calls["words"] - before["words"] <= 3
+        assert one.store.calls["overrides"] - before["overrides"] <= 3
         assert one.store.calls["answer"] <= 100
 
 

@@ -19,8 +19,8 @@ from fedproxy.control.messages import (
     LaunchSeen,
     SessionsKnown,
 )
+from fedproxy.control.overrides import read_override
 from fedproxy.control.prober import Report
-from fedproxy.control.words import read_word
 from fedproxy.decide.knowledge import Seen
 from fedproxy.decide.launch import End
 
@@ -59,9 +59,9 @@ def test_what_no_file_or_answer_could_take_is_not_read(text: str) -> None:
     report = pack_report(REPORT).replace(b'"Docker registry"', content, 1)
     assert unpack_report(report) is None
     assert list(unpack(b'[["moved","","a"],["moved","",%b]]' % content, NOW)) == []
-    said = b'{"said": {}, "who": %b, "edge": "", "at": 1}' % content
+    said = b'{"override": {}, "who": %b, "edge": "", "at": 1}' % content
     with pytest.raises(ValueError, match=r"edge writes|KiB"):
-        read_word("a", said)
+        read_override("a", said)
 
 
 def test_clocks_of_edges_may_be_minutes_apart() -> None:

@@ -14,7 +14,7 @@ import trustme
 from fedproxy.config.store import StoreAddress
 from fedproxy.config.store import store as store_of
 from fedproxy.control.redis_store import RedisStore
-from fedproxy.control.store import Overtaken, Store, Stored, Topic
+from fedproxy.control.store import Conflict, Store, Stored, Topic
 from fedproxy.decide.slots import Claim, Grant
 from fedproxy.errors import StoreError
 from fedproxy.serve.live import _try_store
@@ -79,23 +79,23 @@ async def test_edges_see_each_other_and_one_of_them_probes(edges: Edges) -> None
     assert (await one.beat(b"1", 1, True)).prober == "one"
 
 
-async def test_newest_word_holds_by_the_order_of_the_store(edges: Edges) -> None:
+async def test_newest_override_counts_by_the_order_of_the_store(edges: Edges) -> None:
     one, two = await edges.edge("one"), await edges.edge("two")
-    assert await one.say("a", b"drain", 0, 0) == 1
-    assert await two.say("b", b"maint", 0, 0) == 2
-    assert await two.say("a", b"ready", 0, 2) == Overtaken(Stored(1, b"drain"))
-    assert await two.say("a", b"ready", 1, 2) == 3
-    assert await one.say("a", b"maint", None, 2) == 4
-    assert await one.words() == {"a": Stored(4, b"maint"), "b": Stored(2, b"maint")}
+    assert await one.set_override("a", b"drain", 0, 0) == 1
+    assert await two.set_override("b", b"maint", 0, 0) == 2
+    assert await two.set_override("a", b"ready", 0, 2) == Conflict(Stored(1, b"drain"))
+    assert await two.set_override("a", b"ready", 1, 2) == 3
+    assert await one.set_override("a", b"maint", None, 2) == 4
+    assert await one.overrides() == {"a": Stored(4, b"maint"), "b": Stored(2, b"maint")}
     assert (await one.beat(b"", 1, False)).order == 4
 
 
 async def test_order_goes_on_after_the_store_lost_everything(edges: Edges) -> None:
     one = await edges.edge("one")
-    assert await one.say("a", b"x", 0, 41) == 42
-    await one.offer({"a": Stored(41, b"old"), "b": Stored(50, b"kept")})
-    assert await one.words() == {"a": Stored(42, b"x"), "b": Stored(50, b"kept")}
-    assert await one.say("a", b"y", 42, 0) == 51
+    assert await one.set_override("a", b"x", 0, 41) == 42
+    await one.restore({"a": Stored(41, b"old"), "b": Stored(50, b"kept")})
+    assert await one.overrides() == {"a": Stored(42, b"x"), "b": Stored(50, b"kept")}
+    assert await one.set_override("a", b"y", 42, 0) == 51
 
 
 async def test_slots_are_shared_out(edges: Edges) -> None:
@@ -226,10 +226,10 @@ async def test_two_fleets_in_one_server_know_nothing_of_each_other() -> None:
     async with redis() as server:
         one, other = Edges(lambda: server.store("a")), Edges(lambda: server.store("b:c"))
         ours, theirs = await one.edge("one"), await other.edge("one")
-        await ours.say("m", b"x", 0, 0)
+        await ours.set_override("m", b"x", 0, 0)
         await ours.beat(b"", 1, True)
         assert (await theirs.beat(b"", 1, True)).edges == 1
-        assert await theirs.words() == {}
+        assert await theirs.overrides() == {}
         assert all(key.startswith(("a:", "b:c:")) for key in await server.client.keys())
         await ours.close()
         await theirs.close()
@@ -242,22 +242,22 @@ async def test_fleets_in_two_databases_hear_nothing_of_each_other() -> None:
         one = Edges(server.store)
         ours, other = await one.edge("one"), RedisStore(store_at(server.url + "/1"), "fedproxy")
         await other.open("other", lambda topic, content: None, lambda: None)
-        await other.tell(Topic.WORD, b"a")
+        await other.tell(Topic.OVERRIDE, b"a")
         third = await one.edge("third")
-        await third.tell(Topic.WORD, b"b")
-        await until(lambda: one.told["one"], "a word")
-        assert one.told["one"] == [(Topic.WORD, b"b")]
+        await third.tell(Topic.OVERRIDE, b"b")
+        await until(lambda: one.told["one"], "an override")
+        assert one.told["one"] == [(Topic.OVERRIDE, b"b")]
         for each in (ours, other, third):
             await each.close()
 
 
 @REDIS
-async def test_every_key_but_operators_words_has_an_end() -> None:
+async def test_every_key_but_overrides_has_an_end() -> None:
     async with redis() as server:
         edges = Edges(server.store)
         store = await edges.edge("one")
         await store.beat(b"", 1, True)
-        await store.say("m", b"x", 0, 0)
+        await store.set_override("m", b"x", 0, 0)
         await store.slots({"m": Claim(3, 0, 1)})
         await store.rate({b"c": 1}, 1.0, 60.0)
         await store.hint(b"h")
@@ -265,7 +265,7 @@ async def test_every_key_but_operators_words_has_an_end() -> None:
         await store.report({"m": b"r"}, 60)
         await store.answer("q", b"a")
         lasting = [key for key in await server.client.keys() if await server.client.ttl(key) < 0]
-        assert sorted(lasting) == ["fedproxy:order", "fedproxy:words"]
+        assert sorted(lasting) == ["fedproxy:order", "fedproxy:overrides"]
         await store.close()
 
 
@@ -317,12 +317,17 @@ async def test_nobody_there() -> None:
 @REDIS
 async def test_keys_of_a_stranger_of_another_type_are_said() -> None:
     async with redis() as server:
-        for key in ("words", "hints", "reports"):
+        for key in ("overrides", "hints", "reports"):
             await server.client.set(f"fedproxy:{key}", "text")
         edges = Edges(server.store)
         store = await edges.edge("one")
         await store.beat(b"", 1, True)
-        for ask in (store.words, store.reports, lambda: store.hints(None), lambda: store.say("a", b"", 0, 0)):
+        for ask in (
+            store.overrides,
+            store.reports,
+            lambda: store.hints(None),
+            lambda: store.set_override("a", b"", 0, 0),
+        ):
             with pytest.raises(StoreError, match=r"wrong kind of value$"):
                 await ask()
         # What others wrote into ours is no number and no holding.
@@ -330,14 +335,14 @@ async def test_keys_of_a_stranger_of_another_type_are_said() -> None:
         await server.client.hset("fedproxy:slots:a", mapping={"one#x": "3 all", "zz": "9 9 9 9"})
         await server.client.set("fedproxy:rate:63", "soon")
         # Nor is it an order that could be counted on from.
-        await server.client.delete("fedproxy:words")
+        await server.client.delete("fedproxy:overrides")
         for order in ("9" * 30, str(2**53 + 1), "inf", "-5", "1e9"):
             await server.client.set("fedproxy:order", order)
-            await server.client.hset("fedproxy:words", "a", f"{order} word")
+            await server.client.hset("fedproxy:overrides", "a", f"{order} override")
             assert (await store.beat(b"", 1, True)).order == 0
-            first = await store.say("a", b"word", 0, 0)
+            first = await store.set_override("a", b"override", 0, 0)
             assert first == 1
-            assert await store.say("a", b"word", first, 0) == 2
+            assert await store.set_override("a", b"override", first, 0) == 2
         await server.client.set("fedproxy:order", "many")
         assert (await store.beat(b"", 1, True)).order == 0
         assert await store.slots({"a": Claim(4, 0, 0)}) == {"a": Grant(4, False)}
@@ -396,7 +401,7 @@ async def test_store_that_is_not_open_says_so() -> None:
     server = RedisServer()
     store = server.store()
     assert isinstance(store, RedisStore)
-    for ask in (store.words, lambda: store.beat(b"", 1, True)):
+    for ask in (store.overrides, lambda: store.beat(b"", 1, True)):
         with pytest.raises(StoreError, match="is not connected"):
             await ask()
     assert "127.0.0.1" in store.place
@@ -453,7 +458,7 @@ async def test_sentinel_tells_which_server_it_is_now(tmp_path: Path) -> None:
             await sentinel.client.execute_command("SENTINEL", "MONITOR", "mine", "127.0.0.1", replica.port, 1)
             await server.stop()
             assert await said_by(store) >= 1
-            assert await replica.client.hexists("fedproxy:words", "a")
+            assert await replica.client.hexists("fedproxy:overrides", "a")
         finally:
             await sentinel.close()
 
@@ -474,8 +479,8 @@ async def test_cluster_has_all_keys_of_a_fleet_in_one_place(tmp_path: Path) -> N
             "a": Grant(1, False),
             "b": Grant(2, False),
         }
-        await store.tell(Topic.WORD, b"a")
-        await until(lambda: heard == [(Topic.WORD, b"a")], "the word")
+        await store.tell(Topic.OVERRIDE, b"a")
+        await until(lambda: heard == [(Topic.OVERRIDE, b"a")], "the override")
         await store.close()
         await other.close()
 
@@ -489,7 +494,7 @@ def store_at(url: str) -> StoreAddress:
 async def said_by(store: RedisStore, *, close: bool = True) -> int:
     await store.open("one", lambda topic, content: None, lambda: None)
     await store.beat(b"", 1, True)
-    answer = await store.say("a", b"x", None, 0)
+    answer = await store.set_override("a", b"x", None, 0)
     assert isinstance(answer, int)
     if close:
         await store.close()

@@ -532,7 +532,7 @@ async def test_edges_of_a_fleet_fit_and_can_be_read_by_everybody(
         rows = section.locator("tbody tr")
         await expect(rows).to_have_text([re.compile(name) for name in ("other", "here", "like")])
         await expect(page.get_by_role("region", name="What is wrong")).to_have_count(0)
-        fleet = fleet_of_three(up=False, waiting=("toy-oxford",))
+        fleet = fleet_of_three(up=False, pending=("toy-oxford",))
         # By the keyboard alone, as soon as it is on the open page.
         link = page.get_by_role("region", name="What is wrong").get_by_role("link", name="Store")
         await link.focus()

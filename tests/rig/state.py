@@ -143,8 +143,8 @@ class State:
             StoreSeen("/var/state.json"), [EdgeSeen("alone", here=True, probes=True)]
         )
 
-    def waits(self, name: str) -> bool:
-        return name in self.fleet().store.waiting
+    def is_pending(self, name: str) -> bool:
+        return name in self.fleet().store.pending
 
     async def fleet_members(self) -> MembersAcross:
         if isinstance(self.across, Exception):
@@ -244,10 +244,10 @@ class State:
         self.federation = _members(self.config)
 
 
-def fleet_of_three(*, up: bool = True, waiting: tuple[str, ...] = ()) -> FleetSeen:
+def fleet_of_three(*, up: bool = True, pending: tuple[str, ...] = ()) -> FleetSeen:
     """This edge, one that agrees and one that does not; the store is there since 2027, or away."""
     store = StoreSeen(
-        "redis://store.test:6379/0", True, up, 1_800_000_000.0, {"ok": 70, "failed": 3}, 2, waiting
+        "redis://store.test:6379/0", True, up, 1_800_000_000.0, {"ok": 70, "failed": 3}, 2, pending
     )
     return FleetSeen(
         store,

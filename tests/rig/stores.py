@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from fedproxy.control.store import PRESENCE, Beat, OldHint, OnTold, Overtaken, Stored, Topic
+from fedproxy.control.store import PRESENCE, Beat, Conflict, OldHint, OnTold, Stored, Topic
 from fedproxy.decide.slots import Claim, Grant, Holding, grant, kept
 from fedproxy.errors import StoreError
 
@@ -28,7 +28,7 @@ class Shared:
     def empty(self) -> None:
         self.seen: dict[str, float] = {}
         self.records: dict[str, bytes] = {}
-        self.words: dict[str, Stored] = {}
+        self.overrides: dict[str, Stored] = {}
         self.order = 0
         self.lease: str | None = None
         self.held: dict[str, dict[str, Holding]] = {}
@@ -132,27 +132,27 @@ class MemoryStore:
         await self._come("records")
         return dict(self.shared.records)
 
-    async def words(self) -> Mapping[str, Stored]:
-        await self._come("words")
-        await self._go("words")
-        return dict(self.shared.words)
+    async def overrides(self) -> Mapping[str, Stored]:
+        await self._come("overrides")
+        await self._go("overrides")
+        return dict(self.shared.overrides)
 
-    async def say(self, member: str, word: bytes, base: int | None, known: int) -> int | Overtaken:
-        await self._come("say")
-        before = self.shared.words.get(member)
+    async def set_override(self, member: str, word: bytes, base: int | None, known: int) -> int | Conflict:
+        await self._come("set_override")
+        before = self.shared.overrides.get(member)
         if base is not None and before is not None and before.order > base:
-            return Overtaken(before)
+            return Conflict(before)
         self.shared.order = max(self.shared.order, known) + 1
         order = self.shared.order
-        self.shared.words[member] = Stored(order, word)
-        await self._go("say")
+        self.shared.overrides[member] = Stored(order, word)
+        await self._go("set_override")
         return order
 
-    async def offer(self, words: Mapping[str, Stored]) -> None:
-        await self._come("offer")
-        for member, stored in words.items():
-            if stored.order > self.shared.words.get(member, Stored(0, b"")).order:
-                self.shared.words[member] = stored
+    async def restore(self, overrides: Mapping[str, Stored]) -> None:
+        await self._come("restore")
+        for member, stored in overrides.items():
+            if stored.order > self.shared.overrides.get(member, Stored(0, b"")).order:
+                self.shared.overrides[member] = stored
             self.shared.order = max(self.shared.order, stored.order)
 
     async def slots(self, claims: Mapping[str, Claim]) -> Mapping[str, Grant]:

@@ -91,17 +91,17 @@ async def test_edges_see_each_other_and_their_members_together(tmp_path: Path) -
 @REDIS
 async def test_what_is_set_while_the_store_is_away_waits_for_it(tmp_path: Path) -> None:
     async with asyncio.timeout(60), redis() as server, edge(tmp_path, server, "one") as one:
-        assert not one.waits("a")
+        assert not one.is_pending("a")
         await server.stop()
         await until(lambda: not one.fleet().store.up, "the store is away", within=30)
         await one.change("a", None, 3.0, "kim")
-        assert one.waits("a") and not one.waits("b")
+        assert one.is_pending("a") and not one.is_pending("b")
         store = one.fleet().store
-        assert store.waiting == ["a"]
+        assert store.pending == ["a"]
         with pytest.raises(StoreError):
             await one.fleet_members()
         await server.start()
-        await until(lambda: one.fleet().store.up and not one.waits("a"), "it is told", within=30)
+        await until(lambda: one.fleet().store.up and not one.is_pending("a"), "it is told", within=30)
         assert one.fleet().store.since != store.since
 
 

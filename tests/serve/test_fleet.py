@@ -17,9 +17,9 @@ from aiohttp.test_utils import TestServer
 from fedproxy.config.model import Config
 from fedproxy.control.hints import pack
 from fedproxy.control.messages import BreakerOpened, BuildBegun, LaunchSeen, SessionsKnown
-from fedproxy.control.state import Said, State, StateFile, Weight
+from fedproxy.control.overrides import Override
+from fedproxy.control.state import MemberOverride, State, StateFile, Weight
 from fedproxy.control.store import Topic
-from fedproxy.control.words import Word
 from fedproxy.decide.knowledge import DIGEST, Seen
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
@@ -177,7 +177,7 @@ async def test_two_operators_at_two_edges_lose_nothing_that_the_other_set() -> N
                 await come_to(each, {"a": ("drain", 7)})
 
 
-async def test_words_are_kept_while_the_store_is_away_and_over_a_restart(tmp_path: Path) -> None:
+async def test_overrides_are_kept_while_the_store_is_away_and_over_a_restart(tmp_path: Path) -> None:
     async with redis() as server, members() as found:
         one, two = (config(server, found, name, admin={"address": "127.0.0.1:0"}) for name in ("one", "two"))
         file = tmp_path / "edge.yaml"
@@ -193,7 +193,7 @@ async def test_words_are_kept_while_the_store_is_away_and_over_a_restart(tmp_pat
             assert states(service) == {"a": ("drain", 4)}
             assert service.listening
             await server.start()
-            await until(lambda: not service.link.words.waiting, "the word")  # type: ignore[union-attr]
+            await until(lambda: not service.link.overrides.pending, "the override")  # type: ignore[union-attr]
         async with edges(one) as (other,):
             assert states(other) == {"a": ("drain", 4)}
 
@@ -210,15 +210,15 @@ async def test_what_an_edge_finds_at_its_start_is_kept_for_a_start_without_a_sto
             assert states(two)["a"][0] == "drain"
 
 
-async def test_what_is_said_while_an_edge_starts_is_in_force_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_set_while_an_edge_starts_is_in_force_there(monkeypatch: pytest.MonkeyPatch) -> None:
     async with members() as found, redis() as server, edge(config(server, found)) as one:
         load = Service._load_sessions
 
         async def slowly(service: Service) -> None:
             await one.change("a", Intent.DRAIN, None, WHO)
             assert service.link is not None
-            words = service.link.words
-            await until(lambda: words.state().intents == {"a": "drain"}, "the word")
+            words = service.link.overrides
+            await until(lambda: words.state().intents == {"a": "drain"}, "the override")
             await load(service)
 
         monkeypatch.setattr(Service, "_load_sessions", slowly)
@@ -251,7 +251,7 @@ async def test_weight_holds_where_the_config_has_the_one_that_it_was_set_over() 
             await come_to(two, {"a": ("drain", 6)})
             dropped = [each for each in two.history.events if each.name is EventName.STATE_DROPPED]
             assert len(dropped) == 1
-            config_now = two.link.fleet.words.state()  # type: ignore[union-attr]
+            config_now = two.link.fleet.overrides.state()  # type: ignore[union-attr]
             assert config_now.weights == {"a": Weight(value=3.0, over=1.0)}
 
 
@@ -544,11 +544,11 @@ async def test_reload_keeps_what_the_fleet_said(tmp_path: Path) -> None:
             assert await one.reload() == []
             assert states(one) == {"a": ("drain", 2)}
             assert one.link is not None
-            assert one.link.words.word("a") == Word(
-                Said(intent="drain", weight=Weight(value=5.0, over=1.0), by=WHO),
+            assert one.link.overrides.get("a") == Override(
+                MemberOverride(intent="drain", weight=Weight(value=5.0, over=1.0), by=WHO),
                 WHO,
                 "one",
-                one.link.words.word("a").at,  # type: ignore[union-attr]
+                one.link.overrides.get("a").at,  # type: ignore[union-attr]
             )
 
 

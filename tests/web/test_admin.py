@@ -86,7 +86,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "status": "available",
         "set_by": None,
         "source": "config",
-        "waiting": False,
+        "pending": False,
         "healthy": True,
         "reasons": [],
         "details": [],

@@ -24,7 +24,7 @@ async def client(state: State, aiohttp_client: AiohttpClient) -> Client:
 
 
 async def test_edges_are_listed_with_their_store(client: Client, state: State) -> None:
-    state.shared = fleet_of_three(waiting=("ovh",))
+    state.shared = fleet_of_three(pending=("ovh",))
     found = await (await client.get("/edges")).json()
     assert found["store"] == {
         "place": "redis://store.test:6379/0",
@@ -33,7 +33,7 @@ async def test_edges_are_listed_with_their_store(client: Client, state: State) -
         "since": "2027-01-15T08:00:00+00:00",
         "commands": {"ok": 70, "failed": 3},
         "dropped": 2,
-        "waiting": ["ovh"],
+        "pending": ["ovh"],
     }
     assert [(edge["name"], edge["here"], edge["probes"]) for edge in found["edges"]] == [
         ("here", True, True),
@@ -86,14 +86,14 @@ async def test_writes_say_that_the_other_edges_hear_of_them_later(client: Client
     settings = {"url": "https://new.example.org"}
     past = {**settings, "active": False}
     response = await client.patch("/members/gesis", json={"weight": 3}, headers=TOKEN)
-    assert (await response.json())["waiting"] is False
+    assert (await response.json())["pending"] is False
     assert (await client.delete("/members/shed", headers=TOKEN)).status == 204
-    state.shared = fleet_of_three(up=False, waiting=("gesis", "new", "old", "ovh"))
+    state.shared = fleet_of_three(up=False, pending=("gesis", "new", "old", "ovh"))
     response = await client.patch("/members/gesis", json={"weight": 4}, headers=TOKEN)
-    assert (await response.json())["waiting"] is True
+    assert (await response.json())["pending"] is True
     response = await client.put("/members/new", json=settings, headers=TOKEN)
-    assert (response.status, (await response.json())["waiting"]) == (201, True)
+    assert (response.status, (await response.json())["pending"]) == (201, True)
     response = await client.put("/members/old", json=past, headers=TOKEN)
-    assert (response.status, await response.json()) == (200, {"waiting": True})
+    assert (response.status, await response.json()) == (200, {"pending": True})
     response = await client.delete("/members/ovh", headers=TOKEN)
-    assert (response.status, await response.json()) == (200, {"waiting": True})
+    assert (response.status, await response.json()) == (200, {"pending": True})

@@ -592,7 +592,7 @@ async def test_edges_are_shown_with_those_that_disagree_first(client: Client, st
 async def test_store_that_is_away_is_what_is_wrong_and_what_waits_is_named(
     client: Client, state: State
 ) -> None:
-    state.shared = fleet_of_three(up=False, waiting=("gesis",))
+    state.shared = fleet_of_three(up=False, pending=("gesis",))
     text = await (await client.get("/")).text()
     trouble = text.partition('<h2 id="trouble">')[2].partition("</section>")[0]
     assert '<a href="#edges">Store</a></strong>: away since 08:00:00; this edge goes on' in trouble

@@ -221,7 +221,7 @@ async function change(member, wanted) {
       return;
     }
     const told = await answer.json();
-    const later = told.waiting ? "; the store is away, so the other edges hear of it later" : "";
+    const later = told.pending ? "; the store is away, so the other edges hear of it later" : "";
     say(answer.ok ? `${member}: ${told.state}, weight ${told.weight}${later}` : `${member}: ${told.detail}`);
   } catch (error) {
     say(`${member}: ${error.message}`);
