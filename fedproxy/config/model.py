@@ -8,6 +8,7 @@ between sections are checked in `check.py`, so use `load` or `parse` to make a `
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -960,6 +961,11 @@ class Config(Section):
             yield "store", "is Redis, which needs a package: pip install 'fedproxy[redis]'"
         if self.store_ca and not (isinstance(self.store, StoreAddress) and self.store.tls):
             yield "store_ca", "is set, expected only with a rediss:// store"
+
+    @property
+    def name(self) -> str:
+        """What this edge is called."""
+        return self.edge_name or platform.node() or "edge"
 
     @property
     def shared_store(self) -> StoreAddress | None:

@@ -45,9 +45,5 @@ class KnowledgeFile:
 
     def save(self, content: bytes) -> None:
         """Keeps what `Knowledge.dump` returned. Raises OSError with a line for an operator."""
-        if self.path is None:
-            return
-        try:
+        if self.path is not None:
             write_file(self.path, zlib.compress(content, 1))
-        except OSError as error:
-            raise OSError(error.errno, f"{self.path} cannot be written: {error.strerror}") from error

@@ -211,7 +211,4 @@ class OverridesFile:
     def save(self, content: bytes) -> None:
         """Keeps what `Overrides.pack` returned. Raises OSError with a line for an operator."""
         if self.path is not None:
-            try:
-                write_file(self.path, content)
-            except OSError as error:
-                raise OSError(error.errno, f"{self.path} cannot be written: {error.strerror}") from error
+            write_file(self.path, content)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from fedproxy.control.state import beside, put_aside, write_file
+from fedproxy.control.state import beside, put_aside, write_file, writing
 from fedproxy.decide.sessions import Ground, SessionRecord
 
 _VERSION: Final = 1
@@ -87,7 +87,7 @@ class SessionFile:
             return False
         # A line before that is not whole must not take the first of these with it.
         content = b"\n" + b"".join(map(_line, changed))
-        with self._telling(self.path):
+        with self._anew_if_it_fails(), writing(self.path):
             _check(self.path)
             with self.path.open("r+b") as file:
                 if file.seek(0, os.SEEK_END) != self._size:
@@ -102,18 +102,18 @@ class SessionFile:
         """As `SessionStore`."""
         if self.path is not None:
             content = _HEAD + b"".join(map(_line, known))
-            with self._telling(self.path):
+            with self._anew_if_it_fails():
                 write_file(self.path, content)
             self._lines, self._size = len(known), len(content)
 
     @contextlib.contextmanager
-    def _telling(self, path: Path) -> Iterator[None]:
+    def _anew_if_it_fails(self) -> Iterator[None]:
+        """Whatever is in the file after an OSError, the next time it is written anew."""
         try:
             yield
-        except OSError as error:
-            # Whatever is in the file now, the next time it is written anew.
+        except OSError:
             self._lines = -1
-            raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+            raise
 
 
 def _check(path: Path) -> None:

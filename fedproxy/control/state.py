@@ -22,7 +22,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -327,9 +327,9 @@ class StateFile:
             return
         try:
             write_file(self.path, _content(state))
-        except OSError as error:
+        except OSError:
             if self._writable:
-                raise OSError(error.errno, f"{self.path} cannot be written: {error.strerror}") from error
+                raise
         else:
             self._writable = True
 
@@ -433,17 +433,18 @@ def read_file(path: Path, most: int) -> bytes | None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file atomically, readable by its owner only. Raises OSError."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a file atomically, readable by its owner only. Raises OSError with a line for an operator."""
+    with writing(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     # The new file exists; some file systems do not guarantee that it survives a power failure.
     with contextlib.suppress(OSError):
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -451,3 +452,12 @@ def write_file(path: Path, content: bytes) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in an OSError which file it is about, as a line for an operator."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,7 +43,7 @@ def see_fleet(link: FleetLink) -> FleetSeen:
 def see_alone(own: Config, digest: str, survey: Survey, started_at: float, store: StoreSeen) -> FleetSeen:
     """An edge that shares no store. own: the config without what operators set; digest: of that."""
     edge = EdgeSeen(
-        name=own.edge_name or platform.node() or "edge",
+        name=own.name,
         here=True,
         version=__version__,
         config=digest,

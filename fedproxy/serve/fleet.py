@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -119,7 +118,7 @@ class FleetLink:
         self.overrides = Overrides()
         self.fleet = Fleet(
             RedisStore(address, own.store_prefix),
-            own.edge_name or platform.node() or "edge",
+            own.name,
             self,
             overrides=self.overrides,
             shares_probes=own.health.one_prober,

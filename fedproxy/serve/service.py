@@ -364,15 +364,14 @@ class Service:
             case BuildBegun() | LaunchSeen():
                 self._common.learning.tell(self, hint)
             case _:
-                for planes in (self._planes, *self._leaving):
+                for planes in self._all_planes():
                     planes.hear(hint)
 
     def tell_slots(self, slots: LaunchSlots) -> None:
         """As `FleetHost` says."""
         self._slots = slots
-        if hasattr(self, "_planes"):
-            for planes in (self._planes, *self._leaving):
-                planes.tell(slots)
+        for planes in self._all_planes():
+            planes.tell(slots)
 
     def take_tickets(self, secret: bytes) -> None:
         """As `FleetHost` says."""
@@ -631,7 +630,7 @@ class Service:
         if self._logos is not None:
             await self._logos.close()
             self._logos = None
-        everybody = [*self._leaving, *([self._planes] if hasattr(self, "_planes") else [])]
+        everybody = self._all_planes()
         if drain > 0:
             self._sockets.silence()
         draining = [asyncio.ensure_future(planes.drain(drain)) for planes in everybody] if drain > 0 else []
@@ -668,6 +667,10 @@ class Service:
                 await cancel([self._reaper])
                 self._reaper = None
 
+    def _all_planes(self) -> list[Planes]:
+        """Those who serve, if they are there yet, and those who drain."""
+        return [*([self._planes] if hasattr(self, "_planes") else []), *self._leaving]
+
     # What operators ask for
 
     def stuck(self) -> list[Stuck]:
@@ -684,16 +687,15 @@ class Service:
 
     async def survey(self) -> Survey:
         """The members and counts of all who serve, and of those who did; they are asked for them."""
-        await asyncio.gather(*(planes.ask() for planes in (self._planes, *self._leaving)))
+        await asyncio.gather(*(planes.ask() for planes in self._all_planes()))
         return self.known()
 
     def known(self) -> Survey:
         """The same as they told it last, of their own accord once a second. Counts may be the live ones."""
         # Before those who serve are there, the other edges of the fleet are told of this one already.
-        here = self._planes if hasattr(self, "_planes") else None
+        alive = self._planes.alive if hasattr(self, "_planes") else 0
         # All at one moment, or a worker that ends meanwhile is counted twice.
-        everybody = [here, *self._leaving] if here is not None else [*self._leaving]
-        surveys = [survey for planes in everybody for survey in planes.surveys()]
+        surveys = [survey for planes in self._all_planes() for survey in planes.surveys()]
         parts: dict[str, list[Snapshot]] = {name: [] for name in self.config.active_members}
         for survey in surveys:
             for member in survey.members:
@@ -702,7 +704,7 @@ class Service:
         members = [self._merged(name, found) for name, found in parts.items()]
         edge = add_up([self._common.edge, *(survey.edge for survey in surveys)])
         edge.lines_dropped["events"] += self._events.dropped if self._events is not None else 0
-        return Survey(members, edge, here.alive if here is not None else 0)
+        return Survey(members, edge, alive)
 
     def _merged(self, name: str, parts: Sequence[Snapshot]) -> Snapshot:
         member = merge(parts or [self._unseen(name)], self._common.members.get(name))
@@ -766,7 +768,7 @@ class Service:
         yield Running("control", os.getpid(), lag=self._prober.lost() if self._prober is not None else None)
         if self._starter.forker is not None:
             yield Running("forker", self._starter.forker)
-        for planes in (self._planes, *self._leaving):
+        for planes in self._all_planes():
             yield from planes.processes()
 
     def config_masked(self, *, own: bool = False) -> dict[str, Any]:
@@ -998,7 +1000,7 @@ class Service:
 
         If it cannot be opened, all go on with the one that they have, and it is said once.
         """
-        everybody = [*self._leaving, *([self._planes] if hasattr(self, "_planes") else [])]
+        everybody = self._all_planes()
         try:
             check_log(self.config)
             for planes in everybody:
@@ -1231,7 +1233,7 @@ class Service:
     async def _look(self) -> None:
         """Shows the history what there is: often while somebody looks on, else now and then, and on news."""
         await self.survey()
-        while not any(planes.surveys() for planes in (self._planes, *self._leaving)):
+        while not any(planes.surveys() for planes in self._all_planes()):
             # Nobody has told how the members are, which is not that none is available.
             await asyncio.sleep(_AT_ONCE)
             await self.survey()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 import zlib
 from collections import defaultdict
@@ -141,7 +140,6 @@ class Live:
         self._state = state
         self._template = template
         self._streams = 0
-        self._host = socket.gethostname()
         self._compiled = is_compiled()
         self._closing: asyncio.Future[None] | None = None
         self._made = _Made()
@@ -203,7 +201,7 @@ class Live:
         now, state = time.time(), self._state
         loaded = state.reloaded_at
         about: dict[str, Any] = {
-            "host": self._state.config.edge_name or self._host,
+            "host": self._state.config.name,
             "version": f"{__version__}, {'compiled' if self._compiled else 'not compiled'}",
             "started": _written(state.started_at),
             "up": _lasted(now - state.started_at),

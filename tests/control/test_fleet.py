@@ -299,8 +299,8 @@ async def test_edge_that_comes_later_gets_its_part_before_it_has_to_refuse_anybo
     async with made() as edges:
         one, two = [await edges.start(name, most={"a": 10}) for name in ("one", "two")]
         await until(lambda: (one.heard.limits, two.heard.limits) == ({"a": 5}, {"a": 5}), "its part")
-        before = one.store.calls["slots"] + two.store.calls["slots"]
-        await asyncio.sleep(0.2)
+        before, beats = one.store.calls["slots"] + two.store.calls["slots"], one.store.calls["beat"]
+        await until(lambda: one.store.calls["beat"] > beats + 5, "some beats")
         assert one.store.calls["slots"] + two.store.calls["slots"] == before
 
 
