@@ -130,10 +130,7 @@ async def test_worker_that_starts_later_shows_the_same_pages_and_a_reload_shows_
         # As it cannot be used, it is not put in force when it is seen.
         template.write_text("{{ anything }}")
         os.kill(first, KILL)
-        await until(
-            lambda: len(edge.program.workers()) == 2 and first not in edge.program.workers(), "another"
-        )
-        (new,) = set(edge.program.workers()) - {second}
+        (new,) = set(await edge.replaced([first], [second])) - {second}
         client = await kept_with(edge, new)
         assert (await client.ask(missing)).body == b"before 418"
         template.write_text("after {{ status }}")
