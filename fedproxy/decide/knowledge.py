@@ -260,12 +260,19 @@ _LONGEST_TIME: Final = 4 * _LONGEST_BUILD
 _AVERAGES: Final = ("launch", "build", "found", "unknown", "failing", "with_image", "without_image")
 
 
-class Build(NamedTuple):
+class Build:
     """A build under way. since: when it was asked for. until: nothing is expected of it after that."""
 
-    member: str
-    since: float
-    until: float
+    __slots__ = ("member", "since", "until")
+
+    # No named tuple, which costs several times as much where the hot path is compiled.
+    def __init__(self, member: str, since: float, until: float) -> None:
+        self.member = member
+        self.since = since
+        self.until = until
+
+    def __repr__(self) -> str:
+        return f"<Build at {self.member} since {self.since} until {self.until}>"
 
 
 class Learned(NamedTuple):
@@ -397,10 +404,10 @@ class Knowledge:
     # What is seen
 
     def expect(self, image: bytes, name: str, now: float) -> None:
-        """A launch of an image that nobody is known to have goes to a member, which may build it."""
-        if self.under_way(image, now) is None:
-            # Apart from those that members tell of: visitors can make up any number of repositories.
-            _put(self._expected, image, Build(name, now, now + _EXPECTED))
+        """A launch of an image that nobody has or builds, as far as is known, goes to a member, which may
+        build it."""
+        # Apart from those that members tell of: visitors can make up any number of repositories.
+        _put(self._expected, image, Build(name, now, now + _EXPECTED))
 
     def begun(self, image: bytes, name: str, now: float) -> None:
         """A member builds an image, as its events say."""
@@ -594,11 +601,13 @@ def _average(pair: Any, most: float) -> Average:
 
 
 def _put(table: dict[Any, Any], key: object, value: object) -> None:
-    """Puts it last, and drops the first if there are too many."""
+    """Puts it last, and drops the first half if there are too many."""
     table.pop(key, None)
+    if len(table) >= _MOST_BUILDS:
+        # Not one each time: to find the first key, a dictionary passes all that were deleted before it.
+        for each in list(table)[: _MOST_BUILDS // 2]:
+            del table[each]
     table[key] = value
-    if len(table) > _MOST_BUILDS:
-        del table[next(iter(table))]
 
 
 def _number(value: Any) -> float:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy.decide.affinity import image_digest
-from fedproxy.decide.knowledge import FORMAT, Build, Images, Knowledge, Seen, seen_of
+from fedproxy.decide.knowledge import FORMAT, Images, Knowledge, Seen, seen_of
 from fedproxy.decide.launch import End, FailureTable, Launch
 
 NOW = 1_800_000_000.0
@@ -254,20 +254,24 @@ def test_digest_of_another_length_teaches_nothing() -> None:
 # Builds under way
 
 
+def under_way(knowledge: Knowledge, now: float) -> tuple[str, float, float] | None:
+    build = knowledge.under_way(IMAGE, now)
+    return (build.member, build.since, build.until) if build is not None else None
+
+
 def test_build_is_expected_for_a_minute_and_under_way_for_as_long_as_it_may_take() -> None:
     knowledge = Knowledge()
     knowledge.expect(IMAGE, "a", NOW)
-    knowledge.expect(IMAGE, "b", NOW + 1)
-    assert knowledge.under_way(IMAGE, NOW + 59) == Build("a", NOW, NOW + 60)
+    assert under_way(knowledge, NOW + 59) == ("a", NOW, NOW + 60)
     assert knowledge.under_way(IMAGE, NOW + 60) is None
     knowledge.expect(IMAGE, "a", NOW)
     # The one that says so is right.
     knowledge.begun(IMAGE, "b", NOW + 2)
     # It is expected to end within three times what builds take.
-    assert knowledge.under_way(IMAGE, NOW + 350) == Build("b", NOW + 2, NOW + 362)
+    assert under_way(knowledge, NOW + 350) == ("b", NOW + 2, NOW + 362)
     knowledge.begun(IMAGE, "c", NOW + 5)
     knowledge.begun(IMAGE, "b", NOW + 6)
-    assert knowledge.under_way(IMAGE, NOW + 10) == Build("b", NOW + 2, NOW + 362)
+    assert under_way(knowledge, NOW + 10) == ("b", NOW + 2, NOW + 362)
     assert knowledge.under_way(IMAGE, NOW + 400) is None
     # A clock that was set back.
     assert knowledge.under_way(IMAGE, NOW - 3600) is None
