@@ -303,7 +303,7 @@ class Knowledge:
         self._slots: dict[int, Experience] = {}
         self._builds: dict[bytes, Build] = {}
         self._expected: dict[bytes, Build] = {}
-        self._failures: dict[tuple[int, bytes], float] = {}
+        self._ends: dict[tuple[int, bytes, bool], float] = {}
         self._learned_delay = _DELAY
         self.replicated = replicated
         self.given_delay = delay
@@ -438,11 +438,10 @@ class Knowledge:
             took = max(took, _sane(now - build.since - (seen.launch or 0.0)) or 0.0)
         if seen.end is End.READY or seen.failed:
             self._fade(known, now)
-            # One image that fails again and again may be to blame itself.
-            if not seen.failed:
-                known.failing.add(0.0, _NEWEST_FAILURE)
-            elif self._counts(known, image, now):
-                known.failing.add(1.0, _NEWEST_FAILURE)
+            # One image that fails again and again may be to blame itself. What starts again and again counts
+            # as rarely, so that popular images do not hide how many others fail.
+            if self._counts(known, image, now, failed=seen.failed):
+                known.failing.add(1.0 if seen.failed else 0.0, _NEWEST_FAILURE)
         places = self.images.places(image)
         ran = any(slot == known.slot for slot, *_ in places)
         if found is not None:
@@ -485,13 +484,14 @@ class Knowledge:
             known.unknown.add(value)
             self.unknown.add(value)
 
-    def _counts(self, known: Experience, image: bytes, now: float) -> bool:
-        """Whether a failure of an image on a member counts: once in the time in which failures fade."""
-        failed = known.slot, image
-        last = self._failures.get(failed)
+    def _counts(self, known: Experience, image: bytes, now: float, *, failed: bool) -> bool:
+        """Whether the end of a launch of an image on a member counts: once in the time in which failures
+        fade, for each of the two ends."""
+        end = known.slot, image, failed
+        last = self._ends.get(end)
         if last is not None and 0 <= now - last < _FADING:
             return False
-        _put(self._failures, failed, now)
+        _put(self._ends, end, now)
         return True
 
     def forget(self, name: str) -> None:
@@ -501,7 +501,7 @@ class Knowledge:
             del self._slots[known.slot]
             self.images.forget_member(known.slot)
             # Another member will have its number.
-            self._failures = {key: at for key, at in self._failures.items() if key[0] != known.slot}
+            self._ends = {key: at for key, at in self._ends.items() if key[0] != known.slot}
         for builds in (self._builds, self._expected):
             for image in [image for image, build in builds.items() if build.member == name]:
                 del builds[image]

@@ -62,7 +62,7 @@ class WaitPolicy:
     most: float = 1.5
     band: float = 0.1
     rival: float = 10.0
-    failure: float = 8.0
+    failure: float = 24.0
     crowded: float = 20.0
 
 

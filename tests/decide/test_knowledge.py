@@ -501,6 +501,18 @@ def test_one_image_that_fails_again_and_again_is_one_failure_of_the_member() -> 
     assert knowledge.of("a").failing.total > 1
 
 
+def test_image_that_starts_again_and_again_does_not_hide_that_others_fail() -> None:
+    knowledge = Knowledge()
+    broken = seen("a", found=None, build=None, launch=None, end=End.FAILED, failed=True)
+    for number in range(20):
+        knowledge.learn(broken._replace(image=digest(number + 1)), NOW + number)
+        for _ in range(10):
+            knowledge.learn(seen("a"), NOW + number)
+    knowledge.refresh(NOW + 20)
+    # Half of what is counted: risk is failures per success.
+    assert knowledge.of("a").risk > 1
+
+
 def test_member_that_left_takes_along_what_was_known_of_it() -> None:
     knowledge = Knowledge()
     knowledge.learn(seen("a"), NOW)

@@ -137,7 +137,8 @@ async def test_launches_of_one_repository_join_the_build_that_is_under_way() -> 
         (member,) = [name for name, count in asked(running).items() if count]
         now = running.service.edge.wall()
         await until(
-            lambda: (knowledge(running).under_way(IMAGE, now + 200) or ("",))[0] == member, "the build"
+            lambda: getattr(knowledge(running).under_way(IMAGE, now + 200), "member", "") == member,
+            "the build",
         )
         for client in clients:
             client.reset()

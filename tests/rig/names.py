@@ -43,7 +43,7 @@ class Zone(asyncio.DatagramProtocol):
     """The name server. `replies` by name and type; what is not there has no data.
 
     `asked` are the questions that came, in order. With `rotate`, one of its replies after the other answers
-    all questions for A. Those in `cut` are told that more did not fit.
+    all questions for A. Those in `cut` are told that more did not fit, and get that reply by TCP.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Zone(asyncio.DatagramProtocol):
         self.rotate: list[Reply] = []
         self.asked: list[tuple[str, int]] = []
         self.down = False
-        self.cut: set[tuple[str, int]] = set()
+        self.cut: dict[tuple[str, int], Reply] = {}
 
     def holds(self, name: str, *addresses: str, ttl: int = 1) -> None:
         """The name has these addresses, and no others."""
@@ -78,6 +78,14 @@ class Zone(asyncio.DatagramProtocol):
         if (name, kind) in self.cut:
             out[2] |= 2  # TC
         self.transport.sendto(bytes(out), addr)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers a question that came by TCP."""
+        question = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+        name, kind, _ = _question(question)
+        answer = said(question, self.cut[name, kind])
+        writer.write(len(answer).to_bytes(2, "big") + answer)
+        writer.close()
 
 
 def said(data: bytes, reply: Reply) -> bytes:
@@ -115,11 +123,20 @@ def _question(data: bytes) -> tuple[str, int, int]:
 
 @asynccontextmanager
 async def name_server() -> AsyncIterator[Zone]:
-    """Runs a name server on a free port of loopback."""
-    transport, zone = await asyncio.get_running_loop().create_datagram_endpoint(
-        Zone, local_addr=("127.0.0.1", 0)
-    )
+    """Runs a name server on a free port of loopback, of UDP and of TCP."""
+    zone = Zone()
+    while True:
+        server = await asyncio.start_server(zone.serve, "127.0.0.1", 0)
+        try:
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+                lambda: zone, local_addr=server.sockets[0].getsockname()
+            )
+            break
+        except OSError:
+            # Somebody has that port of UDP.
+            server.close()
     try:
         yield zone
     finally:
         transport.close()
+        server.close()
