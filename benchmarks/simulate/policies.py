@@ -134,7 +134,7 @@ def edge(chosen: Chosen, scenario: Scenario, hubs: Sequence[Hub], rng: random.Ra
                 BreakerPolicy(
                     failures=settings.breaker_failures,
                     open=settings.breaker_open,
-                    open_max=max(BreakerPolicy.open_max, settings.breaker_open),
+                    open_max=max(BreakerPolicy().open_max, settings.breaker_open),
                     witnesses=settings.witnesses,
                 )
             ),
