@@ -77,6 +77,9 @@ class EventName(StrEnum):
     OPERATOR_WEIGHT = "operator.weight", _I, "a member's weight was set"
     OPERATOR_JOIN = "operator.join", _I, "a member was added, or its settings were replaced"
     OPERATOR_LEAVE = "operator.leave", _I, "a member was removed"
+    RAMP_ROSE = "ramp.rose", _I, "a new member gets more visitors, as its launches succeed"
+    RAMP_HELD = "ramp.held", _W, "it would be time for that, but too few of its launches succeed"
+    RAMP_FELL = "ramp.fell", _W, "a new member gets half as many visitors, and why"
     OPERATOR_REFUSED = (
         "operator.refused",
         _W,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedproxy.cli import candidates, files, fleet, operating, serving, watching
+from fedproxy.cli import candidates, files, fleet, joining, operating, serving, watching
 from fedproxy.cli.base import main
 
-__all__ = ["candidates", "files", "fleet", "main", "operating", "serving", "watching"]
+__all__ = ["candidates", "files", "fleet", "joining", "main", "operating", "serving", "watching"]

@@ -68,7 +68,8 @@ def ask(
         # The admin listener is on this machine or in this cluster: bypass proxies set in the environment.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(request, timeout=timeout) as response:
-            return json.load(response)
+            # 204: there is nothing to say.
+            return json.load(response) if response.status != 204 else None
     except urllib.error.HTTPError as error:
         with error:
             raise _refusal(admin, error, token) from None
@@ -148,3 +149,11 @@ def _rows(admin: str, found: Any, name: str, *keys: str) -> list[dict[str, Any]]
 def path_of(name: str) -> str:
     """The path of a member."""
     return f"/members/{urllib.parse.quote(name, safe='')}"
+
+
+def ask_config(admin: str, *, own: bool = False) -> dict[str, Any]:
+    """The config in force; own: without what operators changed. Raises `Failed`."""
+    found = ask(admin, "/config?own=true" if own else "/config")
+    if not isinstance(found, dict) or "members" not in found:
+        raise not_an_edge(admin)
+    return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedproxy import __version__, is_compiled
-from fedproxy.config.report import fault_lines
+from fedproxy.config.report import Difference, fault_lines
 from fedproxy.config.units import Kind
 from fedproxy.errors import ConfigError
 
@@ -128,3 +128,18 @@ def say(text: str) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
         os.close(nowhere)
+
+
+def say_changes(answer: Any) -> None:
+    """What a dry run would change."""
+    changes = answer.get("changes") if isinstance(answer, dict) else None
+    for each in changes if isinstance(changes, list) else ():
+        click.echo(str(Difference(each.get("key", ""), each.get("before"), each.get("after"))))
+    if not changes:
+        click.echo("nothing would change")
+
+
+def say_if_it_waits(name: str, answer: Any) -> None:
+    """Says so if what was set of a member is not known to the other edges yet."""
+    if isinstance(answer, dict) and answer.get("pending") is True:
+        click.echo(f"{name}: the store is away, so the other edges hear of it once it is back")

@@ -14,15 +14,26 @@ from fedproxy.cli.asking import (
     Failed,
     Refused,
     ask,
+    ask_config,
     ask_list,
     ask_members,
     complete,
     not_an_edge,
     path_of,
 )
-from fedproxy.cli.base import FILE_ARGUMENT, JSON, Syntax, main, number_text, say, table
+from fedproxy.cli.base import (
+    FILE_ARGUMENT,
+    JSON,
+    Syntax,
+    main,
+    number_text,
+    say,
+    say_changes,
+    say_if_it_waits,
+    table,
+)
 from fedproxy.cli.fleet import show_members_of_fleet
-from fedproxy.config.report import Difference, compare
+from fedproxy.config.report import compare
 from fedproxy.config.units import WEIGHT, Weight, weight_text
 
 
@@ -59,20 +70,6 @@ def members(admin: str, as_json: bool, fleet: bool) -> None:
 _DRY = click.option("--dry-run", "dry", is_flag=True, help="Only say what would change.")
 
 
-def _say_changes(answer: Any) -> None:
-    """What a dry run would change."""
-    changes = answer.get("changes") if isinstance(answer, dict) else None
-    for each in changes if isinstance(changes, list) else ():
-        click.echo(str(Difference(each.get("key", ""), each.get("before"), each.get("after"))))
-    if not changes:
-        click.echo("nothing would change")
-
-
-def _say_if_it_waits(name: str, answer: Any) -> None:
-    if isinstance(answer, dict) and answer.get("pending") is True:
-        click.echo(f"{name}: the store is away, so the other edges hear of it once it is back")
-
-
 def _changes(state: str, text: str) -> None:
     @main.command(state, help=text)
     @ADMIN
@@ -83,7 +80,7 @@ def _changes(state: str, text: str) -> None:
         for name in dict.fromkeys(names):
             try:
                 if dry:
-                    _say_changes(ask(admin, f"{path_of(name)}?dry_run=true", {"state": state}))
+                    say_changes(ask(admin, f"{path_of(name)}?dry_run=true", {"state": state}))
                     continue
                 answer = ask(admin, path_of(name), {"state": state})
             except Refused as error:
@@ -91,7 +88,7 @@ def _changes(state: str, text: str) -> None:
                 refused = True
             else:
                 click.echo(f"{name}: {state}")
-                _say_if_it_waits(name, answer)
+                say_if_it_waits(name, answer)
         if refused:
             raise SystemExit(1)
 
@@ -109,11 +106,11 @@ _changes("maint", "Put members in maintenance: send nobody to them.")
 def weight(name: str, number: Weight, admin: str, dry: bool) -> None:
     """Set a member's weight: a number, or `auto`, by the pods that it can carry."""
     if dry:
-        _say_changes(ask(admin, f"{path_of(name)}?dry_run=true", {"weight": number}))
+        say_changes(ask(admin, f"{path_of(name)}?dry_run=true", {"weight": number}))
         return
     answer = ask(admin, path_of(name), {"weight": number})
     click.echo(f"{name}: weight {weight_text(number)}")
-    _say_if_it_waits(name, answer)
+    say_if_it_waits(name, answer)
 
 
 @main.command()
@@ -137,7 +134,7 @@ def reload(admin: str, dry: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     elif dry:
-        _say_changes(answer)
+        say_changes(answer)
     else:
         click.echo("reloaded")
 
@@ -154,20 +151,13 @@ def _fault_line(fault: dict[str, Any]) -> str:
 @click.option("--own", is_flag=True, help="As its file has it, without what operators changed since.")
 def config(admin: str, as_json: bool, own: bool) -> None:
     """Show the config in force, defaults included and secrets masked."""
-    found = _ask_config(admin, own=own)
+    found = ask_config(admin, own=own)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     from fedproxy.config.load import to_yaml
 
     click.echo(to_yaml(found), nl=False)
-
-
-def _ask_config(admin: str, *, own: bool) -> dict[str, Any]:
-    found = ask(admin, "/config?own=true" if own else "/config")
-    if not isinstance(found, dict) or "members" not in found:
-        raise not_an_edge(admin)
-    return found
 
 
 @main.command()
@@ -192,7 +182,7 @@ def diff(file: Path, admin: str, as_json: bool) -> None:
 
         raise wrong(file, error) from None
     try:
-        found = compare(_ask_config(admin, own=True), wanted)
+        found = compare(ask_config(admin, own=True), wanted)
     except Failed as error:
         say(error.message)
         raise SystemExit(2) from None

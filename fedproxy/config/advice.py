@@ -245,7 +245,7 @@ def _members(config: Config) -> Iterator[Advice]:
     if not sources.any and not any(member.start_weight for member in active.values()):
         text = "has no active member with a weight above 0, expected one that takes new visitors"
         yield Advice("no-visitors", ("members",), text)
-    if any(member.weight == "auto" for member in active.values()):
+    if any(member.weight == "auto" and not member.is_ramping for member in active.values()):
         for name, member in active.items():
             if 0 < member.start_weight <= 1:
                 text = (

@@ -641,6 +641,19 @@ class Organisation(Section):
     )
 
 
+class RampSettings(Section):
+    """How a new member comes to its share of new visitors."""
+
+    share: Annotated[float, units.TARGET] = Field(
+        description="Its share of new visitors in the end: `20%`, or 0.2."
+    )
+    over: Seconds = Field(
+        default=604_800.0,
+        description="How long that takes if its launches succeed: a twentieth of the share at first, and "
+        "another one after each twentieth of the time, see [joining.md](joining.md#the-ramp).",
+    )
+
+
 class MemberSettings(Section):
     """One BinderHub. Its key is its name: in the cookie, in the metrics and in commands."""
 
@@ -651,6 +664,11 @@ class MemberSettings(Section):
         default=1.0,
         description="Its share of new visitors, relative to the others: a number, of which 0 takes no new "
         "visitors; or `auto`, by the pods that it can carry, see [operating.md](operating.md#weights).",
+    )
+    ramp: RampSettings | None = Field(
+        default=None,
+        description="A new member comes to its share in steps that its launches have to earn. The edge then "
+        "works its weight out, so this needs `weight: auto`.",
     )
     reserve: CountOrNone = Field(
         default=0,
@@ -697,6 +715,11 @@ class MemberSettings(Section):
         default=None,
         description="How to reach its operators: a URL or `mailto:`; shown on the member page.",
     )
+    control: Literal["full", "own"] = Field(
+        default="own",
+        description="Who can repair it: `full`, the federation's team, so that alerts name its `contact`; "
+        "`own`, only the member's own people, so that they name the member's.",
+    )
     dashboard: Link | None = Field(
         default=None, description="Where its operators see how it is; a link on the operators' page."
     )
@@ -711,12 +734,24 @@ class MemberSettings(Section):
 
     @property
     def start_weight(self) -> float:
-        """Its weight as long as nothing is known of it: with `auto` that of `decide.capacity`."""
-        return START if self.weight == "auto" else self.weight
+        """Its weight as long as nothing is known of it: with `auto` that of `decide.capacity`.
+
+        A member with a ramp gets no visitors until it is known how far it has come.
+        """
+        if self.weight != "auto":
+            return self.weight
+        return START if self.ramp is None else 0.0
+
+    @property
+    def is_ramping(self) -> bool:
+        """Whether its weight is that of its ramp, which a weight that an operator sets is not."""
+        return self.ramp is not None and self.weight == "auto"
 
     def _faults(self) -> Iterator[tuple[str, str]]:
         if self.prime and not self.active:
             yield "prime", "is true for a past member, expected an active one"
+        if self.ramp is not None and self.weight != "auto":
+            yield "ramp", f"is set beside weight {units.weight_text(self.weight)}, expected `weight: auto`"
         if self.ca and not self.url.startswith("https:"):
             yield "ca", f"is set for {self.url}, expected an https:// member"
 
@@ -800,6 +835,11 @@ class Config(Section):
 
     public_url: Annotated[str, addr.ORIGIN] | None = Field(
         default=None, description="What visitors type, `https://mybinder.org`: the Origin that members see."
+    )
+    contact: Annotated[str, addr.CONTACT] | None = Field(
+        default=None,
+        description="How to reach the federation's team: a URL or `mailto:`. Alerts name it for the members "
+        "that the team controls, and the member page for those who want to join.",
     )
     listen: tuple[ListenerSettings, ...] = Field(
         default_factory=default_listen,
@@ -931,6 +971,15 @@ class Config(Section):
     def active_members(self) -> dict[str, MemberSettings]:
         """The active members, in the order of the file."""
         return {name: member for name, member in self.members.items() if member.active}
+
+    @property
+    def alert_contacts(self) -> dict[str, str]:
+        """Whom alerts about an active member are to name, as far as that is known."""
+        found = {
+            name: (each.contact if each.control == "own" else self.contact) or each.contact or self.contact
+            for name, each in self.active_members.items()
+        }
+        return {name: contact for name, contact in found.items() if contact is not None}
 
     @property
     def logos(self) -> frozenset[str]:

@@ -29,6 +29,7 @@ Schema = dict[str, Any]
 _VARIABLE: Final[Schema] = {"type": "string", "pattern": r"\$\{"}
 _DIGITS = r"[0-9]{1,18}(\.[0-9]{1,18})?"
 _NUMBER = rf"^[-+]?{_DIGITS}$"
+_PERCENTAGE = rf"^[-+]?{_DIGITS}( ?%)?$"
 _DURATION, _SIZE = (
     rf"^([-+]?{_DIGITS}|{_DIGITS} ?({'|'.join(each)}))$" for each in (units.DURATION_UNITS, units.SIZE_UNITS)
 )
@@ -56,6 +57,7 @@ _KINDS: Final[Mapping[Kind, Schema]] = {
     units.FACTOR: _number(_NUMBER, minimum=1),
     units.RATIO: _number(_NUMBER, exclusiveMinimum=0, maximum=1),
     units.SHARE: _number(_NUMBER, minimum=0, maximum=1),
+    units.TARGET: _number(_PERCENTAGE, minimum=0.001, maximum=0.9),
     units.STATUS: _number(_NUMBER, "integer", minimum=200, maximum=599),
     units.FLAG: {"anyOf": [{"type": "boolean"}, _text(_FLAG)]},
     units.TEXT: _text(),

@@ -273,6 +273,14 @@ def weight_text(value: Weight) -> str:
     return "auto" if value == "auto" else f"{value:.12g}"
 
 
+def percentage(value: object) -> float | None:
+    """A part from a number, or from a text with `%`: 0.2 and 20% are the same."""
+    if isinstance(value, str) and value.endswith("%"):
+        parsed = number(value[:-1].rstrip(" "))
+        return parsed / 100 if parsed is not None else None
+    return number(value)
+
+
 def access_log(value: object) -> str | None:
     """The format's name; YAML reads a bare `off` as false, and both mean off."""
     if value is False:
@@ -305,6 +313,7 @@ AMOUNT = Kind("number", "a number of at least 0", within(number, 0))
 FACTOR = Kind("number", "a number of at least 1", within(number, 1))
 RATIO = Kind("ratio", "a number above 0 and at most 1", within(number, 0, 1, above=True))
 SHARE = Kind("ratio", "a number from 0 to 1", within(number, 0, 1))
+TARGET = Kind("share", "a share from 0.1% to 90%, such as 20% or 0.2", within(percentage, 0.001, 0.9))
 STATUS = Kind("status", "a status from 200 to 599", within(count, 200, 599))
 FLAG = Kind("true or false", "true or false", flag)
 TEXT = Kind("text", "text", text)

@@ -7,6 +7,7 @@ A change records what the config had at that time, and applies as long as the co
 - An added member applies until the config has a different entry with its name: once it is in the config, the
   config decides.
 - A deleted member stays deleted while its entry in the config stays the same.
+- How far a member's ramp has come applies for as long as the member has a ramp.
 - An intent applies until it is changed, also while its member is absent; deleting a member discards it.
 - With `sources` of members, one that is gone may only be out of their sight: what was set of it is kept.
 - What no longer fits the config as a whole (a second prime member, a host that another has) is dropped.
@@ -65,13 +66,15 @@ class Change(Section):
 class State(Section):
     """Operators' changes, by member name. Frozen: the functions of this module return the next state.
 
-    by: who changed a member last, as long as any change of it applies. An older file has none.
+    by: who changed a member last, as long as any change of it applies. An older file has none. ramps: how far
+    the ramps of members have come, which the edge itself sets.
     """
 
     intents: Mapping[_Name, Literal["drain", "maint"]] = Field(default={})
     weights: Mapping[_Name, Weight] = Field(default={})
     members: Mapping[_Name, Change] = Field(default={})
     by: Mapping[_Name, Annotated[str, units.TEXT]] = Field(default={})
+    ramps: Mapping[_Name, Annotated[float, units.SHARE]] = Field(default={})
 
     def intent(self, name: str) -> Intent:
         """The operator's intent for a member."""
@@ -85,6 +88,7 @@ class MemberOverride(Section):
     weight: Weight | None = None
     change: Change | None = None
     by: Annotated[str, units.TEXT] | None = None
+    ramp: Annotated[float, units.SHARE] | None = None
 
 
 def override_of(state: State, name: str) -> MemberOverride:
@@ -94,6 +98,7 @@ def override_of(state: State, name: str) -> MemberOverride:
         weight=state.weights.get(name),
         change=state.members.get(name),
         by=state.by.get(name),
+        ramp=state.ramps.get(name),
     )
 
 
@@ -104,6 +109,7 @@ def state_of(overrides: Mapping[str, MemberOverride]) -> State:
         weights={name: each.weight for name, each in overrides.items() if each.weight is not None},
         members={name: each.change for name, each in overrides.items() if each.change is not None},
         by={name: each.by for name, each in overrides.items() if each.by is not None},
+        ramps={name: each.ramp for name, each in overrides.items() if each.ramp is not None},
     )
 
 
@@ -138,13 +144,21 @@ def set_weight(config: Config, state: State, name: str, weight: units.Weight) ->
     return state.model_copy(update={"weights": {**rest.weights, name: Weight(value=weight, over=own)}})
 
 
+def set_ramp(state: State, name: str, progress: float) -> State:
+    """The state with how far a member's ramp has come."""
+    return state.model_copy(update={"ramps": {**state.ramps, name: progress}})
+
+
 def join(config: Config, state: State, name: str, settings: object) -> State:
     """The state with this member, new or as a replacement; a weight set before is discarded.
 
     Raises ConfigError: for faults of the settings with key paths in the member, else in the config.
     """
-    change = Change(settings=_written(member_from(name, settings)), over=_said(config, name))
-    return _changed(config, state, name, change)
+    member = member_from(name, settings)
+    if not member.active:
+        # What was intended for it would wait for it to come back.
+        state = state.model_copy(update={"intents": _without(state.intents, name)})
+    return _changed(config, state, name, Change(settings=_written(member), over=_said(config, name)))
 
 
 def leave(config: Config, state: State, name: str) -> State:
@@ -164,7 +178,9 @@ def _changed(config: Config, state: State, name: str, change: Change | None) -> 
     if change is not None and change.settings != change.over:
         members[name] = change
     changed = state.model_copy(update={"members": members, "weights": _without(state.weights, name)})
-    overlay(config, changed)
+    there = overlay(config, changed).members.get(name)
+    if there is None or there.ramp is None:
+        return changed.model_copy(update={"ramps": _without(state.ramps, name)})
     return changed
 
 
@@ -210,7 +226,13 @@ def reconcile(config: Config, state: State) -> tuple[State, list[str]]:
             )
         else:
             weights[name] = weight
-    kept = state.model_copy(update={"members": members, "weights": weights})
+    # Its progress is no intent of anybody, so that nobody need be told that it is over.
+    ramps = {
+        name: progress
+        for name, progress in state.ramps.items()
+        if (base[name].ramp is not None if name in base else config.sources.any)
+    }
+    kept = state.model_copy(update={"members": members, "weights": weights, "ramps": ramps})
     return _with_signers(kept, state.by), lines
 
 

@@ -19,7 +19,8 @@ BREAKER_FAILURES = 5
 class DemoFederation:
     """Toy members and their control page, in this process and on this loop, within `async with`.
 
-    `members`: how many, at least 1; the first is prime. `pace`: as of `ToyBinderHub`.
+    `members`: how many, at least 1; the first is prime. `pace`: as of `ToyBinderHub`. candidate: another
+    one, which is no member yet.
     """
 
     def __init__(self, members: int = 3, *, pace: float = 1.0, host: str = "127.0.0.1") -> None:
@@ -30,14 +31,15 @@ class DemoFederation:
         self.hubs = tuple(
             ToyBinderHub(_name(at), pace=pace, quota=_QUOTAS[at % len(_QUOTAS)]) for at in range(members)
         )
-        self._control = ToyControl(self.hubs)
+        self.candidate = ToyBinderHub(_name(members), pace=pace, quota=_QUOTAS[members % len(_QUOTAS)])
+        self._control = ToyControl((*self.hubs, self.candidate))
 
     def __repr__(self) -> str:
         return f"<DemoFederation {' '.join(hub.name for hub in self.hubs)}>"
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            for hub in self.hubs:
+            for hub in (*self.hubs, self.candidate):
                 await hub.start(self._host)
                 stack.push_async_callback(hub.stop)
             await self._control.start(self._host)

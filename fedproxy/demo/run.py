@@ -43,7 +43,7 @@ async def run(port: int, members: int) -> None:
 def _tell(federation: DemoFederation, edge: str, admin: str) -> None:
     launch = "gh/binder-examples/requirements/HEAD"
     toy = f"{federation.control_url}/{federation.hubs[0].name}"
-    fedproxy = _command()
+    fedproxy, candidate = _command(), federation.candidate
     click.echo("A federation of toy BinderHubs, with the edge in front:\n")
     for label, url in (
         ("the edge", f"{edge}/"),
@@ -53,6 +53,7 @@ def _tell(federation: DemoFederation, edge: str, admin: str) -> None:
         ("for operators", f"{admin}/"),
         ("for Prometheus", f"{admin}/metrics"),
         *((hub.name, f"{hub.url}/") for hub in federation.hubs),
+        ("a candidate", f"{federation.candidate.url}/"),
         ("to break them", f"{federation.control_url}/"),
     ):
         click.echo(f"  {label:<14} {url}")
@@ -76,6 +77,8 @@ A launch as a program sees it, and what an operator can change:
   {fedproxy} drain {federation.hubs[0].name}
   {fedproxy} members
   {fedproxy} ready {federation.hubs[0].name}
+  {fedproxy} join {candidate.name} {candidate.url} --share 20% --over 1m
+  {fedproxy} leave {candidate.name}
 
 Ctrl-C stops everything.""")
 

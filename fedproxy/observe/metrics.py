@@ -63,7 +63,8 @@ class View:
 
     reloads: by result (`success`, `failure`). reloaded_at: the time of the last successful load of a config.
     certificates: when each expires, by name. sessions: of how many it is known where they run. processes: the
-    edge's own. fleet: the store, and the edges that share it. Times are in seconds since the epoch.
+    edge's own. fleet: the store, and the edges that share it. ramps: how far those of members have come.
+    contacts: whom alerts are to name, by member. Times are in seconds since the epoch.
     """
 
     survey: Survey
@@ -73,6 +74,8 @@ class View:
     sessions: int = 0
     processes: Sequence[ProcessUse] = ()
     fleet: FleetSeen = field(default_factory=FleetSeen)
+    ramps: Mapping[str, float] = field(default_factory=dict)
+    contacts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ def collect(view: View) -> Iterator[Family]:
     yield from _requests(members)
     yield from _state(members)
     yield from _probed(members)
+    yield from _people(view)
     yield from _edge(view)
     yield from _fleet(view.fleet)
     yield from _of_processes(view.processes)
@@ -299,6 +303,22 @@ def _requests(members: Sequence[Snapshot]) -> Iterator[Family]:
         "Launches, and pages for them, by what made expected-wait choose the member.",
         ("member", "reason"),
         (((m.name, reason), m.counts.choices.get(reason, 0)) for m in members for reason in Reason),
+    )
+
+
+def _people(view: View) -> Iterator[Family]:
+    """New members, and whom to call."""
+    yield _gauge(
+        "fedproxy_member_ramp",
+        "How far the ramp of a new member has come: 1 is its whole share.",
+        ("member",),
+        (((name,), progress) for name, progress in view.ramps.items()),
+    )
+    yield _gauge(
+        "fedproxy_member_contact",
+        "Whom alerts about a member name; always 1.",
+        ("member", "contact"),
+        (((name, contact), 1) for name, contact in view.contacts.items()),
     )
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from fedproxy.control.messages import BuildBegun, LaunchesTaught, LaunchSeen
-from fedproxy.decide.knowledge import Knowledge
+from fedproxy.decide.knowledge import Knowledge, Seen
 
 
 class Learning:
     """Passes on what each data plane learns of launches.
 
-    knowledge: all of it. changed: whether it changed since it was last stored.
+    knowledge: all of it. changed: whether it changed since it was last stored. on_seen: called with each
+    launch that has ended.
     """
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self.knowledge = Knowledge()
         self.changed = False
+        self.on_seen: Callable[[Seen], None] = lambda seen: None
         self._wall = wall
         self._planes: dict[Hashable, Callable[[BuildBegun | LaunchSeen], None]] = {}
 
@@ -43,6 +45,7 @@ class Learning:
             self.knowledge.begun(fact.image, fact.name, now)
         else:
             self.knowledge.learn(fact.seen, now)
+            self.on_seen(fact.seen)
             self.changed = True
         for other, send in self._planes.items():
             if other is not who:

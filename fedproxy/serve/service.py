@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedproxy.config.address import Address
 from fedproxy.config.check import collisions, path_of
-from fedproxy.config.model import Config
+from fedproxy.config.model import Config, MemberSettings
 from fedproxy.config.report import Difference, changed_secrets, compare, fault_lines, masked
 from fedproxy.config.units import Weight, weight_text
 from fedproxy.control import state as operators
@@ -42,6 +42,7 @@ from fedproxy.control.messages import (
 )
 from fedproxy.control.overrides import Override
 from fedproxy.control.prober import Prober, Report
+from fedproxy.control.ramps import Ramps, RampSeen
 from fedproxy.control.sessions import SessionFile, SessionStore, sessions_path
 from fedproxy.control.sources import CONFIG, OPERATOR
 from fedproxy.control.state import State, StateFile, state_path
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from fedproxy.control.hints import Hint
     from fedproxy.decide.federation import Federation
     from fedproxy.decide.knowledge import Learned
+    from fedproxy.decide.ramp import RampMove
     from fedproxy.observe.events import Events
     from fedproxy.proxy.edge import Edge
 
@@ -153,6 +155,8 @@ class Service:
         self._common = Common()
         self._urls: dict[str, str] = {}  # of the members that launches teach of
         self._weights = AutoWeights(self._common.learning.knowledge)
+        self._ramps = Ramps()
+        self._common.learning.on_seen = self._ramps.note
         self._common.on_trip = self._hear_news
         self._common.on_event = self._on_event
         self._sharing = self._common.sharing
@@ -262,6 +266,8 @@ class Service:
             self.note(EventName.CONFIG_WARNING, line)
         await self._load_sessions()
         await self._load_knowledge()
+        self._ramps.apply(self.config.active_members, self._state, time.monotonic())
+        self._weigh_ramps()
         try:
             find_targets(self.config)
             check_log(self.config)
@@ -322,7 +328,12 @@ class Service:
         await link.fleet.start()
         if not link.overrides.order and not link.overrides.pending:
             # The first edge with a store, and it was alone before: what was set then holds for all.
-            for name in {*self._state.intents, *self._state.weights, *self._state.members}:
+            for name in {
+                *self._state.intents,
+                *self._state.weights,
+                *self._state.members,
+                *self._state.ramps,
+            }:
                 content = operators.override_of(self._state, name)
                 await link.fleet.set_override(
                     name, Override(content, content.by or "", link.fleet.name, time.time())
@@ -403,7 +414,7 @@ class Service:
 
     def _note_overrides(self, before: State, after: State, but: str = "") -> None:
         """Tells what operators set at other edges, of all members but one."""
-        for name in sorted({*before.by, *after.by, *before.intents} - {but}):
+        for name in sorted({*before.by, *after.by, *before.intents, *before.ramps, *after.ramps} - {but}):
             was, now = operators.override_of(before, name), operators.override_of(after, name)
             set_by = self.link.overrides.get(name) if self.link is not None else None
             who = f"{set_by.who} at {set_by.edge}" if set_by is not None and set_by.edge else now.by
@@ -413,6 +424,8 @@ class Service:
             if was.weight != now.weight:
                 value = weight_text(now.weight.value) if now.weight is not None else "what the config says"
                 self.note(EventName.OPERATOR_WEIGHT, f"the weight of {name} was set to {value}", name, who)
+            if was.ramp is not None and now.ramp is not None and was.ramp != now.ramp:
+                self._note_ramp(name, was.ramp, "")
             if was.change != now.change:
                 there = name in self.config.active_members
                 event = EventName.OPERATOR_JOIN if there else EventName.OPERATOR_LEAVE
@@ -722,7 +735,7 @@ class Service:
         return Snapshot(
             name=name,
             url=settings.url,
-            weight=self._weights.known(name) if settings.weight == "auto" else settings.weight,
+            weight=self._weight_of(name, settings),
             share=0.0,
             prime=settings.prime,
             intent=self._state.intent(name),
@@ -761,6 +774,12 @@ class Service:
             sessions=self.sessions_known,
             processes=self._processes.look(self._running()),
             fleet=see_fleet(self.link) if self.link is not None else FleetSeen(self._file_seen()),
+            ramps={
+                name: seen.progress
+                for name in self.config.active_members
+                if (seen := self.ramp(name)) is not None
+            },
+            contacts=self.config.alert_contacts,
         )
 
     def _running(self) -> Iterator[Running]:
@@ -883,23 +902,28 @@ class Service:
         """An admin request had a wrong token, or one with too few rights."""
         self.history.count(EventName.OPERATOR_REFUSED, {"": 1}, time.time(), _refusals, who=client)
 
-    async def _set_override(self, name: str, change: Callable[[], State], who: str) -> str:
+    async def _set_override(self, name: str, change: Callable[[], State], who: str | None) -> str:
         """Puts what an operator sets of a member in force, here and at all edges of the fleet.
 
-        Returns what is to be added to the event's text. Raises what `change` raises, ConfigError and OSError.
+        who: None for the edge itself. Returns what is to be added to the event's text. Raises what `change`
+        raises, ConfigError and OSError.
         """
+
+        def signed() -> State:
+            return change() if who is None else operators.sign(change(), name, who)
+
         if self.link is None:
-            state = operators.sign(change(), name, who)
+            state = signed()
             find_targets(operators.overlay(self._own, state))
             # On a slow disk this takes its time, and visitors are not to wait.
             await self._disk.run(partial(self._save_state, state))
             self._put_in_force(state)
             return ""
         for _ in range(_ATTEMPTS):
-            state = operators.sign(change(), name, who)
+            state = signed()
             find_targets(operators.overlay(self._own, state))
             content = operators.override_of(state, name)
-            override = Override(content, who, self.link.fleet.name, time.time())
+            override = Override(content, who or "", self.link.fleet.name, time.time())
             taken = await self.link.fleet.set_override(name, override)
             before = self._state
             self._put_in_force(self._applicable())
@@ -922,6 +946,8 @@ class Service:
         find_targets(config)
         self._state = state
         self.config = config
+        self._ramps.apply(config.active_members, state, time.monotonic())
+        self._weigh_ramps()
         self._tell_weights()
         self._planes.apply(self._to_apply())
         self._probe_again()
@@ -967,7 +993,11 @@ class Service:
     def _health(self, report: Report) -> MemberHealth:
         """What is told of a member, with its weight if it has `auto`."""
         settings = self.config.members.get(report.name)
-        auto = settings is not None and settings.weight == "auto"
+        weight: float | None = None
+        if settings is not None and settings.is_ramping:
+            weight = self._ramps.known(report.name)
+        elif settings is not None and settings.weight == "auto":
+            weight = self._weights.tell(report.name)
         return MemberHealth(
             report.name,
             report.healthy,
@@ -975,14 +1005,76 @@ class Service:
             report.pods,
             report.quota,
             report.base_path,
-            self._weights.tell(report.name) if auto else None,
+            weight,
         )
+
+    def _weight_of(self, name: str, settings: MemberSettings) -> float:
+        """The weight that a member has now."""
+        if settings.is_ramping:
+            return self._ramps.known(name)
+        return self._weights.known(name) if settings.weight == "auto" else settings.weight
 
     def _weigh(self) -> None:
         """Works the weights out anew, and tells of those that have changed."""
-        for name in self._weights.step(self.config.active_members, time.monotonic(), time.time()):
+        changed = self._weights.step(self.config.active_members, time.monotonic(), time.time())
+        for name in [*changed, *self._weigh_ramps()]:
             if name in self._reports:
                 self._planes.tell(self._health(self._reports[name]))
+
+    # Ramps
+
+    def ramp(self, name: str) -> RampSeen | None:
+        """How far a member's ramp has come; None if it has none."""
+        return self._ramps.seen(name, self.config.active_members)
+
+    def _weigh_ramps(self) -> list[str]:
+        """Works the weights of ramps out anew; returns the members that are to be told of."""
+        members = self.config.active_members
+        weights = {
+            name: self._weight_of(name, settings)
+            for name, settings in members.items()
+            if self._state.intent(name) is Intent.READY
+        }
+        return self._ramps.step(members, weights)
+
+    def _look_at_ramps(self, survey: Survey) -> None:
+        members = {member.name: member for member in survey.members}
+        for name, before, move in [*self._ramps.look(members, time.monotonic())]:
+            if move.progress == before:
+                self.note(EventName.RAMP_HELD, f"{name} gets no more visitors yet: {move.reason}", name)
+            else:
+                self._do(self._move_ramp(name, before, move))
+
+    async def _move_ramp(self, name: str, before: float, move: RampMove) -> None:
+        """Changes how far a member's ramp has come, at all edges, unless another edge was faster."""
+
+        def moved() -> State:
+            seen = self._ramps.seen(name, self.config.active_members)
+            if seen is None or seen.progress != before:
+                raise KeyError(name)
+            return operators.set_ramp(self._state, name, move.progress)
+
+        async with self._changing:
+            try:
+                await self._set_override(name, moved, None)
+            except KeyError:
+                return
+            except (ConfigError, OSError) as error:
+                self.note(EventName.RAMP_HELD, f"{name} gets no more visitors yet: {error}", name)
+                return
+        self._note_ramp(name, before, move.reason)
+
+    def _note_ramp(self, name: str, before: float, reason: str) -> None:
+        seen = self.ramp(name)
+        if seen is None or seen.progress == before:
+            return
+        event = EventName.RAMP_ROSE if seen.progress > before else EventName.RAMP_FELL
+        part = f"{seen.share * seen.progress:.1%} of new visitors"
+        if seen.progress >= 1.0:
+            text = f"{name} has come to its share, {part}"
+        else:
+            text = f"{name} gets {part}, of {seen.share:.0%} in the end"
+        self.note(event, f"{text}: {reason}" if reason else text, name)
 
     def _tell_weights(self) -> None:
         """Before a config is put in force, so that no member has another weight in it for a moment."""
@@ -1166,6 +1258,8 @@ class Service:
 
     async def _tell_planes(self, workers: int, moved: bool) -> None:
         planes = self._planes
+        self._ramps.apply(self.config.active_members, self._state, time.monotonic())
+        self._weigh_ramps()
         self._tell_weights()
         if not moved:
             planes.apply(self._to_apply())
@@ -1244,6 +1338,7 @@ class Service:
             # Visitors may be served in this loop, so not all at once.
             await asyncio.sleep(0)
             self.history.see(survey, time.monotonic(), time.time())
+            self._look_at_ramps(survey)
             self._watched = False
             done, self._next_look = self._next_look, asyncio.get_running_loop().create_future()
             done.set_result(None)

@@ -35,12 +35,13 @@ from fedproxy.web.live import MOST_STREAMS, Live, log
 from fedproxy.web.openapi import description
 from fedproxy.web.page import Asset, environment, icon, stylesheet
 from fedproxy.web.turns import in_turns
-from fedproxy.web.view import dashboard, describe, has_auto, probed
+from fedproxy.web.view import dashboard, describe, has_auto, probed, ramp_shown
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
     from fedproxy.config.report import Difference
     from fedproxy.config.units import Weight
+    from fedproxy.control.ramps import RampSeen
     from fedproxy.decide.knowledge import Learned
     from fedproxy.decide.snapshot import Survey
     from fedproxy.errors import Fault
@@ -117,6 +118,9 @@ class AdminState(Protocol):
 
     def origin(self, name: str) -> str:
         """Where a member comes from: `config`, `directory: FILE`, `dns: NAME` or `operator`."""
+
+    def ramp(self, name: str) -> RampSeen | None:
+        """How far a member's ramp has come; None if it has none."""
 
     def learned(self, name: str) -> Learned:
         """What launches have taught of a member."""
@@ -408,6 +412,7 @@ class _Admin:
             {
                 **describe(member, parts[member.name]),
                 "auto": has_auto(members.get(member.name)),
+                "ramp": ramp_shown(self._state.ramp(member.name)),
                 "set_by": self._state.set_by(member.name),
                 "source": self._state.origin(member.name),
                 "pending": self._state.is_pending(member.name),

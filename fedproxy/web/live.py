@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from fedproxy.config.model import Config
+    from fedproxy.control.ramps import RampSeen
     from fedproxy.decide.snapshot import Snapshot, Survey
     from fedproxy.observe.fleet import EdgeSeen, FleetSeen
 
@@ -104,6 +105,9 @@ class LiveState(Protocol):
 
     def known(self) -> Survey:
         """The last known survey, without asking the workers."""
+
+    def ramp(self, name: str) -> RampSeen | None:
+        """How far a member's ramp has come; None if it has none."""
 
     def origin(self, name: str) -> str:
         """Where a member comes from, in a word or two; `config` if that is its file."""
@@ -192,6 +196,7 @@ class Live:
                 "chosen": _chosen(lately.sources),
                 "choices": {str(reason): count for reason, count in member.counts.choices.items()},
                 "dashboard": dashboard(settings.get(name)),
+                "ramp": self._state.ramp(name),
                 "source": self._state.origin(name),
                 "events": [_shown(event) for event in events[name]],
             }

@@ -16,6 +16,7 @@ _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _FLAG: Final[Schema] = {"type": "boolean"}
 _COUNTS: Final[Schema] = {"type": "object", "additionalProperties": _COUNT}
 _TEXTS: Final[Schema] = {"type": "array", "items": _TEXT}
+_PART: Final[Schema] = {"type": "number", "minimum": 0, "maximum": 1}
 _MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
 _MAYBE_SECONDS: Final = {"type": ["number", "null"], "minimum": 0}
 _MAYBE_COUNT: Final[Schema] = {"type": ["integer", "null"], "minimum": 0}
@@ -58,7 +59,20 @@ _MEMBER: Final = _object(
         "url": _TEXT,
         "weight": {"type": "number", "minimum": 0},
         "auto": {**_FLAG, "description": "Whether the edge works the weight out: `weight: auto`."},
-        "share": {"type": "number", "minimum": 0, "maximum": 1},
+        "share": _PART,
+        "ramp": {
+            "anyOf": [
+                _object(
+                    {
+                        "share": {**_PART, "description": "Of new visitors, in the end."},
+                        "progress": {**_PART, "description": "The part of that which it has now."},
+                        "reason": {**_TEXT, "description": "Why that changed last, or did not."},
+                    }
+                ),
+                {"type": "null"},
+            ],
+            "description": "How far a new member has come to its share; null for one without a ramp.",
+        },
         "share_actual": {
             "type": ["number", "null"],
             "description": "Of the new visitors of the last hour; null if there were none.",

@@ -12,6 +12,7 @@ from fedproxy.decide.snapshot import Status, shares
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config, MemberSettings, Organisation
+    from fedproxy.control.ramps import RampSeen
     from fedproxy.decide.snapshot import Snapshot
 
 Tone = Literal["good", "full", "paused", "bad"]
@@ -63,6 +64,11 @@ def active_hosts(config: Config, members: Iterable[Snapshot]) -> dict[str, Any]:
 def has_auto(settings: MemberSettings | None) -> bool:
     """Whether the edge works a member's weight out."""
     return settings is not None and settings.weight == "auto"
+
+
+def ramp_shown(seen: RampSeen | None) -> dict[str, Any] | None:
+    """How far a member's ramp has come, for the admin API."""
+    return None if seen is None else {**seen._asdict(), "progress": round(seen.progress, 3)}
 
 
 def probed(member: Snapshot, settings: MemberSettings | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from fedproxy.config.report import Difference, compare, masked
 from fedproxy.config.units import Weight
 from fedproxy.control import state as operators
 from fedproxy.control.messages import Logo
+from fedproxy.control.ramps import RampSeen
 from fedproxy.decide.breaker import Breaker, BreakerPolicy
 from fedproxy.decide.counts import EdgeCounts
 from fedproxy.decide.federation import Federation
@@ -80,6 +81,7 @@ class State:
         self.error: Exception | None = None
         self.asked: list[str] = []
         self.signed: dict[str, str] = {}
+        self.ramps: dict[str, RampSeen] = {}
         self.refused: list[str] = []
         self.shared: FleetSeen | None = None
         self.across: MembersAcross | Exception = MembersAcross([])
@@ -198,6 +200,9 @@ class State:
         if self.faults:
             raise ConfigError(self.faults)
         return [Difference("workers", "auto", 3)]
+
+    def ramp(self, name: str) -> RampSeen | None:
+        return self.ramps.get(name)
 
     def learned(self, name: str) -> Learned:
         return Learned(12.5, None, 3) if name == "gesis" else Learned(None, None, 0)

@@ -1,0 +1,125 @@
+"""Changes of a config's text that leave everything else in it as it was written, comments too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fedproxy.config.document import read
+from fedproxy.config.load import to_yaml
+
+if TYPE_CHECKING:
+    from fedproxy.config.places import Spot
+
+
+class CannotEdit(ValueError):
+    """The text cannot be changed by a program. Its message says why, and what to do."""
+
+
+def add_member(text: str, name: str, settings: Mapping[str, Any]) -> str:
+    """The text of a config with one more member, after those that it has. Raises CannotEdit."""
+    return _checked(text, _with_member(text, name, settings), name, settings)
+
+
+def set_key(text: str, name: str, key: str, value: object) -> str:
+    """The text of a config in which a member's key has this plain value. Raises CannotEdit."""
+    return _checked(text, _with_key(text, name, key, value), name, {key: value})
+
+
+def _checked(before: str, after: str, name: str, change: Mapping[str, Any]) -> str:
+    """The text after a change of one member, of which nothing else may have changed."""
+    wanted = copy.deepcopy(read(before).data) or {}
+    members = wanted["members"] = wanted.get("members") or {}
+    members[name] = {**members.get(name, {}), **change}
+    if read(after).data != wanted:
+        raise CannotEdit("the change would change something else too, so it has to be made by hand")
+    return after
+
+
+def _with_member(text: str, name: str, settings: Mapping[str, Any]) -> str:
+    members = _members(text)
+    if members is None:
+        return f"{_whole_lines(text)}members:\n{_block({name: settings}, 2)}"
+    if name in members.items:
+        raise CannotEdit(f"{name} is in this file already")
+    if not members.items:
+        if text[members.value : members.end].strip() not in ("", "{}", "~", "null"):
+            raise CannotEdit("`members` is not a mapping, so no member can be added to it")
+        at = _line_end(text, members.end)
+        return f"{text[: members.key]}members:\n{_block({name: settings}, 2)}{_rest(text, at)}"
+    first = next(iter(members.items.values()))
+    _in_block_style(text, members, first, "members")
+    at = _line_end(text, _last(members).end)
+    return f"{_whole_lines(text[:at])}{_block({name: settings}, _column(text, first.key))}{_rest(text, at)}"
+
+
+def _with_key(text: str, name: str, key: str, value: object) -> str:
+    members = _members(text)
+    member = members.items.get(name) if members is not None else None
+    if member is None:
+        raise CannotEdit(f"{name} is not in this file; if it is in one that this includes, name that one")
+    if member.alias or not member.items:
+        raise CannotEdit(f"the entry of {name} is no mapping of its own, so it has to be changed by hand")
+    first = next(iter(member.items.values()))
+    _in_block_style(text, member, first, name)
+    written = to_yaml({key: value}).strip()
+    spot = member.items.get(key)
+    if spot is not None:
+        if spot.items or spot.alias:
+            raise CannotEdit(f"`{key}` of {name} is no plain value, so it has to be changed by hand")
+        return f"{text[: spot.key]}{written}{text[spot.end :]}"
+    at = _line_end(text, _last(member).end)
+    return f"{_whole_lines(text[:at])}{' ' * _column(text, first.key)}{written}\n{_rest(text, at)}"
+
+
+def _members(text: str) -> Spot | None:
+    """Where the members are in a text; None if it has none."""
+    document = read(text)
+    if document.findings:
+        raise CannotEdit(f"it is {document.findings[0].text}")
+    root = document.places.root
+    if document.data is not None and not isinstance(document.data, dict):
+        raise CannotEdit("it is not a mapping")
+    if root is not None and text[root.value : root.value + 1] == "{":
+        raise CannotEdit("it is written in braces, so it has to be changed by hand")
+    return root.items.get("members") if root is not None else None
+
+
+def _in_block_style(text: str, whole: Spot, first: Spot, what: str) -> None:
+    if whole.alias or text[whole.value] == "{" or _line_start(text, first.key) <= whole.key:
+        raise CannotEdit(f"{what} is written in braces or elsewhere, so it has to be changed by hand")
+
+
+def _last(spot: Spot) -> Spot:
+    """The last value that is written in it. Comments and empty lines behind it are not part of that."""
+    while spot.items:
+        spot = [*spot.items.values()][-1]
+    return spot
+
+
+def _block(data: Mapping[str, Any], indent: int) -> str:
+    lines = to_yaml(data).splitlines()
+    return "".join(f"{' ' * indent}{line}\n" if line else "\n" for line in lines)
+
+
+def _line_start(text: str, at: int) -> int:
+    return text.rfind("\n", 0, at) + 1
+
+
+def _line_end(text: str, at: int) -> int:
+    """The end of the line in which the character before `at` is."""
+    end = text.find("\n", max(0, at - 1))
+    return len(text) if end < 0 else end
+
+
+def _column(text: str, at: int) -> int:
+    return at - _line_start(text, at)
+
+
+def _whole_lines(text: str) -> str:
+    return text if not text or text.endswith("\n") else f"{text}\n"
+
+
+def _rest(text: str, at: int) -> str:
+    return text[at:].removeprefix("\n")

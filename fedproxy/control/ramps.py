@@ -1,0 +1,101 @@
+"""The ramps of new members: how far each has come, and the weight that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from fedproxy.decide.launch import End
+from fedproxy.decide.member import Intent
+from fedproxy.decide.ramp import FIRST, Ramp, RampMove, ramp_weight
+from fedproxy.decide.snapshot import Status
+
+if TYPE_CHECKING:
+    from fedproxy.config.model import MemberSettings
+    from fedproxy.control.state import State
+    from fedproxy.decide.knowledge import Seen
+    from fedproxy.decide.snapshot import Snapshot
+
+_CHANGED: Final = 0.02  # the part by which a weight differs that is worth telling
+_DOWN: Final = (Status.UNHEALTHY, Status.EJECTED)
+
+
+class RampSeen(NamedTuple):
+    """How far a member's ramp has come. share: of new visitors, in the end. progress: the part of that which
+    it has now. reason: why it changed last, or did not; empty if it has only begun."""
+
+    share: float
+    progress: float
+    reason: str = ""
+
+
+class Ramps:
+    """The ramps of all members that have one. Times are of a clock that never goes back."""
+
+    def __init__(self) -> None:
+        self._ramps: dict[str, Ramp] = {}
+        self._reasons: dict[str, str] = {}
+        self._told: dict[str, float] = {}
+
+    def note(self, seen: Seen) -> None:
+        """A launch has ended, at this edge or at another one."""
+        ramp = self._ramps.get(seen.member)
+        if ramp is not None and (seen.failed or seen.end is End.READY):
+            ramp.note(failed=seen.failed)
+
+    def apply(self, members: Mapping[str, MemberSettings], state: State, now: float) -> None:
+        """The members that there are, and how far their ramps have come."""
+        ramping = {name: each.ramp for name, each in members.items() if each.is_ramping and each.ramp}
+        for table in (self._ramps, self._reasons, self._told):
+            for name in [name for name in table if name not in ramping]:
+                del table[name]
+        for name, settings in ramping.items():
+            progress = state.ramps.get(name, FIRST)
+            ramp = self._ramps.get(name)
+            if ramp is None:
+                self._ramps[name] = Ramp(progress, settings.over, now)
+                continue
+            ramp.over = settings.over
+            if ramp.progress != progress:
+                ramp.change(progress, now)
+
+    def look(self, members: Mapping[str, Snapshot], now: float) -> Iterator[tuple[str, float, RampMove]]:
+        """What follows for each member, and the progress from which it moves. Nothing is moved by this."""
+        for name, ramp in self._ramps.items():
+            seen = members.get(name)
+            if seen is None:
+                continue
+            if seen.intent is not Intent.READY:
+                ramp.pause(now)
+                continue
+            move = ramp.look(now, down=seen.status in _DOWN)
+            if move is not None:
+                self._reasons[name] = move.reason
+                yield name, ramp.progress, move
+
+    def seen(self, name: str, members: Mapping[str, MemberSettings]) -> RampSeen | None:
+        """How far a member's ramp has come; None if it has none."""
+        ramp, settings = self._ramps.get(name), members.get(name)
+        if ramp is None or settings is None or settings.ramp is None:
+            return None
+        return RampSeen(settings.ramp.share, ramp.progress, self._reasons.get(name, ""))
+
+    def step(self, members: Mapping[str, MemberSettings], weights: Mapping[str, float]) -> list[str]:
+        """Works their weights out anew; returns those that are to be told of. weights: of all others."""
+        due = []
+        now = {**{name: weights.get(name, 0.0) for name in members}, **self._told}
+        for name, ramp in self._ramps.items():
+            settings = members.get(name)
+            if settings is None or settings.ramp is None:
+                continue
+            others = sum(now.values()) - now.get(name, 0.0)
+            weight = float(f"{ramp_weight(settings.ramp.share, ramp.progress, others):.3g}")
+            told = self._told.get(name, 0.0)
+            if abs(weight - told) > _CHANGED * told:
+                self._told[name] = weight
+                due.append(name)
+        return due
+
+    def known(self, name: str) -> float:
+        """The weight of a member with a ramp."""
+        return self._told.get(name, 0.0)
