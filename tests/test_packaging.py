@@ -128,7 +128,7 @@ def test_compiled_wheels_are_compiled_and_tested_to_be() -> None:
 
 def test_every_extra_that_a_document_names_exists() -> None:
     named: set[str] = set()
-    for pattern in ("*.md", "docs/*.md", "conf/*.yaml", "fedproxy/**/*.py", "Dockerfile"):
+    for pattern in ("*.md", "docs/*.md", "docs/[a-z]*/*.md", "conf/*.yaml", "fedproxy/**/*.py", "Dockerfile"):
         for path in ROOT.glob(pattern):
             for extras in re.findall(r"(?:fedproxy|\.)\[([a-z, ]+)\]", path.read_text()):
                 named |= {extra.strip() for extra in extras.split(",")}

@@ -18,8 +18,13 @@ from fedproxy.config.load import load, parse
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(path for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts)
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES]
 COMMANDS = set(main.commands)
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def _fences(text: str) -> list[str]:
@@ -54,12 +59,12 @@ def test_readme_begins_with_the_two_commands() -> None:
 
 
 def test_every_make_target_in_the_documents_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {name for path in DOCUMENTS for name in re.findall(r"\bmake ([a-z]+)", _code(path.read_text()))}
-    assert {"demo", "test", "bench"} <= named <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for path in DOCUMENTS for name in re.findall(r"\bmake ([a-z-]+)", _code(path.read_text()))}
+    assert {"demo", "test", "bench", "docs"} <= named <= targets
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
 def test_every_command_in_a_document_exists(path: Path) -> None:
     named = set(re.findall(r"(?:^|[\s/])fedproxy ([a-z]+)", _code(path.read_text()), re.MULTILINE))
     assert named <= COMMANDS
@@ -76,7 +81,7 @@ def test_versions_agree() -> None:
     assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
 def test_links_of_a_document_lead_somewhere(path: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", _prose(path.read_text())):
@@ -89,7 +94,7 @@ def test_links_of_a_document_lead_somewhere(path: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*.yaml")), ids=_name)
 def test_example_config_is_valid(path: Path) -> None:
     assert load(path, {"FEDPROXY_ADMIN_TOKEN": "token", "FEDPROXY_COOKIE_SECRET": "secret"}).members
 
