@@ -7,13 +7,19 @@ also one to README.md or to a file of conf/.
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 from pathlib import Path
+
+# What the theme brings tells standard output that pictures of titles would need matplotlib.
+with contextlib.redirect_stdout(io.StringIO()):
+    import sphinxext.opengraph  # noqa: F401
 
 _ROOT = Path(__file__).parent.parent
 
 project = "fedproxy"
-author = "fedproxy contributors"
-project_copyright = "fedproxy contributors"
+author = "the fedproxy contributors"
+project_copyright = "the fedproxy contributors"
 # Read and not imported: the handbook is built without what the program needs.
 release = version = next(
     ast.literal_eval(node.value)
@@ -28,9 +34,6 @@ exclude_patterns = ["docs/_build", ".*", "build", "dist", "fedproxy", "tests", "
 myst_enable_extensions = ["colon_fence"]
 # The anchors of headings are GitHub's.
 myst_heading_anchors = 4
-pygments_style = "default"
-# A page of the handbook is Markdown, so what is not there is said and not guessed.
-nitpicky = True
 
 html_theme = "jupyterhub_sphinx_theme"
 html_title = "fedproxy"
@@ -40,4 +43,4 @@ html_favicon = "_static/favicon.svg"
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"logo": {"text": "fedproxy"}, "show_prev_next": True}
-ogp_social_cards = {"enable": False}  # pictures of titles, which would take matplotlib
+ogp_social_cards = {"enable": False}
