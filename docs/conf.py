@@ -35,6 +35,7 @@ myst_enable_extensions = ["colon_fence"]
 # The anchors of headings are GitHub's.
 myst_heading_anchors = 4
 
+templates_path = ["_templates"]
 html_theme = "jupyterhub_sphinx_theme"
 html_title = "fedproxy"
 html_static_path = ["_static"]
@@ -42,5 +43,12 @@ html_extra_path = ["_root"]
 html_favicon = "_static/favicon.svg"
 html_show_sourcelink = False
 html_copy_source = False
-html_theme_options = {"logo": {"text": "fedproxy"}, "show_prev_next": True}
+html_logo = "_static/favicon.svg"
+# All pages at the side, in the index's order, and none in the header, which has room for a few only.
+html_sidebars = {"**": ["pages.html"]}
+html_theme_options = {
+    "logo": {"text": "fedproxy"},
+    "navbar_center": [],
+    "show_toc_level": 2,
+}
 ogp_social_cards = {"enable": False}
