@@ -31,7 +31,7 @@ extensions = ["myst_parser", "sphinx_design"]
 root_doc = "docs/index"
 include_patterns = ["docs/**", "*.md", "benchmarks/results/*.md"]
 exclude_patterns = ["docs/_build", ".*", "build", "dist", "fedproxy", "tests", "conf", "requirements"]
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "tasklist"]
 # The anchors of headings are GitHub's.
 myst_heading_anchors = 4
 

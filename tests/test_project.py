@@ -14,7 +14,9 @@ import pytest
 
 from fedproxy import __version__
 from fedproxy.cli import main
+from fedproxy.cli import reference as commands
 from fedproxy.config.load import load, parse
+from fedproxy.web import reference as api
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,6 +72,30 @@ def test_every_command_in_a_document_exists(path: Path) -> None:
     assert named <= COMMANDS
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_every_option_in_a_command_line_exists(path: Path) -> None:
+    for line in "\n".join(_fences(path.read_text())).replace("\\\n", " ").splitlines():
+        for command, rest in re.findall(r"(?:^|[\s/])fedproxy ([a-z]+)\b([^|&;>#]*)", line):
+            options = {name for each in main.commands[command].params for name in each.opts}
+            for option in re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", rest):
+                assert option in options | {"--help", "-h"}, line
+
+
+def test_reference_is_made_from_the_source() -> None:
+    reference = ROOT / "docs" / "reference"
+    assert (reference / "commands.md").read_text() == commands.render(), "make reference"
+    assert (reference / "api.md").read_text() == api.render(), "make reference"
+
+
+def test_every_page_is_in_the_list_of_pages() -> None:
+    listed = set()
+    for path in (ROOT / "docs" / "README.md", ROOT / "docs" / "decisions" / "README.md"):
+        for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+            listed.add((path.parent / link).resolve())
+    own = {ROOT / "docs" / "README.md", ROOT / "docs" / "index.md"}
+    assert {_name(path) for path in DOCUMENTS if path not in own and path not in listed} == set()
+
+
 def test_readme_names_every_command() -> None:
     code = _code((ROOT / "README.md").read_text()).replace("make demo", "fedproxy demo")
     assert {name for name in COMMANDS if f"fedproxy {name}" not in code} == set()
@@ -79,6 +105,7 @@ def test_versions_agree() -> None:
     assert metadata.version("fedproxy") == __version__
     assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
