@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NODE := $(VENV)/node/.made
 HELM := $(VENV)/.helm
 LOCK := $(BIN)/uv pip compile --python-version 3.13 --python-platform linux --generate-hashes --upgrade --quiet --custom-compile-command 'make lock'
-SOURCES := fedproxy tests benchmarks
+SOURCES := fedproxy tests benchmarks docs
 HAS_COMPILER := $(shell command -v cc >/dev/null && $(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null && echo yes)
 
 # Tests start hundreds of interpreters: without bytecode each would compile the whole package anew.
@@ -108,7 +108,7 @@ $(VENV)/.run: pyproject.toml fedproxy/__init__.py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-# The handbook alone needs nothing of the program.
+# The handbook without what the checks need.
 $(VENV)/.docs: pyproject.toml fedproxy/__init__.py
 	$(set-up)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -52,3 +52,4 @@ html_theme_options = {
     "show_toc_level": 2,
 }
 ogp_social_cards = {"enable": False}
+linkcheck_ignore = [r"https?://(127\.0\.0\.1|[\w.-]*\bexample\.org)\b"]
