@@ -16,6 +16,7 @@ from fedproxy import __version__
 from fedproxy.cli import main
 from fedproxy.cli import reference as commands
 from fedproxy.config.load import load, parse
+from fedproxy.errors import ExchangeError
 from fedproxy.web import reference as api
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +80,16 @@ def test_every_option_in_a_command_line_exists(path: Path) -> None:
             options = {name for each in main.commands[command].params for name in each.opts}
             for option in re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", rest):
                 assert option in options | {"--help", "-h"}, line
+
+
+def test_every_termination_of_an_error_is_documented_twice() -> None:
+    def codes(kind: type[ExchangeError]) -> set[str]:
+        return {kind.termination}.union(*map(codes, kind.__subclasses__()))
+
+    for path in (ROOT / "README.md", ROOT / "docs" / "reference" / "termination.md"):
+        rows = re.findall(r"^\| (`..`.*?) \|", path.read_text(), re.MULTILINE)
+        listed = {code for row in rows for code in re.findall(r"`(..)`", row)}
+        assert codes(ExchangeError) | {"--"} <= listed, path.name
 
 
 def test_reference_is_made_from_the_source() -> None:
