@@ -16,7 +16,8 @@ from fedproxy import __version__
 from fedproxy.cli import main
 from fedproxy.cli import reference as commands
 from fedproxy.config.load import load, parse
-from fedproxy.errors import ExchangeError
+from fedproxy.errors import ExchangeError, MemberError, reasons_of
+from fedproxy.observe.metrics import REASONS
 from fedproxy.web import reference as api
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +91,16 @@ def test_every_termination_of_an_error_is_documented_twice() -> None:
         rows = re.findall(r"^\| (`..`.*?) \|", path.read_text(), re.MULTILINE)
         listed = {code for row in rows for code in re.findall(r"`(..)`", row)}
         assert codes(ExchangeError) | {"--"} <= listed, path.name
+
+
+def test_every_reason_of_an_error_and_of_a_refusal_is_documented() -> None:
+    text = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    _, errors, refusals = re.split(
+        r"^Of (?:failed|what)", text.partition("\n## Reasons\n")[2], flags=re.MULTILINE
+    )
+    for part, reasons in (errors, reasons_of(MemberError)), (refusals.partition("\n## ")[0], REASONS):
+        rows = re.findall(r"^\| (`.*?`) \| ", part, re.MULTILINE)
+        assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == reasons - {"member"}
 
 
 def test_reference_is_made_from_the_source() -> None:
