@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT
+from contextlib import suppress
 from pathlib import Path
 
 from tests.rig.command import fedproxy
@@ -55,9 +56,15 @@ async def test_tutorial_can_be_followed(tmp_path: Path) -> None:
             },
             stdout=PIPE,
             stderr=STDOUT,
+            start_new_session=True,
         )
-        async with asyncio.timeout(100):
-            said, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(90):
+                said, _ = await process.communicate()
+        finally:
+            # The edge too, if the script did not come to its end.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         output = said.decode()
         assert process.returncode == 0, output
         for part in (
