@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NODE := $(VENV)/node/.made
 HELM := $(VENV)/.helm
 LOCK := $(BIN)/uv pip compile --python-version 3.13 --python-platform linux --generate-hashes --upgrade --quiet --custom-compile-command 'make lock'
-SOURCES := fedproxy tests benchmarks
+SOURCES := fedproxy tests benchmarks docs
 HAS_COMPILER := $(shell command -v cc >/dev/null && $(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null && echo yes)
 
 # Tests start hundreds of interpreters: without bytecode each would compile the whole package anew.
@@ -15,14 +15,18 @@ export PYTHONDONTWRITEBYTECODE :=
 TESTS_AT_ONCE = $(shell expr 2 '*' $$(nproc))
 PYTEST = $(BIN)/python -m pytest --dist=worksteal --numprocesses=$(TESTS_AT_ONCE)
 
-.PHONY: demo test test-python test-compiled lint fmt bench compiled lock clean
+# A warning is an error: a link to a page or a heading that is not there is one.
+SPHINX = $(BIN)/sphinx-build -c docs --nitpicky --fail-on-warning --keep-going --quiet
+
+.PHONY: demo test test-python test-compiled lint fmt docs linkcheck reference bench compiled lock clean
 
 demo: $(VENV)/.run
 	@$(BIN)/fedproxy demo $(ARGS)
 
 # The compiler takes one processor for a minute and prints nothing, so it works beside lint and the tests in Python.
+# So does the handbook, for some seconds.
 test: $(VENV)/.test
-	@$(MAKE) --no-print-directory --jobs=2 test-python $(if $(HAS_COMPILER),compiled)
+	@$(MAKE) --no-print-directory --jobs=2 test-python $(if $(HAS_COMPILER),compiled) docs
 	@$(MAKE) --no-print-directory test-compiled
 
 test-python: $(NODE) $(HELM) lint
@@ -49,6 +53,23 @@ fmt: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+# The handbook, in docs/_build/html. What is not as it was is made anew; `make clean` begins again.
+docs: $(VENV)/.docs
+	@$(SPHINX) -b html . docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
+# Links to other sites, which need a network and change without us: not a part of `make test`.
+linkcheck: $(VENV)/.docs
+	$(SPHINX) -b linkcheck . docs/_build/linkcheck
+
+# The pages and the schema that are made from the source, and compared with it by the tests.
+reference: $(VENV)/.test
+	$(BIN)/python -m fedproxy.config.reference > docs/configuration.md
+	$(BIN)/python -m fedproxy.config.schema > conf/schema.json
+	$(BIN)/python -m fedproxy.cli.reference > docs/reference/commands.md
+	$(BIN)/python -m fedproxy.web.reference > docs/reference/api.md
+	$(BIN)/python -m benchmarks.simulate.reference > docs/simulation.md
+
 # QUICK=1: every scenario once, in under two minutes.
 # With a C compiler, the edge compiled is measured beside the edge in Python.
 bench: $(VENV)/.test $(if $(HAS_COMPILER),compiled)
@@ -73,7 +94,7 @@ lock: $(VENV)/.test
 
 clean:
 	rm -f *.so fedproxy/*/*.so fedproxy/*/*/*.so
-	rm -rf $(VENV) .compiled build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) .compiled build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 
 define set-up
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'fedproxy needs Python 3.11 or newer: make PYTHON=/path/to/python3.11'; exit 1; }
@@ -87,11 +108,17 @@ $(VENV)/.run: pyproject.toml fedproxy/__init__.py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
+# The handbook without what the checks need.
+$(VENV)/.docs: pyproject.toml fedproxy/__init__.py
+	$(set-up)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $(VENV)/.run $@
+
 # In one go with what the checks need: pip takes long to look at what is there already.
 $(VENV)/.test: pyproject.toml fedproxy/__init__.py
 	$(set-up)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@touch $(VENV)/.run $@
+	@touch $(VENV)/.run $(VENV)/.docs $@
 
 # A program of npm's that some tests need, which are skipped without it.
 $(NODE): tests/real/package.json | $(VENV)/.test

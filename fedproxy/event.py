@@ -1,6 +1,6 @@
 """What happens to an edge, as operators are told of it: in its log, and on the operators' page.
 
-The names are all that there are, and are listed in `docs/operating.md`; a test compares the two.
+The names are all that there are, and are listed in `docs/reference/logs.md`; a test compares the two.
 """
 
 from __future__ import annotations

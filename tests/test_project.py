@@ -14,12 +14,21 @@ import pytest
 
 from fedproxy import __version__
 from fedproxy.cli import main
+from fedproxy.cli import reference as commands
 from fedproxy.config.load import load, parse
+from fedproxy.errors import ExchangeError, MemberError, reasons_of
+from fedproxy.observe.metrics import REASONS
+from fedproxy.web import reference as api
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(path for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts)
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES]
 COMMANDS = set(main.commands)
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def _fences(text: str) -> list[str]:
@@ -54,15 +63,59 @@ def test_readme_begins_with_the_two_commands() -> None:
 
 
 def test_every_make_target_in_the_documents_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {name for path in DOCUMENTS for name in re.findall(r"\bmake ([a-z]+)", _code(path.read_text()))}
-    assert {"demo", "test", "bench"} <= named <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for path in DOCUMENTS for name in re.findall(r"\bmake ([a-z-]+)", _code(path.read_text()))}
+    assert {"demo", "test", "bench", "docs"} <= named <= targets
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
 def test_every_command_in_a_document_exists(path: Path) -> None:
     named = set(re.findall(r"(?:^|[\s/])fedproxy ([a-z]+)", _code(path.read_text()), re.MULTILINE))
     assert named <= COMMANDS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_every_option_in_a_command_line_exists(path: Path) -> None:
+    for line in "\n".join(_fences(path.read_text())).replace("\\\n", " ").splitlines():
+        for command, rest in re.findall(r"(?:^|[\s/])fedproxy ([a-z]+)\b([^|&;>#]*)", line):
+            options = {name for each in main.commands[command].params for name in each.opts}
+            for option in re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", rest):
+                assert option in options | {"--help", "-h"}, line
+
+
+def test_every_termination_of_an_error_is_documented_twice() -> None:
+    def codes(kind: type[ExchangeError]) -> set[str]:
+        return {kind.termination}.union(*map(codes, kind.__subclasses__()))
+
+    for path in (ROOT / "README.md", ROOT / "docs" / "reference" / "termination.md"):
+        rows = re.findall(r"^\| (`..`.*?) \|", path.read_text(), re.MULTILINE)
+        listed = {code for row in rows for code in re.findall(r"`(..)`", row)}
+        assert codes(ExchangeError) | {"--"} <= listed, path.name
+
+
+def test_every_reason_of_an_error_and_of_a_refusal_is_documented() -> None:
+    text = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    _, errors, refusals = re.split(
+        r"^Of (?:failed|what)", text.partition("\n## Reasons\n")[2], flags=re.MULTILINE
+    )
+    for part, reasons in (errors, reasons_of(MemberError)), (refusals.partition("\n## ")[0], REASONS):
+        rows = re.findall(r"^\| (`.*?`) \| ", part, re.MULTILINE)
+        assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == reasons - {"member"}
+
+
+def test_reference_is_made_from_the_source() -> None:
+    reference = ROOT / "docs" / "reference"
+    assert (reference / "commands.md").read_text() == commands.render(), "make reference"
+    assert (reference / "api.md").read_text() == api.render(), "make reference"
+
+
+def test_every_page_is_in_the_list_of_pages() -> None:
+    listed = set()
+    for path in (ROOT / "docs" / "README.md", ROOT / "docs" / "decisions" / "README.md"):
+        for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+            listed.add((path.parent / link).resolve())
+    own = {ROOT / "docs" / "README.md", ROOT / "docs" / "index.md"}
+    assert {_name(path) for path in DOCUMENTS if path not in own and path not in listed} == set()
 
 
 def test_readme_names_every_command() -> None:
@@ -74,9 +127,10 @@ def test_versions_agree() -> None:
     assert metadata.version("fedproxy") == __version__
     assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
 def test_links_of_a_document_lead_somewhere(path: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", _prose(path.read_text())):
@@ -89,7 +143,7 @@ def test_links_of_a_document_lead_somewhere(path: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*.yaml")), ids=_name)
 def test_example_config_is_valid(path: Path) -> None:
     assert load(path, {"FEDPROXY_ADMIN_TOKEN": "token", "FEDPROXY_COOKIE_SECRET": "secret"}).members
 

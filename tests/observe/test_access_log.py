@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +67,13 @@ def test_json_line_has_the_contract_s_keys_in_order() -> None:
     found = json.loads(line)
     assert list(found) == KEYS
     assert found == {**{key: getattr(LINE, key) for key in KEYS}, "time": "2025-11-23T12:13:20.123Z"}
+
+
+def test_fields_are_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "logs.md").read_text("utf-8")
+    section = text.partition("\n## The access log\n")[2].partition("\n## ")[0]
+    firsts = re.findall(r"^\| (`.+?`) \| ", section, re.MULTILINE)
+    assert sorted(name for first in firsts for name in re.findall(r"`(\w+)`", first)) == sorted(KEYS)
 
 
 def test_json_of_a_refused_request_says_null_for_what_there_was_not() -> None:

@@ -153,7 +153,7 @@ def test_form_changes_from_one_event_to_the_next() -> None:
 
 
 def test_names_are_documented_with_level_and_meaning() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operating.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "logs.md").read_text("utf-8")
     rows = re.findall(r"^\| `([a-z]+\.[a-z-]+)` \| (info|warning|error) \| (.+) \|$", text, re.MULTILINE)
     assert rows == [(name.value, name.level.value, name.meaning) for name in EventName]
 

@@ -285,7 +285,7 @@ async def test_alert_of_an_open_breaker_fires_and_resolves(tmp_path: Path) -> No
 
 
 async def test_everything_that_the_dashboard_and_the_manual_name_has_data(tmp_path: Path) -> None:
-    manual = (RULES.parents[1] / "docs" / "operating.md").read_text()
+    manual = (RULES.parents[1] / "docs" / "reference" / "metrics.md").read_text()
     named = re.findall(r"^\| `(fed\w+)` \|([\w, ]*)\| ?(.*)\|$", manual, re.MULTILINE)
     assert len(named) > 30
     async with watched(tmp_path) as running, running.visited(running.launch()):
