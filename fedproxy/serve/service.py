@@ -976,6 +976,8 @@ class Service:
             report.quota,
             report.base_path,
             self._weights.tell(report.name) if auto else None,
+            report.checks,
+            report.within,
         )
 
     def _weigh(self) -> None:
