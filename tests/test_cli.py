@@ -215,7 +215,7 @@ def test_import_of_the_paperwork_prints_members_and_says_what_it_could_not_keep(
     assert result.exit_code == 0
     assert parse(result.stdout, {}).members["a.example.org"].funded_by == Organisation(name="A")
     expected = "0.logo: is 'x' and was left out: write an http:// or https:// URL, percent-encoded"
-    assert result.stderr == f"{file}:1:63: warning: {expected}\n"
+    assert result.stderr == f"{file}:1:64: warning: {expected}\n"
     assert run("import", write("- url_binderhub: gopher://x\n")).exit_code == 2
 
 

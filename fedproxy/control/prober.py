@@ -119,8 +119,8 @@ class Report:
     `timeout`, `reset` (broke off), `nonsense` (invalid HTTP, or far too much), `status`, and those of
     `decide.health`. details: the same as sentences for people, also of failures that have not made the member
     unhealthy yet. pods, quota, checks: as in `Verdict`, of the last round, if the member reported them.
-    base_path: where its BinderHub is, if its page says so. within: in so many seconds it told its health in the
-    last round, as `decide.health.pace` has them; None if it did not.
+    base_path: where its BinderHub is, if its page says so. within: in so many seconds it told its health in
+    the last round, as `decide.health.pace` has them; None if it did not.
     """
 
     name: str

@@ -96,7 +96,7 @@ def render_page(config: Config, form: str, *, past: bool = False) -> str:
     """
     if form == "json":
         return json.dumps(configured_document(config, past=past), indent=2, ensure_ascii=False) + "\n"
-    # A page loads nothing from other hosts, and without an edge there are no copies; cards are part of a site.
+    # A page loads nothing from other hosts, and without an edge there are no copies; cards are part of one.
     logos = {url: url for url in config.logos} if form == "myst" else {}
     return (
         environment()

@@ -30,8 +30,12 @@
       padding: .35em .75em .35em 0; text-align: start; vertical-align: top;
       border-block-end: 1px solid color-mix(in srgb, currentColor 25%, transparent);
     }
+    :where(table[data-fedproxy] [data-fedproxy-tone]) { white-space: nowrap; }
     :where(table[data-fedproxy] [data-fedproxy-tone="bad"]) { font-weight: bold; }
-    @media (max-width: 60rem) { :where(table[data-fedproxy]) { display: block; overflow-x: auto; } }
+    @media (max-width: 60rem) {
+      :where(table[data-fedproxy]) { display: block; overflow-x: auto; }
+      :where(table[data-fedproxy] > caption) { display: block; position: sticky; inset-inline-start: 0; }
+    }
   `;
 
   // One registry for a page, however often the script is loaded: the first one loaded serves all tables.
@@ -113,8 +117,6 @@
       const heads = COLUMNS.map((name) => element("th", { scope: "col" }, name));
       this.body = element("tbody");
       table.replaceChildren(caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
-      // It stays a table for everybody where it is laid out as a block, to scroll on its own.
-      table.setAttribute("role", "table");
     }
 
     say(words) {
@@ -241,7 +243,7 @@
       .filter(({ status }) => STATUSES[status]?.[0] !== "good")
       .map(({ name, status }) => `${name}: ${(STATUSES[status] ?? UNKNOWN)[1].toLowerCase()}`);
     if (!members.length) return "There are no members at the moment.";
-    const count = `${fine} of ${members.length} ${members.length === 1 ? "member is" : "members are"} available.`;
+    const count = `Available: ${fine} of ${members.length} ${members.length === 1 ? "member" : "members"}.`;
     return others.length && others.length <= 10 ? `${count} ${others.join(", ")}.` : count;
   }
 
