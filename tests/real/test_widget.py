@@ -77,7 +77,7 @@ class Site:
 
     @asynccontextmanager
     async def page(self, text: str, *, clock: bool = False, **settings: Any) -> AsyncIterator[Page]:
-        """An open page with this text. With `clock`, only the test lets time pass, and no wait is by chance."""
+        """An open page with this text. With `clock`, only the test lets time pass, and no wait is random."""
         self.text = text
         context = await self.browser.new_context(**settings)
         context.set_default_timeout(WITHIN)
