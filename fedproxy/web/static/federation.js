@@ -188,30 +188,34 @@
 
     async ask() {
       this.asking = true;
+      const found = await this.found();
+      this.asking = false;
+      if (found) this.take(found);
+      else this.fail();
+      this.wake();
+    }
+
+    // The members; null if there is no answer, or one of something else.
+    async found() {
       const stop = new AbortController();
       const timer = setTimeout(() => stop.abort(), PATIENCE);
       try {
         const answer = await fetch(this.url, { credentials: "omit", signal: stop.signal });
-        if (!answer.ok) throw new Error(`status ${answer.status}`);
-        this.take(await answer.json());
+        const { members } = answer.ok ? await answer.json() : {};
+        return Array.isArray(members) ? members : null;
       } catch {
-        // No answer, or none of a federation: the page is told, whatever it was.
-        this.fail();
+        return null;
       } finally {
         clearTimeout(timer);
-        this.asking = false;
       }
-      this.wake();
     }
 
     take(found) {
-      const members = found.members
-        .filter((member) => typeof member?.name === "string")
-        .filter((member, at, all) => all.findIndex(({ name }) => name === member.name) === at)
-        .slice(0, MOST_MEMBERS);
-      this.members = members;
       this.failures = 0;
       this.wait(REFRESH);
+      const named = found.slice(0, MOST_MEMBERS).filter((member) => typeof member?.name === "string");
+      const members = [...new Map(named.map((member) => [member.name, member])).values()];
+      this.members = members;
       for (const table of this.tables) {
         table.table.removeAttribute("data-fedproxy-stale");
         table.show(members);
