@@ -89,13 +89,12 @@ class _Entry:
         settings: dict[str, Any] = {"url": url}
         reader = _Reader(at, data, notes)
         funder, runner = reader.organisation("funded_by", url), reader.organisation("run_by", url)
-        logo = reader.link("logo")
-        if logo is not None and funder is None and runner is None:
-            notes.append(
-                Finding((at, "logo"), "belongs to nobody and was left out: add `funded_by` with a name")
-            )
+        logo, owner = reader.link("logo"), funder if funder is not None else runner
+        if logo is not None and owner is not None:
+            owner["logo"] = logo
         elif logo is not None:
-            (funder if funder is not None else runner or {})["logo"] = logo
+            text = "belongs to nobody and was left out: add `funded_by` with a name"
+            notes.append(Finding((at, "logo"), text))
         if funder is not None:
             settings["funded_by"] = funder
         if runner is not None:
