@@ -210,12 +210,16 @@ def test_import_of_another_format_is_refused(write: Write) -> None:
 
 
 def test_import_of_the_paperwork_prints_members_and_says_what_it_could_not_keep(write: Write) -> None:
-    file = write("- {url_binderhub: 'https://a.example.org', funded_by: A, logo: x}\n")
+    file = write(
+        "- {url_binderhub: 'https://a.example.org', funded_by: A, funded_by_link: 'http://a', logo: x}\n"
+    )
     result = run("import", file)
     assert result.exit_code == 0
-    assert parse(result.stdout, {}).members["a.example.org"].funded_by == Organisation(name="A")
+    assert parse(result.stdout, {}).members["a.example.org"].funded_by == Organisation(
+        name="A", url="http://a"
+    )
     expected = "0.logo: is 'x' and was left out: write an http:// or https:// URL, percent-encoded"
-    assert result.stderr == f"{file}:1:64: warning: {expected}\n"
+    assert result.stderr == f"{file}:1:92: warning: {expected}\n"
     assert run("import", write("- url_binderhub: gopher://x\n")).exit_code == 2
 
 

@@ -89,7 +89,7 @@ class _Entry:
         settings: dict[str, Any] = {"url": url}
         reader = _Reader(at, data, notes)
         funder, runner = reader.organisation("funded_by", url), reader.organisation("run_by", url)
-        logo, owner = reader.link("logo"), funder if funder is not None else runner
+        logo, owner = reader.link("logo", "pages show no logo"), funder or runner
         if logo is not None and owner is not None:
             owner["logo"] = logo
         elif logo is not None:
@@ -134,7 +134,8 @@ class _Reader:
 
     def organisation(self, key: str, url: str) -> dict[str, Any] | None:
         """Who runs or funds it. The old page took the funder for who runs it, if nobody else was named."""
-        name, link = self._text(key), self.link(f"{key}_link")
+        name = self._text(key)
+        link = self.link(f"{key}_link", "" if name is None else f"`{key}` is shown without a link")
         if name is None and link is not None:
             name = (urlsplit(link).hostname or link).removeprefix("www.")
             self._note(key, f"is missing, and {name!r} was taken from `{key}_link`: write the name to show")
@@ -144,9 +145,11 @@ class _Reader:
             return None
         return {"name": name} | ({} if link is None else {"url": link})
 
-    def link(self, key: str) -> str | None:
-        """A URL that pages can show, if it is one."""
+    def link(self, key: str, otherwise: str = "") -> str | None:
+        """A URL that pages can show, if it is one. otherwise: what it means that there is none."""
         found = self._data.get(key)
+        if found is None and otherwise:
+            self._note(key, f"is missing: add it, or {otherwise}")
         if found is None or LINK.parse(found) is not None:
             return found
         self._note(key, f"is {show(found)} and was left out: write {LINK.expected}, percent-encoded")

@@ -50,7 +50,12 @@ def members(*entries: object) -> dict[str, Any]:
 
 
 def entry(**more: object) -> dict[str, object]:
-    full = {"url_binderhub": "https://a.example.org", "funded_by": "A", "logo": "https://a.org/l.svg"}
+    full = {
+        "url_binderhub": "https://a.example.org",
+        "logo": "https://a.org/l.svg",
+        "funded_by": "A",
+        "funded_by_link": "https://a.org",
+    }
     return {key: value for key, value in (full | more).items() if value is not ...}
 
 
@@ -90,7 +95,7 @@ def test_name_in_the_file_is_the_member_s() -> None:
 def test_dollar_stays_a_dollar() -> None:
     assert parse(convert(json.dumps([entry(funded_by="${HOME}")])).text, {}).members[
         "a.example.org"
-    ].funded_by == Organisation(name="${HOME}", logo="https://a.org/l.svg")
+    ].funded_by == Organisation(name="${HOME}", url="https://a.org", logo="https://a.org/l.svg")
 
 
 @pytest.mark.parametrize(
@@ -120,19 +125,23 @@ def test_dollar_stays_a_dollar() -> None:
             },
         ),
         (
-            entry(funded_by=..., run_by="B"),
+            entry(funded_by=..., funded_by_link=..., run_by="B"),
             "0.funded_by: is missing: add who pays for https://a.example.org",
             {"a.example.org": {"run_by": {"name": "B", "logo": "https://a.org/l.svg"}}},
         ),
         (
-            entry(funded_by=...),
+            entry(funded_by=..., funded_by_link=...),
             "0.logo: belongs to nobody and was left out: add `funded_by` with a name",
             {"a.example.org": {"url": "https://a.example.org"}},
         ),
         (
             entry(funded_by=["A", 7]),
             "0.funded_by: is a list and was joined to 'A, 7': write one name",
-            {"a.example.org": {"funded_by": {"name": "A, 7", "logo": "https://a.org/l.svg"}}},
+            {
+                "a.example.org": {
+                    "funded_by": {"name": "A, 7", "url": "https://a.org", "logo": "https://a.org/l.svg"}
+                }
+            },
         ),
         (
             entry(run_by={"name": "A"}),
@@ -140,13 +149,23 @@ def test_dollar_stays_a_dollar() -> None:
             {"a.example.org": {"url": "https://a.example.org"}},
         ),
         (
-            entry(funded_by=" \n"),
+            entry(funded_by=" \n", funded_by_link=...),
             "0.funded_by: is empty and was left out: write a name",
             {"a.example.org": {"url": "https://a.example.org"}},
         ),
         (
             entry(funded_by_link="javascript:alert(1)"),
             "0.funded_by_link: is 'javascript:alert(1)' and was left out: write an http:// or https:// URL",
+            {"a.example.org": {"funded_by": {"name": "A", "logo": "https://a.org/l.svg"}}},
+        ),
+        (
+            entry(logo=...),
+            "0.logo: is missing: add it, or pages show no logo",
+            {"a.example.org": {"funded_by": {"name": "A", "url": "https://a.org"}}},
+        ),
+        (
+            entry(funded_by_link=...),
+            "0.funded_by_link: is missing: add it, or `funded_by` is shown without a link",
             {"a.example.org": {"funded_by": {"name": "A", "logo": "https://a.org/l.svg"}}},
         ),
         (
@@ -234,10 +253,10 @@ def test_every_host_makes_a_name(url: str) -> None:
 
 
 def test_fault_of_the_yaml_is_said_and_the_rest_is_kept() -> None:
-    imported = convert("- url_binderhub: https://a.example.org\n  funded_by: A\n  funded_by: B\n")
-    (note,) = imported.notes
-    assert str(note) == "0.funded_by: is given twice, on line 2 and line 3"
-    assert str(note.place) == "3:3"
+    text = yaml.safe_dump([entry()], sort_keys=False)
+    (note,) = convert(f"{text}  funded_by: B\n").notes
+    assert str(note) == "0.funded_by: is given twice, on line 3 and line 5"
+    assert str(note.place) == "5:3"
 
 
 @pytest.mark.parametrize(
