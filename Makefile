@@ -68,6 +68,7 @@ reference: $(VENV)/.test
 	$(BIN)/python -m fedproxy.config.schema > conf/schema.json
 	$(BIN)/python -m fedproxy.cli.reference > docs/reference/commands.md
 	$(BIN)/python -m fedproxy.web.reference > docs/reference/api.md
+	$(BIN)/python -m fedproxy.web.document > conf/federation.schema.json
 	$(BIN)/python -m benchmarks.simulate.reference > docs/simulation.md
 
 # QUICK=1: every scenario once, in under two minutes.

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from fedproxy.cli import base, files, main
 from fedproxy.cli import serving as running_commands
 from fedproxy.config.load import parse
+from fedproxy.config.model import Organisation
 from fedproxy.demo.toy import Mode, ToyBinderHub
 from tests.rig import Conn, Ended, Message, RawClient, Script, Scripted, answer, per_request, refusing, until
 from tests.rig.command import Program, fedproxy
@@ -204,7 +205,22 @@ def test_import_of_another_format_is_refused(write: Write) -> None:
     file = write({"members": MEMBERS})
     result = run("import", file)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"{file}: is not in federation-redirect's format, expected `hosts`\n"
+    expected = "is in fedproxy's own format already, expected a file of another program"
+    assert result.stderr == f"{file}: {expected}\n"
+
+
+def test_import_of_the_paperwork_prints_members_and_says_what_it_could_not_keep(write: Write) -> None:
+    file = write(
+        "- {url_binderhub: 'https://a.example.org', funded_by: A, funded_by_link: 'http://a', logo: x}\n"
+    )
+    result = run("import", file)
+    assert result.exit_code == 0
+    assert parse(result.stdout, {}).members["a.example.org"].funded_by == Organisation(
+        name="A", url="http://a"
+    )
+    expected = "0.logo: is 'x' and was left out: write an http:// or https:// URL, percent-encoded"
+    assert result.stderr == f"{file}:1:92: warning: {expected}\n"
+    assert run("import", write("- url_binderhub: gopher://x\n")).exit_code == 2
 
 
 def test_import_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
@@ -224,6 +240,9 @@ def test_page_is_html_unless_markdown_is_asked_for(write: Write) -> None:
     markdown = run("page", "--config", file, "--format", "markdown")
     assert markdown.exit_code == 0
     assert "[Toy \\[Computing\\]](" in markdown.stdout
+    past = run("page", "--config", file, "--format", "myst", "--past")
+    assert (past.exit_code, past.stdout) == (0, "There are no past members.\n")
+    assert json.loads(run("page", "--config", file, "--format", "json").stdout)["past"] == []
 
 
 # Commands that ask the admin listener

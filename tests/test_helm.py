@@ -462,7 +462,7 @@ def test_values_of_federation_redirect_give_the_edge_that_its_own_config_gives(
     parent: Path, read: Read
 ) -> None:
     beside = {"admin": {"address": "0.0.0.0:8081"}, "silence": ["admin-reachable", "drain-cut-off"]}
-    expected = parse(convert(json.dumps(INCUMBENT | beside)), {})
+    expected = parse(convert(json.dumps(INCUMBENT | beside)).text, {})
     assert read(by_kind(_rendered(INCUMBENT))) == expected
     in_larger = by_kind(_rendered({"federationRedirect": INCUMBENT}, parent, "prod"))
     assert read(in_larger) == expected

@@ -221,7 +221,7 @@ def test_production_has_the_members_of_the_example_config() -> None:
 
 @pytest.mark.parametrize("file", ["mybinder.yaml", *(f"kubernetes/{name}/config.yaml" for name in OVERLAYS)])
 def test_edge_answers_by_itself_what_an_imported_config_does(file: str) -> None:
-    imported = parse(convert('{"hosts": {"a": {"url": "https://a", "prime": true}}}'), {})
+    imported = parse(convert('{"hosts": {"a": {"url": "https://a", "prime": true}}}').text, {})
     shipped = load(ROOT / "conf" / file, VARIABLES)
 
     def answered(config: Config) -> set[tuple[str, str | None, int | None]]:

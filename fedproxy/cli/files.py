@@ -76,9 +76,13 @@ def _is_terminal() -> bool:
 
 
 @main.command()
-def schema() -> None:
-    """Print the config's JSON Schema, for editors."""
-    from fedproxy.config.schema import render
+@click.argument("what", type=click.Choice(["config", "federation"]), default="config")
+def schema(what: str) -> None:
+    """Print a JSON Schema: the config's, for editors, or that of /federation.json."""
+    if what == "config":
+        from fedproxy.config.schema import render
+    else:
+        from fedproxy.web.document import render_schema as render
 
     click.echo(render(), nl=False)
 
@@ -86,23 +90,39 @@ def schema() -> None:
 @main.command("import")
 @click.argument("file", type=FILE_ARGUMENT)
 def import_(file: Path) -> None:
-    """Print a federation-redirect config.json as a fedproxy config."""
+    """Print another program's file as a fedproxy config.
+
+    FILE is a config.json of federation-redirect, or the federation.yml of mybinder.org's documentation, which
+    lists members for its pages; the content tells which. What cannot be kept of a federation.yml is said.
+    """
     from fedproxy.config.load import convert, read_text
+    from fedproxy.config.report import note_lines
 
     try:
-        click.echo(convert(read_text(file)), nl=False)
+        imported = convert(read_text(file))
     except ConfigError as error:
         raise wrong(file, error) from None
+    for line in note_lines(str(file), imported.notes):
+        say(line)
+    click.echo(imported.text, nl=False)
 
 
 @main.command()
 @click.option("--config", "file", required=True, type=FILE_ARGUMENT, help="The config, YAML or JSON.")
-@click.option("--format", "form", type=click.Choice(["html", "markdown"]), default="html", show_default=True)
-def page(file: Path, form: str) -> None:
-    """Print the federation's member page."""
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "markdown", "myst", "json"]),
+    default="html",
+    show_default=True,
+    help="A page, or cards to include in one (MyST, with sphinx-design), or what /federation.json has.",
+)
+@click.option("--past", is_flag=True, help="Print past members only.")
+def page(file: Path, form: str, past: bool) -> None:
+    """Print the federation's members from the config, without their current state."""
     from fedproxy.web.page import render_page
 
-    click.echo(render_page(load_config(file), form), nl=False)
+    click.echo(render_page(load_config(file), form, past=past), nl=False)
 
 
 @main.command()

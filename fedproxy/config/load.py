@@ -12,11 +12,20 @@ from typing import Any
 import yaml
 
 from fedproxy.config.address import MEMBER_NAME
-from fedproxy.config.check import ValidParts, config_error, config_from, model_from, show
+from fedproxy.config.check import (
+    MAX_FAULTS,
+    ValidParts,
+    config_error,
+    config_from,
+    faults_of,
+    model_from,
+    show,
+)
 from fedproxy.config.document import MAX_BYTES, Document, escape, expand, interpolate, read
 from fedproxy.config.include import include
 from fedproxy.config.legacy import convert_data, is_legacy
 from fedproxy.config.model import Config, MemberSettings
+from fedproxy.config.paperwork import convert_paperwork, is_paperwork, resembles_paperwork
 from fedproxy.config.places import Finding, Places
 from fedproxy.errors import ConfigError, Fault
 
@@ -87,14 +96,44 @@ def examine(text: str, env: Mapping[str, str], file: Path | None = None) -> Read
     return Reading(document, *config_from(document.data))
 
 
-def convert(text: str) -> str:
-    """A federation-redirect config as YAML in fedproxy's format. Raises ConfigError."""
+@dataclass(frozen=True)
+class Imported:
+    """What became of a file of another program: a config as text, and what could not be kept as it was."""
+
+    text: str
+    notes: Sequence[Fault] = ()
+
+
+def convert(text: str) -> Imported:
+    """federation-redirect's config or the `federation.yml` of its documentation as YAML in fedproxy's format.
+
+    Raises ConfigError for anything else, and if nothing of it can be kept.
+    """
     document = read(text)
-    if not is_legacy(document.data):
-        message = "is not in federation-redirect's format, expected `hosts`"
-        raise config_error(document, [Finding((), message)])
-    _config_in(_examine_legacy(document))
-    return to_yaml(convert_data(document.data)[0])
+    data = document.data
+    if is_legacy(data):
+        _config_in(_examine_legacy(document))
+        return Imported(to_yaml(convert_data(data)[0]))
+    if not is_paperwork(data):
+        raise config_error(document, [] if document.findings else [Finding((), _not_imported(data))])
+    converted = convert_paperwork(data)
+    if not converted.data["members"]:
+        raise config_error(document, converted.notes)
+    notes = faults_of(document, dict.fromkeys([*document.findings, *converted.notes]))
+    if len(notes) > MAX_FAULTS:
+        notes[MAX_FAULTS:] = [Fault("", f"{len(notes) - MAX_FAULTS} more remarks")]
+    return Imported(to_yaml(converted.data), notes)
+
+
+def _not_imported(data: object) -> str:
+    if resembles_paperwork(data):
+        return "is a mapping, expected a list as in federation.yml: begin each entry with `- `"
+    if isinstance(data, dict) and "members" in data:
+        return "is in fedproxy's own format already, expected a file of another program"
+    return (
+        "is in no format that can be imported, expected federation-redirect's config.json with `hosts`, or a "
+        "federation.yml, a list of entries with `url_binderhub`"
+    )
 
 
 def member_from(name: str, data: object) -> MemberSettings:

@@ -47,6 +47,11 @@ def warning_lines(file: str, warnings: Iterable[Warned]) -> list[str]:
     return [f"{at(file, each.what)}: warning: {each.name}: {each.what}" for each in warnings]
 
 
+def note_lines(file: str, notes: Iterable[Fault]) -> list[str]:
+    """One line per remark on an imported file: `FILE:LINE:COLUMN: warning: key.path: what, what to do`."""
+    return [f"{at(file, note)}: warning: {note}" for note in notes]
+
+
 def as_json(file: str, faults: Iterable[Fault], warnings: Iterable[Warned]) -> list[dict[str, Any]]:
     """Faults and warnings for programs. None: `line` and `column` where there is none, `name` of a fault."""
     rows: list[tuple[str, str | None, Fault]] = [("error", None, fault) for fault in faults]

@@ -153,6 +153,7 @@ def pack_report(report: Report) -> bytes:
             "checks": dict(report.checks),
             "details": report.details,
             "base_path": report.base_path,
+            "within": report.within,
         },
         separators=(",", ":"),
     ).encode()
@@ -173,6 +174,8 @@ def unpack_report(content: bytes) -> Report | None:
             checks=checks,
             details=tuple(_name(each) for each in _list(found["details"])[:16]),
             base_path=None if found["base_path"] is None else _name(found["base_path"]),
+            # An edge of an earlier version does not tell it.
+            within=None if found.get("within") is None else _time(found["within"]),
         )
     except (ValueError, TypeError, KeyError):
         return None

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemberHealth:
-    """The probes' word on a member. pods, quota: as far as it told them, for the visitors' page. base_path:
-    where its BinderHub is, as its own page says. weight: as it was worked out, for `weight: auto`."""
+    """The probes' word on a member. pods, quota, checks: as far as it told them, for what visitors are shown.
+    base_path: where its BinderHub is, as its own page says. weight: as it was worked out, for `weight: auto`.
+    within: as in the prober's `Report`."""
 
     name: str
     healthy: bool
@@ -32,6 +33,8 @@ class MemberHealth:
     quota: int | None = None
     base_path: str | None = None
     weight: float | None = None
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    within: float | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,15 @@ from typing import Final
 from fedproxy.config.address import base_path
 from fedproxy.control.asking import Asker, Failure, OwnFault
 from fedproxy.control.fetch import Fetched
-from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
+from fedproxy.decide.health import (
+    HealthState,
+    Verdict,
+    judge_health,
+    judge_versions,
+    pace,
+    together,
+    unreachable,
+)
 from fedproxy.decide.pulse import Pulse
 from fedproxy.proxy.resolver import Resolver
 from fedproxy.tasks import Tasks
@@ -111,7 +119,8 @@ class Report:
     `timeout`, `reset` (broke off), `nonsense` (invalid HTTP, or far too much), `status`, and those of
     `decide.health`. details: the same as sentences for people, also of failures that have not made the member
     unhealthy yet. pods, quota, checks: as in `Verdict`, of the last round, if the member reported them.
-    base_path: where its BinderHub is, if its page says so.
+    base_path: where its BinderHub is, if its page says so. within: in so many seconds it told its health in
+    the last round, as `decide.health.pace` has them; None if it did not.
     """
 
     name: str
@@ -122,6 +131,7 @@ class Report:
     checks: Mapping[str, bool] = field(default_factory=dict)
     details: tuple[str, ...] = ()
     base_path: str | None = None
+    within: float | None = None
 
 
 class Prober:
@@ -395,6 +405,7 @@ class _Watch:
             checks=verdict.checks,
             details=details,
             base_path=self.base_path,
+            within=None if verdict.seconds is None else pace(verdict.seconds),
         )
 
 
@@ -421,4 +432,4 @@ def _of_health(found: Fetched | Failure, pod_headroom: int, reserve: int) -> Ver
         return unreachable(found.reason, found.detail)
     if found.status not in (200, 503):
         return unreachable("status", f"answered {found.status} to {found.path}")
-    return judge_health(found.status, found.body, pod_headroom, reserve)
+    return judge_health(found.status, found.body, pod_headroom, reserve, seconds=found.seconds)

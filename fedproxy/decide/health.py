@@ -16,6 +16,8 @@ _LONGEST_REASON: Final = 64
 _MOST_DIFFERENCES: Final = 4
 _MOST_PODS: Final = 2**53
 _PODS: Final = {"total": "total_pods", "build": "build_pods", "user": "user_pods"}
+#: Seconds. Few, so that a report differs from the last one only if the member became faster or slower.
+_PACES: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Verdict:
     caller's. immediate: a failure that takes effect at once, not only when it repeats. pods by kind, quota:
     numbers of pods, if the member reported them. checks: whether each check of `/health`, by its label, and
     `versions` passed, including those whose failure is ignored. details: why it is not `ok`, as sentences for
-    people.
+    people. seconds: how long `/health` took to answer; None if it did not, or with something else.
     """
 
     ok: bool
@@ -36,6 +38,7 @@ class Verdict:
     quota: int | None = None
     checks: Mapping[str, bool] = field(default_factory=dict)
     details: tuple[str, ...] = ()
+    seconds: float | None = None
 
 
 def unreachable(reason: str, detail: str = "", checks: tuple[str, ...] = ()) -> Verdict:
@@ -64,7 +67,16 @@ def together(*verdicts: Verdict) -> Verdict:
         quota=next((verdict.quota for verdict in verdicts if verdict.quota is not None), None),
         checks=checks,
         details=tuple(dict.fromkeys(detail for verdict in verdicts for detail in verdict.details)),
+        seconds=next((verdict.seconds for verdict in verdicts if verdict.seconds is not None), None),
     )
+
+
+def pace(seconds: float) -> float:
+    """The time limit that an answer kept: the least of a few numbers of seconds that it took no longer than.
+
+    The greatest of them is also for those that took longer.
+    """
+    return next((limit for limit in _PACES if seconds <= limit), _PACES[-1])
 
 
 def judge_versions(body: bytes, reference: bytes | None) -> Verdict:
@@ -88,8 +100,10 @@ def judge_versions(body: bytes, reference: bytes | None) -> Verdict:
     )
 
 
-def judge_health(status: int, body: bytes, pod_headroom: int, reserve: int = 0) -> Verdict:
-    """The verdict on BinderHub's `/health`, with status 200 or 503.
+def judge_health(
+    status: int, body: bytes, pod_headroom: int, reserve: int = 0, *, seconds: float | None = None
+) -> Verdict:
+    """The verdict on BinderHub's `/health`, with status 200 or 503, which took so many seconds.
 
     Each check must be `ok`, except one with `_ignore_failure`. The quota is judged by its numbers: the member
     is full when `total_pods + pod_headroom + reserve >= quota`.
@@ -131,6 +145,7 @@ def judge_health(status: int, body: bytes, pod_headroom: int, reserve: int = 0) 
         quota=quota,
         checks=dict(list(checks.items())[:_MOST_REASONS]),
         details=tuple(failed.values())[:_MOST_REASONS],
+        seconds=seconds,
     )
 
 

@@ -74,6 +74,8 @@ class Route:
 _OWN = (
     Route("/active_hosts", Local("active_hosts")),
     Route("/federation", Local("federation")),
+    Route("/federation.js", Local("federation")),
+    Route("/federation.json", Local("federation")),
     Route("/federation/*", Local("federation")),
 )
 _DEFAULT = ToMembers()

@@ -58,7 +58,9 @@ class Snapshot:
     request may be sent to it. last_resort: visitors for whom no other member is available are sent to it,
     healthy or not. idle, busy: connections to it. addresses: those of its name, or the one of its URL; none
     if it is a unix socket or its name was not resolved yet. checks, pods, quota, details: the results of its
-    last probe, in the process that probes. price: as of `decide.waits`.
+    last probe, in the process that probes; a worker is told all but the details for its pages, and whether it
+    answered, and within how many seconds (`decide.health.pace`); None if it was not probed yet. price: as of
+    `decide.waits`.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Snapshot:
     details: tuple[str, ...] = ()
     last_resort: bool = False
     price: float = 0.0
+    answered: bool | None = None
+    within: float | None = None
 
     @property
     def status(self) -> Status:

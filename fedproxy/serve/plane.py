@@ -165,9 +165,16 @@ class Plane:
     # The public pages ask for these
 
     def members(self) -> list[Snapshot]:
-        """The members as this worker sees them, and what the probes said of their pods."""
+        """The members as this worker sees them, and what the probes said of them."""
         return [
-            replace(member, pods=health.pods, quota=health.quota)
+            replace(
+                member,
+                pods=health.pods,
+                quota=health.quota,
+                checks=health.checks,
+                answered=health.within is not None,
+                within=health.within,
+            )
             if (health := self._health.get(member.name)) is not None
             else member
             for member in self._members()

@@ -1006,6 +1006,8 @@ class Service:
             report.quota,
             report.base_path,
             weight,
+            report.checks,
+            report.within,
         )
 
     def _weight_of(self, name: str, settings: MemberSettings) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import re
 from functools import cache
 from importlib.resources import files
@@ -13,17 +14,26 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from fedproxy.web.answers import takes_gzip
+from fedproxy.web.document import configured_document
 from fedproxy.web.view import configured_cards, join_contact, past_cards
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config
 
+_TEMPLATES: Final = {"html": "federation.html", "markdown": "federation.md", "myst": "federation.myst"}
 _SPECIAL: Final = re.compile(r"([\\`*_{}\[\]<>()#+.!|~&-])")
+# Any of these may be escaped (CommonMark), and MyST's extensions give a meaning to most.
+_PUNCTUATION: Final = re.compile(r"([!-/:-@\[-`{-~])")
 
 
 def escape_markdown(text: str) -> str:
     """Text escaped so that Markdown renders it literally."""
     return _SPECIAL.sub(r"\\\1", text)
+
+
+def escape_myst(text: str) -> str:
+    """Text escaped so that MyST renders it literally, whatever extensions it has."""
+    return _PUNCTUATION.sub(r"\\\1", text)
 
 
 @cache  # with the templates that it has compiled
@@ -38,6 +48,7 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters["md"] = escape_markdown
+    made.filters["myst"] = escape_myst
     return made
 
 
@@ -77,15 +88,27 @@ def site(config: Config) -> str:
     return (config.public_url or "").partition("://")[2]
 
 
-def render_page(config: Config, form: str) -> str:
-    """The member page as one "html" or "markdown" document, without the members' current state."""
-    template = environment().get_template("federation.md" if form == "markdown" else "federation.html")
-    return template.render(
-        site=site(config),
-        css=stylesheet("").text,
-        live=False,
-        mine=None,
-        join=join_contact(config),
-        members=configured_cards(config),
-        past=past_cards(config),
+def render_page(config: Config, form: str, *, past: bool = False) -> str:
+    """The members as "html", "markdown", "myst" or "json", without their current state.
+
+    "myst" is no page but a grid of cards to include in one: of the members, or with `past` of past members.
+    All other forms have both; `past` leaves out everything but past members.
+    """
+    if form == "json":
+        return json.dumps(configured_document(config, past=past), indent=2, ensure_ascii=False) + "\n"
+    # A page loads nothing from other hosts, and without an edge there are no copies; cards are part of one.
+    logos = {url: url for url in config.logos} if form == "myst" else {}
+    return (
+        environment()
+        .get_template(_TEMPLATES[form])
+        .render(
+            site=site(config),
+            css=stylesheet("").text,
+            live=False,
+            mine=None,
+            join=join_contact(config),
+            members=configured_cards(config, logos),
+            past=past_cards(config, logos),
+            only_past=past,
+        )
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from importlib.resources import files
 from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp_jinja2
 from aiohttp import web
 
 from fedproxy.web.answers import RefusedError, answer_errors, create_app, takes_gzip
+from fedproxy.web.document import SCHEMA_PATH, live_document, render_schema
 from fedproxy.web.error_pages import LOGO
 from fedproxy.web.origin import is_own
 from fedproxy.web.page import environment, icon, site, stylesheet
+from fedproxy.web.shared import OPEN, SharedBody, preflight
 from fedproxy.web.view import active_hosts, join_contact, live_cards, past_cards
 from fedproxy.wire.cookie import set_cookie, take
 
@@ -24,6 +29,12 @@ if TYPE_CHECKING:
 
 _PAGE: Final = "/federation"
 _LOGOS: Final = f"{_PAGE}/logo/"
+_RENDERED_FOR: Final = 1.0  # seconds
+# A copy is used without asking while it is this old ...
+_DOCUMENT_CACHE: Final = "public, max-age=5"
+# ... but never the script of another version: asking costs an answer without a body.
+_SCRIPT_CACHE: Final = "no-cache"
+_SCHEMA_CACHE: Final = "public, max-age=3600"
 
 
 class PublicState(Protocol):
@@ -59,6 +70,13 @@ def create_public_app(state: PublicState) -> web.Application:
     app.router.add_post(f"{_PAGE}/move", pages.move)
     for asset in (pages.style, pages.icon):
         app.router.add_get(asset.path, asset.serve)
+    for path, serve in (
+        (f"{_PAGE}.json", pages.document),
+        (f"{_PAGE}.js", pages.widget),
+        (SCHEMA_PATH, pages.schema),
+    ):
+        app.router.add_get(path, serve)
+        app.router.add_options(path, preflight)
     app.router.add_get(LOGO, pages.site_logo)
     app.router.add_get(f"{_LOGOS}{{key}}", pages.logo)
     # Any other path comes here only if a route says so.
@@ -71,6 +89,11 @@ class _Pages:
         self._state = state
         self.style = stylesheet(f"{_PAGE}/style.css")
         self.icon = icon(f"{_PAGE}/icon.svg")
+        script = files("fedproxy.web").joinpath("static", "federation.js").read_text("utf-8")
+        self._widget = SharedBody(script, "text/javascript", _SCRIPT_CACHE)
+        self._schema = SharedBody(render_schema(), "application/schema+json", _SCHEMA_CACHE)
+        self._document: SharedBody | None = None
+        self._rendered_at = 0.0
 
     async def active_hosts(self, request: web.Request) -> web.Response:
         state = self._state
@@ -101,8 +124,31 @@ class _Pages:
             "join": join_contact(state.config),
             "members": live_cards(state.config, state.members(), logos),
             "past": past_cards(state.config, logos),
+            "only_past": False,
         }
         return aiohttp_jinja2.render_template("federation.html", request, context)
+
+    async def document(self, request: web.Request) -> web.Response:
+        """The members for programs. However many ask, it is rendered once a second."""
+        now = asyncio.get_running_loop().time()
+        if self._document is None or now - self._rendered_at >= _RENDERED_FOR:
+            self._rendered_at = now
+            self._document = SharedBody(self._render(), "application/json", _DOCUMENT_CACHE)
+        return self._document.answer(request)
+
+    def _render(self) -> str:
+        state = self._state
+        logos = {url: _LOGOS + logo.key for url, logo in state.logos().items()}
+        found = live_document(state.config, state.members(), logos)
+        return json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    async def widget(self, request: web.Request) -> web.Response:
+        """The script that fills tables of other sites with the members."""
+        return self._widget.answer(request)
+
+    async def schema(self, request: web.Request) -> web.Response:
+        """The JSON Schema of the members for programs."""
+        return self._schema.answer(request)
 
     async def logo(self, request: web.Request) -> web.Response:
         """A logo. Its key is derived from its content, so it can be cached for long."""
@@ -110,7 +156,12 @@ class _Pages:
         logo = next((logo for logo in self._state.logos().values() if logo.key == key), None)
         if logo is None:
             raise RefusedError(404, "There is no such image.")
-        headers = {"Content-Type": logo.kind, "Cache-Control": "public, max-age=604800, immutable"}
+        headers = {
+            "Content-Type": logo.kind,
+            "Cache-Control": "public, max-age=604800, immutable",
+            # Other sites show it beside what they read of the members.
+            **OPEN,
+        }
         return web.Response(body=logo.content, headers=headers)
 
     async def site_logo(self, request: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -145,8 +146,8 @@ class Contact:
 class Card:
     """A member as visitors see it. `open`: takes new visitors. `share`: in percent, None for a past member.
 
-    pods: those running now, of its `quota`; None if unknown. logo: this edge's URL of the logo of the
-    organisation that funds it, or else of the one that runs it.
+    pods: those running now, of its `quota`; None if unknown. logo: the URL of the logo of the organisation
+    that funds it, or else of the one that runs it.
     """
 
     name: str
@@ -162,37 +163,46 @@ class Card:
     logo: str | None = None
 
     @property
+    def host(self) -> str | None:
+        """The host of its URL, with a port only if that is said."""
+        return None if self.url is None else urlsplit(self.url).netloc
+
+    @property
     def initials(self) -> str:
         """Shown instead of a logo."""
         words = [word for word in re.split(r"[^0-9A-Za-z]+", self.name) if word] or ["?"]
         return "".join(word[0] for word in words[:2]).upper()
 
 
-def past_cards(config: Config, logos: Mapping[str, str] | None = None) -> list[Card]:
+def past_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
     """The past members. logos: as for `live_cards`."""
     return [
         replace(
-            _card(name, settings, CardState("Past member", "paused"), False, None),
-            logo=_logo(settings, logos or {}),
+            _card(config, name, settings, CardState("Past member", "paused"), False, None),
+            logo=_logo(settings, logos),
         )
         for name, settings in config.members.items()
         if not settings.active
     ]
 
 
-def configured_cards(config: Config) -> list[Card]:
-    """The members according to the config, without their current state."""
+def configured_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
+    """The members according to the config, without their current state. logos: as for `live_cards`."""
     active = config.active_members
     whole = sum(settings.start_weight for settings in active.values()) or 1.0
     return [
-        _card(
-            name,
-            settings,
-            CardState("Takes new visitors", "good")
-            if settings.start_weight
-            else CardState("Takes no new visitors", "paused"),
-            settings.start_weight > 0,
-            round(100 * settings.start_weight / whole),
+        replace(
+            _card(
+                config,
+                name,
+                settings,
+                CardState("Takes new visitors", "good")
+                if settings.start_weight
+                else CardState("Takes no new visitors", "paused"),
+                settings.start_weight > 0,
+                round(100 * settings.start_weight / whole),
+            ),
+            logo=_logo(settings, logos),
         )
         for name, settings in active.items()
     ]
@@ -206,6 +216,7 @@ def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, 
     return [
         replace(
             _card(
+                config,
                 member.name,
                 settings.get(member.name),
                 _state(member),
@@ -242,6 +253,25 @@ def _public_host(url: str) -> str | None:
     return host.removeprefix("www.") if public else None
 
 
+def _is_public(url: str) -> bool:
+    """Whether the host of a URL means the same to everybody."""
+    try:
+        return ipaddress.ip_address(urlsplit(url).hostname or "").is_global
+    except ValueError:
+        return _public_host(url) is not None
+
+
+def shown_url(config: Config, url: str) -> str | None:
+    """A member's URL, if visitors can follow it; None for a unix socket or an address of a private network.
+
+    A federation that is itself at a private address has visitors in that network.
+    """
+    if not url.startswith("http"):
+        return None
+    own = config.public_url
+    return url if _is_public(url) or (own is not None and not _is_public(own)) else None
+
+
 def _logo(settings: MemberSettings | None, logos: Mapping[str, str]) -> str | None:
     shown = (settings.funded_by, settings.run_by) if settings is not None else ()
     found = (logos.get(each.logo or "") for each in shown if each is not None)
@@ -249,12 +279,16 @@ def _logo(settings: MemberSettings | None, logos: Mapping[str, str]) -> str | No
 
 
 def _card(
-    name: str, settings: MemberSettings | None, state: CardState, is_open: bool, share: int | None
+    config: Config,
+    name: str,
+    settings: MemberSettings | None,
+    state: CardState,
+    is_open: bool,
+    share: int | None,
 ) -> Card:
     if settings is None:
         return Card(name, None, None, None, None, state, is_open, share)
-    # A visitor cannot follow a link to a unix socket.
-    url = settings.url if settings.url.startswith("http") else None
+    url = shown_url(config, settings.url)
     contact = _contact(name, settings)
     return Card(name, url, settings.run_by, settings.funded_by, contact, state, is_open, share)
 

@@ -287,7 +287,7 @@ def test_protocol_is_another_when_messages_are() -> None:
             "LaunchesInFlight(running)",
             "LaunchesTaught(content)",
             "Logo(url, key, kind, content)",
-            "MemberHealth(name, healthy, reasons, pods, quota, base_path, weight)",
+            "MemberHealth(name, healthy, reasons, pods, quota, base_path, weight, checks, within)",
             "MemberServes(name, clients)",
             "Ready()",
             "RenewCertificates()",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,7 @@ REPORT = Report(
     {"Docker registry": False},
     ("it is down",),
     "/binder/",
+    2.0,
 )
 
 
@@ -138,9 +140,23 @@ def test_report_is_read_as_it_was_written(report: Report) -> None:
     assert unpack_report(pack_report(report)) == report
 
 
+def test_report_of_an_edge_that_does_not_tell_how_fast_a_member_is() -> None:
+    said = json.loads(pack_report(REPORT))
+    del said["within"]
+    assert unpack_report(json.dumps(said).encode()) == replace(REPORT, within=None)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("name", 1), ("reasons", "x"), ("pods", []), ("pods", {"a": -1}), ("pods", {"a": True}), ("quota", "x")],
+    [
+        ("name", 1),
+        ("reasons", "x"),
+        ("pods", []),
+        ("pods", {"a": -1}),
+        ("pods", {"a": True}),
+        ("quota", "x"),
+        ("within", -1),
+    ],
 )
 def test_what_is_no_report(key: str, value: object) -> None:
     said = json.loads(pack_report(REPORT)) | {key: value}

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.decide.health import HealthState, Verdict, judge_health, judge_versions, together, unreachable
+from fedproxy.decide.health import (
+    HealthState,
+    Verdict,
+    judge_health,
+    judge_versions,
+    pace,
+    together,
+    unreachable,
+)
 
 REGISTRY = {"service": "Docker registry", "ok": True}
 QUOTA = {
@@ -191,6 +199,19 @@ def test_answer_that_is_no_versions_does_not_act_at_once() -> None:
     verdict = unreachable("versions", "answered something other than its versions", ("versions",))
     assert judge_versions(b"<html>", VERSIONS) == verdict
     assert not verdict.immediate
+
+
+def test_time_is_told_of_an_answer_that_has_the_health() -> None:
+    body = json.dumps({"ok": False, "checks": [REGISTRY | {"ok": False}]}).encode()
+    assert judge_health(503, body, 10, seconds=0.25).seconds == 0.25
+    assert judge_health(200, b"<html>", 10, seconds=0.25).seconds is None
+    slow = judge_health(200, b'{"ok": true, "checks": []}', 10, seconds=2.5)
+    assert together(Verdict(ok=True), slow).seconds == 2.5
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.0, 0.5), (0.5, 0.5), (0.51, 1), (7, 10), (30.1, 30)])
+def test_pace_is_the_least_limit_that_was_kept(seconds: float, limit: float) -> None:
+    assert pace(seconds) == limit
 
 
 def test_verdicts_together_are_ok_if_all_are() -> None:

@@ -63,6 +63,34 @@ async def test_pods_are_on_the_page_of_every_worker(hub: Hub, tmp_path: Path) ->
             await comes(page, lambda text: "<dd>37 of 60</dd>" in text)
 
 
+async def test_programs_are_told_by_every_worker_what_the_probes_found(hub: Hub, tmp_path: Path) -> None:
+    registry = {"service": "Docker registry", "ok": False}
+    hub.health = {"ok": False, "checks": [registry, {"service": "JupyterHub API", "ok": True}, QUOTA]}
+    async with (
+        running(tmp_path, hub.member.url, probe=True) as (service, _),
+        aiohttp.ClientSession() as session,
+    ):
+        url = "http://{}:{}/federation.json".format(*service.addresses[0])
+
+        async def document() -> str:
+            async with session.get(url, headers={"Connection": "close"}) as response:
+                return await response.text()
+
+        for _ in range(20):
+            told = await comes(document, lambda text: '"registry":false' in text)
+            (old,) = json.loads(told)["members"]
+            assert (old["response"], old["registry"], old["hub"]) == (True, False, True)
+            assert (old["pods"], old["quota"]) == ({"user": 36, "build": 1}, 60)
+            assert old["response_within"] > 0
+        async with session.options(url, headers={"Access-Control-Request-Method": "GET"}) as asked:
+            assert (asked.status, asked.headers["Access-Control-Allow-Origin"]) == (204, "*")
+        async with session.head(url) as head:
+            assert (head.status, head.headers["Cache-Control"]) == (200, "public, max-age=5")
+        # What only begins like it, the member serves.
+        async with session.get(f"{url}x") as other:
+            assert await other.text() == "{}"
+
+
 async def test_what_happens_is_in_the_log(hub: Hub, tmp_path: Path) -> None:
     hub.health = {"ok": False, "checks": [{"service": "Docker registry", "ok": False}, QUOTA | {"quota": 40}]}
     async with running(tmp_path, hub.member.url, probe=True) as (service, admin):

@@ -6,6 +6,7 @@ from pytest_aiohttp import AiohttpClient
 
 from fedproxy.config.load import parse
 from fedproxy.web.page import escape_markdown, render_page, stylesheet
+from tests.rig.page import Page
 from tests.rig.state import CONFIG
 
 
@@ -40,6 +41,39 @@ def test_markdown_page_has_a_row_for_each_member() -> None:
     assert lines[-1].endswith(
         r"then write to the team of gesis ([help@gesis\.org](<mailto:help@gesis.org>))."
     )
+
+
+def test_past_members_alone_are_a_page_of_their_own() -> None:
+    config, nobody = parse(CONFIG, {}), parse("members: {a: {url: 'http://a'}}", {})
+    lines = render_page(config, "markdown", past=True).splitlines()
+    assert lines == [
+        r"# Past members of the federation behind mybinder\.org",
+        "",
+        "With thanks to those who served its visitors before:",
+        "",
+        "| Member | Run by | Funded by |",
+        "| --- | --- | --- |",
+        "| gke |  | [Google](<https://cloud.google.com>) |",
+    ]
+    assert render_page(nobody, "markdown", past=True) == (
+        "# Past members of the federation\n\nThere are no past members.\n"
+    )
+    page = render_page(config, "html", past=True)
+    assert Page(page).open == []
+    assert '<h1 id="past">Past members of the federation behind mybinder.org</h1>' in page
+    assert "<h2>gke</h2>" in page
+    assert "gesis" not in page
+    assert "There are no past members." in render_page(nobody, "html", past=True)
+
+
+def test_address_that_visitors_cannot_follow_is_on_no_page() -> None:
+    text = (
+        "{public_url: 'https://a.org', members: {a: {url: 'http://10.1.2.3'}, b: {url: 'https://b.a.org'}}}"
+    )
+    for form in ("html", "markdown", "myst", "json"):
+        page = render_page(parse(text, {}), form)
+        assert "https://b.a.org" in page
+        assert "10.1.2.3" not in page
 
 
 def test_markdown_page_names_a_contact_whose_url_says_nothing() -> None:
