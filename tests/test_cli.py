@@ -559,7 +559,7 @@ def test_probe_asks_below_a_path() -> None:
     # The toy has its page everywhere, and the rest only at /.
     assert (result.exit_code, result.stderr) == (1, "")
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
-    assert checks["versions"]["seen"] == "answered something other than its versions"
+    assert checks["versions"]["seen"] == "answered HTML where JSON belongs"
 
 
 def test_probe_of_nobody_is_a_verdict() -> None:
