@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -181,7 +181,7 @@ class _Progress:
             return
         # Phases are the candidate's words.
         line = "".join(letter for letter in what if letter.isprintable())
-        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        width = shutil.get_terminal_size().columns
         self._write(f"{_CLEAR}{f'{self._done} checks, {line}'[: max(width - 1, 10)]}")
 
     def clear(self) -> None:

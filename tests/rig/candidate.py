@@ -118,8 +118,8 @@ def hub(answers: Answers) -> Script:
 
 
 @asynccontextmanager
-async def member(script: Script) -> AsyncIterator[Scripted]:
-    scripted = Scripted(script)
+async def member(script: Script, **settings: Any) -> AsyncIterator[Scripted]:
+    scripted = Scripted(script, **settings)
     await scripted.start()
     try:
         yield scripted

@@ -128,22 +128,22 @@ def judge_clock(own: Offset | None, reference: Offset | None) -> Check:
         seen = f"within {abs(own.seconds) + own.uncertain:.0f} s of this machine's"
         if reference is not None and reference.off:
             # The two clocks here agree, and only another member's differs.
-            seen += f"; the reference's is {_ahead(reference.seconds)} of both"
+            seen += f"; the reference's is {_ahead(reference.seconds)} both"
         return make(name, CheckOutcome.OK, seen, **values)
-    seen = f"its clock is {_ahead(own.seconds)} of this machine's"
+    seen = f"its clock is {_ahead(own.seconds)} this machine's"
     if reference is None:
         return make(name, CheckOutcome.WARNING, f"{seen}: either may be wrong", fix, **values)
     if not reference.off:
-        return make(name, CheckOutcome.WARNING, f"{seen} and of the reference's: it is wrong", fix, **values)
+        return make(name, CheckOutcome.WARNING, f"{seen} and the reference's: it is wrong", fix, **values)
     if not (own - reference).off:
-        seen = f"as the reference's; both are {_ahead(own.seconds)} of this machine's, which is wrong"
+        seen = f"as the reference's; both are {_ahead(own.seconds)} this machine's, which is wrong"
         return make(name, CheckOutcome.OK, seen, **values)
-    seen += f", and the reference's {_ahead(reference.seconds)}: at least two are wrong"
+    seen += f", and the reference's {_ahead(reference.seconds)} it: at least two are wrong"
     return make(name, CheckOutcome.WARNING, seen, fix, **values)
 
 
 def _ahead(seconds: float) -> str:
-    return f"{abs(seconds):.0f} s {'ahead' if seconds > 0 else 'behind'}"
+    return f"{abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'}"
 
 
 def judge_the_health(candidate: Candidate, found: Fetched | Silence) -> list[Check]:

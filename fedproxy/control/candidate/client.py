@@ -32,15 +32,21 @@ _LARGEST_STREAM: Final = 16 << 20
 _MOST_READS: Final = 64
 _MOST_EVENTS: Final = 256
 _LAST: Final = ("ready", "failed")
+# What llhttp says of heads that leave open where the body ends.
+_FRAMING: Final = (
+    ("can't be present with", "sent both Content-Length and Transfer-Encoding"),
+    ("Duplicate Content-Length", "sent two Content-Length"),
+)
 _COMMENT: Final = re.compile(rb"[\r\n]:")
 
 
 @dataclass(frozen=True)
 class Silence:
-    """No valid response, and why. `gone`: not even a connection."""
+    """No valid response, and why. `gone`: not even a connection. `invalid`: what came is not HTTP."""
 
     why: str
     gone: bool = False
+    invalid: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Heard:
     of many, the first ones and the last. ended: by the candidate. broken: how it broke off, if it did.
     comments: how many arrived. silence: the longest time without a byte, in seconds, after the first. count:
     of all events; `events` are the first ones and the last. launch: how it went. session: what it started.
-    late: there was no more time.
+    late: there was no more time. most: events in one read.
     """
 
     status: int
@@ -75,6 +81,7 @@ class Heard:
     launch: Launch | None = None
     session: Session | None = None
     late: bool = False
+    most: int = 0
 
     @property
     def apart(self) -> float:
@@ -167,7 +174,8 @@ class Client:
         fields = {"Origin": EMBED}
         if visitor:
             fields |= {"X-Forwarded-For": visitor, "X-Real-IP": visitor}
-        return await self._listen(f"{self._candidate.base_path}build/{NO_LAUNCH}", fields)
+        target = f"{self._candidate.base_path}build/{NO_LAUNCH}"
+        return await self._listen(target, fields, patience=self._candidate.timeout)
 
     async def listen(self, token: str = "", *, whole: bool = False, label: str = "") -> Heard | Silence:
         """Starts a launch, and leaves when its stream has delivered events, ended, or took too long.
@@ -181,12 +189,19 @@ class Client:
             target += f"{'&' if '?' in target else '?'}build_token={token}"
             self._redaction.hide(token)
         fields = {"Origin": candidate.origin}
-        return await self._listen(target, fields, token, whole=whole, label=label)
+        patience = _PATIENCE * candidate.timeout
+        return await self._listen(target, fields, token, patience=patience, whole=whole, label=label)
 
     async def _listen(
-        self, target: str, fields: Mapping[str, str], token: str = "", *, whole: bool = False, label: str = ""
+        self,
+        target: str,
+        fields: Mapping[str, str],
+        token: str = "",
+        *,
+        patience: float,
+        whole: bool = False,
+        label: str = "",
     ) -> Heard | Silence:
-        patience = _PATIENCE * self._candidate.timeout
         url = URL(self._candidate.url + target, encoded=True)
         headers = {"Accept": "text/event-stream", **fields}
         loop = asyncio.get_running_loop()
@@ -239,7 +254,7 @@ class _Ear:
         )
         self._reads: list[tuple[float, int]] = []
         self._events: list[Mapping[str, Any]] = []
-        self._count = self._comments = 0
+        self._count = self._comments = self._most = 0
         self._silence = 0.0
         self._end_of_last = b"\n"
         self._launch = Launch(FailureTable(), 0.0)
@@ -275,6 +290,7 @@ class _Ear:
         self._comments += len(_COMMENT.findall(self._end_of_last + piece))
         self._end_of_last = piece[-1:]
         self._count += len(found)
+        self._most = max(self._most, len(found))
         before = self._launch.phase
         for data in found:
             self._take(data, now)
@@ -328,6 +344,7 @@ class _Ear:
             self._launch,
             self._session,
             self.late,
+            self._most,
         )
 
 
@@ -346,7 +363,8 @@ def _event(data: bytes | None, secret: str) -> dict[str, Any]:
 def silence_of(error: Exception) -> Silence:
     """What a failed request says."""
     gone = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionError))
-    return Silence(fault(error), gone)
+    invalid = isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError))
+    return Silence(fault(error), gone, invalid)
 
 
 def fault(error: Exception) -> str:
@@ -359,7 +377,8 @@ def fault(error: Exception) -> str:
         case aiohttp.ClientPayloadError():
             return "broke off its response"
         case aiohttp.ClientResponseError() | HttpProcessingError():
-            return "sent no valid HTTP"
+            said = str(error)
+            return next((ours for theirs, ours in _FRAMING if theirs in said), "sent no valid HTTP")
         case OSError():
             return reason(error)
         case _:
@@ -389,7 +408,6 @@ def remedy(candidate: Candidate, found: Fetched | Heard | Silence, otherwise: st
         return otherwise
     try:
         place = URL(candidate.url).join(URL(found.headers.get("Location", "")))
-        there = str(place.origin())
     except ValueError:
         return otherwise
     if place.host != URL(candidate.url).host:
@@ -397,8 +415,8 @@ def remedy(candidate: Candidate, found: Fetched | Heard | Silence, otherwise: st
             "It sends visitors to another host, and an edge follows no redirects: probe that host if "
             "BinderHub is there, or forward the path instead."
         )
-    if there != str(URL(candidate.url).origin()):
-        return f"Use {there} as its URL: an edge follows no redirects."
+    if place.origin() != URL(candidate.url).origin():
+        return "Use the URL that it redirects to: an edge follows no redirects."
     return otherwise
 
 

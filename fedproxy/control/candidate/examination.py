@@ -42,7 +42,7 @@ from fedproxy.control.candidate.network import (
 )
 from fedproxy.control.candidate.session import try_session
 from fedproxy.control.candidate.stream import judge_stream, judge_token, mint
-from fedproxy.control.candidate.trials import judge_trials, trial_of
+from fedproxy.control.candidate.trials import judge_trials, trial_of, worth_another
 from fedproxy.control.candidate.visitors import ask_forwarded
 
 Busy = Callable[[str], None]
@@ -173,13 +173,16 @@ async def _launched(course: _Course, client: Client) -> AsyncGenerator[Check, No
     for check in judge_stream(candidate, heard, refused, await client.ask_embed()):
         yield check
     yield await ask_forwarded(candidate, client, refused, getattr(heard, "launch_host", ""))
-    while len(course.trials) < (candidate.launches or 0) and not isinstance(heard, Silence):
+    while len(course.trials) < (candidate.launches or 0) and worth_another(course.trials):
         if token:
             # A build token is valid for five minutes.
             token, _ = await mint(candidate, client)
         heard = await _launch(course, client, token)
     yield judge_trials(candidate, course.trials)
-    why = "no launch became ready" if candidate.launches else _ONLY_TRIAL
+    why = _ONLY_TRIAL
+    if candidate.launches:
+        ready = any(trial.end == "ready" for trial in course.trials)
+        why = "ready came without the URL and token of a server" if ready else "no launch became ready"
     for check in course.session or skip(why, "session", "websocket"):
         yield check
 

@@ -27,10 +27,11 @@ from fedproxy.control.candidate.client import Session, Silence, silence_of, unex
 from fedproxy.control.candidate.network import is_public
 from fedproxy.control.fetch import FAULTS, Fetched, fetch, open_session
 
-_TRIES: Final = 4
+_TRIES: Final = 3
 _PAUSE: Final = 0.5  # seconds; what routes to a new server may be a moment behind
 _STARTS: Final = 3  # times as long as another answer may take, until a kernel has started
 _STOPS: Final = 10.0  # seconds at most for the last request, also after Ctrl-C
+_CLOSES: Final = 1.0  # seconds at most for the end of a WebSocket
 _MOST_FRAMES: Final = 100
 _LARGEST_FRAME: Final = 1 << 20
 _STRIPPED: Final = 'Can "Upgrade" only to "WebSocket"'
@@ -53,7 +54,7 @@ class _Guarded(AbstractResolver):
         found = await self._inner.resolve(host, port, family)
         good = [each for each in found if self._private or is_public(each["host"])]
         if not good:
-            raise OSError(0, "its name has a private address")
+            raise OSError("its name has a private address")
         return good
 
     async def close(self) -> None:
@@ -106,25 +107,25 @@ class _Server:
         """Sends a message over a WebSocket, and waits for `wanted` in an answer: why it failed, if so."""
         timeout = self._candidate.timeout
         url = URL(self._base + path, encoded=True)
+        closing = aiohttp.ClientWSTimeout(ws_close=_CLOSES)
+        opened: aiohttp.ClientWebSocketResponse | None = None
         try:
-            async with (
-                asyncio.timeout(timeout),
-                self._http.ws_connect(url, headers=self._fields, max_msg_size=_LARGEST_FRAME) as opened,
-            ):
+            async with asyncio.timeout(timeout):
+                opened = await self._http.ws_connect(
+                    url, headers=self._fields, max_msg_size=_LARGEST_FRAME, timeout=closing
+                )
                 await opened.send_json(message)
-                for _ in range(_MOST_FRAMES):
-                    frame = await opened.receive()
-                    if frame.type is aiohttp.WSMsgType.TEXT and wanted in frame.data:
-                        return ""
-                    if frame.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                        return "it was closed before a message came back"
-                return "other messages came, and none of them an answer"
+                return await _answer(opened, wanted)
         except TimeoutError:
-            return f"no message came back within {timeout:g} s"
+            return f"no {'message came back' if opened else 'answer'} within {timeout:g} s"
         except aiohttp.WSServerHandshakeError as error:
             return await self._why_not(path, error.status)
         except FAULTS as error:
             return silence_of(error).why
+        finally:
+            # Its own answer to that is not waited for as long as a message.
+            if opened is not None:
+                await opened.close()
 
     async def _why_not(self, path: str, status: int) -> str:
         """What a refused handshake means: the server says if it saw no upgrade."""
@@ -196,11 +197,12 @@ def judge_url(url: str, *, private: bool) -> str:
 async def _answers(candidate: Candidate, session: Session, server: _Server) -> Check:
     """Whether the server answers with its token, and to pages of other sites."""
     found: Fetched | Silence = Silence("nothing")
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
+        if attempt:
+            await asyncio.sleep(_PAUSE)
         found = await server.ask("GET", "api/status", Origin=EMBED)
         if not isinstance(found, Silence) and found.status == 200:
             break
-        await asyncio.sleep(_PAUSE)
     host = URL(session.url).host
     values: dict[str, Any] = {"host": host}
     if isinstance(found, Silence) or found.status != 200:
@@ -249,6 +251,17 @@ async def _exchanged(server: _Server, what: str, path: str, message: object, wan
     if why:
         return make("websocket", CheckOutcome.FAILED, f"{what}: {why}", _FORWARD, **values)
     return make("websocket", CheckOutcome.OK, f"{what} answered in {show_time(seconds)}", **values)
+
+
+async def _answer(opened: aiohttp.ClientWebSocketResponse, wanted: str) -> str:
+    """Waits for a message with `wanted` in it: why there is none, or nothing."""
+    for _ in range(_MOST_FRAMES):
+        frame = await opened.receive()
+        if frame.type is aiohttp.WSMsgType.TEXT and wanted in frame.data:
+            return ""
+        if frame.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+            return "it was closed before a message came back"
+    return "other messages came, and none of them an answer"
 
 
 def _named(found: Fetched | Silence, key: str) -> str:

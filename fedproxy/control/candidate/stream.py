@@ -81,6 +81,10 @@ def judge_stream(
     rest = ("stream headers", "cors", "launch", "unbuffered", "event pacing")
     if isinstance(heard, Silence):
         otherwise = "A build's first event comes within 25 s. Does a proxy in front hold the response back?"
+        if heard.invalid:
+            otherwise = (
+                "Send Transfer-Encoding: chunked, and no Content-Length: look at what a proxy in front adds."
+            )
         fix = remedy(candidate, heard, otherwise)
         return [
             make("event stream", CheckOutcome.FAILED, heard.why, fix),
@@ -304,7 +308,6 @@ def judge_pacing(heard: Heard) -> Check:
     if not heard.reads:
         return make(name, CheckOutcome.SKIPPED, "nothing arrived")
     first = heard.reads[0][0]
-    most = max(events for _, events in heard.reads)
     whole = heard.launch is not None and heard.launch.end in (End.READY, End.FAILED)
     values: dict[str, Any] = {
         "first": first,
@@ -312,12 +315,12 @@ def judge_pacing(heard: Heard) -> Check:
         "events": heard.count,
         "comments": heard.comments,
         "longest_silence": heard.silence,
-        "most_at_once": most,
+        "most_at_once": heard.most,
         "whole": whole,
     }
     seen = (
-        f"first bytes after {show_time(first)}; {heard.count} events and {heard.comments} comments in "
-        f"{show_time(heard.reads[-1][0])}, at most {most} at once; longest silence {show_time(heard.silence)}"
+        f"first bytes after {show_time(first)}, then {heard.count} events and {heard.comments} comments in "
+        f"{show_time(heard.apart)}, at most {heard.most} at once; longest silence {show_time(heard.silence)}"
     )
     fix = (
         "BinderHub sends a comment every 25 s: something on the way holds it back, and what cuts silent "

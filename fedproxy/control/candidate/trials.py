@@ -48,6 +48,11 @@ def trial_of(heard: Heard | Silence, seconds: float, *, stopped: bool | None = N
     )
 
 
+def worth_another(trials: Sequence[Trial]) -> bool:
+    """Whether the next launch can go otherwise than the last one."""
+    return not trials or (trials[-1].end != "no stream" and trials[-1].kind != _LIMITED)
+
+
 def _was_built(phases: dict[str, float]) -> bool:
     """Whether the last phase before the failure was one of a build."""
     return bool(phases) and list(phases)[-1] in ("fetching", "building", "pushing", "unknown")
