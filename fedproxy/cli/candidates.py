@@ -152,17 +152,17 @@ def _examined(candidate: Candidate) -> Examination:
 
     progress = _Progress()
     try:
-        return uvloop.run(examine(candidate, progress.told, progress.busy))
+        try:
+            return uvloop.run(examine(candidate, progress.told, progress.busy))
+        finally:
+            progress.clear()
     except OSError as error:
         raise click.BadParameter(
             f"{candidate.authorities} cannot be used: {error.strerror or error}", param_hint="--ca"
         ) from None
     except KeyboardInterrupt:
-        progress.clear()
         say("interrupted: there is no report")
         raise SystemExit(1) from None
-    finally:
-        progress.clear()
 
 
 class _Progress:
@@ -182,7 +182,7 @@ class _Progress:
         # Phases are the candidate's words.
         line = "".join(letter for letter in what if letter.isprintable())
         width = shutil.get_terminal_size().columns
-        self._write(f"{_CLEAR}{f'{self._done} checks, {line}'[: max(width - 1, 10)]}")
+        self._write(f"{_CLEAR}{f'{self._done} done; {line}'[: max(width - 1, 10)]}")
 
     def clear(self) -> None:
         if self._shown:

@@ -122,7 +122,7 @@ async def test_server_that_is_not_for_other_sites_or_does_not_stop_is_said() -> 
     answers[KERNELS] = whole(b"?", b"201 Created")
     report = await probed({**SESSION, **answers}, launches=1)
     assert not_ok(report) == {"session": WARNING}
-    assert of(report)["session"].seen == "127.0.0.1: no Access-Control-Allow-Origin for pages of other sites"
+    assert of(report)["session"].seen == "127.0.0.1: no Access-Control-Allow-Origin"
     assert of(report)["websocket"].seen == "the server starts neither a kernel nor a terminal"
     assert report.trials[0].stopped is False
 

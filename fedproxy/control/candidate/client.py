@@ -134,6 +134,10 @@ class Client:
     async def _count(self, *_: object) -> None:
         self.reused += 1
 
+    def _say(self, label: str, phase: str) -> None:
+        if label:
+            self._busy(f"{label}: {phase}")
+
     async def get(
         self,
         target: str,
@@ -212,7 +216,7 @@ class Client:
                 asyncio.timeout(patience) as limit,
                 self._session.get(url, headers=headers, allow_redirects=False) as response,
             ):
-                ear = _Ear(response, start, token, whole, lambda phase: self._busy(f"{label}: {phase}"))
+                ear = _Ear(response, start, token, whole, lambda phase: self._say(label, phase))
                 if whole:
                     limit.reschedule(loop.time() + self._candidate.launch_timeout)
                 await ear.listen()

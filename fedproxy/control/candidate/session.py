@@ -217,7 +217,8 @@ async def _answers(candidate: Candidate, session: Session, server: _Server) -> C
         fix = "Set BinderHub.hub_url to an https:// URL: the token of the session is sent to it."
         return make("session", CheckOutcome.WARNING, f"{host}: not encrypted", fix, **values)
     if allowed not in ("*", EMBED):
-        seen = f"{host}: {allowed or 'no Access-Control-Allow-Origin'} for pages of other sites"
+        said = f"Access-Control-Allow-Origin: {allowed}" if allowed else "no Access-Control-Allow-Origin"
+        seen = f"{host}: {said}"
         fix = "Set BinderSpawner.cors_allow_origin: pages elsewhere (thebe, Jupyter Book) use servers, too."
         return make("session", CheckOutcome.WARNING, seen, fix, **values)
     seen = f"{host}: answers with its token in {show_time(found.seconds)}"
