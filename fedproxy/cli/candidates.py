@@ -150,7 +150,7 @@ def _members(file: Path) -> dict[str, str]:
 def _examined(candidate: Candidate) -> Examination:
     from fedproxy.control.candidate import examine
 
-    progress = _Progress()
+    progress = _StatusLine()
     try:
         try:
             return uvloop.run(examine(candidate, progress.told, progress.busy))
@@ -165,7 +165,7 @@ def _examined(candidate: Candidate) -> Examination:
         raise SystemExit(1) from None
 
 
-class _Progress:
+class _StatusLine:
     """What is done and what takes long, in one line of the terminal on stderr, if it is one."""
 
     def __init__(self) -> None:

@@ -464,7 +464,10 @@ async def test_compressed_stream_is_held_back() -> None:
     fields = EVENT_STREAM + CORS + b"Content-Encoding: gzip\r\n"
     report = await probed({BUILD: head(fields) + chunked(gzip.compress(FEW[0]))})
     assert of(report)["event stream"].seen == "Content-Encoding gzip"
+    assert of(report)["launch"].values == {"phases": ["waiting"]}
     assert not report.fit
+    garbage = await probed({BUILD: head(fields) + chunked(b"garbage")})
+    assert of(garbage)["unbuffered"].seen == "all 0 events arrived at once, then it ended"
 
 
 @pytest.mark.parametrize("allowed", [b"", b"Access-Control-Allow-Origin: https://else.example\r\n"])

@@ -95,10 +95,13 @@ async def test_launches_are_followed_to_their_end_used_and_stopped() -> None:
 
 
 async def test_no_launch_is_made_if_none_is_asked_for() -> None:
-    async with member(hub(WELL)) as candidate:
+    async with member(hub({**WELL, **limited(believes=False)})) as candidate:
         report = await probe(candidate.url, launches=0)
-        assert not [request for request in candidate.requests if b"/build/" in request.target]
+        builds = [request.target for request in candidate.requests if b"/build/" in request.target]
+    # These start nothing.
+    assert builds == [NO_LAUNCH] * 2
     assert report.fit
+    assert of(report)["forwarded addresses"].values["believed"] is False
     assert of(report)["event stream"].seen == of(report)["websocket"].seen == "no launch was asked for"
     assert of(report)["still there"].outcome is OK
     with pytest.raises(ValueError, match="from 0 to 3"):
@@ -186,6 +189,30 @@ async def test_message_that_does_not_come_back_is_waited_for_only_so_long() -> N
     answers[b"/user/x/terminals/websocket/1"] = upgraded()
     report = await probed({**SESSION, **answers}, launches=1, timeout=0.5)
     assert of(report)["websocket"].seen == "a terminal: no message came back within 0.5 s"
+
+
+async def test_each_launch_has_a_build_token_of_its_own_and_a_refused_one_is_none() -> None:
+    page = b'{"buildToken": "%b"}'
+    tokens = iter((b"first", b"second", b"third"))
+
+    async def mint(conn: Conn) -> None:
+        conn.send(whole(page % next(tokens)))
+
+    minting: Answers = {b"/versions": WELL[b"/versions"], BUILD.replace(b"/build/", b"/v2/"): mint}
+    refusal = head() + chunked(event(phase="failed", message="Invalid build token"))
+    answers: Answers = {BUILD + b"?build_token=first": ready, BUILD + b"?build_token=second": ready}
+    answers |= {BUILD + b"?build_token=third": refusal, KERNELS: whole(b"", b"403 Forbidden")}
+    async with member(hub(minting)) as reference, member(hub({**WELL, **SESSION, **answers})) as candidate:
+        for targets in ([b"first", NO_LAUNCH, b"second"], [b"third", BUILD, NO_LAUNCH, BUILD]):
+            candidate.requests.clear()
+            report = await probe(candidate.url, reference=reference.url, launches=2)
+            builds = [
+                request.target.rpartition(b"=")[2]
+                for request in candidate.requests
+                if b"/build/" in request.target and request.method == b"GET"
+            ]
+            assert builds == targets
+            assert [trial.end for trial in report.trials] == ["ready"] * 2
 
 
 async def test_server_is_stopped_if_the_probe_is() -> None:

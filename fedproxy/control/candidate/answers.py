@@ -22,7 +22,7 @@ from fedproxy.control.candidate.check import (
     show_time,
     skip,
 )
-from fedproxy.control.candidate.client import Client, Silence, is_page, remedy, unexpected
+from fedproxy.control.candidate.client import CandidateClient, Silence, is_page, remedy, unexpected
 from fedproxy.control.fetch import Fetched
 from fedproxy.decide.health import Verdict, judge_health, judge_versions
 
@@ -194,7 +194,7 @@ def _judge_pods(verdict: Verdict) -> list[Check]:
     return [make("pods", CheckOutcome.OK, seen, **values)]
 
 
-async def fetch_script(candidate: Candidate, client: Client) -> list[Check]:
+async def fetch_script(candidate: Candidate, client: CandidateClient) -> list[Check]:
     """The checks of a large file: whether it arrives whole, and how fast."""
     base = candidate.base_path
     page = await client.get(base)

@@ -7,6 +7,7 @@ import json
 import re
 import ssl
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -100,7 +101,7 @@ class Heard:
         return said[0] if said and isinstance(said[0], str) else ""
 
 
-class Client:
+class CandidateClient:
     """Sends requests as an edge would. `reused`: requests that used the connection of an earlier one.
 
     `busy` is told what a launch does meanwhile.
@@ -125,7 +126,7 @@ class Client:
             trace=trace,
         )
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> CandidateClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -235,6 +236,23 @@ class Client:
         return heard
 
 
+class _Decoder:
+    """Decompresses a stream that should not be compressed, so that its server can still be stopped."""
+
+    def __init__(self, coding: str) -> None:
+        known = coding.strip().lower() in ("gzip", "x-gzip", "deflate")
+        self._inflate = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS) if known else None
+
+    def feed(self, piece: bytes) -> bytes:
+        """What a piece adds; of one that is far too large, and of garbage, nothing."""
+        if self._inflate is None:
+            return piece
+        try:
+            return self._inflate.decompress(piece, LARGEST)
+        except zlib.error:
+            return b""
+
+
 class _Ear:
     """The part of a stream that arrived so far. `late`: there was no more time."""
 
@@ -273,7 +291,9 @@ class _Ear:
         size = 0
         most = _LARGEST_STREAM if self._whole else LARGEST
         events = EventReader()
-        async for piece in self._response.content.iter_any():
+        decoder = _Decoder(self._headers.get("Content-Encoding", ""))
+        async for arrived in self._response.content.iter_any():
+            piece = decoder.feed(arrived)
             now = time.monotonic() - self._start
             found = events.feed(piece)
             self._note(piece, found, now)

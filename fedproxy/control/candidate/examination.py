@@ -31,7 +31,7 @@ from fedproxy.control.candidate.check import (
     make,
     skip,
 )
-from fedproxy.control.candidate.client import Client, Heard, Silence
+from fedproxy.control.candidate.client import CandidateClient, Heard, Silence
 from fedproxy.control.candidate.network import (
     connect,
     handshake,
@@ -46,6 +46,15 @@ from fedproxy.control.candidate.trials import judge_trials, trial_of, worth_anot
 from fedproxy.control.candidate.visitors import ask_forwarded
 
 Busy = Callable[[str], None]
+_OF_LAUNCHES: Final = (
+    "build token",
+    "event stream",
+    "stream headers",
+    "cors",
+    "launch",
+    "unbuffered",
+    "event pacing",
+)
 _NOT_ASKED: Final = "no launch was asked for"
 _ONLY_TRIAL: Final = "only the server of a trial launch shows it: --launches 1"
 
@@ -116,14 +125,14 @@ async def _checks(course: _Course) -> AsyncGenerator[Check, None]:
         if check.outcome is CheckOutcome.FAILED:
             return
     async with (
-        Client(candidate, course.tls, course.redaction, course.busy) as client,
+        CandidateClient(candidate, course.tls, course.redaction, course.busy) as client,
         aclosing(_asked(course, client)) as asked,
     ):
         async for check in asked:
             yield check
 
 
-async def _asked(course: _Course, client: Client) -> AsyncGenerator[Check, None]:
+async def _asked(course: _Course, client: CandidateClient) -> AsyncGenerator[Check, None]:
     """The checks over HTTP. Without an answer to `/versions`, the others are skipped."""
     candidate = course.candidate
     base = candidate.base_path
@@ -149,13 +158,15 @@ async def _asked(course: _Course, client: Client) -> AsyncGenerator[Check, None]
     yield judge_end(candidate, versions, await client.get(f"{base}versions"))
 
 
-async def _launched(course: _Course, client: Client) -> AsyncGenerator[Check, None]:
+async def _launched(course: _Course, client: CandidateClient) -> AsyncGenerator[Check, None]:
     """The checks that need a launch, and those that need one which starts nothing."""
     candidate = course.candidate
     if candidate.launches == 0:
-        # Not even one that is refused: who asks for none has a reason.
-        first = list(EXPECTED).index("build token")
-        for check in skip(_NOT_ASKED, *list(EXPECTED)[first:-1]):
+        # One that is refused starts nothing.
+        for check in skip(_NOT_ASKED, *_OF_LAUNCHES):
+            yield check
+        yield await ask_forwarded(candidate, client, await client.refuse(), "")
+        for check in skip(_NOT_ASKED, "trial launches", "session", "websocket"):
             yield check
         return
     course.busy("asking the reference for a build token")
@@ -187,7 +198,7 @@ async def _launched(course: _Course, client: Client) -> AsyncGenerator[Check, No
         yield check
 
 
-async def _launch(course: _Course, client: Client, token: str = "") -> Heard | Silence:
+async def _launch(course: _Course, client: CandidateClient, token: str = "") -> Heard | Silence:
     """One launch; a trial is followed to its end, and the server that it started is used and stopped."""
     candidate = course.candidate
     whole = candidate.launches is not None

@@ -18,7 +18,15 @@ from fedproxy.control.candidate.check import (
     skip,
     words,
 )
-from fedproxy.control.candidate.client import APART, AT_ONCE, Client, Heard, Silence, remedy, unexpected
+from fedproxy.control.candidate.client import (
+    APART,
+    AT_ONCE,
+    CandidateClient,
+    Heard,
+    Silence,
+    remedy,
+    unexpected,
+)
 from fedproxy.control.fetch import Fetched
 from fedproxy.decide.launch import End
 
@@ -36,7 +44,7 @@ _TOKENS: Final = (
 _REFUSED: Final = "Invalid build token"
 
 
-async def mint(candidate: Candidate, client: Client) -> tuple[str, str]:
+async def mint(candidate: Candidate, client: CandidateClient) -> tuple[str, str]:
     """A build token from the reference's page of the launch, or else the reason why there is none."""
     if candidate.reference is None:
         return "", "there is no reference"

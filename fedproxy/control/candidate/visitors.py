@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fedproxy.control.candidate.check import Candidate, Check, CheckOutcome, make
-from fedproxy.control.candidate.client import Client, Heard, Silence
+from fedproxy.control.candidate.client import CandidateClient, Heard, Silence
 
 # Documentation's networks (RFC 5737): nobody's addresses.
 _NOBODY: Final = tuple(map(ipaddress.IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")))
@@ -43,7 +43,7 @@ def left_of(heard: Heard | Silence | None) -> Left | None:
 
 
 async def ask_forwarded(
-    candidate: Candidate, client: Client, own: Heard | Silence, launch_host: str
+    candidate: Candidate, client: CandidateClient, own: Heard | Silence, launch_host: str
 ) -> Check:
     """The check of forwarded addresses. `own`: a refused launch without one. `launch_host`: see `Heard`.
 
