@@ -206,10 +206,9 @@ async def _launch(course: _Course, client: CandidateClient, token: str = "") -> 
     course.busy(label)
     start = time.monotonic()
     heard = await client.listen(token, whole=whole, label=label)
-    if not whole:
-        return heard
     seconds = time.monotonic() - start
     stopped: bool | None = None
+    # One that was to be abandoned may be ready before.
     if isinstance(heard, Heard) and heard.session is not None:
         used = await try_session(
             candidate,
@@ -217,9 +216,10 @@ async def _launch(course: _Course, client: CandidateClient, token: str = "") -> 
             course.tls,
             course.reached,
             lambda what: course.busy(f"{label}: {what}"),
-            only_stop=bool(course.session),
+            only_stop=not whole or bool(course.session),
         )
         stopped = used.stopped
         course.session = course.session or list(used.checks)
-    course.trials.append(trial_of(heard, seconds, stopped=stopped))
+    if whole:
+        course.trials.append(trial_of(heard, seconds, stopped=stopped))
     return heard

@@ -151,6 +151,8 @@ async def try_session(
     """
     private = not is_public(reached)
     wrong = judge_url(session.url, private=private)
+    if wrong and only_stop:
+        return SessionChecks((), False)
     if wrong:
         fix = "Set BinderHub.hub_url to the URL that visitors reach JupyterHub at."
         failed = make("session", CheckOutcome.FAILED, wrong, fix)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,19 +48,19 @@ async def ask_forwarded(
 ) -> Check:
     """The check of forwarded addresses. `own`: a refused launch without one. `launch_host`: see `Heard`.
 
-    Sends one more of those, and if that one seems to be believed, another to make sure: neither counts for
+    Sends one more of those, and if that one seems to be believed, two to make sure: none of them counts for
     this machine's address then.
     """
     before = left_of(own)
-    if before is None:
-        return judge_scheme(candidate, judge_forwarded(candidate, None, None, None), launch_host)
-    network = _NOBODY[secrets.randbelow(len(_NOBODY))]
-    nobody = str(network[secrets.randbelow(network.num_addresses)])
-    named = left_of(await client.refuse(nobody))
-    again = None
-    if named is not None and named.launches != before.launches - 1:
-        again = left_of(await client.refuse(nobody))
-    return judge_scheme(candidate, judge_forwarded(candidate, before, named, again), launch_host)
+    named: list[Left | None] = []
+    if before is not None:
+        network = _NOBODY[secrets.randbelow(len(_NOBODY))]
+        first = secrets.randbelow(network.num_addresses - 1)
+        one, other = str(network[first]), str(network[first + 1])
+        named.append(left_of(await client.refuse(one)))
+        if named[0] is not None and named[0].launches != before.launches - 1:
+            named += [left_of(await client.refuse(one)), left_of(await client.refuse(other))]
+    return judge_scheme(candidate, judge_forwarded(candidate, before, named), launch_host)
 
 
 def judge_scheme(candidate: Candidate, check: Check, launch_host: str) -> Check:
@@ -72,16 +73,21 @@ def judge_scheme(candidate: Candidate, check: Check, launch_host: str) -> Check:
     return make(check.name, CheckOutcome.WARNING, seen, fix, **check.values, launch_host=launch_host)
 
 
-def judge_forwarded(candidate: Candidate, own: Left | None, named: Left | None, again: Left | None) -> Check:
-    """The check: what was left for this machine's address, for another that was named, and for that again."""
+def judge_forwarded(candidate: Candidate, own: Left | None, named: Sequence[Left | None]) -> Check:
+    """The check: what was left for this machine's address, and for others that were named.
+
+    `named`: for one address, for that again, and for another one.
+    """
     name = "forwarded addresses"
     if own is None:
         seen = f"it says nothing of a rate limit; {_BY_HAND}"
         return make(name, CheckOutcome.SKIPPED, seen, believed=None)
+    left = [each.launches for each in named if each is not None]
     believed: bool | None = None
-    if named is not None and named.launches == own.launches - 1:
+    if left == [own.launches - 1]:
         believed = False
-    elif named is not None and again is not None and again.launches == named.launches - 1:
+    # What several replicas count, each for itself, may look like the beginning of this, but hardly all of it.
+    elif len(left) == 3 and left[0] == left[2] == left[1] + 1:
         believed = True
     values: dict[str, Any] = {"believed": believed, "from_edge": candidate.from_edge}
     if believed is None:
