@@ -408,6 +408,16 @@ async def test_who_names_visitors_addresses_is_believed_or_not(
     assert named[0].decode() not in repr(report)
 
 
+@pytest.mark.parametrize("left", [b"", RATE % 0])
+async def test_rate_limit_that_is_used_up_says_nothing(left: bytes) -> None:
+    no = chunked(event(phase="failed", message="Rate limit exceeded. Try again in 3600 seconds.\n"))
+    async with member(hub({**WELL, NO_LAUNCH: head(EVENT_STREAM + CORS + left) + no})) as candidate:
+        report = await probe(candidate.url)
+        assert [request.target for request in candidate.requests].count(NO_LAUNCH) == 1
+    check = of(report)["forwarded addresses"]
+    assert check.seen == "the rate limit of this machine's address is used up: probe again in an hour"
+
+
 @pytest.mark.parametrize(
     "left",
     [

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fedproxy.control.candidate.check import Candidate, Check, CheckOutcome, Trial, make, show_time, words
 from fedproxy.control.candidate.client import Heard, Silence, unexpected
+from fedproxy.control.candidate.visitors import RATE_LIMIT
 from fedproxy.decide.launch import End, LaunchVerdict
 
 _KINDS: Final = {
@@ -15,7 +16,6 @@ _KINDS: Final = {
     LaunchVerdict.FAULTY: "fault of the BinderHub",
     LaunchVerdict.REPEATS: "fault of the repository",
 }
-_RATE_LIMIT: Final = "Rate limit exceeded"
 _LIMITED: Final = "rate limit"
 #: Failures that say nothing against the candidate.
 _EVERYDAY: Final = frozenset((_LIMITED, _KINDS[LaunchVerdict.FULL]))
@@ -34,7 +34,7 @@ def trial_of(heard: Heard | Silence, seconds: float, *, stopped: bool | None = N
         message = words(str((heard.failure or {}).get("message", "")))
         kind = (
             _LIMITED
-            if message.startswith(_RATE_LIMIT)
+            if message.startswith(RATE_LIMIT)
             else _KINDS.get(launch.verdict or LaunchVerdict.REPEATS, "")
         )
         if launch.phase == "failed" and launch.verdict is LaunchVerdict.REPEATS and _was_built(phases):

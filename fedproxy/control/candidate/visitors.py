@@ -17,6 +17,8 @@ from typing import Any, Final
 from fedproxy.control.candidate.check import Candidate, Check, CheckOutcome, make
 from fedproxy.control.candidate.client import CandidateClient, Heard, Silence
 
+#: How the message of a launch begins that is one too many.
+RATE_LIMIT: Final = "Rate limit exceeded"
 # Documentation's networks (RFC 5737): nobody's addresses.
 _NOBODY: Final = tuple(map(ipaddress.IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")))
 _BY_HAND: Final = "by hand: launch through an edge, and look for your own address in BinderHub's log"
@@ -43,6 +45,15 @@ def left_of(heard: Heard | Silence | None) -> Left | None:
         return None
 
 
+def _is_used_up(heard: Heard | Silence) -> bool:
+    """Whether the next refused launch would not be counted any more."""
+    left = left_of(heard)
+    if left is not None:
+        return left.launches < 1
+    failure = None if isinstance(heard, Silence) else heard.failure
+    return failure is not None and str(failure.get("message", "")).startswith(RATE_LIMIT)
+
+
 async def ask_forwarded(
     candidate: Candidate, client: CandidateClient, own: Heard | Silence, launch_host: str
 ) -> Check:
@@ -51,6 +62,9 @@ async def ask_forwarded(
     Sends one more of those, and if that one seems to be believed, two to make sure: none of them counts for
     this machine's address then.
     """
+    if _is_used_up(own):
+        seen = "the rate limit of this machine's address is used up: probe again in an hour"
+        return make("forwarded addresses", CheckOutcome.SKIPPED, seen, believed=None)
     before = left_of(own)
     named: list[Left | None] = []
     if before is not None:
