@@ -572,13 +572,39 @@ def test_probe_is_json_for_programs() -> None:
     }
 
 
+def test_probe_is_markdown_for_an_issue(write: Write) -> None:
+    with toy() as url:
+        members = {"oxford": {"url": url}, "leuven": {"url": "http://127.0.0.1:1"}}
+        file = write({"members": members})
+        result = run("probe", url, "--launches", 1, "--format", "markdown", "--config", file, "--name", "new")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"## Probe of `{url}`\n\n**It is fit to join, with 2 warnings.**\n")
+    assert "| `membership` | **warning** | `it is the member oxford already` |\n" in result.stdout
+    assert "| `websocket` | ok | `a kernel answered in " in result.stdout
+    assert "| launch | end | first bytes | waiting | fetching | building |" in result.stdout
+
+
+def test_probe_tells_of_each_launch() -> None:
+    with toy(Mode.FULL) as url:
+        result = run("probe", url, "--launches", 1)
+    assert (result.exit_code, result.stderr) == (0, "")
+    said = "\nlaunch 1: failed (no room: Too many users on this BinderHub! Try again soon.) after "
+    assert said in result.stdout
+
+
+def test_probe_with_a_config_that_is_not_valid_asks_nobody(write: Write) -> None:
+    result = run("probe", "http://127.0.0.1:1", "--config", write(FAULTY))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("edge.yaml:") == 3
+
+
 def test_probe_asks_below_a_path() -> None:
     with toy() as url:
         result = run("probe", url, "--base-path", "/services/binder", "--json")
     # The toy has its page everywhere, and the rest only at /.
     assert (result.exit_code, result.stderr) == (1, "")
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
-    assert checks["versions"]["seen"] == "answered something other than its versions"
+    assert checks["versions"]["seen"] == "answered HTML where JSON belongs"
 
 
 def test_probe_of_nobody_is_a_verdict() -> None:
@@ -603,6 +629,11 @@ def test_probe_of_nobody_is_a_verdict() -> None:
         ["http://a.example", "--repository", "gh"],
         ["http://a.example", "--repository", "gh/a b"],
         ["http://a.example", "--timeout", "0"],
+        ["http://a.example", "--launches", "4"],
+        ["http://a.example", "--launches", "-1"],
+        ["http://a.example", "--launch-timeout", "0"],
+        ["http://a.example", "--format", "html"],
+        ["http://a.example", "--name", "a b"],
         ["http://a.example", "--ca", "/no/such/file"],
         ["http://a.example", "--ca", __file__],
         [],

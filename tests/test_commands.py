@@ -28,6 +28,7 @@ from fedproxy.cli import watching
 from fedproxy.cli.asking import Failed
 from fedproxy.serve.service import Service
 from fedproxy.serve.verify import Reader
+from tests.rig import blackhole
 from tests.rig.thread import loop_thread
 from tests.test_cli import admin, run, shown
 
@@ -290,6 +291,26 @@ def test_top_is_live_on_a_terminal(running: Running) -> None:
         assert process.wait(30) == 0
     os.close(parent)
     assert b"requests/s" in seen
+
+
+def test_probe_shows_what_it_does_and_ends_with_ctrl_c() -> None:
+    parent, child = pty.openpty()
+    with blackhole() as url:
+        words = [sys.executable, "-m", "fedproxy", "probe", url]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=child) as process:
+            os.close(child)
+            seen = b""
+            while b"name: not checked" not in seen:
+                seen += os.read(parent, 65536)
+            process.send_signal(signal.SIGINT)
+            with suppress(OSError):
+                while piece := os.read(parent, 65536):
+                    seen += piece
+            assert process.stdout is not None
+            assert (process.wait(30), process.stdout.read()) == (1, b"")
+    os.close(parent)
+    assert seen.startswith(b"\r\x1b[K1 done; address: warning")
+    assert seen.endswith(b"\r\x1b[Kinterrupted: there is no report\r\n")
 
 
 def test_certificates_are_shown_with_their_ends(admin: str) -> None:

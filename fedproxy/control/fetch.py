@@ -1,4 +1,4 @@
-"""One GET of the control process and its whole body, bounded in time and size.
+"""One request of the control process and its whole body, bounded in time and size.
 
 Whom it asks is somebody else's program, so every end but a whole response is an error of a known class.
 """
@@ -72,19 +72,24 @@ async def fetch(
     redirects: int = 0,
     headers: Mapping[str, str] | None = None,
     tls: SSLContext | None = None,
+    method: str = "GET",
+    content: object = None,
 ) -> Fetched:
-    """One GET and its whole body.
+    """One request and its whole body.
 
     timeout: seconds for all of it. most: bytes of the body. redirects: 0 makes a redirect a result; otherwise
-    redirects are followed, and the last of so many is an error. tls: instead of the session's own.
+    redirects are followed, and the last of so many is an error. tls: instead of the session's own. content:
+    sent as JSON.
 
     Raises TimeoutError, TooLarge, and the rest of `FAULTS`.
     """
     start = time.monotonic()
     async with (
         asyncio.timeout(timeout),
-        session.get(
+        session.request(
+            method,
             url,
+            json=content,
             headers=headers,
             ssl=tls or True,
             allow_redirects=redirects > 0,

@@ -210,6 +210,10 @@ class ToyBinderHub:
         for method in ("PUT", "POST"):
             route(method, "/user/{user}/api/contents/{path:.+}", self._upload)
             route(method, "/upload", self._upload)
+        route("GET", "/user/{user}/api/status", self._status)
+        route("POST", "/user/{user}/api/kernels", self._kernel)
+        route("DELETE", "/user/{user}/api/kernels/{kernel}", self._no_kernel)
+        route("POST", "/user/{user}/api/shutdown", self._shutdown)
         route("GET", "/user/{user}/{path:.*}", self._session)
         route("GET", "/v2/{launch:.+}", self._launch)
         route("GET", "/{path:.*}", self._ui)
@@ -353,6 +357,21 @@ class ToyBinderHub:
             await asyncio.sleep(seconds)
 
     # Sessions
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response({"kernels": 0}, headers=_CORS)
+
+    async def _kernel(self, _request: web.Request) -> web.Response:
+        return web.json_response({"id": secrets.token_hex(8), "name": "echo"}, status=201)
+
+    async def _no_kernel(self, _request: web.Request) -> web.Response:
+        return web.Response(status=204)
+
+    async def _shutdown(self, _request: web.Request) -> web.Response:
+        # Sessions are alike: the one that would have ended first goes.
+        if self._sessions:
+            self._sessions.popleft()
+        return web.json_response({})
 
     async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
         echo = web.WebSocketResponse(

@@ -18,9 +18,10 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from fedproxy.control.candidate import Candidate, CheckOutcome, examine
 from tests.rig.browser import Launched, Notebook, Visitor, at_work, terminal_says, turned, visiting
 from tests.rig.federated import Edge, federated
-from tests.rig.members import BOOK, PASSWORD, Member, members, needed
+from tests.rig.members import BOOK, PASSWORD, PUBLIC, Member, members, needed
 from tests.rig.running import patience
 
 pytestmark = [
@@ -149,6 +150,26 @@ async def test_launch_in_a_browser_and_all_that_a_session_is_used_for(edge: Edge
         visitor.origin = "https://elsewhere.test"
         with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
             await visitor.socket(f"{launched.base}api/events/subscribe")
+
+
+async def test_probe_launches_a_server_uses_it_by_websocket_and_stops_it(both: dict[str, Member]) -> None:
+    member, reference = both["one"], both["two"].url
+    # No edge is between.
+    member.binder.public = member.url
+    try:
+        async with patience():
+            candidate = Candidate(member.url, reference=reference, origin=PUBLIC, launches=1, timeout=60)
+            report = await examine(candidate)
+    finally:
+        member.binder.public = PUBLIC
+    assert report.fit, report
+    checks = {check.name: check for check in report.checks}
+    for name in "versions", "build token", "unbuffered", "trial launches", "websocket", "still there":
+        assert checks[name].outcome is CheckOutcome.OK, checks[name]
+    assert checks["websocket"].values["with"] == "a kernel"
+    # Its servers are for one other site.
+    assert checks["session"].seen == f"127.0.0.1: Access-Control-Allow-Origin: {BOOK}"
+    assert [(trial.end, trial.stopped) for trial in report.trials] == [("ready", True)]
 
 
 async def test_launch_from_a_book_without_cookies(edge: Edge) -> None:

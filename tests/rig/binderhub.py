@@ -52,7 +52,7 @@ class BinderHub:
         self.signed_in: str | None = None
         self.origins: list[str] = []  # of tokens that were minted and checked
         self._hub = hub
-        self._public = public
+        self.public = public
         self._key = key
         self._secret = secret
         self._built: set[str] = set()
@@ -222,7 +222,7 @@ class BinderHub:
                     break
             else:
                 raise Failed(f"Image x for user {user} failed to launch", 500)
-        url = f"{self._public}/user/{user}/" + (f"{server}/" if server else "")
+        url = f"{self.public}/user/{user}/" + (f"{server}/" if server else "")
         yield {
             "phase": "ready",
             "message": f"server running at {url}\n",
