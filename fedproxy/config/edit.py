@@ -44,8 +44,6 @@ def _with_member(text: str, name: str, settings: Mapping[str, Any]) -> str:
     if name in members.items:
         raise CannotEdit(f"{name} is in this file already")
     if not members.items:
-        if text[members.value : members.end].strip() not in ("", "{}", "~", "null"):
-            raise CannotEdit("`members` is not a mapping, so no member can be added to it")
         at = _line_end(text, members.end)
         return f"{text[: members.key]}members:\n{_block({name: settings}, 2)}{_rest(text, at)}"
     first = next(iter(members.items.values()))
@@ -81,6 +79,8 @@ def _members(text: str) -> Spot | None:
     root = document.places.root
     if document.data is not None and not isinstance(document.data, dict):
         raise CannotEdit("it is not a mapping")
+    if not isinstance((document.data or {}).get("members"), dict | None):
+        raise CannotEdit("`members` is not a mapping, so no member of it can be changed")
     if root is not None and text[root.value : root.value + 1] == "{":
         raise CannotEdit("it is written in braces, so it has to be changed by hand")
     return root.items.get("members") if root is not None else None

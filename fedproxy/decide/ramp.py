@@ -68,7 +68,7 @@ class Ramp:
     def change(self, progress: float, now: float) -> None:
         """Its progress is another one now: what was seen before counts no longer."""
         if progress < self.progress:
-            self._calm_until = now + min(_CALM, self.over / STEPS)
+            self._calm(now)
         self.progress = progress
         self._restart(now)
 
@@ -84,13 +84,15 @@ class Ramp:
         """
         fall = self._fall(now, down=down)
         if fall:
+            self._calm(now)
             self._restart(now)
             return RampMove(max(FIRST, self.progress / 2), fall)
         if self.progress >= 1.0 or down or now - self._since < self.over / STEPS:
             return None
         whole = self.ready + self.failed
         if self.ready < _NEEDED:
-            return self._tell_once(f"only {_launches(self.ready)} became ready, and {_NEEDED} are needed")
+            seen = _launches(self.ready) if self.ready else "no launch"
+            return self._tell_once(f"{seen} became ready so far, and {_NEEDED} are needed")
         text = f"{self.ready} of {_launches(whole)} became ready"
         if self.failed > _SOME * whole:
             self._restart(now)
@@ -121,6 +123,9 @@ class Ramp:
             return None
         self._told = True
         return RampMove(self.progress, text)
+
+    def _calm(self, now: float) -> None:
+        self._calm_until = now + min(_CALM, self.over / STEPS)
 
     def _restart(self, now: float) -> None:
         self._since = now

@@ -50,6 +50,7 @@ from fedproxy.control.weights import AutoWeights
 from fedproxy.decide.breaker import BreakerState
 from fedproxy.decide.counts import MemberCounts
 from fedproxy.decide.member import Intent
+from fedproxy.decide.ramp import FIRST
 from fedproxy.decide.sessions import KnownSession, SessionRecord
 from fedproxy.decide.snapshot import QUOTA_ALONE, Snapshot, Survey, add_up, merge
 from fedproxy.errors import ConfigError, Fault
@@ -424,8 +425,8 @@ class Service:
             if was.weight != now.weight:
                 value = weight_text(now.weight.value) if now.weight is not None else "what the config says"
                 self.note(EventName.OPERATOR_WEIGHT, f"the weight of {name} was set to {value}", name, who)
-            if was.ramp is not None and now.ramp is not None and was.ramp != now.ramp:
-                self._note_ramp(name, was.ramp, "")
+            if now.ramp is not None and was.ramp != now.ramp:
+                self._note_ramp(name, FIRST if was.ramp is None else was.ramp, "")
             if was.change != now.change:
                 there = name in self.config.active_members
                 event = EventName.OPERATOR_JOIN if there else EventName.OPERATOR_LEAVE

@@ -218,7 +218,7 @@ def test_value_of_the_wrong_kind_says_what_was_expected(path: str, expected: str
         ("members.gesis.reserve", -1, "is -1, expected a whole number of at least 0"),
         ("members.gesis.reserve", 2.5, "is 2.5, expected a whole number of at least 0"),
         ("members.gesis.wieght", 1, "is not a known key, did you mean 'weight'?"),
-        ("max-body", 1, "is not a known key, expected public_url, listen,"),
+        ("max-body", 1, "is not a known key, expected public_url, contact, listen,"),
         ("timeouts.Connect", 1, "is not a known key, did you mean 'connect'?"),
         ("breaker.ratio", 0, "is 0, expected a number above 0 and at most 1"),
         ("timeouts.connect", 0, "is 0, expected a duration above 0, such as 250ms, 15s or 4h"),

@@ -450,7 +450,10 @@ WHOLE = json.dumps({"version": 1, **FULL.model_dump()}).encode()
             b'{"version": 1, "members": {"a b": {}}}',
             "members.a b: cannot be a name, expected a member's name of ",
         ),
-        (b'{"version": 1, "more": 1}', "more: is not a known key, expected intents, weights, members or by"),
+        (
+            b'{"version": 1, "more": 1}',
+            "more: is not a known key, expected intents, weights, members, by or ramps",
+        ),
         (b'{"version": 1}' + b" " * (4 << 20), "is larger than 4 MiB"),
     ],
 )
