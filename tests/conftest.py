@@ -15,7 +15,7 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 #: These take longest. They often wait for processes, so other tests fill the gaps, and nothing long is last.
-LONGEST = ("tests/test_benchmarks.py", "tests/real/", "tests/serve/")
+LONGEST = ("tests/test_benchmarks.py", "tests/demo/", "tests/real/", "tests/serve/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

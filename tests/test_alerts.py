@@ -97,6 +97,8 @@ def _exposed() -> dict[str, set[str]]:
         certificates={"x": 1.0},
         processes=processes,
         fleet=fleet_of_three(),
+        ramps={"x": 1.0},
+        contacts={"x": "mailto:x@example.org"},
     )
     labels: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate", "member"}}
     for family in text_string_to_metric_families("".join(expose(view, ""))):

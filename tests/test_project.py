@@ -10,6 +10,7 @@ from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
+import click
 import pytest
 
 from fedproxy import __version__
@@ -78,7 +79,9 @@ def test_every_command_in_a_document_exists(path: Path) -> None:
 def test_every_option_in_a_command_line_exists(path: Path) -> None:
     for line in "\n".join(_fences(path.read_text())).replace("\\\n", " ").splitlines():
         for command, rest in re.findall(r"(?:^|[\s/])fedproxy ([a-z]+)\b([^|&;>#]*)", line):
-            options = {name for each in main.commands[command].params for name in each.opts}
+            found = main.commands[command]
+            inner = found.commands.values() if isinstance(found, click.Group) else [found]
+            options = {name for one in inner for each in one.params for name in each.opts}
             for option in re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", rest):
                 assert option in options | {"--help", "-h"}, line
 

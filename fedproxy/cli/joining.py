@@ -14,7 +14,7 @@ import click
 from fedproxy.cli.asking import ADMIN, Failed, ask, ask_config, complete, path_of
 from fedproxy.cli.base import FILE_ARGUMENT, Syntax, main, say, say_changes, say_if_it_waits
 from fedproxy.config.address import CONTACT, MEMBER_NAME, ORIGIN
-from fedproxy.config.units import FILE, SECONDS, TARGET, format_duration
+from fedproxy.config.units import FILE, SECONDS, SECONDS_OR_NONE, TARGET, format_duration
 
 if TYPE_CHECKING:
     from fedproxy.control.candidate import Examination
@@ -173,7 +173,7 @@ def _refuse_unfit(config: Mapping[str, Any], url: str, ca: Path | None) -> None:
 @click.argument("name", shell_complete=complete)
 @click.option(
     "--wait",
-    type=Syntax(SECONDS),
+    type=Syntax(SECONDS_OR_NONE),
     default="6h",
     show_default=True,
     metavar="DURATION",
@@ -192,6 +192,10 @@ def leave(name: str, admin: str, wait: float, forget: bool, dry: bool) -> None:
         raise Failed(f"{admin}: there is no member {name}; `fedproxy members` shows them all")
     if not settings.get("active", True):
         raise Failed(f"{name} is a past member already")
+    if settings.get("prime"):
+        raise Failed(
+            f"{name} is the prime member, whose versions are the reference: make another one prime first"
+        )
     kept = {key: value for key, value in settings.items() if key not in ("ramp", "weight", "prime")}
     past = {**kept, "active": False}
     method = "DELETE" if forget else "PUT"
@@ -204,7 +208,8 @@ def leave(name: str, admin: str, wait: float, forget: bool, dry: bool) -> None:
     ask(admin, path_of(name), {"state": "drain"})
     click.echo(f"{name} drains: it gets no new visitors")
     try:
-        _wait_for_end(admin, name, wait)
+        if wait:
+            _wait_for_end(admin, name, wait)
     except KeyboardInterrupt:
         raise Failed(f"{name} drains on; `fedproxy leave {name}` goes on from here") from None
     answer = ask(admin, path_of(name), body, method=method)
@@ -252,10 +257,13 @@ def _under_way(admin: str, name: str) -> str:
         return error.message
     except (KeyError, TypeError, ValueError):
         raise Failed(f"{admin}: what answers there does not say what is under way") from None
-    if not requests and not launches:
+    most = max(requests, launches)
+    if not most:
         return ""
-    words = "1 request is" if requests == 1 else f"{requests} requests are"
-    more = f", {launches} of them {'a launch' if launches == 1 else 'launches'}" if launches else ""
+    kind = "launch" if launches == most else "request"
+    plural = "es" if kind == "launch" else "s"
+    words = f"1 {kind} is" if most == 1 else f"{most} {kind}{plural} are"
+    more = f", {launches} of them launches" if 0 < launches < most else ""
     return f"{words} under way there{more}"
 
 

@@ -830,10 +830,13 @@ class Service:
     async def join(self, name: str, settings: object, who: str) -> None:
         """A member joins, or takes the place of the one of that name. Raises ConfigError and OSError."""
         async with self._changing:
-            known = name in self.config.members
+            known = name in self.config.active_members
             later = await self._set_override(
                 name, lambda: operators.join(self._own, self._state, name, settings), who
             )
+            if name not in self.config.active_members:
+                self.note(EventName.OPERATOR_LEAVE, f"{name} is a past member now{later}", name, who)
+                return
             text = f"the settings of {name} were replaced" if known else f"{name} joined the federation"
             self.note(EventName.OPERATOR_JOIN, f"{text}{later}", name, who)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -120,13 +121,14 @@ def test_whatever_a_file_has_only_the_member_changes(
 ) -> None:
     data = {"members": members, **rest} if before else {**rest, "members": members}
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=flow, indent=indent, allow_unicode=True)
-    for change, wanted in (
+    changes: list[tuple[Callable[[], str], dict[str, Any]]] = [
         (lambda: add_member(text, "new", NEW), {**members, "new": NEW}),
         (
             lambda: set_key(text, "a", "active", False),
             {**members, "a": {**members.get("a", {}), "active": False}},
         ),
-    ):
+    ]
+    for change, wanted in changes:
         try:
             after = change()
         except CannotEdit as error:

@@ -104,7 +104,7 @@ async def test_program_is_told_in_json_and_of_what_is_known(
         known = await response.json()
         assert known == {
             "error": "no such member or mode",
-            "members": ["toy-oxford", "toy-leuven"],
+            "members": ["toy-oxford", "toy-leuven", "toy-bergen"],
             "modes": list(Mode),
         }
 

@@ -25,6 +25,7 @@ async def test_demo_serves_what_it_prints_and_ends_at_ctrl_c() -> None:
             "for Prometheus",
             "toy-oxford",
             "toy-leuven",
+            "a candidate",
             "to break them",
         ]
         async with aiohttp.ClientSession() as client:
@@ -62,8 +63,15 @@ async def test_examples_that_the_demo_prints_do_what_they_say() -> None:
         failing, healthy = re.findall(r"curl -X POST (\S+)$", demo.output, re.MULTILINE)
         token = re.findall(r"FEDPROXY_ADMIN_TOKEN=(\S+)", demo.output)[0]
         assert f"FEDPROXY_ADMIN={operators} " in demo.output
+        (candidate,) = re.findall(r"^  a candidate +(http://\S+)/$", demo.output, re.MULTILINE)
         typed = re.findall(r"^  \S+ -m fedproxy (.+)$", demo.output, re.MULTILINE)
-        assert typed == ["drain toy-oxford", "members", "ready toy-oxford"]
+        assert typed == [
+            "drain toy-oxford",
+            "members",
+            "ready toy-oxford",
+            f"join toy-leuven {candidate} --share 20% --over 1m",
+            "leave toy-leuven",
+        ]
         async with aiohttp.ClientSession() as client:
             for url, status in (failing, 503), (healthy, 200):
                 async with client.post(url) as response:

@@ -295,6 +295,10 @@ async def test_launches_at_a_member_are_limited_over_all_edges(workers: int) -> 
             await until(
                 lambda: all(each.link.fleet.count == 3 for each in all_edges if each.link), "each other"
             )
+            await until(
+                lambda: sum(each._slots.limits.get("a", 0) for each in all_edges if each._slots) == 6,
+                "all slots",
+            )
             started = []
             for number in range(30):
                 started.append(asyncio.create_task(launch(session, all_edges[number % 3], f"r{number}")))

@@ -72,7 +72,7 @@ async def test_member_comes_to_its_share_as_its_launches_succeed() -> None:
 
 async def test_member_that_fails_launches_falls_and_says_why_and_a_restart_keeps_it(tmp_path: Path) -> None:
     async with hubs(a=(0, 60), b=(0, 60)) as members:
-        keys = {"a": {"weight": 50}, "b": SLOW}
+        keys: dict[str, Any] = {"a": {"weight": 50}, "b": SLOW}
         kept = config(members, admin={"address": "127.0.0.1:0", "state": str(tmp_path / "state")}, **keys)
         async with serving(kept) as service:
             await until(lambda: "b" in service._reports, "a probe")

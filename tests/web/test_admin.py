@@ -76,6 +76,7 @@ async def test_members_are_described(client: Client, state: State) -> None:
         "last_resort": 0,
         "weight": 50,
         "auto": False,
+        "ramp": None,
         "share": 0.25,
         "share_actual": None,
         "price": 0.0,
