@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
-from fedproxy.decide.ramp import FIRST, Ramp, RampMove, ramp_weight
+from fedproxy.decide.ramp import FIRST, Ramp, RampMove, ramp_weights
 from fedproxy.decide.snapshot import Status
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Ramps:
             for name in [name for name in table if name not in ramping]:
                 del table[name]
         for name, settings in ramping.items():
-            progress = state.ramps.get(name, FIRST)
+            progress = max(FIRST, state.ramps.get(name, FIRST))
             ramp = self._ramps.get(name)
             if ramp is None:
                 self._ramps[name] = Ramp(progress, settings.over, now)
@@ -81,15 +81,19 @@ class Ramps:
         return RampSeen(settings.ramp.share, ramp.progress, self._reasons.get(name, ""))
 
     def step(self, members: Mapping[str, MemberSettings], weights: Mapping[str, float]) -> list[str]:
-        """Works their weights out anew; returns those that are to be told of. weights: of all others."""
+        """Works their weights out anew; returns those that are to be told of. weights: of all members that
+        take new visitors."""
+        parts = {
+            name: settings.ramp.share * ramp.progress
+            for name, ramp in self._ramps.items()
+            if (settings := members.get(name)) is not None and settings.ramp is not None
+        }
+        others = sum(weight for name, weight in weights.items() if name not in self._ramps)
+        there = {name: part for name, part in parts.items() if name in weights}
         due = []
-        now = {**{name: weights.get(name, 0.0) for name in members}, **self._told}
-        for name, ramp in self._ramps.items():
-            settings = members.get(name)
-            if settings is None or settings.ramp is None:
-                continue
-            others = sum(now.values()) - now.get(name, 0.0)
-            weight = float(f"{ramp_weight(settings.ramp.share, ramp.progress, others):.3g}")
+        for name, part in parts.items():
+            # One that operators keep visitors from takes nothing from the others.
+            weight = float(f"{ramp_weights({**there, name: part}, others)[name]:.3g}")
             told = self._told.get(name, 0.0)
             if abs(weight - told) > _CHANGED * told:
                 self._told[name] = weight

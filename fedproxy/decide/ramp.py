@@ -1,6 +1,7 @@
 """How a new member comes to its share of new visitors: in steps that its launches have to earn.
 
-    weight   = share · progress / (1 - share · progress) · the weights of all others
+    part     = share · progress, and less if those of all new members add up to more than 90 %
+    weight   = part / (1 - the parts of all new members) · the weights of all others
     progress = 1/20 at first, and 1 in the end
     rise       1/20 after each twentieth of the time, if at least 3 launches became ready since the last
                change, and no more than a tenth of all failed
@@ -13,6 +14,7 @@ no failure. A member that falls starts over from there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 STEPS: Final = 20
@@ -21,6 +23,7 @@ STEPS: Final = 20
 FIRST: Final = 1 / STEPS
 """The progress of a ramp that begins."""
 
+_MOST: Final = 0.9  # of the visitors, for all members with a ramp
 _NEEDED: Final = 3  # launches that say something
 _TOO_MANY: Final = 0.2  # the part of the launches that may fail before the member falls, ...
 _SOME: Final = 0.1  # ... and before it does not rise
@@ -35,11 +38,15 @@ class RampMove(NamedTuple):
     reason: str
 
 
-def ramp_weight(share: float, progress: float, others: float) -> float:
-    """The weight of a member. share: the one that it comes to in the end, below 1. others: the sum of all
-    other weights; if they have none, any weight gives it all visitors."""
-    part = share * progress
-    return part / (1.0 - part) * others if others > 0 else 1.0
+def ramp_weights(parts: Mapping[str, float], others: float) -> dict[str, float]:
+    """The weights with which members get these parts of the visitors, by name. others: the sum of the weights
+    of members without a ramp; if they have none, only the proportions count."""
+    whole = sum(parts.values())
+    if others <= 0 or whole <= 0:
+        return dict(parts)
+    scale = min(1.0, _MOST / whole)
+    each = scale * others / (1.0 - scale * whole)
+    return {name: part * each for name, part in parts.items()}
 
 
 class Ramp:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.decide.ramp import FIRST, STEPS, Ramp, RampMove, ramp_weight
+from fedproxy.decide.ramp import FIRST, STEPS, Ramp, RampMove, ramp_weights
 
 OVER = 2000.0
 STEP = OVER / STEPS
@@ -144,7 +144,18 @@ def test_whatever_happens_progress_stays_within_its_bounds(
             found.change(move.progress, now)
 
 
-def test_weight_gives_its_share_of_the_new_visitors() -> None:
-    weight = ramp_weight(0.2, 0.5, 90.0)
-    assert math.isclose(weight / (weight + 90.0), 0.1)
-    assert ramp_weight(0.2, 0.5, 0.0) == 1.0
+def test_weights_give_each_its_share_of_the_new_visitors() -> None:
+    found = ramp_weights({"a": 0.1, "b": 0.3}, 60.0)
+    whole = sum(found.values()) + 60.0
+    assert math.isclose(found["a"] / whole, 0.1)
+    assert math.isclose(found["b"] / whole, 0.3)
+
+
+def test_all_ramps_together_leave_the_others_a_tenth() -> None:
+    found = ramp_weights({"a": 0.9, "b": 0.9, "c": 0.6}, 10.0)
+    assert found == pytest.approx({"a": 33.75, "b": 33.75, "c": 22.5})
+
+
+def test_without_weights_of_others_the_proportions_count() -> None:
+    assert ramp_weights({"a": 0.1, "b": 0.3}, 0.0) == {"a": 0.1, "b": 0.3}
+    assert ramp_weights({}, 9.0) == {}
