@@ -61,7 +61,13 @@ def test_clock_is_read_from_the_middle_of_the_exchange() -> None:
     assert offset == Offset(60.5, 1.5)
     # What a cache stored is older by its Age.
     assert offset_of(fetched({"Date": date, "Age": "40"}), now) == Offset(100.5, 0.5)
-    for headers in ({}, {"Date": "soon"}, {"Date": date, "Age": "old"}):
+    for headers in (
+        {},
+        {"Date": "soon"},
+        {"Date": "Mon, 99999999999999999999 Jan 2020 00:00:00 GMT"},
+        {"Date": date, "Age": "old"},
+        {"Date": date, "Age": "9" * 400},
+    ):
         assert offset_of(fetched(headers), now) is None
     assert offset_of(Silence("no"), now) is None
     assert offset_of(fetched({"Date": date.replace("GMT", "-0000")}), now) == Offset(60.5, 0.5)

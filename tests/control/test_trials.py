@@ -186,6 +186,11 @@ def upgraded(*frames: bytes) -> Callable[[Conn], Awaitable[None]]:
         ),
         (whole(b"", b"404 Not Found"), FAILED, "a terminal: answered 404 in place of 101"),
         (whole(b"<html>"), FAILED, "a terminal: answered 200 in place of 101"),
+        (
+            whole(b"", b"302 Found", b"Location: /user/x/api/status\r\n"),
+            FAILED,
+            "a terminal: answered 302 in place of 101",
+        ),
     ],
 )
 async def test_websocket_that_does_not_get_through_is_named(

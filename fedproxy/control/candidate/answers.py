@@ -100,8 +100,8 @@ def offset_of(found: Fetched | Silence | None, now: float) -> Offset | None:
     try:
         date = parsedate_to_datetime(found.headers.get("Date", ""))
         # A stored response has the Date of its origin.
-        age = int(found.headers.get("Age", "0"))
-    except (TypeError, ValueError):
+        age = float(int(found.headers.get("Age", "0")))
+    except (TypeError, ValueError, OverflowError):
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)

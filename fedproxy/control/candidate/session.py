@@ -76,9 +76,13 @@ class _Server:
         self._candidate = candidate
         self._base = session.url
         self._fields = {"Authorization": f"token {session.token}"}
+        # A handshake would follow redirects, to any address.
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(_refuse_redirect)
         self._http = open_session(
             {"User-Agent": f"fedproxy-probe/{__version__}", "Accept-Encoding": "identity"},
             aiohttp.TCPConnector(resolver=_Guarded(private), ssl=tls),
+            trace=trace,
         )
 
     async def close(self) -> None:
@@ -134,6 +138,12 @@ class _Server:
         if status == 400 and _STRIPPED in body:
             return f"answered {status}: the server saw no upgrade, so something on the way took it out"
         return f"answered {status} in place of 101"
+
+
+async def _refuse_redirect(_: object, __: object, found: aiohttp.TraceRequestRedirectParams) -> None:
+    answer = found.response
+    answer.close()
+    raise aiohttp.WSServerHandshakeError(answer.request_info, answer.history, status=answer.status)
 
 
 async def try_session(
