@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import io
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -322,9 +325,14 @@ def _print_change(file: Path, change: Callable[[str], str]) -> None:
         raise wrong(file, error) from None
     except CannotEdit as error:
         raise Failed(f"{file}: {error}") from None
-    shown = file.as_posix().lstrip("/")
-    lines = difflib.unified_diff(
-        before.splitlines(keepends=True), after.splitlines(keepends=True), f"a/{shown}", f"b/{shown}"
-    )
+    # `git apply` follows no links, and takes names relative to where it is.
+    real = file.resolve()
+    shown = (real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else file).as_posix().lstrip("/")
+    with suppress(OSError), file.open("rb") as raw:
+        if raw.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            before, after = f"\ufeff{before}", f"\ufeff{after}"
+    # Only what ends a line for a diff: YAML knows more that do.
+    old, new = (list(io.StringIO(text, newline="\n")) for text in (before, after))
+    lines = difflib.unified_diff(old, new, f"a/{shown}", f"b/{shown}")
     for line in lines:
         click.echo(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n", nl=False)

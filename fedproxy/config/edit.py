@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedproxy.config.document import read
@@ -19,12 +19,22 @@ class CannotEdit(ValueError):
 
 def add_member(text: str, name: str, settings: Mapping[str, Any]) -> str:
     """The text of a config with one more member, after those that it has. Raises CannotEdit."""
-    return _checked(text, _with_member(text, name, settings), name, settings)
+    after = _line_by_line(text, lambda lines: _with_member(lines, name, settings))
+    return _checked(text, after, name, settings)
 
 
 def set_key(text: str, name: str, key: str, value: object) -> str:
     """The text of a config in which a member's key has this plain value. Raises CannotEdit."""
-    return _checked(text, _with_key(text, name, key, value), name, {key: value})
+    after = _line_by_line(text, lambda lines: _with_key(lines, name, key, value))
+    return _checked(text, after, name, {key: value})
+
+
+def _line_by_line(text: str, change: Callable[[str], str]) -> str:
+    """The text after a change; new lines end as the others do."""
+    lines = text.replace("\r\n", "\n")
+    if "\r\n" not in text or lines.replace("\n", "\r\n") != text:
+        return change(text)
+    return change(lines).replace("\n", "\r\n")
 
 
 def _checked(before: str, after: str, name: str, change: Mapping[str, Any]) -> str:
@@ -44,8 +54,12 @@ def _with_member(text: str, name: str, settings: Mapping[str, Any]) -> str:
     if name in members.items:
         raise CannotEdit(f"{name} is in this file already")
     if not members.items:
+        if "#" in text[members.value : members.end]:
+            raise CannotEdit("`members` has a comment in its braces, so it has to be changed by hand")
         at = _line_end(text, members.end)
-        return f"{text[: members.key]}members:\n{_block({name: settings}, 2)}{_rest(text, at)}"
+        comment = text[members.end : at].strip()
+        head = f"members:  {comment}" if comment.startswith("#") else "members:"
+        return f"{text[: members.key]}{head}\n{_block({name: settings}, 2)}{_rest(text, at)}"
     first = next(iter(members.items.values()))
     _in_block_style(text, members, first, "members")
     at = _line_end(text, _last(members).end)
