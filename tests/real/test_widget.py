@@ -257,6 +257,34 @@ async def test_federation_that_is_away_is_said_and_asked_again_ever_less_often(s
         assert await table.get_attribute("data-fedproxy-stale") is None
 
 
+async def test_answer_that_makes_no_sense_is_shown_as_far_as_it_does(site: Site) -> None:
+    states = ["constructor", "__proto__", {"toString": 1}, ["available"], None, 7]
+    deep: Any = {}
+    for _ in range(200):
+        deep = {"": [deep]}
+    answer = [{"name": f"m{at}", "status": each, "url": deep} for at, each in enumerate(states)]
+    answer += [None, 7, "m", [], {"name": deep}, {"name": "m0", "status": "full", "pods": "x", "run_by": 7}]
+
+    async def nonsense(route: Route) -> None:
+        body = json.dumps({"members": answer, "__proto__": {"x": 1}})
+        await route.fulfill(body=body, headers={"Access-Control-Allow-Origin": "*"})
+
+    async with site.page(ONCE, clock=True) as page:
+        status = page.get_by_role("status")
+        await expect(status).to_contain_text("Available: ")
+        await page.route("**/federation.json", nonsense)
+        await page.clock.run_for(20_000)
+        await expect(status).to_have_text(
+            "Available: 0 of 6 members. m0: full, m1: unknown, m2: unknown, m3: unknown, m4: unknown, "
+            "m5: unknown."
+        )
+        await page.unroute("**/federation.json")
+        await page.wait_for_function(IDLE)
+        await page.clock.run_for(20_000)
+        await expect(status).to_contain_text(" of 3 members")
+    assert not site.complaints
+
+
 async def _hide(page: Page, hidden: bool) -> None:
     await page.evaluate(
         """hidden => {

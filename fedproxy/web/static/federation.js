@@ -68,6 +68,9 @@
     return element("span", { "data-fedproxy-tone": tone }, ...parts);
   }
 
+  // Names that every object has are no states.
+  const known = (status) => typeof status === "string" && Object.hasOwn(STATUSES, status);
+  const stateOf = (status) => (known(status) ? STATUSES[status] : UNKNOWN);
   const passed = (value) => (value === true ? ["good", "OK"] : value === false ? ["bad", "Fails"] : UNKNOWN);
   const number = (value) => (Number.isFinite(value) ? String(value) : "\u2013");
   const text = (value) => (typeof value === "string" ? value : "");
@@ -85,10 +88,10 @@
 
   // Each cell as plain data, so that only those that differ are made anew.
   function cellsOf(member) {
-    const organisation = (who) => ({ link: [text(who?.name) || "\u2013", who?.url] });
+    const organisation = (who) => ({ link: [text(who?.name) || "\u2013", text(who?.url)] });
     return [
-      { link: [text(member.name), member.url] },
-      { mark: STATUSES[member.status] ?? UNKNOWN },
+      { link: [text(member.name), text(member.url)] },
+      { mark: stateOf(member.status) },
       { mark: response(member) },
       { mark: passed(member.registry) },
       { mark: passed(member.hub) },
@@ -190,9 +193,13 @@
       this.asking = true;
       const found = await this.found();
       this.asking = false;
-      if (found) this.take(found);
-      else this.fail();
-      this.wake();
+      try {
+        if (found) this.take(found);
+        else this.fail();
+      } finally {
+        // Whatever is wrong with one answer, the next one is asked for.
+        this.wake();
+      }
     }
 
     // The members; null if there is no answer, or one of something else.
@@ -242,10 +249,10 @@
   }
 
   function summary(members) {
-    const fine = members.filter(({ status }) => STATUSES[status]?.[0] === "good").length;
+    const fine = members.filter(({ status }) => stateOf(status)[0] === "good").length;
     const others = members
-      .filter(({ status }) => STATUSES[status]?.[0] !== "good")
-      .map(({ name, status }) => `${name}: ${(STATUSES[status] ?? UNKNOWN)[1].toLowerCase()}`);
+      .filter(({ status }) => stateOf(status)[0] !== "good")
+      .map(({ name, status }) => `${name}: ${stateOf(status)[1].toLowerCase()}`);
     if (!members.length) return "There are no members at the moment.";
     const count = `Available: ${fine} of ${members.length} ${members.length === 1 ? "member" : "members"}.`;
     return others.length && others.length <= 10 ? `${count} ${others.join(", ")}.` : count;
