@@ -233,6 +233,46 @@ def test_what_is_under_way_is_said(row: dict[str, int], text: str, monkeypatch: 
     assert joining._under_way("", "gone") == ""
 
 
+def test_edge_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"members": [{"name": "a", "in_flight": 0, "launches": 0}], "missing": ["two"]}
+    monkeypatch.setattr(joining, "ask", lambda *_: answer)
+    assert joining._under_way("", "a") == "two did not say what is under way there"
+
+
+def test_member_that_others_change_meanwhile_is_not_changed_back(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "_LOOK", 0.0)
+
+    # In maintenance it stays so.
+    assert asked(edge, "maint", "oxford").exit_code == 0
+    said = iter(("1 request is under way there", "1 request is under way there"))
+
+    def ready_again(admin: str, name: str) -> str:
+        assert edge[1]._state.intent(name) is Intent.MAINT
+        joining.ask(admin, joining.path_of(name), {"state": "ready"})
+        return next(said)
+
+    monkeypatch.setattr(joining, "_under_way", ready_again)
+    monkeypatch.setenv("FEDPROXY_ADMIN_TOKEN", TOKEN)
+    result = asked(edge, "leave", "oxford")
+    assert (result.exit_code, result.stderr) == (1, "oxford was set ready again meanwhile, so it stays\n")
+    assert result.stdout.startswith("oxford is in maintenance: it gets no requests\n")
+    assert "oxford" in edge[1].config.active_members
+
+    def other_people(admin: str, name: str) -> str:
+        settings = {"url": "http://127.0.0.1:2", "run_by": {"name": "Cambridge"}}
+        joining.ask(admin, joining.path_of(name), settings, method="PUT")
+        return ""
+
+    monkeypatch.setattr(joining, "_under_way", other_people)
+    result = asked(edge, "leave", "oxford")
+    assert result.stdout.endswith("Thank you, Cambridge!\n")
+    past = edge[1].config.members["oxford"]
+    assert past.run_by is not None
+    assert (past.active, past.run_by.name) == (False, "Cambridge")
+
+
 def test_plan_prints_a_diff_that_git_applies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = Path("link.yaml")

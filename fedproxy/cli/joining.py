@@ -189,8 +189,40 @@ def leave(name: str, admin: str, wait: float, forget: bool, dry: bool) -> None:
 
     Ctrl-C leaves it draining, and the command can be given again. It is then listed among the past members.
     """
-    found = ask_config(admin)
-    settings = found["members"].get(name)
+    past = _past_entry(admin, name)
+    method = "DELETE" if forget else "PUT"
+    # What the federation cannot do without is said before anything is done.
+    preview = ask(admin, f"{path_of(name)}?dry_run=true", None if forget else past, method=method)
+    if dry:
+        say_changes(preview)
+        return
+    if _state(admin, name) == "maint":
+        # Drained, it would get requests again.
+        click.echo(f"{name} is in maintenance: it gets no requests")
+    else:
+        ask(admin, path_of(name), {"state": "drain"})
+        click.echo(f"{name} drains: it gets no new visitors")
+    try:
+        if wait:
+            _wait_for_end(admin, name, wait)
+    except KeyboardInterrupt:
+        raise Failed(f"{name} drains on; `fedproxy leave {name}` goes on from here") from None
+    # Others may have changed it meanwhile.
+    past = _past_entry(admin, name)
+    answer = ask(admin, path_of(name), None if forget else past, method=method)
+    thanked = [
+        each["name"] for key in ("run_by", "funded_by") if (each := past.get(key)) and each.get("name")
+    ]
+    click.echo(f"{name} has left{'' if forget else ', and is listed among the past members'}.")
+    click.echo(f"Thank you, {' and '.join(dict.fromkeys(thanked)) or name}!")
+    say_if_it_waits(name, answer)
+    if name in ask_config(admin, own=True)["members"]:
+        say(f"{name} is still in the config: `fedproxy plan leave {name} --config FILE` prints the change")
+
+
+def _past_entry(admin: str, name: str) -> dict[str, Any]:
+    """The entry that a member has once it has left. Raises Failed if it cannot leave."""
+    settings = ask_config(admin)["members"].get(name)
     if settings is None:
         raise Failed(f"{admin}: there is no member {name}; `fedproxy members` shows them all")
     if not settings.get("active", True):
@@ -200,37 +232,30 @@ def leave(name: str, admin: str, wait: float, forget: bool, dry: bool) -> None:
             f"{name} is the prime member, whose versions are the reference: make another one prime first"
         )
     kept = {key: value for key, value in settings.items() if key not in ("ramp", "weight", "prime")}
-    past = {**kept, "active": False}
-    method = "DELETE" if forget else "PUT"
-    body = None if forget else past
-    # What the federation cannot do without is said before anything is done.
-    preview = ask(admin, f"{path_of(name)}?dry_run=true", body, method=method)
-    if dry:
-        say_changes(preview)
-        return
-    ask(admin, path_of(name), {"state": "drain"})
-    click.echo(f"{name} drains: it gets no new visitors")
+    return {**kept, "active": False}
+
+
+def _state(admin: str, name: str) -> str:
+    """What operators have set of a member. Raises Failed."""
+    found = ask(admin, path_of(name))
+    return str(found.get("state")) if isinstance(found, dict) else ""
+
+
+def _is_back(admin: str, name: str) -> bool:
+    """Whether somebody has set it ready again."""
     try:
-        if wait:
-            _wait_for_end(admin, name, wait)
-    except KeyboardInterrupt:
-        raise Failed(f"{name} drains on; `fedproxy leave {name}` goes on from here") from None
-    answer = ask(admin, path_of(name), body, method=method)
-    thanked = [
-        each["name"] for key in ("run_by", "funded_by") if (each := settings.get(key)) and each.get("name")
-    ]
-    click.echo(f"{name} has left{'' if forget else ', and is listed among the past members'}.")
-    click.echo(f"Thank you, {' and '.join(dict.fromkeys(thanked)) or name}!")
-    say_if_it_waits(name, answer)
-    if name in ask_config(admin, own=True)["members"]:
-        say(f"{name} is still in the config: `fedproxy plan leave {name} --config FILE` prints the change")
+        return _state(admin, name) == "ready"
+    except Failed:
+        return False
 
 
 def _wait_for_end(admin: str, name: str, wait: float) -> None:
-    """Raises Failed if something is still under way there then."""
+    """Raises Failed if something is still under way there then, or if it is not to leave any more."""
     end = time.monotonic() + wait
     said = ""
     while True:
+        if _is_back(admin, name):
+            raise Failed(f"{name} was set ready again meanwhile, so it stays")
         text = _under_way(admin, name)
         if not text:
             return
@@ -253,6 +278,7 @@ def _under_way(admin: str, name: str) -> str:
         rows = found["members"]
         row = next(each for each in rows if each["name"] == name)
         requests, launches = int(row["in_flight"]), int(row["launches"])
+        missing = [str(each) for each in found.get("missing", ())]
     except StopIteration:
         return ""
     except Failed as error:
@@ -262,7 +288,7 @@ def _under_way(admin: str, name: str) -> str:
         raise Failed(f"{admin}: what answers there does not say what is under way") from None
     most = max(requests, launches)
     if not most:
-        return ""
+        return f"{', '.join(missing)} did not say what is under way there" if missing else ""
     kind = "launch" if launches == most else "request"
     plural = "es" if kind == "launch" else "s"
     words = f"1 {kind} is" if most == 1 else f"{most} {kind}{plural} are"

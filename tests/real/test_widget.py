@@ -262,7 +262,7 @@ async def test_answer_that_makes_no_sense_is_shown_as_far_as_it_does(site: Site)
     deep: Any = {}
     for _ in range(200):
         deep = {"": [deep]}
-    answer = [{"name": f"m{at}", "status": each, "url": deep} for at, each in enumerate(states)]
+    answer: list[Any] = [{"name": f"m{at}", "status": each, "url": deep} for at, each in enumerate(states)]
     answer += [None, 7, "m", [], {"name": deep}, {"name": "m0", "status": "full", "pods": "x", "run_by": 7}]
 
     async def nonsense(route: Route) -> None:
