@@ -11,6 +11,7 @@ import yaml
 from click.testing import Result
 
 from fedproxy.cli import joining
+from fedproxy.cli.asking import ask, path_of
 from fedproxy.decide.member import Intent
 from fedproxy.serve.service import Service
 from fedproxy.serve.verify import Reader
@@ -250,7 +251,7 @@ def test_member_that_others_change_meanwhile_is_not_changed_back(
 
     def ready_again(admin: str, name: str) -> str:
         assert edge[1]._state.intent(name) is Intent.MAINT
-        joining.ask(admin, joining.path_of(name), {"state": "ready"})
+        ask(admin, path_of(name), {"state": "ready"})
         return next(said)
 
     monkeypatch.setattr(joining, "_under_way", ready_again)
@@ -262,7 +263,7 @@ def test_member_that_others_change_meanwhile_is_not_changed_back(
 
     def other_people(admin: str, name: str) -> str:
         settings = {"url": "http://127.0.0.1:2", "run_by": {"name": "Cambridge"}}
-        joining.ask(admin, joining.path_of(name), settings, method="PUT")
+        ask(admin, path_of(name), settings, method="PUT")
         return ""
 
     monkeypatch.setattr(joining, "_under_way", other_people)
