@@ -73,6 +73,11 @@ class Ramps:
                 self._reasons[name] = move.reason
                 yield name, ramp.progress, move
 
+    def wait(self, name: str, now: float) -> None:
+        """Its move could not be made: it has to earn another one."""
+        if name in self._ramps:
+            self._ramps[name].pause(now)
+
     def seen(self, name: str, members: Mapping[str, MemberSettings]) -> RampSeen | None:
         """How far a member's ramp has come; None if it has none."""
         ramp, settings = self._ramps.get(name), members.get(name)

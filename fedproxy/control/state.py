@@ -201,7 +201,9 @@ def overlay(config: Config, state: State) -> Config:
     members = dict(changed.members)
     for name, weight in state.weights.items():
         if name in members and members[name].weight == weight.over:
-            members[name] = members[name].model_copy(update={"weight": weight.value})
+            # A weight ends a ramp, which needs `auto`.
+            ended = {} if weight.value == "auto" else {"ramp": None}
+            members[name] = members[name].model_copy(update={"weight": weight.value, **ended})
     return changed.model_copy(update={"members": members})
 
 

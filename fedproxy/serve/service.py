@@ -418,7 +418,7 @@ class Service:
         for name in sorted({*before.by, *after.by, *before.intents, *before.ramps, *after.ramps} - {but}):
             was, now = operators.override_of(before, name), operators.override_of(after, name)
             set_by = self.link.overrides.get(name) if self.link is not None else None
-            who = f"{set_by.who} at {set_by.edge}" if set_by is not None and set_by.edge else now.by
+            who = f"{set_by.who} at {set_by.edge}" if set_by and set_by.who and set_by.edge else now.by
             if was.intent != now.intent:
                 event, meaning = _INTENTS[after.intent(name)]
                 self.note(event, f"{name} was set to {meaning}", name, who)
@@ -1066,8 +1066,14 @@ class Service:
             except KeyError:
                 return
             except (ConfigError, OSError) as error:
-                self.note(EventName.RAMP_HELD, f"{name} gets no more visitors yet: {error}", name)
-                return
+                if move.progress > before or self.link is not None:
+                    self._ramps.wait(name, time.monotonic())
+                    self.note(EventName.RAMP_HELD, f"{name} gets no more visitors yet: {error}", name)
+                    return
+                # One that fails gets fewer visitors, whether that can be kept or not.
+                self._put_in_force(operators.set_ramp(self._state, name, move.progress))
+                text = f"how far the ramp of {name} has come is not kept: {error}"
+                self.note(EventName.STATE_UNUSABLE, text)
         self._note_ramp(name, before, move.reason)
 
     def _note_ramp(self, name: str, before: float, reason: str) -> None:

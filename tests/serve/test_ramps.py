@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ async def test_operators_stop_a_ramp_by_a_weight_and_by_draining() -> None:
         await service.change("b", None, 30, WHO)
         assert service.ramp("b") is None
         assert weights(service) == [{"a": 95, "b": 30}]
+        # What is in force is a valid config.
+        assert service.config.members["b"].ramp is None
         await service.change("b", None, "auto", WHO)
         assert progress(service) == 0.05
         assert weights(service) == [{"a": 95, "b": 2.44}]
@@ -111,6 +114,36 @@ async def test_operators_stop_a_ramp_by_a_weight_and_by_draining() -> None:
         # Another one of the name begins anew.
         await service.leave("b", WHO)
         assert service.ramp("b") is None
+
+
+async def test_full_disk_holds_a_ramp_and_keeps_nobody_from_falling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: operators.State) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with (
+        hubs(a=(0, 60), b=(0, 60)) as members,
+        serving(config(members, a={"weight": 95}, b=SLOW)) as service,
+    ):
+        await until(lambda: "b" in service._reports, "a probe")
+        async with service._changing:
+            await service._set_override("b", lambda: operators.set_ramp(service._state, "b", 0.8), None)
+        monkeypatch.setattr(service, "_save_state", full)
+        launches(service, "b", ready=9)
+        service._ramps._ramps["b"]._since -= 86_400.0
+        await until(lambda: told(service, EventName.RAMP_HELD), "the rise that failed")
+        for _ in range(5):
+            service._look_at_ramps(service.known())
+            async with service._changing:
+                pass
+        assert told(service, EventName.RAMP_HELD) == [
+            "b gets no more visitors yet: [Errno 28] No space left on device"
+        ]
+        launches(service, "b", failed=9)
+        await until(lambda: progress(service) == 0.4, "the fall")
+        assert told(service, EventName.STATE_UNUSABLE) == [
+            "how far the ramp of b has come is not kept: [Errno 28] No space left on device"
+        ]
+        assert len(told(service, EventName.RAMP_FELL)) == 1
 
 
 async def test_two_workers_have_the_weight_of_the_ramp_and_a_reload_keeps_it() -> None:
