@@ -242,7 +242,7 @@ def _has_everybody(networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Netw
 def _members(config: Config) -> Iterator[Advice]:
     active = config.active_members
     sources = config.sources
-    if not sources.any and not any(member.start_weight for member in active.values()):
+    if not sources.any and not any(member.start_weight or member.is_ramping for member in active.values()):
         text = "has no active member with a weight above 0, expected one that takes new visitors"
         yield Advice("no-visitors", ("members",), text)
     if any(member.weight == "auto" and not member.is_ramping for member in active.values()):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from fedproxy.decide.ramp import FIRST, ramp_weights
 from fedproxy.decide.snapshot import Status, shares
 
 if TYPE_CHECKING:
@@ -186,10 +187,18 @@ def past_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
     ]
 
 
+def configured_weights(config: Config) -> dict[str, float]:
+    """The weights of the members according to the config alone: of a ramp, the one that it begins with."""
+    active = config.active_members
+    found = {name: settings.start_weight for name, settings in active.items()}
+    parts = {name: each.ramp.share * FIRST for name, each in active.items() if each.ramp is not None}
+    return found | ramp_weights(parts, sum(found.values()))
+
+
 def configured_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
     """The members according to the config, without their current state. logos: as for `live_cards`."""
-    active = config.active_members
-    whole = sum(settings.start_weight for settings in active.values()) or 1.0
+    weights = configured_weights(config)
+    whole = sum(weights.values()) or 1.0
     return [
         replace(
             _card(
@@ -197,14 +206,14 @@ def configured_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
                 name,
                 settings,
                 CardState("Takes new visitors", "good")
-                if settings.start_weight
+                if weights[name]
                 else CardState("Takes no new visitors", "paused"),
-                settings.start_weight > 0,
-                round(100 * settings.start_weight / whole),
+                weights[name] > 0,
+                round(100 * weights[name] / whole),
             ),
             logo=_logo(settings, logos),
         )
-        for name, settings in active.items()
+        for name, settings in config.active_members.items()
     ]
 
 

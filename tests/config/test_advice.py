@@ -33,6 +33,8 @@ def advice(data: dict[str, Any], env: Mapping[str, str] | None = None) -> list[s
 def test_defaults_are_wise() -> None:
     assert advice({}) == []
     assert advice({"members": {"a": {"url": "https://a.example"}}}) == []
+    new = {"url": "https://a.example", "weight": "auto", "ramp": {"share": 0.5}}
+    assert advice({"members": {"a": new}}) == []
 
 
 def with_members(a: dict[str, Any] | None = None, b: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fedproxy.decide.member import Intent
 from fedproxy.decide.snapshot import Snapshot
 from fedproxy.web.document import configured_document, live_document, render_schema, schema
 from fedproxy.web.public import create_public_app
-from fedproxy.web.view import shown_url
+from fedproxy.web.view import configured_cards, shown_url
 from tests.rig.build import federation, member
 from tests.rig.state import CONFIG, Client, State
 
@@ -267,6 +267,17 @@ def test_config_alone_has_the_same_form_without_the_state() -> None:
     past = configured_document(config, past=True)
     VALIDATOR.validate(past)
     assert (past["members"], past["past"]) == ([], found["past"])
+
+
+def test_member_with_a_ramp_takes_visitors_from_the_start() -> None:
+    text = """
+    members:
+      old: {url: "https://a.example", weight: 9, prime: true}
+      new: {url: "https://b.example", weight: auto, ramp: {share: 20%}}
+    """
+    config = parse(text, {})
+    assert [each["share"] for each in configured_document(config)["members"]] == [0.99, 0.01]
+    assert [(card.open, card.share) for card in configured_cards(config, {})] == [(True, 99), (True, 1)]
 
 
 async def test_compressed_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
