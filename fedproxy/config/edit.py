@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedproxy.config.document import read
+from fedproxy.config.document import escape, read
 from fedproxy.config.load import to_yaml
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _checked(before: str, after: str, name: str, change: Mapping[str, Any]) -> s
     """The text after a change of one member, of which nothing else may have changed."""
     wanted = copy.deepcopy(read(before).data) or {}
     members = wanted["members"] = wanted.get("members") or {}
-    members[name] = {**members.get(name, {}), **change}
+    members[name] = {**members.get(name, {}), **escape(change)}
     if read(after).data != wanted:
         raise CannotEdit("the change would change something else too, so it has to be made by hand")
     return after

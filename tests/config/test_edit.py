@@ -66,6 +66,11 @@ def test_member_is_added_to_what_has_none_or_no_last_line_end(before: str, after
     assert add_member(before, "new", {"url": "u"}) == after
 
 
+def test_what_looks_like_a_variable_is_escaped() -> None:
+    after = add_member("", "new", {"run_by": {"name": "A ${HOME} B"}})
+    assert after == "members:\n  new:\n    run_by: {name: 'A $${HOME} B'}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
