@@ -7,7 +7,7 @@ A change records what the config had at that time, and applies as long as the co
 - An added member applies until the config has a different entry with its name: once it is in the config, the
   config decides.
 - A deleted member stays deleted while its entry in the config stays the same.
-- How far a member's ramp has come applies for as long as the member has a ramp.
+- How far a member's ramp has come applies for as long as the member is active and has a ramp.
 - An intent applies until it is changed, also while its member is absent; deleting a member discards it.
 - With `sources` of members, one that is gone may only be out of their sight: what was set of it is kept.
 - What no longer fits the config as a whole (a second prime member, a host that another has) is dropped.
@@ -179,9 +179,14 @@ def _changed(config: Config, state: State, name: str, change: Change | None) -> 
         members[name] = change
     changed = state.model_copy(update={"members": members, "weights": _without(state.weights, name)})
     there = overlay(config, changed).members.get(name)
-    if there is None or there.ramp is None:
+    if there is None or not _has_ramp(there):
         return changed.model_copy(update={"ramps": _without(state.ramps, name)})
     return changed
+
+
+def _has_ramp(member: MemberSettings) -> bool:
+    # A past member that comes back is a new one.
+    return member.ramp is not None and member.active
 
 
 def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -232,7 +237,7 @@ def reconcile(config: Config, state: State) -> tuple[State, list[str]]:
     ramps = {
         name: progress
         for name, progress in state.ramps.items()
-        if (base[name].ramp is not None if name in base else config.sources.any)
+        if (_has_ramp(base[name]) if name in base else config.sources.any)
     }
     kept = state.model_copy(update={"members": members, "weights": weights, "ramps": ramps})
     return _with_signers(kept, state.by), lines

@@ -76,6 +76,9 @@ class Ramp:
         """Its progress is another one now: what was seen before counts no longer."""
         if progress < self.progress:
             self._calm(now)
+            if self._down_since is not None:
+                # Another edge was faster: one outage is one fall.
+                self._down_since = float("inf")
         self.progress = progress
         self._restart(now)
 

@@ -58,6 +58,14 @@ def test_empty_state_changes_nothing() -> None:
     assert State().intent("a") is Intent.READY
 
 
+def test_past_member_that_comes_back_begins_its_ramp_anew() -> None:
+    new: dict[str, Any] = {"url": "https://n", "weight": "auto", "ramp": {"share": 0.5}}
+    first = {"url": "https://p", "prime": True}
+    state = State(ramps={"n": 0.8})
+    assert reconcile(config({"p": first, "n": new}), state) == (state, [])
+    assert reconcile(config({"p": first, "n": {**new, "active": False}}), state) == (State(), [])
+
+
 def test_intent_is_kept_until_it_is_ready_again() -> None:
     state = set_intent(set_intent(State(), "a", Intent.DRAIN), "b", Intent.MAINT)
     assert (state.intent("a"), state.intent("b")) == (Intent.DRAIN, Intent.MAINT)

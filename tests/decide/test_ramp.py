@@ -144,6 +144,19 @@ def test_whatever_happens_progress_stays_within_its_bounds(
             found.change(move.progress, now)
 
 
+def test_outage_that_another_edge_has_counted_is_not_counted_again() -> None:
+    found = ramp()
+    assert found.look(1.0, down=True) is None
+    # The other edge saw it a moment earlier.
+    found.change(0.25, 60.9)
+    assert found.look(61.0, down=True) is None
+    assert found.look(500.0, down=True) is None
+    # The next outage counts.
+    assert found.look(501.0, down=False) is not None
+    assert found.look(502.0, down=True) is None
+    assert found.look(562.0, down=True) == RampMove(0.125, "it was down for a minute")
+
+
 def test_weights_give_each_its_share_of_the_new_visitors() -> None:
     found = ramp_weights({"a": 0.1, "b": 0.3}, 60.0)
     whole = sum(found.values()) + 60.0
