@@ -12,6 +12,7 @@ from click.testing import Result
 
 from fedproxy.cli import joining
 from fedproxy.cli.asking import ask, path_of
+from fedproxy.control.state import set_intent
 from fedproxy.decide.member import Intent
 from fedproxy.serve.service import Service
 from fedproxy.serve.verify import Reader
@@ -84,6 +85,13 @@ def test_member_joins_with_a_ramp_and_what_is_known_of_it(edge: Edge) -> None:
     assert (settings.ramp.share, settings.ramp.over, settings.weight) == (0.2, 3 * 86_400, "auto")
     assert settings.run_by is not None
     assert (settings.run_by.name, settings.control) == ("A", "full")
+    # What was set of an earlier member of that name holds on.
+    edge[1]._state = set_intent(edge[1]._state, "next", Intent.DRAIN)
+    result = asked(edge, "join", "next", "http://127.0.0.1:5", "--anyway", "--share", "20%")
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "next is still set to drain, so it gets nobody yet: `fedproxy ready next` ends that\n",
+    )
     # The federation has no contact of its own.
     assert edge[1].view().contacts == {"new": "mailto:a@b.example"}
 

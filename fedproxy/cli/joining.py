@@ -122,6 +122,10 @@ def join(
         f"{_duration(over)} if its launches succeed"
     )
     say_if_it_waits(name, answer)
+    state = answer.get("state") if isinstance(answer, dict) else None
+    if state in ("drain", "maint"):
+        # Set of an earlier member of that name.
+        say(f"{name} is still set to {state}, so it gets nobody yet: `fedproxy ready {name}` ends that")
 
 
 def _past(config: Mapping[str, Any], name: str, url: str, *, again: bool) -> Mapping[str, Any]:

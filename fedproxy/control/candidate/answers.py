@@ -28,7 +28,8 @@ from fedproxy.decide.health import Verdict, judge_health, judge_versions
 
 _LARGEST_FILE: Final = 32 << 20
 _SMALLEST_FILE: Final = 100_000  # of which a rate says something
-_SCRIPT: Final = re.compile(r"""["'](/[^"'\s<>]+\.js(?:\?[^"'\s<>]*)?)["']""")
+# Without a second way to match, so that no page is slow to search.
+_PATH: Final = re.compile(r"""["'](/[^"'\s<>]+)["']""")
 _PASSED_ON: Final = "This is what BinderHub serves there: does what stands before it pass it on?"
 _HTML: Final = (
     "This may be a login, an error or BinderHub's own page: is --base-path right, and is this path forwarded "
@@ -202,7 +203,8 @@ async def fetch_script(candidate: Candidate, client: CandidateClient) -> list[Ch
         fix = remedy(candidate, page, f"BinderHub's page is at {base}: does a proxy in front forward it?")
         failed = make("static files", CheckOutcome.FAILED, f"{base}: {unexpected(page)}", fix)
         return [failed, *skip("there is no page", "bandwidth")]
-    names = [html.unescape(name) for name in _SCRIPT.findall(page.body.decode("utf-8", "replace"))]
+    paths = _PATH.findall(page.body.decode("utf-8", "replace"))
+    names = [html.unescape(name) for name in paths if name.endswith(".js") or ".js?" in name]
     if not names:
         return skip(f"its page at {base} references no script", "static files", "bandwidth")
     name = next((name for name in names if "bundle" in name), names[0])

@@ -266,7 +266,8 @@ def judge_certificate(certificate: Mapping[str, Any], now: float) -> Check:
     """The check of a verified certificate. `now`: seconds since the epoch."""
     ends = ssl.cert_time_to_seconds(certificate["notAfter"])
     days = int((ends - now) // 86400)
-    names = [value for _, value in certificate.get("subjectAltName", ())]
+    # Directory names are no text.
+    names = [value for _, value in certificate.get("subjectAltName", ()) if isinstance(value, str)]
     end = datetime.fromtimestamp(ends, UTC)
     seen = f"for {_some(names)}, {days} days left, until {end:%Y-%m-%d %H:%M} UTC"
     values: dict[str, Any] = {"names": names[:_MOST_NAMES], "days": days, "not_after": _iso(end)}
