@@ -490,7 +490,10 @@ class Fleet:
         pending = list(self.overrides.pending.items())
         for name, (base, override) in pending:
             taken = await self._set_override(name, override, base)
+            again = None if taken else self.overrides.rebased(name, override)
             self.overrides.done(name, override, taken)
+            if again is not None:
+                taken = await self._set_override(name, again, self.overrides.base(name))
             if not taken:
                 by = self.overrides.get(name)
                 who = f" by {by.who} at {by.edge}" if by is not None and by.who else ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,6 +80,7 @@ class Overrides:
         self.order = 0
         self._read: dict[str, Override] = {}
         self._tried: dict[str, set[bytes]] = {}
+        self._over: dict[str, MemberOverride] = {}  # what those that are pending were set over
 
     def base(self, name: str) -> int:
         """The order of the stored override of a member; 0 for none."""
@@ -108,7 +109,19 @@ class Overrides:
     def hold(self, name: str, override: Override) -> None:
         """An override that the store does not have yet."""
         base, _ = self.pending.get(name, (self.base(name), override))
+        if name not in self.pending:
+            self._over[name] = self._read[name].content if name in self._read else MemberOverride()
         self.pending[name] = base, override
+
+    def rebased(self, name: str, override: Override) -> Override | None:
+        """A pending override over the store's, if nothing but the member's ramp has moved there since; else
+        None. Edges move ramps by themselves, which is not to undo what an operator sets."""
+        over, by = self._over.get(name), self._read.get(name)
+        if over is None or by is None:
+            return None
+        if over.model_copy(update={"ramp": None}) != by.content.model_copy(update={"ramp": None}):
+            return None
+        return replace(override, content=override.content.model_copy(update={"ramp": by.content.ramp}))
 
     def done(self, name: str, override: Override, taken: bool) -> None:
         """A pending override was sent to the store, which took it or not.

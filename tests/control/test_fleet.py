@@ -14,7 +14,7 @@ from fedproxy.control.hints import Hint, pack, pack_report
 from fedproxy.control.messages import BreakerOpened, BuildBegun, LaunchMoved, LaunchRequested
 from fedproxy.control.overrides import Override
 from fedproxy.control.prober import Report
-from fedproxy.control.state import MemberOverride
+from fedproxy.control.state import MemberOverride, State
 from fedproxy.control.store import Topic
 from fedproxy.errors import StoreError
 from tests.rig import until
@@ -229,6 +229,23 @@ async def test_what_was_set_at_one_that_was_cut_off_does_not_undo_what_was_set_m
             "meanwhile by sam at two"
         ]
         assert one.heard.overrides >= 1
+
+
+async def test_ramp_that_another_edge_moved_meanwhile_does_not_undo_what_was_set() -> None:
+    async with made() as edges:
+        one, two = await edges.start("one"), await edges.start("two")
+        assert await two.fleet.set_override("a", Override(MemberOverride(ramp=0.1), "", "two", 1.0)) is True
+        await until(lambda: one.fleet.overrides.state().ramps == {"a": 0.1}, "the ramp")
+        one.store.cut()
+        await until(lambda: not one.fleet.there, "the loss")
+        drained = Override(MemberOverride(intent="drain", ramp=0.1), "kim", "one", 1.0)
+        assert await one.fleet.set_override("a", drained) is False
+        assert await two.fleet.set_override("a", Override(MemberOverride(ramp=0.15), "", "two", 1.0)) is True
+        one.store.cut(down=False)
+        wanted = State(intents={"a": "drain"}, ramps={"a": 0.15})
+        await until(lambda: two.fleet.overrides.state() == wanted, lambda: two.fleet.overrides.state())
+        assert one.fleet.overrides.state() == wanted
+        assert one.trouble == []
 
 
 async def test_store_that_lost_everything_is_told_again() -> None:
