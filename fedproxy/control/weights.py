@@ -49,7 +49,8 @@ class AutoWeights:
             if damped is not None:
                 weight = damped.follow(self._target(name, settings), now)
                 told = self._told.get(name, START)
-                if settings.weight == "auto" and abs(weight - told) > _CHANGED * told:
+                is_used = settings.weight == "auto" and not settings.is_ramping
+                if is_used and abs(weight - told) > _CHANGED * told:
                     due.append(name)
         return due
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedproxy.config.model import MemberSettings
+from fedproxy.config.model import MemberSettings, RampSettings
 from fedproxy.control.prober import Report
 from fedproxy.control.weights import AutoWeights
 from fedproxy.decide.knowledge import Knowledge, Seen
@@ -59,9 +59,10 @@ def test_only_what_differs_by_more_than_two_hundredths_is_told() -> None:
     assert due == [3, 4, 5, 6, 7]
 
 
-def test_weight_of_a_member_with_a_number_is_known_and_told_to_nobody() -> None:
+@pytest.mark.parametrize("other", [{"weight": 7.0}, {"ramp": RampSettings(share=0.2)}])
+def test_weight_that_a_number_or_a_ramp_replaces_is_known_and_told_to_nobody(other: dict[str, Any]) -> None:
     auto = weights()
-    number = AUTO.model_copy(update={"weight": 7.0})
+    number = AUTO.model_copy(update=other)
     auto.observe(report(0, 60), number, 0.0)
     assert auto.step({"a": number}, 1.0, 1.0) == []
     assert auto.tell("a") == 60
