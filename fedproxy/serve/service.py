@@ -419,7 +419,8 @@ class Service:
             was, now = operators.override_of(before, name), operators.override_of(after, name)
             set_by = self.link.overrides.get(name) if self.link is not None else None
             who = f"{set_by.who} at {set_by.edge}" if set_by and set_by.who and set_by.edge else now.by
-            if was.intent != now.intent:
+            # One that has left is not said to be ready.
+            if was.intent != now.intent and (was.change == now.change or name in self.config.active_members):
                 event, meaning = _INTENTS[after.intent(name)]
                 self.note(event, f"{name} was set to {meaning}", name, who)
             if was.weight != now.weight:

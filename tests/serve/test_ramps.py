@@ -176,3 +176,8 @@ async def test_edges_of_a_fleet_move_a_member_once_and_together() -> None:
             await until(lambda: told(first, EventName.RAMP_ROSE), "the first one's word")
             await until(lambda: told(second, EventName.RAMP_ROSE), "the second one's")
             assert progress(first) == progress(second) == 0.1
+            await first.change("b", Intent.DRAIN, None, WHO)
+            await until(lambda: told(second, EventName.OPERATOR_DRAIN), "the drain")
+            await first.join("b", {"url": settings["b"]["url"], "active": False}, WHO)
+            await until(lambda: told(second, EventName.OPERATOR_LEAVE), "the end")
+            assert told(second, EventName.OPERATOR_READY) == []
