@@ -119,6 +119,8 @@ def join(
         f"{_duration(over)} if its launches succeed"
     )
     say_if_it_waits(name, answer)
+    if found.get("balancer") == "least-requests":
+        say("with `balancer: least-requests` a small share gets visitors only while other members are busy")
 
 
 def _past(config: Mapping[str, Any], name: str, url: str, *, again: bool) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fedproxy.decide.launch import End
 from fedproxy.decide.member import Intent
-from fedproxy.decide.ramp import FIRST, Ramp, RampMove, ramp_weight
+from fedproxy.decide.ramp import FIRST, Ramp, RampMove, ramp_weights
 from fedproxy.decide.snapshot import Status
 
 if TYPE_CHECKING:
@@ -80,16 +80,18 @@ class Ramps:
             return None
         return RampSeen(settings.ramp.share, ramp.progress, self._reasons.get(name, ""))
 
-    def step(self, members: Mapping[str, MemberSettings], weights: Mapping[str, float]) -> list[str]:
-        """Works their weights out anew; returns those that are to be told of. weights: of all others."""
+    def step(self, members: Mapping[str, MemberSettings], others: float) -> list[str]:
+        """Works their weights out anew; returns those that are to be told of. others: the weights of all
+        members without a ramp together."""
+        parts = {
+            name: settings.ramp.share * ramp.progress
+            for name, ramp in self._ramps.items()
+            if (settings := members.get(name)) is not None and settings.ramp is not None
+        }
         due = []
-        now = {**{name: weights.get(name, 0.0) for name in members}, **self._told}
-        for name, ramp in self._ramps.items():
-            settings = members.get(name)
-            if settings is None or settings.ramp is None:
-                continue
-            others = sum(now.values()) - now.get(name, 0.0)
-            weight = float(f"{ramp_weight(settings.ramp.share, ramp.progress, others):.3g}")
+        for name, exact in ramp_weights(parts, others).items():
+            # The digits after the third mean nothing.
+            weight = float(f"{exact:.3g}")
             told = self._told.get(name, 0.0)
             if abs(weight - told) > _CHANGED * told:
                 self._told[name] = weight

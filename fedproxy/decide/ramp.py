@@ -1,6 +1,6 @@
 """How a new member comes to its share of new visitors: in steps that its launches have to earn.
 
-    weight   = share · progress / (1 - share · progress) · the weights of all others
+    weight   = part / (1 - the parts of all ramps) · the weights of all others, where part = share · progress
     progress = 1/20 at first, and 1 in the end
     rise       1/20 after each twentieth of the time, if at least 3 launches became ready since the last
                change, and no more than a tenth of all failed
@@ -13,6 +13,7 @@ no failure. A member that falls starts over from there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 STEPS: Final = 20
@@ -20,6 +21,9 @@ STEPS: Final = 20
 
 FIRST: Final = 1 / STEPS
 """The progress of a ramp that begins."""
+
+MOST_PARTS: Final = 0.95
+"""Of the new visitors, what all ramps get together at most."""
 
 _NEEDED: Final = 3  # launches that say something
 _TOO_MANY: Final = 0.2  # the part of the launches that may fail before the member falls, ...
@@ -35,11 +39,17 @@ class RampMove(NamedTuple):
     reason: str
 
 
-def ramp_weight(share: float, progress: float, others: float) -> float:
-    """The weight of a member. share: the one that it comes to in the end, below 1. others: the sum of all
-    other weights; if they have none, any weight gives it all visitors."""
-    part = share * progress
-    return part / (1.0 - part) * others if others > 0 else 1.0
+def ramp_weights(parts: Mapping[str, float], others: float) -> dict[str, float]:
+    """The weights of all members with a ramp.
+
+    parts: of the new visitors, for each, as its ramp has come so far. others: the sum of the weights of all
+    members without a ramp; if they have none, the parts are the weights. Parts that leave less than a
+    twentieth to the others are all reduced alike.
+    """
+    whole = sum(parts.values())
+    scale = min(1.0, MOST_PARTS / whole) if whole > 0 else 1.0
+    unit = scale / (1.0 - whole * scale) * others if others > 0 else 1.0
+    return {name: part * unit for name, part in parts.items()}
 
 
 class Ramp:

@@ -1036,12 +1036,12 @@ class Service:
     def _weigh_ramps(self) -> list[str]:
         """Works the weights of ramps out anew; returns the members that are to be told of."""
         members = self.config.active_members
-        weights = {
-            name: self._weight_of(name, settings)
+        others = [
+            self._weight_of(name, settings)
             for name, settings in members.items()
-            if self._state.intent(name) is Intent.READY
-        }
-        return self._ramps.step(members, weights)
+            if not settings.is_ramping and self._state.intent(name) is Intent.READY
+        ]
+        return self._ramps.step(members, sum(others))
 
     def _look_at_ramps(self, survey: Survey) -> None:
         members = {member.name: member for member in survey.members}

@@ -58,14 +58,15 @@ def configured_document(config: Config, *, past: bool = False) -> dict[str, Any]
     """The document according to the config alone: what changes with time is null. past: no members in it."""
     active = {} if past else config.active_members
     logos = {url: url for url in config.logos}
-    whole = sum(settings.start_weight for settings in active.values()) or 1.0
+    weights = config.start_weights
+    whole = sum(weights.values()) or 1.0
     return _document(
         config,
         [
             _entry(config, name, settings, logos)
             | {
                 "prime": settings.prime,
-                "share": round(settings.start_weight / whole, 4),
+                "share": round(weights[name] / whole, 4),
             }
             for name, settings in active.items()
         ],

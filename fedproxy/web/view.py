@@ -189,7 +189,8 @@ def past_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
 def configured_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
     """The members according to the config, without their current state. logos: as for `live_cards`."""
     active = config.active_members
-    whole = sum(settings.start_weight for settings in active.values()) or 1.0
+    weights = config.start_weights
+    whole = sum(weights.values()) or 1.0
     return [
         replace(
             _card(
@@ -197,10 +198,10 @@ def configured_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
                 name,
                 settings,
                 CardState("Takes new visitors", "good")
-                if settings.start_weight
+                if weights[name]
                 else CardState("Takes no new visitors", "paused"),
-                settings.start_weight > 0,
-                round(100 * settings.start_weight / whole),
+                weights[name] > 0,
+                round(100 * weights[name] / whole),
             ),
             logo=_logo(settings, logos),
         )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy.decide.ramp import FIRST, STEPS, Ramp, RampMove, ramp_weight
+from fedproxy.decide.ramp import FIRST, STEPS, Ramp, RampMove, ramp_weights
 
 OVER = 2000.0
 STEP = OVER / STEPS
@@ -144,7 +144,15 @@ def test_whatever_happens_progress_stays_within_its_bounds(
             found.change(move.progress, now)
 
 
-def test_weight_gives_its_share_of_the_new_visitors() -> None:
-    weight = ramp_weight(0.2, 0.5, 90.0)
-    assert math.isclose(weight / (weight + 90.0), 0.1)
-    assert ramp_weight(0.2, 0.5, 0.0) == 1.0
+def test_weights_give_each_its_part_of_the_new_visitors() -> None:
+    found = ramp_weights({"a": 0.1, "b": 0.3}, 60.0)
+    whole = sum(found.values()) + 60.0
+    assert {name: round(weight / whole, 9) for name, weight in found.items()} == {"a": 0.1, "b": 0.3}
+    assert ramp_weights({"a": 0.1, "b": 0.3}, 0.0) == {"a": 0.1, "b": 0.3}
+    assert ramp_weights({}, 60.0) == {}
+
+
+def test_parts_that_are_more_than_there_is_leave_a_twentieth_to_the_others() -> None:
+    found = ramp_weights({"a": 0.9, "b": 0.9}, 10.0)
+    assert found["a"] == found["b"]
+    assert math.isclose(10.0 / (sum(found.values()) + 10.0), 0.05)
