@@ -233,18 +233,21 @@ def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, 
 
 
 def join_contact(config: Config) -> Contact | None:
-    """The contact for those who want to join: the prime member's, or else the first one."""
+    """The contact for those who want to join: the federation's, the prime member's, or else the first one."""
+    if config.contact is not None:
+        return _contact_at("the federation", config.contact)
     contacts = [_contact(name, settings) for name, settings in config.active_members.items()]
     known = [contact for contact in contacts if contact is not None]
     return next((contact for contact in known if contact.member == config.prime), known[0] if known else None)
 
 
 def _contact(name: str, settings: MemberSettings) -> Contact | None:
-    url = settings.contact
-    if url is None:
-        return None
+    return _contact_at(name, settings.contact) if settings.contact is not None else None
+
+
+def _contact_at(whose: str, url: str) -> Contact:
     address = url.removeprefix("mailto:")
-    return Contact(name, url, address if address != url else _public_host(url))
+    return Contact(whose, url, address if address != url else _public_host(url))
 
 
 def _public_host(url: str) -> str | None:
