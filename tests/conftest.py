@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Generator
 
 import pytest
@@ -13,6 +14,10 @@ from hypothesis import settings
 # No test asserts a time, and an example that comes at a bad moment may take long.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# A job in the background of a script has it ignored, and so would have the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: These take longest. They often wait for processes, so other tests fill the gaps, and nothing long is last.
 LONGEST = ("tests/test_benchmarks.py", "tests/demo/", "tests/real/", "tests/serve/")

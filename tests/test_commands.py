@@ -27,9 +27,8 @@ from rich.console import Console
 from fedproxy.cli import watching
 from fedproxy.cli.asking import Failed
 from fedproxy.serve.service import Service
-from fedproxy.serve.verify import Reader
 from tests.rig import blackhole
-from tests.rig.thread import loop_thread
+from tests.rig.thread import edge_of
 from tests.test_cli import admin, run, shown
 
 __all__ = ["admin"]
@@ -42,20 +41,8 @@ def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
     """A real edge without probes in another thread: its admin URL, its file and itself."""
     file = tmp_path / "edge.yaml"
     file.write_text(yaml.safe_dump(RUNNING, sort_keys=False))
-
-    async def start() -> Service:
-        reader = Reader(file, {}, lambda config: config)
-        service = Service(reader.read(), reread=reader.read, file=file, probe=False)
-        await service.start()
-        return service
-
-    with loop_thread() as there:
-        service = there.do(start())
-        host, port = service.admin_address
-        try:
-            yield f"http://{host}:{port}", file, service
-        finally:
-            there.do(service.stop())
+    with edge_of(file) as (admin, service):
+        yield admin, file, service
 
 
 RUNNING = {

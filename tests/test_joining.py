@@ -15,8 +15,7 @@ from fedproxy.cli.asking import ask, path_of
 from fedproxy.control.state import set_intent
 from fedproxy.decide.member import Intent
 from fedproxy.serve.service import Service
-from fedproxy.serve.verify import Reader
-from tests.rig.thread import loop_thread
+from tests.rig.thread import edge_of
 from tests.test_cli import run
 
 TOKEN = "quiet enough to be a token"
@@ -39,20 +38,8 @@ def edge(tmp_path: Path) -> Iterator[tuple[str, Service]]:
     """A real edge without probes in another thread: its admin URL and itself."""
     file = tmp_path / "edge.yaml"
     file.write_text(yaml.safe_dump(CONFIG, sort_keys=False))
-
-    async def start() -> Service:
-        reader = Reader(file, {}, lambda config: config)
-        service = Service(reader.read(), reread=reader.read, file=file, probe=False)
-        await service.start()
-        return service
-
-    with loop_thread() as there:
-        service = there.do(start())
-        host, port = service.admin_address
-        try:
-            yield f"http://{host}:{port}", service
-        finally:
-            there.do(service.stop())
+    with edge_of(file) as found:
+        yield found
 
 
 Edge = tuple[str, Service]

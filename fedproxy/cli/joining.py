@@ -126,6 +126,8 @@ def join(
     if state in ("drain", "maint"):
         # Set of an earlier member of that name.
         say(f"{name} is still set to {state}, so it gets nobody yet: `fedproxy ready {name}` ends that")
+    if found.get("balancer") == "least-requests":
+        say("with `balancer: least-requests` a small share gets visitors only while other members are busy")
 
 
 def _past(config: Mapping[str, Any], name: str, url: str, *, again: bool) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedproxy.config.address import member_address
 from fedproxy.config.units import Kind, format_duration
+from fedproxy.decide.ramp import MOST_PARTS
 from fedproxy.decide.route import Route, Router, ToMembers
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ NAMES: Mapping[str, str] = {
     "no-visitors": "no member takes new visitors",
     "probes-overlap": "a probe may take longer than the interval between two",
     "proxy-protocol-open": "any peer of a listener may name any client address by the PROXY protocol",
+    "ramp-balancer": "with `balancer: least-requests` the small share of a new member's ramp gets visitors "
+    "only while others are busy, so that it hardly rises",
+    "ramp-shares": "the shares of all ramps together leave next to nothing to other members, so each is less",
     "reserve-unfit": "with `--live`: `reserve` and `health.pod_headroom` leave nothing of a member's quota, "
     "so it is always full",
     "response-head-short": "members get less time to answer than the 25 s that BinderHub may take for its "
@@ -252,6 +256,7 @@ def _members(config: Config) -> Iterator[Advice]:
                     f"is {member.start_weight:g} beside weights in pods, expected a number of pods, or `auto`"
                 )
                 yield Advice("weight-scale", ("members", name, "weight"), text)
+    yield from _ramps(config)
     if len(active) > 1:
         if config.health.versions and config.prime is None and sources.directory is None:
             text = "has no prime member, expected one whose versions the others must run"
@@ -279,6 +284,20 @@ def _members(config: Config) -> Iterator[Advice]:
         if public_host is not None and public_host in member.hosts:
             text = f"is {public_host!r}, where all visitors come, expected a host that only this member has"
             yield Advice("host-of-one", ("members", name, "hosts", member.hosts.index(public_host)), text)
+
+
+def _ramps(config: Config) -> Iterator[Advice]:
+    ramps = {name: member.ramp.share for name, member in config.active_members.items() if member.ramp}
+    if config.balancer == "least-requests":
+        for name in ramps:
+            text = "is set with `balancer: least-requests`, expected another one"
+            yield Advice("ramp-balancer", ("members", name, "ramp"), text)
+    whole = sum(ramps.values())
+    if whole > MOST_PARTS:
+        text = (
+            f"makes {whole:.0%} of the visitors with those of other ramps, expected {MOST_PARTS:.0%} at most"
+        )
+        yield Advice("ramp-shares", ("members", [*ramps][-1], "ramp", "share"), text)
 
 
 def _store(config: Config) -> Iterator[Advice]:

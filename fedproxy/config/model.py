@@ -37,6 +37,7 @@ from fedproxy.decide.breaker import BreakerPolicy
 from fedproxy.decide.capacity import START
 from fedproxy.decide.federation import FederationPolicy
 from fedproxy.decide.member import MAX_REQUESTS
+from fedproxy.decide.ramp import FIRST, ramp_weights
 from fedproxy.wire.h2.allowance import Allowance
 
 Seconds = Annotated[float, units.SECONDS]
@@ -971,6 +972,17 @@ class Config(Section):
     def active_members(self) -> dict[str, MemberSettings]:
         """The active members, in the order of the file."""
         return {name: member for name, member in self.members.items() if member.active}
+
+    @property
+    def start_weights(self) -> dict[str, float]:
+        """The weights of the active members as long as nothing is known of them, with ramps that begin."""
+        active = self.active_members
+        parts = {
+            name: each.ramp.share * FIRST for name, each in active.items() if each.is_ramping and each.ramp
+        }
+        others = sum(each.start_weight for name, each in active.items() if name not in parts)
+        ramps = ramp_weights(parts, others)
+        return {name: ramps.get(name, each.start_weight) for name, each in active.items()}
 
     @property
     def alert_contacts(self) -> dict[str, str]:

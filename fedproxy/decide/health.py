@@ -17,7 +17,7 @@ _MOST_DIFFERENCES: Final = 4
 _MOST_PODS: Final = 2**53
 _PODS: Final = {"total": "total_pods", "build": "build_pods", "user": "user_pods"}
 #: Seconds. Few, so that a report differs from the last one only if the member became faster or slower.
-_PACES: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_PACES: Final[tuple[float, ...]] = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 @dataclass(frozen=True)

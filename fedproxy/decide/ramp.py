@@ -1,7 +1,6 @@
 """How a new member comes to its share of new visitors: in steps that its launches have to earn.
 
-    part     = share · progress, and less if those of all new members add up to more than 90 %
-    weight   = part / (1 - the parts of all new members) · the weights of all others
+    weight   = part / (1 - the parts of all ramps) · the weights of all others, where part = share · progress
     progress = 1/20 at first, and 1 in the end
     rise       1/20 after each twentieth of the time, if at least 3 launches became ready since the last
                change, and no more than a tenth of all failed
@@ -23,7 +22,9 @@ STEPS: Final = 20
 FIRST: Final = 1 / STEPS
 """The progress of a ramp that begins."""
 
-_MOST: Final = 0.9  # of the visitors, for all members with a ramp
+MOST_PARTS: Final = 0.95
+"""Of the new visitors, what all ramps get together at most."""
+
 _NEEDED: Final = 3  # launches that say something
 _TOO_MANY: Final = 0.2  # the part of the launches that may fail before the member falls, ...
 _SOME: Final = 0.1  # ... and before it does not rise
@@ -39,14 +40,16 @@ class RampMove(NamedTuple):
 
 
 def ramp_weights(parts: Mapping[str, float], others: float) -> dict[str, float]:
-    """The weights with which members get these parts of the visitors, by name. others: the sum of the weights
-    of members without a ramp; if they have none, only the proportions count."""
+    """The weights of all members with a ramp.
+
+    parts: of the new visitors, for each, as its ramp has come so far. others: the sum of the weights of all
+    members without a ramp; if they have none, the parts are the weights. Parts that leave less than a
+    twentieth to the others are all reduced alike.
+    """
     whole = sum(parts.values())
-    if others <= 0 or whole <= 0:
-        return dict(parts)
-    scale = min(1.0, _MOST / whole)
-    each = scale * others / (1.0 - scale * whole)
-    return {name: part * each for name, part in parts.items()}
+    scale = min(1.0, MOST_PARTS / whole) if whole > 0 else 1.0
+    unit = scale / (1.0 - whole * scale) * others if others > 0 else 1.0
+    return {name: part * unit for name, part in parts.items()}
 
 
 class Ramp:

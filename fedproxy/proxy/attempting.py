@@ -39,7 +39,8 @@ _CHOOSING: Final = Phase.CHOOSING
 _ASKING: Final = Phase.ASKING
 _OVER: Final = Phase.OVER
 # Seconds between two looks whether there is a slot, 0.4 in all. Nothing of the store is waited for.
-_PAUSES: Final = (0.05, 0.1, 0.1, 0.15)
+# Of no fixed length: compiled, a coroutine does not find a constant tuple of floats that has one.
+_PAUSES: Final[tuple[float, ...]] = (0.05, 0.1, 0.1, 0.15)
 
 
 class Attempting(Receiver[RoutedRequest]):

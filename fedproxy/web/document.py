@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fedproxy.decide.snapshot import Status, shares
-from fedproxy.web.view import configured_weights, shown_url
+from fedproxy.web.view import shown_url
 
 if TYPE_CHECKING:
     from fedproxy.config.model import Config, MemberSettings, Organisation
@@ -58,7 +58,7 @@ def configured_document(config: Config, *, past: bool = False) -> dict[str, Any]
     """The document according to the config alone: what changes with time is null. past: no members in it."""
     active = {} if past else config.active_members
     logos = {url: url for url in config.logos}
-    weights = configured_weights(config)
+    weights = config.start_weights
     whole = sum(weights.values()) or 1.0
     return _document(
         config,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from fedproxy.decide.ramp import FIRST, ramp_weights
 from fedproxy.decide.snapshot import Status, shares
 
 if TYPE_CHECKING:
@@ -187,17 +186,10 @@ def past_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
     ]
 
 
-def configured_weights(config: Config) -> dict[str, float]:
-    """The weights of the members according to the config alone: of a ramp, the one that it begins with."""
-    active = config.active_members
-    found = {name: settings.start_weight for name, settings in active.items()}
-    parts = {name: each.ramp.share * FIRST for name, each in active.items() if each.ramp is not None}
-    return found | ramp_weights(parts, sum(found.values()))
-
-
 def configured_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
     """The members according to the config, without their current state. logos: as for `live_cards`."""
-    weights = configured_weights(config)
+    active = config.active_members
+    weights = config.start_weights
     whole = sum(weights.values()) or 1.0
     return [
         replace(
@@ -213,7 +205,7 @@ def configured_cards(config: Config, logos: Mapping[str, str]) -> list[Card]:
             ),
             logo=_logo(settings, logos),
         )
-        for name, settings in config.active_members.items()
+        for name, settings in active.items()
     ]
 
 
@@ -241,18 +233,21 @@ def live_cards(config: Config, members: Iterable[Snapshot], logos: Mapping[str, 
 
 
 def join_contact(config: Config) -> Contact | None:
-    """The contact for those who want to join: the prime member's, or else the first one."""
+    """The contact for those who want to join: the federation's, the prime member's, or else the first one."""
+    if config.contact is not None:
+        return _contact_at("the federation", config.contact)
     contacts = [_contact(name, settings) for name, settings in config.active_members.items()]
     known = [contact for contact in contacts if contact is not None]
     return next((contact for contact in known if contact.member == config.prime), known[0] if known else None)
 
 
 def _contact(name: str, settings: MemberSettings) -> Contact | None:
-    url = settings.contact
-    if url is None:
-        return None
+    return _contact_at(name, settings.contact) if settings.contact is not None else None
+
+
+def _contact_at(whose: str, url: str) -> Contact:
     address = url.removeprefix("mailto:")
-    return Contact(name, url, address if address != url else _public_host(url))
+    return Contact(whose, url, address if address != url else _public_host(url))
 
 
 def _public_host(url: str) -> str | None:

@@ -19,6 +19,7 @@ from fedproxy.errors import ConfigError
 DAY = 86400.0
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 A, B = {"url": "https://a.example", "prime": True}, {"url": "https://b.example"}
+RAMP = {"weight": "auto", "ramp": {"share": "60%"}}
 LOOPBACK = [{"address": "127.0.0.1:8080"}]
 GUESSED = "x" * 15
 CHOSEN = "x" * 16
@@ -69,6 +70,12 @@ UNWISE = [
     ("no-visitors members", with_members({"weight": 0}, {"active": False})),
     ("weight-scale members.b.weight", with_members({"weight": "auto"})),
     ("weight-scale members.a.weight", with_members({"weight": 0.5}, {"weight": "auto"})),
+    ("ramp-balancer members.b.ramp", {"balancer": "least-requests"} | with_members(b=RAMP)),
+    (
+        "ramp-shares members.c.ramp.share",
+        with_members({"weight": 1})
+        | {"members": {"a": A, "b": B | RAMP, "c": {**A, **RAMP, "url": "https://c", "prime": False}}},
+    ),
     ("no-prime members", with_members({"prime": False})),
     ("source-plain sources.dns.0", {"sources": {"dns": "_http._tcp.b.example", "scheme": "http"}}),
     ("eject-all breaker.max_ejected", {"breaker": {"max_ejected": 1}}),
@@ -102,6 +109,8 @@ WISE: list[dict[str, Any]] = [
     with_members({"weight": 0}, {"weight": "auto"}),
     with_members({"weight": 50}, {"weight": "auto", "reserve": 60}),
     with_members({"weight": "auto"}, {"active": False}),
+    with_members({"weight": 1}, b=RAMP),
+    {"balancer": "random"} | with_members({"weight": 0}, b=RAMP),
     {"health": {"versions": False}} | with_members({"prime": False}),
     {"members": {"a": A}, "breaker": {"max_ejected": 1}},
     with_members(b={"url": "https://a.example", "active": False}),

@@ -33,11 +33,11 @@ def step(ramps: Ramps, members: dict[str, MemberSettings], out: Collection[str] 
     return {name: ramps.known(name) for name, each in members.items() if each.is_ramping}
 
 
-def test_shares_of_more_than_all_visitors_leave_the_others_their_tenth() -> None:
+def test_shares_of_more_than_all_visitors_leave_the_others_their_twentieth() -> None:
     members = {"old": OLD, "a": new(0.6), "b": new(0.6)}
     ramps = Ramps()
     ramps.apply(members, State(ramps={"a": 1.0, "b": 1.0}), 0.0)
-    assert step(ramps, members) == {"a": 45.0, "b": 45.0}
+    assert step(ramps, members) == {"a": 95.0, "b": 95.0}
 
 
 def test_one_without_visitors_takes_nothing_from_another() -> None:

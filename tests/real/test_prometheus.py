@@ -133,7 +133,8 @@ def _is_firing(alert: str, found: dict[str, Any]) -> bool:
 
 
 @asynccontextmanager
-async def watched(folder: Path) -> AsyncIterator[Watched]:
+async def watched(folder: Path, **ovh: Any) -> AsyncIterator[Watched]:
+    """ovh: further settings of that member."""
     async with AsyncExitStack() as stack:
         # Launches come as fast as they are served, and none may fill a member.
         members = {name: ToyBinderHub(name, pace=0, quota=1_000_000) for name in ("gesis", "ovh")}
@@ -142,7 +143,7 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
             stack.push_async_callback(toy.stop)
         # Only an edge that shares a store has all metrics.
         server = await stack.enter_async_context(redis())
-        config = _edge(folder, members, server.url)
+        config = _edge(folder, members, server.url, ovh)
         edge = await stack.enter_async_context(fedproxy("serve", "--config", config))
         host, port = await edge.address("listening on ")
         admin = "{}:{}".format(*await edge.address("admin on "))
@@ -164,7 +165,7 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         yield found
 
 
-def _edge(folder: Path, members: dict[str, ToyBinderHub], store: str) -> Path:
+def _edge(folder: Path, members: dict[str, ToyBinderHub], store: str, ovh: dict[str, Any]) -> Path:
     issued = trustme.CA().issue_cert("localhost")
     chain, key = folder / "tls.crt", folder / "tls.key"
     chain.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
@@ -179,7 +180,14 @@ def _edge(folder: Path, members: dict[str, ToyBinderHub], store: str) -> Path:
         "health": {"interval": "200ms", "unhealthy_interval": "200ms", "fall": 2},
         "breaker": {"open": "500ms", "open_max": "1s"},
         "members": {
-            name: {"url": toy.url, "weight": 50, "max_launches": 1000} for name, toy in members.items()
+            name: {
+                "url": toy.url,
+                "weight": 50,
+                "max_launches": 1000,
+                "contact": "mailto:a@b.example",
+                **(ovh if name == "ovh" else {}),
+            }
+            for name, toy in members.items()
         },
     }
     file = folder / "edge.yaml"
@@ -288,7 +296,8 @@ async def test_everything_that_the_dashboard_and_the_manual_name_has_data(tmp_pa
     manual = (RULES.parents[1] / "docs" / "reference" / "metrics.md").read_text()
     named = re.findall(r"^\| `(fed\w+)` \|([\w, ]*)\| ?(.*)\|$", manual, re.MULTILINE)
     assert len(named) > 30
-    async with watched(tmp_path) as running, running.visited(running.launch()):
+    new = {"weight": "auto", "ramp": {"share": "50%"}}
+    async with watched(tmp_path, **new) as running, running.visited(running.launch()):
         await running.comes(
             "query", _some, query='fedproxy_launches_total{member="gesis",outcome="ready"} > 0'
         )

@@ -6,11 +6,14 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 from aiohttp import web
 
+from fedproxy.serve.service import Service
+from fedproxy.serve.verify import Reader
 from fedproxy.web.admin import create_admin_app
 from tests.rig.state import State
 
@@ -38,6 +41,25 @@ def loop_thread() -> Iterator[LoopThread]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
+
+
+@contextmanager
+def edge_of(file: Path) -> Iterator[tuple[str, Service]]:
+    """A real edge without probes: its admin URL, and itself."""
+
+    async def start() -> Service:
+        reader = Reader(file, {}, lambda config: config)
+        service = Service(reader.read(), reread=reader.read, file=file, probe=False)
+        await service.start()
+        return service
+
+    with loop_thread() as there:
+        service = there.do(start())
+        host, port = service.admin_address
+        try:
+            yield f"http://{host}:{port}", service
+        finally:
+            there.do(service.stop())
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 from aiohttp import web
 from pytest_aiohttp import AiohttpClient
@@ -74,6 +77,14 @@ def test_address_that_visitors_cannot_follow_is_on_no_page() -> None:
         page = render_page(parse(text, {}), form)
         assert "https://b.a.org" in page
         assert "10.1.2.3" not in page
+
+
+def test_member_with_a_ramp_is_shown_with_the_share_that_it_begins_with() -> None:
+    ramp = "weight: auto, ramp: {share: 80%}"
+    config = parse(f"members: {{a: {{url: 'http://a', weight: 48}}, b: {{url: 'http://b', {ramp}}}}}", {})
+    assert re.findall(r"\| (\d+) % \|", render_page(config, "markdown")) == ["96", "4"]
+    members = json.loads(render_page(config, "json"))["members"]
+    assert [member["share"] for member in members] == [0.96, 0.04]
 
 
 def test_markdown_page_names_a_contact_whose_url_says_nothing() -> None:

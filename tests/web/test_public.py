@@ -247,11 +247,11 @@ async def test_contact_is_named(aiohttp_client: AiohttpClient, contact: str, sho
         assert f'then write to the team of a (<a href="{contact}">{shown}</a>).' in joining
 
 
-async def test_who_wants_to_join_writes_to_the_prime_member_or_to_the_first_that_can_be_reached(
+async def test_who_wants_to_join_writes_to_the_federation_or_the_prime_member_or_the_first_with_a_contact(
     aiohttp_client: AiohttpClient,
 ) -> None:
-    async def joining(**members: str) -> str:
-        text = "members: {" + ", ".join(f"{name}: {member}" for name, member in members.items()) + "}"
+    async def joining(own: str = "", **members: str) -> str:
+        text = own + "members: {" + ", ".join(f"{name}: {member}" for name, member in members.items()) + "}"
         client = await aiohttp_client(create_public_app(State(text)))
         return (await page(client)).partition('id="join"')[2]
 
@@ -262,6 +262,8 @@ async def test_who_wants_to_join_writes_to_the_prime_member_or_to_the_first_that
     prime = "{url: 'http://a', prime: true, contact: 'https://a/'}"
     assert "the team of a</a>" in await joining(b=b, a=prime)
     assert "write to" not in await joining(c="{url: 'http://c'}")
+    ours = "contact: mailto:team@b.example\n"
+    assert 'the team of the federation (<a href="mailto:team@b.example">' in await joining(ours, a=prime)
 
 
 def moves(text: str) -> list[str]:
