@@ -20,6 +20,7 @@ from tests.test_cli import run
 
 TOKEN = "quiet enough to be a token"
 CONFIG = {
+    "public_url": "https://binder.example",
     "listen": [{"address": "127.0.0.1:0"}],
     "admin": {"address": "127.0.0.1:0", "token": TOKEN, "state": "off"},
     "workers": 1,
@@ -88,6 +89,10 @@ def test_member_joins_with_a_ramp_and_what_is_known_of_it(edge: Edge) -> None:
     [
         (("oxford", NEW), "oxford is a member already, at http://127.0.0.1:2: choose another name"),
         (("new", "HTTP://127.0.0.1:2/"), "http://127.0.0.1:2 is a member already: oxford"),
+        (
+            ("new", "https://binder.example:443"),
+            "https://binder.example is the federation's own address: give that of the BinderHub itself",
+        ),
         (("turing", NEW), "turing is a past member: choose another name, or say --again if it comes back"),
         (("new", NEW, "--again"), "new is no past member, so leave out --again"),
     ],

@@ -133,6 +133,8 @@ def join(
 def _past(config: Mapping[str, Any], name: str, url: str, *, again: bool) -> Mapping[str, Any]:
     """The entry of the past member that comes back; empty if there is none. Raises Failed."""
     members = config["members"]
+    if url == config.get("public_url"):
+        raise Failed(f"{url} is the federation's own address: give that of the BinderHub itself")
     for other, settings in members.items():
         if settings.get("active", True) and settings.get("url") == url and other != name:
             raise Failed(f"{url} is a member already: {other}")
