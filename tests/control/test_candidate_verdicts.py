@@ -18,6 +18,7 @@ from fedproxy.control.candidate.answers import (
     judge_bandwidth,
     judge_clock,
     judge_end,
+    judge_the_versions,
     offset_of,
 )
 from fedproxy.control.candidate.client import Heard, Silence
@@ -71,6 +72,12 @@ def test_clock_is_read_from_the_middle_of_the_exchange() -> None:
         assert offset_of(fetched(headers), now) is None
     assert offset_of(Silence("no"), now) is None
     assert offset_of(fetched({"Date": date.replace("GMT", "-0000")}), now) == Offset(60.5, 0.5)
+
+
+def test_versions_are_json_again() -> None:
+    found = fetched({}, body=b'{"a": NaN, "b": 1e999, "c": 1.5}')
+    check = judge_the_versions(Candidate("http://a"), found, None)
+    assert check.values["versions"] == {"a": "NaN", "b": "1e999", "c": 1.5}
 
 
 def at(seconds: float) -> Offset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def judge_the_versions(
         if is_page(found):
             return make("versions", CheckOutcome.FAILED, "answered HTML where JSON belongs", _HTML)
         return make("versions", CheckOutcome.FAILED, "; ".join(own.details), _PASSED_ON)
-    versions = json.loads(found.body)
+    versions = json.loads(found.body, parse_constant=str, parse_float=_finite)
     seen = json.dumps(versions)
     if reference is None:
         return make("versions", CheckOutcome.OK, seen, versions=versions)
@@ -63,6 +64,12 @@ def judge_the_versions(
         fix = "Deploy the versions of the reference: an edge treats a member with others as unhealthy."
         return make("versions", CheckOutcome.FAILED, "; ".join(same.details), fix, versions=versions)
     return make("versions", CheckOutcome.OK, f"same as the reference: {seen}", versions=versions)
+
+
+def _finite(number: str) -> float | str:
+    """A number that JSON can have again."""
+    found = float(number)
+    return found if math.isfinite(found) else number
 
 
 def judge_again(again: Fetched | Silence, *, reused: bool) -> Check:
