@@ -89,7 +89,9 @@ def _members(text: str) -> Spot | None:
     """Where the members are in a text; None if it has none."""
     document = read(text)
     if document.findings:
-        raise CannotEdit(f"it is {document.findings[0].text}")
+        where, text, *_ = document.findings[0]
+        what = ".".join(map(str, where)) or "it"
+        raise CannotEdit(f"{what} {'is ' if text.startswith('not ') else ''}{text}")
     root = document.places.root
     if document.data is not None and not isinstance(document.data, dict):
         raise CannotEdit("it is not a mapping")

@@ -80,6 +80,7 @@ def test_what_looks_like_a_variable_is_escaped() -> None:
         ("members: 7", "`members` is not a mapping"),
         ("- a", "it is not a mapping"),
         ("a: [", "it is not valid YAML"),
+        ("members:\n  a: {}\nmembers:\n  b: {}\n", "^members is given twice, on line 1 and line 3$"),
         ("members: {\n# none\n}", "`members` has a comment in its braces"),
         ("members:\n  new: {url: x}", "new is in this file already"),
         ("all: &all\n  a: {url: x}\nmembers: *all\n", "members is written in braces or elsewhere"),
