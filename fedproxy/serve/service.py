@@ -1045,6 +1045,9 @@ class Service:
         return self._ramps.step(members, weights)
 
     def _look_at_ramps(self, survey: Survey) -> None:
+        if self._changing.locked():
+            # A move would wait for what is under way, and so would one of each further look.
+            return
         members = {member.name: member for member in survey.members}
         for name, before, move in [*self._ramps.look(members, time.monotonic())]:
             if move.progress == before:
