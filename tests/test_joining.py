@@ -132,6 +132,20 @@ def test_candidate_that_is_not_fit_is_not_added(edge: Edge) -> None:
     assert "new" not in edge[1].config.members
 
 
+def test_member_that_somebody_adds_meanwhile_is_not_replaced(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDPROXY_ADMIN_TOKEN", TOKEN)
+    other = {"url": "http://127.0.0.1:7"}
+    monkeypatch.setattr(
+        joining, "_refuse_unfit", lambda *_: ask(edge[0], "/members/new", other, method="PUT")
+    )
+    result = asked(edge, "join", "new", NEW, "--share", "20%")
+    fault = "new is a member already, at http://127.0.0.1:7: choose another name\n"
+    assert (result.exit_code, result.stderr) == (1, fault)
+    assert edge[1].config.members["new"].url == "http://127.0.0.1:7"
+
+
 def test_member_leaves_when_nothing_is_under_way_and_comes_back(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

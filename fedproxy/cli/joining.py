@@ -109,10 +109,12 @@ def join(
     """
     found = ask_config(admin)
     before = _past(found, name, url, again=again)
-    kept = {key: value for key, value in before.items() if key != "active"}
-    settings = {**kept, **_member(url, share, over, about)}
     if not anyway:
         _refuse_unfit(found, url, ca)
+        # That takes its time, in which somebody else may have added it.
+        before = _past(ask_config(admin), name, url, again=again)
+    kept = {key: value for key, value in before.items() if key != "active"}
+    settings = {**kept, **_member(url, share, over, about)}
     if dry:
         say_changes(ask(admin, f"{path_of(name)}?dry_run=true", settings, method="PUT"))
         return
