@@ -84,7 +84,7 @@ def test_member_that_cannot_be_added_is_a_sentence(text: str, fault: str) -> Non
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("log: json", "a is not in this file; if it is in one that this includes"),
+        ("log: json", "a is not in this file; if it is in a file that this one includes"),
         ("members:\n  a: {url: x}", "a is written in braces or in another place"),
         ("members:\n  b: &b\n    url: x\n  a: *b\n", "the entry of a is not a mapping of its own"),
         ("members:\n  a: 7\n", "the entry of a is not a mapping of its own"),

@@ -87,12 +87,17 @@ def at(seconds: float) -> Offset:
             WARNING,
             "its clock is 90 s ahead of this machine's and the reference's: it is wrong",
         ),
-        (at(90), at(85), OK, "as the reference's; both are 90 s ahead of this machine's, which is wrong"),
+        (
+            at(90),
+            at(85),
+            OK,
+            "agrees with the reference's; both are 90 s ahead of this machine's, which is wrong",
+        ),
         (
             at(90),
             at(-90),
             WARNING,
-            "its clock is 90 s ahead of this machine's, and the reference's 90 s behind it: "
+            "its clock is 90 s ahead of this machine's, and the reference's is 90 s behind it: "
             "at least two are wrong",
         ),
     ],
