@@ -37,17 +37,17 @@ class EventName(StrEnum):
     EDGE_START = "edge.start", _I, "the edge starts: its version and its config"
     EDGE_LISTENING = "edge.listening", _I, "an address on which visitors, or operators, are accepted"
     EDGE_LIMITED = "edge.limited", _W, "the limit of open files allows fewer visitors than the config"
-    EDGE_TAKEOVER = "edge.takeover", _I, "workers of a control process that is gone were relieved"
-    EDGE_DRAIN = "edge.drain", _I, "the edge was told to end, and drains"
+    EDGE_TAKEOVER = "edge.takeover", _I, "the workers of a control process that is gone were replaced"
+    EDGE_DRAIN = "edge.drain", _I, "the edge was told to stop, and drains"
     EDGE_FAILED = "edge.failed", _E, "the edge cannot start, and why"
 
     CONFIG_RELOAD = "config.reload", _I, "the config was reloaded and is in force"
     CONFIG_REFUSED = "config.refused", _E, "a fault of the config, which is not put in force"
     CONFIG_WARNING = "config.warning", _W, "something in the config is valid but unwise"
 
-    SOURCE_UNUSABLE = "source.unusable", _W, "something of a source of members cannot be used, and why"
-    SOURCE_USABLE = "source.usable", _I, "that is over"
-    SOURCE_REFUSED = "source.refused", _E, "what the sources have cannot be put in force, and why"
+    SOURCE_UNUSABLE = "source.unusable", _W, "something in a source of members cannot be used, and why"
+    SOURCE_USABLE = "source.usable", _I, "what could not be used in a source can be used again"
+    SOURCE_REFUSED = "source.refused", _E, "the members that sources have cannot be put in force, and why"
 
     STATE_DROPPED = "state.dropped", _W, "something that operators had set no longer applies"
     STATE_UNUSABLE = "state.unusable", _W, "the file of what operators set cannot be read or written"
@@ -59,7 +59,7 @@ class EventName(StrEnum):
     SESSIONS_UNUSABLE = "sessions.unusable", _W, "the file of known sessions cannot be read or written"
 
     STORE_AWAY = "store.away", _W, "the store of the fleet cannot be reached; the edge goes on by itself"
-    STORE_BACK = "store.back", _I, "the store of the fleet is there"
+    STORE_BACK = "store.back", _I, "the store of the fleet can be reached"
     STORE_REFUSED = (
         "store.refused",
         _W,
@@ -68,7 +68,7 @@ class EventName(StrEnum):
     EDGE_DISAGREES = (
         "edge.disagrees",
         _W,
-        "another edge of the fleet has another config or version, or this name",
+        "another edge of the fleet has another config or version, or the same name",
     )
 
     OPERATOR_READY = "operator.ready", _I, "a member was set to ready"
@@ -78,7 +78,7 @@ class EventName(StrEnum):
     OPERATOR_JOIN = "operator.join", _I, "a member was added, or its settings were replaced"
     OPERATOR_LEAVE = "operator.leave", _I, "a member was removed"
     RAMP_ROSE = "ramp.rose", _I, "a new member gets more visitors, as its launches succeed"
-    RAMP_HELD = "ramp.held", _W, "it would be time for that, but too few of its launches succeed"
+    RAMP_HELD = "ramp.held", _W, "a new member gets no more visitors yet, and why"
     RAMP_FELL = "ramp.fell", _W, "a new member gets half as many visitors, and why"
     OPERATOR_REFUSED = (
         "operator.refused",
@@ -87,9 +87,9 @@ class EventName(StrEnum):
     )
 
     MEMBER_JOINED = "member.joined", _I, "a reloaded config or a source adds a member"
-    MEMBER_LEFT = "member.left", _I, "a reloaded config or a source has one member fewer"
-    MEMBER_WEIGHT = "member.weight", _I, "a reloaded config or a source has another weight"
-    MEMBER_FULL = "member.full", _I, "a member has no room for more: its quota"
+    MEMBER_LEFT = "member.left", _I, "a reloaded config or a source no longer has a member"
+    MEMBER_WEIGHT = "member.weight", _I, "a reloaded config or a source changes a member's weight"
+    MEMBER_FULL = "member.full", _I, "a member is full: it has reached its quota"
     MEMBER_ROOM = "member.room", _I, "a member that was full has room again"
     MEMBER_HEALTHY = "member.healthy", _I, "the probes find a member healthy again"
     MEMBER_UNHEALTHY = "member.unhealthy", _W, "the probes find a member unhealthy, and why"
@@ -128,7 +128,7 @@ class EventName(StrEnum):
     FORKER_END = "forker.end", _W, "the process that workers are forked from ended unexpectedly"
 
     CERTIFICATE_RENEWED = "certificate.renewed", _I, "a certificate's files changed, and are in use"
-    CERTIFICATE_REFUSED = "certificate.refused", _E, "a certificate's files changed, and cannot be used"
+    CERTIFICATE_REFUSED = "certificate.refused", _E, "a certificate's files changed, but cannot be used"
 
     LOG_REOPENED = "log.reopened", _I, "the access log's file was reopened"
     LOG_UNUSABLE = "log.unusable", _E, "the access log's file cannot be reopened"
@@ -138,7 +138,7 @@ class EventName(StrEnum):
 
     PYTHON_WARNING = "python.warning", _W, "a warning of Python or a library"
     PYTHON_ERROR = "python.error", _E, "an exception that nobody handled, or an error of a library"
-    PYTHON_OUTPUT = "python.output", _I, "a line that something else printed"
+    PYTHON_OUTPUT = "python.output", _I, "a line that something other than the log printed"
 
 
 @dataclass(frozen=True, slots=True)

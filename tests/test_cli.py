@@ -552,7 +552,7 @@ def test_probe_of_a_member_that_is_ill_says_what_to_mend() -> None:
         result = run("probe", url)
     assert (result.exit_code, result.stderr) == (1, "")
     assert "\nhealth: JupyterHub API: failed\n  expected: ok\n  to fix: Fix this service" in result.stdout
-    assert result.stdout.endswith(f"\n{url} is not fit to join: 2 failed\n")
+    assert result.stdout.endswith(f"\n{url} is not fit to join: 2 checks failed\n")
 
 
 def test_probe_is_json_for_programs() -> None:

@@ -42,7 +42,7 @@ def test_edges_are_a_table_with_this_one_first(admin: str, state: State) -> None
     assert rows[1][-1] == "yes" and rows[2][-1] == "no"
     assert rows[3][:3] == ["other", "0.9", "def"] and set(rows[3][3:8]) == {"?"}
     assert lines[3].endswith("version 0.9, another config")
-    assert lines[-1] == "store: redis://store.test:6379/0 is there since 2027-01-15T08:00:00+00:00"
+    assert lines[-1] == "store: redis://store.test:6379/0 can be reached since 2027-01-15T08:00:00+00:00"
 
 
 def test_edges_say_that_the_store_is_away_and_what_waits(admin: str, state: State) -> None:
@@ -55,7 +55,10 @@ def test_edges_say_that_the_store_is_away_and_what_waits(admin: str, state: Stat
 def test_edge_that_shares_no_store_is_alone(admin: str) -> None:
     code, lines, _ = asked(admin, "edges")
     assert (code, lines[1].split()[:2]) == (0, ["alone", "(here)"])
-    assert lines[-1] == "store: none is shared, so this edge is alone; the file /var/state.json"
+    assert (
+        lines[-1]
+        == "store: none is shared, so this edge is alone; what operators set is kept in /var/state.json"
+    )
 
 
 def test_edges_are_json_for_programs(admin: str, state: State) -> None:

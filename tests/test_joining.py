@@ -66,7 +66,7 @@ def test_member_joins_with_a_ramp_and_what_is_known_of_it(edge: Edge) -> None:
     result = asked(edge, "join", "new", NEW, "--anyway", *words)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
-        "new has joined: it gets 1 % of new visitors now, and 20 % in 3d if its launches succeed\n"
+        "new has joined: it gets 1% of new visitors now, and 20% in 3d if its launches succeed\n"
     )
     settings = edge[1].config.members["new"]
     assert settings.ramp is not None
@@ -87,14 +87,14 @@ def test_member_joins_with_a_ramp_and_what_is_known_of_it(edge: Edge) -> None:
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (("oxford", NEW), "oxford is a member already, at http://127.0.0.1:2: choose another name"),
-        (("new", "HTTP://127.0.0.1:2/"), "http://127.0.0.1:2 is a member already: oxford"),
+        (("oxford", NEW), "oxford is already a member, at http://127.0.0.1:2: choose another name"),
+        (("new", "HTTP://127.0.0.1:2/"), "http://127.0.0.1:2 is already a member: oxford"),
         (
             ("new", "https://binder.example:443"),
             "https://binder.example is the federation's own address: give that of the BinderHub itself",
         ),
-        (("turing", NEW), "turing is a past member: choose another name, or say --again if it comes back"),
-        (("new", NEW, "--again"), "new is no past member, so leave out --again"),
+        (("turing", NEW), "turing is a past member: choose another name, or add --again if it comes back"),
+        (("new", NEW, "--again"), "new is not a past member, so leave out --again"),
     ],
 )
 def test_what_is_there_already_does_not_join(edge: Edge, words: tuple[str, ...], fault: str) -> None:
@@ -126,8 +126,8 @@ def test_candidate_that_is_not_fit_is_not_added(edge: Edge) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert "connection: failed: 127.0.0.1: Connection refused" in result.stderr
     assert result.stderr.endswith(
-        f"{NEW} is not fit to join, as a check failed, and was not added; `fedproxy probe` has the whole "
-        "report, and --anyway adds it all the same\n"
+        f"{NEW} is not fit to join and was not added: a check failed; `fedproxy probe` shows the whole "
+        "report, and --anyway adds it without a probe\n"
     )
     assert "new" not in edge[1].config.members
 
@@ -141,7 +141,7 @@ def test_member_that_somebody_adds_meanwhile_is_not_replaced(
         joining, "_refuse_unfit", lambda *_: ask(edge[0], "/members/new", other, method="PUT")
     )
     result = asked(edge, "join", "new", NEW, "--share", "20%")
-    fault = "new is a member already, at http://127.0.0.1:7: choose another name\n"
+    fault = "new is already a member, at http://127.0.0.1:7: choose another name\n"
     assert (result.exit_code, result.stderr) == (1, fault)
     assert edge[1].config.members["new"].url == "http://127.0.0.1:7"
 
@@ -156,7 +156,7 @@ def test_member_leaves_when_nothing_is_under_way_and_comes_back(
     assert (result.exit_code, result.stdout.splitlines()) == (
         0,
         [
-            "oxford drains: it gets no new visitors",
+            "oxford is draining: it gets no new visitors",
             "oxford: 2 requests are under way there",
             "oxford: the edge is away",
             "oxford has left, and is listed among the past members.",
@@ -169,7 +169,7 @@ def test_member_leaves_when_nothing_is_under_way_and_comes_back(
     service = edge[1]
     assert list(service.config.active_members) == ["leuven"]
     events = [event.message for event in service.history.events]
-    assert events[-1] == "oxford is a past member now"
+    assert events[-1] == "oxford is now a past member"
     result = asked(edge, "join", "oxford", "http://127.0.0.1:5", "--share", "20%", "--again", "--anyway")
     assert result.exit_code == 0
     settings = service.config.active_members["oxford"]
@@ -186,8 +186,8 @@ def test_what_goes_on_at_a_member_is_waited_for_as_long_as_wanted(
     result = asked(edge, "leave", "oxford", "--wait", "10ms")
     assert result.exit_code == 1
     assert result.stderr == (
-        "oxford drains on, as 1 launch is under way there; `fedproxy leave oxford` goes on from here, and "
-        "--wait 0s does not wait\n"
+        "oxford is still draining, as 1 launch is under way there; `fedproxy leave oxford` goes on from "
+        "here, and --wait 0s does not wait\n"
     )
     assert edge[1]._state.intent("oxford") is Intent.DRAIN
 
@@ -198,7 +198,7 @@ def test_what_goes_on_at_a_member_is_waited_for_as_long_as_wanted(
     result = asked(edge, "leave", "oxford")
     assert (result.exit_code, result.stderr) == (
         1,
-        "oxford drains on; `fedproxy leave oxford` goes on from here\n",
+        "oxford is still draining; `fedproxy leave oxford` goes on from here\n",
     )
     monkeypatch.setattr(joining, "_under_way", lambda admin, name: "1 launch is under way there")
     assert asked(edge, "leave", "oxford", "--wait", "0s", "--forget").exit_code == 0
@@ -209,7 +209,7 @@ def test_what_goes_on_at_a_member_is_waited_for_as_long_as_wanted(
     ("name", "fault"),
     [
         ("nobody", "there is no member nobody; `fedproxy members` shows them all"),
-        ("turing", "turing is a past member already"),
+        ("turing", "turing is already a past member"),
         (
             "leuven",
             "leuven is the prime member, whose versions are the reference: make another one prime first",
@@ -324,6 +324,6 @@ def test_plan_that_would_make_a_config_invalid_is_refused(tmp_path: Path) -> Non
     result = run("plan", "leave", "b", "--config", file)
     assert (result.exit_code, result.stderr) == (
         1,
-        f"{file}: b is not in this file; if it is in one that this includes, name that one\n",
+        f"{file}: b is not in this file; if it is in a file that this one includes, give that file\n",
     )
     assert run("plan", "leave", "b", "--config", tmp_path / "none").exit_code == 2

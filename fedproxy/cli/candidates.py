@@ -55,8 +55,8 @@ _CLEAR: Final = "\r\x1b[K"  # the line of the terminal
 @click.option(
     "--launches",
     type=click.IntRange(0, _MOST_LAUNCHES),
-    help="Launches to follow to their end, one after the other, and to stop then; 0 for none. "
-    "Without this there is one, abandoned once its stream delivers events.",
+    help="Launches to follow to their end, one after the other, and then to stop; 0 for none. "
+    "By default there is one, which is abandoned once its stream delivers events.",
 )
 @click.option(
     "--launch-timeout",
@@ -68,19 +68,20 @@ _CLEAR: Final = "\r\x1b[K"  # the line of the terminal
 @click.option(
     "--reference",
     type=Syntax(ORIGIN),
-    help="The prime member's URL; the versions must match, and its build tokens be accepted.",
+    help="The prime member's URL: versions must match, and its build tokens must be accepted.",
 )
 @click.option(
     "--config",
     "file",
     type=FILE_ARGUMENT,
-    help="The federation's config, to see whether it has the URL or the name already.",
+    help="The federation's config, to see whether it already has the URL or the name.",
 )
 @click.option("--name", type=Syntax(MEMBER_NAME), help="The name that the member would have.")
 @click.option(
     "--from-edge",
     is_flag=True,
-    help="This machine is one of the federation's edges: what it says of visitors' addresses must count.",
+    help="This machine is one of the federation's edges, so what it says about visitors' addresses must be "
+    "believed.",
 )
 @click.option(
     "--origin",
@@ -116,7 +117,7 @@ def probe(
     """Check whether the BinderHub at URL is fit to join: exit 0 if no check failed, else 1.
 
     \b
-    Several launches to their end, as Markdown for an issue of the federation:
+    Follow three launches to their end, and print a report for an issue of the federation:
         fedproxy probe URL --reference PRIME --launches 3 --format markdown
     """
     from fedproxy.control.candidate import Candidate
@@ -232,4 +233,4 @@ def _print_text(report: Examination) -> None:
         click.echo(f"\n{report.url} is fit to join")
     else:
         failed = count(report, CheckOutcome.FAILED)
-        click.echo(f"\n{report.url} is not fit to join: {failed} failed")
+        click.echo(f"\n{report.url} is not fit to join: {failed} check{'s' if failed != 1 else ''} failed")

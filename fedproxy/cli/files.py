@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def check(file: Path, as_json: bool, live: bool) -> None:
     """Validate a config: exit 0 if `serve` would take it, else 2 after listing every fault.
 
-    Warnings are about what is valid but unwise; `silence: [NAME]` in the config ends one.
+    Warnings are about what is valid but unwise; `silence: [NAME]` in the config silences one.
     """
     from fedproxy.serve.verify import verify_all
 
@@ -93,7 +93,8 @@ def import_(file: Path) -> None:
     """Print another program's file as a fedproxy config.
 
     FILE is a config.json of federation-redirect, or the federation.yml of mybinder.org's documentation, which
-    lists members for its pages; the content tells which. What cannot be kept of a federation.yml is said.
+    lists members for its pages; the content tells which. What cannot be kept of a federation.yml is
+    reported on stderr.
     """
     from fedproxy.config.load import convert, read_text
     from fedproxy.config.report import note_lines

@@ -23,7 +23,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 def edges(admin: str, as_json: bool) -> None:
     """Show the edges that share a store, and how the store is.
 
-    The first is the one that was asked; the last column is what others do not have in common with it.
+    The first is the edge that was asked; the last column says in what each other edge differs from it.
     """
     found = ask(admin, "/edges")
     rows = found.get("edges") if isinstance(found, dict) else None
@@ -73,14 +73,16 @@ def _uptime(started: object) -> str:
 def _store_text(store: Mapping[str, Any]) -> str:
     place = store.get("place")
     if not store.get("shared"):
-        where = "nothing is kept" if place is None else f"the file {place}"
+        where = (
+            "what operators set is not kept" if place is None else f"what operators set is kept in {place}"
+        )
         state = "" if store.get("up") else ", which cannot be written"
         return f"none is shared, so this edge is alone; {where}{state}"
     since = f" since {store['since']}" if store.get("since") else ""
     pending = ", ".join(map(str, store.get("pending") or ()))
     waits = f"; what was set here waits for it: {pending}" if pending else ""
     if store.get("up"):
-        return f"{place} is there{since}{waits}"
+        return f"{place} can be reached{since}{waits}"
     return f"{place} is away{since}: the other edges are shown as they were known last{waits}"
 
 

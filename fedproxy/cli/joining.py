@@ -36,7 +36,7 @@ def _settings(command: _Command) -> _Command:
                 type=Syntax(TARGET),
                 required=True,
                 metavar="PERCENT",
-                help="Its share of new visitors in the end, such as 20%.",
+                help="The share of new visitors that it is to have in the end, such as 20%.",
             ),
             click.option(
                 "--over",
@@ -44,9 +44,11 @@ def _settings(command: _Command) -> _Command:
                 default="7d",
                 show_default=True,
                 metavar="DURATION",
-                help="How long that takes if its launches succeed.",
+                help="How long it takes to get there if its launches succeed.",
             ),
-            click.option("--contact", type=Syntax(CONTACT), help="Whom to call: a URL or mailto:."),
+            click.option(
+                "--contact", type=Syntax(CONTACT), help="Whom to contact: a URL, or mailto: with an address."
+            ),
             click.option("--run-by", metavar="NAME", help="Who runs it."),
             click.option("--funded-by", metavar="NAME", help="Who pays for it."),
             click.option(
@@ -86,8 +88,8 @@ def _duration(seconds: float) -> str | float:
 @click.argument("name", type=Syntax(MEMBER_NAME))
 @click.argument("url", type=Syntax(ORIGIN))
 @_settings
-@click.option("--again", is_flag=True, help="It is the past member of that name, which comes back.")
-@click.option("--anyway", is_flag=True, help="Add it although it is not fit to join, and do not probe it.")
+@click.option("--again", is_flag=True, help="NAME is a past member, which comes back.")
+@click.option("--anyway", is_flag=True, help="Add it without a probe, even if it is not fit to join.")
 @click.option("--ca", type=Syntax(FILE), help="PEM file of trusted CAs for the probe.")
 @click.option("--dry-run", "dry", is_flag=True, help="Only say what would change.")
 def join(
@@ -105,7 +107,7 @@ def join(
     """Let the BinderHub at URL join as NAME: probe it, then raise its share step by step.
 
     It gets a twentieth of its share at first, and more as long as its launches succeed. A member that fails
-    them falls back, which the edge's log tells.
+    launches falls back, and the edge's log says why.
     """
     found = ask_config(admin)
     before = _past(found, name, url, again=again)
@@ -120,7 +122,7 @@ def join(
         return
     answer = ask(admin, path_of(name), settings, method="PUT")
     click.echo(
-        f"{name} has joined: it gets {share * 100 / 20:.2g} % of new visitors now, and {share * 100:g} % in "
+        f"{name} has joined: it gets {share * 100 / 20:.2g}% of new visitors now, and {share * 100:g}% in "
         f"{_duration(over)} if its launches succeed"
     )
     say_if_it_waits(name, answer)
@@ -139,16 +141,16 @@ def _past(config: Mapping[str, Any], name: str, url: str, *, again: bool) -> Map
         raise Failed(f"{url} is the federation's own address: give that of the BinderHub itself")
     for other, settings in members.items():
         if settings.get("active", True) and settings.get("url") == url and other != name:
-            raise Failed(f"{url} is a member already: {other}")
+            raise Failed(f"{url} is already a member: {other}")
     known = members.get(name)
     if known is None:
         if again:
-            raise Failed(f"{name} is no past member, so leave out --again")
+            raise Failed(f"{name} is not a past member, so leave out --again")
         return {}
     if known.get("active", True):
-        raise Failed(f"{name} is a member already, at {known.get('url')}: choose another name")
+        raise Failed(f"{name} is already a member, at {known.get('url')}: choose another name")
     if not again:
-        raise Failed(f"{name} is a past member: choose another name, or say --again if it comes back")
+        raise Failed(f"{name} is a past member: choose another name, or add --again if it comes back")
     return dict(known)
 
 
@@ -176,8 +178,8 @@ def _refuse_unfit(config: Mapping[str, Any], url: str, ca: Path | None) -> None:
         failed = sum(check.outcome is CheckOutcome.FAILED for check in report.checks)
         words = "a check failed" if failed == 1 else f"{failed} checks failed"
         raise Failed(
-            f"{url} is not fit to join, as {words}, and was not added; `fedproxy probe` has the "
-            "whole report, and --anyway adds it all the same"
+            f"{url} is not fit to join and was not added: {words}; `fedproxy probe` shows the "
+            "whole report, and --anyway adds it without a probe"
         )
 
 
@@ -195,9 +197,9 @@ def _refuse_unfit(config: Mapping[str, Any], url: str, ca: Path | None) -> None:
 @click.option("--forget", is_flag=True, help="Do not list it among the past members.")
 @click.option("--dry-run", "dry", is_flag=True, help="Only say what would change.")
 def leave(name: str, admin: str, wait: float, forget: bool, dry: bool) -> None:
-    """Let a member leave: drain it, wait until nothing is under way there, and thank it.
+    """Let a member leave: drain it, wait until nothing is under way, and list it among the past members.
 
-    Ctrl-C leaves it draining, and the command can be given again. It is then listed among the past members.
+    Ctrl-C leaves it draining; give the command again to go on.
     """
     past = _past_entry(admin, name)
     method = "DELETE" if forget else "PUT"
@@ -211,12 +213,12 @@ def leave(name: str, admin: str, wait: float, forget: bool, dry: bool) -> None:
         click.echo(f"{name} is in maintenance: it gets no requests")
     else:
         ask(admin, path_of(name), {"state": "drain"})
-        click.echo(f"{name} drains: it gets no new visitors")
+        click.echo(f"{name} is draining: it gets no new visitors")
     try:
         if wait:
             _wait_for_end(admin, name, wait)
     except KeyboardInterrupt:
-        raise Failed(f"{name} drains on; `fedproxy leave {name}` goes on from here") from None
+        raise Failed(f"{name} is still draining; `fedproxy leave {name}` goes on from here") from None
     # Others may have changed it meanwhile.
     past = _past_entry(admin, name)
     answer = ask(admin, path_of(name), None if forget else past, method=method)
@@ -236,7 +238,7 @@ def _past_entry(admin: str, name: str) -> dict[str, Any]:
     if settings is None:
         raise Failed(f"{admin}: there is no member {name}; `fedproxy members` shows them all")
     if not settings.get("active", True):
-        raise Failed(f"{name} is a past member already")
+        raise Failed(f"{name} is already a past member")
     if settings.get("prime"):
         raise Failed(
             f"{name} is the prime member, whose versions are the reference: make another one prime first"
@@ -275,8 +277,8 @@ def _wait_for_end(admin: str, name: str, wait: float) -> None:
         left = end - time.monotonic()
         if left <= 0:
             raise Failed(
-                f"{name} drains on, as {text}; `fedproxy leave {name}` goes on from here, and --wait 0s does "
-                "not wait"
+                f"{name} is still draining, as {text}; `fedproxy leave {name}` goes on from here, and "
+                "--wait 0s does not wait"
             )
         time.sleep(min(_LOOK, left))
 
@@ -308,7 +310,7 @@ def _under_way(admin: str, name: str) -> str:
 
 @main.group()
 def plan() -> None:
-    """Print the change of a config by which a member joins or leaves, for those who keep it in Git.
+    """Print the change to a config by which a member joins or leaves, for those who keep it in Git.
 
     The output is a unified diff, for `git apply`; nothing is written.
     """

@@ -148,7 +148,7 @@ def _fault_line(fault: dict[str, Any]) -> str:
 @main.command()
 @ADMIN
 @JSON
-@click.option("--own", is_flag=True, help="As its file has it, without what operators changed since.")
+@click.option("--own", is_flag=True, help="As it is in its file, without what operators have changed.")
 def config(admin: str, as_json: bool, own: bool) -> None:
     """Show the config in force, defaults included and secrets masked."""
     found = ask_config(admin, own=own)
@@ -248,7 +248,7 @@ def explain(url: str, admin: str, as_json: bool, cookie: str | None, accept: str
             _show_waits(ranking)
             return
         chance = found.get("balancer") == "random" or found.get("key") is None
-        means = "by chance, of which the score is a member's part" if chance else "the highest score wins"
+        means = "chosen by chance; the score is a member's part" if chance else "the highest score wins"
         click.echo(f"\n{'random' if chance else found.get('balancer')}: {means}")
         rows = (
             (
@@ -264,7 +264,7 @@ def explain(url: str, admin: str, as_json: bool, cookie: str | None, accept: str
 
 
 def _show_waits(ranking: list[dict[str, Any]]) -> None:
-    click.echo("\nexpected-wait: the least cost wins; equals by the key")
+    click.echo("\nexpected-wait: the lowest cost wins; among equals, the key decides")
     rows = (
         (
             str(each.get("member")),

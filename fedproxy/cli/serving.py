@@ -176,4 +176,6 @@ def demo(port: int, members: int) -> None:
     except KeyboardInterrupt:
         pass
     except OSError as error:
-        raise SystemExit(f"fedproxy demo: {error.strerror or error}; another port: --port N") from None
+        raise SystemExit(
+            f"fedproxy demo: {error.strerror or error}; choose another port with --port N"
+        ) from None

@@ -26,7 +26,7 @@ _SHOWN = 8  # events below the members
 @main.command()
 @ADMIN
 @JSON
-@click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Also print what happens from now on, until Ctrl-C.")
 def log(admin: str, as_json: bool, follow: bool) -> None:
     """Show the edge's recent events, up to 500: breakers, health, operators, reloads, workers."""
     seen = _events(admin)
@@ -103,12 +103,12 @@ def _sample(admin: str) -> Sample:
     type=click.FloatRange(0.2, 60),
     default=2.0,
     show_default=True,
-    help="Seconds between two looks.",
+    help="Seconds between two updates.",
 )
 def top(admin: str, as_json: bool, interval: float) -> None:
     """Watch the members: status, requests and failures per second, launches, pods. Ctrl-C ends it.
 
-    Where the output is no terminal, and with --json, it is printed once.
+    If the output is not a terminal, or with --json, it is printed once.
     """
     from rich.console import Console
     from rich.live import Live

@@ -28,7 +28,7 @@ _DAY = 86400.0  # seconds
 NAMES: Mapping[str, str] = {
     "admin-reachable": "the admin listener can be reached from other machines, and reading there needs no "
     "token",
-    "ban-everybody": "a ban that everybody falls under",
+    "ban-everybody": "a ban that applies to everybody",
     "certificate-ends": "a certificate of a listener has expired or expires soon: within 14 days, or within "
     "the last third of its time if that is shorter",
     "drain-cut-off": "in Kubernetes: `timeouts.drain` is longer than a pod is given to end, unless its "
@@ -48,14 +48,16 @@ NAMES: Mapping[str, str] = {
     "proxy-protocol-open": "any peer of a listener may name any client address by the PROXY protocol",
     "ramp-balancer": "with `balancer: least-requests` the small share of a new member's ramp gets visitors "
     "only while others are busy, so that it hardly rises",
-    "ramp-shares": "the shares of all ramps together leave next to nothing to other members, so each is less",
+    "ramp-shares": "the shares of all ramps together leave next to nothing to other members, so each is "
+    "reduced",
     "reserve-unfit": "with `--live`: `reserve` and `health.pod_headroom` leave nothing of a member's quota, "
     "so it is always full",
     "response-head-short": "members get less time to answer than the 25 s that BinderHub may take for its "
     "first event",
     "response-idle-short": "streams are cut after less than the 30 s between two signs of life of BinderHub",
     "retries-multiply": "more than one retry per request: an overloaded federation gets more load",
-    "route-unreachable": "a route that no path reaches: an earlier one, or a page of the edge's own, has all",
+    "route-unreachable": "a route that no path reaches: an earlier one, or a page of the edge's own, takes "
+    "them all",
     "same-url": "two members at one URL",
     "secret-short": "a token or secret of less than 16 characters",
     "weight-scale": "a weight of 1 or less beside members with `weight: auto`, whose weights are numbers of "
@@ -65,7 +67,7 @@ NAMES: Mapping[str, str] = {
     "source-plain": "members that DNS names are asked over the network without TLS",
     "source-unusable": "`sources.directory` cannot be read, or with `--live`, a name in `sources.dns` has no "
     "members: it adds none as long as that is so",
-    "store-plain": "a store outside the site is reached without TLS: who is on the way can read and write",
+    "store-plain": "a store outside the site is reached without TLS: others can read and change what passes",
     "store-unusable": "with `--live`: the store cannot be reached, or refuses what an edge does there",
     "trust-everybody": "`trusted_proxies` has everybody's address: any visitor may name any client address",
 }
@@ -229,7 +231,7 @@ def _visitors(config: Config) -> Iterator[Advice]:
     ):
         for at, pattern in enumerate(patterns):
             if pattern.search(""):
-                text = f"is {pattern.pattern[:60]!r}, which is found in any text, expected something more"
+                text = f"is {pattern.pattern[:60]!r}, which matches any text, expected something more"
                 yield Advice("ban-everybody", ("ban", key, at), text)
 
 
@@ -266,20 +268,20 @@ def _members(config: Config) -> Iterator[Advice]:
             yield Advice("eject-all", ("breaker", "max_ejected"), text)
     for at, name in enumerate(sources.dns if sources.scheme == "http" else ()):
         if _is_public(name):
-            text = f"is {name!r} with `scheme: http`, which can be read on its way, expected https"
+            text = f"is {name!r} with `scheme: http`, so others can read the traffic, expected https"
             yield Advice("source-plain", ("sources", "dns", at), text)
     public_host = member_address(config.public_url).host if config.public_url is not None else None
     owners: dict[str, str] = {}
     for name, member in active.items():
         if member.url in owners:
-            text = f"is {member.url!r}, as that of {owners[member.url]}, expected one of its own"
+            text = f"is {member.url!r}, the same as that of {owners[member.url]}, expected one of its own"
             yield Advice("same-url", ("members", name, "url"), text)
         owners.setdefault(member.url, name)
         if member.url == config.public_url:
             text = f"is {member.url!r}, which is `public_url`, expected where the BinderHub is"
             yield Advice("loop", ("members", name, "url"), text)
         if _goes_plainly(member):
-            text = f"is {member.url!r}, which can be read on its way, expected an https:// URL"
+            text = f"is {member.url!r}, so others can read the traffic, expected an https:// URL"
             yield Advice("member-plain", ("members", name, "url"), text)
         if public_host is not None and public_host in member.hosts:
             text = f"is {public_host!r}, where all visitors come, expected a host that only this member has"
@@ -290,12 +292,12 @@ def _ramps(config: Config) -> Iterator[Advice]:
     ramps = {name: member.ramp.share for name, member in config.active_members.items() if member.ramp}
     if config.balancer == "least-requests":
         for name in ramps:
-            text = "is set with `balancer: least-requests`, expected another one"
+            text = "is set with `balancer: least-requests`, expected another balancer"
             yield Advice("ramp-balancer", ("members", name, "ramp"), text)
     whole = sum(ramps.values())
     if whole > MOST_PARTS:
         text = (
-            f"makes {whole:.0%} of the visitors with those of other ramps, expected {MOST_PARTS:.0%} at most"
+            f"makes {whole:.0%} of the visitors together with other ramps, expected {MOST_PARTS:.0%} at most"
         )
         yield Advice("ramp-shares", ("members", [*ramps][-1], "ramp", "share"), text)
 
@@ -303,7 +305,7 @@ def _ramps(config: Config) -> Iterator[Advice]:
 def _store(config: Config) -> Iterator[Advice]:
     store = config.shared_store
     if store is not None and not store.tls and any(_is_away(host) for host, _ in store.servers):
-        text = f"is {store.place!r}, which can be read on its way, expected rediss://"
+        text = f"is {store.place!r}, so others can read the traffic, expected rediss://"
         yield Advice("store-plain", ("store",), text)
 
 
@@ -335,7 +337,7 @@ def _is_public(name: str) -> bool:
 def _routes(routes: Sequence[RouteSettings]) -> Iterator[Advice]:
     router = Router([Route(route.path, ToMembers()) for route in routes])
     for at, earlier in router.hidden():
-        shown = f"is {routes[at].path!r}, and {earlier.path!r} has all its paths"
+        shown = f"is {routes[at].path!r}, and {earlier.path!r} takes all its paths"
         is_own = all(route.path != earlier.path for route in routes[:at])
         text = f"{shown}, a page of the edge's own" if is_own else f"{shown}, expected it before that one"
         yield Advice("route-unreachable", ("routes", at, "path"), text)

@@ -43,7 +43,7 @@ def _checked(before: str, after: str, name: str, change: Mapping[str, Any]) -> s
     members = wanted["members"] = wanted.get("members") or {}
     members[name] = {**members.get(name, {}), **escape(change)}
     if read(after).data != wanted:
-        raise CannotEdit("the change would change something else too, so it has to be made by hand")
+        raise CannotEdit("the change would also change something else, so make it by hand")
     return after
 
 
@@ -52,7 +52,7 @@ def _with_member(text: str, name: str, settings: Mapping[str, Any]) -> str:
     if members is None:
         return f"{_whole_lines(text)}members:\n{_block({name: settings}, 2)}"
     if name in members.items:
-        raise CannotEdit(f"{name} is in this file already")
+        raise CannotEdit(f"{name} is already in this file")
     if not members.items:
         if "#" in text[members.value : members.end]:
             raise CannotEdit("`members` has a comment in its braces, so it has to be changed by hand")
@@ -70,16 +70,18 @@ def _with_key(text: str, name: str, key: str, value: object) -> str:
     members = _members(text)
     member = members.items.get(name) if members is not None else None
     if member is None:
-        raise CannotEdit(f"{name} is not in this file; if it is in one that this includes, name that one")
+        raise CannotEdit(
+            f"{name} is not in this file; if it is in a file that this one includes, give that file"
+        )
     if member.alias or not member.items:
-        raise CannotEdit(f"the entry of {name} is no mapping of its own, so it has to be changed by hand")
+        raise CannotEdit(f"the entry of {name} is not a mapping of its own, so change it by hand")
     first = next(iter(member.items.values()))
     _in_block_style(text, member, first, name)
     written = to_yaml({key: value}).strip()
     spot = member.items.get(key)
     if spot is not None:
         if spot.items or spot.alias:
-            raise CannotEdit(f"`{key}` of {name} is no plain value, so it has to be changed by hand")
+            raise CannotEdit(f"`{key}` of {name} is not a plain value, so change it by hand")
         return f"{text[: spot.key]}{written}{text[spot.end :]}"
     at = _line_end(text, _last(member).end)
     return f"{_whole_lines(text[:at])}{' ' * _column(text, first.key)}{written}\n{_rest(text, at)}"
@@ -96,15 +98,15 @@ def _members(text: str) -> Spot | None:
     if document.data is not None and not isinstance(document.data, dict):
         raise CannotEdit("it is not a mapping")
     if not isinstance((document.data or {}).get("members"), dict | None):
-        raise CannotEdit("`members` is not a mapping, so no member of it can be changed")
+        raise CannotEdit("`members` is not a mapping, so its members cannot be changed")
     if root is not None and text[root.value : root.value + 1] == "{":
-        raise CannotEdit("it is written in braces, so it has to be changed by hand")
+        raise CannotEdit("it is written in braces, so change it by hand")
     return root.items.get("members") if root is not None else None
 
 
 def _in_block_style(text: str, whole: Spot, first: Spot, what: str) -> None:
     if whole.alias or text[whole.value] == "{" or _line_start(text, first.key) <= whole.key:
-        raise CannotEdit(f"{what} is written in braces or elsewhere, so it has to be changed by hand")
+        raise CannotEdit(f"{what} is written in braces or in another place, so change it by hand")
 
 
 def _last(spot: Spot) -> Spot:

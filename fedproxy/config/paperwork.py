@@ -121,11 +121,13 @@ class _Reader:
         if found is None or MEMBER_NAME.parse(found) is not None:
             return found
         expected = f"expected {MEMBER_NAME.expected}"
-        self._note("name", f"is {show(found)}, {expected}: a name was made of the URL, rename it if you like")
+        self._note(
+            "name", f"is {show(found)}, {expected}: a name was made from the URL, change it if you like"
+        )
         return None
 
     def active(self) -> bool:
-        """Whether it is none of the past ones."""
+        """Whether it is not a past member."""
         found = self._data.get("active")
         is_active = True if found is None else flag(found)
         if is_active is None:
@@ -146,7 +148,7 @@ class _Reader:
         return {"name": name} | ({} if link is None else {"url": link})
 
     def link(self, key: str, otherwise: str = "") -> str | None:
-        """A URL that pages can show, if it is one. otherwise: what it means that there is none."""
+        """A URL that pages can show, if it is one. otherwise: what happens without one."""
         found = self._data.get(key)
         if found is None and otherwise:
             self._note(key, f"is missing: add it, or {otherwise}")
@@ -189,7 +191,7 @@ def _url(at: int, found: object, notes: list[Finding]) -> str | None:
         return None
     parts = urlsplit(found)
     text = (
-        f"is {show(found)} and became its host alone, as the edge asks for the same paths at each member: if "
+        f"is {show(found)} and became its host alone, as the edge requests the same paths at each member: if "
         "this one is active, its BinderHub has to answer at /"
     )
     notes.append(Finding(where, text))
@@ -210,7 +212,7 @@ def _name(entry: _Entry, parents: Counter[str], taken: dict[str, Any], notes: li
         end = f"-{number}"
         name, number = f"{wanted[: _LONGEST_NAME - len(end)]}{end}", number + 1
     if name != wanted:
-        text = f"would be {wanted!r}, as another entry is, and became {name!r}: give it a `name` of its own"
+        text = f"would be {wanted!r}, like another entry, and became {name!r}: give it a `name` of its own"
         notes.append(Finding((entry.at,), text))
     return name
 
@@ -218,4 +220,4 @@ def _name(entry: _Entry, parents: Counter[str], taken: dict[str, Any], notes: li
 def _unknown(key: str) -> str:
     close = difflib.get_close_matches(key[:100].lower(), _KEYS, n=1)
     known = f"did you mean {close[0]!r}?" if close else f"expected {one_of(_KEYS)}"
-    return f"is no key of an entry and was left out, {known}"
+    return f"is not a key of an entry and was left out, {known}"

@@ -69,13 +69,13 @@ class FleetListener(Protocol):
         """Another edge knows something of a launch, a session or a breaker."""
 
     def on_slots(self, limits: Mapping[str, int]) -> None:
-        """So many launches may run through this edge, by member."""
+        """How many launches may run through this edge, by member."""
 
     def on_overrides(self) -> None:
         """Operators set something at another edge: `Fleet.overrides` has it."""
 
     def on_report(self, report: Report) -> None:
-        """Whoever probes for all found this of a member."""
+        """The edge that probes for all found this about a member."""
 
     def on_role(self, probes: bool) -> None:
         """Whether this edge is to probe the members itself."""
@@ -90,10 +90,10 @@ class FleetListener(Protocol):
         """A line for an operator."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What other edges should know of this one, in JSON's types. Small: it is told each second."""
+        """What other edges should know about this one, in JSON's types. Small, as it is told each second."""
 
     def answer(self) -> Mapping[str, Any]:
-        """This edge's members as they are, in JSON's types, for who asks."""
+        """This edge's members as they are, in JSON's types, for an edge that asks."""
 
 
 class Fleet:
@@ -155,7 +155,7 @@ class Fleet:
     # Start and end
 
     async def start(self) -> None:
-        """Returns once the store was reached, or could not be within some seconds. Raises nothing."""
+        """Returns once the store is reached, or after some seconds without it. Raises nothing."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._stay()), loop.create_task(self._send())]
         for task in self._tasks:
@@ -199,7 +199,7 @@ class Fleet:
         await self.store.close()
 
     async def _stay(self) -> None:
-        """In touch with the store, whatever happens to it."""
+        """Keeps in touch with the store, whatever happens to it."""
         delay = _BACK_OFF
         while True:
             try:
@@ -276,9 +276,9 @@ class Fleet:
             self._wake.set()
 
     async def _guarded(self, work: Callable[[], Any]) -> bool:
-        """What may fail without the rest: a key of a stranger, too narrow rights. Reported, and tried again.
+        """Does what may fail without the rest: a key of a stranger, rights that are too narrow.
 
-        Whether it did not fail.
+        A failure is reported, and the work tried again. Returns whether it succeeded.
         """
         try:
             await work()
@@ -288,7 +288,7 @@ class Fleet:
         return True
 
     def say_trouble(self, line: str) -> None:
-        """Says a line to operators, if it was not said lately."""
+        """Tells operators a line that they were not told lately."""
         now = time.monotonic()
         self._said = {each: at for each, at in self._said.items() if now - at < _SAID_AGAIN}
         if line not in self._said and len(self._said) < _QUESTION:
@@ -394,7 +394,7 @@ class Fleet:
                 self._listener.on_hint(hint)
 
     async def _read_hints(self) -> None:
-        """Those that were told while nobody here listened, and those that were lost on the way."""
+        """Reads the hints that were told while nobody here listened, and those that were lost on the way."""
         try:
             while hints := await self.store.hints(self._last_hint):
                 for hint in hints:
@@ -450,10 +450,10 @@ class Fleet:
             return False
 
     async def set_override(self, name: str, override: Override) -> bool | None:
-        """An operator's override of a member, over the one that this edge knows.
+        """Sets an operator's override of a member, over the one that this edge knows.
 
         Returns True once the store has it; False if the store is away: it holds here, and waits. None if
-        somebody set something else meanwhile, which is known now: `override` is to be made anew.
+        somebody set something else meanwhile, which is now known: `override` has to be made again.
         """
         if self.there and name not in self.overrides.pending:
             try:
@@ -510,7 +510,7 @@ class Fleet:
     def apply(self, most: Mapping[str, int], rate: tuple[int, float] | None) -> None:
         """Puts a config in force.
 
-        most: `max_launches` by member. rate: so many launches of a client in so many seconds.
+        most: `max_launches` by member. rate: how many launches a client may start in how many seconds.
         """
         self.slots.apply(most)
         if rate is None:
@@ -521,7 +521,7 @@ class Fleet:
         self._wake.set()
 
     def launches(self, running: Mapping[str, int]) -> None:
-        """So many launches run through this edge, by member."""
+        """Takes how many launches run through this edge, by member."""
         self.slots.use(running)
         if self.slots.dirty:
             self._wake.set()
@@ -565,7 +565,7 @@ class Fleet:
     # What this edge tells
 
     def tell(self, hint: Hint) -> None:
-        """Something that other edges should know. If too much waits already, the oldest is dropped."""
+        """Tells other edges a hint. If too many are waiting already, the oldest is dropped."""
         if isinstance(hint, LaunchRequested) and self._rate is not None:
             self._rate.note(hint.client, time.monotonic())
             if self.there:
@@ -584,7 +584,7 @@ class Fleet:
             self._wake.set()
 
     def known_report(self, name: str) -> Report | None:
-        """What was found of a member last, here or elsewhere."""
+        """What was last found about a member, here or elsewhere."""
         return self._known_reports.get(name)
 
     def forget(self, known: Mapping[str, object]) -> None:
@@ -602,7 +602,7 @@ class Fleet:
                 await asyncio.sleep(_BEAT)
 
     async def _flush(self) -> bool:
-        """Tells what is to be told. Whether the store took all; what it refuses does not stop the rest."""
+        """Tells what is to be told. Returns whether the store took all; a refusal does not stop the rest."""
         done = True
         for tell in (self._ask_slots, self._tell_hints, self._count_launches, self._tell_reports):
             if self.there:
@@ -714,7 +714,7 @@ class Fleet:
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:
-    """An error of ours must not only be that nothing happens any more."""
+    """Reports an error of ours, which would otherwise only show in that nothing happens any more."""
     error = task.exception() if not task.cancelled() else None
     if error is not None:
         message = "the edge is out of touch with its fleet until it is started again"

@@ -33,7 +33,7 @@ class KnowledgeFile:
         try:
             packed = read_file(self.path, _MOST_BYTES)
         except OSError as error:
-            return [f"{error.strerror}; launches teach anew"]
+            return [f"{error.strerror}; launches have to teach the edge again"]
         if packed is None:
             return []
         try:

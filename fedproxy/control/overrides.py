@@ -2,7 +2,7 @@
 
 An override is all that operators have changed of a member. It is set over the one that the edge knew. While
 the store is away, an override is in force on its own edge, and pending. When the store is back, it is taken
-if nobody has set anything of that member meanwhile; else the fleet's override stays in force.
+if nobody has set anything for that member meanwhile; otherwise the fleet's override stays in force.
 
 Overrides are also kept in a file, so that an edge that starts while the store is away knows them.
 """
@@ -37,7 +37,8 @@ _LONGEST_NAME: Final = 200  # characters
 
 @dataclass(frozen=True)
 class Override:
-    """Of a member. who: set it; edge: where; at: when, in seconds since the epoch by that edge's clock."""
+    """What operators set for a member. who: set it; edge: where; at: when, in seconds since the epoch by that
+    edge's clock."""
 
     content: MemberOverride
     who: str = ""
@@ -93,21 +94,21 @@ class Overrides:
         return pending[1] if pending is not None else self._read.get(name)
 
     def take(self, name: str, stored: Stored) -> bool:
-        """An override of the store; False if it is not news. Raises ValueError, and keeps what was known."""
+        """Takes an override of the store; False if it is not new. Raises ValueError; what was read stays."""
         self.order = max(self.order, stored.order)
         before = self.stored.get(name)
         if before is not None and before.order >= stored.order:
             return False
-        # Once: what cannot be read is not read again.
+        # Only once: what cannot be read is not read again.
         self.stored[name] = stored
         try:
             self._read[name] = read_override(name, stored.content)
         except ValueError as error:
-            raise ValueError(f"what operators set of {name[:_LONGEST_NAME]!r} {error}") from error
+            raise ValueError(f"what operators set for {name[:_LONGEST_NAME]!r} {error}") from error
         return True
 
     def hold(self, name: str, override: Override) -> None:
-        """An override that the store does not have yet."""
+        """Keeps an override that the store does not have yet."""
         base, _ = self.pending.get(name, (self.base(name), override))
         if name not in self.pending:
             self._over[name] = self._read[name].content if name in self._read else MemberOverride()
@@ -124,7 +125,7 @@ class Overrides:
         return replace(override, content=override.content.model_copy(update={"ramp": by.content.ramp}))
 
     def done(self, name: str, override: Override, taken: bool) -> None:
-        """A pending override was sent to the store, which took it or not.
+        """A pending override was sent to the store, which took it or refused it.
 
         One that was set here meanwhile remains pending: over this one, if it was taken.
         """
@@ -171,7 +172,7 @@ class Overrides:
         return json.dumps({"version": _VERSION, "stored": stored, "pending": pending}).encode() + b"\n"
 
     def unpack(self, content: bytes) -> list[str]:
-        """Takes what `pack` returned; lines for an operator about overrides that are none.
+        """Takes what `pack` returned; returns lines for an operator about overrides that cannot be used.
 
         Raises ValueError for anything else.
         """

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from fedproxy.decide.knowledge import Seen
     from fedproxy.decide.snapshot import Snapshot
 
-_CHANGED: Final = 0.02  # the part by which a weight differs that is worth telling
+_CHANGED: Final = 0.02  # smaller changes of a weight are not worth telling, as a part of it
 _DOWN: Final = (Status.UNHEALTHY, Status.EJECTED)
 
 
 class RampSeen(NamedTuple):
-    """How far a member's ramp has come. share: of new visitors, in the end. progress: the part of that which
-    it has now. reason: why it changed last, or did not; empty if it has only begun."""
+    """How far a member's ramp has come. share: of new visitors, in the end. progress: the part of that share
+    which it has now. reason: why that changed last, or did not; empty if the ramp has only begun."""
 
     share: float
     progress: float
@@ -44,7 +44,7 @@ class Ramps:
             ramp.note(failed=seen.failed)
 
     def apply(self, members: Mapping[str, MemberSettings], state: State, now: float) -> None:
-        """The members that there are, and how far their ramps have come."""
+        """Puts members in force, with how far their ramps have come."""
         ramping = {name: each.ramp for name, each in members.items() if each.is_ramping and each.ramp}
         for table in (self._ramps, self._reasons, self._told):
             for name in [name for name in table if name not in ramping]:
@@ -60,7 +60,7 @@ class Ramps:
                 ramp.change(progress, now)
 
     def look(self, members: Mapping[str, Snapshot], now: float) -> Iterator[tuple[str, float, RampMove]]:
-        """What follows for each member, and the progress from which it moves. Nothing is moved by this."""
+        """The move that each member should make, if any, and from which progress. Nothing is moved yet."""
         for name, ramp in self._ramps.items():
             seen = members.get(name)
             if seen is None:
@@ -86,8 +86,8 @@ class Ramps:
         return RampSeen(settings.ramp.share, ramp.progress, self._reasons.get(name, ""))
 
     def step(self, members: Mapping[str, MemberSettings], weights: Mapping[str, float]) -> list[str]:
-        """Works their weights out anew; returns those that are to be told of. weights: of all members that
-        take new visitors."""
+        """Works their weights out again; returns the members whose weight is to be told. weights: of all
+        members that take new visitors."""
         parts = {
             name: settings.ramp.share * ramp.progress
             for name, ramp in self._ramps.items()

@@ -1,8 +1,8 @@
 """The port to what the edges of a fleet share: who asks what of a store, whatever stands behind it.
 
-Nothing of it is on the way of a request. Every value has an owner and an expiry, so an edge that dies leaves
-nothing behind; but for operators' overrides, which stay until the next one. Their order is the store's, so no
-clock of an edge matters.
+No request waits for it. Every value has an owner and an expiry, so an edge that dies leaves nothing behind,
+except operators' overrides, which stay until the next one. The store gives them their order, so no edge's
+clock matters.
 
 Whatever a store returns may have been written by another release, or by a stranger: bytes are only bytes.
 """
@@ -21,7 +21,7 @@ PRESENCE: Final = 5.0
 
 
 class Topic(StrEnum):
-    """What edges tell each other at once. What is lost on the way is read later.
+    """What edges tell each other immediately. What is lost on the way is read later.
 
     HINT: facts of workers (`control.hints`). OVERRIDE: an operator's, of a member. SLOTS: somebody lacks
     slots for launches at the members named. REPORT: of a probe. QUESTION: how is everybody? LEASE: it is
@@ -41,7 +41,7 @@ class Beat(NamedTuple):
     """The answer to a sign of life.
 
     order: of the newest override. edges: how many are alive. prober: the one that probes the members
-    for all; None if nobody does. knows_all: it may be taken that every edge has told what it holds.
+    for all; None if nobody does. knows_all: every edge can be assumed to have told what it holds.
     """
 
     order: int
@@ -88,7 +88,7 @@ class Store(Protocol):
 
     @property
     def commands(self) -> Mapping[str, int]:
-        """So many were sent so far, by their outcome."""
+        """How many were sent so far, by their outcome."""
 
     async def open(self, edge: str, told: OnTold, lost: Callable[[], None]) -> None:
         """Connects, for the edge of that name, which is this run's alone; closed before, or never opened.
@@ -102,8 +102,8 @@ class Store(Protocol):
     async def beat(self, record: bytes, known: int, wants_lease: bool) -> Beat:
         """A sign of life, with what others should know of this edge.
 
-        known: so many edges this one has known of. wants_lease: it would probe the members for all; it keeps
-        doing so until it does not want to any more, or has been silent for `PRESENCE` seconds.
+        known: how many edges this one has known of. wants_lease: it would probe the members for all; it keeps
+        the lease until it no longer wants it, or has been silent for `PRESENCE` seconds.
         """
 
     async def leave(self) -> None:
@@ -116,17 +116,17 @@ class Store(Protocol):
         """Overrides by member."""
 
     async def set_override(self, member: str, content: bytes, base: int | None, known: int) -> int | Conflict:
-        """An operator's override of a member; its order is returned.
+        """Stores an operator's override of a member; returns its order.
 
-        base: the order of the override that it was set over; if that is not the newest any more, it is
+        base: the order of the override that it was set over; if that is no longer the newest, it is
         refused. None: it is taken in any case. known: the greatest order that this edge has seen.
         """
 
     async def restore(self, overrides: Mapping[str, Stored]) -> None:
-        """Overrides that the store may have lost. Newer ones that it has stay."""
+        """Stores overrides that it may have lost. Newer ones that it has stay."""
 
     async def slots(self, claims: Mapping[str, Claim]) -> Mapping[str, Grant]:
-        """Slots for launches by member."""
+        """Asks for slots for launches, by member; returns what was granted."""
 
     async def rate(self, launches: Mapping[bytes, int], each: float, per: float) -> Mapping[bytes, float]:
         """Counts launches of clients, by key; returns in how many seconds each has paid for all of its own.
@@ -135,28 +135,28 @@ class Store(Protocol):
         """
 
     async def tell(self, topic: Topic, content: bytes) -> None:
-        """To all other edges that are listening."""
+        """Tells all other edges that are listening."""
 
     async def hint(self, content: bytes) -> None:
         """Tells others a hint, and keeps it for those who come later."""
 
     async def hints(self, after: str | None) -> Sequence[OldHint]:
-        """The hints after one of that place, or those that are kept, the oldest first; not all at a time."""
+        """The hints after that place, or all that are kept, the oldest first; some of them at a time."""
 
     async def put(self, key: str, content: bytes, seconds: float, *, new: bool = False) -> bool:
-        """Keeps a value for so long; with `new` only if there is none, and False then."""
+        """Keeps a value for so long. With `new`, only if there is none yet; False if there is."""
 
     async def get(self, key: str) -> bytes | None:
         """A value that is kept."""
 
     async def report(self, reports: Mapping[str, bytes], seconds: float) -> None:
-        """Keeps what the probes found, by member, for so long after the last time."""
+        """Keeps what the probes found, by member, for so long after the last call."""
 
     async def reports(self) -> Mapping[str, bytes]:
         """What the probes found."""
 
     async def answer(self, question: str, content: bytes) -> None:
-        """This edge's answer to a question."""
+        """Stores this edge's answer to a question."""
 
     async def answers(self, question: str, after: int = 0) -> Sequence[bytes]:
-        """The answers to a question so far, but for so many that came first."""
+        """The answers to a question so far, without the first `after` of them."""

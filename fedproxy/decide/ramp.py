@@ -4,11 +4,11 @@
     progress = 1/20 at first, and 1 in the end
     rise       1/20 after each twentieth of the time, if at least 3 launches became ready since the last
                change, and no more than a tenth of all failed
-    fall       to half, at once: more than a fifth of at least 3 launches failed, or the member was down for a
-               minute
+    fall       to half, at once, but not below 1/20: at least 3 launches failed, and more than a fifth of all,
+               or the member was down for a minute
 
-A launch counts as failed if its member failed it and another might have served it. That a member is full is
-no failure. A member that falls starts over from there.
+A launch counts as failed if its member failed it and another might have served it. A full member has not
+failed. A member that falls starts over from there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIRST: Final = 1 / STEPS
 """The progress of a ramp that begins."""
 
 MOST_PARTS: Final = 0.95
-"""Of the new visitors, what all ramps get together at most."""
+"""The most that all ramps together get of the new visitors."""
 
 _NEEDED: Final = 3  # launches that say something
 _TOO_MANY: Final = 0.2  # the part of the launches that may fail before the member falls, ...
@@ -33,7 +33,7 @@ _CALM: Final = 600.0  # seconds after a fall, in which launches from before it s
 
 
 class RampMove(NamedTuple):
-    """A rise or fall to this progress, or why there is none although it is time, which is told once."""
+    """A rise or fall to this progress. If it is as before: why there was no rise, told once."""
 
     progress: float
     reason: str
@@ -42,7 +42,7 @@ class RampMove(NamedTuple):
 def ramp_weights(parts: Mapping[str, float], others: float) -> dict[str, float]:
     """The weights of all members with a ramp.
 
-    parts: of the new visitors, for each, as its ramp has come so far. others: the sum of the weights of all
+    parts: of the new visitors, for each, as far as its ramp has come. others: the sum of the weights of all
     members without a ramp; if they have none, the parts are the weights. Parts that leave less than a
     twentieth to the others are all reduced alike.
     """
@@ -76,7 +76,7 @@ class Ramp:
             self.ready += 1
 
     def change(self, progress: float, now: float) -> None:
-        """Its progress is another one now: what was seen before counts no longer."""
+        """Its progress has changed: what was seen before no longer counts."""
         if progress < self.progress:
             self._calm(now)
             if self._down_since is not None:
@@ -91,9 +91,9 @@ class Ramp:
         self._restart(now)
 
     def look(self, now: float, *, down: bool) -> RampMove | None:
-        """What follows from what was seen. down: the member is unhealthy or ejected.
+        """The move that follows from what was seen. down: the member is unhealthy or ejected.
 
-        The move is made by `change`.
+        It is made by `change`.
         """
         fall = self._fall(now, down=down)
         if fall:

@@ -275,7 +275,7 @@ class FleetLink:
         self.store_since = time.time()
         place = self.fleet.store.place
         if there:
-            self._host.note(EventName.STORE_BACK, f"the store at {place} is there")
+            self._host.note(EventName.STORE_BACK, f"the store at {place} can be reached")
         else:
             text = f"the store at {place} is away: {why}; this edge goes on with what it knows"
             self._host.note(EventName.STORE_AWAY, text)

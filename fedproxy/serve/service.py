@@ -101,7 +101,7 @@ _ATTEMPTS = 5  # to set something that others set at the same time
 _LAST_SAVE = 5.0  # seconds that the last write may take
 _EXPIRE = 60.0  # seconds between two looks for sessions that are over
 _SAME = 60.0  # seconds in which what several workers tell is one event, ...
-_NO_FILE = Fault("", "was not read from a file, so there is nothing to read again")
+_NO_FILE = Fault("", "was not read from a file, so it cannot be read again")
 _AGAIN = {EventName.MEMBER_TOKEN: 3600.0}  # ... where it is not longer
 _MOST_HEARD = 50  # events that workers tell in that time; more are passed over
 _GLANCE = 0.5  # seconds that a health check waits for workers: its own limit may be one second
@@ -407,7 +407,8 @@ class Service:
                     self._put_in_force(state)
                 except ConfigError as error:
                     self.note(
-                        EventName.STORE_REFUSED, f"what operators set at another edge does not fit: {error}"
+                        EventName.STORE_REFUSED,
+                        f"what operators set at another edge cannot be used here: {error}",
                     )
                     return
                 self._note_overrides(before, state)
@@ -541,7 +542,7 @@ class Service:
         await self._keep(save, _KEEP_SESSIONS, EventName.SESSIONS_UNUSABLE, what)
 
     async def _keep_knowledge(self) -> None:
-        what = "launches teach anew after a restart"
+        what = "launches have to teach the edge again after a restart"
         await self._keep(self._save_knowledge, _KEEP_KNOWLEDGE, EventName.KNOWLEDGE_UNUSABLE, what)
 
     async def _keep(
@@ -836,7 +837,7 @@ class Service:
                 name, lambda: operators.join(self._own, self._state, name, settings), who
             )
             if name not in self.config.active_members:
-                self.note(EventName.OPERATOR_LEAVE, f"{name} is a past member now{later}", name, who)
+                self.note(EventName.OPERATOR_LEAVE, f"{name} is now a past member{later}", name, who)
                 return
             text = f"the settings of {name} were replaced" if known else f"{name} joined the federation"
             self.note(EventName.OPERATOR_JOIN, f"{text}{later}", name, who)
@@ -937,7 +938,7 @@ class Service:
             if taken is not None:
                 await self._save_overrides()
                 return "" if taken else "; the store is away, so the other edges hear of it later"
-        raise OSError(errno.EBUSY, f"others change {name} at the same time")
+        raise OSError(errno.EBUSY, f"others are changing {name} at the same time")
 
     def _save_state(self, state: State) -> None:
         """Blocks. Raises OSError."""
@@ -1089,7 +1090,7 @@ class Service:
         if seen.progress >= 1.0:
             text = f"{name} has come to its share, {part}"
         else:
-            text = f"{name} gets {part}, of {seen.share:.0%} in the end"
+            text = f"{name} gets {part}, on its way to {seen.share:.0%}"
         self.note(event, f"{text}: {reason}" if reason else text, name)
 
     def _tell_weights(self) -> None:
@@ -1187,7 +1188,7 @@ class Service:
         self._compare(before, self.config, who)
         for key in _AT_START:
             if getattr(own, key) != getattr(own_before, key):
-                text = f"{key} has changed, which takes a restart: the one from before goes on"
+                text = f"{key} has changed, which takes effect after a restart: the old value still applies"
                 self.note(EventName.CONFIG_WARNING, text, who=who)
         if self.link is not None:
             self._inapplicable = frozenset(dropped)

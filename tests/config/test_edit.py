@@ -74,7 +74,7 @@ def test_what_looks_like_a_variable_is_escaped() -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("members: {a: {url: x}}", "members is written in braces or elsewhere"),
+        ("members: {a: {url: x}}", "members is written in braces or in another place"),
         ('{"members": {}}', "it is written in braces"),
         ("members: [1]", "`members` is not a mapping"),
         ("members: 7", "`members` is not a mapping"),
@@ -82,8 +82,8 @@ def test_what_looks_like_a_variable_is_escaped() -> None:
         ("a: [", "it is not valid YAML"),
         ("members:\n  a: {}\nmembers:\n  b: {}\n", "^members is given twice, on line 1 and line 3$"),
         ("members: {\n# none\n}", "`members` has a comment in its braces"),
-        ("members:\n  new: {url: x}", "new is in this file already"),
-        ("all: &all\n  a: {url: x}\nmembers: *all\n", "members is written in braces or elsewhere"),
+        ("members:\n  new: {url: x}", "new is already in this file"),
+        ("all: &all\n  a: {url: x}\nmembers: *all\n", "members is written in braces or in another place"),
     ],
 )
 def test_member_that_cannot_be_added_is_a_sentence(text: str, fault: str) -> None:
@@ -94,12 +94,12 @@ def test_member_that_cannot_be_added_is_a_sentence(text: str, fault: str) -> Non
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("log: json", "a is not in this file; if it is in one that this includes"),
-        ("members:\n  a: {url: x}", "a is written in braces or elsewhere"),
-        ("members:\n  b: &b\n    url: x\n  a: *b\n", "the entry of a is no mapping of its own"),
-        ("members:\n  a: 7\n", "the entry of a is no mapping of its own"),
-        ("members:\n  a:\n    active: {b: c}\n", "`active` of a is no plain value"),
-        ("members:\n  a: &a\n    url: x\n  b: *a\n", "would change something else too"),
+        ("log: json", "a is not in this file; if it is in a file that this one includes"),
+        ("members:\n  a: {url: x}", "a is written in braces or in another place"),
+        ("members:\n  b: &b\n    url: x\n  a: *b\n", "the entry of a is not a mapping of its own"),
+        ("members:\n  a: 7\n", "the entry of a is not a mapping of its own"),
+        ("members:\n  a:\n    active: {b: c}\n", "`active` of a is not a plain value"),
+        ("members:\n  a: &a\n    url: x\n  b: *a\n", "would also change something else"),
     ],
 )
 def test_key_that_cannot_be_set_is_a_sentence(text: str, fault: str) -> None:

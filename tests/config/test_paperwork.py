@@ -180,12 +180,12 @@ def test_dollar_stays_a_dollar() -> None:
         ),
         (
             entry(runby="B"),
-            "0.runby: is no key of an entry and was left out, did you mean 'run_by'?",
+            "0.runby: is not a key of an entry and was left out, did you mean 'run_by'?",
             {"a.example.org": {"url": "https://a.example.org"}},
         ),
         (
             entry(zzz=1),
-            "0.zzz: is no key of an entry and was left out, expected name, url_binderhub, logo, funded_by,",
+            "0.zzz: is not a key of an entry and was left out, expected name, url_binderhub, logo,",
             {"a.example.org": {"url": "https://a.example.org"}},
         ),
     ],

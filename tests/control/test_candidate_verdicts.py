@@ -100,12 +100,17 @@ def at(seconds: float) -> Offset:
             WARNING,
             "its clock is 90 s ahead of this machine's and the reference's: it is wrong",
         ),
-        (at(90), at(85), OK, "as the reference's; both are 90 s ahead of this machine's, which is wrong"),
+        (
+            at(90),
+            at(85),
+            OK,
+            "agrees with the reference's; both are 90 s ahead of this machine's, which is wrong",
+        ),
         (
             at(90),
             at(-90),
             WARNING,
-            "its clock is 90 s ahead of this machine's, and the reference's 90 s behind it: "
+            "its clock is 90 s ahead of this machine's, and the reference's is 90 s behind it: "
             "at least two are wrong",
         ),
     ],
@@ -136,7 +141,7 @@ def test_ipv6_is_judged_by_whether_this_machine_has_any() -> None:
         ({}, SKIPPED, "the members are not known: there is no config and no reference"),
         ({"reference": "https://b.example"}, OK, "it is not the reference"),
         ({"reference": "https://A.example:443"}, WARNING, "the reference is this BinderHub itself"),
-        ({"members": {"b": "https://b.example"}}, OK, "not the one member"),
+        ({"members": {"b": "https://b.example"}}, OK, "not the only member"),
         ({"members": {"a": "https://a.example/"}}, WARNING, "it is the member a already"),
         (
             {"members": {"b": "https://b.example", "c": "unix:/run/c"}, "name": "b"},
@@ -162,7 +167,7 @@ def test_certificate_that_cannot_be_read_is_judged_by_why_it_was_refused() -> No
     fixes = {
         "self-signed certificate": "Let's Encrypt",
         "certificate has expired": "Renew it",
-        "Hostname mismatch, certificate is not valid for 'a.example'.": "is a.example set at what ends TLS?",
+        "Hostname mismatch, certificate is not valid for 'a.example'.": "is a.example set up where TLS ends?",
         "unable to get local issuer certificate": "intermediate",
     }
     for fault, fix in fixes.items():
@@ -338,7 +343,7 @@ async def test_origin_that_is_repeated_is_as_good_as_all() -> None:
             "answered 301",
             "the URL that it redir",
         ),
-        (whole(b"", b"302 Found", b"Location: http://[/\r\n"), "answered 302", "pass it on"),
+        (whole(b"", b"302 Found", b"Location: http://[/\r\n"), "answered 302", "pass the request on"),
         (whole(b"<!doctype html>", fields=b"Content-Type: text/html\r\n"), "answered HTML", "--base-path"),
     ],
 )

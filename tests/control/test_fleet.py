@@ -267,7 +267,7 @@ async def test_override_that_cannot_be_read_is_reported_and_the_rest_is_taken() 
         await one.store.set_override("a", b"?", None, 0)
         assert await one.fleet.set_override("b", override()) is True
         await until(lambda: two.fleet.overrides.state().intents == {"b": "drain"}, "the other")
-        assert two.trouble == ["what operators set of 'a' is not what an edge writes"]
+        assert two.trouble == ["what operators set for 'a' is not what an edge writes"]
 
 
 # Slots

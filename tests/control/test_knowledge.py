@@ -77,11 +77,13 @@ def test_file_of_something_else_is_put_aside(tmp_path: Path, content: bytes) -> 
 def test_what_is_no_file_is_said_and_left_alone(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert KnowledgeFile(pipe).load(Knowledge()) == [f"{pipe} is no file; launches teach anew"]
+    assert KnowledgeFile(pipe).load(Knowledge()) == [
+        f"{pipe} is no file; launches have to teach the edge again"
+    ]
     (tmp_path / "file").touch()
     beyond = tmp_path / "file" / "knowledge"
     assert KnowledgeFile(beyond).load(Knowledge()) == [
-        f"{beyond} cannot be read: Not a directory; launches teach anew"
+        f"{beyond} cannot be read: Not a directory; launches have to teach the edge again"
     ]
     with pytest.raises(OSError, match="cannot be written: Not a directory"):
         KnowledgeFile(beyond).save(b"x")

@@ -76,7 +76,7 @@ def test_override_that_is_pending_is_in_force_here_over_what_it_was_set_over() -
 def test_override_that_cannot_be_read_changes_nothing_and_is_reported_once() -> None:
     overrides = Overrides()
     overrides.take("a", Stored(3, DRAIN.pack()))
-    with pytest.raises(ValueError, match="what operators set of 'a' is not what an edge writes"):
+    with pytest.raises(ValueError, match="what operators set for 'a' is not what an edge writes"):
         overrides.take("a", Stored(4, b"?"))
     assert not overrides.take("a", Stored(4, b"?"))
     assert overrides.get("a") == DRAIN
@@ -112,7 +112,7 @@ def test_one_bad_override_in_the_file_loses_only_itself(tmp_path: Path) -> None:
     content = {"version": 1, "stored": {"a": [3, "?"], "b": [4, DRAIN.pack().decode()]}, "pending": {}}
     (tmp_path / "edge.fleet").write_text(json.dumps(content))
     overrides = Overrides()
-    assert file.load(overrides) == ["what operators set of 'a' is not what an edge writes"]
+    assert file.load(overrides) == ["what operators set for 'a' is not what an edge writes"]
     assert overrides.state().intents == {"b": "drain"}
 
 

@@ -182,14 +182,14 @@ def upgraded(*frames: bytes) -> Callable[[Conn], Awaitable[None]]:
         (
             whole(b'Can "Upgrade" only to "WebSocket".', b"400 Bad Request"),
             FAILED,
-            "a terminal: answered 400: the server saw no upgrade, so something on the way took it out",
+            "a terminal: answered 400: the server saw no upgrade, so something on the way removed it",
         ),
-        (whole(b"", b"404 Not Found"), FAILED, "a terminal: answered 404 in place of 101"),
-        (whole(b"<html>"), FAILED, "a terminal: answered 200 in place of 101"),
+        (whole(b"", b"404 Not Found"), FAILED, "a terminal: answered 404 instead of 101"),
+        (whole(b"<html>"), FAILED, "a terminal: answered 200 instead of 101"),
         (
             whole(b"", b"302 Found", b"Location: /user/x/api/status\r\n"),
             FAILED,
-            "a terminal: answered 302 in place of 101",
+            "a terminal: answered 302 instead of 101",
         ),
     ],
 )

@@ -106,4 +106,4 @@ async def test_demo_on_a_taken_port_says_how_to_take_another() -> None:
             assert await demo.ended() == 1
         (line,) = demo.lines
         assert line.startswith(f"fedproxy demo: cannot listen on 127.0.0.1:{port}: Address already in use;")
-        assert line.endswith("another port: --port N")
+        assert line.endswith("choose another port with --port N")

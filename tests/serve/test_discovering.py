@@ -149,6 +149,9 @@ async def test_records_that_change_are_members_that_join_and_leave(tmp_path: Pat
         zone.replies[NAME, SRV] = Reply(code=NXDOMAIN)
         count = len(zone.asked)
         await until(lambda: len(zone.asked) > count + 1, "asked again", within=20)
+        await until(lambda: edge.events("source.unusable"), "said", within=20)
+        count = len(zone.asked)
+        await until(lambda: len(zone.asked) > count + 1, "and again", within=20)
         assert list(edge.members()) == ["b.test"]
         text = f"{NAME}: it has no records; its last members stay"
         assert edge.events("source.unusable") == [text]

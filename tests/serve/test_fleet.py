@@ -563,7 +563,7 @@ async def test_another_store_takes_a_restart_and_that_is_said(tmp_path: Path) ->
         async with edge(first, tmp_path / "edge.yaml", reread=lambda: now[0]) as one:
             assert await one.reload() == []
             for key in ("store_prefix", "edge_name"):
-                text = f"{key} has changed, which takes a restart: the one from before goes on"
+                text = f"{key} has changed, which takes effect after a restart: the old value still applies"
                 assert events(one).count(text) == 1
             assert one.link is not None
             assert one.link.fleet.name == "one"

@@ -64,7 +64,7 @@ async def test_member_comes_to_its_share_as_its_launches_succeed() -> None:
         await until(lambda: weights(service)[0]["b"] == 95, lambda: weights(service))
         rose = told(service, EventName.RAMP_ROSE)
         assert len(rose) == 19
-        assert rose[0].startswith("b gets 5.0% of new visitors, of 50% in the end: ")
+        assert rose[0].startswith("b gets 5.0% of new visitors, on its way to 50%: ")
         assert rose[-1].startswith("b has come to its share, 50.0% of new visitors: ")
         # What others get counts: the share stays.
         await service.change("a", None, 9, WHO)
@@ -83,7 +83,7 @@ async def test_member_that_fails_launches_falls_and_says_why_and_a_restart_keeps
             launches(service, "b", ready=2, failed=3)
             await until(lambda: progress(service) == 0.4, "the fall")
             assert told(service, EventName.RAMP_FELL) == [
-                "b gets 20.0% of new visitors, of 50% in the end: 3 of 5 launches failed"
+                "b gets 20.0% of new visitors, on its way to 50%: 3 of 5 launches failed"
             ]
             assert service.ramp("b") == (0.5, 0.4, "3 of 5 launches failed")
             assert service.view().ramps == {"b": 0.4}

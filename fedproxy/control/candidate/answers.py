@@ -31,7 +31,7 @@ _LARGEST_FILE: Final = 32 << 20
 _SMALLEST_FILE: Final = 100_000  # of which a rate says something
 # Without a second way to match, so that no page is slow to search.
 _PATH: Final = re.compile(r"""["'](/[^"'\s<>]+)["']""")
-_PASSED_ON: Final = "This is what BinderHub serves there: does what stands before it pass it on?"
+_PASSED_ON: Final = "BinderHub serves this path: does what stands in front of it pass the request on?"
 _HTML: Final = (
     "This may be a login, an error or BinderHub's own page: is --base-path right, and is this path forwarded "
     "to BinderHub without a login?"
@@ -144,9 +144,9 @@ def judge_clock(own: Offset | None, reference: Offset | None) -> Check:
     if not reference.off:
         return make(name, CheckOutcome.WARNING, f"{seen} and the reference's: it is wrong", fix, **values)
     if not (own - reference).off:
-        seen = f"as the reference's; both are {_ahead(own.seconds)} this machine's, which is wrong"
+        seen = f"agrees with the reference's; both are {_ahead(own.seconds)} this machine's, which is wrong"
         return make(name, CheckOutcome.OK, seen, **values)
-    seen += f", and the reference's {_ahead(reference.seconds)} it: at least two are wrong"
+    seen += f", and the reference's is {_ahead(reference.seconds)} it: at least two are wrong"
     return make(name, CheckOutcome.WARNING, seen, fix, **values)
 
 
@@ -239,7 +239,7 @@ def judge_bandwidth(size: int, seconds: float) -> Check:
         return make("bandwidth", CheckOutcome.SKIPPED, seen, **values)
     seen = f"{rate / 1e6:.1f} MB/s"
     if rate < SLOW_LINE:
-        fix = "Its first page takes seconds to load: is the line, a proxy or this machine's own network slow?"
+        fix = "Its first page takes seconds to load: is its line, a proxy or this machine's own network slow?"
         return make("bandwidth", CheckOutcome.WARNING, seen, fix, **values)
     return make("bandwidth", CheckOutcome.OK, seen, **values)
 
@@ -254,6 +254,6 @@ def judge_end(candidate: Candidate, first: Fetched, last: Fetched | Silence) -> 
         )
         return make(name, CheckOutcome.FAILED, unexpected(last), fix)
     if last.body != first.body:
-        fix = "Another version was deployed meanwhile, or several behind one name differ: probe again."
+        fix = "Another version was deployed meanwhile, or servers behind one name differ: probe again."
         return make(name, CheckOutcome.WARNING, "its versions changed during the checks", fix)
     return make(name, CheckOutcome.OK, f"the same versions in {show_time(last.seconds)}")

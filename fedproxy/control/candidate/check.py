@@ -33,7 +33,7 @@ _ADDRESS: Final = re.compile(
 
 EXPECTED: Final = {
     "address": "an https:// URL",
-    "membership": "neither the URL nor the name is that of a member, and the reference is another BinderHub",
+    "membership": "no member has the URL or the name, and the reference is another BinderHub",
     "name": f"it resolves, within {SLOW_NAME:g} s",
     "connection": "every address accepts a connection",
     "ipv6": "an IPv6 address accepts connections, if there is one",
@@ -43,7 +43,7 @@ EXPECTED: Final = {
     "certificate": f"from a known authority, for this name, valid for {DAYS_LEFT} days or more",
     "versions": "200 with a JSON object, the same as the reference's if there is one",
     "keep-alive": "a second request uses the same connection",
-    "clock": f"within {CLOCK_OFF:g} s of this machine's, or of the reference's",
+    "clock": f"within {CLOCK_OFF:g} s of this machine's or the reference's",
     "health": "200 with a JSON object and every check ok",
     "pods": f"a quota, with more than {HealthSettings().pod_headroom} pods free",
     "static files": "a large file arrives whole",
@@ -55,7 +55,7 @@ EXPECTED: Final = {
     "launch": "its first events are not a failure",
     "unbuffered": "each event arrives as it is produced",
     "event pacing": f"something arrives at least every {LONGEST_SILENCE:g} s, from the start",
-    "forwarded addresses": "believed from an edge, from nobody else",
+    "forwarded addresses": "believed from an edge, and from nobody else",
     "trial launches": "every launch becomes ready",
     "session": "the server of a launch answers with its token, also to pages of other sites",
     "websocket": "a WebSocket to the server of a launch carries messages both ways",

@@ -34,7 +34,7 @@ _MOST_ADDRESSES: Final = 8
 _ROUND_TRIPS: Final = 5
 _MOST_NAMES: Final = 100
 _SHOWN_NAMES: Final = 4
-_NO_ROUTE: Final = "there is no IPv6 here"
+_NO_ROUTE: Final = "this machine has no IPv6"
 
 
 def judge_address(candidate: Candidate) -> Check:
@@ -56,7 +56,7 @@ def judge_membership(candidate: Candidate) -> Check:
     for member, url in candidate.members.items():
         if _place(url) == own:
             seen = f"it is the member {member} already"
-            fix = "To check a member again this is no fault. A new one needs an address of its own."
+            fix = "That is fine if you check a member again. A new one needs an address of its own."
             return make(name, CheckOutcome.WARNING, seen, fix, member=member)
     if candidate.name in candidate.members:
         seen = f"the name {candidate.name} is that of a member at {candidate.members[candidate.name]}"
@@ -64,11 +64,11 @@ def judge_membership(candidate: Candidate) -> Check:
         return make(name, CheckOutcome.WARNING, seen, fix, member=candidate.name)
     if candidate.reference is not None and _place(candidate.reference) == own:
         seen = "the reference is this BinderHub itself"
-        fix = "Give another member as the reference: nobody differs from themselves."
+        fix = "Give another member as the reference: a comparison with itself says nothing."
         return make(name, CheckOutcome.WARNING, seen, fix, member=None)
     if candidate.members:
         count = len(candidate.members)
-        seen = f"none of the {count} members" if count > 1 else "not the one member"
+        seen = f"none of the {count} members" if count > 1 else "not the only member"
         return make(name, CheckOutcome.OK, seen, member=None)
     if candidate.reference is not None:
         return make(name, CheckOutcome.OK, "it is not the reference", member=None)
@@ -215,7 +215,9 @@ async def measure(candidate: Candidate, address: str) -> Check:
         start = loop.time()
         result = await _open(candidate, address)
         if isinstance(result, str):
-            fix = "It accepts some connections and not others: is it overloaded, or limited by address?"
+            fix = (
+                "It accepts some connections and not others: is it overloaded, or does it limit each address?"
+            )
             return make("round trip", CheckOutcome.WARNING, result, fix)
         times.append(loop.time() - start)
         result.abort()
@@ -282,7 +284,7 @@ def judge_foreign(candidate: Candidate, fault: str, encoded: bytes | None) -> Ch
     values = _read_certificate(encoded or b"")
     seen = fault
     if "mismatch" in fault.lower():
-        fix = f"It shows the certificate of another name: is {candidate.address.host} set at what ends TLS?"
+        fix = f"It shows the certificate of another name: is {candidate.address.host} set up where TLS ends?"
         if values["names"]:
             seen = f"{fault.rstrip('.')}; it is for {_some(values['names'])}"
     elif "expired" in fault:

@@ -136,8 +136,8 @@ class _Server:
         plain = await self.ask("GET", path)
         body = "" if isinstance(plain, Silence) else plain.body[:1000].decode("utf-8", "replace")
         if status == 400 and _STRIPPED in body:
-            return f"answered {status}: the server saw no upgrade, so something on the way took it out"
-        return f"answered {status} in place of 101"
+            return f"answered {status}: the server saw no upgrade, so something on the way removed it"
+        return f"answered {status} instead of 101"
 
 
 async def _refuse_redirect(_: object, __: object, found: aiohttp.TraceRequestRedirectParams) -> None:
@@ -164,7 +164,7 @@ async def try_session(
     if wrong and only_stop:
         return SessionChecks((), False)
     if wrong:
-        fix = "Set BinderHub.hub_url to the URL that visitors reach JupyterHub at."
+        fix = "Set BinderHub.hub_url to the URL at which visitors reach JupyterHub."
         failed = make("session", CheckOutcome.FAILED, wrong, fix)
         return SessionChecks((failed, *skip("because of: session", "websocket")), False)
     server = _Server(candidate, session, tls, private)
@@ -219,7 +219,7 @@ async def _answers(candidate: Candidate, session: Session, server: _Server) -> C
     values: dict[str, Any] = {"host": host}
     if isinstance(found, Silence) or found.status != 200:
         fix = (
-            "The launch said ready, and visitors would see an error: is JupyterHub's proxy reachable at "
+            "The launch said ready, but visitors would see an error: is JupyterHub's proxy reachable at "
             "BinderHub.hub_url?"
         )
         return make("session", CheckOutcome.FAILED, f"{host}: {unexpected(found)}", fix, **values)

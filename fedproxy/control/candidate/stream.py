@@ -76,7 +76,7 @@ def judge_token(heard: Heard | Silence) -> Check:
     if message.startswith(_REFUSED):
         fix = (
             "Set BINDERHUB_BUILD_TOKEN_SECRET to the same value on all members: by default it is random, and "
-            "launches that move to another member fail. If it is, compare the clocks, and let Origin through."
+            "launches that move elsewhere fail. If it is the same, compare clocks, and let Origin through."
         )
         return make(name, CheckOutcome.FAILED, f"refused: {message}", fix)
     return make(name, CheckOutcome.SKIPPED, f"the launch failed: {message}")
@@ -153,7 +153,7 @@ def judge_headers(heard: Heard) -> Check:
         seen = "; ".join(fault.seen for fault in faults)
         fix = " ".join(fault.fix for fault in faults)
         return make("stream headers", CheckOutcome.WARNING, seen, fix, found=found)
-    return make("stream headers", CheckOutcome.OK, f"HTTP/{heard.http}, none", found=[])
+    return make("stream headers", CheckOutcome.OK, f"HTTP/{heard.http}, no such field", found=[])
 
 
 def _stored(headers: Mapping[str, str]) -> list[_Field]:
@@ -200,7 +200,7 @@ def _framed(heard: Heard) -> list[_Field]:
         found.append(
             _Field(
                 "HTTP/1.0",
-                "Let what answers speak HTTP/1.1 (nginx: proxy_http_version 1.1): 1.0 has no chunks.",
+                "Let the server in front speak HTTP/1.1 (nginx: proxy_http_version 1.1): 1.0 has no chunks.",
             )
         )
     if coding and coding != ["chunked"]:
@@ -247,7 +247,9 @@ def _judge_cors(
         return make("cors", CheckOutcome.WARNING, seen, f"{fix} On failures, too.", **values)
     if not _passes(preflight) or before not in everybody:
         seen = f"the preflight: {_named(before) if _passes(preflight) else unexpected(preflight)}"
-        fix = "Forward OPTIONS for /build/ to BinderHub: pages that send a header of their own ask so first."
+        fix = (
+            "Forward OPTIONS for /build/ to BinderHub: pages that send a header of their own ask this first."
+        )
         return make("cors", CheckOutcome.WARNING, seen, fix, **values)
     headers = (
         "" if isinstance(preflight, Silence) else preflight.headers.get("Access-Control-Allow-Headers", "")
@@ -289,7 +291,7 @@ def judge_moves(heard: Heard) -> Check:
     """Whether a stream's events arrived as they were produced."""
     fix = (
         "Disable response buffering in front of BinderHub (nginx: proxy_buffering off; Apache: "
-        "flushpackets=on; a CDN: none for this name)."
+        "flushpackets=on; a CDN: turn it off for this name)."
     )
     count = heard.count or len(heard.events)
     if not heard.reads:

@@ -83,5 +83,5 @@ def judge_trials(candidate: Candidate, trials: Sequence[Trial]) -> Check:
     if set(kinds) <= _EVERYDAY:
         fix = "Try again later: it is full, or the rate limit of this address is used up for the hour."
         return make(name, CheckOutcome.WARNING, seen, fix, **values)
-    fix = "See BinderHub's log for these launches; a longer --launch-timeout if time ran out in a build."
+    fix = "See BinderHub's log for these launches; set a longer --launch-timeout if time ran out in a build."
     return make(name, CheckOutcome.WARNING if ready else CheckOutcome.FAILED, seen, fix, **values)

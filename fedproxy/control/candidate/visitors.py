@@ -21,7 +21,7 @@ from fedproxy.control.candidate.client import CandidateClient, Heard, Silence
 RATE_LIMIT: Final = "Rate limit exceeded"
 # Documentation's networks (RFC 5737): nobody's addresses.
 _NOBODY: Final = tuple(map(ipaddress.IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")))
-_BY_HAND: Final = "by hand: launch through an edge, and look for your own address in BinderHub's log"
+_BY_HAND: Final = "check by hand: launch through an edge, and look for your own address in BinderHub's log"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def judge_scheme(candidate: Candidate, check: Check, launch_host: str) -> Check:
     wrong = candidate.address.tls and launch_host.startswith("http:")
     if not wrong or check.outcome in (CheckOutcome.FAILED, CheckOutcome.WARNING):
         return check
-    fix = "Send X-Forwarded-Proto to BinderHub: it takes visitors for unencrypted, and makes such links."
+    fix = "Send X-Forwarded-Proto to BinderHub: it believes that visitors use http, and makes such links."
     seen = f"it calls itself {launch_host}; addresses: {check.seen}"
     return make(check.name, CheckOutcome.WARNING, seen, fix, **check.values, launch_host=launch_host)
 
@@ -94,7 +94,7 @@ def judge_forwarded(candidate: Candidate, own: Left | None, named: Sequence[Left
     """
     name = "forwarded addresses"
     if own is None:
-        seen = f"it says nothing of a rate limit; {_BY_HAND}"
+        seen = f"it says nothing about a rate limit; {_BY_HAND}"
         return make(name, CheckOutcome.SKIPPED, seen, believed=None)
     left = [each.launches for each in named if each is not None]
     believed: bool | None = None
@@ -117,9 +117,11 @@ def judge_forwarded(candidate: Candidate, own: Left | None, named: Sequence[Left
         return make(name, CheckOutcome.FAILED, "not believed from this machine, an edge", fix, **values)
     if believed:
         fix = (
-            "Trust X-Forwarded-For and X-Real-IP from the edges' addresses only: whoever invents addresses "
-            "has neither a rate limit nor a ban. If this machine is an edge, probe with --from-edge."
+            "Trust X-Forwarded-For and X-Real-IP from the edges' addresses only: otherwise anybody can "
+            "invent one and escape rate limits and bans. If this machine is an edge, probe with --from-edge."
         )
-        return make(name, CheckOutcome.WARNING, "believed from this machine, which is no edge", fix, **values)
-    seen = "not believed from this machine, which is no edge; probe with --from-edge from one"
+        return make(
+            name, CheckOutcome.WARNING, "believed from this machine, which is not an edge", fix, **values
+        )
+    seen = "not believed from this machine, which is not an edge; also probe from one, with --from-edge"
     return make(name, CheckOutcome.OK, seen, **values)
