@@ -144,7 +144,7 @@ def test_explanation_is_for_people_or_programs(running: Running) -> None:
     found = json.loads(asked(running, "explain", "/", "--cookie", "oxford", "--json").stdout)
     assert (found["member"], found["source"]) == ("oxford", "cookie")
     assert found["origin"] == "config"
-    assert "random: by chance" in asked(running, "explain", "/").stdout
+    assert "random: chosen by chance" in asked(running, "explain", "/").stdout
     assert "status 404" in asked(running, "explain", "/metrics").stdout
     assert asked(running, "explain", "no slash").exit_code == 1
     asked(running, "maint", "leuven", "oxford")
