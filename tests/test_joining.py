@@ -12,6 +12,8 @@ from click.testing import Result
 
 from fedproxy.cli import joining
 from fedproxy.cli.asking import ask, path_of
+from fedproxy.control import candidate
+from fedproxy.control.candidate import Candidate, Examination
 from fedproxy.control.state import set_intent
 from fedproxy.decide.member import Intent
 from fedproxy.serve.service import Service
@@ -130,6 +132,20 @@ def test_candidate_that_is_not_fit_is_not_added(edge: Edge) -> None:
         "report, and --anyway adds it without a probe\n"
     )
     assert "new" not in edge[1].config.members
+
+
+def test_probe_of_join_asks_where_and_as_it_is_told(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_of: list[Candidate] = []
+
+    async def look(found: Candidate) -> Examination:
+        asked_of.append(found)
+        return Examination(found.url, ())
+
+    monkeypatch.setattr(candidate, "examine", look)
+    words = ("--share", "20%", "--base-path", "/services/binder/")
+    assert asked(edge, "join", "new", NEW, *words).exit_code == 0
+    (found,) = asked_of
+    assert (found.url, found.base_path, found.reference) == (NEW, "/services/binder/", "http://127.0.0.1:1")
 
 
 def test_member_that_somebody_adds_meanwhile_is_not_replaced(

@@ -16,7 +16,7 @@ import click
 
 from fedproxy.cli.asking import ADMIN, Failed, ask, ask_config, complete, path_of
 from fedproxy.cli.base import FILE_ARGUMENT, Syntax, main, say, say_changes, say_if_it_waits
-from fedproxy.config.address import CONTACT, MEMBER_NAME, ORIGIN
+from fedproxy.config.address import BASE_PATH, CONTACT, MEMBER_NAME, ORIGIN
 from fedproxy.config.units import FILE, SECONDS, SECONDS_OR_NONE, TARGET, format_duration
 
 if TYPE_CHECKING:
@@ -91,6 +91,13 @@ def _duration(seconds: float) -> str | float:
 @click.option("--again", is_flag=True, help="NAME is a past member, which comes back.")
 @click.option("--anyway", is_flag=True, help="Add it without a probe, even if it is not fit to join.")
 @click.option("--ca", type=Syntax(FILE), help="PEM file of trusted CAs for the probe.")
+@click.option(
+    "--base-path",
+    type=Syntax(BASE_PATH),
+    default="/",
+    show_default=True,
+    help="Where the probe finds the BinderHub below URL, such as /services/binder/.",
+)
 @click.option("--dry-run", "dry", is_flag=True, help="Only say what would change.")
 def join(
     name: str,
@@ -101,6 +108,7 @@ def join(
     again: bool,
     anyway: bool,
     ca: Path | None,
+    base_path: str,
     dry: bool,
     **about: Any,
 ) -> None:
@@ -112,7 +120,7 @@ def join(
     found = ask_config(admin)
     before = _past(found, name, url, again=again)
     if not anyway:
-        _refuse_unfit(found, url, ca)
+        _refuse_unfit(found, url, ca, base_path)
         # That takes its time, in which somebody else may have added it.
         before = _past(ask_config(admin), name, url, again=again)
     kept = {key: value for key, value in before.items() if key != "active"}
@@ -154,7 +162,7 @@ def _past(config: Mapping[str, Any], name: str, url: str, *, again: bool) -> Map
     return dict(known)
 
 
-def _refuse_unfit(config: Mapping[str, Any], url: str, ca: Path | None) -> None:
+def _refuse_unfit(config: Mapping[str, Any], url: str, ca: Path | None, base_path: str) -> None:
     """Probes a candidate. Raises Failed if it is not fit to join."""
     import uvloop
 
@@ -164,7 +172,7 @@ def _refuse_unfit(config: Mapping[str, Any], url: str, ca: Path | None) -> None:
     reference = next((each for each in prime if ORIGIN.parse(each)), None)
     origin = config.get("public_url") or "https://mybinder.org"
     say(f"probing {url} ...")
-    candidate = Candidate(url, reference=reference, origin=origin, authorities=ca)
+    candidate = Candidate(url, reference=reference, origin=origin, authorities=ca, base_path=base_path)
     try:
         report: Examination = uvloop.run(examine(candidate))
     except OSError as error:
