@@ -263,6 +263,7 @@ def test_build_is_expected_for_a_minute_and_under_way_for_as_long_as_it_may_take
     knowledge = Knowledge()
     knowledge.expect(IMAGE, "a", NOW)
     assert under_way(knowledge, NOW + 59) == ("a", NOW, NOW + 60)
+    assert repr(knowledge.under_way(IMAGE, NOW)) == f"<Build at a since {NOW} until {NOW + 60}>"
     assert knowledge.under_way(IMAGE, NOW + 60) is None
     knowledge.expect(IMAGE, "a", NOW)
     # The one that says so is right.
