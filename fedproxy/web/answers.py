@@ -78,6 +78,8 @@ def _signer(policy: str) -> Callable[[web.Request, web.StreamResponse], Awaitabl
 
     async def sign(request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
+        # aiohttp would name the versions of itself and of Python.
+        headers["Server"] = "fedproxy"
         headers["X-Request-ID"] = request_id(request)
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "same-origin"

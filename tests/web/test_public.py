@@ -181,6 +181,7 @@ async def test_page_s_policy_allows_nothing_inline(client: Client) -> None:
     assert "script-src" not in policy
     assert "unsafe" not in policy
     assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Server"] == "fedproxy"
     assert response.headers["Cache-Control"] == "no-store"
 
 
