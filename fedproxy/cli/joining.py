@@ -18,6 +18,7 @@ from fedproxy.cli.asking import ADMIN, Failed, ask, ask_config, complete, path_o
 from fedproxy.cli.base import FILE_ARGUMENT, Syntax, main, say, say_changes, say_if_it_waits
 from fedproxy.config.address import BASE_PATH, CONTACT, MEMBER_NAME, ORIGIN
 from fedproxy.config.units import FILE, SECONDS, SECONDS_OR_NONE, TARGET, format_duration
+from fedproxy.decide.ramp import FIRST
 
 if TYPE_CHECKING:
     from fedproxy.control.candidate import Examination
@@ -130,7 +131,7 @@ def join(
         return
     answer = ask(admin, path_of(name), settings, method="PUT")
     click.echo(
-        f"{name} has joined: it gets {share * 100 / 20:.2g}% of new visitors now, and {share * 100:g}% in "
+        f"{name} has joined: it gets {share * 100 * FIRST:.2g}% of new visitors now, and {share * 100:g}% in "
         f"{_duration(over)} if its launches succeed"
     )
     say_if_it_waits(name, answer)

@@ -266,14 +266,13 @@ def _is_public(url: str) -> bool:
 
 
 def shown_url(config: Config, url: str) -> str | None:
-    """A member's URL, if visitors can follow it; None for a unix socket or an address of a private network.
-
-    A federation that is itself at a private address has visitors in that network.
+    """A member's URL, if visitors can follow it; None for a unix socket, and for an address of a private
+    network if the federation itself is at a public one.
     """
     if not url.startswith("http"):
         return None
     own = config.public_url
-    return url if _is_public(url) or (own is not None and not _is_public(own)) else None
+    return None if own is not None and _is_public(own) and not _is_public(url) else url
 
 
 def _logo(settings: MemberSettings | None, logos: Mapping[str, str]) -> str | None:

@@ -127,7 +127,7 @@ async def test_nothing_private_is_told(client: Client) -> None:
         ("https://mybinder.org", "http://binder", False),
         ("https://mybinder.org", "https://8.8.8.8", True),
         ("https://mybinder.org", "unix:/run/a.sock", False),
-        (None, "http://10.1.2.3:8000", False),
+        (None, "http://10.1.2.3:8000", True),
         (None, "https://a.mybinder.org", True),
         ("https://binder.corp.internal", "https://a.corp.internal", True),
         ("http://127.0.0.1:8000", "http://127.0.0.1:8001", True),
