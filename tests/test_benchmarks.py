@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import shutil
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -315,9 +316,12 @@ async def test_load_of_every_kind_is_reported(edge: str, tmp_path: Path) -> None
     assert "launch ready" in markdown(found, "name")
 
 
-async def test_load_of_a_closed_port_counts_every_visit_as_failed(unused_tcp_port: int) -> None:
-    run = Run(plan(f"http://127.0.0.1:{unused_tcp_port}", mix={"page": 1.0}))
-    await carry_out(run.plan, run, lambda: None, every=0.05)
+async def test_load_of_a_closed_port_counts_every_visit_as_failed() -> None:
+    # Held, so that nothing else begins to listen there meanwhile.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        run = Run(plan(f"http://127.0.0.1:{closed.getsockname()[1]}", mix={"page": 1.0}))
+        await carry_out(run.plan, run, lambda: None, every=0.05)
     assert run.tallies["page"].failed == run.arrived == run.plan.visits
 
 
